@@ -1,0 +1,78 @@
+# `make` alone lists the targets. Each does the set-up it needs, in .venv and nowhere else.
+# Written for GNU make 3.81, which is what macOS brings.
+
+# The Python that .venv is made from, 3.11 or newer: `make demo PYTHON=python3.12`.
+PYTHON ?= python3
+VENV := .venv/bin
+# One thread for each of torch's operations: our tensors are small, and two processes share two cores.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
+# JupyterLab refuses root unless told; on loopback with a token that is safe (containers have only root).
+ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-tests demo test soak lint bench proof laptop lab docs lock clean
+
+# Lists the targets with what each does.
+help:
+	@echo "smallchat - make TARGET, where TARGET is one of"
+	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(/:.*/, ""); printf "  %-12s %s\n", $$0, text} /^$$/{text = ""}' Makefile
+
+# Makes .venv from requirements.lock; prints the download's size first, and does nothing where nothing changed.
+setup:
+	@$(PYTHON) tools/setup.py
+
+# The same, and what only the tests need (a small real chat model).
+setup-tests:
+	@$(PYTHON) tools/setup.py --tests
+
+# Runs the notebooks on the embedded conversations, with no network; skips what is done.
+demo: setup
+	@$(VENV)/python -m nbutils run params/demo.yaml
+
+# Runs every test but the long ones (15 minutes on 2 cores at most).
+test: setup-tests
+	@$(PYTEST) -m "not soak" --durations=10
+
+# Runs the long tests: interruption, resumption, hours in minutes.
+soak: setup-tests
+	@$(PYTEST) -m soak --durations=10
+
+# Checks style, types and the floors (ruff, mypy, import-linter); changes no file.
+lint: setup
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+	@$(VENV)/lint-imports --no-logo
+
+# Runs every benchmark in tests/benchmarks; each prints one line of JSON.
+bench: setup-tests
+	@found=0; for file in tests/benchmarks/*.py; do \
+	  case "$$file" in */_*|*/conftest.py|*/test_*|"tests/benchmarks/*.py") continue;; esac; \
+	  found=1; PYTHONPATH=. $(VENV)/python "$$file" || exit 1; \
+	done; [ $$found -eq 1 ] || echo "make bench: there are no benchmarks in tests/benchmarks yet."
+
+# Trains, is killed three times before your eyes, and prints the hashes of both models (about 2 minutes).
+proof: setup
+	@$(VENV)/python tools/proof.py
+
+# A real 135M model learns small talk on this machine's CPU (98 MB download, some minutes).
+laptop: setup
+	@$(VENV)/python tools/laptop_model.py
+	@$(VENV)/python -m nbutils run params/laptop_135m.yaml
+
+# Opens JupyterLab on the notebooks: on this machine only (loopback), with a token.
+lab: setup
+	@$(VENV)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ROOT_FLAG)
+
+# Writes docs/: the executed demo notebooks as Markdown pages with their pictures.
+docs: setup
+	@$(VENV)/python tools/make_docs.py
+
+# Remakes requirements.lock with today's versions; run the tests before committing it.
+lock:
+	@$(PYTHON) tools/make_lock.py
+
+# Removes .venv and what tools cached. Runs stay: delete runs/ yourself.
+clean:
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find nbutils tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,129 @@
+"""What notebook 05 shows: the chat widget and tables of replies. Nothing here changes what the stage makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from nbutils.chat.models import LoadedModel, choices, load
+from nbutils.chat.settings import ChatSettings
+from nbutils.chat.widget import SCRIPT, ChatWidget, Load
+from nbutils.core.chatml import encode
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
+SHOWN = 300
+"""Characters of a reply that a table shows; an untrained model never stops."""
+
+_open: dict[str, ChatWidget] = {}
+"""The widget of each notebook cell: a cell that runs again closes its old one and takes over the conversation."""
+
+
+def show_chat(get: Load, names: Sequence[str], model: str, settings: dict[str, Any], beside: str = "") -> ChatWidget:
+    """Shows a live chat below the cell and returns at once; the kernel stays free.
+
+    `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps the
+    conversation; other cells may show chats of their own.
+    """
+    from IPython.display import Javascript, display
+
+    chat = ChatWidget(get, list(names), model, dict(settings), beside)
+    cell = _this_cell()
+    if cell:
+        earlier = _open.pop(cell, None)
+        if earlier is not None:
+            earlier.close()
+            chat.restore(earlier.transcript())
+        _open[cell] = chat
+    display(Javascript(SCRIPT))
+    display(chat.root)
+    return chat
+
+
+def live_chat(settings: ChatSettings, loaded: Sequence[LoadedModel]) -> ChatWidget | None:
+    """The chat of notebook 05, with every model that the run offers; where `interactive` is off, a line instead."""
+    if not settings.interactive:
+        print("interactive is off: the scripted conversation above stands for this one")
+        return None
+    names = [*dict.fromkeys([item.name for item in loaded] + list(choices(settings.run_path, settings.peers)))]
+    return show_chat(loader(*loaded, run=settings.run_path), names, loaded[0].name, settings.session_settings())
+
+
+def as_read(loaded: LoadedModel, transcript: dict[str, Any], turns: int = 1) -> str:
+    """The first turns as the model reads them, control tokens included, with the header of the reply behind them."""
+    messages = transcript["messages"][: 2 * turns + 1]
+    ids = encode(loaded.tokenizer, messages, add_generation_prompt=messages[-1]["role"] == "user").input_ids
+    return str(loaded.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def replies_by_setting(replies: dict[str, str]) -> HTML:
+    """One reply for each variant of the settings."""
+    return _whole_texts(pd.DataFrame({"reply": list(replies.values())}, index=list(replies)))
+
+
+def replies_table(transcripts: Sequence[dict[str, Any]]) -> HTML:
+    """What each model replied to each message, side by side."""
+    columns: dict[str, list[str]] = {}
+    for transcript in transcripts:
+        by_role: dict[str, list[str]] = {"user": [], "assistant": []}
+        for message in transcript["messages"]:
+            by_role.setdefault(message["role"], []).append(message["content"])
+        columns.setdefault("message", by_role["user"])
+        columns[transcript["model"]] = by_role["assistant"]
+    return _whole_texts(pd.DataFrame(columns).set_index("message"))
+
+
+def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Tokens read, reused and written for each reply, and how long a person would have waited."""
+    rows = []
+    for transcript in transcripts:
+        costs = [m["measured"] for m in transcript["messages"] if m.get("measured")]
+        for turn, cost in enumerate(costs, 1):
+            first, seconds, tokens = cost["seconds_to_first_token"], cost["seconds"], cost["new_tokens"]
+            rows.append(
+                {
+                    "model": transcript["model"],
+                    "turn": turn,
+                    "tokens read": cost["read_tokens"],
+                    "reused from the cache": cost["reused_tokens"],
+                    "tokens written": tokens,
+                    "ended by": {"end": "<|im_end|>", "length": "max_new_tokens", "stopped": "stop"}[cost["ended"]],
+                    "first token after": f"{first:.3f} s" if first is not None else "–",
+                    "tokens per second": f"{tokens / seconds:.0f}" if seconds else "–",
+                }
+            )
+    return pd.DataFrame(rows).set_index(["model", "turn"])
+
+
+def loader(*loaded: LoadedModel, run: Path | None = None) -> Load:
+    """A `load` for `show_chat` that gives what is loaded already and loads the rest when it is picked."""
+    known = {item.name: item for item in loaded}
+
+    def get(name: str) -> LoadedModel:
+        if name not in known:
+            known[name] = load(name, run)
+        return known[name]
+
+    return get
+
+
+def _whole_texts(frame: pd.DataFrame) -> HTML:
+    """A table of texts, escaped; pandas would cut them off at 50 characters."""
+    from IPython.display import HTML
+
+    shown = frame.map(lambda text: text[:SHOWN] + ("…" if len(text) > SHOWN else "") or "(nothing)")
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(shown.to_html(escape=True, justify="left"))
+
+
+def _this_cell() -> str:
+    """JupyterLab's id of the cell that is running; nothing elsewhere."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    return str((parent.get("metadata") or {}).get("cellId") or "")

@@ -1,0 +1,77 @@
+"""One model's column in the chat widget: its session, its bubbles, its context meter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ipywidgets as widgets
+
+from nbutils.chat import bubbles
+from nbutils.chat.models import LoadedModel
+from nbutils.chat.session import ChatSession
+
+FRAME_SECONDS = 0.05
+"""Shortest time between two updates of a reply in the making: faster than an eye sees, slower than a browser draws."""
+
+
+class Panel:
+    """Shows one `ChatSession`. Methods may be called from any thread, one at a time."""
+
+    def __init__(self, loaded: LoadedModel, settings: dict[str, Any]) -> None:
+        self.name = loaded.name
+        self.session = ChatSession(loaded.model, loaded.tokenizer, **settings)
+        self._pieces: Iterator[str] = iter(())
+        self._next_frame = 0.0
+        self._drawn = ""
+        self._title = widgets.HTML(f'<div class="sc-title">{bubbles.escape(loaded.line)}</div>')
+        self._history, self._live, self._meter = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        flow = widgets.VBox([self._history, self._live])
+        flow.add_class("sc-flow")
+        log = widgets.VBox([flow])
+        log.add_class("sc-log")
+        self.box = widgets.VBox([self._title, log, self._meter])
+        self.box.add_class("sc-panel")
+        self.show()
+
+    def show(self) -> None:
+        """Draws the conversation as it stands."""
+        messages = self.session.transcript()["messages"]
+        context = self.session.context
+        if not messages:
+            self._history.value = '<div class="sc-empty">Say something.</div>'
+        else:
+            self._history.value = bubbles.conversation(messages[:-1], context)
+        self._draw(bubbles.bubble(messages[-1]) if messages else "")
+        self._meter.value = bubbles.meter(context)
+
+    def begin(self, pieces: Iterator[str]) -> None:
+        """Takes a reply that is about to be written; `advance` writes it."""
+        self._pieces = pieces
+        self._next_frame = 0.0
+        self._drawn = ""
+
+    def advance(self) -> bool:
+        """Writes one piece of the reply and shows it when it is time to; False once the reply is complete."""
+        if next(self._pieces, None) is None:
+            self.show()
+            return False
+        now = time.perf_counter()
+        if now >= self._next_frame:
+            self._show_reply()
+            drawing = time.perf_counter() - now
+            self._next_frame = now + max(FRAME_SECONDS, 5 * drawing)  # drawing may take a fifth of the time
+        return True
+
+    def _show_reply(self) -> None:
+        messages = self.session.transcript()["messages"]
+        context = self.session.context
+        self._draw(bubbles.bubble(messages[-1], writing=True))
+        history = bubbles.conversation(messages[:-1], context)
+        if history != self._drawn:
+            self._history.value = self._drawn = history
+        self._meter.value = bubbles.meter(context)
+
+    def _draw(self, value: str) -> None:
+        self._live.value = value

@@ -1,0 +1,178 @@
+"""Talking to a model in the terminal: `python -m nbutils chat MODEL`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import shown
+
+if TYPE_CHECKING:
+    from nbutils.chat.session import ChatSession
+
+LEAVE = ("exit", "quit")
+PROMPT = "You: "
+SAMPLING_HELP = {
+    "greedy": "always take the likeliest token",
+    "temperature": "above 0; lower is more predictable",
+    "top_p": "probability mass that is sampled from, above 0 up to 1",
+    "repetition_penalty": "divides the scores of tokens that were there already; 1 for none",
+    "max_new_tokens": "tokens of the longest reply",
+    "seed": "of the sampling",
+}
+"""Help of each setting of `nbutils.core.sampling.Sampling`, as in notebook 05's parameters."""
+_CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
+_DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `chat`: a model, and every setting of a session."""
+    from nbutils.core.rotation import EXTENSIONS
+    from nbutils.core.sampling import Sampling
+
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model's folder, a run's folder (its final model), a GGUF file or a hub id"
+    )
+    for setting in fields(Sampling):
+        flag, what = f"--{setting.name.replace('_', '-')}", SAMPLING_HELP[setting.name]
+        if setting.default is False:
+            parser.add_argument(flag, action="store_true", help=what)
+        else:
+            parser.add_argument(flag, type=type(setting.default), default=setting.default, help=f"{what} (%(default)s)")
+    parser.add_argument(
+        "--context-extension", choices=EXTENSIONS, default="dynamic", help="how to read twice the trained length"
+    )
+    parser.add_argument("--system", metavar="TEXT", default="", help="a system message that is never dropped")
+    parser.add_argument("--load", metavar="FILE", help="a transcript (JSON) to go on from")
+    parser.add_argument("--save", metavar="FILE", help="where the transcript is written at the end")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Talks until `exit`, `quit` or the end of input; `clear` forgets; Ctrl-C stops a reply. Returns the exit status.
+
+    Replies go to standard output and everything else to standard error, so that piped input gives clean output.
+    UserError where the model or the transcript cannot be loaded, or a setting is out of range.
+    """
+    from transformers.utils import logging
+
+    from nbutils.chat.models import load
+    from nbutils.chat.session import ChatSession
+    from nbutils.core.sampling import Sampling
+
+    sampling = Sampling(**{setting.name: getattr(arguments, setting.name) for setting in fields(Sampling)})
+    logging.disable_progress_bar()
+    loaded = load(arguments.model)
+    settings: dict[str, Any] = asdict(sampling) | {
+        "context_extension": arguments.context_extension, "system": arguments.system
+    }  # fmt: skip
+    session = ChatSession(loaded.model, loaded.tokenizer, **settings)
+    if arguments.load:
+        session.load(arguments.load)
+    _say(f"{loaded.line}; it reads {session.context.limit:,} tokens at once")
+    try:
+        return talk(session, sys.stdin.isatty() and sys.stdout.isatty())
+    finally:
+        if arguments.save:
+            _say(f"the transcript is in {shown(session.save(arguments.save))}")
+
+
+def talk(session: ChatSession, interactive: bool) -> int:
+    """The conversation itself, line by line."""
+    if interactive:
+        _say("exit or quit leaves, clear starts anew, Ctrl-C stops a reply, arrow keys bring back what you typed")
+        with _interrupt_stops(session):  # between reply and prompt too, where Ctrl-C would end the program
+            _converse(session, _typed_lines(), interactive)
+    else:
+        _converse(session, sys.stdin, interactive)
+    return 0
+
+
+def _converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> None:
+    try:
+        for line in lines:
+            text = line.strip()
+            if text.lower() in LEAVE:
+                break
+            if text.lower() == "clear":
+                session.clear()
+                _say("a new conversation")
+            elif text:
+                _answer(session, text, interactive)
+    finally:
+        session.close()
+
+
+def visible(text: str) -> str:
+    """Text without power over the terminal: control characters are shown, not obeyed; so are direction overrides."""
+    return text.translate(_CONTROLS | _DIRECTIONS)
+
+
+def _answer(session: ChatSession, text: str, interactive: bool) -> None:
+    dropped = session.context.dropped
+    try:
+        pieces = session.reply(text)
+    except UserError as error:
+        _say(str(error))
+        return
+    with _interrupt_stops(session):
+        for piece in pieces:
+            sys.stdout.write(visible(piece))
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if session.context.dropped > dropped:
+        _say(f"the oldest {session.context.dropped} turns no longer fit and are not read any more")
+    if interactive:
+        _say(cost_line(session))
+
+
+def cost_line(session: ChatSession) -> str:
+    """Tokens, speed and context of the last reply, in one line."""
+    cost, context = session.measured, session.context
+    assert cost is not None
+    parts = [f"{cost.new_tokens} tokens" + (", stopped" if cost.ended == "stopped" else "")]
+    if cost.tokens_per_second:
+        parts.append(f"{cost.tokens_per_second:.0f} a second")
+    if cost.seconds_to_first_token is not None:
+        parts.append(f"first after {cost.seconds_to_first_token:.2f} s")
+    return f"{', '.join(parts)} · {context.used:,} of {context.limit:,} tokens of context"
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from the keyboard, with history; Ctrl-C empties the line, Ctrl-D ends."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import InMemoryHistory
+
+    prompt: PromptSession[str] = PromptSession(history=InMemoryHistory())
+    while True:
+        try:
+            yield prompt.prompt(PROMPT)
+        except KeyboardInterrupt:
+            _say("exit or Ctrl-D leaves")
+        except EOFError:
+            return
+
+
+@contextmanager
+def _interrupt_stops(session: ChatSession) -> Iterator[None]:
+    """While a reply is written, Ctrl-C stops it and not the program."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, lambda *_: session.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _say(text: str) -> None:
+    line = f"\033[2m{text}\033[0m" if sys.stderr.isatty() else text
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""The command line: `python -m nbutils COMMAND`. A command's module is imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from nbutils.core.errors import UserError
+
+COMMANDS = {
+    "run": ("nbutils.pipeline.command", "run the notebooks of a profile"),
+    "chat": ("nbutils.chat.terminal", "talk to a model in the terminal"),
+    "doctor": ("nbutils.pipeline.doctor", "check machine, parameters, data and model"),
+    "settings": ("nbutils.pipeline.settings_command", "write the training worker's SETTINGS.json"),
+    "fetch": ("nbutils.pipeline.fetch", "collect what a profile takes from the hub, for machines without internet"),
+    "kaggle": ("nbutils.kaggle.command", "make what `kaggle kernels push` takes"),
+}
+"""Each command's module, which has `add_arguments(parser)` and `main(arguments) -> int`, and its help."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit status: 0 done, 1 with one sentence on what is wrong, 2 wrong usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="python -m nbutils", description="Trains and measures a chat model.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, help_text) in COMMANDS.items():
+        if not _exists(module):
+            continue
+        command = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
+        if given[:1] == [name]:
+            importlib.import_module(module).add_arguments(command)
+    parsed = parser.parse_args(given)
+    try:
+        return int(importlib.import_module(COMMANDS[parsed.command][0]).main(parsed) or 0)
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nothing more can be said, and flushing at exit must not fail over it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _exists(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

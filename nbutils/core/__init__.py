@@ -1,0 +1,1 @@
+"""What more than one stage needs; imports nothing from the floors above."""

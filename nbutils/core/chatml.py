@@ -1,0 +1,233 @@
+"""ChatML: the one function that turns messages into token ids and a mask of supervised tokens.
+
+Filtering, training, evaluation and chat all call `encode`; nothing else in the project writes control tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from nbutils.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
+TEMPLATE = files("nbutils.core").joinpath("chatml.jinja").read_text(encoding="utf-8")
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Token ids of a conversation, and which of them the loss is computed on (both of length T)."""
+
+    input_ids: list[int]
+    supervised: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What stands between the messages' texts, as ids, for one tokenizer."""
+
+    im_start: int
+    im_end: int
+    newline: list[int]
+    headers: dict[str, list[int]]
+    header_lengths: dict[str, int]
+    forbidden: dict[int, str]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool = False
+) -> Encoding:
+    """Token ids and supervised mask of a conversation.
+
+    Supervised are the ids of each assistant's text and the `<|im_end|>` behind it. White space at both ends of a text
+    is dropped; special tokens spelled out in a text become ordinary text. Raises UserError for a tokenizer without
+    the control tokens (see `add_chatml`) and for text that is no valid Unicode.
+    """
+    return encode_batch(tokenizer, [messages], add_generation_prompt=add_generation_prompt)[0]
+
+
+def encode_batch(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    add_generation_prompt: bool = False,
+) -> list[Encoding]:
+    """`encode` for many conversations, with a single call of the tokenizer."""
+    flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
+    controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
+    texts = iter(text_ids(tokenizer, controls, flat))
+    encodings = []
+    for messages in conversations:
+        encoding = assembled(controls, messages, [next(texts) for _ in messages])
+        if add_generation_prompt:
+            prompt = [controls.im_start, *controls.headers["assistant"]]
+            encoding.input_ids.extend(prompt)
+            encoding.supervised.extend([False] * len(prompt))
+        encodings.append(encoding)
+    return encodings
+
+
+def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:
+    """Adds the control tokens that are missing, sets eos, pad and template, and resizes the embedding to fit exactly.
+
+    New rows of the input and output embedding start as the mean of the old ones (Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models"). Tokens that the tokenizer has already keep their ids.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"The tokenizer {type(tokenizer).__name__} has no fast version, which ChatML encoding needs; "
+            "use a base model with a tokenizer.json."
+        )
+    known = set(tokenizer.get_vocab())
+    old_length = len(tokenizer)
+    missing = [token for token in (IM_START, IM_END, PAD) if token not in known]
+    tokenizer.add_special_tokens({"extra_special_tokens": [IM_START, IM_END]}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens({"eos_token": IM_END, "pad_token": PAD})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.padding_side = "right"
+    if model is not None:
+        _resize(model, tokenizer, old_length, [tokenizer.convert_tokens_to_ids(token) for token in missing])
+    return tokenizer
+
+
+def special_strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Every special token of the tokenizer, id → text: what a message's text must never become."""
+    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = {
+        i: text
+        for i, text in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        if i is not None
+    }
+    return added | named
+
+
+def _resize(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_length: int, added_ids: Iterable[int]
+) -> None:
+    """Makes the embedding exactly as long as the tokenizer; fresh rows get the mean of the rows in use before."""
+    import torch
+
+    weights = [model.get_input_embeddings().weight]
+    if model.get_output_embeddings() is not None:
+        weights.append(model.get_output_embeddings().weight)
+    rows_before = weights[0].shape[0]
+    used = min(old_length, rows_before)
+    means = [weight[:used].float().mean(dim=0) if not weight.is_meta else None for weight in weights]  # each (D,)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    fresh = sorted(set(added_ids) | set(range(rows_before, len(tokenizer))))
+    resized = [model.get_input_embeddings(), model.get_output_embeddings()]
+    with torch.no_grad():
+        for layer, mean in zip(resized, means, strict=False):
+            if mean is not None and fresh:
+                layer.weight[fresh] = mean.to(layer.weight.dtype)
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.eos_token_id = tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
+            if getattr(config, "bos_token_id", None) is not None:
+                config.bos_token_id = tokenizer.bos_token_id
+
+
+def assembled(controls: Controls, messages: Sequence[Message], texts: Sequence[list[int]]) -> Encoding:
+    """Control tokens around the ids of each message's text."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    for message, text in zip(messages, texts, strict=True):
+        head = [controls.im_start, *controls.headers[message["role"]]]
+        ids += [*head, *text, controls.im_end, *controls.newline]
+        is_assistant = message["role"] == "assistant"
+        mask += [False] * len(head) + [is_assistant] * (len(text) + 1) + [False] * len(controls.newline)
+    return Encoding(ids, mask)
+
+
+def controls_for(tokenizer: PreTrainedTokenizerBase, roles: set[str]) -> Controls:
+    """The ids between the messages' texts. UserError for a tokenizer without the control tokens."""
+    return _cached_controls(tokenizer, len(tokenizer), frozenset(roles))
+
+
+@lru_cache(maxsize=64)
+def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: frozenset[str]) -> Controls:
+    vocabulary = tokenizer.get_vocab()
+    if IM_START not in vocabulary or IM_END not in vocabulary:
+        raise UserError(f"The tokenizer lacks {IM_START} or {IM_END}; call nbutils.core.chatml.add_chatml on it first.")
+    im_start, im_end = vocabulary[IM_START], vocabulary[IM_END]
+
+    def between(text: str) -> list[int]:
+        ids: list[int] = tokenizer(IM_START + text + IM_END, add_special_tokens=False)["input_ids"]
+        return ids[1:-1]
+
+    headers = {role: between(f"{role}\n") for role in sorted(roles)}
+    lengths = dict(zip(headers, map(len, _plain_ids(tokenizer, [f"{r}\n" for r in headers])), strict=True))
+    return Controls(im_start, im_end, _newline(tokenizer), headers, lengths, special_strings(tokenizer))
+
+
+def _newline(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer(f"{IM_END}\n{IM_START}", add_special_tokens=False)["input_ids"]
+    return ids[1:-1]
+
+
+def text_ids(
+    tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
+) -> list[list[int]]:
+    """Ids of each text as it stands behind its header: read together with the header, which is then taken off.
+
+    SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what stands before; alone,
+    a text would get other ids than inside the conversation.
+    """
+    joint = _plain_ids(tokenizer, [f"{role}\n{text}" for role, text in flat])
+    ids = [row[controls.header_lengths[role] :] for row, (role, _) in zip(joint, flat, strict=True)]
+    for index, row in enumerate(ids):
+        if not controls.forbidden.keys().isdisjoint(row):  # merges can spell a special piece, such as "</s>"
+            ids[index] = _broken_up(tokenizer, controls, *flat[index])
+    return ids
+
+
+def _broken_up(tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str, text: str) -> list[int]:
+    """Ids of a text in which a special token is spelled: cut inside each spelling, so that no merge can complete it."""
+    cuts = {0, len(text)}
+    for special in controls.forbidden.values():
+        start = text.find(special)
+        while start >= 0:
+            cuts.add(start + max(1, len(special) // 2))
+            start = text.find(special, start + 1)
+    edges = sorted(cuts)
+    pieces = [text[a:b] for a, b in pairwise(edges)]
+    header = controls.header_lengths[role]
+    rows = _plain_ids(tokenizer, [f"{role}\n{piece}" for piece in pieces])
+    ids = [i for row in rows for i in row[header:]]
+    if not controls.forbidden.keys().isdisjoint(ids):
+        raise UserError(f"The tokenizer turns the text {text[:60]!r} into one of its special tokens; drop that row.")
+    return ids
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Ids of texts in which special tokens are read as ordinary text."""
+    if not texts:
+        return []
+    options: dict[str, Any] = {
+        "add_special_tokens": False,
+        "split_special_tokens": True,
+        "return_attention_mask": False,
+        "return_token_type_ids": False,
+        "verbose": False,
+    }
+    try:
+        rows: list[list[int]] = tokenizer(texts, **options)["input_ids"]
+    except (TypeError, UnicodeEncodeError) as error:
+        bad = next((t for t in texts if any("\ud800" <= c <= "\udfff" for c in t)), None)
+        if bad is None:
+            raise
+        raise UserError(f"The text {bad[:60]!r} holds half a surrogate pair, which is no valid Unicode.") from error
+    return rows

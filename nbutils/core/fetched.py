@@ -1,0 +1,73 @@
+"""A folder of models and datasets that `python -m nbutils fetch` collected, for machines without internet."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import kaggle_root, project_root, read_json, shown
+
+MANIFEST = "fetched.json"
+SCHEMA = 1
+VARIABLE = "NBUTILS_FETCHED"
+"""Environment variable that names the folder where it is not `fetched/` at the project root."""
+
+
+def folders() -> list[Path]:
+    """Where such a folder may lie: NBUTILS_FETCHED, `fetched/` at the project root, anywhere below Kaggle's inputs."""
+    given = os.environ.get(VARIABLE)
+    found = [Path(given).expanduser()] if given else [project_root() / "fetched"]
+    attached = kaggle_root() / "input"
+    if attached.is_dir():
+        found += sorted(path.parent for path in attached.glob(f"**/{MANIFEST}"))
+    return [folder for folder in found if (folder / MANIFEST).is_file()]
+
+
+def entry(kind: str, name: str, revision: str = "") -> tuple[Path, dict[str, Any]] | None:
+    """Folder and manifest entry of a collected `model` or `dataset`; None where it was not collected.
+
+    `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError for a copy that is
+    not complete.
+    """
+    for folder in folders():
+        for item in manifest(folder)["items"]:
+            if (item["kind"], item["name"]) != (kind, name):
+                continue
+            if revision and revision not in (item["revision"], item["commit"]):
+                continue
+            _check(folder / item["folder"], item)
+            return folder / item["folder"], item
+    return None
+
+
+def local_copy(kind: str, name: str, revision: str = "") -> Path | None:
+    """The folder of a collected `model` or `dataset`; None where it was not collected (see `entry`)."""
+    found = entry(kind, name, revision)
+    return found[0] if found else None
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a fetched folder holds. UserError for one that a newer smallchat wrote."""
+    return _manifest(folder, (folder / MANIFEST).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _manifest(folder: Path, _changed: int) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(folder / MANIFEST)
+    if found["schema"] > SCHEMA:
+        raise UserError(f"{shown(folder / MANIFEST)} was written by a newer smallchat; update smallchat.")
+    return found
+
+
+def _check(folder: Path, item: dict[str, Any]) -> None:
+    """Sizes only: hashing gigabytes at every start would cost minutes (`fetch --check` does it)."""
+    for name, facts in item["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            raise UserError(
+                f"The fetched copy of {item['name']} is damaged: {shown(path)} is missing or cut short; "
+                "run `python -m nbutils fetch` again where there is a network, and copy the whole folder."
+            )

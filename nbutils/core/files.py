@@ -1,0 +1,117 @@
+"""Paths and files: where relative paths start, and writes that no reader ever sees half done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+KAGGLE = "SMALLCHAT_KAGGLE_ROOT"
+"""Environment variable: a folder that stands in for `/kaggle` (tests simulate Kaggle below it)."""
+
+
+def kaggle_root() -> Path:
+    """The folder that holds `input/` and `working/` on Kaggle; elsewhere it does not exist."""
+    return Path(os.environ.get(KAGGLE) or "/kaggle")
+
+
+def project_root() -> Path:
+    """The folder at which relative paths start: Kaggle's working folder, the clone, or the current directory."""
+    working = kaggle_root() / "working"
+    if working.is_dir():
+        return working
+    clone = Path(__file__).resolve().parents[2]
+    return clone if (clone / "pyproject.toml").is_file() else Path.cwd()
+
+
+def resolve(path: str | Path) -> Path:
+    """An absolute path; a relative one starts at the project root, whatever the working directory is."""
+    return project_root() / Path(path).expanduser()
+
+
+def shown(path: str | Path) -> str:
+    """The path as a person would type it: relative to the project root where it lies below it."""
+    path = Path(path)
+    root = project_root()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    """Hex digest of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hex digest of a JSON value, independent of the order of keys."""
+    return sha256_of_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode())
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex digest of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path` (file or folder) and renames it over `path` when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        if path.is_dir() and partial.is_dir():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text under a temporary name, flushes it to the disk and renames it."""
+    with replaced(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes readable JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Appends one row to a JSON-lines file in one write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a half-written last line, as a killed process leaves it, is passed over."""
+    rows = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                if number < len(lines) - 1:
+                    raise
+    return rows

@@ -1,0 +1,142 @@
+"""The six notebooks: their order, what each reads, and the code and parameters that their files hold."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import io
+import json
+import os
+import tokenize
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage: its name everywhere, its notebook's file, and the patterns of files it reads from earlier stages.
+
+    `pausable`: it answers a pause request with a checkpoint. `settings`: the module of its settings class `Settings`;
+    empty means `nbutils.<name>.settings`.
+    """
+
+    name: str
+    file: str
+    reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    also_writes: tuple[str, ...] = ()
+    pausable: bool = False
+    settings: str = ""
+
+    @property
+    def settings_module(self) -> str:
+        """The module whose `Settings` checks this stage's parameters."""
+        return self.settings or f"nbutils.{self.name}.settings"
+
+
+STAGES: tuple[StageSpec, ...] = (
+    StageSpec("data", "01_filter_data.ipynb"),
+    StageSpec(
+        "train", "02_train_sft.ipynb", {"data": ("train/*", "eval/*", "tokenizer/*", "summary.json")}, pausable=True
+    ),
+    StageSpec("metrics", "03_plot_metrics.ipynb", {"train": ("metrics.jsonl", "settings.json")}),
+    StageSpec(
+        "evaluate",
+        "04_evaluate.ipynb",
+        {"data": ("eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"), "train": ("final/*", "base/*")},
+    ),
+    StageSpec("chat", "05_chat.ipynb", {"train": ("final/*", "base/*")}),
+    StageSpec(
+        "publish",
+        "06_publish.ipynb",
+        {
+            "data": ("summary.json", "figures/*", "eval/*"),
+            "train": ("final/*", "settings.json", "metrics.jsonl"),
+            "metrics": ("figures/*", "summary.json"),
+            "evaluate": ("results.json", "comparison.md", "samples.jsonl"),
+            "chat": ("transcript.json",),
+        },
+    ),
+)
+
+
+def stages() -> tuple[StageSpec, ...]:
+    """The stages in order: STAGES, or those of the module that NBUTILS_STAGES names (tests bring their own)."""
+    module = os.environ.get("NBUTILS_STAGES")
+    if not module:
+        return STAGES
+    given: tuple[StageSpec, ...] = importlib.import_module(module).STAGES
+    return given
+
+
+def spec(name: str) -> StageSpec:
+    """The stage of that name."""
+    for stage in stages():
+        if stage.name == name:
+            return stage
+    raise UserError(f"There is no stage '{name}'; the stages are {', '.join(stage.name for stage in stages())}.")
+
+
+def notebooks_folder() -> Path:
+    """Where the notebooks lie: NBUTILS_NOTEBOOKS, or `notebooks/` beside the package."""
+    given = os.environ.get("NBUTILS_NOTEBOOKS")
+    return Path(given) if given else Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def notebook_path(stage: StageSpec) -> Path:
+    """The source notebook of a stage."""
+    return notebooks_folder() / stage.file
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    """The code cells of a notebook file, each with `source` as one string and its `tags`."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is no notebook ({error}); restore it from git.") from None
+    return [
+        {"source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
+
+
+def parameters(path: Path) -> dict[str, Parameter]:
+    """The parameters cell of a notebook: typed literals with a line of help each. UserError for anything else."""
+    tagged = [cell["source"] for cell in code_cells(path) if "parameters" in cell["tags"]]
+    if len(tagged) != 1:
+        raise UserError(f"{path.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one.")
+    comments = _comments(tagged[0])
+    found = {}
+    for node in ast.parse(tagged[0]).body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
+            raise UserError(f"{path.name}: line {node.lineno} of the parameters cell is no typed literal.")
+        name = node.target.id
+        help_text = comments.get(node.end_lineno or node.lineno, "")
+        try:
+            default = ast.literal_eval(node.value)
+        except ValueError:
+            raise UserError(
+                f"{path.name}: the parameter '{name}' is an expression; only literals may stand there."
+            ) from None
+        found[name] = Parameter(name, ast.unparse(node.annotation), default, help_text)
+    return found
+
+
+def _comments(source: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}

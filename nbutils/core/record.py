@@ -1,0 +1,103 @@
+"""`stage.json` and `run.json`: what a run folder says about itself, and reading it back."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json, sha256_of_file, shown, write_text
+from nbutils.core.secrets import redact
+
+SCHEMA = 1
+RECORD = "stage.json"
+CHECKPOINTS = "checkpoints"
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A `stage.json` or `run.json`; None where there is none. UserError for a damaged or a newer one."""
+    if not path.is_file():
+        return None
+    try:
+        record = read_json(path)
+        newer = record.get("schema", 0) > SCHEMA
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        raise UserError(f"{shown(path)} is damaged (no JSON object): delete it to make its stage run again.") from None
+    if newer:
+        raise UserError(
+            f"{shown(path)} was written by a newer smallchat (schema {record['schema']}, this one reads {SCHEMA}); "
+            "update smallchat."
+        )
+    return dict(record)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a `stage.json` or `run.json` atomically; a secret that found its way into it is blotted out."""
+    write_text(path, redact(json.dumps(record, indent=2, ensure_ascii=False, default=str)) + "\n")
+
+
+def stage_record(run: Path, name: str) -> dict[str, Any] | None:
+    """The record of one stage of a run."""
+    return read_record(run / name / RECORD)
+
+
+def stage_status(run: Path, name: str) -> str:
+    """`done`, `paused`, `failed`, `running` (or interrupted), or `absent`."""
+    record = stage_record(run, name)
+    return str(record["status"]) if record else "absent"
+
+
+def trained_model(run: Path) -> Path:
+    """The folder of the trained model: `train/final`, or of a paused training its newest checkpoint's model.
+
+    A stage may also name it in its record: `stage.finish("paused", model="checkpoints/step-000500", …)`.
+    """
+    record = stage_record(run, "train")
+    if record and record["status"] == "paused":
+        model = paused_model(run / "train", record)
+        if model is None:
+            raise UserError(
+                f"The training in {shown(run / 'train')} was paused before its first checkpoint; continue it."
+            )
+        return model
+    return run / "train" / "final"
+
+
+def paused_model(folder: Path, record: dict[str, Any]) -> Path | None:
+    """Where a paused stage's newest model lies: as its record says, or in its newest whole checkpoint."""
+    if model := record["facts"].get("model"):
+        return folder / str(model)
+    whole = [path for path in (folder / CHECKPOINTS).glob("step-*") if (path / "manifest.json").is_file()]
+    return max(whole, default=None, key=lambda path: path.name)
+
+
+def outputs_of(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Every file that a stage has made, with sha256, bytes and time of change; what `earlier` lists as it is now
+    is not hashed again."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
+        if file.is_file() and file.name != RECORD and ".partial" not in name:
+            found[name] = _entry(file, (earlier or {}).get(name))
+    return found
+
+
+def current_hash(folder: Path, name: str, entry: dict[str, Any]) -> str:
+    """The hash of a recorded file as it is on disk now; `missing` where it is gone."""
+    file = folder / name
+    return str(_entry(file, entry)["sha256"]) if file.is_file() else "missing"
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file of a stage is one of those that a later stage reads."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _entry(file: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    stat = file.stat()
+    facts = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if earlier and all(earlier.get(name) == value for name, value in facts.items()):
+        return earlier
+    return {"sha256": sha256_of_file(file), **facts}

@@ -1,0 +1,82 @@
+"""Validated settings: what a notebook's parameters cell holds, with types coerced and ranges checked.
+
+Settings models carry no defaults; the notebook's parameters cell is the only home of a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import resolve
+
+STEERING = "steering"
+"""Marks a parameter that steers a run (budget, logging, paths, display) without changing what comes out of it."""
+
+RunDir = Annotated[str, Field(min_length=1), STEERING]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Settings(BaseModel):
+    """Base of every stage's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    run_dir: RunDir
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation in (int, float):
+            raise ValueError("a number is expected, not true or false")
+        return value
+
+    @classmethod
+    def from_notebook(cls, names: Mapping[str, Any]) -> Self:
+        """The settings among a notebook's names (`globals()`); UserError says in a sentence what is wrong."""
+        return cls.checked({name: names[name] for name in cls.model_fields if name in names})
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from a mapping; UserError names each wrong parameter, what was found and what is expected."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise UserError("; ".join(_sentence(cls, detail) for detail in error.errors()) + ".") from None
+
+    @property
+    def run_path(self) -> Path:
+        """The run folder, absolute."""
+        return resolve(self.run_dir)
+
+    def result_parameters(self) -> dict[str, Any]:
+        """The parameters that change what comes out, as JSON values: part of a cache key, unlike steering ones."""
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in values if not is_steering(type(self), name)}
+
+
+def is_steering(settings: type[Settings], name: str) -> bool:
+    """Whether a parameter only steers a run (see STEERING)."""
+    return STEERING in settings.model_fields[name].metadata
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """' Did you mean …?' for a misspelt name, or nothing."""
+    match = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def _sentence(cls: type[Settings], detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"]) or cls.__name__
+    if detail["type"] == "missing":
+        return f"The parameter '{name}' is missing"
+    if detail["type"] == "extra_forbidden":
+        return f"'{name}' is no parameter here.{nearest(name, list(cls.model_fields))}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"The parameter '{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}"

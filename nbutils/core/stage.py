@@ -1,0 +1,153 @@
+"""A stage at work in a run folder: its guard at the start, its record (`stage.json`) at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from nbutils.core import lock, pause
+from nbutils.core.errors import UserError
+from nbutils.core.files import shown
+from nbutils.core.notebooks import StageSpec, spec
+from nbutils.core.pause import PIPELINE
+from nbutils.core.provenance import git_commit, machine, versions
+from nbutils.core.record import (
+    RECORD,
+    SCHEMA,
+    outputs_of,
+    read_record,
+    stage_record,
+    stage_status,
+    trained_model,
+    write_record,
+)
+from nbutils.core.settings import Settings
+from nbutils.core.verdict import Verdict, ask, clear, judge
+
+__all__ = ["RECORD", "SCHEMA", "Stage", "read_record", "stage_record", "stage_status", "trained_model"]
+
+ALLOW_PAUSED = "NBUTILS_ALLOW_PAUSED"
+"""Environment variable: stages may read what a paused stage has made so far (`--allow-paused`)."""
+
+
+class Stage:
+    """One stage of one run, from its first cell (`begin`) to its last (`finish`)."""
+
+    def __init__(self, stage: StageSpec, settings: Settings) -> None:
+        self.spec = stage
+        self.settings = settings
+        self.run = settings.run_path
+        self.folder = self.run / stage.name
+        self.verdict: Verdict = judge(stage, settings)
+        self.parts = self.verdict.parts
+        self.key = self.verdict.key
+        self.started = time.time()
+
+    @classmethod
+    def begin(cls, name: str, settings: Settings) -> Self:
+        """Opens the stage: checks what it reads, clears what an earlier run with another key left behind.
+
+        Work that can go on (same key) stays as it is. UserError where an upstream stage is missing or unfinished
+        (naming the notebook that makes it), where a pipeline is at work in the run folder, and where replacing the
+        earlier work needs a person's word (see `nbutils.core.verdict`).
+        """
+        check_upstream(spec(name), settings, bool(os.environ.get(ALLOW_PAUSED)))
+        stage = cls(spec(name), settings)
+        if PIPELINE not in os.environ:
+            stage._check_alone()
+        pause.clear(stage.run)
+        if stage.verdict.state == "stale" and stage.verdict.protected:
+            raise ask(stage.spec, settings, stage.verdict)
+        try:
+            if stage.verdict.state == "stale":
+                clear(stage.folder)
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            stage._write_run_record()
+            stage._write("running", {}, work_seconds=stage._earlier_seconds())
+        except OSError as error:
+            raise UserError(
+                f"{shown(stage.folder)} cannot be written ({error.strerror}): choose another run_dir, or free the disk."
+            ) from error
+        return stage
+
+    def upstream(self, name: str) -> Path:
+        """The folder of an earlier stage of the same run."""
+        return self.run / name
+
+    def trained_model(self) -> Path:
+        """The folder of the trained model, or with `--allow-paused` of the newest checkpoint's model."""
+        return trained_model(self.run)
+
+    def finish(self, status: str = "done", **facts: Any) -> dict[str, Any]:
+        """Writes `stage.json`, last and atomically: key, inputs, outputs with sha256, seconds, status.
+
+        `facts` are JSON values about the result; `made` is one line for the pipeline's table, and a paused stage
+        gives `step`, `fraction` (0 to 1), `model` (folder of the newest checkpoint's model) and `how_to_continue`.
+        """
+        earlier = stage_record(self.run, self.spec.name)
+        outputs = outputs_of(self.folder, (self.verdict.record or {}).get("outputs"))
+        seconds = time.time() - self.started
+        work = (
+            max(seconds, self._earlier_seconds()) if self.verdict.state == "done" else seconds + self._earlier_seconds()
+        )
+        record = self._write(status, outputs, work_seconds=work, accepted=(earlier or {}).get("accepted"), **facts)
+        print(f"{self.spec.name}: {status} in {record['seconds']:.0f} s → {shown(self.folder)}")
+        return record
+
+    def _earlier_seconds(self) -> float:
+        """Seconds of work that this run goes on from."""
+        return self.verdict.work_seconds if self.verdict.state != "stale" else 0.0
+
+    def _write(
+        self, status: str, outputs: dict[str, Any], work_seconds: float, accepted: Any = None, **facts: Any
+    ) -> dict[str, Any]:
+        record = {
+            "schema": SCHEMA,
+            "stage": self.spec.name,
+            "status": status,
+            "key": self.key,
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(),
+            "seconds": round(time.time() - self.started, 1),
+            "work_seconds": round(work_seconds, 1),
+            "parameters": self.settings.model_dump(mode="json"),
+            "inputs": self.parts["upstream"],
+            "parts": self.parts,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "facts": facts,
+            "outputs": outputs,
+        }
+        if accepted:
+            record["accepted"] = accepted
+        write_record(self.folder / RECORD, record)
+        return record
+
+    def _check_alone(self) -> None:
+        who = lock.owner(self.run)
+        if who:
+            raise UserError(
+                f"{who} is at work in {shown(self.run)}: wait for that pipeline, or choose another run_dir."
+            )
+
+    def _write_run_record(self) -> None:
+        path = self.run / "run.json"
+        record = read_record(path) or {"schema": SCHEMA, "name": self.run.name, "parameters": {}}
+        record["parameters"] |= self.settings.model_dump(mode="json")
+        record |= {"versions": versions(), "git_commit": git_commit(), "hardware": machine()}
+        write_record(path, record)
+
+
+def check_upstream(stage: StageSpec, settings: Settings, allow_paused: bool) -> None:
+    """UserError where a stage that this one reads from is missing or unfinished, naming the notebook that makes it."""
+    run = settings.run_path
+    for name in stage.reads:
+        status = stage_status(run, name)
+        if status == "done" or (status == "paused" and allow_paused):
+            continue
+        what = {"absent": "does not exist", "paused": "is paused"}.get(status, "is not finished")
+        raise UserError(
+            f"{shown(run / name)} {what}: run notebooks/{spec(name).file} first (with run_dir = '{settings.run_dir}')."
+        )

@@ -1,0 +1,111 @@
+"""What becomes of a raw row: kept, or dropped for exactly one reason, decided in a fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+KEPT = "kept"
+MALFORMED = "malformed"
+NO_USER_TURN = "no_user_turn"
+NO_ASSISTANT_TURN = "no_assistant_turn"
+BAD_ROLES = "bad_roles"
+EMPTY_MESSAGE = "empty_message"
+TOO_LONG = "too_long"
+DUPLICATE = "duplicate"
+CONTAMINATED = "contaminated"
+
+REASONS = {
+    MALFORMED: "the row cannot be read as a conversation",
+    NO_USER_TURN: "nobody asks",
+    NO_ASSISTANT_TURN: "nobody answers",
+    BAD_ROLES: "turns do not alternate user and assistant",
+    EMPTY_MESSAGE: "a turn has no text",
+    TOO_LONG: "more tokens than max_length",
+    DUPLICATE: "the same turns stand in an earlier row",
+    CONTAMINATED: "shares words with an item of an evaluation task",
+}
+"""Reasons to drop a row, in the order in which they are looked for."""
+
+FATES = (KEPT, *REASONS)
+
+Turn = tuple[str, str]
+"""(role, text)"""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A conversation cleaned of system messages and half-finished exchanges, with its fate so far (or `kept`)."""
+
+    turns: list[Turn]
+    fate: str
+    detail: str = ""
+    lost_last_user_turn: bool = False
+
+    @property
+    def characters(self) -> int:
+        """Length of all texts in Unicode code points."""
+        return sum([len(text) for _, text in self.turns])
+
+
+def judge(messages: Sequence[Turn]) -> Judged:
+    """Strips system messages, joins consecutive messages of one role, drops a last user turn, and checks the roles."""
+    turns = joined(messages)
+    roles = {role for role, _ in turns}
+    if "user" not in roles:
+        return Judged(turns, NO_USER_TURN)
+    if "assistant" not in roles:
+        return Judged(turns, NO_ASSISTANT_TURN)
+    if others := sorted(roles - {"user", "assistant"}):
+        return Judged(turns, BAD_ROLES, f"unknown role {others[0]!r}")
+    if turns[0][0] != "user":  # joined turns of two roles alternate, so the first decides about all
+        return Judged(turns, BAD_ROLES, "the assistant speaks first")
+    lost = turns[-1][0] == "user"
+    if lost:
+        turns = turns[:-1]
+    for number, (role, text) in enumerate(turns):
+        if not text:
+            return Judged(turns, EMPTY_MESSAGE, f"turn {number + 1} ({role})", lost)
+    return Judged(turns, KEPT, lost_last_user_turn=lost)
+
+
+def joined(messages: Sequence[Turn]) -> list[Turn]:
+    """Messages without the system's, texts stripped, consecutive ones of one role joined by a newline."""
+    turns: list[Turn] = []
+    for role, text in messages:
+        if role == "system":
+            continue
+        text = text.strip()
+        if turns and turns[-1][0] == role:
+            earlier = turns[-1][1]
+            turns[-1] = (role, f"{earlier}\n{text}" if earlier and text else earlier or text)
+        else:
+            turns.append((role, text))
+    return turns
+
+
+def conversation_hash(turns: Sequence[Turn]) -> str:
+    """32 hex digits, equal for conversations that differ in nothing but Unicode form (NFKC) and white space."""
+    text = " \0 ".join([text for _, text in turns])
+    if text.count("\0") >= len(turns):  # a text holds the separator itself
+        text = " \0 ".join([text.replace("\0", "\0\0") for _, text in turns])
+    text = " ".join(normalised(text).split())
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def normalised(text: str) -> str:
+    """Unicode normalisation form KC; plain ASCII is in it already."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+
+
+def side_of(conversation: str, split_seed: int, eval_fraction: float) -> str:
+    """`train` or `eval`, from the conversation's hash alone: rows that are added elsewhere never move it."""
+    return "eval" if uniform(conversation, split_seed) < eval_fraction else "train"
+
+
+def uniform(key: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the key and the seed alone."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") / 2**64

@@ -1,0 +1,79 @@
+"""Parameters of notebook 01: which conversations are read and which of them are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from nbutils.core.files import resolve, sha256_of_file, shown
+from nbutils.core.settings import STEERING, Seed, Settings
+
+
+class DatasetSpec(BaseModel):
+    """One dataset to read: hub id, folder, file, or `chitchat`; `fraction` is the share of its rows taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
+    name: str = ""
+    split: str = "train"
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    revision: str = ""
+
+    @property
+    def label(self) -> str:
+        """What rows of this dataset are called in the ledger, such as `path/name[split]`."""
+        name = f"/{self.name}" if self.name else ""
+        split = f"[{self.split}]" if self.split != "train" else ""
+        return f"{self.path}{name}{split}"
+
+    @property
+    def draw(self) -> str:
+        """What decides, with a row's number, whether `fraction` takes it: a moved file gives the same rows."""
+        return self.model_copy(update={"path": Path(self.path).name}).label
+
+
+class DataSettings(Settings):
+    """Settings of the data stage."""
+
+    base_model: str = Field(min_length=1)
+    base_revision: str
+    datasets: list[DatasetSpec] = Field(min_length=1)
+    streaming: bool
+    max_length: int = Field(ge=16)
+    eval_fraction: float = Field(gt=0, lt=1)
+    split_seed: Seed
+    contamination_tasks: list[str]
+    contamination_words: int = Field(ge=3)
+    task_path: str
+    seed: Annotated[Seed, STEERING]
+    data_processes: Annotated[int, Field(ge=0), STEERING]
+
+    def result_parameters(self) -> dict[str, Any]:
+        """Also the hashes of the local files that are read: another content under the same name is another result."""
+        files = [*(resolve(spec.path) for spec in self.datasets), resolve(self.base_model) / "tokenizer.json"]
+        found = (file for path in files for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
+        hashes = {shown(file): sha256_of_file(file)[:16] for file in found if file.is_file()}
+        return super().result_parameters() | {"files": hashes}
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _names_to_specs(cls, value: Any) -> Any:
+        """A dataset given by its name or path alone stands for a mapping with nothing but `path`."""
+        return (
+            [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        )
+
+    @field_validator("datasets")
+    @classmethod
+    def _named_once(cls, value: list[DatasetSpec]) -> list[DatasetSpec]:
+        labels = [spec.label for spec in value]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice:
+            raise ValueError(f"the dataset {twice} is listed twice; list it once, its rows would only be duplicates")
+        return value
+
+
+Settings = DataSettings  # type: ignore[assignment, misc]  # the name under which the pipeline finds every stage's settings

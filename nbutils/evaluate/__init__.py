@@ -1,0 +1,1 @@
+"""Notebook 04: the trained model and its base, measured by lm-evaluation-harness."""

@@ -1,0 +1,137 @@
+"""How a chat model behaves, counted on its replies to held-out user turns."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from nbutils.core.chatml import IM_END, IM_START, encode_batch, special_strings
+from nbutils.core.generation import Reply, generate_replies
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from nbutils.evaluate.heldout import Conversation
+
+ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
+NGRAM = 4
+DECODINGS = ("greedy", "sampled")
+
+
+def user_turns(
+    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, count: int, room: int, seed: int
+) -> list[list[dict[str, str]]]:
+    """Beginnings of held-out conversations that end with a user turn and have at most `room` tokens.
+
+    One for each of `count` conversations, both chosen by the seed.
+    """
+    rng = random.Random(f"behaviour {seed}")
+    chosen: list[list[dict[str, str]]] = []
+    for conversation in rng.sample(list(conversations), len(conversations)):
+        if len(chosen) == count:
+            break
+        turns = [k for k, message in enumerate(conversation.messages) if message["role"] == "user"]
+        rng.shuffle(turns)
+        beginnings = [conversation.messages[: k + 1] for k in turns]
+        lengths = [len(e) for e in encode_batch(tokenizer, beginnings, add_generation_prompt=True)]
+        fitting = [messages for messages, length in zip(beginnings, lengths, strict=True) if length <= room]
+        chosen += fitting[:1]
+    return chosen
+
+
+def speaks_chatml(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a model's own tokenizer has ChatML's control tokens; one without was never taught to end a turn so."""
+    return {IM_START, IM_END} <= set(tokenizer.get_vocab())
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[dict[str, str]]],
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """The figures of `figures_of` for greedy and for sampled replies."""
+    return {
+        decoding: figures_of(
+            generate_replies(
+                model, tokenizer, prompts, max_new_tokens=max_new_tokens, greedy=decoding == "greedy", seed=seed,
+                batch_size=32,
+            ),
+            prompts,
+            set(special_strings(tokenizer)),
+        )
+        for decoding in DECODINGS
+    }  # fmt: skip
+
+
+def figures_of(
+    replies: Sequence[Reply], prompts: Sequence[Sequence[dict[str, str]]], special_ids: set[int]
+) -> dict[str, float]:
+    """Shares over replies, and lengths in tokens.
+
+    `ended`: ends with `<|im_end|>`; `repeats`: holds a 4-gram of tokens twice; `distinct_1`, `distinct_2`: different
+    words and pairs of words over all of them, in all replies together (Li et al. 2016); `leaks`: writes a role header
+    or a control token; `echoes`: equals the user's last message; `empty`: says nothing.
+    """
+    count = max(1, len(replies))
+    words = [reply.text.casefold().split() for reply in replies]
+    return {
+        "replies": len(replies),
+        "ended": sum(reply.ended for reply in replies) / count,
+        "median_tokens": float(median(len(reply.token_ids) for reply in replies)) if replies else 0.0,
+        "repeats": sum(_repeats(reply.token_ids) for reply in replies) / count,
+        "distinct_1": _distinct(words, 1),
+        "distinct_2": _distinct(words, 2),
+        "leaks": sum(_leaks(reply, special_ids) for reply in replies) / count,
+        "echoes": sum(_same(r.text, p[-1]["content"]) for r, p in zip(replies, prompts, strict=True)) / count,
+        "empty": sum(not reply.text.strip() for reply in replies) / count,
+    }
+
+
+def _repeats(ids: Sequence[int]) -> bool:
+    grams = Counter(tuple(ids[k : k + NGRAM]) for k in range(len(ids) - NGRAM + 1))
+    return any(times > 1 for times in grams.values())
+
+
+def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
+    grams = [tuple(row[k : k + n]) for row in words for k in range(len(row) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _leaks(reply: Reply, special_ids: set[int]) -> bool:
+    return not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text))
+
+
+def _same(reply: str, prompt: str) -> bool:
+    return " ".join(reply.casefold().split()) == " ".join(prompt.casefold().split()) != ""
+
+
+def table(behaviour: dict[str, Any]) -> list[list[str]]:
+    """Rows of the side-by-side table: one for each figure and decoding, a cell for each model."""
+    from nbutils.evaluate.report import number
+
+    rows = []
+    for key, (words, form) in WORDS.items():
+        for decoding in DECODINGS:
+            cells = [entry[decoding][key] if decoding in entry else None for entry in behaviour["models"].values()]
+            shown = ["—" if c is None else f"{c:.0%}" if form == "share" else number(c) for c in cells]
+            rows.append([words, decoding, *shown])
+    return rows
+
+
+WORDS = {
+    "ended": ("ends with `<\\|im_end\\|>`", "share"),
+    "median_tokens": ("tokens, median", "number"),
+    "repeats": ("repeats a 4-gram", "share"),
+    "distinct_1": ("different words of all words", "share"),
+    "distinct_2": ("different pairs of words", "share"),
+    "leaks": ("writes role headers or control tokens", "share"),
+    "echoes": ("repeats the message that it answers", "share"),
+    "empty": ("says nothing", "share"),
+}

@@ -1,0 +1,146 @@
+"""Intervals and paired differences by the bootstrap: Efron & Tibshirani 1993, percentile intervals.
+
+What is resampled is a group of items that belong together (the replies of one conversation), or the item where there
+are no groups. Two models are compared on the same resamples, so that what makes an item hard for both cancels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from nbutils.core.errors import UserError
+from nbutils.evaluate.items import Metric, combine
+
+LEVEL = 0.95
+FEW_PATTERNS = 64
+"""Distinct groups up to which the resampled counts are drawn instead of the groups: the same distribution, faster."""
+CHUNK_NUMBERS = 4_000_000
+"""Resampled indices held at once."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Per-group sums of a metric's values and weights (both (G,)), with the groups' names."""
+
+    groups: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def items(self) -> int:
+        """Number of groups."""
+        return len(self.groups)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error and 95 % interval."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies wholly on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """Per-item results of one model on one task, as `nbutils.evaluate.items` writes them."""
+
+    columns: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, path: Path, only: str = "") -> ItemTable:
+        """Reads a Parquet file; `only` takes the rows of one of lm-eval's filters."""
+        table = pq.read_table(path)
+        columns = {name: np.array(table[name].to_pylist(), dtype=_dtype(table[name])) for name in table.column_names}
+        if only:
+            keep = columns["filter"] == only
+            columns = {name: column[keep] for name, column in columns.items()}
+        return cls(columns)
+
+    def __len__(self) -> int:
+        return len(self.columns["doc_id"])
+
+    def sums(self, metric: Metric, where: np.ndarray | None = None) -> Sums:
+        """Group sums of a metric over all items, or those that the mask `where` takes."""
+        keep = np.ones(len(self), bool) if where is None else where
+        groups, index = np.unique(self.columns["group"][keep], return_inverse=True)
+        values, weights = (
+            np.bincount(index, self.columns[name][keep].astype(float), minlength=len(groups))
+            for name in (metric.name, f"{metric.name}_weight")
+        )
+        return Sums(groups, values, weights)
+
+    def check_same_items(self, other: ItemTable) -> None:
+        """UserError where the two tables are not about the same items."""
+        if len(self) != len(other) or (self.columns["doc_id"] != other.columns["doc_id"]).any():
+            raise UserError(
+                f"The two models were scored on different items ({len(self)} and {len(other)}): score both with the "
+                "same tasks and limit to compare them."
+            )
+
+
+def interval(sums: Sums, kind: str, resamples: int, seed: int) -> Estimate:
+    """A metric with its bootstrap interval."""
+    drawn = resampled(np.stack([sums.values, sums.weights], axis=1), resamples, seed)  # (R, 2)
+    value = float(combine(kind, sums.values.sum(), sums.weights.sum()))
+    return _estimate(value, combine(kind, drawn[:, 0], drawn[:, 1]))
+
+
+def paired_difference(a: Sums, b: Sums, kind: str, resamples: int, seed: int) -> Estimate:
+    """Metric of `a` minus that of `b` on the same items, with the paired bootstrap's interval."""
+    if len(a.groups) != len(b.groups) or (a.groups != b.groups).any():
+        raise UserError("The two models were scored on different items: score both with the same tasks and limit.")
+    columns = np.stack([a.values, a.weights, b.values, b.weights], axis=1)  # (G, 4)
+    drawn = resampled(columns, resamples, seed)  # (R, 4)
+    total = columns.sum(axis=0)
+    value = float(combine(kind, total[0], total[1]) - combine(kind, total[2], total[3]))
+    return _estimate(value, combine(kind, drawn[:, 0], drawn[:, 1]) - combine(kind, drawn[:, 2], drawn[:, 3]))
+
+
+def word_for(difference: Estimate, higher_is_better: bool) -> str:
+    """`better`, `worse` or `not distinguishable`: said of these two checkpoints on these items, of nothing else."""
+    if not difference.excludes_zero:
+        return "not distinguishable"
+    return "better" if (difference.low > 0) == higher_is_better else "worse"
+
+
+def resampled(columns: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Column sums (R, C) of `resamples` draws, with replacement, of as many rows of (G, C) as there are."""
+    rng = np.random.default_rng(seed)
+    count = len(columns)
+    patterns, counts = np.unique(columns, axis=0, return_counts=True)
+    if len(patterns) <= FEW_PATTERNS:
+        return rng.multinomial(count, counts / count, size=resamples) @ patterns
+    parts = []
+    size = max(1, CHUNK_NUMBERS // count)
+    for start in range(0, resamples, size):
+        index = rng.integers(count, size=(min(size, resamples - start), count), dtype=np.int32)
+        parts.append(np.stack([column[index].sum(axis=1) for column in columns.T], axis=1))
+    return np.concatenate(parts)
+
+
+def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(drawn.std(ddof=1)), float(low), float(high))
+
+
+def _dtype(column: Any) -> Any:
+    kind = str(column.type)
+    return kind if kind in ("int64", "double", "bool") and not column.null_count else object
+
+
+__all__: Sequence[str] = (
+    "Estimate", "ItemTable", "Sums", "interval", "paired_difference", "resampled", "word_for",
+)  # fmt: skip

@@ -1,0 +1,126 @@
+"""What notebook 04 shows: tables, pictures and texts; nothing here changes what the stage writes."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nbutils.evaluate.behaviour import table
+from nbutils.evaluate.report import (
+    NAMES,
+    SCOPE,
+    difference_table,
+    markdown_table,
+    scores_table,
+    settings_list,
+)
+
+__all__ = [
+    "behaviour_table",
+    "curve_text",
+    "differences",
+    "how_measured",
+    "item",
+    "model_list",
+    "picture",
+    "sample_texts",
+    "scores",
+]
+
+
+def model_list(models: Sequence[Any]) -> Any:
+    """The models of the table and where they are."""
+    from nbutils.core.files import shown
+
+    rows = [[NAMES.get(m.name, m.name), f"`{shown(m.path) if m.path.exists() else m.source}`"] for m in models]
+    return _markdown(markdown_table(["model", "where"], rows))
+
+
+def item(task: Any, number_of_item: int = 0) -> Any:
+    """One item of a task as lm-eval asks it: the end of its context, and the continuations that are scored."""
+    doc = task.task_docs[number_of_item]
+    choices = task.doc_to_choice(doc) if task.get_config("doc_to_choice") is not None else [task.doc_to_target(doc)]
+    gold = task.doc_to_target(doc)
+    marks = ["✓" if k == gold else " " for k in range(len(choices))]
+    context = str(task.doc_to_text(doc))[-500:]
+    lines = [f"<pre>{html.escape(context)}</pre>"]
+    lines += [f"<pre>{mark} {html.escape(choice.strip())}</pre>" for mark, choice in zip(marks, choices, strict=True)]
+    return _html("\n".join(lines))
+
+
+def scores(found: Mapping[str, Any]) -> Any:
+    """The table of scores."""
+    return _markdown(scores_table(found["scores"], found["models"]))
+
+
+def differences(found: Mapping[str, Any]) -> Any:
+    """The table of paired differences, and what its words are about."""
+    if not found["paired"]:
+        return _markdown("There is no other model to compare with.")
+    return _markdown(f"{difference_table(found['paired'])}\n\n{SCOPE}")
+
+
+def how_measured(found: Mapping[str, Any]) -> Any:
+    """The settings that decide the numbers."""
+    return _markdown(settings_list(found))
+
+
+def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
+    """The figures of behaviour, models side by side."""
+    if not behaviour["models"]:
+        return _markdown("No behaviour was measured (`behaviour_prompts: 0`).")
+    replies = next(iter(next(iter(behaviour["models"].values())).values()))["replies"]
+    head = ["share of replies", "decoding", *(NAMES.get(name, name) for name in behaviour["models"])]
+    left_out = [f"{NAMES.get(n, n)}: {why['left_out']}" for n, why in behaviour["left_out"].items()]
+    note = f"{replies} replies each, of at most {behaviour['max_new_tokens']} tokens."
+    return _markdown("\n\n".join([markdown_table(head, table(dict(behaviour))), note, *left_out]))
+
+
+def sample_texts(rows: Sequence[Mapping[str, Any]], model: str = "run") -> Any:
+    """The sampled replies of one model, as quotations in which nothing is markup."""
+    parts = []
+    for mode, title in (("alone", "Each prompt alone"), ("conversation", "All five in one conversation")):
+        parts.append(f"<h4>{title}</h4>")
+        for row in (r for r in rows if r["model"] == model and r["mode"] == mode):
+            end = "" if row["ended"] else " <em>(stopped at the limit)</em>"
+            reply = html.escape(row["reply"]) or "<em>(nothing)</em>"
+            parts.append(
+                f"<p><b>User:</b> {html.escape(row['prompt'])}<br><b>Assistant:</b> "
+                f"<span style='white-space:pre-wrap'>{reply}</span>{end}</p>"
+            )
+    return _html("\n".join(parts))
+
+
+def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
+    """The context curve with its sentence of advice, or why there is none."""
+    if curve is None:
+        return _markdown(
+            "There is no context curve: it is switched off (`context_curve: 0`), the model cannot be extended, "
+            "or no held-out conversation outgrows what the model was trained to read."
+        )
+    picture(folder, "context_curve")
+    return _markdown(
+        f"{curve['advice']} ({curve['conversations']} conversations, {curve['tokens_beyond']:,} tokens beyond the "
+        "trained length.)"
+    )
+
+
+def picture(folder: Path, name: str) -> None:
+    """Shows a saved figure."""
+    from IPython.display import Image, display
+
+    display(Image(filename=str(folder / f"{name}.png"), width=800))
+
+
+def _markdown(text: str) -> Any:
+    from IPython.display import Markdown
+
+    return Markdown(text)
+
+
+def _html(text: str) -> Any:
+    from IPython.display import HTML
+
+    return HTML(text)

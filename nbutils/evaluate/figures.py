@@ -1,0 +1,89 @@
+"""The figures of an evaluation: scores with intervals, and the context curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbutils.core.canvas import THEMES, WIDTH, new_figure, png, svg
+from nbutils.core.figures import LINE_STYLES
+from nbutils.core.files import replaced
+from nbutils.evaluate.report import NAMES, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXTENSION_NAMES = {"none": "no extension", "dynamic": "dynamic NTK", "yarn": "YaRN"}
+WIDE_RANGE = 20.0
+"""Ratio of largest to smallest value from which a panel's axis is logarithmic."""
+
+
+FILE_DPI = 160
+"""Pixels per inch of a PNG file: sharp on a screen of twice the pixels."""
+
+
+def save(draw: Callable[[str], Figure], folder: Path, name: str) -> None:
+    """Writes a figure as PNG and SVG, in the light theme and, with `-dark` behind the name, in the dark one."""
+    for theme in THEMES:
+        figure = draw(theme)
+        stem = name if theme == "light" else f"{name}-{theme}"
+        for suffix, content in (("svg", svg(figure)), ("png", png(figure, FILE_DPI))):
+            with replaced(folder / f"{stem}.{suffix}") as partial:
+                partial.write_bytes(content)
+
+
+def scores_figure(
+    scores: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]], theme: str = "light"
+) -> Figure:
+    """A panel for each metric: a point and its 95 % interval for each model, with the value beside it."""
+    shown = [s for s in scores if "low" in s and not s.get("part")]
+    panels = list(dict.fromkeys((s["task"], s["metric"]) for s in shown))
+    names = [m["name"] for m in models]
+    colours = THEMES[theme]
+    height = 0.62 + len(panels) * (0.55 + 0.28 * len(names)) + 0.3 * (len(panels) - 1)
+    figure, axes = new_figure(max(1, len(panels)), 1, theme=theme, width=WIDTH, height=height)
+    figure.subplots_adjust(left=0.2, right=0.76, hspace=0.95, top=1 - 0.36 / height, bottom=0.4 / height)
+    for ax, (task, metric) in zip(axes, panels, strict=False):
+        rows = {s["model"]: s for s in shown if (s["task"], s["metric"]) == (task, metric)}
+        present = [name for name in names if name in rows]
+        for place, name in enumerate(present):
+            row, colour = rows[name], colours.first if name == "run" else colours.second
+            ax.plot([row["low"], row["high"]], [place, place], "-", color=colour, linewidth=2, solid_capstyle="butt")
+            ax.plot(row["value"], place, "o" if name == "run" else "s", color=colour, markersize=6)
+            text = f"{number(row['value'])} [{number(row['low'])}, {number(row['high'])}]"
+            ax.annotate(text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=8,
+                        color=colours.ink, annotation_clip=False)  # fmt: skip
+        ax.set_yticks(range(len(present)), [NAMES.get(name, name) for name in present])
+        ax.set_ylim(len(present) - 0.5, -0.5)
+        better = "higher" if next(iter(rows.values()))["higher_is_better"] else "lower"
+        values = [abs(rows[name]["value"]) for name in present]
+        if min(values) > 0 and max(values) / min(values) > WIDE_RANGE:
+            ax.set_xscale("log")
+        ax.set_title(f"{task} · {metric} ({better} is better)", loc="left", fontsize=10, color=colours.ink)
+    return figure
+
+
+def context_figure(curve: Mapping[str, Any], theme: str = "light") -> Figure:
+    """Loss by position without extension, and what each extension adds to it or takes off, with the trained length.
+
+    The conversations are the same for all: in the difference, what makes a passage hard cancels out.
+    """
+    figure, (left, right) = new_figure(1, 2, theme=theme, width=WIDTH, height=3.2)
+    plain = curve["curves"]["none"]
+    for index, (name, values) in enumerate(curve["curves"].items()):
+        ax, base = (left, [0.0] * len(plain)) if name == "none" else (right, plain)
+        points = [(p, v - b) for p, v, b in zip(curve["positions"], values, base, strict=True) if v is not None]
+        ax.plot(*zip(*points, strict=True), LINE_STYLES[index % len(LINE_STYLES)], linewidth=1.8,
+                color=THEMES[theme].curves[index], label=EXTENSION_NAMES.get(name, name))  # fmt: skip
+    right.axhline(0, color=THEMES[theme].curves[0], linewidth=1)
+    for ax, title in ((left, "Loss without extension, nats per token"), (right, "Difference with an extension")):
+        ax.axvline(curve["trained_length"], color=THEMES[theme].ink, linewidth=0.8, linestyle=":")
+        ax.annotate("trained length ", (curve["trained_length"], 0.02), xycoords=("data", "axes fraction"), ha="right",
+                    fontsize=8, color=THEMES[theme].ink)  # fmt: skip
+        ax.set_title(title, loc="left", fontsize=10, color=THEMES[theme].ink)
+        ax.set_xlabel("position in the conversation, tokens", fontsize=9)
+        ax.set_xlim(0, 2 * curve["trained_length"])
+        ax.margins(y=0.15)
+    right.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme].ink, loc="best")
+    return figure

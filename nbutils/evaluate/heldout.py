@@ -1,0 +1,165 @@
+"""Items of the two embedded tasks, made from the held-out conversations of a run.
+
+Contexts and choices are ChatML text. A context ends with `<|im_end|>`, and each choice brings the newline and the
+header in front of its utterance: lm-eval moves white space from the end of a context into the continuation, and so
+finds none.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbutils.core.chatml import IM_END, IM_START, Message
+from nbutils.core.errors import UserError
+from nbutils.core.files import replaced, shown
+from nbutils.evaluate.tasks import EMBEDDED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ALTERNATIVES = 3
+"""Utterances of other conversations beside the true one."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A held-out conversation by its row in the eval set."""
+
+    row: int
+    messages: list[dict[str, str]]
+
+
+def read_conversations(data: Path, tokenizer: PreTrainedTokenizerBase) -> list[Conversation]:
+    """The conversations of `data/eval` whose ChatML text reads back as their token ids.
+
+    Those in which a message spells a control token do not (their ids hold ordinary text instead), and stay out.
+    """
+    from datasets import load_from_disk
+
+    if not (data / "eval").is_dir():
+        raise UserError(f"{shown(data / 'eval')} is missing: run notebooks/01_filter_data.ipynb first.")
+    rows = load_from_disk(str(data / "eval"))
+    texts = [rendered(messages) for messages in rows["messages"]]
+    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    kept = [
+        Conversation(row, messages)
+        for row, (messages, stored, read) in enumerate(zip(rows["messages"], rows["input_ids"], ids, strict=True))
+        if list(stored) == read
+    ]
+    if not kept:
+        raise UserError(
+            f"{shown(data / 'eval')} holds no conversation to evaluate on; raise eval_fraction in notebook 01."
+        )
+    return kept
+
+
+def write_items(folder: Path, conversations: Sequence[Conversation], selection_items: int, seed: int) -> dict[str, int]:
+    """Writes the items of both embedded tasks below `folder`, and says how many each has."""
+    items = {
+        "heldout_perplexity": list(reply_items(conversations)),
+        "heldout_next_utterance": selection(conversations, selection_items, seed),
+    }
+    for name, rows in items.items():
+        write_parquet(folder / EMBEDDED[name][1], rows)
+    return {name: len(rows) for name, rows in items.items()}
+
+
+def rendered(messages: Sequence[Message]) -> str:
+    """The ChatML text of messages, as `nbutils.core.chatml.encode` reads them."""
+    return "".join(f"{header(m['role'])}{m['content'].strip()}{IM_END}\n" for m in messages)
+
+
+def header(role: str) -> str:
+    """What stands in front of a message's text."""
+    return f"{IM_START}{role}\n"
+
+
+def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
+    """One item for each of the assistant's turns."""
+    for conversation, turn in _turns(conversations, "assistant"):
+        opening = f"\n{header('assistant')}"
+        reply = conversation.messages[turn]["content"].strip()
+        yield {
+            "conversation": conversation.row,
+            "turn": turn,
+            "context": rendered(conversation.messages[:turn]).removesuffix("\n"),
+            "choices": [opening, f"{opening}{reply}{IM_END}"],
+            "words": len(reply.split()),
+        }
+
+
+def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> list[dict[str, Any]]:
+    """At least `wanted` selection items where there are so many turns: whole conversations in a seeded order.
+
+    The assistant's turns come first; the user's fill up where those do not suffice. The three other utterances are
+    from other conversations, by the same role, and differ from the true one in more than case and white space.
+    """
+    rng = random.Random(f"next utterance {seed}")
+    shuffled = rng.sample(list(conversations), len(conversations))
+    items: list[dict[str, Any]] = []
+    for role in ("assistant", "user"):
+        pool = [(c.row, c.messages[turn]["content"].strip()) for c, turn in _turns(shuffled, role)]
+        for conversation in shuffled:
+            if len(items) >= wanted:
+                break
+            for _, turn in _turns([conversation], role):
+                others = _others(pool, conversation, turn, rng)
+                if len(others) == ALTERNATIVES:
+                    items.append(_selection_item(conversation, turn, others, rng))
+    return items
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as a Parquet file, written atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not rows:
+        raise UserError(
+            f"The held-out conversations give no items for {path.name}; raise eval_fraction in notebook 01."
+        )
+    with replaced(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial)
+
+
+def _turns(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[Conversation, int]]:
+    """Turns of a role that answer something: never a conversation's first."""
+    for conversation in conversations:
+        for turn, message in enumerate(conversation.messages):
+            if turn and message["role"] == role:
+                yield conversation, turn
+
+
+def _others(pool: list[tuple[int, str]], conversation: Conversation, turn: int, rng: random.Random) -> list[str]:
+    """Utterances of other conversations, all different; fewer than asked for where there are none."""
+    taken = {_folded(conversation.messages[turn]["content"])}
+    others: list[str] = []
+    for row, text in rng.sample(pool, min(len(pool), 200)):
+        if row != conversation.row and _folded(text) not in taken:
+            taken.add(_folded(text))
+            others.append(text)
+            if len(others) == ALTERNATIVES:
+                break
+    return others
+
+
+def _selection_item(conversation: Conversation, turn: int, others: list[str], rng: random.Random) -> dict[str, Any]:
+    message = conversation.messages[turn]
+    label = rng.randrange(len(others) + 1)
+    utterances = [*others[:label], message["content"].strip(), *others[label:]]
+    return {
+        "conversation": conversation.row,
+        "turn": turn,
+        "role": message["role"],
+        "context": rendered(conversation.messages[:turn]).removesuffix("\n"),
+        "choices": [f"\n{header(message['role'])}{utterance}{IM_END}" for utterance in utterances],
+        "label": label,
+    }
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -1,0 +1,218 @@
+"""The numbers of the table: scores with intervals, paired differences with a word, and the Markdown that shows them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nbutils.evaluate.compare import ItemTable, interval, paired_difference, word_for
+from nbutils.evaluate.items import Metric
+from nbutils.evaluate.score import Asking, Scored
+
+SCHEMA = 1
+NAMES = {"run": "this run's model", "base": "its base"}
+SCOPE = "*Better* and *worse* are said of these two checkpoints on these items, and of nothing else."
+
+
+def keep_items(scored: Sequence[Scored], folder: Path) -> None:
+    """Copies the per-item results into the run, one file for each model and task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for result in scored:
+        shutil.copyfile(result.items, folder / items_name(result.model.name, result.task))
+
+
+def items_name(model: str, task: str) -> str:
+    """The file of one model's items of one task."""
+    return f"{model.replace('/', '__')}--{task}.parquet"
+
+
+def results(
+    scored: Sequence[Scored], asking: Asking, resamples: int, seed: int, flagged: Mapping[str, set[int]]
+) -> dict[str, Any]:
+    """What `results.json` holds: models, tasks, scores, and differences of the run's model from each other one.
+
+    `flagged` are items by task that the data stage found in its input: they are scored apart, in addition.
+    """
+    models = {r.model.name: r.answer["model"] for r in scored}
+    tasks = {r.task: {k: r.answer[k] for k in ("task", "version", "items", "groups", "chat_template", "num_fewshot")}
+             for r in scored}  # fmt: skip
+    scores, paired = [], []
+    for task in tasks:
+        tables = {r.model.name: r for r in scored if r.task == task}
+        own = tables.get("run")
+        for part, numbers in _parts(flagged.get(task)):
+            for result in tables.values():
+                scores += [{**row, **part} for row in _scores(result, numbers, resamples, seed)]
+            for name, result in tables.items():
+                if own is not None and name != "run":
+                    paired += [{**row, **part} for row in _differences(own, result, numbers, resamples, seed)]
+    return {
+        "schema": SCHEMA,
+        "lm_eval": metadata.version("lm_eval"),
+        "settings": asdict(asking),
+        "resamples": resamples,
+        "models": list(models.values()),
+        "tasks": list(tasks.values()),
+        "flagged": {task: sorted(numbers) for task, numbers in flagged.items()},
+        "scores": scores,
+        "paired": paired,
+    }
+
+
+def _parts(flagged: set[int] | None) -> Iterator[tuple[dict[str, str], tuple[set[int], bool] | None]]:
+    yield {}, None
+    if flagged:
+        yield {"part": "flagged"}, (flagged, True)
+        yield {"part": "not flagged"}, (flagged, False)
+
+
+def _metrics(result: Scored) -> Iterator[tuple[str, str, Metric]]:
+    """(name in the table, lm-eval's filter, metric): with several filters the name says which."""
+    by_name = {m["name"]: Metric(**m) for m in result.answer["metrics"]}
+    keys = [key.partition(",") for key in result.answer["values"]]
+    filters = {key[2] for key in keys}
+    for name, _, kind in keys:
+        if name in by_name:
+            yield (name if len(filters) == 1 else f"{name}, {kind}"), kind, by_name[name]
+
+
+def _mask(table: ItemTable, numbers: tuple[set[int], bool] | None) -> np.ndarray | None:
+    if numbers is None:
+        return None
+    mask: np.ndarray = np.isin(table.columns["doc_id"], list(numbers[0])) == numbers[1]
+    return mask
+
+
+def _scores(
+    result: Scored, numbers: tuple[set[int], bool] | None, resamples: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    for label, filter_name, metric in _metrics(result):
+        row = {"model": result.model.name, "task": result.task, "metric": label,
+               "higher_is_better": metric.higher_is_better}  # fmt: skip
+        table = ItemTable.read(result.items, filter_name)
+        mask = _mask(table, numbers)
+        count = len(table) if mask is None else int(mask.sum())
+        if metric.kind == "none":
+            if mask is None:
+                yield row | {"n": count, "value": result.answer["values"][f"{metric.name},{filter_name}"]}
+        elif count:
+            sums = table.sums(metric, mask)
+            estimate = interval(sums, metric.kind, resamples, seed)
+            yield row | {"n": count, "groups": sums.items, **asdict(estimate)}
+
+
+def _differences(
+    own: Scored, other: Scored, numbers: tuple[set[int], bool] | None, resamples: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    for label, filter_name, metric in _metrics(own):
+        a, b = ItemTable.read(own.items, filter_name), ItemTable.read(other.items, filter_name)
+        a.check_same_items(b)
+        mask = _mask(a, numbers)
+        if metric.kind == "none" or (mask is not None and not mask.any()):
+            continue
+        estimate = paired_difference(a.sums(metric, mask), b.sums(metric, mask), metric.kind, resamples, seed)
+        yield {
+            "model": own.model.name,
+            "reference": other.model.name,
+            "task": own.task,
+            "metric": label,
+            "difference": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "word": word_for(estimate, metric.higher_is_better),
+        }
+
+
+def comparison_markdown(found: Mapping[str, Any]) -> str:
+    """The page `comparison.md`: scores, differences, and the settings under which they hold."""
+    parts = ["# Comparison", scores_table(found["scores"], found["models"])]
+    if found["paired"]:
+        parts += ["## Differences, paired on the same items", difference_table(found["paired"]), SCOPE]
+    if found["flagged"]:
+        parts.append(
+            "Items that share a run of words with a conversation of the data stage's input are scored apart as "
+            "*flagged*; those conversations were not trained on."
+        )
+    return "\n\n".join([*parts, "## How it was measured", settings_list(found)]) + "\n"
+
+
+def scores_table(scores: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each task, metric and part; a column for each model."""
+    keys = list(dict.fromkeys((s["task"], s["metric"], s.get("part", "")) for s in scores))
+    found = {(s["task"], s["metric"], s.get("part", ""), s["model"]): s for s in scores}
+    names = [m["name"] for m in models]
+    rows = [["parameters", "", "", *(f"{m['parameters']:,}" for m in models)]]
+    for task, metric, part in keys:
+        cells = [found.get((task, metric, part, name)) for name in names]
+        first = next(cell for cell in cells if cell)
+        arrow = "↑" if first["higher_is_better"] else "↓"
+        label = f"{task} ({part})" if part else task
+        rows.append([label, f"{metric} {arrow}", f"{first['n']:,}", *(score_cell(cell) for cell in cells)])
+    return markdown_table(["task", "metric", "items", *(NAMES.get(name, name) for name in names)], rows)
+
+
+def difference_table(paired: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each difference of the run's model from another one."""
+    rows = [
+        [
+            NAMES.get(row["reference"], row["reference"]),
+            f"{row['task']} ({row['part']})" if row.get("part") else row["task"],
+            row["metric"],
+            f"{number(row['difference'], '+')} [{number(row['low'], '+')}, {number(row['high'], '+')}]",
+            f"**{row['word']}**",
+        ]
+        for row in paired
+    ]
+    return markdown_table(["this run's model against", "task", "metric", "difference", "in a word"], rows)
+
+
+def settings_list(found: Mapping[str, Any]) -> str:
+    """Everything that decides the numbers, as a list."""
+    asking = found["settings"]
+    limit = f"the first {asking['limit']:,} items of each task" if asking["limit"] else "all items"
+    lines = [
+        f"lm-evaluation-harness {found['lm_eval']}; {limit}; the same items for every model",
+        f"at most {asking['max_length']:,} tokens at once, for all models alike; weights in {asking['precision']}, "
+        "log-probabilities summed in float32 or better",
+        f"intervals: 95 %, bootstrap percentiles of {found['resamples']:,} resamples",
+    ]
+    for task in found["tasks"]:
+        template = "the model's chat template" if task["chat_template"] else "no chat template"
+        unit = f"; resampled by {task['groups']}" if task["groups"] else ""
+        version = f" version {task['version']}" if task["version"] else ""
+        lines.append(f"`{task['task']}`{version}: {task['num_fewshot']}-shot, {template}{unit}")
+    for model in found["models"]:
+        bos = "puts BOS in front (rolling windows score it once more)" if model["adds_bos"] else "adds no BOS"
+        lines.append(
+            f"{NAMES.get(model['name'], model['name'])}: `{model['source']}`, {bos}, read as {model['scored_as']}"
+        )
+    if asking["apply_chat_template"]:
+        lines.append("with the chat template, lm-eval moves the newline of `assistant\\n` into the continuation")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
+
+
+def score_cell(score: Mapping[str, Any] | None) -> str:
+    """A value with its interval."""
+    if score is None:
+        return "—"
+    if "low" not in score:
+        return number(score["value"])
+    return f"{number(score['value'])} [{number(score['low'])}, {number(score['high'])}]"
+
+
+def number(value: float, sign: str = "") -> str:
+    """A number with as many decimals as its size deserves."""
+    decimals = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
+    return f"{value:{sign},.{decimals}f}"

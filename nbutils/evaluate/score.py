@@ -1,0 +1,171 @@
+"""Asking lm-evaluation-harness: every task of every model, each answer kept as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import sha256_of_json
+from nbutils.evaluate.cache import Cache
+from nbutils.evaluate.items import item_rows, metrics_of, to_parquet
+from nbutils.evaluate.models import Model, facts_of, identity, open_model
+
+ITEMS = "items.parquet"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How all models of a table are asked."""
+
+    limit: int
+    num_fewshot: int
+    apply_chat_template: bool
+    max_length: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One task of one model: lm-eval's `values` by metric, facts about the model, and the Parquet file of its items."""
+
+    model: Model
+    task: str
+    answer: dict[str, Any]
+    items: Path
+    cached: bool
+
+
+def score(
+    models: Sequence[Model],
+    tasks: Mapping[str, Any],
+    asking: Asking,
+    cache: Cache,
+    *,
+    device: str = "cpu",
+    tokens_per_batch: int = 0,
+    say: Callable[[str], None] = print,
+) -> list[Scored]:
+    """Scores every task of every model that the cache does not know; model by model, in the order given.
+
+    An interruption raises UserError; what was finished stays in the cache, and the next call goes on from there.
+    """
+    described = {name: describe(task, asking) for name, task in tasks.items()}
+    questions = {
+        (model, name): {
+            "model": identity(model),
+            "task": described[name],
+            "asking": asdict(asking),
+            "lm_eval": metadata.version("lm_eval"),
+        }
+        for model in models
+        for name in tasks
+    }
+    fresh: set[tuple[Model, str]] = set()
+    missing = {pair for pair, question in questions.items() if cache.get(question) is None}
+    for model in models:
+        wanted = [name for name in tasks if (model, name) in missing]
+        if not wanted:
+            continue
+        lm = open_model(
+            model,
+            max_length=asking.max_length,
+            precision=asking.precision,
+            device=device,
+            tokens_per_batch=tokens_per_batch,
+        )
+        for name in wanted:
+            try:
+                answer, files = ask(lm, model, name, tasks[name], asking)
+            except KeyboardInterrupt:
+                done = len(questions) - len(missing)
+                raise UserError(
+                    f"Interrupted while scoring {name} of {model.name}: {done} of {len(questions)} results are "
+                    "finished and kept; run this cell again to go on."
+                ) from None
+            if answer:  # only the first of several processes gets one
+                cache.put(questions[model, name], answer, files)
+                say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
+            missing.discard((model, name))
+            fresh.add((model, name))
+        del lm
+    answers = {pair: cache.get(question) for pair, question in questions.items()}
+    return [
+        Scored(model, name, answer, cache.path(questions[model, name]) / ITEMS, (model, name) not in fresh)
+        for (model, name), answer in answers.items()
+        if answer is not None
+    ]
+
+
+def describe(task: Any, asking: Asking) -> dict[str, Any]:
+    """What a task's results depend on: its whole configuration, and the text of its items."""
+    config = {k: v for k, v in task.dump_config().items() if k not in ("dataset_kwargs", "dataset_path")}
+    docs = task.task_docs
+    taken = list(docs)[: asking.limit or None]
+    if asking.num_fewshot and task.get_config("num_fewshot"):
+        taken += list(task.fewshot_docs() or [])
+    return {"config": json.loads(json.dumps(config, default=_named)), "items": sha256_of_json(taken)}
+
+
+def ask(lm: Any, model: Model, name: str, task: Any, asking: Asking) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """lm-eval's results of one task: the answer with its values, and the file of items (empty on other ranks)."""
+    from lm_eval import evaluator
+
+    about = task.get_config("metadata") or {}
+    template = asking.apply_chat_template and not about.get("is_chatml")
+    started = time.perf_counter()
+    with _without_bars():
+        results = evaluator.evaluate(
+            lm,
+            {"tasks": {name: task}},
+            limit=asking.limit or None,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=template,
+            fewshot_as_multiturn=template,
+        )
+    if results is None:
+        return {}, {}
+    metrics = metrics_of(task)
+    samples = results["samples"][name]
+    rows = item_rows(samples, metrics, str(about.get("groups", "")))
+    values = {key: value for key, value in results["results"][name].items() if isinstance(value, float | int)}
+    filters = {row["filter"] for row in rows}
+    answer = {
+        "task": name,
+        "version": about.get("version", ""),
+        "items": len(rows) // max(1, len(filters)),
+        "groups": str(about.get("groups", "")),
+        "chat_template": bool(template),
+        "num_fewshot": task.get_config("num_fewshot"),
+        "metrics": [asdict(metric) for metric in metrics.values()],
+        "values": {key: value for key, value in values.items() if "stderr" not in key and key != "sample_len"},
+        "seconds": round(time.perf_counter() - started, 2),
+        "model": facts_of(model, lm),
+    }
+    return answer, {ITEMS: to_parquet(rows)}
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """lm-eval draws a bar for building each task's requests, which takes a second; ours is for the scoring."""
+    import lm_eval.api.task as module
+
+    before = module.tqdm
+    module.tqdm = partial(before, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = before
+
+
+def _named(value: Any) -> str:
+    """A stable name for what JSON does not know: never one with a memory address."""
+    return getattr(value, "__qualname__", type(value).__qualname__)

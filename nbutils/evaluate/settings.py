@@ -1,0 +1,43 @@
+"""Parameters of notebook 04: which models are measured, on what, and how certain the numbers are to be."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from nbutils.core.settings import STEERING, Seed, Settings
+
+
+class EvaluateSettings(Settings):
+    """Settings of the evaluation stage; their help lines stand in the notebook's parameters cell."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    task_path: str
+    limit: Annotated[int, Field(ge=0)]
+    peers: list[str]
+    num_fewshot: Annotated[int, Field(ge=0)]
+    apply_chat_template: bool
+    max_length: Annotated[int, Field(ge=16)]
+    eval_precision: Literal["auto", "fp32", "fp16", "bf16"]
+    selection_items: Annotated[int, Field(ge=4)]
+    resamples: Annotated[int, Field(ge=100, le=1_000_000)]
+    behaviour_prompts: Annotated[int, Field(ge=0)]
+    reply_tokens: Annotated[int, Field(ge=1)]
+    context_curve: Annotated[int, Field(ge=0)]
+    seed: Seed
+    split_seed: Seed
+    tokens_per_batch: Annotated[int, Field(ge=0), STEERING]
+    processes: Annotated[int, Field(ge=0, le=1024), STEERING]
+    cache_dir: Annotated[str, Field(min_length=1), STEERING]
+
+    @field_validator("tasks", "peers")
+    @classmethod
+    def _named_once(cls, value: list[str]) -> list[str]:
+        twice = next((name for name in value if value.count(name) > 1 or not name.strip()), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is empty or listed twice; name each once")
+        return value
+
+
+Settings = EvaluateSettings  # type: ignore[assignment, misc]  # the name under which the pipeline finds every stage's settings

@@ -1,0 +1,62 @@
+"""Cells that are passed over, and failures that do not cost a version's output.
+
+Kaggle executes a saved version with papermill, and publishes nothing of a version whose cell has failed. papermill
+fails on an output of type `error` (papermill/execute.py, `raise_for_execution_errors`), nbclient on the reply's status
+(nbclient/client.py, `_check_raise_for_error`); so a failure that may be kept is printed in red and its mark is taken
+off the result before IPython's kernel answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from nbutils.core.errors import UserError
+
+ANEW = "session.resume("
+"""A cell that calls this is executed in any case: somebody in the editor begins again."""
+RED = "\033[1;31m{}\033[0m"
+
+
+class Guard:
+    """Watches the cells of this kernel from `watch` on."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self._skipping = False
+        self._forgiven = False
+        self._keep: Callable[[BaseException], bool] = lambda error: False
+
+    def watch(self, keep: Callable[[BaseException], bool]) -> None:
+        """Asks `keep` at each failure whether the notebook shall end quietly, so that its output is kept."""
+        self._keep = keep
+        if self.shell is not None:
+            self.shell.set_custom_exc((Exception,), self._failed)
+            self.shell.events.register("post_run_cell", self._after)
+            self.shell.input_transformers_cleanup.append(self._transformed)
+
+    def pass_over(self) -> None:
+        """Executes nothing of the cells that follow."""
+        self._skipping = True
+
+    def _failed(
+        self, shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType, tb_offset: Any = None
+    ) -> None:
+        if not self._keep(error):
+            shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+            return
+        if not isinstance(error, UserError):
+            print("\n".join(shell.InteractiveTB.structured_traceback(kind, error, trace, tb_offset=tb_offset)))
+        print(RED.format(f"{kind.__name__}: {error}"), flush=True)
+        self._forgiven = self._skipping = True
+
+    def _after(self, result: Any) -> None:
+        if self._forgiven:
+            result.error_in_exec = None
+            self._forgiven = False
+
+    def _transformed(self, lines: list[str]) -> list[str]:
+        if any(ANEW in line for line in lines):
+            self._skipping = False
+        return ["pass\n"] if self._skipping else lines

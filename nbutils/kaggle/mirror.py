@@ -1,0 +1,121 @@
+"""A second home for checkpoints: a private repository on the Hub, for sessions that Kaggle ends unpublished.
+
+A thread of the notebook's kernel sends the newest valid checkpoint every so many minutes. Training runs in processes of
+its own and never waits for it; what is being sent is linked into a folder beside, so that it may be pruned meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.record import CHECKPOINTS
+from nbutils.kaggle.earlier import newest_checkpoint
+
+BESIDE = ("stage.json", "settings.json", "metrics.jsonl", "samples.jsonl")
+"""Files of the training stage that go with a checkpoint."""
+
+
+class Mirror:
+    """Sends checkpoints of one run to `repo`, every `minutes`."""
+
+    def __init__(self, repo: str, minutes: float) -> None:
+        self.repo = repo
+        self.minutes = minutes
+        self.sent = -1
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._troubled = False
+
+    def start(self, run: Path) -> None:
+        """Begins to send; the first time after `minutes`."""
+        self._thread = threading.Thread(target=self._loop, args=(run,), daemon=True, name="checkpoint mirror")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends sending, after what is under way."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=600)
+
+    def fetch(self, name: str, beyond: int, target: Path) -> bool:
+        """Downloads the mirrored run of that name into `target` if it is further than step `beyond`.
+
+        False where the repository holds nothing newer. UserError where it cannot be read.
+        """
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError: of its HTTP library
+
+        try:
+            files = HfApi().list_repo_files(self.repo)
+        except RepositoryNotFoundError:
+            return False  # nothing was ever sent
+        except (HTTPError, OSError) as error:
+            raise UserError(
+                f"checkpoint_mirror '{self.repo}' cannot be read ({_first_line(error)}): check that HF_TOKEN may read "
+                "it, or bundle without --mirror."
+            ) from None
+        steps = [int(found[1]) for file in files if (found := re.search(rf"^{re.escape(name)}/.*/step-(\d+)/", file))]
+        if max(steps, default=-1) <= beyond:
+            return False
+        snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)
+        return True
+
+    def send(self, run: Path) -> int | None:
+        """Sends the newest valid checkpoint, and drops older ones there; its step, None where there is nothing new."""
+        from huggingface_hub import HfApi
+
+        checkpoint = newest_checkpoint(run / "train")
+        step = int(checkpoint.name.partition("-")[2]) if checkpoint else -1
+        if checkpoint is None or step <= self.sent:
+            return None
+        with tempfile.TemporaryDirectory(dir=run.parent, prefix=".mirror-") as folder:
+            staged = Path(folder) / "train"
+            for file in checkpoint.rglob("*"):
+                if file.is_file():
+                    _link(file, staged / CHECKPOINTS / checkpoint.name / file.relative_to(checkpoint))
+            for name in BESIDE:
+                if (run / "train" / name).is_file():
+                    (staged / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(run / "train" / name, staged / name)
+            shutil.copyfile(run / "run.json", Path(folder) / "run.json")
+            api = HfApi()
+            api.create_repo(self.repo, private=True, exist_ok=True)
+            if not api.repo_info(self.repo).private:
+                raise UserError(f"{self.repo} is public: make it private, or name another repository")
+            api.upload_folder(
+                repo_id=self.repo,
+                folder_path=folder,
+                path_in_repo=run.name,
+                commit_message=f"{run.name}, step {step}",
+                delete_patterns=f"train/{CHECKPOINTS}/*",
+            )
+        self.sent = step
+        return step
+
+    def _loop(self, run: Path) -> None:
+        while not self._ended.wait(60 * self.minutes):
+            try:
+                self.send(run)
+            except Exception as error:  # the Hub's client raises many kinds; training must go on whatever happens
+                if not self._troubled:
+                    print(f"Note: the checkpoint could not be sent to {self.repo} ({_first_line(error)}).", flush=True)
+                self._troubled = True
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _first_line(error: Any) -> str:
+    return str(error).strip().split("\n")[0][:200]

@@ -1,0 +1,87 @@
+"""Where a bundled notebook runs: on Kaggle or not, in which kind of session, with which GPUs, with internet or not."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import kaggle_root
+from nbutils.core.hardware import Gpu, nvidia_gpus, usable_gpus
+
+WHOLE = "all"
+"""Stands in place of a stage for the bundle that runs the whole pipeline."""
+RUN_TYPE = "KAGGLE_KERNEL_RUN_TYPE"
+"""Environment variable of a Kaggle session: `Batch` for a saved version, `Interactive` in the editor."""
+INTERNET_SECONDS = 2.0
+SECRET = "HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Place:
+    """`root` holds `input/` and `working/`; None away from Kaggle. `run_type`: Batch, Interactive, or unknown."""
+
+    root: Path | None
+    run_type: str
+    internet: bool
+    gpus: tuple[Gpu, ...]
+
+    @property
+    def line(self) -> str:
+        """The place in a line for people."""
+        where = f"Kaggle, {self.run_type}" if self.root else "not on Kaggle"
+        gpus = " + ".join(gpu.name for gpu in self.gpus) or "no GPU"
+        return f"{where}; {gpus}; {'internet' if self.internet else 'no internet'}"
+
+
+def look_around() -> Place:
+    """Finds out where this is, without initialising CUDA.
+
+    Kaggle is known by its two folders. Variables such as KAGGLE_USERNAME or KAGGLE_KEY say nothing: whoever pushes
+    notebooks has them at home too.
+    """
+    root = kaggle_root()
+    there = (root / "input").is_dir() and (root / "working").is_dir()
+    return Place(root if there else None, os.environ.get(RUN_TYPE) or "unknown", has_internet(), nvidia_gpus())
+
+
+def has_internet() -> bool:
+    """Whether the hub's host (HF_ENDPOINT, or huggingface.co) takes a connection within 2 s."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=INTERNET_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def check_gpus(gpus: tuple[Gpu, ...], processes: int) -> None:
+    """UserError where there are fewer usable GPUs than `processes` asks for (0 takes what there is)."""
+    usable = usable_gpus(gpus)
+    if len(usable) >= processes:
+        return
+    old = ", ".join(sorted({gpu.name for gpu in gpus if gpu not in usable}))
+    found = f"{len(usable)} usable GPU(s)" + (f" ({old} is too old for today's torch)" if old else "")
+    raise UserError(
+        f"processes is {processes}, but this session has {found}: choose the accelerator GPU T4 x2 in the session's "
+        'options (machine_shape "NvidiaTeslaT4"), or bundle again with -p processes=0, which takes what there is.'
+    )
+
+
+def take_secret() -> bool:
+    """Puts HF_TOKEN into the environment where it is attached as a Kaggle secret; public models never need it."""
+    if os.environ.get(SECRET):
+        return True
+    try:
+        from kaggle_secrets import UserSecretsClient
+
+        os.environ[SECRET] = UserSecretsClient().get_secret(SECRET)
+        return True
+    except Exception:  # absent, not attached, or no internet: each has its own exception there
+        return False

@@ -1,0 +1,84 @@
+"""The first cell of a bundled notebook: looks around, and installs what is missing.
+
+Until then nothing is imported that the image might lack, or have in a version that is about to be replaced.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbutils.kaggle import packages, place
+
+if TYPE_CHECKING:
+    from nbutils.kaggle.session import Session
+
+STARTED = "NBUTILS_STARTED"
+REQUIREMENTS = "requirements.txt"
+"""In the archive: what smallchat needs, a requirement a line."""
+FOLDER = Path(__file__).resolve().parents[2]
+"""Where the archive was unpacked."""
+
+
+def start(
+    *,
+    stage: str,
+    profile: str,
+    address: str,
+    processes: int,
+    internet: bool,
+    checkpoint_mirror: str = "",
+    mirror_minutes: float = 30.0,
+) -> Session:
+    """The first cell: looks around, checks the GPUs, installs what is missing, and prints what was found.
+
+    UserError where the session cannot do what the profile asks for.
+    """
+    where = place.look_around()
+    print(f"smallchat, {stage} of profile {profile}: {where.line}")
+    if where.root is None:
+        _share_package()
+        return _session(stage, profile, address, where)
+    place.check_gpus(where.gpus, processes)
+    wheels = sorted(path.parent for path in (where.root / "input").glob(f"**/{packages.WHEELS}"))
+    lines = (FOLDER / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
+    before = packages.inspect(packages.needed(lines, stage))
+    after = packages.install(before, where.internet, wheels)
+    print(packages.table(before, after))
+    if internet and not where.internet:
+        print("Note: the hub cannot be reached; only what is attached or built in can be used.")
+    if not where.internet:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    elif place.take_secret():
+        print("HF_TOKEN is taken from the notebook's secrets.")
+    _share_package()
+    _start_clock()
+    session = _session(stage, profile, address, where)
+    if checkpoint_mirror:
+        if not os.environ.get(place.SECRET):
+            print(f"Note: nothing is sent to checkpoint_mirror {checkpoint_mirror}: there is no secret HF_TOKEN.")
+        else:
+            from nbutils.kaggle.mirror import Mirror
+
+            session.mirror = Mirror(checkpoint_mirror, mirror_minutes)
+    return session
+
+
+def _session(stage: str, profile: str, address: str, where: place.Place) -> Session:
+    from nbutils.kaggle.session import Session
+
+    return Session(stage, profile, address, where)
+
+
+def _share_package() -> None:
+    """Lets the processes that the notebook starts import the unpacked package too."""
+    paths = [str(FOLDER), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+
+
+def _start_clock() -> None:
+    """The time budget counts from the start of this kernel: Kaggle's does too, a little earlier."""
+    import psutil
+
+    os.environ.setdefault(STARTED, str(psutil.Process().create_time()))

@@ -1,0 +1,1 @@
+"""Notebook 03: the curves and final numbers of a training run."""

@@ -1,0 +1,112 @@
+"""Tables and pictures of notebook 03; nothing here changes what the stage writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.metrics.compare import COMPARED
+from nbutils.metrics.figures import duration
+from nbutils.metrics.interactive import InteractiveCurves
+
+__all__ = ["InteractiveCurves", "comparison", "difference_table", "number_table", "picture", "remark_list"]
+
+
+def number_table(summary: dict[str, Any]) -> Any:
+    """The final numbers of a run as a Markdown table; what a run did not log is left out."""
+    final, best, untrained = summary["final"], summary["best"], summary["untrained"]
+    lowest = best["eval_loss"] if best["eval_loss"] and best["eval_loss"]["step"] < summary["steps"] else None
+    over = ", all tokens" if summary["counts_all_tokens"] else ""
+    rows = [
+        ("optimizer steps", _steps(summary)),
+        ("epochs", _form(summary["epochs"], "{:.2f}")),
+        (f"training loss, smoothed{over}", _form(final["loss"], "{:.3f} nats per token")),
+        ("evaluation loss, all tokens", _form(final["eval_loss_all_tokens"], "{:.3f}") if over else None),
+        ("evaluation loss, assistant's tokens", _form(final["eval_loss"], "{:.3f} nats per token")),
+        ("… before training", _form(untrained["eval_loss"], "{:.3f}")),
+        ("… lowest", lowest and f"{lowest['value']:.3f} at step {lowest['step']}"),
+        ("perplexity, assistant's tokens", _form(final["perplexity"], "{:.1f}")),
+        ("evaluation token accuracy, assistant's tokens", _form(final["eval_token_accuracy"], "{:.1%}")),
+        ("tokens seen", _tokens(summary)),
+        ("time", duration(summary["hours"] * 3600) if summary["hours"] is not None else None),
+        ("speed, median", _form(summary["tokens_per_second"], "{:,.0f} tokens per second")),
+        ("padding", _form(summary["padding"], "{:.1%} of token positions")),
+        ("peak memory", _form(summary["peak_memory_gib"], "{:.2f} GiB")),
+        ("sessions", _sessions(summary)),
+        ("fp16 steps skipped", summary["skipped_steps"] or None),
+    ]
+    return _markdown(["", ""], [[name, str(value)] for name, value in rows if value is not None])
+
+
+def remark_list(remarks: list[dict[str, Any]]) -> Any:
+    """The remarks on a run as a Markdown list, or a line saying that there are none."""
+    from IPython.display import Markdown
+
+    if not remarks:
+        return Markdown("Nothing stands out: no overfitting, divergence, spikes, or waiting for data.")
+    return Markdown("\n".join(f"- **{remark['kind'].replace('_', ' ')}** — {remark['text']}" for remark in remarks))
+
+
+def difference_table(differences: dict[str, dict[str, Any]]) -> Any:
+    """What differs between compared runs as a Markdown table: a row per parameter or result, a column per run."""
+    runs = list(next(iter(differences.values())))
+    return _markdown(["", *runs], [[name, *(_cell(row[run]) for run in runs)] for name, row in differences.items()])
+
+
+def comparison(differences: dict[str, dict[str, Any]], folder: Path) -> Any:
+    """The figures and the table of compared runs, or a line that says how to compare some."""
+    from IPython.display import Markdown
+
+    if not differences:
+        return Markdown("No other run was named in `compare_runs`.")
+    picture(folder, *COMPARED)
+    return difference_table(differences)
+
+
+def picture(folder: Path, *names: str) -> None:
+    """Shows saved figures, one below the other; a name that was not written is passed over."""
+    from IPython.display import Image, display
+
+    files = [folder / f"{name}.png" for name in names]
+    if not any(file.is_file() for file in files):
+        raise UserError(f"The run logged nothing to draw {' or '.join(names)} from; see train/metrics.jsonl.")
+    for file in files:
+        if file.is_file():
+            display(Image(filename=str(file), width=800))
+
+
+def _markdown(head: list[str], rows: Iterable[list[str]]) -> Any:
+    from IPython.display import Markdown
+
+    lines = [head, ["---"] * len(head), *rows]
+    return Markdown("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
+
+
+def _form(value: float | None, form: str) -> str | None:
+    return None if value is None else form.format(value)
+
+
+def _steps(summary: dict[str, Any]) -> str:
+    planned = summary["planned_steps"]
+    return f"{summary['steps']:,}" + (f" of {planned:,}" if planned and planned != summary["steps"] else "")
+
+
+def _tokens(summary: dict[str, Any]) -> str | None:
+    if summary["total_tokens"] is None:
+        return None
+    supervised = summary["supervised_tokens"]
+    return f"{summary['total_tokens']:,}" + (f", {supervised:,} of them supervised" if supervised is not None else "")
+
+
+def _sessions(summary: dict[str, Any]) -> str | None:
+    steps = summary["resumes"]
+    if not steps:
+        return None
+    listed = ", ".join(map(str, steps[:5])) + (" …" if len(steps) > 5 else "")
+    return f"{summary['sessions']}, resumed at step {listed}"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

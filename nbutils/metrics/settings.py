@@ -1,0 +1,27 @@
+"""Parameters of notebook 03."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbutils.core.files import resolve, sha256_of_file
+from nbutils.core.settings import Settings as BaseSettings
+
+
+class MetricsSettings(BaseSettings):
+    """Parameters of the metrics stage; explained in the notebook's `parameters` cell."""
+
+    compare_runs: list[str]
+
+    def result_parameters(self) -> dict[str, Any]:
+        """The result parameters, and the state of the compared runs: their curves are part of what comes out."""
+        logs = [resolve(run) / "train" / "metrics.jsonl" for run in self.compare_runs]
+        return super().result_parameters() | {
+            "compare_runs": [
+                [run, sha256_of_file(log) if log.is_file() else None]
+                for run, log in zip(self.compare_runs, logs, strict=True)
+            ]
+        }
+
+
+Settings = MetricsSettings

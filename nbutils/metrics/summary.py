@@ -1,0 +1,101 @@
+"""`metrics/summary.json`: what a run came to, in numbers that the model card and later readers take from there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json, shown
+from nbutils.core.history import History, Series, trend
+from nbutils.metrics.remarks import remarks
+
+SCHEMA = 1
+
+
+def read_training_settings(run: Path) -> dict[str, Any]:
+    """`train/settings.json` of a run folder; UserError where it is missing."""
+    path = run / "train" / "settings.json"
+    if not path.is_file():
+        raise UserError(f"{shown(path)} does not exist: run notebooks/02_train_sft.ipynb first.")
+    settings: dict[str, Any] = read_json(path)
+    return settings
+
+
+def read_history(run: Path) -> History:
+    """The training history of a run folder; UserError where there is none."""
+    return History.read(run / "train" / "metrics.jsonl")
+
+
+def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
+    """Final and best values, perplexity, tokens, time, sessions and remarks; numbers that are missing are None.
+
+    Losses are nats per supervised token; with `counts_all_tokens` the training loss is over all tokens, the evaluation
+    loss always over the assistant's. The final training values are the ends of the smoothed curves; perplexity is
+    exp(final evaluation loss), per token.
+    """
+    derived = training.get("derived", {})
+    loss, accuracy = history.series("loss"), history.series("token_accuracy")
+    eval_loss, eval_accuracy = history.eval_series("eval_loss"), history.eval_series("eval_token_accuracy")
+    final_eval = eval_loss.last
+    return {
+        "schema": SCHEMA,
+        "steps": history.last_step,
+        "planned_steps": derived.get("steps"),
+        "epochs": history.series("epoch").last,
+        "counts_all_tokens": history.counts_all_tokens,
+        "untrained": {"eval_loss": _at_start(eval_loss), "eval_token_accuracy": _at_start(eval_accuracy)},
+        "final": {
+            "loss": trend(loss).last,
+            "token_accuracy": trend(accuracy).last,
+            "eval_loss": final_eval,
+            "eval_loss_all_tokens": history.eval_series("eval_loss_all_tokens").last,
+            "eval_token_accuracy": eval_accuracy.last,
+            "perplexity": math.exp(final_eval) if final_eval is not None and final_eval < 700 else None,
+        },
+        "best": {
+            "eval_loss": _best(eval_loss, min),
+            "eval_token_accuracy": _best(eval_accuracy, max),
+        },
+        **_amounts(history),
+        "seconds": {part: round(seconds, 3) for part, seconds in history.seconds().items()},
+        "eval_hash": training.get("data", {}).get("eval_hash"),
+        "remarks": remarks(history, derived.get("steps")),
+    }
+
+
+def _amounts(history: History) -> dict[str, Any]:
+    """Tokens, time, memory, sessions and skipped steps."""
+    speed = history.series("tokens_per_second").finite.values
+    elapsed = history.series("elapsed").last
+    padding = history.series("padding").finite.values
+    memory = history.series("peak_memory_gib").finite.values
+    return {
+        "supervised_tokens": _whole(history.series("supervised_tokens").last),
+        "total_tokens": _whole(history.series("total_tokens").last),
+        "hours": elapsed / 3600 if elapsed is not None else None,
+        "tokens_per_second": float(sorted(speed)[len(speed) // 2]) if len(speed) else None,
+        "padding": float(padding.mean()) if len(padding) else None,
+        "peak_memory_gib": float(memory.max()) if len(memory) else None,
+        "sessions": len(history.sessions),
+        "resumes": history.resumes,
+        "skipped_steps": _whole(history.series("skipped_steps").last) or 0,
+    }
+
+
+def _at_start(series: Series) -> float | None:
+    finite = series.finite
+    return float(finite.values[0]) if len(finite) and finite.steps[0] == 0 else None
+
+
+def _best(series: Series, choose: Any) -> dict[str, float | int] | None:
+    finite = series.finite
+    if not len(finite):
+        return None
+    value = choose(finite.values.tolist())
+    return {"value": value, "step": int(finite.steps[finite.values.tolist().index(value)])}
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

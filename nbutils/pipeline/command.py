@@ -1,0 +1,57 @@
+"""`python -m nbutils run`: its arguments, and what it makes of them."""
+
+from __future__ import annotations
+
+import argparse
+
+from nbutils.pipeline.arguments import add_overrides, add_run_dir, profile_path
+from nbutils.pipeline.job import Job
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `run`."""
+    parser.add_argument("profile", metavar="PROFILE", help="a YAML file of parameters, for example params/demo.yaml")
+    add_overrides(parser)
+    add_run_dir(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--from", metavar="STAGE", dest="start", help="rerun this stage and all later ones")
+    which.add_argument("--only", metavar="STAGE", help="run this stage alone, on the earlier ones as they stand")
+    stale = parser.add_mutually_exclusive_group()
+    stale.add_argument("--accept", action="store_true", help="keep long work that no longer fits, as if it did")
+    stale.add_argument("--force", action="store_true", help="set long work that no longer fits aside and start anew")
+    parser.add_argument(
+        "--allow-paused", action="store_true", help="run later stages on a paused training's checkpoint"
+    )
+    parser.add_argument("--explain", action="store_true", help="say what would be run and why, and run nothing")
+    parser.add_argument(
+        "--cell-minutes", metavar="N", type=float, help="fail a cell that takes longer (default: no limit)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs a profile; the exit status."""
+    from nbutils.pipeline.choice import Options, explain
+    from nbutils.pipeline.display import Display
+    from nbutils.pipeline.parameters import plan
+    from nbutils.pipeline.run import Run
+
+    display = Display()
+    options = Options(
+        arguments.only,
+        arguments.start,
+        arguments.accept,
+        arguments.force,
+        arguments.allow_paused,
+        arguments.cell_minutes,
+    )
+    planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
+    if arguments.explain:
+        return explain(planned, options, display)
+    return Run(planned, options, display, _execute).go()
+
+
+def _execute(job: Job) -> None:
+    """The engine, imported when the first notebook has to run: a run in which nothing happens doesn't wait for it."""
+    from nbutils.pipeline import engine
+
+    engine.execute(job)

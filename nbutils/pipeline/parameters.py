@@ -1,0 +1,86 @@
+"""From a profile to each notebook's own parameters, checked before anything starts."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.notebooks import Parameter, StageSpec, notebook_path, notebooks_folder, parameters, stages
+from nbutils.core.settings import Settings, nearest
+from nbutils.pipeline.profile import Given, read_override, read_profile
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a run: its validated settings, and the parameters to inject into its notebook."""
+
+    stage: StageSpec
+    settings: Settings
+    injected: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run in order, and the one run folder that they share."""
+
+    stages: list[Planned]
+    run: Path
+    run_dir: str
+
+
+def plan(profile: Path, overrides: list[str], run_dir: str | None = None) -> Plan:
+    """What a run of a profile would execute. UserError for an unknown name or a value out of range, with its place."""
+    given = read_profile(profile)
+    given |= dict(read_override(text) for text in overrides)
+    if run_dir is not None:
+        given["run_dir"] = Given(run_dir, "--run-dir")
+    present = [stage for stage in stages() if notebook_path(stage).is_file()]
+    if not present:
+        raise UserError(
+            f"There are no notebooks in {notebooks_folder()}; set NBUTILS_NOTEBOOKS to the folder of yours."
+        )
+    cells = {stage.name: parameters(notebook_path(stage)) for stage in present}
+    _check_names(given, cells)
+    planned = [_planned(stage, cells[stage.name], given) for stage in present]
+    folders = {entry.settings.run_path: entry.settings.run_dir for entry in planned}
+    if len(folders) > 1:
+        raise UserError(f"The notebooks have different run folders ({', '.join(folders.values())}): give one run_dir.")
+    run, name = next(iter(folders.items()))
+    return Plan(planned, run, name)
+
+
+def settings_class(stage: StageSpec) -> type[Settings]:
+    """The settings class of a stage, imported when it is needed."""
+    try:
+        found: type[Settings] = importlib.import_module(stage.settings_module).Settings
+    except ModuleNotFoundError as error:
+        if error.name is None or not stage.settings_module.startswith(error.name):
+            raise
+        raise UserError(f"{stage.file} has no settings: the module {stage.settings_module} is missing.") from None
+    return found
+
+
+def _check_names(given: dict[str, Given], cells: dict[str, dict[str, Parameter]]) -> None:
+    known = sorted({name for cell in cells.values() for name in cell})
+    for name, entry in given.items():
+        if name not in known:
+            raise UserError(f"{entry.where}: no notebook has a parameter '{name}'.{nearest(name, known)}")
+
+
+def _planned(stage: StageSpec, cell: dict[str, Parameter], given: dict[str, Given]) -> Planned:
+    own = {name: entry for name, entry in given.items() if name in cell}
+    settings_type = settings_class(stage)
+    values = {name: parameter.default for name, parameter in cell.items()} | {n: e.value for n, e in own.items()}
+    try:
+        settings = settings_type.checked({name: values[name] for name in settings_type.model_fields if name in values})
+    except UserError as error:
+        places = [entry.where for name, entry in own.items() if f"'{name}'" in str(error)]
+        places += [entry.where for name, entry in own.items() if f"'{name}." in str(error)]
+        raise UserError(f"{places[0] if places else stage.file}: {error}") from None
+    checked = settings.model_dump(mode="json")
+    # A list or mapping is handed on as it was written; a number or text as the settings have read it.
+    injected = {n: e.value if isinstance(e.value, list | dict) else checked.get(n, e.value) for n, e in own.items()}
+    return Planned(stage, settings, injected)

@@ -1,0 +1,1 @@
+"""Notebook 06: the model card and the model folder, ready to be shared."""

@@ -1,0 +1,90 @@
+"""A model's architecture and parameters, computed from its config and the headers of its weight files."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.files import read_json
+
+PARTS = (
+    ("embed", "token embedding"),
+    ("wte", "token embedding"),
+    ("wpe", "position embedding"),
+    ("lm_head", "output head"),
+    ("norm", "norms"),
+    ("ln_", "norms"),
+    ("attn", "attention"),
+    ("mlp", "feed-forward"),
+)
+"""Which part of a model a weight belongs to, by the first fragment that its name contains."""
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name → shape of every weight in a model folder, from the files' headers; no weight is read.
+
+    Format: 8 bytes of length, little endian, then a JSON header (safetensors).
+    """
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def parameter_counts(shapes: dict[str, list[int]]) -> dict[str, int]:
+    """Parameters by part of the model; their sum is the model's size. Tied weights are stored and counted once."""
+    counts: dict[str, int] = {}
+    for name, shape in shapes.items():
+        part = next((part for fragment, part in PARTS if fragment in name), "other")
+        counts[part] = counts.get(part, 0) + math.prod(shape)
+    return counts
+
+
+def architecture(folder: Path) -> list[tuple[str, str]]:
+    """The rows of the card's architecture table; what a config does not state is left out."""
+    config = read_json(folder / "config.json")
+    shapes = tensor_shapes(folder)
+    counts = parameter_counts(shapes)
+    heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    rows: list[tuple[str, Any]] = [
+        ("Class", ", ".join(f"`{name}`" for name in config.get("architectures") or [])),
+        ("Parameters", f"{sum(counts.values()):,}"),
+        *((f"… {part}", f"{count:,}") for part, count in sorted(counts.items(), key=lambda item: -item[1])),
+        ("Layers", config.get("num_hidden_layers")),
+        ("Hidden size", config.get("hidden_size")),
+        ("Feed-forward size", config.get("intermediate_size")),
+        ("Attention heads", heads and (f"{heads}, {groups} key/value heads" if groups and groups != heads else heads)),
+        ("Vocabulary", config.get("vocab_size")),
+        ("Context", config.get("max_position_embeddings") and f"{config['max_position_embeddings']:,} tokens"),
+        ("Embeddings", "tied" if config.get("tie_word_embeddings") else "untied (input and output are separate)"),
+        ("Position encoding", _rope(config)),
+        ("Activation", config.get("hidden_act")),
+        ("Precision of the weights", config.get("dtype") or config.get("torch_dtype")),
+    ]
+    return [(name, f"{value:,}" if type(value) is int else str(value)) for name, value in rows if value]
+
+
+def extends_by_theta(folder: Path) -> float | None:
+    """The factor on RoPE's base with which the model reads twice its trained length; None where that does not apply.
+
+    NTK-aware scaling with the base fixed for twice the length (bloc97, emozilla 2023; transformers'
+    `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): 3 to the power of D / (D - 2), where D
+    is the size of a head.
+    """
+    config = read_json(folder / "config.json")
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type") != "default" or config.get("model_type") not in ("llama", "mistral", "qwen2"):
+        return None
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return float(3 ** (size / (size - 2)))
+
+
+def _rope(config: dict[str, Any]) -> str | None:
+    rope = config.get("rope_parameters") or {}
+    return f"RoPE, base {rope['rope_theta']:,.0f}" if rope.get("rope_theta") else None

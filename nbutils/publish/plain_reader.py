@@ -1,0 +1,60 @@
+"""Reads a published folder as a stranger would: plain transformers, in a process that cannot import `nbutils`.
+
+Run as a file, with a JSON job on standard input; writes one JSON object to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def token_ids(tokenizer: Any, conversations: list[Any]) -> list[list[int]]:
+    """Token ids of each conversation by the chat template."""
+    return [list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]) for messages in conversations]
+
+
+def greedy_replies(model: Any, tokenizer: Any, prompts: list[Any], max_new_tokens: int) -> list[dict[str, Any]]:
+    """For each prompt the ids of the reply (without the end token), and at each step the lead of the best score."""
+    import torch
+
+    replies = []
+    for messages in prompts:
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )  # each (1, T)
+        with torch.inference_mode():
+            out = model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        best = torch.stack(out.scores).squeeze(1).topk(2).values  # (new tokens, 2)
+        leads = (best[:, 0] - best[:, 1]).tolist()
+        end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
+        replies.append({"ids": ids[:end], "leads": leads})
+    return replies
+
+
+def main() -> None:
+    """Does the job: folder, conversations, prompts, max_new_tokens, threads."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+    job = json.load(sys.stdin)  # after the imports, which the asking process needs the time of, too
+    logging.set_verbosity_error()
+    torch.set_num_threads(job["threads"])
+    tokenizer = AutoTokenizer.from_pretrained(job["folder"])
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
+    ids = token_ids(tokenizer, job["conversations"])
+    replies = greedy_replies(model, tokenizer, job["prompts"], job["max_new_tokens"])
+    json.dump({"ids": ids, "replies": replies}, sys.stdout)
+
+
+if __name__ == "__main__":
+    sys.modules["nbutils"] = None  # type: ignore[assignment]  # from here on, importing it raises ImportError
+    main()

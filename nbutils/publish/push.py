@@ -1,0 +1,52 @@
+"""Sending the published folder to the Hub: one commit, private unless told otherwise, and safe to repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import shown
+from nbutils.core.secrets import redact
+from nbutils.publish.scan import check_secrets
+from nbutils.publish.settings import PublishSettings
+
+
+def push_if_asked(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
+    """`push` where the parameter of that name is on; returns the commit's address, or nothing."""
+    return push(folder, files, settings) if settings.push else ""
+
+
+def push(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
+    """Uploads the files (relative to `folder`) as one commit and returns its address.
+
+    Large files go first, by content: after an interruption the next try sends only what the Hub does not hold yet, and
+    the repository changes only with the commit at the end. Figures and evidence of an earlier push that are gone from
+    the folder are deleted with it. UserError without a repo_id or token, for secrets, and where the Hub refuses.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of the HTTP library that it uses
+
+    if not settings.repo_id:
+        raise UserError("push is on and repo_id is empty: give the Hub's name for the model, such as me/my-model.")
+    token = get_token()
+    if not token:
+        raise UserError("push is on and there is no token: set HF_TOKEN in the environment, or run `hf auth login`.")
+    check_secrets(folder, files)
+    try:
+        api = HfApi(token=token)
+        api.create_repo(settings.repo_id, private=settings.private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=settings.repo_id,
+            folder_path=folder,
+            allow_patterns=[str(file) for file in files],
+            delete_patterns=["figures/*", "run/*"],
+            commit_message=f"{settings.model_name}, published by smallchat",
+        )
+    except (HTTPError, HFValidationError, OSError, RuntimeError) as error:
+        reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        raise UserError(
+            f"{shown(folder)} could not be pushed to {settings.repo_id}: {reason} — nothing changed there; mend that "
+            "and run notebook 06 again, which sends only what is missing."
+        ) from error
+    return str(commit.commit_url)

@@ -1,0 +1,161 @@
+"""What the model card says of data, training and origin, each section from its own file of the run folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbutils.publish.facts import Facts
+
+Rows = list[tuple[Any, ...]]
+
+TRAINING = {
+    "learning_rate": "Peak learning rate",
+    "schedule": "Schedule",
+    "warmup_fraction": "Warm-up, share of steps",
+    "optimizer": "Optimizer",
+    "weight_decay": "Weight decay",
+    "max_grad_norm": "Gradient clipping, norm",
+    "epochs": "Epochs",
+    "tokens_per_step": "Tokens per optimizer step",
+    "tokens_per_microbatch": "Tokens per micro-batch",
+    "max_length": "Longest conversation, tokens",
+    "supervise": "Loss counts tokens of",
+    "seed": "Seed",
+}
+"""Parameters of the training stage on the card, in this order, with their names in words."""
+
+ORIGINS = {"chitchat": "chitchat (PyPI package chitchat-dataset, MIT)"}
+"""Where datasets come from that are not the Hub's."""
+
+
+def summary(facts: Facts, parameters: int) -> str:
+    """The card's first sentence."""
+    base = facts.record["parameters"].get("base_model", "")
+    start = "a Llama built from its configuration" if base == "tiny" else f"`{base}`"
+    sources = ", ".join(f"`{dataset['path']}`" for dataset in facts.data["datasets"])
+    steps = facts.metrics["steps"]
+    return (
+        f"A chat model of {parameters:,} parameters: {start}, fine-tuned for {steps:,} optimizer steps on "
+        f"{facts.data['train']['rows']:,} conversations of {sources} with smallchat."
+    )
+
+
+def training_sentence(facts: Facts) -> str:
+    """Hardware, time and precision in a sentence."""
+    derived, hardware, metrics = facts.training["derived"], facts.record["hardware"], facts.metrics
+    processes = derived["world_size"]
+    where = (
+        f"{processes} process{'es' if processes > 1 else ''} in {derived['precision']} on {_device(derived['device'])}"
+    )
+    machine = f"{hardware['cores']} cores, {hardware['memory_gib']:.0f} GiB, {hardware['platform']}"
+    hours = metrics["hours"]
+    took = "" if hours is None else f" for {_duration(hours * 3600)}"
+    sessions = f", in {metrics['sessions']} sessions" if metrics["sessions"] > 1 else ""
+    return f"Supervised fine-tuning with TRL's `SFTTrainer` and DDP: {where} ({machine}){took}{sessions}."
+
+
+def training(facts: Facts) -> Rows:
+    """The training configuration, and what followed from it."""
+    given, derived = facts.training["settings"], facts.training["derived"]
+    rows: Rows = [(words, _value(given[name])) for name, words in TRAINING.items() if name in given]
+    rows.append(("Optimizer steps", f"{facts.metrics['steps']:,}"))
+    rows += [("Micro-batches per step", _value(derived[n])) for n in ("microbatches_per_step",) if n in derived]
+    if facts.metrics["skipped_steps"]:
+        rows.append(("fp16 steps skipped", facts.metrics["skipped_steps"]))
+    return rows
+
+
+def data_sentence(facts: Facts) -> str:
+    """How many rows were read and what became of them, in a sentence."""
+    data = facts.data
+    return (
+        f"{data['rows']:,} rows were read. A conversation is kept whole or dropped whole, for exactly one reason; "
+        f"none is cut to a length. {data['train']['rows']:,} conversations ({data['train']['tokens']:,} tokens, "
+        f"{data['train']['supervised_tokens']:,} of them the assistant's) were trained on, {data['eval']['rows']:,} "
+        f"({data['eval']['tokens']:,} tokens) held out for evaluation."
+    )
+
+
+def fates(facts: Facts) -> Rows:
+    """Rows, share and tokens by fate; reasons that met no row are left out."""
+    total = max(facts.data["rows"], 1)
+    return [
+        (fate.replace("_", " "), f"{count['rows']:,}", f"{count['rows'] / total:.1%}", f"{count['tokens']:,}")
+        for fate, count in facts.data["fates"].items()
+        if count["rows"]
+    ]
+
+
+def data_note(facts: Facts) -> str:
+    """What the table of fates leaves open."""
+    trimmed = facts.data.get("trimmed_rows", 0)
+    lost = f" {trimmed:,} conversations lost a last user message that nobody answered." if trimmed else ""
+    return f"Too long means more than {facts.data['max_length']:,} tokens.{lost}"
+
+
+def metrics(facts: Facts) -> Rows:
+    """Final numbers of the training run; what it did not log is left out."""
+    final, best, untrained = (facts.metrics[name] for name in ("final", "best", "untrained"))
+    lowest = best["eval_loss"]
+    over = " (all tokens)" if facts.metrics["counts_all_tokens"] else ""
+    rows = [
+        (f"Training loss, smoothed, nats per token{over}", _form(final["loss"], "{:.3f}")),
+        ("Evaluation loss, all tokens", _form(final["eval_loss_all_tokens"], "{:.3f}") if over else None),
+        ("Evaluation loss, the assistant's tokens", _form(final["eval_loss"], "{:.3f}")),
+        ("… before training", _form(untrained["eval_loss"], "{:.3f}")),
+        ("… lowest", _lowest(lowest) if lowest and lowest["step"] < facts.metrics["steps"] else None),
+        ("Perplexity, the assistant's tokens", _form(final["perplexity"], "{:.1f}")),
+        (f"Training token accuracy, smoothed{over}", _form(final["token_accuracy"], "{:.1%}")),
+        ("Evaluation token accuracy", _form(final["eval_token_accuracy"], "{:.1%}")),
+        ("Tokens seen", _form(facts.metrics["total_tokens"], "{:,}")),
+        ("Tokens per second", _form(facts.metrics["tokens_per_second"], "{:,.0f}")),
+    ]
+    return [row for row in rows if row[1] is not None]
+
+
+def provenance(facts: Facts) -> Rows:
+    """Commit, versions and hashes."""
+    record = facts.record
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version != "absent")
+    base = record["parameters"].get("base_model", "")
+    revision = record["parameters"].get("base_revision") or "newest when it was run"
+    return [
+        ("smallchat", record["versions"].get("smallchat", "")),
+        ("git commit", record.get("git_commit") or "unknown (not run from a clone)"),
+        ("base model", f"{base} (built from its configuration)" if base == "tiny" else f"{base}, revision {revision}"),
+        ("evaluation set, SHA-256", f"`{facts.data['eval_hash']}`"),
+        ("versions", versions),
+    ]
+
+
+def datasets(facts: Facts) -> Rows:
+    """Path, revision, rows and fingerprint of each dataset."""
+    rows: Rows = []
+    for dataset in facts.data["datasets"]:
+        part = f" ({dataset['name']})" if dataset["name"] else ""
+        origin = ORIGINS.get(dataset["path"], dataset["path"]) + part
+        rows.append((origin, dataset["revision"] or "—", f"{dataset['rows']:,}", f"`{dataset['fingerprint'][:16]}`"))
+    return rows
+
+
+def _lowest(best: dict[str, Any]) -> str:
+    return f"{best['value']:.3f} at step {best['step']:,}"
+
+
+def _form(value: Any, form: str) -> str | None:
+    return None if value is None else form.format(value)
+
+
+def _value(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _device(name: str) -> str:
+    return "the CPU" if name == "cpu" else "Apple's GPU" if name == "mps" else name
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{minutes} minutes" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,98 @@
+"""Which rows go into which optimizer step, rank and micro-batch: a pure function of lengths, seed and epoch.
+
+A step is a set of rows of about `tokens_per_step` tokens and does not depend on the number of processes; only how its
+rows are dealt out to ranks does. So every row is seen exactly once an epoch at any world size, and a run that goes on
+at another world size goes on with the same remaining rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The plan of a training set: row lengths in tokens, the budgets, and what follows from them."""
+
+    lengths: np.ndarray  # (rows,) tokens
+    tokens_per_step: int
+    tokens_per_microbatch: int
+    seed: int
+
+    @property
+    def block_budget(self) -> int:
+        """Padded tokens a block of near-equal rows may hold: a micro-batch, and never more than a step."""
+        return min(self.tokens_per_microbatch, self.tokens_per_step)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch, the same for every epoch."""
+        blocks = len(blocks_of(np.sort(self.lengths), self.block_budget)) - 1
+        return max(1, min(blocks, round(int(self.lengths.sum()) / self.tokens_per_step)))
+
+    def total_steps(self, epochs: float, max_steps: int = 0) -> int:
+        """Optimizer steps of a run: `max_steps` where it is given, else so many epochs, the last step included."""
+        return max_steps or math.ceil(epochs * self.steps_per_epoch)
+
+    def steps(self, epoch: int) -> list[np.ndarray]:
+        """Row numbers of each optimizer step of an epoch; every row stands in exactly one step."""
+        if len(self.lengths) == 0:
+            return []
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.lengths))
+        order = order[np.argsort(self.lengths[order], kind="stable")]  # by length, ties in random order
+        edges = blocks_of(self.lengths[order], self.block_budget)
+        blocks = [order[a:b] for a, b in pairwise(edges)]
+        blocks = [blocks[i] for i in rng.permutation(len(blocks))]
+        tokens = np.array([self.lengths[block].sum() for block in blocks])
+        cuts = even_cuts(tokens, self.steps_per_epoch)
+        return [np.concatenate(blocks[a:b]) for a, b in pairwise(cuts)]
+
+    def deal(self, rows: np.ndarray, world_size: int) -> list[list[np.ndarray]]:
+        """The micro-batches of each rank for the rows of one step, balanced in padded tokens.
+
+        A rank may get none; it then takes part in the step with a micro-batch without labels.
+        """
+        ordered = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        share = -(-int(self.lengths[rows].sum()) // world_size)
+        budget = max(1, min(self.tokens_per_microbatch, share))
+        edges = blocks_of(self.lengths[ordered][::-1], budget)
+        batches = [ordered[::-1][a:b] for a, b in pairwise(edges)]
+        batches.sort(key=lambda batch: -self.padded(batch))
+        ranks: list[list[np.ndarray]] = [[] for _ in range(world_size)]
+        loads = [0] * world_size
+        for batch in batches:  # longest processing time first
+            lightest = loads.index(min(loads))
+            ranks[lightest].append(batch)
+            loads[lightest] += self.padded(batch)
+        return ranks
+
+    def padded(self, rows: np.ndarray) -> int:
+        """Tokens of a micro-batch with its padding."""
+        return int(len(rows) * self.lengths[rows].max())
+
+
+def blocks_of(lengths: Sequence[int] | np.ndarray, budget: int) -> list[int]:
+    """Edges of consecutive blocks of ascending lengths with count x longest <= budget; a longer row stands alone."""
+    edges = [0]
+    for index, length in enumerate(lengths):
+        if index > edges[-1] and (index - edges[-1] + 1) * int(length) > budget:
+            edges.append(index)
+    return [*edges, len(lengths)] if len(lengths) else edges
+
+
+def even_cuts(tokens: np.ndarray, groups: int) -> list[int]:
+    """Edges that cut a sequence of blocks into `groups` non-empty runs of about equal token counts."""
+    ends = np.cumsum(tokens)
+    targets = ends[-1] * np.arange(1, groups) / groups
+    cuts = np.searchsorted(ends, targets) + 1
+    for i in range(len(cuts)):  # non-empty from the left, then from the right
+        cuts[i] = max(cuts[i], (cuts[i - 1] if i else 0) + 1)
+    for i in reversed(range(len(cuts))):
+        cuts[i] = min(cuts[i], (cuts[i + 1] if i + 1 < len(cuts) else len(tokens)) - 1)
+    return [0, *(int(cut) for cut in cuts), len(tokens)]

@@ -1,0 +1,89 @@
+"""What notebook 02 shows: supervised tokens in colour, the batch plan, replies before and after, the new tokens."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import datasets
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import HTML, display
+from transformers.utils import logging
+
+from nbutils.core.pause import PIPELINE
+
+COLOURS = "background:#2f81f733;border-bottom:2px solid #2f81f7;text-decoration:none"
+
+
+def supervised_text(tokenizer: Any, input_ids: Sequence[int], supervised: Sequence[bool], limit: int = 160) -> HTML:
+    """One conversation as the model reads it, up to `limit` tokens; what the loss counts is marked."""
+    pieces = []
+    pairs = list(zip(input_ids, supervised, strict=True))[:limit]
+    for counted, run in groupby(pairs, key=lambda pair: pair[1]):
+        text = html.escape(tokenizer.decode([int(token) for token, _ in run])).replace("\n", "<br>")
+        pieces.append(f'<ins style="{COLOURS}">{text}</ins>' if counted else text)
+    more = f"<br>… and {len(input_ids) - limit} more tokens" if len(input_ids) > limit else ""
+    share = f"{sum(map(bool, supervised))} of {len(supervised)} tokens are supervised (marked)."
+    body = "".join(pieces) + more
+    return HTML(f'<p>{share}</p><div style="font-family:monospace;line-height:1.7;max-width:60em">{body}</div>')
+
+
+def quiet() -> None:
+    """Keeps the libraries' progress bars for loading and saving out of the notebook."""
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
+    """The replies of the untrained and of the trained model to the same prompts, side by side and in full."""
+    if not samples:
+        return HTML("<p>No sample prompts were given.</p>")
+    first, last = min(s["step"] for s in samples), max(s["step"] for s in samples)
+    table = {f"step {step}": {s["prompt"]: _cell(s) for s in samples if s["step"] == step} for step in (first, last)}
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(pd.DataFrame(table).rename_axis("prompt").reset_index().to_html(index=False, justify="left"))
+
+
+def plain_against_worker(losses: Sequence[float], rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Losses of the plain loop's steps beside those that the worker logged for the same steps."""
+    logged = {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+    table = [
+        {"step": step, "plain loop": loss, "worker": logged.get(step), "difference": abs(loss - logged[step])}
+        for step, loss in enumerate(losses, start=1)
+        if step in logged
+    ]
+    return pd.DataFrame(table, columns=["step", "plain loop", "worker", "difference"]).set_index("step")
+
+
+class ProgressBar:
+    """A bar over the optimizer steps with the time left, redrawn in place; in Jupyter alone, elsewhere are lines."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._shown = interactive()
+
+    def update(self, step: int, steps: int, words: str) -> None:
+        """Draws `step` of `steps`, and `words` behind them."""
+        if not self._shown or not steps:
+            return
+        text = f"step {step:,} of {steps:,} ({step / steps:.0%})" + (f", {words}" if words and step < steps else "")
+        bar = HTML(f'<progress value="{step}" max="{steps}" style="width:20em"></progress> {html.escape(text)}')
+        if self._handle is None:
+            self._handle = display(bar, display_id=True)
+        else:
+            self._handle.update(bar)
+
+
+def interactive() -> bool:
+    """Whether a person may be looking on: a Jupyter kernel, and no pipeline above it."""
+    shell = get_ipython()
+    return shell is not None and hasattr(shell, "kernel") and PIPELINE not in os.environ
+
+
+def _cell(sample: dict[str, Any]) -> str:
+    text = sample["reply"] or "(nothing)"
+    return text + ("" if sample["ended"] else " …(never ends)")

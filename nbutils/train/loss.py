@@ -1,0 +1,115 @@
+"""Cross-entropy over the supervised positions only, in chunks: no (positions, vocabulary) tensor is ever whole."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nbutils.core.errors import UserError
+
+IGNORED = -100
+CHUNK = 1024
+"""Positions whose logits exist at one time."""
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies; the gradients are made chunk by chunk in the forward pass, while the logits exist.
+
+    The idea is that of Liger Kernel's fused linear cross-entropy (Hsu et al. 2024), in plain torch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        for start in range(0, hidden.shape[0], chunk):
+            h, t = hidden[start : start + chunk], targets[start : start + chunk]  # (c, D), (c,)
+            scores = h @ weight.T  # (c, V), in half precision under autocast
+            logits = scores.float()
+            log_norm = logits.logsumexp(dim=-1)  # (c,)
+            loss += (log_norm - logits.gather(1, t[:, None]).squeeze(1)).sum()
+            correct += (logits.argmax(dim=-1) == t).sum()
+            if need_hidden or need_weight:
+                slope = logits.sub_(log_norm[:, None]).exp_()  # softmax, in place
+                slope[torch.arange(len(t), device=t.device), t] -= 1
+                slope = slope.to(scores.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[start : start + chunk] = slope @ weight
+                if grad_weight is not None:
+                    grad_weight += slope.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grads[0]
+        return (
+            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
+            None,
+            None,
+        )
+
+
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Sum of cross-entropies in nats and number of correct top-1 predictions.
+
+    hidden (N, D) at the supervised positions, weight (V, D) of the output embedding, targets (N,) token ids.
+    """
+    loss, correct = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
+    return loss, correct
+
+
+def causal_lm_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss sum and correct predictions of a causal model on right-padded rows without an attention mask.
+
+    input_ids and labels (B, T), labels -100 where nothing is predicted. Causal attention never looks right, so padding
+    behind a row cannot reach its tokens, and no mask is needed.
+    """
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
+    targets = labels[:, 1:]
+    chosen = targets != IGNORED
+    head = model.get_output_embeddings()
+    return chunked_cross_entropy(hidden[chosen], head.weight, targets[chosen])
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """UserError for an architecture whose logits are more than hidden states times the output embedding."""
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    extras = [n for n in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, n, None)]
+    if getattr(head, "bias", None) is not None:
+        extras.append("a bias in the output layer")
+    if extras:
+        raise UserError(
+            f"{type(model).__name__} has {extras[0]}, which the chunked loss does not compute; "
+            "use a base model with a plain output embedding (Llama, Qwen, Mistral, GPT-2, SmolLM)."
+        )
+
+
+def with_loss_in_forward(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes `model(input_ids=…, chunked_labels=…)` return loss sum and correct count, so that DDP sees the loss.
+
+    Called without `chunked_labels` the model is what it was.
+    """
+    check_head(model)
+    original = type(model).forward
+
+    def forward(self: PreTrainedModel, *args: Any, chunked_labels: Tensor | None = None, **kwargs: Any) -> Any:
+        if chunked_labels is None:
+            return original(self, *args, **kwargs)
+        loss, correct = causal_lm_loss(self, kwargs["input_ids"], chunked_labels)
+        return {"loss_sum": loss, "correct": correct}
+
+    model.forward = MethodType(forward, model)
+    return model

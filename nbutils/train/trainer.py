@@ -1,0 +1,252 @@
+"""TRL's SFTTrainer with the parts replaced that stand in the way; each replacement is a module beside this one.
+
+Replaced: batches (`batches`, `loader`), the loss (`loss`), evaluation (`evaluation`), logging (`records`, `meters`),
+checkpoints (`checkpoints`). Kept: the loop over epochs and steps, optimizer, schedule, clipping, mixed precision,
+DDP, state files, trackers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import DistributedType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from nbutils.core.errors import UserError
+from nbutils.train.checkpoints import PARTIAL, checkpoint_path, disk_is_full, prune, room_for, seal
+from nbutils.train.dataset import TokenRows
+from nbutils.train.evaluation import exact_loss
+from nbutils.train.loader import StepBatch, StepLoader
+from nbutils.train.loss import with_loss_in_forward
+from nbutils.train.meters import Meters
+from nbutils.train.records import Records
+from nbutils.train.samples import sample_replies
+from nbutils.train.scaler import CountingScaler
+from nbutils.train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one training run is made of, the same on every rank but for `rank`."""
+
+    settings: TrainSettings
+    folder: Path
+    identity: dict[str, Any]
+    loader: StepLoader
+    eval_rows: TokenRows
+    records: Records
+    meters: Meters
+    session: int
+
+
+class SmallchatTrainer(SFTTrainer):
+    """An SFTTrainer whose training step is a whole optimizer step of micro-batches."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, job: Job) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=job.loader.dataset.rows,
+            eval_dataset=None,
+            processing_class=tokenizer,
+            data_collator=_no_collator,
+        )
+        with_loss_in_forward(self.model)  # over the fused head that SFTTrainer installs
+        self.job = job
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler = CountingScaler(self.args.device.type)
+
+    # ---- batches and loss ----
+
+    def get_train_dataloader(self) -> StepLoader:
+        """Our own rank-aware loader; accelerate does not touch it."""
+        return self.job.loader
+
+    def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> None:
+        """Each step brings its own count of labels, known on every rank without an exchange."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Counted by `meters`."""
+        return 0
+
+    def training_step(self, model: torch.nn.Module, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of this rank's micro-batches; gradients are the global mean over supervised tokens."""
+        started = time.perf_counter()
+        model.train()
+        device = self.args.device
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        # DDP averages gradients over ranks, so the sum of the ranks' losses is divided by count / world size.
+        scale = self.args.world_size / max(1, inputs.supervised_tokens)
+        for index, microbatch in enumerate(inputs.microbatches):
+            last = index == len(inputs.microbatches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                tensors = {name: value.to(device, non_blocking=True) for name, value in microbatch.items()}
+                with self.compute_loss_context_manager():
+                    out = self.compute_loss(model, tensors)
+                self.accelerator.backward(out["loss_sum"] * scale)
+            sums += torch.stack([out["loss_sum"].detach().double(), out["correct"].double()])
+        self._share(inputs, sums)
+        self.job.meters.add("forward_backward", time.perf_counter() - started)
+        return (sums[0] / max(1, inputs.supervised_tokens)).float()
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *_: Any, **__: Any
+    ) -> dict[str, torch.Tensor]:
+        """Loss sum and correct count of one micro-batch, computed inside DDP's forward."""
+        out: dict[str, torch.Tensor] = model(input_ids=inputs["input_ids"], chunked_labels=inputs["labels"])
+        return out
+
+    def _share(self, batch: StepBatch, sums: torch.Tensor) -> None:
+        """One exchange a step: loss and accuracy summed over ranks, whether any loss is not finite, whether to stop."""
+        meters = self.job.meters
+        bad = not bool(torch.isfinite(sums[0]))
+        shared = torch.cat([sums, sums.new_tensor([float(bad), float(meters.wants_to_stop())])])
+        if self.args.world_size > 1:
+            dist.all_reduce(shared)
+        loss, correct, bad_ranks, stops = shared.tolist()
+        if bad_ranks:
+            self._stop_on_nonfinite(batch, "loss", bad)
+        sums.copy_(shared[:2])
+        meters.count_step(batch, loss, correct)
+        meters.stopping = meters.stopping or stops > 0
+
+    def _stop_on_nonfinite(self, batch: StepBatch, what: str, mine: bool) -> None:
+        rows = (
+            f" Rows of the step on rank {self.args.process_index}: {sorted(batch.rows.tolist())[:40]}." if mine else ""
+        )
+        raise UserError(
+            f"The {what} of step {self.state.global_step + 1} is not a finite number, so training stopped before the "
+            f"update; the last checkpoint is whole. Lower the learning rate, or look at the data.{rows}"
+        )
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        norm: torch.Tensor = super()._clip_grad_norm(model)
+        if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+            self._stop_on_nonfinite(self.job.meters.last_batch, "gradient norm", True)
+        return norm
+
+    # ---- what is logged ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Writes our own row of exact sums in place of the stock averages; trackers get the same numbers."""
+        if "loss" not in logs:
+            return
+        scaler = self.accelerator.scaler
+        row = self.job.meters.row(
+            step=self.state.global_step,
+            epoch=self.state.global_step / len(self.job.loader),
+            learning_rate=float(logs["learning_rate"]),
+            grad_norm=float(logs["grad_norm"]),
+            skipped_steps=scaler.skipped_steps if isinstance(scaler, CountingScaler) else 0,
+        )
+        self._record({"kind": "train"} | row | {"session": self.job.session})
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.job.records.metric(row)
+        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+        self.callback_handler.on_log(self.args, self.state, self.control, numbers)
+
+    # ---- evaluation ----
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Exact loss over the whole evaluation set, and sample replies, at the step reached."""
+        started = time.perf_counter()
+        job = self.job
+        found = self._exact_loss(job.eval_rows)
+        step = self.state.global_step
+        if step in (0, self.state.max_steps):  # first and last: how well the whole text is predicted, headers included
+            found["eval_loss_all_tokens"] = self._exact_loss(job.eval_rows.counting("all"))["eval_loss"]
+        self._record({"kind": "eval", "step": step, "epoch": round(step / len(job.loader), 4)} | found)
+        if self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model)
+            for sample in sample_replies(model, self.processing_class, job.settings.sample_prompts):
+                job.records.sample({"step": step} | sample)
+        self._wait()
+        job.meters.add("evaluation", time.perf_counter() - started)
+        job.meters.note_pause(time.perf_counter() - started)
+        return found
+
+    def _exact_loss(self, rows: TokenRows) -> dict[str, float]:
+        return exact_loss(
+            self.accelerator.unwrap_model(self.model),
+            rows,
+            self.job.settings.tokens_per_microbatch,
+            self.args.process_index,
+            self.args.world_size,
+            self.accelerator.autocast,
+        )
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Writes step-N whole or not at all; skipped with a remark where the disk has no room for it."""
+        started = time.perf_counter()
+        job = self.job
+        final = checkpoint_path(job.folder / "checkpoints", self.state.global_step)
+        partial = final.with_suffix(PARTIAL)
+        written = self._together(partial, self._make_room) and self._together(partial, self._write_checkpoint)
+        if written and self._together(partial, self._seal_checkpoint):
+            job.records.progress("checkpoint", step=self.state.global_step)
+        seconds = time.perf_counter() - started
+        job.meters.add("checkpoint", seconds)
+        job.meters.note_pause(seconds)
+
+    def _together(self, partial: Path, work: Callable[[Path], str | None]) -> bool:
+        """Whether a part of writing a checkpoint went well on every rank; a full disk costs this checkpoint alone.
+
+        `work` returns what is wrong in words, or None. The temporary folder goes, so that the remark fits on the disk.
+        """
+        try:
+            problem = work(partial)
+        except Exception as error:  # torch's and safetensors' writers hide ENOSPC in errors of their own
+            problem = disk_is_full(partial, error)
+            if problem is None:
+                raise
+        if self.args.world_size > 1:
+            found: list[str | None] = [None] * self.args.world_size
+            dist.all_gather_object(found, problem)
+            problem = next((text for text in found if text), None)
+        if problem and self.is_world_process_zero():
+            shutil.rmtree(partial, ignore_errors=True)
+            self.job.records.progress("warning", message=f"No checkpoint at this step: {problem}.")
+        return problem is None
+
+    def _make_room(self, partial: Path) -> str | None:
+        if not self.is_world_process_zero():
+            return None
+        partial.mkdir(parents=True, exist_ok=True)
+        parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return room_for(partial, 3 * parameters)  # weights and two moments
+
+    def _write_checkpoint(self, partial: Path) -> None:
+        self.save_model(str(partial), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(partial))
+        self._save_scaler(str(partial))
+        self._save_rng_state(str(partial))
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+            self.job.meters.save(partial)
+
+    def _seal_checkpoint(self, partial: Path) -> None:
+        if self.is_world_process_zero():
+            facts = {"step": self.state.global_step, "world_size": self.args.world_size}
+            seal(partial, partial.with_suffix(""), self.job.identity, facts)
+            prune(partial.parent, self.job.settings.checkpoints_kept)
+
+    def _wait(self) -> None:
+        if self.accelerator.distributed_type != DistributedType.NO:
+            self.accelerator.wait_for_everyone()
+
+
+def _no_collator(rows: Any) -> Any:
+    """Never called: the loader yields finished tensors."""
+    return rows

@@ -1,0 +1,242 @@
+"""Useful (non-padding) tokens per second: ours against the dense limit and the stock SFTTrainer. One JSON line.
+
+Three ways in one process tree, in turn, on the same conversations and the same model: the *dense limit* (a plain loop
+on the same (B, T) shapes filled with random ids), *ours*, and stock `SFTTrainer` (its defaults besides CPU, fp32,
+batch 8, `assistant_only_loss`, no activation checkpointing): on the demo model (`--demo`), and on the reference
+architecture with conversations of up to 512 tokens (`--reference`). `--ddp`: two processes of one thread against one
+process of two. Without an argument all three are measured.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from datasets import load_from_disk
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from nbutils.core.files import read_jsonl
+from nbutils.core.models import tiny_config
+from nbutils.train import worker
+from nbutils.train.batches import BatchPlan
+from nbutils.train.dataset import TokenRows
+from nbutils.train.loader import StepLoader
+from nbutils.train.loss import IGNORED
+from nbutils.train.meters import Meters
+from nbutils.train.records import Records
+from nbutils.train.trainer import Job, SmallchatTrainer
+from tests.builders import data_folder
+from tests.train.runs import SMALL, torchrun
+
+THREADS = 2
+REFERENCE = {
+    "vocab_size": 32_003,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m.content | trim }}"
+    "<|im_end|>{% endgeneration %}\n{% else %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endif %}"
+    "{% endfor %}"
+)
+
+
+def main() -> None:
+    """Measures the parts that are named (`--demo`, `--ddp`, `--reference`), or all three."""
+    torch.set_num_threads(THREADS)
+    asked = [name.removeprefix("--") for name in sys.argv[1:]] or list(PARTS)
+    found = {name: PARTS[name]() for name in asked}
+    ratio = {"ratio": found["demo"]["of_stock"]} if "demo" in found else {}
+    print(json.dumps({"benchmark": "train"} | ratio | {"threads": THREADS} | found))
+
+
+def against_stock(*, reference: bool = False) -> dict[str, object]:
+    """Ours against the dense limit and the stock trainer, medians over rounds."""
+    limit, steps, rounds, per_step = (512, 2, 2, 2048) if reference else (1024, 12, 5, 4096)
+    with tempfile.TemporaryDirectory() as temporary:
+        settings = settings_of(Path(temporary), limit, steps, per_step)
+        measured = [one_round(settings, Path(temporary), reference, number) for number in range(rounds)]
+    speeds = (round(statistics.median(column)) for column in zip(*measured, strict=True))
+    return {
+        "of_dense_limit": round(statistics.median(ours / dense for dense, ours, _ in measured), 3),
+        "of_stock": round(statistics.median(ours / stock for _, ours, stock in measured), 2),
+        "useful_tokens_per_second": dict(zip(("dense", "ours", "stock"), speeds, strict=True)),
+        "rounds": rounds,
+    }
+
+
+def ddp_against_threads() -> dict[str, object]:
+    """Two DDP processes of one thread against one process of two threads: the worker as torchrun starts it."""
+    steps, rounds, speeds = 15, 3, []
+    with tempfile.TemporaryDirectory() as temporary:
+        for _ in range(rounds):
+            pair = []
+            for processes in (2, 1):
+                run = Path(temporary) / f"{processes}-{len(speeds)}"
+                settings = settings_of(run, 1024, steps, 4096).model_copy(update={"log_steps": steps})
+                done = torchrun(settings, processes, environment={"OMP_NUM_THREADS": str(THREADS // processes)})
+                assert done.returncode == 0, done.stderr[-2000:]
+                # the first steps have rows of their own, so the last row is free of the warm-up
+                rows = [row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "train"]
+                pair.append(rows[-1]["tokens_per_second"])
+            speeds.append(pair)
+    return {
+        "of_threads": round(statistics.median(two / one for two, one in speeds), 3),
+        "useful_tokens_per_second": dict(
+            zip(("two_processes", "two_threads"), map(statistics.median, zip(*speeds, strict=True)), strict=True)
+        ),
+        "rounds": rounds,
+    }
+
+
+PARTS = {
+    "demo": against_stock,
+    "ddp": ddp_against_threads,
+    "reference": lambda: against_stock(reference=True),
+}
+
+
+def settings_of(run: Path, limit: int, steps: int, per_step: int) -> worker.TrainSettings:
+    """Settings of a short run without evaluations and checkpoints; makes its data."""
+    data_folder(run, train=400, evaluation=4, turns=60, pieces=4093, max_length=limit)
+    return worker.TrainSettings(
+        run_dir=str(run),
+        **SMALL
+        | {"tokens_per_step": per_step, "tokens_per_microbatch": 2048, "max_length": limit, "max_steps": steps}
+        | {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "log_steps": 10_000, "processes": 1},
+    )
+
+
+def one_round(settings: worker.TrainSettings, run: Path, reference: bool, seed: int) -> tuple[float, float, float]:
+    """Useful tokens per second of each way, measured one after the other."""
+    rows = TokenRows.load(run / "data" / "train", "assistant")
+    plan = BatchPlan(rows.lengths(), settings.tokens_per_step, settings.tokens_per_microbatch, seed)
+    steps = plan.steps(0)[: settings.max_steps]
+    useful = sum(int(plan.lengths[step].sum()) for step in steps)
+    seconds = dense(model_of(settings, reference), rows, plan, steps), ours(settings, run, reference, plan)
+    return useful / seconds[0], useful / seconds[1], stock(settings, run, reference)
+
+
+def model_of(settings: worker.TrainSettings, reference: bool) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    tiny = tiny_config(4096, settings.max_length, 4095, 4094)
+    config = LlamaConfig(max_position_embeddings=settings.max_length, **REFERENCE) if reference else tiny
+    return LlamaForCausalLM(config)
+
+
+def dense(model: LlamaForCausalLM, rows: TokenRows, plan: BatchPlan, steps: list) -> float:
+    """Seconds of a plain loop on random ids of our shapes, with as many labels as ours."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    batches = [[rows.tensors(batch) for batch in plan.deal(step, 1)[0]] for step in steps]
+    for step in batches:
+        for batch in step:
+            batch["input_ids"].random_(0, 4000)
+    clock = Clock()
+    for step in batches:
+        for batch in step:
+            hidden = model.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
+            labels = batch["labels"][:, 1:]
+            kept = labels != IGNORED
+            torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), labels[kept], reduction="sum").backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.step()
+    return clock.total(len(steps))
+
+
+class Clock:
+    """Seconds of optimizer steps; the first, a warm-up, is replaced by the mean of the others."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def step(self) -> None:
+        self.times.append(time.perf_counter())
+
+    def total(self, steps: int) -> float:
+        return (self.times[-1] - self.times[1]) * steps / (len(self.times) - 2)
+
+
+class ClockCallback(TrainerCallback):
+    def __init__(self) -> None:
+        self.clock = Clock()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.clock = Clock()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.clock.step()
+
+
+def ours(settings: worker.TrainSettings, run: Path, reference: bool, plan: BatchPlan) -> float:
+    """Seconds of our trainer for the same steps."""
+    rows = TokenRows.load(run / "data" / "train", "assistant")
+    meters = Meters(lambda batch: 0.0, lambda: False)
+    loader = StepLoader(rows, plan, 0, 1, 0, meters.add)
+    job = Job(settings, run, {}, loader, rows, Records(run, active=False), meters, 1)
+    tokenizer = worker.AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
+    trainer = SmallchatTrainer(model_of(settings, reference), tokenizer, worker.trainer_arguments(settings, run), job)
+    timer = ClockCallback()
+    trainer.add_callback(timer)
+    trainer.train()
+    return timer.clock.total(settings.max_steps)
+
+
+def stock(settings: worker.TrainSettings, run: Path, reference: bool) -> float:
+    """Useful tokens per second of the stock trainer on the same conversations."""
+    tokenizer = worker.AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
+    tokenizer.chat_template = TEMPLATE
+    conversations = load_from_disk(str(run / "data" / "train")).select_columns(["messages"])
+    args = SFTConfig(
+        **{
+            "output_dir": str(run / "stock"),
+            "use_cpu": True,
+            "bf16": False,
+            "per_device_train_batch_size": 8,
+            "assistant_only_loss": True,
+            worker._CHECKPOINTING: False,
+            "max_length": settings.max_length,
+            "max_steps": settings.max_steps,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+        }
+    )
+    timer, counter = ClockCallback(), CountTokens()
+    trainer = SFTTrainer(
+        model=model_of(settings, reference), args=args, train_dataset=conversations, processing_class=tokenizer
+    )
+    trainer.data_collator = counter.around(trainer.data_collator)
+    trainer.add_callback(timer)
+    trainer.train()
+    steps = settings.max_steps
+    # The loader looks one batch ahead; tokens of the batches that were trained on, the warm-up step left out.
+    return sum(counter.useful[1:steps]) / (timer.clock.times[-1] - timer.clock.times[1])
+
+
+class CountTokens:
+    """Counts the non-padding tokens of each batch that a collator makes."""
+
+    def __init__(self) -> None:
+        self.useful: list[int] = []
+
+    def around(self, collator):
+        def collate(rows):
+            self.useful.append(sum(len(row["input_ids"]) for row in rows))
+            return collator(rows)
+
+        return collate
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The chat widget in a real JupyterLab, as a person meets it."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from playwright.sync_api import expect
+
+from nbutils.chat.markup import ALLOWED_TAGS
+from tests.browser.conftest import Notebook
+from tests.chat.test_markup import HOSTILE
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+REPLIES = [
+    "Hello! I am a **small** model.\n\n- I learnt to take turns\n- not facts",
+    "Je suis là 🌙, and I like `code`:\n\n```\nfor i in range(3): print(i)\n```",
+    "Goodbye, see you soon!",
+    "And another thing.",
+]
+CELLS = [
+    "from tests.browser.rooms import room",
+    f"chat = room({REPLIES!r}, seconds=0.02)",
+    "chat = room(['word ' * 190, 'short', 'third'], seconds=0.02)",
+    f"chat = room({REPLIES!r}, others=('base',))",
+    "chat = room(['a reply of some words'] * 30, context=512, max_new_tokens=100, context_extension='none')",
+    f"chat = room({HOSTILE[:-1]!r}, seconds=0)",
+    f"chat = room([])\nhostile = {HOSTILE!r}\nturns = [[('user', t), ('assistant', t)] for t in hostile]\n"
+    "chat.restore({'messages': [{'role': r, 'content': t} for turn in turns for r, t in turn]})",
+]
+
+
+@pytest.fixture(scope="module")
+def notebook(lab, context):
+    page = context.new_page()
+    opened = Notebook(page, lab, lab.write("chat.ipynb", CELLS))
+    opened.run(0)
+    yield opened
+    page.close()
+
+
+def say(chat, text: str) -> None:
+    expect(chat.locator(".sc-send")).to_be_enabled(timeout=20_000)  # Enter does nothing while a model is being loaded
+    box = chat.get_by_label("Message")
+    box.fill(text)
+    box.press("Enter")
+    try:
+        expect(box).to_have_value("", timeout=5_000)  # the kernel has taken it
+    except AssertionError:  # seen only with several jobs on each core; why one is lost there is not known yet
+        box.press("Enter")
+
+
+def bubbles(chat, role: str = "assistant"):
+    return chat.locator(f".sc-{role}")
+
+
+def done(chat, replies: int) -> None:
+    expect(bubbles(chat)).to_have_count(replies, timeout=20_000)
+    expect(chat.get_by_role("button", name="Stop")).to_be_disabled(timeout=20_000)
+    expect(chat.locator(".sc-cursor")).to_have_count(0)
+
+
+def test_three_turns_stream(notebook):
+    notebook.run(1)
+    chat = notebook.chat(1)
+    say(chat, "Hi! <b>Who</b> are you?")
+    lengths = set()
+    deadline = time.monotonic() + 20
+    while chat.locator(".sc-foot").count() == 0 and time.monotonic() < deadline:
+        if bubbles(chat).count():
+            lengths.add(len(bubbles(chat).last.inner_text()))
+    assert len(lengths) >= 3, "the reply came piece by piece"
+    done(chat, 1)
+    assert "<b>Who</b>" in bubbles(chat, "user").inner_text()
+    expect(bubbles(chat).locator("strong")).to_have_text("small")
+    expect(bubbles(chat).locator("li")).to_have_count(2)
+    expect(chat.get_by_label("Message")).to_have_value("")
+    area = chat.get_by_label("Message")
+    area.fill("two")
+    area.press("Shift+Enter")
+    area.type("lines")
+    expect(area).to_have_value("two\nlines")
+    area.press("Enter")
+    done(chat, 2)
+    assert "là 🌙" in bubbles(chat).last.inner_text()
+    area.fill("bye")
+    chat.get_by_role("button", name="Send").click()
+    done(chat, 3)
+    expect(bubbles(chat).last.locator(".sc-foot")).to_contain_text(re.compile(r"tokens/s · first after \d"))
+    expect(chat.locator(".sc-meter")).to_contain_text("of 4,096 tokens")
+    assert chat.locator(".sc-announce .widget-html-content").get_attribute("aria-live") == "polite"
+    notebook.screenshot("conversation", chat)
+
+
+def test_stop_ends_a_long_reply_within_a_second_then_regenerate_edit_clear(notebook):
+    notebook.run(2)
+    chat = notebook.chat(2)
+    say(chat, "talk")
+    expect(bubbles(chat).last).to_contain_text("word word", timeout=20_000)
+    pressed = time.monotonic()
+    chat.get_by_role("button", name="Stop").click()
+    expect(bubbles(chat).last.locator(".sc-foot")).to_contain_text("stopped", timeout=5000)
+    assert time.monotonic() - pressed < 1
+    done(chat, 1)
+    chat.get_by_role("button", name="Regenerate").click()
+    expect(bubbles(chat).last).to_contain_text("short", timeout=10_000)
+    done(chat, 1)
+    chat.get_by_role("button", name="Edit").click()
+    expect(chat.get_by_label("Message")).to_have_value("talk")
+    say(chat, "talk differently")
+    expect(bubbles(chat, "user")).to_contain_text("talk differently")
+    expect(bubbles(chat).last).to_contain_text("third", timeout=10_000)
+    done(chat, 1)
+    chat.get_by_role("button", name="Clear").click()
+    expect(chat.locator(".sc-bubble")).to_have_count(0)
+    expect(chat).to_contain_text("Say something")
+
+
+def test_side_by_side(notebook):
+    notebook.run(3)
+    chat = notebook.chat(3)
+    chat.get_by_label("Beside").select_option("base")
+    expect(chat.locator(".sc-panel")).to_have_count(2, timeout=10_000)
+    say(chat, "Hi both")
+    done(chat, 2)
+    columns = chat.locator(".sc-panel")
+    expect(columns.nth(0).locator(".sc-assistant")).to_contain_text("I am a small model")
+    expect(columns.nth(1).locator(".sc-assistant")).to_contain_text("base: Hello!")
+    left, right = columns.nth(0).bounding_box(), columns.nth(1).bounding_box()
+    assert right["x"] > left["x"] + left["width"] - 5 and abs(right["y"] - left["y"]) < 5
+    notebook.screenshot("side-by-side", chat)
+
+
+def test_the_window_rolls_and_the_meter_shows_it(notebook):
+    notebook.run(4)
+    chat = notebook.chat(4)
+    for turn in range(6):
+        say(chat, f"message {turn}, with some words to fill the window")
+        done(chat, turn + 1)
+        if "no longer read" in chat.locator(".sc-meter").inner_text():
+            break
+    expect(chat.locator(".sc-meter")).to_contain_text("no longer read")
+    assert chat.locator(".sc-faded").count() > 0
+    notebook.screenshot("window", chat)
+
+
+def harmless(notebook, chat) -> None:
+    """No script has run, and nothing but allowed elements stands in the bubbles."""
+    assert notebook.page.evaluate("window.hacked") is None
+    found = chat.locator(".sc-text *").evaluate_all("nodes => [...new Set(nodes.map(n => n.tagName.toLowerCase()))]")
+    assert set(found) <= ALLOWED_TAGS | {"span"}
+    assert not chat.locator(".sc-text a[href^='javascript' i], .sc-text a[href^='data' i]").count()
+    handlers = "nodes => nodes.flatMap(n => n.getAttributeNames()).filter(a => a.startsWith('on'))"
+    assert chat.locator(".sc-text *").evaluate_all(handlers) == []
+    overflow = "node => node.scrollWidth - node.clientWidth"
+    assert chat.evaluate(overflow) <= 1 and chat.locator(".sc-log").evaluate(overflow) <= 1
+
+
+def test_hostile_replies_and_inputs_run_no_script(notebook):
+    notebook.run(5)
+    chat = notebook.chat(5)
+    for turn, text in enumerate(HOSTILE[:-1]):
+        say(chat, text)
+        done(chat, turn + 1)
+    harmless(notebook, chat)
+    say(chat, HOSTILE[-1])
+    expect(chat.locator(".sc-notice")).to_contain_text(re.compile(r"100,0\d\d tokens long and there is room for"))
+
+
+def test_hostile_transcripts_run_no_script(notebook):
+    notebook.run(6)
+    chat = notebook.chat(6)
+    expect(bubbles(chat)).to_have_count(len(HOSTILE), timeout=20_000)
+    harmless(notebook, chat)

@@ -1,0 +1,83 @@
+"""Small models for chat tests: random weights with clear preferences, or replies written by the test."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from nbutils.core.chatml import IM_END, add_chatml
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte: every character beyond ASCII spans several."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    return add_chatml(PreTrainedTokenizerFast(tokenizer_object=core))
+
+
+def random_model(tokenizer: PreTrainedTokenizerFast, context: int, seed: int = 0) -> LlamaForCausalLM:
+    """A Llama of 2 layers whose weights are large enough that the next token is rarely a tie."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.4,
+    )
+    model = LlamaForCausalLM(config).eval()
+    printable = set(tokenizer.convert_tokens_to_ids([chr(c) for c in range(33, 127)]))  # valid text, encoded as written
+    unlikely = [i for i in range(len(tokenizer)) if i not in printable and i != tokenizer.eos_token_id]
+    head = torch.nn.Linear(32, len(tokenizer))
+    head.weight = model.lm_head.weight
+    head.bias.data.zero_()[unlikely] = -100.0
+    model.lm_head = head
+    return model
+
+
+class ScriptedModel(torch.nn.Module):
+    """A model that gives the replies it was told, one after the other, `seconds` per token; then silence."""
+
+    def __init__(self, tokenizer, replies: list[str], seconds: float = 0.0, context: int = 1024) -> None:
+        super().__init__()
+        self.device = torch.device("cpu")
+        config = SimpleNamespace(max_position_embeddings=context)
+        self.config = SimpleNamespace(get_text_config=lambda: config)
+        self.size = len(tokenizer)
+        self.end = tokenizer.convert_tokens_to_ids(IM_END)
+        self.seconds = seconds
+        self.scripts = [self._ids(tokenizer, reply) for reply in replies]
+        self.script: list[int] = []
+        self.last = -1
+        self.failing: Exception | None = None
+
+    @staticmethod
+    def _ids(tokenizer, reply: str) -> list[int]:
+        return tokenizer(reply, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        if self.failing is not None:
+            failing, self.failing = self.failing, None
+            raise failing
+        if input_ids[0].tolist() != [self.last]:  # a prompt, not the token that was just written
+            self.script = self.scripts.pop(0) if self.scripts else []
+        elif self.seconds:
+            time.sleep(self.seconds)
+        self.last = self.script[0] if self.script else self.end
+        logits = torch.zeros(1, 1, self.size)
+        logits[0, 0, self.last] = 50.0
+        self.script = self.script[1:]
+        return SimpleNamespace(logits=logits)

@@ -1,0 +1,203 @@
+"""The terminal chat: on a pseudo-terminal as a person uses it, and with piped input."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import io
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nbutils.chat import terminal
+from nbutils.chat.models import choices, load, located
+from nbutils.chat.session import ChatSession
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json
+from nbutils.core.record import RECORD, SCHEMA, write_record
+from tests.chat.models import ScriptedModel, byte_tokenizer
+from tests.chat.runs import made_up_run
+from tests.conftest import ROOT
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+PROMPT = "You:"
+UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
+
+
+class Terminal:
+    """A program on a pseudo-terminal."""
+
+    def __init__(self, *command: str) -> None:
+        self.process_id, self.file = pty.fork()
+        if self.process_id == 0:
+            os.chdir(ROOT)
+            os.execvpe(command[0], command, ENVIRONMENT)
+        fcntl.ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        """What the keyboard sends."""
+        os.write(self.file, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 60) -> str:
+        """Reads until `text` appears; returns what came up to it and forgets it."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"{text!r} did not come; there is {self.seen!r}"
+            if select.select([self.file], [], [], 0.2)[0]:
+                try:
+                    data = os.read(self.file, 4096)
+                except OSError:
+                    data = b""
+                assert data, f"the program ended before {text!r}; there is {self.seen!r}"
+                self.seen += data.decode(errors="replace")
+                if "\x1b[6n" in self.seen:  # prompt_toolkit asks where the cursor is
+                    self.seen = self.seen.replace("\x1b[6n", "")
+                    self.type("\x1b[1;1R")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def status(self, seconds: float = 30) -> int:
+        """The exit status, once the program has ended."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if select.select([self.file], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):
+                    os.read(self.file, 4096)
+            ended, status = os.waitpid(self.process_id, os.WNOHANG)
+            if ended:
+                self.process_id = 0
+                return os.waitstatus_to_exitcode(status)
+        raise AssertionError("the program did not end")
+
+    def close(self) -> None:
+        """Ends the program if it still runs."""
+        if self.process_id:
+            os.kill(self.process_id, signal.SIGKILL)
+            os.waitpid(self.process_id, 0)
+        os.close(self.file)
+
+
+@pytest.fixture
+def screen() -> Iterator[Terminal]:
+    opened = Terminal(sys.executable, "-m", "tests.chat.talking")
+    yield opened
+    opened.close()
+
+
+def test_a_conversation_on_a_pseudo_terminal(screen):
+    screen.wait_for(PROMPT)
+    screen.type("hello\r")
+    screen.wait_for("first ␛[31mreply 🌙")  # the escape sequence is shown, not obeyed
+    screen.wait_for("tokens of context")
+    screen.wait_for(PROMPT)
+    screen.type("a long one please\r")
+    screen.wait_for("slowly slowly")
+    stopped = time.monotonic()
+    screen.type(CTRL_C)
+    rest = screen.wait_for("stopped")
+    assert time.monotonic() - stopped < 1.5 and rest.count("slowly") < 30
+    screen.wait_for(PROMPT)
+    screen.type(UP)  # the last line comes back
+    screen.wait_for("a long one please")
+    screen.type("\r")
+    screen.wait_for("after the stop")
+    screen.wait_for(PROMPT)
+    screen.type(CTRL_C)  # at the prompt it leaves the program alone
+    screen.wait_for("exit or Ctrl-D leaves")
+    screen.wait_for(PROMPT)
+    screen.type("clear\r")
+    screen.wait_for("a new conversation")
+    screen.wait_for(PROMPT)
+    screen.type(CTRL_D)
+    assert screen.status() == 0
+
+
+def test_piped_input_works(tmp_path):
+    run = made_up_run(tmp_path / "run")
+    command = [sys.executable, "-m", "nbutils", "chat", str(run), "--max-new-tokens", "8"]
+    done = subprocess.run(
+        command, input="hi\n\nclear\nthere\nexit\nnever\n", capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2  # two replies and nothing else
+    assert "parameters, on the" in done.stderr and "2,048 tokens" in done.stderr and "a new conversation" in done.stderr
+
+
+def test_quit_leaves_and_a_message_too_long_is_refused(capsys):
+    tokenizer = byte_tokenizer()
+    session = ChatSession(ScriptedModel(tokenizer, ["fine"]), tokenizer, read_ahead=False)
+    terminal._converse(session, ["x" * 2000, "hi", "QUIT", "never"], interactive=False)
+    out = capsys.readouterr()
+    assert out.out == "fine\n" and "there is room for" in out.err
+    assert len(session.messages) == 2
+
+
+def test_text_has_no_power_over_the_terminal():
+    assert terminal.visible("a\x1b]0;title\x07b\x9bc\u202ed\ne\tf") == "a␛]0;title␇b\ufffdcd\ne\tf"
+
+
+def test_models_of_a_run_are_found(tmp_path):
+    run = made_up_run(tmp_path / "run")
+    step = run / "train" / "checkpoints" / "step-000010"
+    step.mkdir(parents=True)
+    (step / "config.json").write_text("{}")
+    assert list(choices(run, ["some/peer"])) == ["final", "base", "step-000010", "some/peer"]
+    final = str(run / "train" / "final")
+    assert located(str(run)) == located("final", run) == located(str(run / "train")) == final
+    assert located("some/peer", run) == "some/peer"
+    assert located("step-000010", run) == str(step)
+    loaded = load("base", run)
+    assert loaded.name == "base" and "base: " in loaded.line and not loaded.model.training
+
+
+def test_final_is_the_newest_checkpoint_of_a_paused_training(tmp_path):
+    run = made_up_run(tmp_path / "run")
+    step = run / "train" / "checkpoints" / "step-000010"
+    shutil.copytree(run / "train" / "final", step)
+    (step / "manifest.json").write_text("{}")
+    shutil.rmtree(run / "train" / "final")
+    record = {"schema": SCHEMA, "stage": "train", "status": "paused", "facts": {"step": 10, "steps": 20}}
+    write_record(run / "train" / RECORD, record)
+    assert located(str(run)) == located("final", run) == str(step)
+    assert load("final", run).line.startswith("final so far (step-000010): ")
+
+
+def main_of_chat(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    terminal.add_arguments(parser)
+    return terminal.main(parser.parse_args(arguments))
+
+
+@pytest.mark.parametrize("name", ["final", "no/such/model"])
+def test_a_model_that_is_not_there_is_named(tmp_path, name):
+    with pytest.raises(UserError, match=r"02_train_sft|could not be loaded"):
+        load(name, tmp_path)
+
+
+def test_a_folder_without_a_model_says_what_to_give(tmp_path):
+    with pytest.raises(UserError, match="holds no model"):
+        main_of_chat(str(tmp_path))
+
+
+def test_a_conversation_is_saved_and_gone_on_with(tmp_path, monkeypatch, capsys):
+    run, saved = str(made_up_run(tmp_path / "run")), tmp_path / "said.json"
+    for said in ("first\n", "second\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+        loading = ["--load", str(saved)] if saved.exists() else []
+        assert main_of_chat(run, "--greedy", "--max-new-tokens", "4", "--save", str(saved), *loading) == 0
+    assert [m["content"] for m in read_json(saved)["messages"][::2]] == ["first", "second"]
+    assert "the transcript is in" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"top_p is 3.0"):
+        main_of_chat(run, "--top-p", "3")

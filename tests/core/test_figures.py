@@ -1,0 +1,110 @@
+"""The training figure: any history gives a figure, final values are written on it, the live one redraws sparingly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nbutils.core import figures
+from nbutils.core.canvas import THEMES, new_figure, png, svg
+from nbutils.core.figures import LOSS, LiveFigure, curve_figure, draw_runs, training_figure
+from nbutils.core.history import History
+from tests.metrics.histories import evaluation, history_rows, session
+
+
+def texts(figure) -> list[str]:
+    """Every text that stands in a figure."""
+    from matplotlib.text import Text
+
+    return [t.get_text() for t in figure.findobj(Text)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [session()],
+        [evaluation(0, 8.3)],
+        history_rows(1),
+        history_rows(3, eval_loss=None),
+        history_rows(20, loss=lambda _: math.nan),
+        history_rows(20, loss=lambda f: math.inf if f > 0.5 else 4.0),
+        history_rows(20, learning_rate=None, grad_norm=None),
+    ],
+    ids=["empty", "session", "one evaluation", "one row", "no evaluation", "all NaN", "infinite", "nulls"],
+)
+def test_any_history_gives_a_figure(rows):
+    assert png(training_figure(rows)).startswith(b"\x89PNG")
+
+
+def test_final_values_stand_at_the_ends():
+    rows = history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.5)
+    found = texts(curve_figure(rows, LOSS))
+    assert {"4.25", "4.50", "evaluation", "training, smoothed"} <= set(found)
+
+
+def test_close_final_values_do_not_overlap():
+    figure = curve_figure(history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.26), LOSS)
+    png(figure)
+    boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text() in ("4.25", "4.26")]
+    assert len(boxes) == 2
+    assert not boxes[0].overlaps(boxes[1])
+
+
+def test_events_are_marked():
+    rows = [*history_rows(30), session(2, 150), *history_rows(60, skipped_steps=3)[32:]]
+    rows.append({**rows[-2], "step": 610, "loss": math.nan})
+    found = " ".join(texts(curve_figure(rows, LOSS)))
+    assert "resumed (1×)" in found and "fp16 steps skipped (3)" in found and "not a number (1 rows)" in found
+
+
+def test_svg_is_reproducible():
+    rows = history_rows(30)
+    assert svg(curve_figure(rows, LOSS)) == svg(curve_figure(rows, LOSS))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2.1)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("name", THEMES)
+def test_colours_stand_out_from_the_page(name):
+    theme = THEMES[name]
+    page = luminance(theme.page)
+    for colour in (theme.ink, *theme.curves):
+        light, dark = sorted((luminance(colour), page), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) > 4.5, colour  # WCAG AA for text
+
+
+def test_compared_runs_differ_without_colour():
+    _, (axes,) = new_figure(1, 1, theme="light", width=6, height=3)
+    draw_runs(axes, {name: History.of(history_rows(30)) for name in "abc"}, LOSS)
+    lines = [line for line in axes.lines if line.get_linestyle() != "None"]
+    assert len({line.get_linestyle() for line in lines}) == 3
+
+
+def test_live_figure_redraws_at_most_every_five_seconds(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, image):
+            shown.append("update")
+
+    def display(image, display_id):
+        shown.append("new")
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(
+        figures, "training_figure", lambda *_, **__: new_figure(1, 1, theme="light", width=2, height=2)[0]
+    )
+    now = [0.0]
+    live = LiveFigure(clock=lambda: now[0])
+    for now[0] in (0.0, 1.0, 4.9, 5.0, 6.0, 10.1):
+        live.update(history_rows(1))
+    assert shown == ["new", "update", "update"]
+    assert live.update([], now=True) and shown[-1] == "update"

@@ -1,0 +1,80 @@
+"""Training histories: what counts after a resume, and smoothing and thinning that lose nothing that matters."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.core.history import History, Series, smoothed, thinned, trend
+from tests.metrics.histories import history_rows, session, write_training
+
+
+def test_a_resume_repeats_no_step():
+    lost = history_rows(30)
+    again = [row | {"session": 2} for row in history_rows(60)[1:] if row["step"] > 200]
+    history = History.of([*lost, session(2, 200), *again])
+    steps = [row["step"] for row in history.train]
+    assert steps == list(range(10, 601, 10))
+    assert {row["session"] for row in history.train if row["step"] > 200} == {2}
+    assert [row["step"] for row in history.evals] == list(range(0, 601, 100))
+    assert history.resumes == [200]
+
+
+def test_the_later_of_two_rows_counts():
+    rows = history_rows(3)
+    assert History.of([*rows, {**rows[-2], "loss": 1.0}]).train[-1]["loss"] == 1.0
+
+
+def test_missing_file_and_empty_file_say_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="02_train_sft"):
+        History.read(tmp_path / "metrics.jsonl")
+    write_training(tmp_path, [session()])
+    with pytest.raises(UserError, match=r"no row.*02_train_sft"):
+        History.read(tmp_path / "train" / "metrics.jsonl")
+
+
+def test_series_hold_numbers_only():
+    history = History.of(history_rows(10, peak_memory_gib=None, grad_norm=math.nan))
+    assert np.isnan(history.series("peak_memory_gib").values).all()
+    assert len(history.series("grad_norm").finite) == 0
+    assert len(history.series("no such column")) == 0
+    assert history.series("learning_rate").last == 0.0
+
+
+def test_evaluations_over_tokens_and_time():
+    history = History.of(history_rows(60))
+    assert history.eval_series("eval_loss", x="total_tokens").steps.tolist() == [s * 2000 for s in range(0, 601, 100)]
+    assert history.eval_series("eval_loss", x="elapsed").steps[-1] == pytest.approx(54.0)
+
+
+def test_seconds_add_up_to_the_elapsed_time():
+    seconds = History.of(history_rows(60)).seconds()
+    assert seconds["forward_backward"] == pytest.approx(42.0)
+    assert sum(seconds.values()) == pytest.approx(54.0)
+
+
+def test_smoothing_keeps_a_constant_and_passes_over_gaps():
+    values = np.array([2.0, 2.0, math.nan, 2.0, 2.0])
+    line = smoothed(values, span=3)
+    assert np.isnan(line[2]) and np.allclose(line[[0, 1, 3, 4]], 2.0)
+    assert smoothed(np.arange(100.0), span=9)[-1] == pytest.approx(99 - 4, abs=0.01)  # lags by half its span
+
+
+def test_thinning_keeps_every_spike():
+    values = np.zeros(100_000)
+    values[54_321] = 9.0
+    few = thinned(Series(np.arange(100_000.0), values), 1000)
+    assert len(few) <= 1000 and few.values.max() == 9.0
+
+
+def test_trend_of_a_long_series_ends_where_that_of_a_short_one_does():
+    def line(n):
+        x = np.arange(float(n))
+        return trend(Series(x, 4 + 4 * np.exp(-x / n * 5)))
+
+    short, long = line(1_500), line(150_000)
+    assert len(long) == 2000 and long.steps[-1] == 149_999
+    assert long.last == pytest.approx(short.last, abs=0.003)

@@ -1,0 +1,60 @@
+"""Reading a notebook's parameters cell, and refusing one that papermill would misread."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.core.notebooks import parameters, spec, stages
+
+
+def notebook(path, *cells: str):
+    made = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]}) for source in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=made), path)
+    return path
+
+
+def test_names_types_defaults_and_help(tmp_path):
+    lines = ['"""Parameters."""', "rate: float = 1e-3  # per step", 'names: list = ["a", {"path": "b"}]  # what']
+    source = "\n".join([*lines, "", "# alone", "x: bool = True"])
+    found = parameters(notebook(tmp_path / "n.ipynb", source))
+    assert [(p.name, p.type, p.default, p.help) for p in found.values()] == [
+        ("rate", "float", 1e-3, "per step"),
+        ("names", "list", ["a", {"path": "b"}], "what"),
+        ("x", "bool", True, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    "cells,word",
+    [
+        ([], "0 cells"),
+        (["x: int = 1", "y: int = 1"], "2 cells"),
+        (["x = 1"], "no typed literal"),
+        (["x: int = 2 * 3"], "expression"),
+        (["import os"], "no typed literal"),
+    ],
+)
+def test_anything_else_is_refused(tmp_path, cells, word):
+    with pytest.raises(UserError, match=word):
+        parameters(notebook(tmp_path / "n.ipynb", *cells))
+
+
+def test_a_file_that_is_no_notebook_is_refused(tmp_path):
+    (tmp_path / "n.ipynb").write_text("half a noteb")
+    with pytest.raises(UserError, match="no notebook"):
+        parameters(tmp_path / "n.ipynb")
+
+
+def test_an_unknown_stage_lists_the_known_ones():
+    with pytest.raises(UserError, match="data, train, metrics"):
+        spec("tain")
+    assert [stage.name for stage in stages()] == ["data", "train", "metrics", "evaluate", "chat", "publish"]
+
+
+def test_a_stage_reads_only_from_earlier_ones():
+    seen: set[str] = set()
+    for stage in stages():
+        assert set(stage.reads) <= seen
+        seen.add(stage.name)

@@ -1,0 +1,153 @@
+"""Generated datasets: whatever stands in a file, the stage does not crash, loses no row, and writes true ChatML."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbutils.core.chatml import IM_END, IM_START, PAD, add_chatml, encode
+from nbutils.data.fates import FATES
+from nbutils.data.tokenizer import train_bpe
+from nbutils.data.work import loaded_tokenizer
+from tests.conftest import sentencepiece_tokenizer
+from tests.data.making import Made, make, write_lines
+
+SPECIAL = [IM_END, IM_START, PAD, "<|im_start|>assistant\n", "<s>", "</s>", "<|endoftext|>", "<unk>", "<file_sep>"]
+TEXTS = [
+    "Hi!", "How are you?", "", " ", "\n\t", "I am fine, thanks.",
+    "été ☃ 東京 🙂‍↔️", "e\u0301", "\u202eabc\u202c", "\x00\x01",
+    "\ufeffx", "a\u2028b", "ﬁ", "١٢٣", "x" * 3_000, "word " * 1_500, "#" * 70, "{\"a\": 1}", "▁▁",
+]  # fmt: skip
+ROLES = ["user", "assistant", "user", "assistant", "system", "human", "gpt", "tool", "User", "", "narrator"]
+BROKEN = [
+    b"{", b"nonsense", b"[]", b"null", b"3", b'"text"', b"\xff\xfe\x00", b'{"messages": 4}', b"\x00" * 9, b"{}" * 2,
+    b'{"messages": [[]]}', b'{"messages": [{"role": "user", "content": "\\udc00"}]}', b"[" * 9_000, b'{"a": NaN}',
+]  # fmt: skip
+
+
+def text(rng: random.Random) -> Any:
+    pieces = [rng.choice(SPECIAL if rng.random() < 0.25 else TEXTS) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+    joined = rng.choice(("", " ")).join(pieces)
+    return rng.choice((joined,) * 12 + (None, 5, [{"type": "text", "text": joined}], [], {"x": 1}, True))
+
+
+def turns(rng: random.Random) -> list[tuple[Any, Any]]:
+    if rng.random() < 0.6:  # well formed but for its texts
+        return [(("user", "assistant")[i % 2], text(rng)) for i in range(rng.choice((2, 2, 4, 7, 40)))]
+    return [(rng.choice(ROLES), text(rng)) for _ in range(rng.randrange(8))]
+
+
+def row(rng: random.Random, shape: str) -> Any:
+    if rng.random() < 0.08:
+        return rng.choice(BROKEN)
+    if shape in ("messages", "sharegpt"):
+        column, role, content = (
+            ("messages", "role", "content") if shape == "messages" else ("conversations", "from", "value")
+        )
+        found = {column: [{role: name, content: said} for name, said in turns(rng)]}
+    else:
+        names = {"alpaca": ("instruction", "input", "output"), "completion": ("prompt", "completion"),
+                 "preference": ("prompt", "chosen", "rejected")}[shape]  # fmt: skip
+        found = {name: text(rng) for name in names}
+        if shape == "preference" and rng.random() < 0.5:
+            found["chosen"] = [{"role": name, "content": said} for name, said in turns(rng)]
+    if rng.random() < 0.1:
+        found |= {"extra": rng.random()}
+    if rng.random() < 0.04:
+        found.pop(next(iter(found)))
+    return found
+
+
+def sure(shape: str, number: int) -> Any:
+    """A well-formed short row of a shape."""
+    asked, answered = f"{number}?", f"{number}!"
+    return {
+        "messages": {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]},
+        "sharegpt": {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]},
+        "alpaca": {"instruction": asked, "input": "", "output": answered},
+        "completion": {"prompt": asked, "completion": answered},
+        "preference": {"prompt": asked, "chosen": answered, "rejected": "?"},
+    }[shape]
+
+
+def dataset(rng: random.Random, folder: Path) -> list[Any]:
+    """One or two files of 15 to 60 rows, some rows twice, each file of one shape."""
+    specs: list[Any] = []
+    for number in range(rng.choice((1, 1, 2))):
+        shape = rng.choice(("messages", "messages", "sharegpt", "alpaca", "completion", "preference"))
+        rows = [row(rng, shape) for _ in range(rng.randrange(3, 25))]
+        # Enough good rows that most lines have the shape's columns, and that neither side is left empty.
+        rows += [rng.choice(rows), *(sure(shape, i) for i in range(len(rows) + 10))]
+        rng.shuffle(rows)
+        path = write_lines(folder / f"{number}.jsonl", rows)
+        specs.append({"path": path, "fraction": rng.choice((1.0, 1.0, 0.7))})
+    return specs
+
+
+def check(made: Made, specs: list[Any]) -> None:
+    """Ledger, summary, sets and source agree; every kept row is true ChatML."""
+    summary, ledger = made.summary, made.ledger
+    assert set(ledger["fate"]) <= set(FATES)
+    assert not ledger.duplicated(["source", "index"]).any()
+    for spec in specs:
+        lines = sum(1 for line in Path(spec["path"]).read_bytes().split(b"\n") if line.strip())
+        mine = ledger[ledger["source"] == spec["path"]]["index"].tolist()
+        assert mine == sorted(mine)
+        if spec["fraction"] == 1:
+            assert mine == list(range(lines))
+        else:
+            assert set(mine) <= set(range(lines))
+    assert summary["rows"] == len(ledger) == sum(counts["rows"] for counts in summary["fates"].values())
+    kept = ledger[ledger["fate"] == "kept"].set_index(["source", "index"])
+    assert set(kept.index) == set(made.kept)
+    assert kept["hash"].is_unique
+    tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
+    specials = set(tokenizer.all_special_ids)
+    im_end = tokenizer.convert_tokens_to_ids(IM_END)
+    for origin, found in made.kept.items():
+        said = found["messages"]
+        encoding = encode(tokenizer, said)
+        assert (found["input_ids"], found["supervised"]) == (encoding.input_ids, encoding.supervised)
+        assert len(encoding) == kept.loc[origin, "tokens"] <= summary["max_length"]
+        assert [m["role"] for m in said] == ["user", "assistant"] * (len(said) // 2)
+        assert all(m["content"] == m["content"].strip() != "" for m in said)
+        assert sum(i in specials for i in encoding.input_ids) == 2 * len(said)  # nothing is forged
+        prefix = encode(tokenizer, said[:-1], add_generation_prompt=True).input_ids
+        assert encoding.input_ids[: len(prefix)] == prefix
+        supervised = [i for i, on in zip(encoding.input_ids, encoding.supervised, strict=True) if on]
+        replies = [m["content"] for m in said if m["role"] == "assistant"]
+        assert supervised.count(im_end) == len(replies)
+        if not any("▁" in reply for reply in replies):  # SentencePiece's own mark for a blank decodes as a blank
+            assert tokenizer.decode(supervised) == "".join(reply + IM_END for reply in replies)
+
+
+@pytest.fixture(scope="module", params=["tiny", "sentencepiece"])
+def run_folder(request, tmp_path_factory) -> Path:
+    """A run folder with a tokenizer in place: making one for each dataset would take most of the time."""
+    run = tmp_path_factory.mktemp(request.param)
+    tokenizer = add_chatml(sentencepiece_tokenizer()) if request.param == "sentencepiece" else train_bpe(TEXTS[:6], 400)
+    tokenizer.save_pretrained(run / "data" / "tokenizer")
+    return run
+
+
+def check_seeds(seeds: range, run: Path, folder: Path) -> None:
+    """Generates, runs and checks a dataset for each seed."""
+    for seed in seeds:
+        rng = random.Random(seed)
+        specs = dataset(rng, folder / str(seed))
+        max_length = rng.choice((40, 64, 300, 2_000))
+        check(make(run, specs, same_tokenizer=True, max_length=max_length, eval_fraction=0.5), specs)
+
+
+def test_generated_datasets(run_folder, tmp_path):
+    check_seeds(range(30), run_folder, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", (30, 80, 130, 180, 230))
+def test_generated_datasets_up_to_five_hundred(run_folder, tmp_path, first):
+    """With its two tokenizers, and the 30 datasets above for each, these are 500."""
+    check_seeds(range(first, min(first + 50, 250)), run_folder, tmp_path)

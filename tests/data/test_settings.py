@@ -1,0 +1,48 @@
+"""Settings of the data stage: what a dataset may be given as, and when an earlier result no longer fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.core.notebooks import notebook_path, parameters, spec
+from nbutils.data.settings import DataSettings
+from tests.data.making import chats, settings_for, write_lines
+
+
+def test_the_notebook_has_every_parameter_and_its_defaults_are_valid():
+    cell = parameters(notebook_path(spec("data")))
+    assert set(cell) == set(DataSettings.model_fields)
+    settings = DataSettings.checked({name: parameter.default for name, parameter in cell.items()})
+    assert [dataset.path for dataset in settings.datasets] == ["chitchat"]
+
+
+def test_a_dataset_is_a_name_or_a_mapping(tmp_path):
+    given = ["chitchat", {"path": "org/set", "name": "en", "split": "test", "fraction": 0.5, "revision": "abc"}]
+    assert [dataset.label for dataset in settings_for(tmp_path, given).datasets] == ["chitchat", "org/set/en[test]"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"datasets": []}, "'datasets'"),
+        ({"datasets": ["a", "a"]}, "listed twice"),
+        ({"datasets": [{"path": "a", "fraction": 1.5}]}, "fraction"),
+        ({"datasets": [{"path": "a", "splt": "x"}]}, "splt"),
+        ({"eval_fraction": 0}, "eval_fraction"),
+        ({"max_length": 3}, "max_length"),
+        ({"contamination_words": 1}, "contamination_words"),
+    ],
+)
+def test_what_is_out_of_range_is_named(tmp_path, given, words):
+    with pytest.raises(UserError) as error:
+        settings_for(tmp_path, **({"datasets": ["chitchat"]} | given))
+    assert words in str(error.value)
+
+
+def test_other_content_under_the_same_name_is_another_result(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", chats(3))
+    before = settings_for(tmp_path / "run", [path]).result_parameters()
+    assert settings_for(tmp_path / "run", [path], seed=5, data_processes=2).result_parameters() == before
+    write_lines(tmp_path / "rows.jsonl", chats(4))
+    assert settings_for(tmp_path / "run", [path]).result_parameters() != before

@@ -1,0 +1,122 @@
+"""The five shapes: detected from columns, read row by row, and what is broken in a row named."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.data.shapes import BY_NAME, LINE, Malformed, detect, read_rows
+from tests.data.making import FIVE, rows_of
+
+
+def read(shape: str, rows: list, *, as_lines: bool = False) -> list:
+    if as_lines:
+        table = pa.table({LINE: [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]})
+    else:
+        table = pa.Table.from_pylist(rows)
+    return read_rows(table, BY_NAME[shape])
+
+
+@pytest.mark.parametrize("as_lines", [False, True])
+@pytest.mark.parametrize("shape", FIVE)
+def test_every_shape_reads_the_same_conversation(shape, as_lines):
+    rows = rows_of(shape)
+    assert detect(list(rows[0]), "x").name == shape
+    for row, messages in zip(rows, read(shape, rows, as_lines=as_lines), strict=True):
+        spoken = [(role, text) for role, text in messages if role != "system"]
+        assert [role for role, _ in spoken] == ["user", "assistant"]
+        assert spoken[0][1].startswith(f"({shape}) What is the capital of")
+        assert spoken[1][1].startswith("The capital of")
+        assert row
+
+
+def test_alpaca_puts_the_input_below_the_instruction():
+    row = {"instruction": "Translate.", "input": "Hund", "output": "dog"}
+    assert read("alpaca", [row]) == [[("user", "Translate.\n\nHund"), ("assistant", "dog")]]
+
+
+def test_conversational_prompt_and_completion():
+    row = {
+        "prompt": [{"role": "user", "content": "a"}],
+        "completion": [{"role": "assistant", "content": "b"}],
+    }
+    assert read("completion", [row]) == [[("user", "a"), ("assistant", "b")]]
+
+
+def test_a_chosen_answer_that_repeats_the_prompt():
+    asked = [{"role": "user", "content": "a"}]
+    chosen = [*asked, {"role": "assistant", "content": "b"}]
+    assert read("preference", [{"prompt": asked, "chosen": chosen}]) == [[("user", "a"), ("assistant", "b")]]
+    assert read("preference", [{"prompt": "a", "chosen": chosen}]) == [[("user", "a"), ("assistant", "b")]]
+
+
+def test_conversations_with_chosen():
+    row = {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"}}
+    assert detect(list(row), "x").name == "preference"
+    assert read("preference", [row]) == [[("user", "a"), ("assistant", "b")]]
+    assert read("preference", [row | {"chosen": [row["chosen"]]}]) == [[("user", "a"), ("assistant", "b")]]
+
+
+def test_content_in_parts_counts_its_text_and_refuses_pictures():
+    parts = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]
+    rows = [
+        {"messages": [{"role": "user", "content": parts}]},
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+    ]
+    good, bad = read("messages", rows, as_lines=True)
+    assert good == [("user", "Hi there")]
+    assert "'image'" in str(bad)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"messages": [', "no JSON"),
+        (b"\xff\xfe{}", "UTF-8"),
+        (b"[1, 2]", "no JSON object but a value of type list"),
+        (b'{"other": 1}', "'messages' is missing"),
+        (b'{"messages": null}', "missing"),
+        (b'{"messages": "Hi"}', "of type str"),
+        (b'{"messages": ["Hi"]}', "a message is of type str"),
+        (b'{"messages": [{"content": "Hi"}]}', "no role"),
+        (b'{"messages": [{"role": "user", "content": 7}]}', "of type int"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+        (b"[" * 100_000, "no JSON"),
+    ],
+)
+def test_a_broken_line_is_one_malformed_row_that_says_why(line, reason):
+    good, bad = read("messages", [{"messages": [{"role": "user", "content": "Hi"}]}, line], as_lines=True)
+    assert good == [("user", "Hi")]
+    assert isinstance(bad, Malformed)
+    assert reason in str(bad)
+
+
+def test_role_names_of_other_people():
+    row = {"conversations": [{"from": name, "value": "x"} for name in ("Human", "gpt", "system", "function_call")]}
+    assert [role for role, _ in read("sharegpt", [row])[0]] == ["user", "assistant", "system", "function_call"]
+
+
+def test_no_shape_fits_names_columns_and_the_five_shapes():
+    with pytest.raises(UserError) as error:
+        detect(["text", "label"], "my/set")
+    for word in ("my/set", "text, label", "messages", "sharegpt", "alpaca", "completion", "preference"):
+        assert word in str(error.value)
+
+
+def test_arrow_columns_give_what_lines_give():
+    """The fast way over Arrow columns, lists of structs with nulls and the slow way agree."""
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+        {"messages": []},
+        {"messages": [{"role": "User", "content": "é"}]},
+    ]
+    assert read("messages", rows) == read("messages", rows, as_lines=True)
+    with_null = [*rows, {"messages": None}]
+    slow, lines = read("messages", with_null), read("messages", with_null, as_lines=True)
+    assert slow[:3] == lines[:3]
+    assert isinstance(slow[3], Malformed)
+    sliced = read_rows(pa.Table.from_pylist(rows).slice(1), BY_NAME["messages"])
+    assert sliced == read("messages", rows)[1:]

@@ -1,0 +1,113 @@
+"""The comparison finds planted differences, and finds none where there is none more often than it promises."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.evaluate.compare import Estimate, ItemTable, Sums, interval, paired_difference, resampled, word_for
+from nbutils.evaluate.items import Metric, to_parquet
+
+
+def accuracies(correct: np.ndarray) -> Sums:
+    return Sums(np.arange(len(correct)), correct.astype(float), np.ones(len(correct)))
+
+
+def answers(
+    rng: np.random.Generator, items: int, accuracy: float, shared: float = 0.6
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two models of equal accuracy that agree on a share of the items, as models do on what is hard for both."""
+    together = rng.random(items) < shared
+    common = rng.random(items) < accuracy
+    return tuple(np.where(together, common, rng.random(items) < accuracy) for _ in range(2))
+
+
+def test_a_true_ten_point_difference_on_500_items_is_called():
+    called = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        a, b = answers(rng, 500, 0.5)
+        better = a | (rng.random(500) < 0.2)  # 0.5 + 0.5 × 0.2: ten points
+        found = paired_difference(accuracies(better), accuracies(b), "mean", 2000, seed)
+        called += word_for(found, True) == "better"
+    assert called >= 36
+
+
+def test_of_200_pairs_of_equal_models_at_most_five_percent_are_called_different():
+    called = 0
+    for seed in range(200):
+        a, b = answers(np.random.default_rng(1000 + seed), 500, 0.4)
+        found = paired_difference(accuracies(a), accuracies(b), "mean", 2000, seed)
+        called += found.excludes_zero
+    # 5 % of 200, and two standard errors of that count
+    assert called <= 10 + 2 * math.sqrt(200 * 0.05 * 0.95)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    covered = 0
+    for seed in range(200):
+        correct = np.random.default_rng(seed).random(400) < 0.3
+        found = interval(accuracies(correct), "mean", 1000, seed)
+        covered += found.low <= 0.3 <= found.high
+    assert covered >= 180
+
+
+def test_replies_of_one_conversation_are_resampled_together():
+    rng = np.random.default_rng(0)
+    by_conversation = np.repeat(rng.random(50) < 0.5, 20)  # all 20 items of a conversation alike
+    rows = [{"doc_id": i, "filter": "none", "group": i // 20, "acc": float(c), "acc_weight": 1.0}
+            for i, c in enumerate(by_conversation)]  # fmt: skip
+    metric = Metric("acc", "mean", True)
+    table = read(rows)
+    grouped = interval(table.sums(metric), "mean", 2000, 0)
+    alone = interval(accuracies(by_conversation), "mean", 2000, 0)
+    assert grouped.value == pytest.approx(alone.value)
+    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+
+
+def test_perplexity_is_a_ratio_of_sums_and_its_difference_is_paired():
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, 40, 300).astype(float)
+    hardness = rng.normal(5, 2, 300) * words
+    a, b = (Sums(np.arange(300), -hardness - gain * words, words) for gain in (0.0, 0.05))
+    found = interval(a, "perplexity", 1000, 0)
+    assert found.value == pytest.approx(math.exp(hardness.sum() / words.sum()))
+    overlap = interval(b, "perplexity", 1000, 0)
+    assert found.high > overlap.low, "the two intervals overlap"
+    difference = paired_difference(a, b, "perplexity", 1000, 0)
+    assert difference.high < 0 and word_for(difference, higher_is_better=False) == "better"
+
+
+def test_counting_patterns_and_drawing_items_are_the_same_bootstrap(monkeypatch):
+    columns = (np.random.default_rng(0).random((200, 2)) < 0.4).astype(float)
+    fast = resampled(columns, 20_000, 0)
+    monkeypatch.setattr("nbutils.evaluate.compare.FEW_PATTERNS", 0)
+    slow = resampled(columns, 20_000, 0)
+    assert fast.mean(axis=0) == pytest.approx(slow.mean(axis=0), rel=0.01)
+    assert fast.std(axis=0) == pytest.approx(slow.std(axis=0), rel=0.05)
+    assert (resampled(columns, 100, 5) == resampled(columns, 100, 5)).all(), "seeded"
+
+
+def test_words_name_only_what_the_interval_shows():
+    assert word_for(Estimate(1, 0.5, 0.2, 2), True) == "better"
+    assert word_for(Estimate(1, 0.5, 0.2, 2), False) == "worse"
+    assert word_for(Estimate(1, 0.5, -0.2, 2), True) == "not distinguishable"
+
+
+def test_different_items_are_not_compared():
+    one, other = (read([{"doc_id": i, "filter": "none", "group": i} for i in range(n)]) for n in (3, 4))
+    with pytest.raises(UserError, match="different items"):
+        one.check_same_items(other)
+
+
+def read(rows: list[dict]) -> ItemTable:
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "items.parquet"
+        path.write_bytes(to_parquet(rows))
+        return ItemTable.read(path)

@@ -1,0 +1,69 @@
+"""What a planned row lets each scored token see is exactly what the request says, whatever shares the row."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbutils.evaluate.rows import Request, Row, batches, plan_rows
+
+tokens = st.integers(0, 3)  # few different ones, so that prefixes are often shared
+ids = st.lists(tokens, min_size=1, max_size=24).map(tuple)
+requests_strategy = st.lists(st.builds(Request, ids, st.lists(tokens, min_size=1, max_size=6).map(tuple)), max_size=24)
+
+
+def seen_by(row: Row, position: int) -> list[int]:
+    """The tokens that a position of a row attends to, in the order of their places in the text."""
+    segments = [segment for segment, length in enumerate(row.lengths) for _ in range(length)]
+    segment = segments[position]
+    begin = sum(row.lengths[:segment])
+    trunk = row.ids[: row.starts[segment]] if segment else []
+    return trunk + row.ids[begin : position + 1]
+
+
+@given(requests_strategy, st.booleans(), st.sampled_from([8, 64, 1000]), st.sampled_from([1.0, 50.0, 5000.0]))
+@settings(max_examples=300, deadline=None)
+def test_every_request_is_scored_once_on_just_its_own_tokens(requests, share, longest, attention_even):
+    unique = list(dict.fromkeys(requests))
+    rows = plan_rows(unique, longest=longest, attention_even=attention_even, share=share)
+    assert Counter(index for row in rows for index, _ in row.scored) == Counter(range(len(unique)))
+    for row in rows:
+        assert share or not row.branched
+        assert not row.branched or len(row) <= max(longest, len(row.trunk))
+        for index, positions in row.scored:
+            request = unique[index]
+            assert len(positions) == len(request.continuation)
+            for k, position in enumerate(positions):
+                assert seen_by(row, position) == list(request.context + request.continuation[:k])
+
+
+@given(requests_strategy, st.integers(1, 200))
+@settings(max_examples=100, deadline=None)
+def test_batches_hold_every_row_within_the_budget_and_never_mix_masks(requests, budget):
+    rows = plan_rows(list(dict.fromkeys(requests)), longest=100, attention_even=1000.0)
+    planned = list(batches(rows, budget))
+    assert sorted(map(id, rows)) == sorted(id(row) for batch in planned for row in batch)
+    for batch in planned:
+        assert len({row.branched for row in batch}) == 1
+        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
+
+
+def test_choices_of_one_question_share_a_row_and_turns_of_a_conversation_too():
+    context = tuple(range(100))
+    choices = [Request(context, (200 + k, 201 + k, 202 + k)) for k in range(4)]
+    (row,) = plan_rows(choices, longest=1000, attention_even=3000.0)
+    assert len(row) == 100 + 4 * 2
+    talk = tuple(range(300))
+    turns = [Request(talk[:end], talk[end : end + 20]) for end in range(40, 280, 40)]
+    (row,) = plan_rows(turns, longest=1000, attention_even=3000.0)
+    assert not row.branched and len(row) == 240 + 20 - 1  # the last turn's, and all others lie on it
+
+
+def test_too_long_requests_keep_their_end_as_stock_does():
+    request = Request.fitted(list(range(50)), [100, 101], max_length=10)
+    assert request.context == tuple(range(41, 50)) and request.inputs == 10
+    with pytest.raises(ValueError, match="do not fit"):
+        Request.fitted([1], list(range(11)), max_length=10)

@@ -1,0 +1,230 @@
+"""SharedPrefixLM gives the numbers of stock `hf`, on every path, and says so where it cannot share."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import BertConfig, BertLMHeadModel, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from nbutils.core.chatml import add_chatml
+from nbutils.core.errors import UserError
+from nbutils.core.models import tiny_model
+from nbutils.evaluate.shared_prefix import SharedPrefixLM
+from tests.conftest import sentencepiece_tokenizer
+from tests.evaluate.stock_tasks import requests_of, stock_tasks
+
+LENGTH = 64
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "then",
+    "it",
+    "went",
+    "away",
+    "to",
+    "sleep",
+    "under",
+    "the",
+    "moon",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return add_chatml(sentencepiece_tokenizer())  # 32,003 pieces
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    made = tiny_model(tokenizer, LENGTH, 0)
+    with torch.no_grad():  # clear preferences: greedy choices are no coin flips
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    return made.eval()
+
+
+def words(rng: random.Random, count: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
+def multiple_choice(seed: int = 0) -> list[Instance]:
+    """Contexts that are empty, short, at the limit and over it; continuations of one token and of many."""
+    rng = random.Random(seed)
+    pairs = []
+    for length in (0, 1, 3, 20, 40, 55, 60, 61, 62, 63, 80, 200):
+        context = words(rng, length)
+        pairs += [(context, " " + words(rng, count)) for count in (1, 1, 2, 9)]
+        pairs += [(context, pairs[-1][1])]
+        pairs += [(context + " ", words(rng, 3))] if context else []  # stock asserts that a context has tokens
+    return [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+
+
+def assert_equal_scores(stock: HFLM, ours: SharedPrefixLM, requests: list[Instance]) -> None:
+    expected = stock.loglikelihood(requests, disable_tqdm=True)
+    got = ours.loglikelihood(requests, disable_tqdm=True)
+    for (theirs, their_greedy), (mine, my_greedy) in zip(expected, got, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-3)
+        assert my_greedy == their_greedy
+
+
+def test_equals_stock_at_and_over_the_maximum_length(model, tokenizer):
+    stock, ours = HFLM(model, tokenizer=tokenizer, batch_size=4), SharedPrefixLM(model, tokenizer=tokenizer)
+    assert ours.way == "shared rows"
+    assert_equal_scores(stock, ours, multiple_choice())
+
+
+def test_rolling_windows_equal_stock(model, tokenizer):
+    stock, ours = HFLM(model, tokenizer=tokenizer, batch_size=2), SharedPrefixLM(model, tokenizer=tokenizer)
+    rng = random.Random(1)
+    texts = [words(rng, count) for count in (1, 10, 62, 63, 64, 65, 130, 400)]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
+    expected = stock.loglikelihood_rolling(requests, disable_tqdm=True)
+    got = ours.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert got == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tokens_per_batch", [64, 512, 4096])
+def test_neither_batches_nor_threads_change_a_number(model, tokenizer, threads, tokens_per_batch):
+    before = torch.get_num_threads()
+    requests = multiple_choice(2)
+    expected = SharedPrefixLM(model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    torch.set_num_threads(threads)
+    try:
+        ours = SharedPrefixLM(model, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch)
+        got = ours.loglikelihood(requests, disable_tqdm=True)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert [g for _, g in got] == [g for _, g in expected]
+    assert [x for x, _ in got] == pytest.approx([x for x, _ in expected], abs=1e-4)
+
+
+def test_a_context_is_read_once(model, tokenizer):
+    ours = SharedPrefixLM(model, tokenizer=tokenizer, tokens_per_batch=64)
+    context = words(random.Random(3), 40)
+    requests = [Instance("loglikelihood", {}, (context, f" {word}"), i) for i, word in enumerate(WORDS[:8])]
+    assert ours.way
+    ours.tokens_read = 0
+    ours.loglikelihood(requests, disable_tqdm=True)
+    assert ours.tokens_read < 60  # and not 8 × 40
+
+
+def test_learned_positions_share_too(tokenizer):
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=LENGTH, n_embd=32, n_layer=2, n_head=2,
+                        initializer_range=0.3)  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    ours = SharedPrefixLM(model, tokenizer=tokenizer)
+    assert ours.way == "shared rows"
+    assert_equal_scores(HFLM(model, tokenizer=tokenizer, batch_size=8), ours, multiple_choice(4))
+
+
+def test_an_architecture_without_custom_masks_falls_back_and_says_so(tokenizer, caplog):
+    config = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=2, initializer_range=0.3,
+                         seq_length=LENGTH)  # fmt: skip
+    model = BloomForCausalLM(config).eval()
+    options = {"tokenizer": tokenizer, "max_length": LENGTH}
+    ours = SharedPrefixLM(model, **options)
+    assert ours.way == "causal rows"
+    assert "custom attention mask" in caplog.text
+    assert_equal_scores(HFLM(model, batch_size=8, **options), ours, multiple_choice(5))
+
+
+def test_a_sliding_window_is_never_replaced_by_our_mask(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model.config, "sliding_window", 16, raising=False)
+    assert SharedPrefixLM(model, tokenizer=tokenizer).way == "causal rows"
+
+
+def test_an_output_layer_out_of_reach_means_stock(model, tokenizer, monkeypatch, caplog):
+    decoy = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: decoy)
+    ours = SharedPrefixLM(model, tokenizer=tokenizer, batch_size=4)
+    assert ours.way == "stock" and "scored as stock" in caplog.text
+    assert_equal_scores(HFLM(model, tokenizer=tokenizer, batch_size=4), ours, multiple_choice(6)[:12])
+
+
+def test_half_precision_is_scored_in_float32(model, tokenizer):
+    half = tiny_model(tokenizer, LENGTH, 0).to(torch.bfloat16).eval()
+    requests = multiple_choice(7)
+    got = [x for x, _ in SharedPrefixLM(half, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)]
+    stock = [x for x, _ in HFLM(half, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)]
+    on_the_grid = [float(torch.tensor(x).bfloat16()) == x for x in stock]
+    assert all(on_the_grid), "still needed? stock no longer quantises log-likelihoods"
+    assert sum(float(torch.tensor(x).bfloat16()) == x for x in got) < len(got) / 4
+
+
+def test_a_model_that_is_not_causal_is_refused(tokenizer):
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, initializer_range=0.3)  # fmt: skip
+    with pytest.raises(UserError, match="not causal"):
+        _ = SharedPrefixLM(BertLMHeadModel(config).eval(), tokenizer=tokenizer, max_length=LENGTH).way
+
+
+def test_nan_is_one_sentence(tokenizer):
+    model = tiny_model(tokenizer, LENGTH, 0)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        SharedPrefixLM(model, tokenizer=tokenizer).loglikelihood(multiple_choice(), disable_tqdm=True)
+
+
+@pytest.fixture
+def all_cores():
+    """A large model wants them; the rest of the suite runs on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("name", "items"), [("hellaswag", 200), ("sciq", 200), ("wikitext", 2)])
+def test_equals_stock_on_smollm2(all_cores, smollm2_folder: Path, evaldata: Path, name: str, items: int):
+    """The same log-likelihoods, choices and metrics as stock on real tasks with a real model, fp32."""
+    from lm_eval import evaluator
+
+    task = stock_tasks([name], evaldata)[name]
+    options = {"dtype": "float32", "device": "cpu", "max_length": 2048}
+    lms = {
+        "ours": SharedPrefixLM(str(smollm2_folder), **options),
+        "stock": HFLM(str(smollm2_folder), batch_size=8, **options),
+    }
+    assert lms["ours"].way == "shared rows"
+    found = {
+        side: evaluator.evaluate(lm, {"tasks": {name: task}}, limit=items, bootstrap_iters=0)
+        for side, lm in lms.items()
+    }
+    metrics = {side: {k: v for k, v in f["results"][name].items() if isinstance(v, float)} for side, f in found.items()}
+    for key, value in metrics["stock"].items():
+        assert round(metrics["ours"][key], 4) == round(value, 4), key
+    for mine, theirs in zip(found["ours"]["samples"][name], found["stock"]["samples"][name], strict=True):
+        for a, b in zip(mine["filtered_resps"], theirs["filtered_resps"], strict=True):
+            (mine_ll, *my_greedy), (their_ll, *their_greedy) = (x if isinstance(x, tuple) else (x,) for x in (a, b))
+            assert mine_ll == pytest.approx(their_ll, abs=1e-3)
+            assert my_greedy == their_greedy
+        lls = sorted((r[0] for r in theirs["filtered_resps"] if isinstance(r, tuple)), reverse=True)
+        if len(lls) > 1 and lls[0] - lls[1] >= 1e-4:
+            assert mine["acc"] == theirs["acc"]
+    assert len(requests_of(task, 1)) > 0
+
+
+def test_windows_of_a_tokenizer_that_adds_bos_score_it_once_more():
+    """A detail that decides numbers: the table says for each model whether BOS is added."""
+    raw = sentencepiece_tokenizer()
+    raw.add_bos_token = True
+    model = tiny_model(add_chatml(raw), LENGTH, 0)
+    lm = SharedPrefixLM(model, tokenizer=raw)
+    assert lm.prefix_token_id == raw.bos_token_id
+    assert (lm.tok_encode("hello")[0] == raw.bos_token_id) == (raw("hello")["input_ids"][0] == raw.bos_token_id)

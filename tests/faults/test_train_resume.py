@@ -1,0 +1,247 @@
+"""Killed at any moment and started again, training ends with the weights of a run never disturbed, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbutils.core import pause
+from nbutils.core.files import read_json, read_jsonl, sha256_of_file, write_json
+from tests.train.runs import small_settings, torchrun
+
+FAULTY = "tests.faults.worker_with_faults"
+MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session", "time")
+
+
+def weights(run: Path) -> str:
+    return sha256_of_file(run / "train" / "final" / "model.safetensors")
+
+
+def history(run: Path) -> list[dict]:
+    """The rows of metrics without what depends on the machine's speed."""
+    rows = read_jsonl(run / "train" / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in MACHINE_PARTS} for row in rows if row["kind"] != "session"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed")
+    done = torchrun(small_settings(run), 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
+
+
+@pytest.fixture
+def run(undisturbed, tmp_path) -> Path:
+    """A fresh run folder with the data of the undisturbed run."""
+    shutil.copytree(undisturbed / "data", tmp_path / "data")
+    return tmp_path
+
+
+def finish(run: Path, undisturbed: Path, sessions: int = 2) -> None:
+    """Starts the run again without a fault and compares its end with the undisturbed run's."""
+    done = torchrun(small_settings(run), 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(run) == weights(undisturbed)
+    assert history(run) == history(undisturbed)
+    samples = [(run / "train" / "samples.jsonl").read_text(), (undisturbed / "train" / "samples.jsonl").read_text()]
+    assert samples[0] == samples[1]
+    found = [row["session"] for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "session"]
+    assert max(found) <= sessions
+
+
+FAST = [("mid_step:17", "1")]
+SLOW = [
+    ("mid_step:3", "all"),
+    ("mid_step:12", "0"),
+    ("evaluation:2", "all"),
+    ("evaluation:3", "1"),
+    ("samples:2", "0"),
+    ("samples:3", "0"),
+    ("before_rename:1", "0"),
+    ("before_rename:2", "0"),
+    ("after_rename:1", "0"),
+    ("after_rename:2", "all"),
+    ("checkpoint_half_written:2", "0"),
+    ("checkpoint_half_written:1", "1"),
+    ("final:1", "0"),
+]
+
+
+@pytest.mark.parametrize("point,rank", FAST + [pytest.param(*case, marks=pytest.mark.soak) for case in SLOW])
+def test_sigkill(run, undisturbed, point, rank):
+    killed = torchrun(small_settings(run), 2, module=FAULTY, environment={"FAULT": f"{point}:{rank}"})
+    assert killed.returncode != 0 and list(run.glob("fault-*")), "the planted fault did not happen"
+    finish(run, undisturbed)
+
+
+def start(settings) -> subprocess.Popen:
+    folder = settings.run_path / "train"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "settings.json", {"settings": settings.model_dump(mode="json")})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    return subprocess.Popen(
+        [*command, "nbutils.train.worker", str(folder / "settings.json")], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
+    path = run / "train" / "metrics.jsonl"
+    for _ in range(int(seconds * 20)):
+        if path.is_file() and any(row["step"] >= step for row in read_jsonl(path)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached in {seconds} s")
+
+
+def last_event(run: Path) -> dict:
+    return json.loads((run / "train" / "progress.jsonl").read_text().strip().split("\n")[-1])
+
+
+@pytest.mark.soak
+def test_sigterm_pauses_with_a_checkpoint(run, undisturbed):
+    process = start(small_settings(run))
+    wait_for_step(run, 2)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert last_event(run)["event"] == "paused" and last_event(run)["step"] < 12
+    assert not (run / "train" / "final").exists()
+    finish(run, undisturbed)
+
+
+def test_a_pause_request_is_one_decision_of_all_ranks(run, undisturbed):
+    process = start(small_settings(run))
+    wait_for_step(run, 1)
+    pause.request(run)
+    assert process.wait(timeout=60) == 0
+    step = last_event(run)["step"]
+    assert last_event(run)["event"] == "paused"
+    assert read_json(run / "train" / "checkpoints" / f"step-{step:06d}" / "manifest.json")["step"] == step
+    pause.clear(run)
+    finish(run, undisturbed)
+
+
+@pytest.mark.soak
+def test_budget_pauses_and_the_next_sessions_finish(run, undisturbed):
+    done = torchrun(small_settings(run, budget_minutes=0.01), 2)
+    assert done.returncode == 0 and last_event(run)["event"] == "paused", done.stderr[-3000:]
+    finish(run, undisturbed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("harm", ["truncated", "bit_flipped", "half_a_line"])
+def test_damage_costs_only_time(run, undisturbed, harm):
+    torchrun(small_settings(run), 2, module=FAULTY, environment={"FAULT": "evaluation:3:all"})
+    checkpoint = sorted((run / "train" / "checkpoints").glob("step-*"))[-1]
+    file = checkpoint / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    if harm == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif harm == "bit_flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        with (run / "train" / "metrics.jsonl").open("a") as metrics:
+            metrics.write('{"kind": "train", "step": 1')
+    finish(run, undisturbed, sessions=3)
+
+
+@pytest.mark.soak
+def test_a_loss_that_is_not_a_number_stops_before_the_update_and_names_the_rows(run):
+    done = torchrun(small_settings(run, learning_rate=9.0, optimizer="sgd", max_grad_norm=0.0, max_steps=40), 2)
+    error = last_event(run)
+    assert done.returncode != 0 and error["event"] == "error"
+    assert "is not a finite number" in error["message"] and "Rows of the step" in error["message"]
+    newest = sorted((run / "train" / "checkpoints").glob("step-*"))[-1]
+    assert (newest / "manifest.json").is_file()
+
+
+@pytest.fixture
+def small_disk(undisturbed, tmp_path) -> Iterator[Path]:
+    """A run folder on a file system of its own, of 64 MiB: a real full disk needs one."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mount)], capture_output=True)
+    if made.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        run = mount / "run"
+        shutil.copytree(undisturbed / "data", run / "data")
+        yield run
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+FULL = [
+    # The optimizer's file is cut off; what is half written makes way again, so that the rest of the run fits.
+    ("disk_fills_in_checkpoint:1", 40, "finishes"),
+    ("disk_fills_in_checkpoint:2", 0, "finishes"),
+    # The check before each checkpoint sees it, rows of metrics still fit, and the final model does not.
+    ("disk_fills_before_step:3", 300, "stops"),
+    # Not even a row of metrics fits.
+    ("disk_fills_before_step:6", 0, "stops"),
+]
+
+
+@pytest.mark.parametrize("point,leaves,then", [FULL[0], *(pytest.param(*c, marks=pytest.mark.soak) for c in FULL[1:])])
+def test_a_full_disk_costs_nothing_but_time(small_disk, undisturbed, point, leaves, then):
+    fault = {"FAULT": f"{point}:0", "BALLOON_LEAVES": str(leaves)}
+    full = torchrun(small_settings(small_disk), 2, module=FAULTY, environment=fault)
+    assert (small_disk / "balloon").exists(), "the planted fault did not happen"
+    said = (small_disk / "train" / "progress.jsonl").read_text() + full.stderr
+    assert "No checkpoint at this step: " in said or not leaves
+    assert not list((small_disk / "train" / "checkpoints").glob("*.partial"))
+    if then == "finishes":
+        assert full.returncode == 0 and weights(small_disk) == weights(undisturbed)
+    else:
+        assert full.returncode != 0 and "is full, so training stopped; free some and run again" in said
+    (small_disk / "balloon").unlink()
+    finish(small_disk, undisturbed)
+
+
+@pytest.mark.soak
+def test_another_world_size_sees_each_remaining_row_once_and_says_so(run, undisturbed):
+    torchrun(small_settings(run), 2, module=FAULTY, environment={"FAULT": "evaluation:3:all"})
+    done = torchrun(small_settings(run, processes=1), 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "not bit-identical" in (run / "train" / "progress.jsonl").read_text()
+    ours, theirs = history(run), history(undisturbed)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    totals = [row["total_tokens"] for row in ours if row["kind"] == "train"]
+    assert totals == [row["total_tokens"] for row in theirs if row["kind"] == "train"]
+
+
+@pytest.mark.soak
+def test_two_agents_give_the_weights_of_the_two_process_run(run, undisturbed):
+    settings = small_settings(run)
+    (run / "train").mkdir()
+    write_json(run / "train" / "settings.json", {"settings": settings.model_dump(mode="json")})
+    agents = [
+        subprocess.Popen(
+            [
+                *(
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--nnodes=2",
+                    "--nproc-per-node=1",
+                    "--rdzv-backend=c10d",
+                ),
+                *("--rdzv-endpoint=127.0.0.1:29533", "--rdzv-id=smallchat", "--local-addr=127.0.0.1"),
+                *("-m", "nbutils.train.worker", str(run / "train" / "settings.json")),
+            ],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
+    assert [agent.wait(timeout=200) for agent in agents] == [0, 0]
+    assert weights(run) == weights(undisturbed)

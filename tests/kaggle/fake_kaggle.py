@@ -1,0 +1,103 @@
+"""Kaggle's API on loopback: as much of it as a push needs. Sessions end at the second look at them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class FakeKaggle(ThreadingHTTPServer):
+    """Notebooks by `owner/slug`: their versions as they were pushed, and the states of their sessions' stages.
+
+    `plan` gives for each notebook the status of its stage after each session (`done` where the list has ended), or
+    `error` for a session that fails.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.versions: dict[str, list[dict[str, Any]]] = {}
+        self.plan: dict[str, list[str]] = {}
+        self.looks: dict[str, int] = {}
+        self.log: list[str] = []
+        self.down = False
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def state(self, name: str) -> str:
+        """How the newest session of a notebook ended."""
+        planned = self.plan.get(name, [])
+        number = len(self.versions[name]) - 1
+        return planned[number] if number < len(planned) else "done"
+
+    def files(self, name: str) -> dict[str, str]:
+        """The output of a notebook's newest version."""
+        record = {"schema": 1, "stage": "train", "status": self.state(name), "error": "it broke", "facts": {}}
+        return {
+            "runs/mine/run.json": json.dumps({"schema": 1, "name": "mine"}),
+            "runs/mine/train/stage.json": json.dumps(record),
+            "runs/mine/train/checkpoints/step-000001/weights": "large",
+            "runs/mine/train/final/model.safetensors": "weights",
+        }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeKaggle
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+    def do_POST(self) -> None:
+        given = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+        call = self.path.rsplit("/", 1)[1]
+        if self.server.down:
+            self._json({"code": 503, "message": "try later"}, 503)
+        else:
+            getattr(self, f"_{call}")(given)
+
+    def do_GET(self) -> None:
+        _, _, owner, slug, name = self.path.split("/", 4)
+        self._send(self.server.files(f"{owner}/{slug}")[name].encode(), "application/octet-stream")
+
+    def _SaveKernel(self, given: dict[str, Any]) -> None:
+        kaggle, name = self.server, given["slug"]
+        unknown = [source for source in given.get("kernelDataSources", []) if source not in kaggle.versions]
+        kaggle.versions.setdefault(name, []).append(given)
+        kaggle.looks[name] = 0
+        kaggle.log.append(f"push {name}")
+        number = len(kaggle.versions[name])
+        self._json({"versionNumber": number, "url": f"{kaggle.url}/{name}", "invalidKernelSources": unknown})
+
+    def _GetKernelSessionStatus(self, given: dict[str, Any]) -> None:
+        name = f"{given['userName']}/{given['kernelSlug']}"
+        if name not in self.server.versions:
+            self._json({"code": 403, "message": "Permission 'kernels.get' was denied"}, 403)
+            return
+        self.server.looks[name] += 1
+        ended = "ERROR" if self.server.state(name) == "error" else "COMPLETE"
+        self._json({"status": ended if self.server.looks[name] > 1 else "RUNNING"})
+
+    def _ListKernelSessionOutput(self, given: dict[str, Any]) -> None:
+        name = f"{given['userName']}/{given['kernelSlug']}"
+        self.server.log.append(f"output {name}")
+        files = [{"url": f"{self.server.url}/file/{name}/{file}", "fileName": file} for file in self.server.files(name)]
+        self._json({"files": files, "log": ""})
+
+    def _GetAcceleratorQuotaStatistics(self, given: dict[str, Any]) -> None:
+        self._json({"gpuQuota": {"timeUsed": "27000s", "totalTimeAllowed": "108000s"}})
+
+    def _json(self, value: Any, status: int = 200) -> None:
+        self._send(json.dumps(value).encode(), "application/json", status)
+
+    def _send(self, data: bytes, kind: str, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(data)

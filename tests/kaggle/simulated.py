@@ -1,0 +1,174 @@
+"""A Kaggle on this machine: its folders, an environment of its own, and papermill without parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbutils.core.files import KAGGLE
+from tests.conftest import ROOT
+
+SMALL = ROOT / "tests" / "kaggle" / "small.yaml"
+"""The profile that is bundled here."""
+DATA = "someone/smallchat-small-01-filter-data"
+LAYOUTS = {
+    "flat": lambda owner, slug: Path(slug),
+    "nested": lambda owner, slug: Path("notebooks") / owner / slug,
+}
+"""Where a notebook's output is mounted below `input/`: on older and on newer images."""
+
+
+def image(folder: Path) -> Path:
+    """A virtual environment with what this one has, but without smallchat; returns its interpreter."""
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
+    own = Path(sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)})["purelib"])
+    # A folder that a .pth file names is searched, but its own .pth files (the editable smallchat) are not read.
+    (own / "image.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return folder / "bin" / "python"
+
+
+@dataclass
+class Outcome:
+    """How a session ended: its exit status, its executed notebook's text, and its output."""
+
+    status: int
+    text: str
+    working: Path
+
+
+def done(outcome: Outcome) -> Outcome:
+    """The outcome of a session that completed."""
+    assert outcome.status == 0, outcome.text[-3000:]
+    return outcome
+
+
+class Kaggle:
+    """One account's notebooks: each session gets an empty `working/` and a read-only `input/`."""
+
+    def __init__(self, folder: Path, python: Path, layout: str = "flat") -> None:
+        self.folder = folder
+        self.python = python
+        self.layout = layout
+        self._number = 0
+
+    def run(
+        self,
+        bundle: Path,
+        inputs: dict[str, Path] | None = None,
+        during: Callable[[subprocess.Popen[str], Path], None] | None = None,
+        **environment: str,
+    ) -> Outcome:
+        """Executes a bundle as a saved version; `inputs` are outputs by `owner/slug`; `during` may interfere."""
+        self._number += 1
+        root = self.folder / f"session-{self._number}" / "kaggle"
+        working = root / "working"
+        working.mkdir(parents=True)
+        (root / "input").mkdir()
+        for address, output in (inputs or {}).items():
+            owner, slug = address.split("/")
+            shutil.copytree(output, root / "input" / LAYOUTS[self.layout](owner, slug))
+        _read_only(root / "input")
+        executed = working / "__notebook__.ipynb"
+        source = next(bundle.glob("*.ipynb"))
+        command = [
+            str(self.python),
+            "-m",
+            "papermill",
+            str(source),
+            str(executed),
+            "-k",
+            "python3",
+            "--no-progress-bar",
+        ]
+        with subprocess.Popen(
+            command,
+            cwd=working,
+            env=self._environment(root) | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            if during:
+                during(process, working)
+            said, _ = process.communicate(timeout=400)
+        return Outcome(process.returncode, _text(executed) + said, working)
+
+    def _environment(self, root: Path) -> dict[str, str]:
+        ours = ("PYTHON", "NBUTILS", "JUPYTER")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        home = root.parent / "home"
+        home.mkdir()
+        return kept | {
+            KAGGLE: str(root),
+            "HOME": str(home),
+            "JUPYTER_DATA_DIR": str(home / "jupyter"),
+            "IPYTHONDIR": str(home / "ipython"),
+            "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+            "KAGGLE_URL_BASE": "https://www.kaggle.com",
+            "OMP_NUM_THREADS": "1",
+            "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens: found out within the two seconds
+        }
+
+
+def kill_session(process: subprocess.Popen[str], working: Path) -> None:
+    """Ends a session as Kaggle does: everything that belongs to it at once, without a word."""
+    mark = f"{KAGGLE}={working.parent}".encode()
+    os.killpg(process.pid, signal.SIGKILL)
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def wait_for(path: Path, pattern: str, process: subprocess.Popen[str], seconds: float = 200) -> Path:
+    """Waits until a file of that pattern is there, while the session runs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := sorted(path.glob(pattern)):
+            return found[-1]
+        time.sleep(0.1)
+    raise AssertionError(f"no {pattern} below {path}")
+
+
+def _text(notebook: Path) -> str:
+    if not notebook.is_file():
+        return ""
+    cells = json.loads(notebook.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "".join("".join(output.get("text", [])) for output in outputs)
+
+
+def _read_only(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+
+
+def bundles(profile: Path, out: Path, *options: str) -> dict[str, Path]:
+    """Bundles a profile with the command line, and returns the folders by the ends of their names."""
+    command = [
+        sys.executable,
+        "-m",
+        "nbutils",
+        "kaggle",
+        "bundle",
+        str(profile),
+        "--out",
+        str(out),
+        "--owner",
+        "someone",
+    ]
+    subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+    return {path.name.split("-", 2)[2]: path for path in sorted(out.iterdir())}

@@ -1,0 +1,81 @@
+"""Made-up training histories, and run folders around them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.files import write_json
+
+SECONDS = {"data": 0.02, "forward_backward": 0.7, "optimizer": 0.1, "evaluation": 0.05, "checkpoint": 0.01}
+
+
+def falling(fraction: float) -> float:
+    """A loss that falls from 8.3 to 3.8 while a run goes from 0 to 1."""
+    return 3.8 + 4.5 * math.exp(-6 * fraction)
+
+
+def session(number: int = 1, step: int = 0) -> dict[str, Any]:
+    return {"kind": "session", "session": number, "step": step, "world_size": 2, "time": "2026-11-01T10:00:00"}
+
+
+def evaluation(step: int, loss: float, accuracy: float = 0.25) -> dict[str, Any]:
+    return {"kind": "eval", "step": step, "epoch": 0.0, "eval_loss": loss, "eval_token_accuracy": accuracy,
+            "supervised_tokens": 12000, "seconds": 2.0}  # fmt: skip
+
+
+def history_rows(
+    n: int = 60,
+    *,
+    every: int = 10,
+    loss: Callable[[float], float] = falling,
+    eval_loss: Callable[[float], float] | None = falling,
+    noise: float = 0.05,
+    **columns: Any,
+) -> list[dict[str, Any]]:
+    """`n` log rows, one for each `every` steps, and an evaluation every 10 rows; `columns` replace what rows hold."""
+    random.seed(0)
+    rows = [session()]
+    if eval_loss:
+        rows.append(evaluation(0, eval_loss(0.0), 0.0))
+    for i in range(1, n + 1):
+        fraction, step = i / n, i * every
+        rows.append(
+            {
+                "kind": "train", "step": step, "epoch": fraction, "loss": loss(fraction) + random.gauss(0, noise),
+                "token_accuracy": 0.28 * (1 - math.exp(-4 * fraction)), "learning_rate": 1e-3 * (1 - fraction),
+                "grad_norm": 0.6 + 2 * math.exp(-9 * fraction), "supervised_tokens": step * 1000,
+                "total_tokens": step * 2000, "tokens_per_second": 9000.0 + i % 7, "flops_per_second": 1e11,
+                "padding": 0.01, "peak_memory_gib": 0.8, "skipped_steps": 0, "seconds": SECONDS, "elapsed": i * 0.9,
+                "session": 1,
+            } | columns
+        )  # fmt: skip
+        if eval_loss and (i % 10 == 0 or i == n):
+            rows.append(evaluation(step, eval_loss(fraction)))
+    return rows
+
+
+def write_training(run: Path, rows: Iterable[dict[str, Any]], *, eval_hash: str = "a" * 64, **settings: Any) -> Path:
+    """The files of a finished training stage that the metrics stage reads."""
+    folder = run / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = list(rows)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    steps = max((row["step"] for row in rows), default=0)
+    derived = {"world_size": 2, "precision": "fp32", "device": "cpu", "steps": steps, "steps_per_epoch": steps}
+    given = {"run_dir": str(run), "learning_rate": 1e-3, "epochs": 1.0, "seed": 0} | settings
+    data = {"train_rows": 100, "train_tokens": 10000, "eval_rows": 20, "eval_hash": eval_hash}
+    write_json(folder / "settings.json", {"schema": 1, "settings": given, "derived": derived, "data": data})
+    write_done(folder)
+    return run
+
+
+def write_done(folder: Path, **facts: Any) -> None:
+    """The record that makes a stage's folder count as done."""
+    record = {"schema": 1, "stage": folder.name, "status": "done", "key": "made up", "parts": {}, "facts": facts,
+              "parameters": {}, "seconds": 1.0, "work_seconds": 1.0, "outputs": {}}  # fmt: skip
+    write_json(folder / "stage.json", record)

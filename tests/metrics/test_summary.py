@@ -1,0 +1,91 @@
+"""`summary.json`, the files of the figures, and the table: what a run came to."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from nbutils.core.history import History
+from nbutils.metrics.display import number_table, picture, remark_list
+from nbutils.metrics.figures import PLOTS, duration, save_figures
+from nbutils.metrics.interactive import PLOTLY, InteractiveCurves
+from nbutils.metrics.settings import MetricsSettings
+from nbutils.metrics.summary import read_history, read_training_settings, summarise
+from tests.metrics.histories import history_rows, session, write_training
+
+
+def test_summary_of_a_resumed_run(tmp_path):
+    rows = [*history_rows(30), session(2, 200), *(r for r in history_rows(60)[1:] if r["step"] > 200)]
+    run = write_training(tmp_path, rows)
+    summary = summarise(read_history(run), read_training_settings(run))
+    assert summary["steps"] == summary["planned_steps"] == 600
+    assert summary["final"]["eval_loss"] == summary["best"]["eval_loss"]["value"] == pytest.approx(3.811, abs=1e-3)
+    assert summary["final"]["perplexity"] == pytest.approx(math.exp(summary["final"]["eval_loss"]))
+    assert summary["final"]["loss"] == pytest.approx(3.81, abs=0.05)
+    assert summary["untrained"]["eval_loss"] == pytest.approx(8.3)
+    assert summary["total_tokens"] == 1_200_000 and summary["supervised_tokens"] == 600_000
+    assert summary["sessions"] == 2 and summary["resumes"] == [200]
+    assert summary["hours"] == pytest.approx(0.015) and summary["tokens_per_second"] == pytest.approx(9003, abs=3)
+    assert summary["eval_hash"] == "a" * 64 and summary["remarks"] == []
+    assert json.loads(json.dumps(summary)) == summary
+
+
+@pytest.mark.parametrize("rows", [history_rows(1, eval_loss=None), history_rows(8, loss=lambda _: math.nan)])
+def test_a_poor_history_gives_a_summary_and_a_table(rows):
+    summary = summarise(History.of(rows), {})
+    assert summary["best"]["eval_loss"] is None or summary["final"]["loss"] is None
+    assert "optimizer steps" in number_table(summary).data
+    assert remark_list(summary["remarks"]).data
+
+
+def test_figures_of_a_full_history(tmp_path):
+    captions = save_figures(History.of(history_rows(60)), tmp_path)
+    assert list(captions) == [plot.name for plot in PLOTS]
+    names = {f"{n}{theme}.{form}" for n in captions for theme in ("", "-dark") for form in ("png", "svg")}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    widths = {Image.open(file).width for file in tmp_path.glob("*.png")}
+    assert widths == {1280}  # 800 pixels of a card at 1.6 pixels each
+    light, dark = (Image.open(tmp_path / f).convert("L").getpixel((5, 5)) for f in ("loss.png", "loss-dark.png"))
+    assert light == 255 and dark < 30
+
+
+def test_what_was_not_logged_is_not_drawn(tmp_path):
+    rows = [{k: v for k, v in row.items() if k in ("kind", "step", "loss")} for row in history_rows(5, eval_loss=None)]
+    assert list(save_figures(History.of(rows), tmp_path)) == ["loss"]
+    with pytest.raises(Exception, match="memory"):
+        picture(tmp_path, "memory")
+
+
+def test_a_long_history_is_drawn_from_a_few_thousand_points(tmp_path):
+    save_figures(History.of(history_rows(200_000)), tmp_path)
+    drawings = list(tmp_path.glob("*.svg"))
+    assert drawings and all(file.stat().st_size < 600_000 for file in drawings)  # 200,000 points would be megabytes
+
+
+def test_interactive_curves_hold_every_spike_and_a_still_picture():
+    rows = history_rows(5000)
+    rows[2500]["loss"] = 77.0
+    bundle = InteractiveCurves(History.of(rows))._repr_mimebundle_()
+    assert "</svg>" in bundle["image/svg+xml"] and "image/png" not in bundle
+    traces = bundle[PLOTLY]["data"]
+    assert any(77.0 in trace["y"] for trace in traces)
+    assert {trace["name"] for trace in traces} == {"training, as logged", "training", "evaluation"}
+    assert len(json.dumps(bundle[PLOTLY])) < 400_000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(4.24, "4.2 s"), (42, "42 s"), (200, "3 min 20 s"), (3599, "1 h 00 min"), (18_120, "5 h 02 min")],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_the_cache_key_sees_a_compared_run_change(tmp_path):
+    settings = MetricsSettings(run_dir="runs/demo", compare_runs=[str(tmp_path / "other")])
+    before = settings.result_parameters()
+    write_training(tmp_path / "other", history_rows(3))
+    assert settings.result_parameters() != before

@@ -1,0 +1,191 @@
+"""Three small stages with real notebooks and settings: what the pipeline's tests run instead of the six."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Annotated
+
+import nbformat
+from pydantic import Field
+
+from nbutils.core.notebooks import StageSpec
+from nbutils.core.settings import STEERING, Seed, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class FirstSettings(Settings):
+    """Of the stage `first`."""
+
+    seed: Seed
+    words: Annotated[int, Field(ge=1, le=100)]
+    note: Annotated[str, STEERING]
+
+
+class SecondSettings(Settings):
+    """Of the stage `second`."""
+
+    seed: Seed
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    steps: Annotated[int, Field(ge=1)]
+    step_seconds: Annotated[float, Field(ge=0), STEERING]
+    fault: Annotated[str, STEERING]
+
+
+class ThirdSettings(Settings):
+    """Of the stage `third`."""
+
+    title: str
+
+
+def _module(name: str, settings: type[Settings]) -> str:
+    module = types.ModuleType(f"tests.pipeline.fake_{name}_settings")
+    module.Settings = settings  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    return module.__name__
+
+
+STAGES = (
+    StageSpec("first", "01_first.ipynb", settings=_module("first", FirstSettings)),
+    StageSpec(
+        "second",
+        "02_second.ipynb",
+        {"first": ("words.txt",)},
+        pausable=True,
+        settings=_module("second", SecondSettings),
+    ),
+    StageSpec("third", "03_third.ipynb", {"second": ("final/*",)}, settings=_module("third", ThirdSettings)),
+)
+
+FIRST = [
+    """from tests.pipeline.fake import FirstSettings, misbehave
+from nbutils.core.stage import Stage
+settings = FirstSettings.from_notebook(globals())
+stage = Stage.begin("first", settings)""",
+    """misbehave(settings.note, stage)
+(stage.folder / "words.txt").write_text("word " * settings.words)
+print("wrote", settings.words, "words")""",
+    "stage.finish(made=f'{settings.words} words')",
+]
+SECOND = [
+    """from tests.pipeline.fake import SecondSettings, train, misbehave
+from nbutils.core.stage import Stage
+settings = SecondSettings.from_notebook(globals())
+stage = Stage.begin("second", settings)""",
+    "misbehave(settings.fault, stage)",
+    "train(stage, settings)",
+    "stage.finish(made=f'{settings.steps} steps')",
+]
+THIRD = [
+    """from tests.pipeline.fake import ThirdSettings
+from nbutils.core.stage import Stage
+settings = ThirdSettings.from_notebook(globals())
+stage = Stage.begin("third", settings)""",
+    """from nbutils.core.record import trained_model
+model = stage.upstream("second") / "final"
+text = (model / "model.txt").read_text() if model.exists() else "checkpoint"
+(stage.folder / "report.txt").write_text(settings.title + text)""",
+    "stage.finish()",
+]
+PARAMETERS = {
+    "01_first.ipynb": """run_dir: str = "runs/fake"  # folder of the run
+seed: int = 1  # random seed
+words: int = 3  # number of words
+note: str = "none"  # only shown""",
+    "02_second.ipynb": """run_dir: str = "runs/fake"  # folder of the run
+seed: int = 1  # random seed
+learning_rate: float = 1e-3  # per step
+steps: int = 3  # optimizer steps
+step_seconds: float = 0.0  # seconds a step takes
+fault: str = ""  # what goes wrong""",
+    "03_third.ipynb": """run_dir: str = "runs/fake"  # folder of the run
+title: str = "report"  # first words of the report""",
+}
+
+
+def train(stage, settings) -> None:
+    """A loop with checkpoints that answers a pause request, in the way of the training stage."""
+    import time
+
+    from nbutils.core import pause
+
+    checkpoints = stage.folder / "checkpoints"
+    done = max((int(path.name) for path in checkpoints.glob("*")), default=0) if checkpoints.is_dir() else 0
+    for step in range(done + 1, settings.steps + 1):
+        time.sleep(settings.step_seconds)
+        print("step", step, flush=True)
+        if pause.requested(stage.run):
+            (checkpoints / str(step)).mkdir(parents=True)
+            (checkpoints / str(step) / "model.txt").write_text(f"model after {step}")
+            stage.finish("paused", step=step, fraction=step / settings.steps, model=f"checkpoints/{step}")
+            raise pause.StagePaused(f"paused at step {step}")
+    (stage.folder / "final").mkdir(exist_ok=True)
+    (stage.folder / "final" / "model.txt").write_text(f"model of rate {settings.learning_rate}")
+
+
+def misbehave(fault: str, stage) -> None:
+    """The fault of that name, for real."""
+    import signal
+    import time
+
+    if fault == "exception":
+        raise ValueError("the answer is not 42\nsecond line")
+    if fault == "exit":
+        sys.exit(3)
+    if fault == "exit0":
+        sys.exit()
+    if fault == "os_exit":
+        os._exit(7)
+    if fault == "memory":
+        bytearray(1 << 60)
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    if fault == "secret":
+        print("token", os.environ["HF_TOKEN"])
+        print("half", os.environ["HF_TOKEN"][:9], end="", flush=True)
+        raise ValueError(f"401 with {os.environ['HF_TOKEN']}")
+    if fault == "child":
+        subprocess.Popen(["sleep", "300"], start_new_session=True)
+        (stage.run / "child-started").touch()
+        time.sleep(300)
+    if fault == "silent":
+        time.sleep(4)
+    if fault == "sleep":
+        (stage.run / "child-started").touch()
+        time.sleep(300)
+    if fault == "full_disk":
+        (stage.folder / "big.bin").write_bytes(b"\0" * 64 * 2**20)
+
+
+def write_notebooks(folder: Path) -> Path:
+    """The three notebooks in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, cells in zip(STAGES, (FIRST, SECOND, THIRD), strict=True):
+        parameters = nbformat.v4.new_code_cell(PARAMETERS[stage.file], metadata={"tags": ["parameters"]})
+        body = [
+            cell
+            for source in cells
+            for cell in (nbformat.v4.new_markdown_cell("## Do it"), nbformat.v4.new_code_cell(source))
+        ]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {stage.name}"), parameters, *body])
+        notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(notebook, folder / stage.file)
+    return folder
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """The environment in which a pipeline sees the three notebooks."""
+    own = {"NBUTILS_NOTEBOOKS": str(folder), "NBUTILS_STAGES": "tests.pipeline.fake", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **own, "PYTHONUNBUFFERED": "1", **more}
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of a pipeline."""
+    return [sys.executable, "-m", "nbutils", "run", *map(str, arguments)]

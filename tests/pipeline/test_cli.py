@@ -1,0 +1,58 @@
+"""The command line: help, wrong usage, one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from nbutils.cli import main
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "run the notebooks of a profile" in capsys.readouterr().out
+
+
+def test_help_of_run_names_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    out = capsys.readouterr().out
+    for option in (
+        "PROFILE",
+        "-p",
+        "--run-dir",
+        "--from",
+        "--only",
+        "--accept",
+        "--force",
+        "--allow-paused",
+        "--explain",
+    ):
+        assert option in out
+
+
+@pytest.mark.parametrize("line", [[], ["nonsense"], ["run"], ["run", "x.yaml", "--accept", "--force"]])
+def test_wrong_usage_ends_with_2(line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(line)
+    assert ended.value.code == 2
+
+
+def test_a_users_error_is_one_sentence_and_status_1(capsys):
+    assert main(["run", "params/no_such_profile.yaml"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "There is no profile params/no_such_profile.yaml" in error
+
+
+def test_explaining_needs_neither_torch_nor_papermill():
+    code = (
+        "import sys; from nbutils.cli import main; status = main(['run', 'params/demo.yaml', '--explain']); "
+        "print(sorted({'torch', 'transformers', 'papermill', 'datasets'} & set(sys.modules))); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

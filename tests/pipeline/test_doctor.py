@@ -1,0 +1,114 @@
+"""`python -m nbutils doctor`: before notebook 01, on a run's own data, with problems, and learning by heart."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from transformers import AutoTokenizer
+
+from nbutils.cli import main
+from nbutils.core.chatml import encode
+from nbutils.core.files import read_json, write_json
+from nbutils.train import overfit
+from tests.builders import data_folder
+from tests.conftest import ROOT
+
+PROFILE = "base_model: tiny\nmax_length: 256\nprocesses: 2\n"
+
+
+@pytest.fixture
+def doctor(capsys):
+    """Runs the command in this process; its exit status and what it printed."""
+
+    def run(profile: Path, run: Path, *options: str) -> tuple[int, str]:
+        status = main(["doctor", str(profile), "--run-dir", str(run), *options])
+        return status, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def profile(tmp_path) -> Path:
+    file = tmp_path / "profile.yaml"
+    file.write_text(PROFILE)
+    return file
+
+
+def test_before_notebook_01_it_says_what_cannot_be_checked_yet(profile, tmp_path):
+    command = [sys.executable, "-m", "nbutils", "doctor", str(profile), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "later  " in done.stdout and "run notebook 01, then this again" in done.stdout
+    assert "The base model tiny has" in done.stdout and "disk of" in done.stdout and "GiB at its peak" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Nothing stands against this run, as far as it can be checked yet."
+    assert not (tmp_path / "run").exists()  # a look changes nothing
+
+
+def test_every_problem_is_listed_at_once_and_the_status_says_so(doctor, profile, tmp_path):
+    run = tmp_path / "run"
+    data_folder(run, train=30)
+    config = read_json(run / "data" / "tokenizer" / "tokenizer_config.json")
+    write_json(run / "data" / "tokenizer" / "tokenizer_config.json", config | {"pad_token": "<|im_end|>"})
+    options = ("precision=fp16", "trainer_options={packing: true}", "report_to=[tensorbord]")
+    status, out = doctor(profile, run, *(word for option in options for word in ("-p", option)))
+    assert status == 1 and "4 problems would stop this run or spoil it:" in out
+    for text in (
+        "trainer_options: 'packing' cannot be set here",
+        "report_to: there is no tracker 'tensorbord'. Did you mean 'tensorboard'?",
+        "precision is fp16, but training runs on the CPU",
+        "The tokenizer pads with its eos",
+    ):
+        assert f"  STOP  {text}" in out, text
+
+
+def test_data_of_another_notebook_01_is_a_problem(doctor, profile, tmp_path):
+    data_folder(tmp_path / "run", train=20)
+    summary = read_json(tmp_path / "run" / "data" / "summary.json")
+    write_json(tmp_path / "run" / "data" / "summary.json", summary | {"max_length": 999})
+    status, out = doctor(profile, tmp_path / "run")
+    assert status == 1 and "up to 999 tokens, but max_length is 256" in out
+
+
+def test_wrong_parameters_are_problems_too(doctor, profile, tmp_path):
+    status, out = doctor(profile, tmp_path / "run", "-p", "learning_rate=11")
+    assert status == 1 and "'learning_rate' is 11" in out and "until the parameters are right" in out
+    assert "Did you mean 'learning_rate'?" in doctor(profile, tmp_path / "run", "-p", "learning_rat=1")[1]
+
+
+def test_a_base_that_cannot_be_had_is_one_problem(doctor, profile, tmp_path):
+    status, out = doctor(profile, tmp_path / "run", "-p", "base_model=nobody/no-such-model")
+    assert status == 1 and "1 problem would stop" in out and "HF_HUB_OFFLINE is set" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_data", [False, True])
+def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path, own_data):
+    run = tmp_path / "run"
+    if own_data:
+        data_folder(run, train=40)
+    status, out = doctor(profile, run, "--overfit")
+    assert status == 0, out
+    assert "all 4 replies came out word for word, each stopping by itself" in out
+    assert ("tiny on conversations of this run" in out) == own_data
+    assert not (run / "train").exists()
+
+
+@pytest.mark.slow
+def test_a_set_up_that_cannot_learn_is_told(tmp_path):
+    from tests.train.runs import small_settings
+
+    found = overfit.overfit(small_settings(tmp_path / "run", processes=1), learning_rate=1e-6, max_steps=5)
+    assert any("only came down to" in problem for problem in found.problems)
+    assert any("came out different" in problem for problem in found.problems)
+
+
+def test_short_conversations_with_different_questions_are_picked(tmp_path):
+    data = data_folder(tmp_path, train=40)
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    picked = overfit.pick(load_from_disk(str(data / "train")), tokenizer)
+    assert len(picked) == 4 and len({c[0]["content"] for c in picked}) == 4
+    assert all(len(encode(tokenizer, c)) <= 64 and [m["role"] for m in c] == ["user", "assistant"] for c in picked)

@@ -1,0 +1,111 @@
+"""A profile is read as it looks, or refused with line and column."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbutils.core.errors import UserError
+from nbutils.pipeline.profile import read_override, read_profile
+
+
+def read(tmp_path, text: str) -> dict:
+    (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
+    return {name: entry.value for name, entry in read_profile(tmp_path / "p.yaml").items()}
+
+
+@pytest.mark.parametrize(
+    "text,value",
+    [
+        ("1e-5", 1e-5),
+        ("1E5", 1e5),
+        ("-.5", -0.5),
+        ("1_000", 1000),
+        ("0x1F", 31),
+        ("0", 0),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("true", True),
+        ("2024-01-01", "2024-01-01"),
+        ("2024-01-01 10:00:00", "2024-01-01 10:00:00"),
+        ("runs/{name}/x", "runs/{name}/x"),
+        ("'{a}/x'", "{a}/x"),
+        ('"08"', "08"),
+        ("!!str 08", "08"),
+        (
+            "[1, 1e-3, no, {path: x, fraction: 0.5, name: null}]",
+            [1, 1e-3, "no", {"path": "x", "fraction": 0.5, "name": None}],
+        ),
+    ],
+)
+def test_read_rightly(tmp_path, text, value):
+    found = read(tmp_path, f"a: {text}")["a"]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text,place,words",
+    [
+        ("a: 08", (1, 4), "begins with a zero"),
+        ("b: 1\na: 010", (2, 4), "begins with a zero"),
+        ("a: 1:30", (1, 4), "base 60"),
+        ("a: .nan", (1, 4), "finite"),
+        ("a: -.inf", (1, 4), "finite"),
+        ("- a\n- b", (1, 1), "a list"),
+        ("only text", (1, 1), "a single value"),
+        ("a: 1\nb: 2\na: 3", (3, 1), "second time"),
+        ("d: [{path: x, path: y}]", (1, 15), "second time"),
+        ("a:\n\tb: 1", (2, 1), "a tab"),
+        ("a:\t1", (1, 3), "a tab"),
+        ("a: {b}/x", (1, 7), "quotes"),
+        ("a: b: c", (1, 5), "quotes"),
+        ("a:", (1, 3), "no value"),
+        ("a: ~", (1, 4), "no value"),
+        ("a: [1, 2", (1, 9), "quotes"),
+        ("a: !!python/name:os.system x", (1, 4), "not supported"),
+        ("a: &x 1\nb: *x", (2, 4), "anchored"),
+        ("<<: {a: 1}", (1, 1), "not supported"),
+        ("a: 1\n---\nb: 2", (2, 1), "second document"),
+        ("1: 2", (1, 1), "name"),
+        ("? [a]\n: b", (1, 3), "name"),
+        ("a: 1\nb: \x07", (2, 4), "control character"),
+    ],
+)
+def test_refused_with_line_and_column(tmp_path, text, place, words):
+    with pytest.raises(UserError) as error:
+        read(tmp_path, text)
+    assert f"line {place[0]}, column {place[1]}:" in str(error.value), str(error.value)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_files_are_refused_in_words(tmp_path):
+    with pytest.raises(UserError, match="There is no profile"):
+        read_profile(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="is a folder"):
+        read_profile(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"a: caf\xe9")
+    with pytest.raises(UserError, match="UTF-8"):
+        read_profile(tmp_path / "latin.yaml")
+
+
+def test_an_empty_profile_takes_every_default(tmp_path):
+    assert read(tmp_path, "# nothing\n") == {}
+
+
+def test_overrides_are_yaml_too():
+    assert read_override("learning_rate=1e-4")[1].value == 1e-4
+    assert read_override("run_dir=a=b")[1].value == "a=b"
+    assert read_override("names=[a, b]")[1].value == ["a", "b"]
+    for wrong in ("learning_rate", "a b=1", "a=", "a=08", "a=[1"):
+        with pytest.raises(UserError, match="-p "):
+            read_override(wrong)
+
+
+@given(
+    st.one_of(st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.text())
+)
+def test_what_yaml_writes_comes_back(value):
+    text = yaml.safe_dump({"a": value}, allow_unicode=False)
+    assert read_override("a=" + text.split(":", 1)[1])[1].value == value

@@ -1,0 +1,341 @@
+"""What a run executes, skips, keeps and refuses; notebooks are executed in this process, everything else is real."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from rich.console import Console
+
+from nbutils.core import cachekey, pause
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json, write_json
+from nbutils.core.lock import locked
+from nbutils.core.stage import ALLOW_PAUSED
+from nbutils.pipeline.choice import Options, explain
+from nbutils.pipeline.display import Display
+from nbutils.pipeline.job import Job
+from nbutils.pipeline.parameters import plan
+from nbutils.pipeline.run import Run
+from tests.pipeline.fake import write_notebooks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Pipeline:
+    """The pipeline on a profile, with what it executed and said."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run = folder / "run"
+        self.notebooks = write_notebooks(folder / "notebooks")
+        self.profile = folder / "profile.yaml"
+        self.profile.write_text(f"run_dir: '{self.run}'\n")
+        self.said = ""
+
+    def go(self, *overrides: str, **options) -> list[str]:
+        """Runs; returns the stages executed. The exit status is in `status`."""
+        executed: list[str] = []
+        console = Console(file=io.StringIO(), width=200)
+
+        def execute(job: Job) -> None:
+            executed.append(re.sub(r"^\d+_|\.ipynb$", "", job.source.name))
+            in_process(job)
+
+        try:
+            run = Run(plan(self.profile, list(overrides)), Options(**options), Display(console), execute)
+            self.status = run.go()
+        finally:
+            self.said = console.file.getvalue()
+        return executed
+
+    def explained(self, *overrides: str, **options) -> dict[str, str]:
+        console = Console(file=io.StringIO(), width=200)
+        assert explain(plan(self.profile, list(overrides)), Options(**options), Display(console)) == 0
+        return dict(line.split(": ", 1) for line in console.file.getvalue().splitlines())
+
+    def long(self, stage: str) -> None:
+        """Makes a stage's work an hour long."""
+        path = self.run / stage / "stage.json"
+        write_json(path, read_json(path) | {"work_seconds": 3600})
+
+
+def in_process(job: Job) -> None:
+    """Executes a notebook's cells here instead of in a kernel."""
+    names: dict = {}
+    os.environ.update({ALLOW_PAUSED: "1"} if job.allow_paused else {})
+    try:
+        _cells(job, names)
+    finally:
+        os.environ.pop(ALLOW_PAUSED, None)
+
+
+def _cells(job: Job, names: dict) -> None:
+    for cell in nbformat.read(job.source, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= job.parameters
+
+
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch) -> Pipeline:
+    made = Pipeline(tmp_path)
+    monkeypatch.setenv("NBUTILS_NOTEBOOKS", str(made.notebooks))
+    monkeypatch.setenv("NBUTILS_STAGES", "tests.pipeline.fake")
+    monkeypatch.setenv("NBUTILS_PIPELINE", "tests")  # the cells run in this process, which holds the lock
+    return made
+
+
+ALL = ["first", "second", "third"]
+
+
+def test_a_second_run_does_nothing_and_says_so(pipeline):
+    assert pipeline.go() == ALL
+    assert "3 words" in pipeline.said
+    assert pipeline.go() == []
+    assert re.search(r"Nothing to do: all 3 stages in .* are done \(\d\.\d s\)", pipeline.said)
+    listing = {str(path.relative_to(pipeline.run)) for path in pipeline.run.rglob("*") if path.is_file()}
+    assert listing == {
+        *("run.json", "first/stage.json", "first/words.txt", "second/stage.json", "second/final/model.txt"),
+        *("third/stage.json", "third/report.txt"),
+    }
+
+
+@pytest.mark.parametrize(
+    "override,reruns",
+    [
+        ("note=new", []),
+        ("step_seconds=0.001", []),
+        ("words=4", ["first", "second"]),  # the model comes out the same, so that third has nothing new to read
+        ("words=4 ", ["first", "second"]),
+        ("seed=2", ["first", "second"]),
+        ("learning_rate=0.5", ["second", "third"]),
+        ("steps=4", ["second"]),
+        ("title=new", ["third"]),
+    ],
+)
+def test_each_parameter_reruns_what_depends_on_it(pipeline, override, reruns):
+    pipeline.go()
+    expected = pipeline.explained(override)
+    assert pipeline.go(override) == reruns
+    for name in ALL:
+        assert (name in reruns) <= (expected[name].split(" ")[0] in ("run", "look"))
+    assert pipeline.go(override) == []
+
+
+def edit_cell(path: Path, old: str, new: str) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(old, new)
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.parametrize(
+    "file,old,new,reruns",
+    [
+        ("01_first.ipynb", "stage.finish", "# done\nstage.finish", []),
+        ("01_first.ipynb", "## Do it", "## Do something else", []),
+        ("01_first.ipynb", "# number of words", "# how many words there are", []),
+        ("01_first.ipynb", "words: int = 3", "words: int = 5", ["first", "second"]),
+        ("01_first.ipynb", '"word "', '"Wort "', ["first", "second"]),
+        ("01_first.ipynb", "wrote", "has written", ["first"]),
+        ("02_second.ipynb", "steps'", "optimizer steps'", ["second"]),
+        ("03_third.ipynb", "stage.finish()", "stage.finish(made='a report')", ["third"]),
+    ],
+)
+def test_each_notebook_reruns_what_depends_on_it(pipeline, file, old, new, reruns):
+    pipeline.go()
+    edit_cell(pipeline.notebooks / file, old, new)
+    assert pipeline.go() == reruns
+
+
+@pytest.mark.parametrize(
+    "module,text,reruns",
+    [
+        ("core/chatml.py", "\nX = 1\n", []),
+        ("core/stage.py", "\n# a remark\n", []),
+        ("core/stage.py", '\n"""A remark."""\n', []),
+        ("core/stage.py", "\nX = 1\n", ALL),
+        ("core/verdict.py", "\nX = 1\n", ALL),
+        ("pipeline/run.py", "\nX = 1\n", []),
+    ],
+)
+def test_each_module_reruns_what_depends_on_it(pipeline, tmp_path, monkeypatch, module, text, reruns):
+    copy = tmp_path / "nbutils"
+    shutil.copytree(ROOT / "nbutils", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cachekey, "PACKAGE", copy)
+    pipeline.go()
+    (copy / module).write_text((copy / module).read_text() + text)
+    assert pipeline.go() == reruns
+
+
+@pytest.mark.parametrize(
+    "file,reruns", [("first/words.txt", ["second"]), ("second/final/model.txt", ["third"]), ("third/report.txt", [])]
+)
+def test_each_upstream_file_reruns_what_reads_it(pipeline, file, reruns):
+    pipeline.go()
+    (pipeline.run / file).write_text("changed by hand")
+    assert pipeline.go() == reruns
+
+
+def test_a_lost_file_is_made_again(pipeline):
+    pipeline.go()
+    (pipeline.run / "second/final/model.txt").unlink()
+    assert "is missing" in pipeline.explained()["second"]
+    assert pipeline.go() == ["second"]
+
+
+def test_long_stale_work_stops_the_run_and_asks(pipeline):
+    pipeline.go()
+    pipeline.long("second")
+    with pytest.raises(UserError, match=r"60 minutes.*learning_rate \(0.001 → 0.5\).*--accept.*--force"):
+        pipeline.go("learning_rate=0.5")
+    assert pipeline.explained("learning_rate=0.5")["second"].startswith("ask")
+    assert (pipeline.run / "second/final/model.txt").read_text() == "model of rate 0.001"
+
+
+def test_it_asks_before_an_earlier_stage_is_replaced(pipeline):
+    pipeline.go()
+    pipeline.long("second")
+    with pytest.raises(UserError, match="learning_rate"):
+        pipeline.go("words=4", "learning_rate=0.5")
+    assert (pipeline.run / "first/words.txt").read_text() == "word " * 3
+
+
+def test_accept_keeps_it_and_later_runs_agree(pipeline):
+    pipeline.go()
+    pipeline.long("second")
+    assert pipeline.go("learning_rate=0.5", accept=True) == []
+    assert pipeline.go("learning_rate=0.5") == []
+    assert (pipeline.run / "second/final/model.txt").read_text() == "model of rate 0.001"
+
+
+def test_force_sets_it_aside_and_leaves_the_rest_alone(pipeline):
+    pipeline.go()
+    pipeline.long("second")
+    assert pipeline.go("learning_rate=0.5", force=True) == ["second", "third"]
+    (aside,) = pipeline.run.glob("second-20*")
+    assert (aside / "final/model.txt").read_text() == "model of rate 0.001"
+    assert (pipeline.run / "second/final/model.txt").read_text() == "model of rate 0.5"
+    assert pipeline.go("learning_rate=0.5", force=True) == []
+
+
+def test_from_reruns_a_stage_and_all_later_and_sets_long_work_aside(pipeline):
+    pipeline.go()
+    pipeline.long("second")
+    assert pipeline.explained(start="second")["first"].startswith("left as it stands")
+    assert pipeline.go(start="second") == ["second", "third"]
+    assert len(list(pipeline.run.glob("second-20*"))) == 1
+
+
+def test_only_runs_one_stage_on_what_is_there_and_warns_if_that_is_stale(pipeline):
+    with pytest.raises(UserError, match=r"first does not exist: run notebooks/01_first.ipynb first"):
+        pipeline.go(only="second")
+    pipeline.go()
+    assert pipeline.go("words=9", "learning_rate=0.5", only="second") == ["second"]
+    assert re.search(r"Warning: first is used as it stands.*words \(3 → 9\)", pipeline.said)
+    assert pipeline.go("words=9", "learning_rate=0.5", only="second") == []
+    assert "--force runs it again" in pipeline.said
+    assert pipeline.go("words=9", "learning_rate=0.5", only="second", force=True) == ["second"]
+
+
+def request_pause_at(monkeypatch, step: int) -> None:
+    """A pause request that arrives while the stage is at that step."""
+    seen = []
+
+    def requested(run) -> bool:
+        seen.append(run)
+        return len(seen) == step
+
+    monkeypatch.setattr(pause, "requested", requested)
+
+
+def test_a_paused_run_says_how_far_it_is_and_goes_on(pipeline, monkeypatch):
+    request_pause_at(monkeypatch, 2)
+    assert pipeline.go("steps=4") == ["first", "second"]
+    assert pipeline.status == 0
+    assert "second is paused at 50 % (step 2): run the same command again to go on. third wait" in pipeline.said
+    assert pipeline.explained("steps=4")["second"].startswith("go on (paused at 50 %")
+    assert pipeline.go("steps=4") == ["second", "third"]
+    assert pipeline.go("steps=4") == []
+
+
+def test_allow_paused_runs_later_stages_on_the_newest_checkpoint(pipeline, monkeypatch):
+    request_pause_at(monkeypatch, 2)
+    pipeline.go("steps=4")
+    assert pipeline.go("steps=4", allow_paused=True) == ["third"]
+    assert (pipeline.run / "third/report.txt").read_text() == "reportcheckpoint"
+    assert pipeline.go("steps=4") == ["second", "third"]
+    assert (pipeline.run / "third/report.txt").read_text() == "reportmodel of rate 0.001"
+
+
+def test_a_pause_with_other_settings_asks_and_can_be_set_aside(pipeline, monkeypatch):
+    request_pause_at(monkeypatch, 2)
+    pipeline.go("steps=4")
+    with pytest.raises(UserError, match="learning_rate"):
+        pipeline.go("steps=4", "learning_rate=0.5")
+    with pytest.raises(UserError, match="cannot be continued"):
+        pipeline.go("steps=4", "learning_rate=0.5", accept=True)
+    assert pipeline.go("steps=4", "learning_rate=0.5", force=True) == ["second", "third"]
+    assert len(list(pipeline.run.glob("second-20*/checkpoints/2"))) == 1
+
+
+def test_a_new_library_is_reported_and_reruns_nothing(pipeline):
+    pipeline.go()
+    path = pipeline.run / "second/stage.json"
+    record = read_json(path)
+    record["versions"]["torch"] = "1.0.0"
+    write_json(path, record)
+    assert pipeline.go() == []
+    assert re.search(r"second was made with torch 1\.0\.0 \(now .*\); nothing is rerun", pipeline.said)
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        (
+            "learning_rat: 0.1",
+            ["line 2", "no notebook has a parameter 'learning_rat'", "Did you mean 'learning_rate'?"],
+        ),
+        ("learning_rate: 7", ["line 2, column 16", "'learning_rate' is 7", "less than 1"]),
+        ("steps: yes", ["line 2", "'steps' is 'yes'", "integer"]),
+        ("title: 5", ["line 2", "'title' is 5", "string"]),
+    ],
+)
+def test_a_wrong_profile_stops_before_anything_starts(pipeline, text, words):
+    pipeline.profile.write_text(pipeline.profile.read_text() + text)
+    with pytest.raises(UserError) as error:
+        pipeline.go()
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not pipeline.run.exists()
+
+
+def test_an_unknown_stage_is_refused(pipeline):
+    with pytest.raises(UserError, match=r"no stage 'secnd'.*Did you mean 'second'"):
+        pipeline.go(only="secnd")
+
+
+def test_text_in_yaml_reaches_the_stage_as_a_number(pipeline):
+    pipeline.profile.write_text(pipeline.profile.read_text() + "learning_rate: 1e-5\ntitle: no\n")
+    pipeline.go()
+    assert (pipeline.run / "third/report.txt").read_text() == "nomodel of rate 1e-05"
+
+
+def test_two_pipelines_in_one_run_folder(pipeline):
+    with locked(pipeline.run), pytest.raises(UserError, match=r"process \d+ on .* is at work in .*run"):
+        pipeline.go()
+    assert pipeline.go() == ALL
+
+
+def test_an_abandoned_lock_file_holds_nobody_up(pipeline):
+    pipeline.run.mkdir()
+    (pipeline.run / ".pipeline.lock").write_text(json.dumps({"user": "ghost", "pid": 1}))
+    assert pipeline.go() == ALL
+    assert not (pipeline.run / ".pipeline.lock").exists()

@@ -1,0 +1,135 @@
+"""A Hub on loopback: as much of its protocol as a push needs, with files kept in memory."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class FakeHub(ThreadingHTTPServer):
+    """Repositories by name, blobs by SHA-256, and every request that came; `failing_uploads` are refused first."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.repos: dict[str, dict[str, Any]] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.tokens: set[str] = set()
+        self.failing_uploads = 0
+        self.allow = True
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def uploads(self) -> int:
+        return sum(method == "PUT" for method, _ in self.requests)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+    def do_GET(self) -> None:
+        self._note()
+        repo = self._repo()
+        if repo is None:
+            self._json({"error": "Repository not found"}, 404)
+        elif "/tree/" in self.path:
+            names = self.server.repos[repo]["files"]
+            self._json([{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in names.items()])
+        else:
+            files = [{"rfilename": name} for name in self.server.repos[repo]["files"]]
+            self._json({"id": repo, "modelId": repo, "sha": "0" * 40, "private": True, "siblings": files})
+
+    def do_PUT(self) -> None:
+        body = self._note()
+        if self.server.failing_uploads:
+            self.server.failing_uploads -= 1
+            self._json({"error": "try later"}, 400)
+            return
+        self.server.blobs[self.path.rsplit("/", 1)[1]] = body
+        self._json({})
+
+    def do_POST(self) -> None:
+        body = self._note()
+        if not self.server.allow:
+            self._json({"error": "You don't have the rights to create a model under this namespace"}, 403)
+        elif self.path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif "/preupload/" in self.path:
+            given = json.loads(body)["files"]
+            large = [f["path"].endswith((".safetensors", ".png")) for f in given]
+            modes = [{"shouldIgnore": False, "uploadMode": "lfs" if is_large else "regular"} for is_large in large]
+            self._json({"files": [{"path": f["path"]} | mode for f, mode in zip(given, modes, strict=True)]})
+        elif self.path.endswith("/info/lfs/objects/batch"):
+            self._json({"transfer": "basic", "objects": [self._lfs(o) for o in json.loads(body)["objects"]]})
+        elif "/commit/" in self.path:
+            self._commit(body)
+        else:
+            self._json({}, 200)
+
+    def _create(self, given: dict[str, Any]) -> None:
+        name = f"{given.get('organization') or 'me'}/{given['name']}"
+        if name in self.server.repos:
+            self._json({"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}, 409)
+            return
+        private = given.get("private") or given.get("visibility") == "private"
+        self.server.repos[name] = {"private": private, "files": {}, "commits": []}
+        self._json({"url": f"{self.server.url}/{name}", "name": name, "id": name})
+
+    def _lfs(self, given: dict[str, Any]) -> dict[str, Any]:
+        if given["oid"] in self.server.blobs:
+            return given
+        return given | {"actions": {"upload": {"href": f"{self.server.url}/blobs/{given['oid']}"}}}
+
+    def _commit(self, body: bytes) -> None:
+        name = self._repo() or ""
+        repo = self.server.repos[name]
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                repo["commits"].append(value["summary"])
+            elif line["key"] == "file":
+                repo["files"][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                repo["files"][value["path"]] = self.server.blobs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del repo["files"][value["path"]]
+        self._json(
+            {"commitUrl": f"{self.server.url}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40, "hookOutput": ""}
+        )
+
+    def _repo(self) -> str | None:
+        return next((name for name in self.server.repos if f"/{name}/" in f"{self.path.split('?')[0]}/"), None)
+
+    def _note(self) -> bytes:
+        self.server.requests.append((self.command, self.path))
+        self.server.tokens.add(self.headers.get("Authorization", ""))
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            return self._chunks()
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _chunks(self) -> bytes:
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def _json(self, value: Any, status: int = 200) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)

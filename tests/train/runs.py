@@ -1,0 +1,74 @@
+"""Small real training runs, started as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.files import write_json
+from nbutils.train.settings import TrainSettings
+from tests.builders import data_folder
+
+SMALL: dict[str, Any] = {
+    "base_model": "tiny",
+    "base_revision": "",
+    "max_length": 256,
+    "seed": 1,
+    "learning_rate": 0.003,
+    "schedule": "cosine",
+    "warmup_fraction": 0.1,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "optimizer": "adamw_torch",
+    "epochs": 1.0,
+    "max_steps": 12,
+    "tokens_per_step": 600,
+    "tokens_per_microbatch": 300,
+    "supervise": "assistant",
+    "supervise_end": True,
+    "precision": "auto",
+    "trainer_options": {},
+    "eval_steps": 6,
+    "sample_prompts": ["Hi"],
+    "log_steps": 1,
+    "checkpoint_steps": 4,
+    "checkpoints_kept": 2,
+    "processes": 2,
+    "budget_minutes": 0.0,
+    "report_to": [],
+    "plain_loop_steps": 0,
+}
+
+
+def small_settings(run: Path, **changes: Any) -> TrainSettings:
+    """Settings of a run of a few seconds; makes the run's data where it is not there."""
+    if not (run / "data").is_dir():
+        data_folder(run, train=64)
+    return TrainSettings(run_dir=str(run), **(SMALL | changes))
+
+
+def torchrun(
+    settings: TrainSettings,
+    processes: int,
+    *,
+    module: str = "nbutils.train.worker",
+    environment: dict[str, str] | None = None,
+    options: tuple[str, ...] = ("--standalone",),
+    timeout: float = 240,
+) -> subprocess.CompletedProcess[str]:
+    """Runs the worker to its end; the caller looks at the exit status."""
+    folder = settings.run_path / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "settings.json", {"settings": settings.model_dump(mode="json")})
+    program = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={processes}", "-m", module]
+    return subprocess.run(
+        [*program, str(folder / "settings.json")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

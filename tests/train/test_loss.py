@@ -1,0 +1,109 @@
+"""The chunked loss equals cross-entropy on full logits, gradients too, without ever holding them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from nbutils.core.errors import UserError
+from nbutils.train.loss import IGNORED, causal_lm_loss, check_head, chunked_cross_entropy, with_loss_in_forward
+
+
+@pytest.mark.parametrize("positions", [0, 1, 7, 64])
+@pytest.mark.parametrize("chunk", [1, 5, 64, 1000])
+def test_equals_torch(positions, chunk):
+    torch.manual_seed(positions)
+    hidden = torch.randn(positions, 16, requires_grad=True)
+    weight = torch.randn(50, 16, requires_grad=True)
+    targets = torch.randint(0, 50, (positions,))
+    loss, correct = chunked_cross_entropy(hidden, weight, targets, chunk)
+    (loss * 0.37).backward()
+    ours = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    logits = hidden @ weight.T
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    (expected * 0.37).backward()
+    assert torch.allclose(loss, expected, rtol=1e-5, atol=1e-5)
+    assert correct == (logits.argmax(-1) == targets).sum()
+    assert torch.allclose(ours[0], hidden.grad, atol=1e-5) and torch.allclose(ours[1], weight.grad, atol=1e-5)
+
+
+def tiny(tie: bool) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=tie,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_padded_rows_without_a_mask_give_the_loss_of_each_row_alone(tie):
+    model = tiny(tie)
+    rows = [torch.randint(0, 97, (length,)) for length in (5, 11, 8)]
+    ids, labels = torch.zeros(3, 11, dtype=torch.long), torch.full((3, 11), IGNORED)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], labels[i, 2 : len(row)] = row, row[2:]
+    loss, _ = causal_lm_loss(model, ids, labels)
+    loss.backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    alone = sum(
+        torch.nn.functional.cross_entropy(model(input_ids=row[None]).logits[0, 1:-1], row[2:], reduction="sum")
+        for row in rows
+    )
+    alone.backward()
+    assert torch.allclose(loss, alone, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(ours[name], parameter.grad, atol=1e-5), name
+
+
+def test_the_loss_never_holds_positions_times_vocabulary():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, list | tuple) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    self.elements = max(self.elements, tensor.numel())
+            return out
+
+    hidden, weight = torch.randn(4096, 8, requires_grad=True), torch.randn(3000, 8, requires_grad=True)
+    with Largest() as seen:
+        chunked_cross_entropy(hidden, weight, torch.zeros(4096, dtype=torch.long), chunk=128)[0].backward()
+    assert seen.elements <= 128 * 3000 < 4096 * 3000
+
+
+def test_forward_without_labels_is_the_models_own():
+    model = tiny(False).eval()
+    ids = torch.randint(0, 97, (2, 6))
+    before = model(input_ids=ids).logits
+    with_loss_in_forward(model)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert set(model(input_ids=ids, chunked_labels=ids)) == {"loss_sum", "correct"}
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape == (2, 8)
+
+
+def test_heads_that_do_more_than_a_product_are_refused():
+    model = tiny(False)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UserError, match="final_logit_softcapping"):
+        check_head(model)
+    check_head(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)))
+
+
+def test_half_precision_autocast_stays_close():
+    hidden, weight = torch.randn(40, 16), torch.randn(50, 16)
+    targets = torch.randint(0, 50, (40,))
+    full, _ = chunked_cross_entropy(hidden, weight, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half, _ = chunked_cross_entropy(hidden, weight, targets)
+    assert half.dtype == torch.float32 and abs(half - full) / full < 0.01

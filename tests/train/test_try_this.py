@@ -1,0 +1,53 @@
+"""The experiments at the end of notebook 02 show what the notebook says they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nbutils.core.files import read_jsonl
+from tests.builders import data_folder
+from tests.train.runs import small_settings, torchrun
+
+PROMPTS = ["Hi! How are you today?", "What do you do on weekends?", "Do you have any pets?", "hello", "What's up?"]
+LONGER = {
+    "max_steps": 150,
+    "learning_rate": 0.003,
+    "tokens_per_step": 1024,
+    "tokens_per_microbatch": 512,
+    "supervise": "all",
+    "eval_steps": 0,
+    "checkpoint_steps": 0,
+    "log_steps": 50,
+    "sample_prompts": PROMPTS,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("try")
+    data_folder(run, train=500, evaluation=20)
+    return run
+
+
+def outcome(run: Path, **changes) -> tuple[float, float]:
+    """Final evaluation loss, and the share of sample replies that ended by themselves."""
+    done = torchrun(small_settings(run, **(LONGER | changes)), 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = [row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "eval"][-1]
+    samples = [row["ended"] for row in read_jsonl(run / "train" / "samples.jsonl") if row["step"] == last["step"]]
+    assert len(samples) == len(PROMPTS)
+    return last["eval_loss"], sum(samples) / len(samples)
+
+
+@pytest.mark.soak
+def test_what_the_experiments_promise(data):
+    usual, ended = outcome(data)
+    assert ended >= 0.8
+    _, never = outcome(data, supervise_end=False)
+    assert never == 0.0  # 1. replies never stop
+    one_side, _ = outcome(data, supervise="assistant")
+    assert one_side > usual + 0.1  # 2. an untrained base learns less from the assistant's side alone
+    too_fast, _ = outcome(data, learning_rate=LONGER["learning_rate"] * 30)
+    assert too_fast > usual + 1.0  # 3. the loss stays near where it was
