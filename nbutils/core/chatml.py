@@ -24,7 +24,7 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Encoding:
+class Encoded:
     """Token ids of a conversation, and which of them the loss is computed on (both of length T)."""
 
     input_ids: list[int]
@@ -48,7 +48,7 @@ class Controls:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool = False
-) -> Encoding:
+) -> Encoded:
     """Token ids and supervised mask of a conversation.
 
     Supervised are the ids of each assistant's text and the `<|im_end|>` behind it. White space at both ends of a text
@@ -63,7 +63,7 @@ def encode_batch(
     conversations: Sequence[Sequence[Message]],
     *,
     add_generation_prompt: bool = False,
-) -> list[Encoding]:
+) -> list[Encoded]:
     """`encode` for many conversations, with a single call of the tokenizer."""
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
     controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
@@ -140,7 +140,7 @@ def _resize(
                 config.bos_token_id = tokenizer.bos_token_id
 
 
-def assembled(controls: Controls, messages: Sequence[Message], texts: Sequence[list[int]]) -> Encoding:
+def assembled(controls: Controls, messages: Sequence[Message], texts: Sequence[list[int]]) -> Encoded:
     """Control tokens around the ids of each message's text."""
     ids: list[int] = []
     mask: list[bool] = []
@@ -149,7 +149,7 @@ def assembled(controls: Controls, messages: Sequence[Message], texts: Sequence[l
         ids += [*head, *text, controls.im_end, *controls.newline]
         is_assistant = message["role"] == "assistant"
         mask += [False] * len(head) + [is_assistant] * (len(text) + 1) + [False] * len(controls.newline)
-    return Encoding(ids, mask)
+    return Encoded(ids, mask)
 
 
 def controls_for(tokenizer: PreTrainedTokenizerBase, roles: set[str]) -> Controls:

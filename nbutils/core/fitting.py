@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbutils.core.chatml import IM_END, IM_START, Controls, Encoding, Message, assembled, controls_for, text_ids
+from nbutils.core.chatml import IM_END, IM_START, Controls, Encoded, Message, assembled, controls_for, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class Measured:
     (`exact` is False); `supervised` counts the supervised tokens, None where reading stopped early.
     """
 
-    encoding: Encoding | None
+    encoding: Encoded | None
     tokens: int
     supervised: int | None
     exact: bool
@@ -96,7 +96,7 @@ def _measured(
     found = []
     for i, done in enumerate(complete):
         fits = done and counts[i] <= max_length
-        encoding = Encoding(ids[i], masks[i].tolist()) if fits else None
+        encoding = Encoded(ids[i], masks[i].tolist()) if fits else None
         found.append(Measured(encoding, counts[i], int(masks[i].sum()) if done else None, done))
     return found
 
