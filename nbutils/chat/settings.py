@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from nbutils.chat.models import located
+from nbutils.core.errors import UserError
+from nbutils.core.inputs import model_hashes
 from nbutils.core.settings import STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
 
@@ -32,6 +36,14 @@ class ChatSettings(BaseSettings):
         if any(not message.strip() for message in messages):
             raise ValueError("every scripted message needs some text")
         return messages
+
+    def result_parameters(self) -> dict[str, Any]:
+        """Also the hashes of local models and checkpoints; the run's `final` and `base` count as upstream files."""
+        files = {}
+        for name in {self.model, self.compare_with} - {"final", "base", ""}:
+            with suppress(UserError):  # what is not there has no content yet; loading it says so
+                files |= {f"{name}/{file}": found for file, found in model_hashes(located(name, self.run_path)).items()}
+        return super().result_parameters() | ({"files": files} if files else {})
 
     def session_settings(self) -> dict[str, object]:
         """The settings of a ChatSession."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from nbutils.core.inputs import local_hashes, model_hashes
 from nbutils.core.settings import STEERING, Seed, Settings
 
 
@@ -30,6 +31,12 @@ class EvaluateSettings(Settings):
     tokens_per_batch: Annotated[int, Field(ge=0), STEERING]
     processes: Annotated[int, Field(ge=0, le=1024), STEERING]
     cache_dir: Annotated[str, Field(min_length=1), STEERING]
+
+    def result_parameters(self) -> dict[str, Any]:
+        """Also the hashes of the user's own tasks and of local peers: what is measured, and what is compared."""
+        peers = {f"{peer}/{name}": found for peer in self.peers for name, found in model_hashes(peer).items()}
+        files = local_hashes([self.task_path]) | peers
+        return super().result_parameters() | ({"files": files} if files else {})
 
     @field_validator("tasks", "peers")
     @classmethod

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from nbutils.core.inputs import model_hashes
 from nbutils.core.settings import STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
 
@@ -40,6 +41,11 @@ class TrainSettings(BaseSettings):
     budget_minutes: Annotated[float, Field(ge=0), STEERING]
     report_to: Annotated[list[str], STEERING]
     plain_loop_steps: Annotated[int, Field(ge=0), STEERING]
+
+    def result_parameters(self) -> dict[str, Any]:
+        """Also the hashes of a local base model's files: other weights under the same name are another base."""
+        files = model_hashes(self.base_model)
+        return super().result_parameters() | ({"files": files} if files else {})
 
 
 Settings = TrainSettings
