@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
-import yaml
 
-from nbutils.core.notebooks import STAGES, notebook_path, parameters
+from nbutils.core.notebooks import STAGES, notebook_path
+from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -30,24 +31,25 @@ def test_every_link_leads_somewhere(page):
         assert target or anchor in anchors, f"{page.name}: {link}"
 
 
-def test_the_table_names_every_notebook_and_what_it_writes():
-    rows = re.findall(
-        r"^\| 0\d \| \[[^\]]+\]\((notebooks/\S+?)\) \| .*? \| (.*?) \| \[page\]\((\S+?)\) \|$", README, re.M
-    )
-    assert [notebook for notebook, _, _ in rows] == [f"notebooks/{stage.file}" for stage in STAGES]
-    for (_, writes, page), stage in zip(rows, STAGES, strict=True):
-        assert page == f"docs/{notebook_path(stage).stem}.md"
-        assert all(path.startswith(f"{stage.name}/") for path in re.findall(r"`([^`]+)`", writes))
+def table() -> dict[str, tuple[str, list[str], list[str], str]]:
+    """The README's table: stage → notebook, what it reads, what it writes, page."""
+    rows = re.findall(r"^\| 0\d \| \[[^\]]+\]\((\S+?)\) \| (.*?) \| (.*?) \| \[page\]\((\S+?)\) \|$", README, re.M)
+    return {
+        stage.name: (notebook, re.findall(r"`([^`]+)`", reads), re.findall(r"`([^`]+)`", writes), page)
+        for stage, (notebook, reads, writes, page) in zip(STAGES, rows, strict=True)
+    }
 
 
-def test_the_table_tells_the_truth_about_a_run():
-    """Against the newest complete run on this machine, where there is one."""
-    runs = [path.parent.parent for path in (ROOT / "runs").glob("*/publish/stage.json")]
-    if not runs:
-        pytest.skip("no complete run in runs/: `make demo` makes one")
-    newest = max(runs, key=lambda run: (run / "publish" / "stage.json").stat().st_mtime)
-    for path in re.findall(r"`((?:data|train|metrics|evaluate|chat|publish)/[\w./]+)`", README):
-        assert (newest / path).exists(), path
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_the_table_says_what_each_notebook_reads_and_writes(stage):
+    notebook, reads, writes, page = table()[stage.name]
+    assert notebook == f"notebooks/{stage.file}" and page == f"docs/{notebook_path(stage).stem}.md"
+    read = {f"{name}/{pattern}".removesuffix("*") for name, patterns in stage.reads.items() for pattern in patterns}
+    assert not stage.reads or set(reads) == read
+    listing = (ROOT / "tests" / "notebooks" / "listing.txt").read_text().splitlines()
+    for path in writes:
+        assert path.startswith(f"{stage.name}/")
+        assert path in listing or (path.endswith("/") and any(line.startswith(path) for line in listing)), path
 
 
 def test_commands_exist():
@@ -56,9 +58,34 @@ def test_commands_exist():
         assert re.search(rf"^{target[0] or target[1]}:", makefile, re.M), target
     for profile in re.findall(r"params/(\w+)\.yaml", README):
         assert profile == "mine" or (ROOT / "params" / f"{profile}.yaml").is_file()
-    known = {name for stage in STAGES for name in parameters(notebook_path(stage))}
-    example = re.search(r"```yaml\n(.*?)```", README, re.S)
-    assert example and set(yaml.safe_load(example.group(1))) <= known
+
+
+def test_the_example_profile_is_one(tmp_path):
+    (example,) = re.findall(r"```yaml\n(# params/mine\.yaml\n.*?)```", README, re.S)
+    (tmp_path / "mine.yaml").write_text(example)
+    planned = plan(tmp_path / "mine.yaml", [])
+    assert [entry.stage for entry in planned.stages] == list(STAGES) and planned.run_dir == "runs/mine"
+
+
+def test_the_replies_that_are_quoted_stand_on_the_page():
+    page = (ROOT / "docs" / "02_train_sft.md").read_text()
+    quoted = re.findall(r'Asked "([^"]+)", .*?:\s"([^"]+)"', README, re.S)
+    assert len(quoted) == 2
+    for prompt, reply in quoted:
+        assert re.search(rf"<td>{re.escape(prompt)}</td>\s*<td>[^<]*</td>\s*<td>{re.escape(reply)}</td>", page), prompt
+
+
+def test_the_example_task_is_one_and_its_fields_are_those_of_the_guide(tmp_path):
+    """The task of CONTRIBUTING.md, loaded by the stage's own loader on two rows."""
+    from nbutils.evaluate.loading import load_tasks
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    (tmp_path / "capitals.yaml").write_text(example)
+    rows = [{"question": "What is the capital of Peru?", "choices": ["Lima", "Quito"], "answer": 0}] * 2
+    (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_tasks(["capitals"], task_path=str(tmp_path), num_fewshot=0, heldout=tmp_path)
+    assert len(list(loaded["capitals"].task_docs)) == 2
 
 
 def test_docs_are_six_pages_with_pictures_under_two_megabytes():

@@ -7,35 +7,39 @@ import shutil
 import sys
 from pathlib import Path
 
+import make_picture
 import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
+
+from nbutils.core.files import replaced
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 2 * 2**20
 """Bytes that all pages and pictures may have together."""
 LINE = 400
 """Characters of a printed line that are kept on a page."""
+SCREENSHOT = "chat.png"
+"""The chat window in JupyterLab, taken by a browser test (`runs/.screenshots`); it stays when pages are made anew."""
 
 
-def main(arguments: list[str]) -> int:
-    """Converts `<run>/notebooks/*.ipynb` (default: runs/demo) into docs/."""
+def main(arguments: list[str], docs: Path = ROOT / "docs") -> None:
+    """Converts `<run>/notebooks/*.ipynb` (default: runs/demo) into `docs`, and draws README's picture there."""
     run = Path(arguments[0]) if arguments else ROOT / "runs" / "demo"
     notebooks = sorted((run / "notebooks").glob("0*.ipynb"))
     if len(notebooks) != 6:
-        print(f"{run / 'notebooks'} holds {len(notebooks)} of 6 executed notebooks; run `make demo` first.")
-        return 1
-    docs = ROOT / "docs"
-    shutil.rmtree(docs, ignore_errors=True)
-    docs.mkdir()
-    for notebook in notebooks:
-        convert(notebook, docs)
-    size = sum(file.stat().st_size for file in docs.rglob("*") if file.is_file())
-    print(f"docs/: {len(notebooks)} pages, {size / 2**20:.2f} MiB")
-    if size > LIMIT:
-        print(f"docs/ is larger than {LIMIT / 2**20:.0f} MiB; show fewer or smaller pictures.")
-        return 1
-    return 0
+        sys.exit(f"{run / 'notebooks'} holds {len(notebooks)} of 6 executed notebooks; run `make demo` first.")
+    with replaced(docs) as partial:
+        partial.mkdir()
+        for notebook in notebooks:
+            convert(notebook, partial)
+        make_picture.draw(run, partial / "demo.png")
+        if (docs / SCREENSHOT).is_file():
+            shutil.copyfile(docs / SCREENSHOT, partial / SCREENSHOT)
+        size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+        if size > LIMIT:
+            sys.exit(f"{size:,} bytes are more than the {LIMIT:,} that {docs.name}/ may have; show fewer pictures.")
+    print(f"{docs.name}/: {len(notebooks)} pages, {size / 2**20:.2f} MiB")
 
 
 def convert(path: Path, docs: Path) -> None:
@@ -47,7 +51,7 @@ def convert(path: Path, docs: Path) -> None:
             cell.outputs = [shown for output in cell.outputs if (shown := readable(output)) is not None]
             for output in cell.outputs:
                 if "text/markdown" in output.get("data", {}):
-                    output.data["text/markdown"] = settled(output.data["text/markdown"], path, docs)
+                    output.data["text/markdown"] = without_links_into_the_run(output.data["text/markdown"])
     pictures = f"{path.stem}_files"
     options = Config({"ExtractOutputPreprocessor": {"output_filename_template": "{cell_index}_{index}{extension}"}})
     body, resources = MarkdownExporter(config=options).from_notebook_node(
@@ -64,14 +68,8 @@ def convert(path: Path, docs: Path) -> None:
         target.write_bytes(content)
 
 
-def settled(card: str, path: Path, docs: Path) -> str:
-    """A model card's Markdown on a page: its figures come along, its other files are named without a link."""
-    pictures = f"{path.stem}_files"
-    for name in sorted(set(re.findall(r"(?:\(|\"|'|\s)(figures/[\w-]+\.png)", card))):
-        target = docs / pictures / Path(name).name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path.parents[1] / "publish" / name, target)
-        card = card.replace(name, f"{pictures}/{Path(name).name}")
+def without_links_into_the_run(card: str) -> str:
+    """A model card's Markdown on a page: the files of the run folder are named without a link."""
     return re.sub(r"\[([^\]]+)\]\(run(?:/[^)]+)?\)", r"\1", card)
 
 
@@ -86,8 +84,10 @@ def readable(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
     for kind in ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/plain"):
         if kind in data and not (kind == "text/html" and "<script" in data[kind]):
             content = data[kind]
+            if kind == "text/plain" and re.search(r"View\(|Widget|^\S.*:\s+\d+%\|", content):
+                return None  # a widget, or a progress bar in words
             output.data = {kind: content if kind.startswith("image") else clean(content)}
-            return None if kind == "text/plain" and ("View(" in content or "Widget" in content) else output
+            return output
     return None
 
 
@@ -98,4 +98,4 @@ def clean(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

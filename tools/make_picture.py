@@ -1,8 +1,7 @@
-"""Makes docs/demo.png, the README's picture: the demo's loss curve beside a conversation with its model."""
+"""README's picture, docs/demo.png: the demo's loss curve beside a conversation with its model. `make docs` draws it."""
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from pathlib import Path
 
@@ -12,14 +11,12 @@ from matplotlib.image import imread
 
 from nbutils.core.files import read_json
 
-ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"user": "#ddf4ff", "assistant": "#f1f3f5"}
 TURNS = 3
 
 
-def main(arguments: list[str]) -> int:
-    """Draws from a finished run (default: runs/demo)."""
-    run = Path(arguments[0]) if arguments else ROOT / "runs" / "demo"
+def draw(run: Path, target: Path) -> None:
+    """Writes the picture of a finished run to `target`."""
     figure = Figure(figsize=(11, 4.0), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     left = figure.add_axes((0.0, 0.0, 0.62, 1.0))
@@ -45,11 +42,4 @@ def main(arguments: list[str]) -> int:
             bbox=box,
         )
         place += 0.085 + 0.052 * (text.count("\n") + 1)
-    target = ROOT / "docs" / "demo.png"
-    target.parent.mkdir(exist_ok=True)
     figure.savefig(target)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

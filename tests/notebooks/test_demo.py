@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from datasets import load_from_disk
@@ -9,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nbutils.core.files import read_json, read_jsonl
 from nbutils.core.notebooks import STAGES
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.soak
 
@@ -58,3 +62,14 @@ def test_word_perplexity_beats_the_untrained_base(demo_run):
         if pair["metric"] == "word_perplexity" and pair["reference"] == "base"
     ]
     assert found["word"] == "better" and found["low"] < found["high"] < 0
+
+
+def test_most_of_its_time_is_training_and_evaluation(demo_run):
+    seconds = {stage.name: read_json(demo_run / stage.name / "stage.json")["seconds"] for stage in STAGES}
+    assert seconds["train"] + seconds["evaluate"] > sum(seconds.values()) / 2
+
+
+def test_a_second_demo_finds_nothing_to_do(demo_run):
+    line = [sys.executable, "-m", "nbutils", "run", "params/demo.yaml", "--run-dir", str(demo_run)]
+    again = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and "Nothing to do: all 6 stages" in again.stdout, again.stdout + again.stderr

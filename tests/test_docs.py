@@ -1,0 +1,96 @@
+"""`make docs`: pages, pictures and README's picture out of a run; and the committed pages against the notebooks."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from matplotlib.figure import Figure
+
+from nbutils.core.notebooks import STAGES, notebook_path
+from tests.conftest import ROOT
+from tests.test_setup import load
+
+DOCS = ROOT / "docs"
+PATH = "/home" + "/ada-lovelace/smallchat/runs/demo/data"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder whose six notebooks are the committed ones, each with a few outputs behind its last code cell."""
+    folder = tmp_path / "run"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "metrics" / "figures").mkdir(parents=True)
+    figure = Figure(figsize=(3, 2))
+    figure.savefig(folder / "metrics" / "figures" / "loss.png")
+    picture = nbformat.v4.output_from_msg  # outputs as a kernel sends them
+    messages = [
+        ("stream", {"name": "stdout", "text": f"\x1b[1mdata: done in 3 s → {PATH}\x1b[0m\n"}),
+        ("stream", {"name": "stderr", "text": "a warning of a library\n"}),
+        ("display_data", {"data": {"text/plain": "Loading weights:   0%|          | 0/38"}, "metadata": {}}),
+        ("display_data", {"data": {"text/plain": "ChatWidget(children=())"}, "metadata": {}}),
+        ("display_data", {"data": {"image/png": _png(folder), "text/plain": "<Figure>"}, "metadata": {}}),
+        ("display_data", {"data": {"text/markdown": "See [the results](run/evaluate-results.json)."}, "metadata": {}}),
+    ]
+    for stage in STAGES:
+        book = nbformat.read(notebook_path(stage), as_version=4)
+        cell = [cell for cell in book.cells if cell.cell_type == "code"][-1]
+        cell.outputs = [picture({"header": {"msg_type": kind}, "content": content}) for kind, content in messages]
+        nbformat.write(book, folder / "notebooks" / stage.file)
+    (folder / "chat").mkdir()
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello $5 <b>there</b>"}]
+    (folder / "chat" / "transcript.json").write_text(json.dumps({"messages": talk}))
+    return folder
+
+
+def _png(folder: Path) -> str:
+    from base64 import b64encode
+
+    return b64encode((folder / "metrics" / "figures" / "loss.png").read_bytes()).decode()
+
+
+def test_pages_pictures_and_nothing_that_a_reader_cannot_use(run, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "chat.png").write_bytes(b"a screenshot")
+    (docs / "old_page.md").write_text("gone after this")
+    load("make_docs").main([str(run)], docs)
+    names = {str(path.relative_to(docs)) for path in docs.rglob("*") if path.is_file()}
+    pages = {notebook_path(stage).with_suffix(".md").name for stage in STAGES}
+    pictures = {name for name in names if "_files/" in name}
+    assert names == pages | pictures | {"demo.png", "chat.png"} and len(pictures) == len(STAGES)
+    for page in pages:
+        text = (docs / page).read_text()
+        assert "done in 3 s → runs/demo/data" in text and "See the results." in text
+        assert not re.search(r"\x1b|ada-lovelace|a warning of|0%\||ChatWidget|\.ipynb\)", text)
+        assert all((docs / link).is_file() for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text))
+
+
+def test_too_many_pictures_leave_the_old_pages(run, tmp_path, monkeypatch):
+    docs, make_docs = tmp_path / "docs", load("make_docs")
+    docs.mkdir()
+    (docs / "01_filter_data.md").write_text("as it was")
+    monkeypatch.setattr(make_docs, "LIMIT", 1000)
+    with pytest.raises(SystemExit, match="show fewer pictures"):
+        make_docs.main([str(run)], docs)
+    assert [path.name for path in docs.iterdir()] == ["01_filter_data.md"]
+
+
+def test_an_unfinished_run_is_one_sentence(run, tmp_path):
+    (run / "notebooks" / STAGES[-1].file).unlink()
+    program = [sys.executable, str(ROOT / "tools" / "make_docs.py"), str(run)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "5 of 6 executed notebooks; run `make demo` first." in done.stderr
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_the_committed_pages_show_the_notebooks_as_they_are(stage):
+    page = (DOCS / f"{notebook_path(stage).stem}.md").read_text()
+    for cell in nbformat.read(notebook_path(stage), as_version=4).cells:
+        source = re.sub(r"\]\((0\d_\w+)\.ipynb\)", r"](\1.md)", cell.source)
+        assert source.strip() in page, f"{stage.file} has changed since its page was made: run `make demo docs`"
