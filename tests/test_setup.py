@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import shutil
 import ssl
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -186,3 +189,44 @@ def test_the_lock_keeps_exact_versions_alone():
     assert make_lock.lock_lines(frozen) == ["torch==2.13.0", "Pip==26.3", "zlib-ng==1.0"]
     with pytest.raises(ValueError, match="no exact version"):
         make_lock.lock_lines("six @ file:///somewhere/six.whl")
+
+
+@pytest.mark.soak
+def test_a_system_that_refuses_pip_and_has_no_ensurepip_is_set_up(tree, tmp_path):
+    """A copy of this Python as Debian ships it: pip says externally-managed-environment, and ensurepip is missing."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    system = tmp_path / "usr"
+    skipped = shutil.ignore_patterns("site-packages", "ensurepip", "test", "idlelib", "__pycache__", "*.a")
+    shutil.copytree(stdlib, system / "lib" / version, ignore=skipped)
+    for library in Path(sys.base_prefix, "lib").glob("libpython*.so*"):
+        shutil.copy2(library, system / "lib")
+    (system / "bin").mkdir()
+    shutil.copy2(Path(sys.base_prefix, "bin", version), system / "bin")
+    packages = system / "lib" / version / "site-packages"
+    for pip in Path(sys.base_prefix, "lib", version, "site-packages").glob("pip*"):
+        shutil.copytree(pip, packages / pip.name)
+    (system / "lib" / version / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=Use apt.\n")
+    python = str(system / "bin" / version)
+
+    def said(*arguments: str) -> str:
+        done = subprocess.run([python, *arguments], cwd=tree, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert "externally-managed" in said("-m", "pip", "install", "six") and "No module" in said("-m", "ensurepip")
+    before = {path for path in system.rglob("*") if "__pycache__" not in path.parts}
+    shutil.copytree(ROOT / "tools", tree / "tools")
+    (tree / "requirements.lock").write_text(
+        f"pip=={setup.pinned((ROOT / setup.LOCK).read_text(), 'pip')}\nsix==1.17.0\n"
+        f"setuptools=={setup.pinned((ROOT / setup.LOCK).read_text(), 'setuptools')}\n"
+    )
+    (tree / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "smallchat"\nversion = "0.1.0"\n[tool.setuptools]\npackages = []\n'
+    )
+    first = said("tools/setup.py")
+    assert "Download: " in first and " MB in " in first and ".venv is ready" in first, first
+    check = [tree / ".venv" / "bin" / "python", "-c", "import six, sys; print(sys.prefix)"]
+    assert subprocess.run(check, capture_output=True, text=True, check=True).stdout.strip() == str(tree / ".venv")
+    assert said("tools/setup.py") == ""
+    assert {path for path in system.rglob("*") if "__pycache__" not in path.parts} == before
