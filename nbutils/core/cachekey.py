@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,12 @@ DISPLAY_ONLY = "display"
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of the package whose modules count."""
+
+PARAMETER, MODULE, UPSTREAM = "parameter ", "module ", "upstream file "
+"""What the words of `changes` begin with."""
+
+_LONGEST = 60
+"""Characters of a value that the words of a change show."""
 
 
 def key_parts(stage: StageSpec, settings: Settings) -> dict[str, Any]:
@@ -47,13 +55,35 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     found = []
     if before["code"] != after["code"]:
         found.append("the notebook's code cells")
-    for part, word in (("parameters", "parameter"), ("modules", "module"), ("upstream", "upstream file")):
+    found += [PARAMETER + words for words in _differences(before["parameters"], after["parameters"])]
+    for part, kind in (("modules", MODULE), ("upstream", UPSTREAM)):
         names = sorted(set(before[part]) | set(after[part]))
-        for name in names:
-            old, new = before[part].get(name), after[part].get(name)
-            if old != new:
-                found.append(f"{word} {name}" + (f" ({old!r} → {new!r})" if part == "parameters" else ""))
+        found += [kind + name for name in names if before[part].get(name) != after[part].get(name)]
     return found
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """'name (old → new)' for each value that differs, in a mapping for each of its own."""
+    for name in sorted(set(before) | set(after)):
+        old, new = before.get(name), after.get(name)
+        if old == new:
+            continue
+        mappings = [{} if value is None else value for value in (old, new)]
+        if all(isinstance(value, dict) for value in mappings):
+            yield from _differences(mappings[0], mappings[1], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name} ({_short(old, new)} → {_short(new, old)})"
+
+
+def _short(value: Any, other: Any) -> str:
+    """A value in few characters: of a long one the part at which it begins to differ from the other."""
+    text = repr(value)
+    if len(text) <= _LONGEST:
+        return text
+    pairs = enumerate(zip_longest(text, repr(other)))
+    differs = next((place for place, (here, there) in pairs if here != there), 0)
+    start = max(0, differs - _LONGEST // 3)
+    return f"{'…' if start else ''}{text[start : start + _LONGEST]}{'…' if start + _LONGEST < len(text) else ''}"
 
 
 def upstream_hashes(stage: StageSpec, run: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,7 @@ from nbutils.core.record import (
     write_record,
 )
 from nbutils.core.settings import Settings
-from nbutils.core.verdict import Verdict, ask, clear, judge
+from nbutils.core.verdict import Verdict, ask, clear, judge, library_changes
 
 __all__ = ["RECORD", "SCHEMA", "Stage", "read_record", "stage_record", "stage_status", "trained_model"]
 
@@ -50,27 +51,25 @@ class Stage:
     def begin(cls, name: str, settings: Settings) -> Self:
         """Opens the stage: checks what it reads, clears what an earlier run with another key left behind.
 
-        Work that can go on (same key) stays as it is. UserError where an upstream stage is missing or unfinished
-        (naming the notebook that makes it), where a pipeline is at work in the run folder, and where replacing the
-        earlier work needs a person's word (see `nbutils.core.verdict`).
+        Work that can go on (same key) stays as it is. Without a pipeline above it the kernel holds the run folder
+        until `finish`, so that no pipeline starts there meanwhile. UserError where an upstream stage is missing or
+        unfinished (naming the notebook that makes it), where a pipeline is at work in the run folder, and where
+        replacing the earlier work needs a person's word (see `nbutils.core.verdict`).
         """
         check_upstream(spec(name), settings, bool(os.environ.get(ALLOW_PAUSED)))
-        stage = cls(spec(name), settings)
-        if PIPELINE not in os.environ:
-            stage._check_alone()
-        pause.clear(stage.run)
-        if stage.verdict.state == "stale" and stage.verdict.protected:
-            raise ask(stage.spec, settings, stage.verdict)
+        by_hand = PIPELINE not in os.environ
+        if by_hand:
+            lock.hold(settings.run_path, f"notebook {spec(name).file}")
         try:
-            if stage.verdict.state == "stale":
-                clear(stage.folder)
-            stage.folder.mkdir(parents=True, exist_ok=True)
-            stage._write_run_record()
-            stage._write("running", {}, work_seconds=stage._earlier_seconds())
-        except OSError as error:
-            raise UserError(
-                f"{shown(stage.folder)} cannot be written ({error.strerror}): choose another run_dir, or free the disk."
-            ) from error
+            stage = cls(spec(name), settings)
+            if stage.verdict.state == "stale" and stage.verdict.protected:
+                raise ask(stage.spec, settings, stage.verdict)
+            stage._start()
+        except BaseException:
+            lock.let_go(settings.run_path)
+            raise
+        if by_hand and stage.verdict.state != "stale" and (differing := library_changes(stage.verdict)):
+            print(f"{name}: its work so far was done with {differing}.")
         return stage
 
     def upstream(self, name: str) -> Path:
@@ -87,23 +86,34 @@ class Stage:
         `facts` are JSON values about the result; `made` is one line for the pipeline's table, and a paused stage
         gives `step`, `fraction` (0 to 1), `model` (folder of the newest checkpoint's model) and `how_to_continue`.
         """
-        earlier = stage_record(self.run, self.spec.name)
         outputs = outputs_of(self.folder, (self.verdict.record or {}).get("outputs"))
         seconds = time.time() - self.started
         work = (
             max(seconds, self._earlier_seconds()) if self.verdict.state == "done" else seconds + self._earlier_seconds()
         )
-        record = self._write(status, outputs, work_seconds=work, accepted=(earlier or {}).get("accepted"), **facts)
+        record = self._write(status, outputs, work_seconds=work, **facts)
+        lock.let_go(self.run)
         print(f"{self.spec.name}: {status} in {record['seconds']:.0f} s → {shown(self.folder)}")
         return record
+
+    def _start(self) -> None:
+        pause.clear(self.run)
+        try:
+            if self.verdict.state == "stale":
+                clear(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_run_record()
+            self._write("running", {}, work_seconds=self._earlier_seconds())
+        except OSError as error:
+            raise UserError(
+                f"{shown(self.folder)} cannot be written ({error.strerror}): choose another run_dir, or free the disk."
+            ) from error
 
     def _earlier_seconds(self) -> float:
         """Seconds of work that this run goes on from."""
         return self.verdict.work_seconds if self.verdict.state != "stale" else 0.0
 
-    def _write(
-        self, status: str, outputs: dict[str, Any], work_seconds: float, accepted: Any = None, **facts: Any
-    ) -> dict[str, Any]:
+    def _write(self, status: str, outputs: dict[str, Any], work_seconds: float, **facts: Any) -> dict[str, Any]:
         record = {
             "schema": SCHEMA,
             "stage": self.spec.name,
@@ -120,17 +130,11 @@ class Stage:
             "facts": facts,
             "outputs": outputs,
         }
-        if accepted:
-            record["accepted"] = accepted
+        accepted = (self.verdict.record or {}).get("accepted")
+        if accepted and self.verdict.state != "stale":
+            record["accepted"] = accepted  # what goes on from accepted work stands on it
         write_record(self.folder / RECORD, record)
         return record
-
-    def _check_alone(self) -> None:
-        who = lock.owner(self.run)
-        if who:
-            raise UserError(
-                f"{who} is at work in {shown(self.run)}: wait for that pipeline, or choose another run_dir."
-            )
 
     def _write_run_record(self) -> None:
         path = self.run / "run.json"
@@ -142,12 +146,22 @@ class Stage:
 
 def check_upstream(stage: StageSpec, settings: Settings, allow_paused: bool) -> None:
     """UserError where a stage that this one reads from is missing or unfinished, naming the notebook that makes it."""
-    run = settings.run_path
+    problem = upstream_problem(stage, settings, allow_paused, lambda name: stage_status(settings.run_path, name))
+    if problem:
+        raise UserError(problem)
+
+
+def upstream_problem(
+    stage: StageSpec, settings: Settings, allow_paused: bool, status_of: Callable[[str], str]
+) -> str | None:
+    """The sentence on a stage that this one cannot be run on, by the status of each; None where there is none."""
     for name in stage.reads:
-        status = stage_status(run, name)
+        status = status_of(name)
         if status == "done" or (status == "paused" and allow_paused):
             continue
         what = {"absent": "does not exist", "paused": "is paused"}.get(status, "is not finished")
-        raise UserError(
-            f"{shown(run / name)} {what}: run notebooks/{spec(name).file} first (with run_dir = '{settings.run_dir}')."
+        return (
+            f"{shown(settings.run_path / name)} {what}: run notebooks/{spec(name).file} first "
+            f"(with run_dir = '{settings.run_dir}')."
         )
+    return None

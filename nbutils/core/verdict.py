@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.cachekey import changes, key_of, key_parts
+from nbutils.core.cachekey import PARAMETER, UPSTREAM, changes, key_of, key_parts
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.notebooks import StageSpec, stages
+from nbutils.core.provenance import versions
 from nbutils.core.record import CHECKPOINTS, RECORD, matches, stage_record, write_record
 from nbutils.core.settings import Settings
 
@@ -41,6 +42,11 @@ class Verdict:
         return key_of(self.parts)
 
     @property
+    def status(self) -> str:
+        """What the stage's record says of itself, whether it still fits or not; `absent` without one."""
+        return str(self.record["status"]) if self.record else "absent"
+
+    @property
     def reason(self) -> str:
         """The verdict in a few words for `--explain`."""
         error = (self.record or {}).get("error")
@@ -66,10 +72,8 @@ def judge(stage: StageSpec, settings: Settings) -> Verdict:
     changed += [f"{shown(folder / name)} is missing" for name in _missing(folder, stage, record)]
     seconds = work_seconds(folder, record)
     state = {"done": "done", "paused": "paused"}.get(record["status"], "interrupted")
-    if changed:
-        unfinished = state != "done" and has_checkpoints(folder)
-        return Verdict("stale", parts, changed, seconds, seconds > LONG_WORK_SECONDS or unfinished, record)
-    return Verdict(state, parts, [], seconds, seconds > LONG_WORK_SECONDS or has_checkpoints(folder), record)
+    protected = seconds > LONG_WORK_SECONDS or (state != "done" and has_checkpoints(folder))
+    return Verdict("stale" if changed else state, parts, changed, seconds, protected, record)
 
 
 def work_seconds(folder: Path, record: dict[str, Any]) -> float:
@@ -100,13 +104,11 @@ def ask(stage: StageSpec, settings: Settings, verdict: Verdict) -> UserError:
 def accept(stage: StageSpec, settings: Settings, verdict: Verdict) -> None:
     """Keeps stale work as it is: its record gets today's key. UserError for checkpoints of other settings or data."""
     record = dict(verdict.record or {})
-    if record["status"] != "done":
-        differing = [word for word in verdict.changed if word.startswith(("parameter ", "upstream file "))]
-        if differing:
-            raise UserError(
-                f"The checkpoints in {shown(settings.run_path / stage.name)} belong to other settings or data "
-                f"({in_short(differing)}) and cannot be continued: set those back, or use --force to start anew."
-            )
+    if differing := not_continued(verdict):
+        raise UserError(
+            f"The checkpoints in {shown(settings.run_path / stage.name)} belong to other settings or data "
+            f"({in_short(differing)}) and cannot be continued: set those back, or use --force to start anew."
+        )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record["accepted"] = [*record.get("accepted", []), {"at": now, "changed": verdict.changed}]
     record |= {"key": verdict.key, "parts": verdict.parts, "inputs": verdict.parts["upstream"]}
@@ -116,6 +118,11 @@ def accept(stage: StageSpec, settings: Settings, verdict: Verdict) -> None:
         if (settings.run_path / stage.name / name).is_file() or not _read_by_others(stage, name)
     }
     write_record(settings.run_path / stage.name / RECORD, record)
+
+
+def not_continued(verdict: Verdict) -> list[str]:
+    """The changes over which unfinished work cannot be continued, even if a person accepts it; none for finished."""
+    return [] if verdict.status == "done" else [w for w in verdict.changed if w.startswith((PARAMETER, UPSTREAM))]
 
 
 def set_aside(folder: Path) -> Path:
@@ -135,6 +142,14 @@ def clear(folder: Path) -> None:
     (folder / RECORD).unlink(missing_ok=True)
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def library_changes(verdict: Verdict) -> str:
+    """'torch 2.12 (now 2.13), …' for each library that has changed since the stage's work; '' where none has."""
+    before, now = (verdict.record or {}).get("versions", {}), versions()
+    return ", ".join(
+        f"{name} {before[name]} (now {now[name]})" for name in before if now.get(name) not in (None, before[name])
+    )
 
 
 def in_short(changed: list[str], most: int = 4) -> str:

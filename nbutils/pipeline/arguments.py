@@ -28,4 +28,7 @@ def add_run_dir(parser: argparse.ArgumentParser) -> None:
 def profile_path(given: str) -> Path:
     """A profile's path: as the shell means it, or else from the project root."""
     path = Path(given).expanduser()
-    return path.absolute() if path.exists() else resolve(given)
+    try:
+        return path.absolute() if path.exists() else resolve(given)
+    except OSError:  # too long for a name, or below a folder that can't be read; reading it says so
+        return resolve(given)

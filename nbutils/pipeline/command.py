@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from nbutils.pipeline.arguments import add_overrides, add_run_dir, profile_path
 from nbutils.pipeline.job import Job
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--from", metavar="STAGE", dest="start", help="rerun this stage and all later ones")
     which.add_argument("--only", metavar="STAGE", help="run this stage alone, on the earlier ones as they stand")
+    parser.add_argument("--until", metavar="STAGE", help="run no stage after this one")
     stale = parser.add_mutually_exclusive_group()
     stale.add_argument("--accept", action="store_true", help="keep long work that no longer fits, as if it did")
     stale.add_argument("--force", action="store_true", help="set long work that no longer fits aside and start anew")
@@ -24,14 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--explain", action="store_true", help="say what would be run and why, and run nothing")
     parser.add_argument(
-        "--cell-minutes", metavar="N", type=float, help="fail a cell that takes longer (default: no limit)"
+        "--cell-minutes", metavar="N", type=_minutes, help="fail a cell that takes longer (default: no limit)"
     )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs a profile; the exit status."""
-    from nbutils.pipeline.choice import Options, explain
+    from nbutils.pipeline.choice import Options
     from nbutils.pipeline.display import Display
+    from nbutils.pipeline.explain import explain
     from nbutils.pipeline.parameters import plan
     from nbutils.pipeline.run import Run
 
@@ -43,11 +46,19 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.force,
         arguments.allow_paused,
         arguments.cell_minutes,
+        arguments.until,
     )
     planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
     if arguments.explain:
         return explain(planned, options, display)
     return Run(planned, options, display, _execute).go()
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no limit: give minutes above 0, or leave it out")
+    return value
 
 
 def _execute(job: Job) -> None:

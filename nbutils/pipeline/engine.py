@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 import tempfile
@@ -27,6 +28,9 @@ from nbutils.pipeline.job import Job, Stopped
 from nbutils.pipeline.processes import MARK, Guardian
 
 NAME = "smallchat"
+
+OUTPUT_SECONDS = 60
+"""How long the last output of a finished cell is waited for."""
 
 
 def execute(job: Job) -> None:
@@ -60,7 +64,14 @@ class _Engine(Engine):
         job: Job = kwargs["job"]
         job.notebook = nb_man.nb
         client = _Client(
-            nb_man, kernel_name=kernel_name, timeout=job.cell_seconds, startup_timeout=60, coalesce_streams=True
+            nb_man,
+            kernel_name=kernel_name,
+            timeout=job.cell_seconds and math.ceil(job.cell_seconds),
+            startup_timeout=60,
+            # A cell that is done may write faster than its output can be read; that is no reason to fail it.
+            iopub_timeout=OUTPUT_SECONDS,
+            raise_on_iopub_timeout=False,
+            coalesce_streams=True,
         )
         client.job = job
         try:

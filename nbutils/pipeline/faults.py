@@ -14,6 +14,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from nbutils.core.files import shown
+from nbutils.core.pause import StagePaused
 from nbutils.pipeline.job import Job, Stopped
 from nbutils.pipeline.processes import oom_kills
 
@@ -48,6 +49,11 @@ def by_signal(error: Exception | None) -> bool:
     if isinstance(error, PapermillExecutionError):
         return str(error.ename) == "KeyboardInterrupt"
     return error is None or isinstance(error, DeadKernelError | Stopped)
+
+
+def is_pause(error: Exception) -> bool:
+    """Whether an error is how a stage ends its notebook after it has paused."""
+    return getattr(error, "ename", type(error).__name__) == StagePaused.__name__
 
 
 def early_exit(job: Job) -> str:

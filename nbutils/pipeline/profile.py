@@ -7,6 +7,7 @@ the two versions would read as different numbers is refused.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ def read_profile(path: Path) -> dict[str, Given]:
         raise UserError(f"There is no profile {name}; profiles lie in params/.{_others(path)}") from None
     except IsADirectoryError:
         raise UserError(f"{name} is a folder; give a profile, a YAML file.{_others(path / 'x')}") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}); give a profile, a YAML file.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name}, byte {error.start + 1}: not UTF-8 text; save the profile as UTF-8.") from None
     root = _compose(text, name)
@@ -158,7 +161,12 @@ def _plain(text: str, node: yaml.ScalarNode, name: str) -> Any:
     if _OTHER_BASE.fullmatch(text):
         return int(text, 16)
     if _FLOAT.fullmatch(text):
-        return float(text.replace("_", ""))
+        number = float(text.replace("_", ""))
+        if math.isinf(number):
+            raise _refused(
+                name, node, f"{text} is larger than any number here; write a smaller one, or put it in quotes"
+            )
+        return number
     return text
 
 

@@ -12,16 +12,16 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.lock import locked
 from nbutils.core.notebooks import code_cells, notebook_path
-from nbutils.core.provenance import versions
-from nbutils.core.record import RECORD, stage_record, stage_status, write_record
+from nbutils.core.record import RECORD, stage_record, write_record
 from nbutils.core.stage import check_upstream
-from nbutils.core.verdict import Verdict, accept, ask, clear, judge, progress_words, set_aside
-from nbutils.pipeline.choice import Options, chosen
+from nbutils.core.verdict import Verdict, accept, ask, clear, judge, library_changes, progress_words, set_aside
+from nbutils.pipeline.choice import Action, Options, asks_first, chosen, decide
 from nbutils.pipeline.display import Display, Row
 from nbutils.pipeline.job import Job
 from nbutils.pipeline.parameters import Plan, Planned
 from nbutils.pipeline.processes import end, new_mark, oom_kills, run_mark
 from nbutils.pipeline.signals import Signals
+from nbutils.pipeline.table import all_rows, made
 
 Execute = Callable[[Job], None]
 
@@ -49,7 +49,8 @@ class Run:
             if left:
                 self.display.say(f"Ended {left} process(es) that an earlier run had left behind.", "yellow")
             self._warn_of_stale_upstream()
-            self._ask_early()
+            if first := asks_first(self.chosen, self.options):
+                raise ask(first[0].stage, first[0].settings, first[1])
             try:
                 with self.display.run(len(self.chosen)):
                     status = self._stages()
@@ -66,7 +67,7 @@ class Run:
         for number, planned in enumerate(self.chosen, 1):
             if self.signals.asked:
                 self.sentence = f"Stopped before {planned.stage.name}; run the same command again to go on."
-                return 0
+                return 128 + self.signals.asked
             status = self._stage(planned, number)
             if status is not None:
                 return status
@@ -76,38 +77,44 @@ class Run:
     def _stage(self, planned: Planned, number: int) -> int | None:
         """Skips or executes one stage; an exit status where the run ends with it."""
         check_upstream(planned.stage, planned.settings, self.options.allow_paused)
-        verdict = self._settled(planned)
+        verdict = judge(planned.stage, planned.settings)
+        action = decide(verdict, self.options)
+        if action not in (Action.AGAIN, Action.ASIDE):
+            self._report_libraries(planned, verdict, action)
+        verdict = self._prepared(planned, verdict, action)
         if verdict.state == "done":
             self._row(planned, "skipped", None)
-            self._report_libraries(planned, verdict)
             return None
         if verdict.state == "paused" and self.options.allow_paused:
             self._row(planned, "paused", None)
+            self.sentence = self._paused_words(planned)
             return None
         return self._run_notebook(planned, verdict, number)
 
-    def _settled(self, planned: Planned) -> Verdict:
-        """The verdict after what --accept, --force and --from ask for has been done to the stage's folder."""
+    def _prepared(self, planned: Planned, verdict: Verdict, action: Action) -> Verdict:
+        """Does to the stage's folder what has been decided; the verdict after. UserError where a person decides."""
         stage, settings = planned.stage, planned.settings
-        verdict = judge(stage, settings)
-        named = self.options.start is not None or self.options.only is not None
-        anew = (self.options.start is not None and verdict.state == "done") or (self.options.force and named)
-        if verdict.state == "stale" and verdict.protected and not anew:
-            if self.options.accept:
+        folder = settings.run_path / stage.name
+        try:
+            if action is Action.ASK:
+                raise ask(stage, settings, verdict)
+            if action in (Action.KEEP, Action.KEEP_ON, Action.REFUSE):
                 accept(stage, settings, verdict)
                 self.display.say(f"{stage.name}: kept as it is, as --accept asks.", "yellow")
                 return judge(stage, settings)
-            if not self.options.force:
-                raise ask(stage, settings, verdict)
-            anew = True
-        if not anew or verdict.state == "absent":
+            if action is Action.ASIDE:
+                place = set_aside(folder)
+                self.display.say(f"{stage.name}: set the earlier work aside in {shown(place)}.", "yellow")
+                return Verdict("anew", verdict.parts)
+            if action is Action.AGAIN and verdict.state != "stale":
+                clear(folder)
+                return Verdict("anew", verdict.parts)
             return verdict
-        if verdict.protected:
-            place = set_aside(settings.run_path / stage.name)
-            self.display.say(f"{stage.name}: set the earlier work aside in {shown(place)}.", "yellow")
-        else:
-            clear(settings.run_path / stage.name)
-        return Verdict("anew", verdict.parts)
+        except OSError as error:
+            where = shown(str(error.filename or folder))
+            raise UserError(
+                f"{where} cannot be changed ({error.strerror}): choose another run_dir, or free the disk."
+            ) from None
 
     def _run_notebook(self, planned: Planned, verdict: Verdict, number: int) -> int | None:
         self.executed += 1
@@ -123,12 +130,15 @@ class Run:
                 self._execute(job)
             except Exception as raised:
                 error = raised
-        status = self._status_since(stage.name, started)
-        if status in ("done", "paused") and not isinstance(error, OSError):
-            self._row(planned, status, time.time() - started)
-            return self._paused(planned) if status == "paused" else None
         from nbutils.pipeline import faults
 
+        status = self._status_since(stage.name, started)
+        if status in ("done", "paused") and not isinstance(error, OSError):
+            if error and not self.signals.asked and not faults.is_pause(error):
+                words = faults.sentence(error, job, self.plan.run, oom_before)
+                self.display.say(f"{stage.name} is {status}, but after stage.finish() {words}", "yellow")
+            self._row(planned, status, time.time() - started)
+            return self._paused(planned) if status == "paused" else None
         if self.signals.asked and faults.by_signal(error):
             sentence = self._stopped(planned)
         else:
@@ -156,15 +166,20 @@ class Run:
         return str(record["status"]) if record is not None and fresh else "absent"
 
     def _paused(self, planned: Planned) -> int | None:
-        record = stage_record(self.plan.run, planned.stage.name) or {}
-        how = record.get("facts", {}).get("how_to_continue") or "run the same command again to go on"
-        self.sentence = f"{planned.stage.name} is paused{progress_words(record)}: {how.rstrip('.')}."
+        self.sentence = self._paused_words(planned)
         if self.options.allow_paused and not self.signals.asked:
             return None
         later = [p.stage.name for p in self.chosen[self.chosen.index(planned) + 1 :]]
         if later:
             self.sentence += f" {', '.join(later)} wait (--allow-paused runs them on the newest checkpoint)."
         return 0
+
+    def _paused_words(self, planned: Planned) -> str:
+        record = stage_record(self.plan.run, planned.stage.name) or {}
+        how = record.get("facts", {}).get("how_to_continue") or "run the same command again to go on"
+        if self.options.allow_paused:
+            how = "run again without --allow-paused to go on with it"
+        return f"{planned.stage.name} is paused{progress_words(record)}: {how.rstrip('.')}."
 
     def _stopped(self, planned: Planned) -> str:
         assert self.signals.asked is not None
@@ -175,7 +190,7 @@ class Run:
         return f"{planned.stage.name} was stopped by {name}; run the same command again to go on from this stage."
 
     def _failed(self, planned: Planned, sentence: str, seconds: float, notebook: Path) -> int:
-        self._row(planned, "failed", seconds, made=f"partial notebook {shown(notebook)}" if notebook.is_file() else "")
+        self._row(planned, "failed", seconds, note=f"partial notebook {shown(notebook)}" if notebook.is_file() else "")
         record = stage_record(self.plan.run, planned.stage.name)
         try:
             if record and record["status"] == "running":
@@ -188,53 +203,31 @@ class Run:
         self.sentence = f"{sentence}{partial}"
         return 128 + self.signals.asked if self.signals.asked else 1
 
-    def _row(self, planned: Planned, status: str, seconds: float | None, made: str | None = None) -> None:
-        text = made if made is not None else _made(self.plan.run, planned.stage.name)
+    def _row(self, planned: Planned, status: str, seconds: float | None, note: str | None = None) -> None:
+        text = note if note is not None else made(self.plan.run, planned.stage.name)
         self.rows.append(Row(planned.stage.name, status, seconds, text))
 
     def _table(self) -> None:
-        seen = {row.stage for row in self.rows}
-        for planned in self.plan.stages:
-            if planned.stage.name not in seen:
-                status = stage_status(self.plan.run, planned.stage.name)
-                waiting = planned in self.chosen
-                word = {"done": "kept", "absent": "not run"}.get(status, status)
-                made = "" if waiting else _made(self.plan.run, planned.stage.name)
-                self.rows.append(Row(planned.stage.name, "not run" if waiting else word, None, made))
-        order = [planned.stage.name for planned in self.plan.stages]
-        self.display.table(sorted(self.rows, key=lambda row: order.index(row.stage)))
+        self.display.table(all_rows(self.rows, self.plan, self.chosen))
 
     def _last_words(self, status: int) -> None:
         seconds = time.monotonic() - self._began
+        skipped = self.executed == 0 and all(row.status == "skipped" for row in self.rows)
         if self.sentence:
+            if self.options.anew:
+                self.sentence += f" Leave out {self.options.anew} then: with it the stage begins anew."
             self.display.say(self.sentence, "bold red" if status else "yellow")
-        if status == 0 and self.executed == 0 and all(row.status == "skipped" for row in self.rows):
+        elif skipped and self.options.only:
+            self.display.say(f"{self.options.only} is done already; --force runs it again.")
+        elif skipped:
             self.display.say(
                 f"Nothing to do: all {len(self.rows)} stages in {shown(self.plan.run)} are done ({seconds:.1f} s)."
             )
-        elif status == 0 and self.executed == 0 and self.options.only and self.rows:
-            self.display.say(f"{self.options.only} is done already; --force runs it again.")
 
-    def _report_libraries(self, planned: Planned, verdict: Verdict) -> None:
-        before, now = (verdict.record or {}).get("versions", {}), versions()
-        differing = [
-            f"{name} {before[name]} (now {now[name]})" for name in before if now.get(name) not in (None, before[name])
-        ]
-        if differing:
-            self.display.say(
-                f"{planned.stage.name} was made with {', '.join(differing)}; nothing is rerun for that.", "yellow"
-            )
-
-    def _ask_early(self) -> None:
-        """Asks before anything has run, where it is clear already that a later stage's long work no longer fits."""
-        if self.options.accept or self.options.force or self.options.start:
-            return
-        for planned in self.chosen:
-            verdict = judge(planned.stage, planned.settings)
-            # What an earlier stage of this run makes anew may fit again.
-            lasting = [words for words in verdict.changed if not words.startswith("upstream file ")]
-            if verdict.protected and lasting:
-                raise ask(planned.stage, planned.settings, verdict)
+    def _report_libraries(self, planned: Planned, verdict: Verdict, action: Action) -> None:
+        if differing := library_changes(verdict):
+            on = "it goes on with today's" if action in (Action.ON, Action.KEEP_ON) else "nothing is rerun for that"
+            self.display.say(f"{planned.stage.name} was made with {differing}; {on}.", "yellow")
 
     def _warn_of_stale_upstream(self) -> None:
         names = {name for planned in self.chosen for name in planned.stage.reads} - {p.stage.name for p in self.chosen}
@@ -245,16 +238,3 @@ class Run:
                     self.display.say(
                         f"Warning: {planned.stage.name} is used as it stands, but {verdict.reason}.", "yellow"
                     )
-
-
-def _made(run: Path, name: str) -> str:
-    """What a stage made, in a line: its own words, or the count and size of its files."""
-    record = stage_record(run, name)
-    if record is None or record["status"] not in ("done", "paused"):
-        return ""
-    if made := record.get("facts", {}).get("made"):
-        return str(made)
-    outputs = record["outputs"].values()
-    size = sum(entry["bytes"] for entry in outputs)
-    amount = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
-    return f"{len(outputs)} file{'s' if len(outputs) != 1 else ''}, {amount} in {shown(run / name)}"

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,7 +22,7 @@ class Signals:
     """What has been asked of the pipeline, and the stage that it has to be passed on to.
 
     SIGINT, SIGTERM and SIGHUP are taken from the moment of `listening` on: nbclient would answer them by ending the
-    kernel after 5 s.
+    kernel after 5 s. Under `nohup` SIGHUP stays ignored, as it asks for.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -38,7 +38,10 @@ class Signals:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals while the block runs."""
-        before = {name: signal.signal(name, self._take) for name in CAUGHT}
+        # An ignored SIGINT is taken all the same: shells ignore it for every job in the background of a script, where
+        # whoever sends it to this very process means it.
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        before = {name: signal.signal(name, self._take) for name in CAUGHT if not (name == signal.SIGHUP and nohup)}
         try:
             yield
         finally:
@@ -94,7 +97,8 @@ class Signals:
         else:
             if self._kernel is None:
                 return  # it is starting; kernel_started passes the interrupt on
-            os.kill(self._kernel, signal.SIGINT)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(self._kernel, signal.SIGINT)
             patience = INTERRUPT_SECONDS
         if self._timer is None:
             self._timer = threading.Timer(patience, self._end)

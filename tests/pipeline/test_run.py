@@ -18,8 +18,9 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.lock import locked
 from nbutils.core.stage import ALLOW_PAUSED
-from nbutils.pipeline.choice import Options, explain
+from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
+from nbutils.pipeline.explain import explain
 from nbutils.pipeline.job import Job
 from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.run import Run
