@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +44,14 @@ THEMES = {
     "light": Theme("#ffffff", "#1f2328", "#d0d7de", ("#0072b2", "#c04f00", "#00825c", "#9a4f7f", "#8a6d00", "#444444")),
     "dark": Theme("#0d1117", "#e6edf3", "#30363d", ("#56b4e9", "#f0a030", "#2fc79a", "#e08fc0", "#f0e442", "#bbbbbb")),
 }
-End = tuple[float, str]
-"""A line's final value and colour."""
+
+
+class End(NamedTuple):
+    """A line's final value and colour, and a sign before the value where two lines have one colour."""
+
+    value: float
+    colour: str
+    sign: str = ""
 
 
 def new_figure(
@@ -86,19 +92,20 @@ def drop_legend(axes: Axes | None) -> None:
         legend.remove()
 
 
-def label_ends(axes: Axes, ends: list[End], form: str) -> None:
-    """Writes each line's final value behind its end, moved apart where two would overlap."""
+def label_ends(axes: Axes, ends: list[End], form: str, x: float | None = None) -> None:
+    """Writes each line's final value behind the axes, or behind `x` in data; moved apart where two would overlap."""
     if not ends:
         return
     axes.margins(y=0.08)
     low, high = axes.get_ylim()
     height = axes.get_window_extent().height or 1.0
     gap = 13.0 / height * (high - low)  # 13 pixels: one line of the label's text
-    places = _apart([value for value, _ in ends], gap)
-    for (value, colour), place in zip(ends, places, strict=True):
-        axes.annotate(form.format(value), (1.0, place), xycoords=("axes fraction", "data"), xytext=(4, 0),
-                      textcoords="offset points", va="center", fontsize=9, fontweight="bold", color=colour,
-                      annotation_clip=False)  # fmt: skip
+    places = _apart([end.value for end in ends], gap)
+    for end, place in zip(ends, places, strict=True):
+        at, horizontal = (1.0, "axes fraction") if x is None else (x, "data")
+        axes.annotate(end.sign + form.format(end.value), (at, place), xycoords=(horizontal, "data"),
+                      xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, fontweight="bold",
+                      color=end.colour, annotation_clip=False)  # fmt: skip
 
 
 def png(figure: Figure, dpi: int = DPI) -> bytes:

@@ -15,6 +15,7 @@ from nbutils.core.history import History, Row, Series, thinned, trend
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "X")
@@ -76,24 +77,24 @@ def draw_curve(axes: Axes, history: History, curve: Curve, *, theme: str = "ligh
     ends: list[End] = []
     if len(train.finite):
         line = _draw_line(axes, train, curve, colours, " (all tokens)" if apart else "")
-        ends.append((line.values[-1], colours.first))
+        ends.append(End(line.values[-1], colours.first))
     if apart and curve.like_training and len(same := history.eval_series(curve.like_training).finite):
         axes.plot(same.steps, same.values, "D", color=colours.first, markersize=5, zorder=4, clip_on=False,
                   markerfacecolor=colours.page, label="evaluation (all tokens)")  # fmt: skip
-        ends.append((same.values[-1], colours.first))
+        ends.append(End(same.values[-1], colours.first, "◇"))
     if len(evals):
         few = thinned(evals, 60)
         axes.plot(evals.steps, evals.values, "--", color=colours.second, linewidth=1.0, zorder=3)
         axes.plot(few.steps, few.values, "o", color=colours.second, markersize=4.5, zorder=4, clip_on=False,
                   markeredgecolor=colours.page, markeredgewidth=0.8,
                   label="evaluation (assistant's tokens)" if apart else "evaluation")  # fmt: skip
-        ends.append((evals.values[-1], colours.second))
+        ends.append(End(evals.values[-1], colours.second))
     _mark_events(axes, history, curve, colours)
     axes.set_title(curve.title, loc="left", fontsize=10, color=colours.ink)
     axes.set_xlabel("optimizer steps", fontsize=9)
     if history.last_step:
         axes.set_xlim(0, history.last_step)
-    label_ends(axes, ends, curve.form)
+    label_ends(axes, ends, curve.form, history.last_step or None)
     if curve.form.endswith("%}"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the axis needs
     if ends:
@@ -103,33 +104,42 @@ def draw_curve(axes: Axes, history: History, curve: Curve, *, theme: str = "ligh
         axes.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", transform=axes.transAxes, color=colours.ink)
 
 
-def draw_runs(axes: Axes, runs: Mapping[str, History], curve: Curve, *, x: str = "step", theme: str = "light") -> None:
+def draw_runs(
+    axes: Axes, runs: Mapping[str, History], curve: Curve, *, x: str = "step", theme: str = "light"
+) -> list[Line2D]:
     """Draws one curve of several runs over one another: lines smoothed, evaluations as markers, final values written.
 
     `x` is the column of the training rows to draw over: `step`, `total_tokens` or `elapsed`. Runs differ by colour,
-    line style and marker.
+    line style and marker. Returns what a legend needs: an entry for each run, one for lines and one for markers.
     """
+    from matplotlib.lines import Line2D
+
     colours = THEMES[theme]
     ends: list[End] = []
+    entries: list[Line2D] = []
+    kinds = {"lines: training" + (", smoothed" if curve.smooth else ""): False, "markers: evaluation": False}
     for index, (name, history) in enumerate(runs.items()):
         colour, style, marker = (
             choices[index % len(choices)] for choices in (colours.curves, LINE_STYLES, MARKERS)
         )  # fmt: skip
         train, evals = history.series(curve.train, x=x).finite, history.eval_series(curve.evaluation, x=x).finite
         line = trend(train) if curve.smooth else thinned(train)
-        label: str | None = name
         if len(line):
-            axes.plot(line.steps, line.values, color=colour, linestyle=style, linewidth=1.2, alpha=0.8, label=label)
-            label = None
+            axes.plot(line.steps, line.values, color=colour, linestyle=style, linewidth=1.2, alpha=0.8)
         if len(evals):
-            axes.plot(evals.steps, evals.values, marker, color=colour, markersize=4, label=label)
+            few = thinned(evals, 60)
+            axes.plot(few.steps, few.values, marker, color=colour, markersize=4.5, markeredgecolor=colours.page)
         for end in (evals, line):
             if len(end):
-                ends.append((end.values[-1], colour))
+                ends.append(End(end.values[-1], colour))
                 break
+        look = {"linestyle": style if len(line) else "none", "marker": marker if len(evals) else "none"}
+        entries.append(Line2D([], [], color=colour, markersize=4.5, label=name, **look))
+        kinds = {kind: seen or bool(len(s)) for (kind, seen), s in zip(kinds.items(), (line, evals), strict=True)}
     label_ends(axes, ends, curve.form)
-    if ends:
-        axes.legend(fontsize=8, frameon=False, labelcolor=colours.ink, loc="best")
+    looks = ({"linestyle": "-"}, {"linestyle": "none", "marker": "o", "markersize": 4.5})
+    shown = zip(kinds.items(), looks, strict=True)
+    return entries + [Line2D([], [], color=colours.ink, label=kind, **look) for (kind, seen), look in shown if seen]
 
 
 class LiveFigure:
@@ -174,7 +184,8 @@ def _draw_line(axes: Axes, train: Series, curve: Curve, colours: Theme, counted:
                   marker="." if len(raw) < 5 else None)  # fmt: skip
         return raw
     line = trend(train)
-    axes.plot(raw.steps, raw.values, ".", color=colours.first, alpha=0.4, markersize=3.5, markeredgewidth=0, zorder=2)
+    size = 6.0 if len(raw) < 100 else 3.5
+    axes.plot(raw.steps, raw.values, ".", color=colours.first, alpha=0.4, markersize=size, markeredgewidth=0, zorder=2)
     label = f"training{counted}, smoothed"
     axes.plot(line.steps, line.values, "-", color=colours.first, linewidth=1.8, label=label, zorder=3)
     return line
@@ -198,4 +209,4 @@ def _mark_events(axes: Axes, history: History, curve: Curve, colours: Theme) -> 
     if len(broken):
         shown_steps = broken[:: max(1, len(broken) // 200)]
         axes.plot(shown_steps, [0.06] * len(shown_steps), "x", transform=base, color=colours.ink, markersize=5,
-                  label=f"not a number ({len(broken)} rows)", zorder=3)  # fmt: skip
+                  label=f"not a number ({len(broken)} row{'s' if len(broken) > 1 else ''})", zorder=3)  # fmt: skip

@@ -151,22 +151,34 @@ class History:
         return [int(step) for step in skipped.steps[grown]]
 
 
-def smoothed(values: np.ndarray, span: float | None = None) -> np.ndarray:
+def smoothed(values: np.ndarray, span: float | None = None, steps: np.ndarray | None = None) -> np.ndarray:
     """Exponential moving average (N,) with its start corrected; gaps (NaN) are passed over.
 
-    `span` is the number of points that it averages over: by default 4 % of them, at least 3, of a few a third.
+    `span` is the number of points that it averages over: by default 4 % of them, at least 3, of a few a third. With
+    `steps` (N,) a value fades with its distance in steps, and counts for the steps since the row before: rows at 1, 2,
+    3, 25, 50 … would otherwise hold the line up at the first three.
     Source: the bias correction of Adam (Kingma & Ba 2015), as TensorBoard's smoothing has it.
     """
     span = span if span is not None else max(1.0, min(3.0, len(values) / 3), len(values) * 0.04)
     decay = 1 - 2 / (span + 1)
-    total = weight = 0.0
     result = np.full(len(values), np.nan)
-    for i, value in enumerate(values.tolist()):
-        if math.isfinite(value):
-            total = decay * total + (1 - decay) * value
-            weight = decay * weight + (1 - decay)
-            result[i] = total / weight
+    places = np.flatnonzero(np.isfinite(values))
+    total = weight = 0.0
+    for i, value, gap in zip(places.tolist(), values[places].tolist(), _gaps(places, steps), strict=True):
+        kept = decay**gap
+        total = kept * total + (1 - kept) * value
+        weight = kept * weight + (1 - kept)
+        result[i] = total / weight if weight else value
     return result
+
+
+def _gaps(places: np.ndarray, steps: np.ndarray | None) -> list[float]:
+    """How far each row stands behind the one before, in the usual distance of two; the first as far as the second."""
+    if steps is None or len(places) < 2:
+        return [1.0] * len(places)
+    distances = np.maximum(np.diff(steps[places]), 0.0)
+    usual = float(np.median(distances)) or 1.0
+    return (np.r_[distances[0], distances] / usual).tolist()
 
 
 def trend(series: Series) -> Series:
@@ -178,7 +190,7 @@ def trend(series: Series) -> Series:
         edges = np.linspace(0, len(finite), 2001).astype(int)
         means = np.add.reduceat(finite.values, edges[:-1]) / np.diff(edges)
         finite = Series(finite.steps[edges[1:] - 1], means)
-    return Series(finite.steps, smoothed(finite.values))
+    return Series(finite.steps, smoothed(finite.values, steps=finite.steps))
 
 
 def thinned(series: Series, points: int = 2000) -> Series:

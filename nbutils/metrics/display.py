@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.metrics.compare import COMPARED
+from nbutils.core.files import read_json
+from nbutils.metrics.compare import COMPARED, named_runs, read_runs
 from nbutils.metrics.figures import duration
-from nbutils.metrics.interactive import InteractiveCurves
+from nbutils.metrics.interactive import InteractiveComparison, InteractiveCurves
+from nbutils.metrics.settings import MetricsSettings
 
-__all__ = ["InteractiveCurves", "comparison", "difference_table", "number_table", "picture", "remark_list"]
+__all__ = [
+    "InteractiveComparison", "InteractiveCurves", "comparison", "difference_table", "interactive_comparison",
+    "number_table", "picture", "remark_list",
+]  # fmt: skip
 
 
 def number_table(summary: dict[str, Any]) -> Any:
@@ -32,7 +37,7 @@ def number_table(summary: dict[str, Any]) -> Any:
         ("tokens seen", _tokens(summary)),
         ("time", duration(summary["hours"] * 3600) if summary["hours"] is not None else None),
         ("speed, median", _form(summary["tokens_per_second"], "{:,.0f} tokens per second")),
-        ("padding", _form(summary["padding"], "{:.1%} of token positions")),
+        ("padding", _form(summary["padding"], "{:.2%} of token positions")),
         ("peak memory", _form(summary["peak_memory_gib"], "{:.2f} GiB")),
         ("sessions", _sessions(summary)),
         ("fp16 steps skipped", summary["skipped_steps"] or None),
@@ -55,14 +60,34 @@ def difference_table(differences: dict[str, dict[str, Any]]) -> Any:
     return _markdown(["", *runs], [[name, *(_cell(row[run]) for run in runs)] for name, row in differences.items()])
 
 
-def comparison(differences: dict[str, dict[str, Any]], folder: Path) -> Any:
-    """The figures and the table of compared runs, or a line that says how to compare some."""
+def comparison(differences: dict[str, dict[str, Any]], settings: MetricsSettings, folder: Path) -> Any:
+    """The figures and the table of compared runs, or a line that says how to compare some.
+
+    Below the differences stand the scores of notebook 04, of the runs that it has scored by now.
+    """
     from IPython.display import Markdown
 
     if not differences:
         return Markdown("No other run was named in `compare_runs`.")
     picture(folder, *COMPARED)
-    return difference_table(differences)
+    return difference_table(differences | scores(_compared(settings)))
+
+
+def interactive_comparison(settings: MetricsSettings) -> Any:
+    """The compared runs to zoom and hover; nothing where there are none."""
+    return InteractiveComparison(read_runs(_compared(settings))) if settings.compare_runs else None
+
+
+def scores(folders: list[str | Path]) -> dict[str, dict[str, Any]]:
+    """Each score of notebook 04 by run, with its 95 % interval and number of items; empty where no run has any."""
+    found: dict[str, dict[str, str]] = {}
+    for name, run in named_runs(folders).items():
+        results = run / "evaluate" / "results.json"
+        rows = read_json(results)["scores"] if results.is_file() else []
+        own = (row for row in rows if row["model"] == "run" and "part" not in row)
+        found[name] = {f"{row['task']}, {row['metric']}": _score(row) for row in own}
+    names = dict.fromkeys(name for run in found.values() for name in run)
+    return {name: {run: rows.get(name, "not scored yet") for run, rows in found.items()} for name in names}
 
 
 def picture(folder: Path, *names: str) -> None:
@@ -106,6 +131,15 @@ def _sessions(summary: dict[str, Any]) -> str | None:
         return None
     listed = ", ".join(map(str, steps[:5])) + (" …" if len(steps) > 5 else "")
     return f"{summary['sessions']}, resumed at step {listed}"
+
+
+def _compared(settings: MetricsSettings) -> list[str | Path]:
+    return [settings.run_dir, *settings.compare_runs]
+
+
+def _score(row: dict[str, Any]) -> str:
+    between = "" if row.get("low") is None else f" [{_cell(float(row['low']))}, {_cell(float(row['high']))}]"
+    return f"{_cell(float(row['value']))}{between}, {row['n']:,} items"
 
 
 def _cell(value: Any) -> str:

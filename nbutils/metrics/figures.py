@@ -22,7 +22,7 @@ FILE_DPI = 160
 RATE = Curve("Learning rate", "learning_rate", form="{:.2g}", smooth=False)
 NORM = Curve("Gradient norm before clipping", "grad_norm")
 SPEED = Curve("Tokens per second", "tokens_per_second", form="{:,.0f}")
-PADDING = Curve("Padding, share of all token positions", "padding", form="{:.1%}")
+PADDING = Curve("Padding, share of all token positions", "padding", form="{:.2%}")
 MEMORY = Curve("Peak memory, GiB", "peak_memory_gib", form="{:.2f}", smooth=False)
 
 PARTS = {
@@ -94,15 +94,21 @@ def _throughput(history: History, theme: str) -> Figure:
     speed.set_xlabel("")
     drop_legend(padding)
     for axes in (speed, padding):
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
     speed.yaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 
 def _memory(history: History, theme: str) -> Figure:
     figure = curve_figure(history, MEMORY, theme=theme, height=2.6)
-    figure.axes[0].set_ylim(bottom=0)
+    _from_zero(figure.axes[0])
     return figure
+
+
+def _from_zero(axes: Axes) -> None:
+    """An axis from zero, with room above what is nearly constant."""
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, top * 1.1 if top > 0 else 1)
 
 
 def _seconds(history: History, theme: str) -> Figure:

@@ -36,9 +36,11 @@ def not_a_number(history: History) -> Remark | None:
         return None
     first = min(hit, key=lambda name: hit[name][0])
     step, rows = int(hit[first][0]), sum(map(len, hit.values()))
+    stays = len(hit[first]) > 1 and not (series[first].finite.steps > step).any()
+    where = f"from step {step} on" if stays else f"at step {step}" + (", the first of several" if rows > 1 else "")
     return Remark(
         kind="not_a_number",
-        text=f"The {first} is not a number from step {step} on ({rows} {'row' if rows == 1 else 'rows'} in all): "
+        text=f"The {first} is not a number {where} ({rows} {'row' if rows == 1 else 'rows'} in all): "
         "lower the learning rate, or train in fp32 or bf16.",
         evidence={"first_step": step, "rows": rows},
     )

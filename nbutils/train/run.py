@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbutils.core import pause
 from nbutils.core.figures import LiveFigure
+from nbutils.core.files import read_jsonl
 from nbutils.train.display import ProgressBar
 from nbutils.train.forecast import Course, Forecast, forecast, sentence
 from nbutils.train.launch import events_of
+from nbutils.train.records import METRICS
 from nbutils.train.settings import TrainSettings
 
 
@@ -44,16 +47,19 @@ def run_training(settings: TrainSettings, folder: Path) -> Outcome:
     rows: list[dict[str, Any]] = []
     last: dict[str, Any] = {}
     steps = 0
-    for event in events_of(settings, folder):
-        last = event
-        steps = event.get("steps", steps)
-        for line in (line_of(event, steps) + outlook.behind(event), outlook.first_words()):
-            if line:
-                print(line, flush=True)
-        if event["event"] == "metric":
-            rows.append(event)
-            bar.update(event["step"], steps, outlook.words)
-            figure.update(rows)
+    with closing(events_of(settings, folder)) as events:  # whatever happens in here, nothing trains on unseen
+        for event in events:
+            last = event
+            steps = event.get("steps", steps)
+            if event["event"] == "started":  # what earlier sessions logged is part of the curve
+                figure.steps, rows = steps, read_jsonl(folder / METRICS)
+            for line in (line_of(event, steps) + outlook.behind(event), outlook.first_words()):
+                if line:
+                    print(line, flush=True)
+            if event["event"] == "metric":
+                rows.append(event)
+                bar.update(event["step"], steps, outlook.words)
+                figure.update(rows)
     figure.update(rows, now=True)
     return Outcome("done" if last["event"] == "finished" else "paused", last["step"], last["steps"])
 
@@ -85,6 +91,7 @@ class Outlook:
                 checkpoint_steps=settings.checkpoint_steps,
                 budget=60 * settings.budget_minutes,
                 startup=self.clock() - self.started,
+                logged=event.get("logged"),
             )
         elif event["event"] == "metric" and self.course:
             self.rows.append(event)

@@ -56,7 +56,7 @@ def test_events_are_marked():
     rows = [*history_rows(30), session(2, 150), *history_rows(60, skipped_steps=3)[32:]]
     rows.append({**rows[-2], "step": 610, "loss": math.nan})
     found = " ".join(texts(curve_figure(rows, LOSS)))
-    assert "resumed (1×)" in found and "fp16 steps skipped (3)" in found and "not a number (1 rows)" in found
+    assert "resumed (1×)" in found and "fp16 steps skipped (3)" in found and "not a number (1 row)" in found
 
 
 def test_svg_is_reproducible():
@@ -82,9 +82,23 @@ def test_colours_stand_out_from_the_page(name):
 
 def test_compared_runs_differ_without_colour():
     _, (axes,) = new_figure(1, 1, theme="light", width=6, height=3)
-    draw_runs(axes, {name: History.of(history_rows(30)) for name in "abc"}, LOSS)
+    entries = draw_runs(axes, {name: History.of(history_rows(30)) for name in "abc"}, LOSS)
     lines = [line for line in axes.lines if line.get_linestyle() != "None"]
     assert len({line.get_linestyle() for line in lines}) == 3
+    labels = [entry.get_label() for entry in entries]
+    assert labels == ["a", "b", "c", "lines: training, smoothed", "markers: evaluation"]
+
+
+def test_two_values_of_one_colour_are_told_apart():
+    rows = [row | {"supervised_tokens": 1000, "total_tokens": 1000} for row in history_rows(30, noise=0.0)]
+    rows[-1] |= {"eval_loss_all_tokens": 3.5}
+    assert "◇3.50" in texts(curve_figure(rows, LOSS))
+
+
+def test_the_last_values_of_a_running_training_stand_beside_its_line():
+    figure = training_figure(history_rows(30), steps=1000)
+    assert figure.axes[0].get_xlim() == (0, 1000)
+    assert {text.xy[0] for text in figure.axes[0].texts} == {300}
 
 
 def test_live_figure_redraws_at_most_every_five_seconds(monkeypatch):

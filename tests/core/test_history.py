@@ -63,6 +63,26 @@ def test_smoothing_keeps_a_constant_and_passes_over_gaps():
     assert smoothed(np.arange(100.0), span=9)[-1] == pytest.approx(99 - 4, abs=0.01)  # lags by half its span
 
 
+def test_the_line_follows_a_known_curve_where_rows_stand_close_together_first():
+    """Rows as notebook 02 logs them, at 1, 2, 3, 25, 50 …: three at the start hold the line up no more than one."""
+
+    def line(steps):
+        return trend(Series(steps, 3.8 + 4.5 * np.exp(-steps / 40)))
+
+    even = np.r_[1.0, np.arange(25.0, 1100, 25)]
+    dense = line(np.r_[1.0, 2, 3, even[1:]])
+    raw = 3.8 + 4.5 * np.exp(-dense.steps / 40)
+    assert dense.values[0] == pytest.approx(raw[0])
+    assert (raw <= dense.values + 1e-9).all() and (dense.values[3:] <= line(even).values[1:] + 1e-9).all()
+    assert (dense.values - raw).max() < 0.5
+
+
+def test_smoothing_over_places_that_do_not_move_is_still_a_number():
+    """Seconds of training as x: two rows may carry the same."""
+    still = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 2.0])
+    assert np.isfinite(smoothed(np.arange(6.0), steps=still)).all()
+
+
 def test_thinning_keeps_every_spike():
     values = np.zeros(100_000)
     values[54_321] = 9.0

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.metrics.compare import read_runs, save_comparisons
-from nbutils.metrics.display import difference_table
+from nbutils.core.figures import LOSS
+from nbutils.core.files import write_json
+from nbutils.metrics.compare import comparison_figure, differences, read_runs, save_comparisons
+from nbutils.metrics.display import comparison, difference_table, interactive_comparison
+from nbutils.metrics.interactive import PLOTLY
 from nbutils.metrics.settings import MetricsSettings
-from tests.metrics.histories import history_rows, write_training
+from tests.metrics.histories import history_rows, write_done, write_training
 
 
 @pytest.fixture
@@ -35,6 +38,59 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert [run.name for run in read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])] == ["a/run", "b/run"]
 
 
+def test_names_go_as_far_up_as_they_must(tmp_path):
+    folders = [tmp_path / top / "a" / "run" for top in "xy"] + [tmp_path / "alone"]
+    for folder in folders:
+        write_training(folder, history_rows(5))
+    assert [run.name for run in read_runs(folders)] == ["x/a/run", "y/a/run", "alone"]
+
+
+def test_a_run_is_not_compared_with_itself(runs):
+    with pytest.raises(UserError, match="slow stands twice"):
+        read_runs([runs / "slow", runs / "fast", runs / "fast" / ".." / "slow"])
+
+
+def test_a_run_that_names_no_evaluation_set_is_refused(tmp_path):
+    for name in "ab":
+        write_training(tmp_path / name, history_rows(5), eval_hash="")
+    with pytest.raises(UserError, match=r"'a' cannot be compared.*no evaluation set"):
+        read_runs([tmp_path / "a", tmp_path / "b"])
+
+
+def test_parameters_of_the_data_stage_are_compared_too(runs):
+    for name, fraction in (("slow", 0.5), ("fast", 1.0)):
+        write_done(runs / name / "data", parameters={"run_dir": name, "fraction": fraction, "split_seed": 0})
+    found = differences(read_runs([runs / "slow", runs / "fast"]))
+    assert found["fraction"] == {"slow": 0.5, "fast": 1.0} and "split_seed" not in found
+
+
+def test_the_table_holds_the_scores_of_runs_that_have_any(runs, monkeypatch):
+    monkeypatch.setattr("nbutils.metrics.display.picture", lambda *_: None)
+    own = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.31, "low": 0.29, "high": 0.33, "n": 1000}
+    write_json(runs / "fast" / "evaluate" / "results.json", {"scores": [own, own | {"model": "base"}]})
+    settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[str(runs / "fast")])
+    table = comparison(save_comparisons(settings, runs / "figures"), settings, runs / "figures").data
+    assert "| sciq, acc | not scored yet | 0.31 [0.29, 0.33], 1,000 items |" in table
+    assert sum("sciq" in line for line in table.splitlines()) == 1
+
+
+def test_the_legend_says_what_lines_and_markers_are(runs):
+    figure = comparison_figure(read_runs([runs / "slow", runs / "fast"]), LOSS)
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == [
+        "slow", "fast", "lines: training, smoothed", "markers: evaluation",
+    ]  # fmt: skip
+
+
+def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(runs):
+    settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[str(runs / "fast")])
+    bundle = interactive_comparison(settings)._repr_mimebundle_()
+    traces = bundle[PLOTLY]["data"]
+    assert len(traces) == 2 * 2 * 2 * 3  # training and evaluation, runs, curves, things to draw over
+    assert [t["name"] for t in traces if t["showlegend"]] == ["slow", "fast"]
+    assert max(max(t["x"]) for t in traces) == 800_000 and "</svg>" in bundle["image/svg+xml"]
+
+
 def test_other_evaluation_sets_are_refused(runs):
     write_training(runs / "other", history_rows(5), eval_hash="b" * 64)
     with pytest.raises(UserError, match=r"'slow' and 'other'.*evaluation sets differ.*split_seed"):
@@ -49,3 +105,4 @@ def test_a_missing_run_is_named(runs):
 def test_nothing_to_compare(runs):
     settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[])
     assert save_comparisons(settings, runs / "figures") == {}
+    assert interactive_comparison(settings) is None

@@ -70,7 +70,14 @@ def test_high_norms_without_a_jump_of_the_loss_are_no_remark():
 
 def test_not_a_number():
     remark = kinds(history_rows(100, loss=lambda f: math.nan if f > 0.9 else falling(f)))["not_a_number"]
-    assert remark["evidence"] == {"first_step": 910, "rows": 10}
+    assert remark["evidence"] == {"first_step": 910, "rows": 10} and "from step 910 on (10 rows" in remark["text"]
+
+
+def test_one_bad_row_is_said_to_be_one():
+    rows = history_rows(100)
+    rows[50]["loss"] = math.nan
+    text = kinds(rows)["not_a_number"]["text"]
+    assert f"at step {rows[50]['step']} (1 row in all)" in text and " on " not in text
 
 
 def test_unfinished_schedule():

@@ -72,8 +72,24 @@ def test_interactive_curves_hold_every_spike_and_a_still_picture():
     assert "</svg>" in bundle["image/svg+xml"] and "image/png" not in bundle
     traces = bundle[PLOTLY]["data"]
     assert any(77.0 in trace["y"] for trace in traces)
-    assert {trace["name"] for trace in traces} == {"training, as logged", "training", "evaluation"}
-    assert len(json.dumps(bundle[PLOTLY])) < 400_000
+    assert {t["name"] for t in traces if "name" in t} == {"training, as logged", "training", "evaluation"}
+    assert len(json.dumps(bundle[PLOTLY])) < 600_000
+    titles = {note["text"] for note in bundle[PLOTLY]["layout"]["annotations"]}
+    assert len(titles) == 8 and {"Tokens per second", "Peak memory, GiB", "Where the time went, seconds"} <= titles
+
+
+def test_interactive_curves_mark_events():
+    rows = history_rows(60, skipped_steps=1)
+    rows[40]["loss"] = math.nan
+    bundle = InteractiveCurves(History.of([*rows, session(2, 600)]))._repr_mimebundle_()[PLOTLY]
+    marks = {t["name"]: t["x"] for t in bundle["data"] if t.get("hovertemplate") == "here"}
+    assert marks == {"fp16 steps skipped": [10], "not a number": [rows[40]["step"]]}
+    assert {shape["x0"] for shape in bundle["layout"]["shapes"]} == {600}
+
+
+def test_little_padding_is_not_written_as_none():
+    summary = summarise(History.of(history_rows(60, padding=0.0004)), {})
+    assert "0.04% of token positions" in number_table(summary).data
 
 
 @pytest.mark.parametrize(
