@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from nbutils.chat.markup import markdown, plain
+from nbutils.chat.markup import markdown, plain, without_controls
 from nbutils.chat.session import Context
+from nbutils.core.session import Measured
 
 NAMES = {"user": "You", "assistant": "Model", "system": "System"}
 
@@ -48,7 +49,7 @@ def conversation(messages: Sequence[dict[str, Any]], context: Context) -> str:
 
 def soon(context: Context) -> bool:
     """Whether the window is so full that it is worth saying which turns go next."""
-    return context.next_dropped > 0 and context.used > 0.75 * context.limit
+    return context.next_dropped > 0 and context.used - context.fixed > 0.75 * context.room
 
 
 def meter(context: Context) -> str:
@@ -86,14 +87,14 @@ def announcement(text: str) -> str:
 
 def speed(measured: dict[str, Any]) -> str:
     """Tokens per second and time to first token of a reply, in words."""
-    words = [f"{measured['new_tokens']} tokens"]
-    first, seconds = measured["seconds_to_first_token"], measured["seconds"]
-    if first is not None and measured["new_tokens"] > 1 and seconds > first:
-        words.append(f"{(measured['new_tokens'] - 1) / (seconds - first):.1f} tokens/s")
-    if first is not None:
-        words.append(f"first after {first:.2f} s")
-    if measured["ended"] != "end":
-        words.append({"stopped": "stopped", "length": "longest reply reached"}[measured["ended"]])
+    cost = Measured(**measured)
+    words = [f"{cost.new_tokens} tokens"]
+    if cost.tokens_per_second is not None:
+        words.append(f"{cost.tokens_per_second:.1f} tokens/s")
+    if cost.seconds_to_first_token is not None:
+        words.append(f"first after {cost.seconds_to_first_token:.2f} s")
+    if cost.ended != "end":
+        words.append({"stopped": "stopped", "length": "longest reply reached"}[cost.ended])
     return " · ".join(words)
 
 
@@ -101,7 +102,8 @@ def _footer(message: dict[str, Any]) -> str:
     if message["role"] != "assistant":
         return ""
     cost = escape(speed(message["measured"])) if message.get("measured") else ""
-    copy = '<button type="button" class="sc-copy" aria-label="Copy this reply">Copy</button>'
+    text = escape(without_controls(message["content"]))  # as it was written, Markdown and all
+    copy = f'<button type="button" class="sc-copy" aria-label="Copy this reply" data-text="{text}">Copy</button>'
     return f'<div class="sc-foot"><span>{cost}</span>{copy}</div>'
 
 

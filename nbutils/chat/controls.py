@@ -8,6 +8,8 @@ from typing import Any
 import ipywidgets as widgets
 
 NOBODY = "nobody"
+MARK = "\ue000"
+"""In the outbox it divides a message from a stamp that makes each one different; `widget.js` has it too."""
 _LABELS = {"description_width": "150px"}
 
 
@@ -20,6 +22,10 @@ class Controls:
             continuous_update=False, rows=2,
         )  # fmt: skip
         self.input.add_class("sc-input")
+        # A text and a click are two messages, and ipywidgets may keep the first back while the second goes out. So
+        # the page writes what is to be sent here, as one; without its script, Send alone does its work.
+        self.outbox = widgets.Textarea(description="Outbox", continuous_update=False)
+        self.outbox.add_class("sc-outbox")
         self.send = _button("Send", "Send the message (Enter)", "primary", "sc-send")
         self.stop = _button("Stop", "End the reply that is being written", "warning", "sc-stop")
         self.regenerate = _button("Regenerate", "Another reply to the last message")
@@ -41,7 +47,7 @@ class Controls:
         fold.layout.display = "none"
         self.more.observe(lambda change: setattr(fold.layout, "display", "flex" if change["new"] else "none"), "value")
         self.rows = [
-            _line(self.input, self.send, self.stop),
+            _line(self.input, self.outbox, self.send, self.stop),
             _line(self.regenerate, self.edit, self.clear, self.more, self.download),
             fold,
         ]
@@ -50,10 +56,20 @@ class Controls:
         """The chosen sampling settings."""
         return {name: widget.value for name, widget in self._sampling.items()}
 
-    def on_sampling(self, callback: Callable[..., None]) -> None:
-        """Calls back whenever a sampling setting changes."""
-        for widget in self._sampling.values():
-            widget.observe(callback, "value")
+    def on_sampling(self, callback: Callable[[str, Any], None]) -> None:
+        """Calls back with name and value of a sampling setting that changes."""
+        for name, widget in self._sampling.items():
+            widget.observe(lambda change, name=name: callback(name, change["new"]), "value")
+
+    def on_message(self, callback: Callable[[str], None]) -> None:
+        """Calls back with a message that the page sends (Enter, or a click on Send)."""
+        self.outbox.observe(lambda change: callback(change["new"].rpartition(MARK)[0]), "value")
+
+    def fill(self, text: str) -> None:
+        """Puts a text into the input, whatever is typed there that the kernel has not heard of."""
+        if self.input.value == text:
+            self.input.value = ""  # or setting it would tell the page nothing
+        self.input.value = text
 
     def show_busy(self, busy: bool, talked: bool) -> None:
         """Enables what makes sense now."""
@@ -62,6 +78,11 @@ class Controls:
         for button in (self.regenerate, self.edit):
             button.disabled = busy or not talked
         self.clear.disabled = not talked and not busy
+
+    def show_picked(self, names: list[str]) -> None:
+        """Sets the pickers to the models that are shown."""
+        self.model.value = names[0]
+        self.beside.value = names[1] if len(names) > 1 else NOBODY
 
     def show_editing(self, editing: bool) -> None:
         """Whether the input holds the last message, to be sent again."""
@@ -85,8 +106,9 @@ def _line(*parts: widgets.Widget) -> widgets.HBox:
 def _sampling_widgets(settings: dict[str, Any]) -> dict[str, widgets.Widget]:
     def slider(name: str, low: float, high: float, step: float) -> widgets.Widget:
         kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
+        value = settings[name]
         return kind(
-            value=min(max(settings[name], low), high), min=low, max=high, step=step,
+            value=value, min=min(low, value), max=max(high, value), step=step,
             description=name.replace("_", " "), continuous_update=False, style=_LABELS,
         )  # fmt: skip
 
@@ -95,6 +117,6 @@ def _sampling_widgets(settings: dict[str, Any]) -> dict[str, widgets.Widget]:
         "temperature": slider("temperature", 0.05, 2.0, 0.05),
         "top_p": slider("top_p", 0.05, 1.0, 0.05),
         "repetition_penalty": slider("repetition_penalty", 1.0, 2.0, 0.05),
-        "max_new_tokens": slider("max_new_tokens", 10, max(250, settings["max_new_tokens"]), 10),
+        "max_new_tokens": slider("max_new_tokens", 10, 250, 10),
         "seed": widgets.BoundedIntText(value=settings["seed"], min=0, max=2**31 - 1, description="seed", style=_LABELS),
     }

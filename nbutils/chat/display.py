@@ -12,6 +12,7 @@ from nbutils.chat.models import LoadedModel, choices, load
 from nbutils.chat.settings import ChatSettings
 from nbutils.chat.widget import SCRIPT, ChatWidget, Load
 from nbutils.core.chatml import encode
+from nbutils.core.session import Measured
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -26,18 +27,17 @@ _open: dict[str, ChatWidget] = {}
 def show_chat(get: Load, names: Sequence[str], model: str, settings: dict[str, Any], beside: str = "") -> ChatWidget:
     """Shows a live chat below the cell and returns at once; the kernel stays free.
 
-    `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps the
-    conversation; other cells may show chats of their own.
+    `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps conversation,
+    models and settings, but for arguments that have changed; other cells may show chats of their own.
     """
     from IPython.display import Javascript, display
 
-    chat = ChatWidget(get, list(names), model, dict(settings), beside)
     cell = _this_cell()
+    earlier = _open.get(cell)
+    if earlier is not None:
+        earlier.close()  # first: two models and their caches need the room of two
+    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier)
     if cell:
-        earlier = _open.pop(cell, None)
-        if earlier is not None:
-            earlier.close()
-            chat.restore(earlier.transcript())
         _open[cell] = chat
     display(Javascript(SCRIPT))
     display(chat.root)
@@ -81,19 +81,19 @@ def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Tokens read, reused and written for each reply, and how long a person would have waited."""
     rows = []
     for transcript in transcripts:
-        costs = [m["measured"] for m in transcript["messages"] if m.get("measured")]
+        costs = [Measured(**m["measured"]) for m in transcript["messages"] if m.get("measured")]
         for turn, cost in enumerate(costs, 1):
-            first, seconds, tokens = cost["seconds_to_first_token"], cost["seconds"], cost["new_tokens"]
+            first, speed = cost.seconds_to_first_token, cost.tokens_per_second
             rows.append(
                 {
                     "model": transcript["model"],
                     "turn": turn,
-                    "tokens read": cost["read_tokens"],
-                    "reused from the cache": cost["reused_tokens"],
-                    "tokens written": tokens,
-                    "ended by": {"end": "<|im_end|>", "length": "max_new_tokens", "stopped": "stop"}[cost["ended"]],
+                    "tokens read": cost.read_tokens,
+                    "reused from the cache": cost.reused_tokens,
+                    "tokens written": cost.new_tokens,
+                    "ended by": {"end": "<|im_end|>", "length": "max_new_tokens", "stopped": "stop"}[cost.ended],
                     "first token after": f"{first:.3f} s" if first is not None else "–",
-                    "tokens per second": f"{tokens / seconds:.0f}" if seconds else "–",
+                    "tokens per second": f"{speed:.0f}" if speed is not None else "–",
                 }
             )
     return pd.DataFrame(rows).set_index(["model", "turn"])
@@ -121,9 +121,9 @@ def _whole_texts(frame: pd.DataFrame) -> HTML:
 
 
 def _this_cell() -> str:
-    """JupyterLab's id of the cell that is running; nothing elsewhere."""
+    """JupyterLab's id of the cell that is running; where there is none, its text; nothing outside notebooks."""
     from IPython import get_ipython
 
     shell = get_ipython()
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
-    return str((parent.get("metadata") or {}).get("cellId") or "")
+    return str((parent.get("metadata") or {}).get("cellId") or (parent.get("content") or {}).get("code") or "")

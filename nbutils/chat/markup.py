@@ -25,7 +25,7 @@ def markdown(text: str) -> str:
 
     Raw HTML, images and every other link stay visible as the text that they are.
     """
-    text = _INVISIBLE.sub("\ufffd", text)
+    text = without_controls(text)
     if len(text) > LONGEST:
         return plain(text)
     return _rendered(text)
@@ -38,7 +38,12 @@ def _rendered(text: str) -> str:
 
 def plain(text: str) -> str:
     """HTML of a text that is shown as it was typed, line breaks included."""
-    return f'<p class="sc-plain">{escape(_INVISIBLE.sub(chr(0xFFFD), text))}</p>'
+    return f'<p class="sc-plain">{escape(without_controls(text))}</p>'
+
+
+def without_controls(text: str) -> str:
+    """The text with a replacement character for each control character but tab and line feed."""
+    return _INVISIBLE.sub("\ufffd", text)
 
 
 def _safe_link(url: str) -> bool:

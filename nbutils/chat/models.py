@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,15 +66,36 @@ def located(name: str, run: Path | None = None) -> str:
 
 
 def load(name: str, run: Path | None = None) -> LoadedModel:
-    """Loads a model for talking: CUDA of compute capability 7.0 or newer, else MPS, else CPU; float32.
+    """Loads a model (`name`, or `id@revision` from the hub) for talking: CUDA of compute capability 7.0 or newer, else
+    MPS, else CPU; float32.
 
     A tokenizer without ChatML gets it. UserError where the model cannot be found or read.
     """
-    place, _, revision = located(name, run).partition("@")
-    model, tokenizer = load_model(place, revision), raw_tokenizer(place, revision)
+    place, revision = located(name, run), ""
+    if not resolve(place).exists():  # a hub's id may name a revision; a folder may have an @ of its own
+        place, _, revision = place.partition("@")
+    with _quiet():
+        model, tokenizer = load_model(place, revision), raw_tokenizer(place, revision)
     if not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
         add_chatml(tokenizer, model)
     device, why = choose_device(device_report())
     parameters = sum(p.numel() for p in model.parameters())
     whole = name if name != "final" or Path(place).name == name else f"{name} so far ({Path(place).name})"
     return LoadedModel(name, model.to(device).eval(), tokenizer, f"{whole}: {parameters:,} parameters, {why}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar for reading weights, which would stay in executed notebooks; the hub keeps its own."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    enable_progress_bars()  # the line above has switched the hub's off too
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -24,7 +24,6 @@ class Panel:
         self.session = ChatSession(loaded.model, loaded.tokenizer, **settings)
         self._pieces: Iterator[str] = iter(())
         self._next_frame = 0.0
-        self._drawn = ""
         self._title = widgets.HTML(f'<div class="sc-title">{bubbles.escape(loaded.line)}</div>')
         self._history, self._live, self._meter = widgets.HTML(), widgets.HTML(), widgets.HTML()
         flow = widgets.VBox([self._history, self._live])
@@ -37,20 +36,22 @@ class Panel:
 
     def show(self) -> None:
         """Draws the conversation as it stands."""
-        messages = self.session.transcript()["messages"]
-        context = self.session.context
-        if not messages:
-            self._history.value = '<div class="sc-empty">Say something.</div>'
-        else:
-            self._history.value = bubbles.conversation(messages[:-1], context)
-        self._draw(bubbles.bubble(messages[-1]) if messages else "")
-        self._meter.value = bubbles.meter(context)
+        self._draw(self.session.transcript()["messages"])
 
-    def begin(self, pieces: Iterator[str]) -> None:
-        """Takes a reply that is about to be written; `advance` writes it."""
+    def begin(self, pieces: Iterator[str], said: str | None = None, *, edited: bool = False) -> None:
+        """Takes a reply that is about to be written; `advance` writes it.
+
+        The message that it answers is shown at once, with an empty bubble below it, in place of the last one if
+        `edited`: reading a long history takes a while. Where nothing new was `said`, the old reply stands meanwhile.
+        """
         self._pieces = pieces
         self._next_frame = 0.0
-        self._drawn = ""
+        if said is not None:
+            messages = self.session.transcript()["messages"]
+            if edited:
+                del messages[max(i for i, m in enumerate(messages) if m["role"] == "user") :]
+            waiting = [{"role": "user", "content": said.strip()}, {"role": "assistant", "content": ""}]
+            self._draw([*messages, *waiting], writing=True)
 
     def advance(self) -> bool:
         """Writes one piece of the reply and shows it when it is time to; False once the reply is complete."""
@@ -59,19 +60,15 @@ class Panel:
             return False
         now = time.perf_counter()
         if now >= self._next_frame:
-            self._show_reply()
+            self._draw(self.session.transcript()["messages"], writing=True)
             drawing = time.perf_counter() - now
             self._next_frame = now + max(FRAME_SECONDS, 5 * drawing)  # drawing may take a fifth of the time
         return True
 
-    def _show_reply(self) -> None:
-        messages = self.session.transcript()["messages"]
+    def _draw(self, messages: Sequence[dict[str, Any]], *, writing: bool = False) -> None:
+        """The last message below the others; the others first, so that none is missing for a moment in between."""
         context = self.session.context
-        self._draw(bubbles.bubble(messages[-1], writing=True))
-        history = bubbles.conversation(messages[:-1], context)
-        if history != self._drawn:
-            self._history.value = self._drawn = history
+        nothing = '<div class="sc-empty">Say something.</div>'
+        self._history.value = bubbles.conversation(messages[:-1], context) if messages else nothing
+        self._live.value = bubbles.bubble(messages[-1], writing=writing) if messages else ""
         self._meter.value = bubbles.meter(context)
-
-    def _draw(self, value: str) -> None:
-        self._live.value = value

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.chat.transcript import check_messages, read_transcript, write_transcript
+from nbutils.chat.extension import AUTO, DEFAULT
+from nbutils.chat.transcript import checked_transcript, read_transcript, whole_characters, write_transcript
 from nbutils.core.errors import UserError
 from nbutils.core.sampling import Sampling
 from nbutils.core.session import Engine, Measured
@@ -26,10 +27,15 @@ __all__ = ["ChatSession", "Context", "MessageTooLongError"]
 
 @dataclass(frozen=True)
 class Context:
-    """What the model still reads: tokens used of the limit, turns dropped, and how many would go next."""
+    """What the model still reads: tokens used of the limit, turns dropped, and how many would go next.
+
+    `fixed` of the tokens used are always read (a system message, the header of a reply); `room` is what history and a
+    new message may take before the oldest turns go.
+    """
 
     used: int
     limit: int
+    fixed: int
     room: int
     dropped: int
     next_dropped: int
@@ -39,10 +45,11 @@ class Context:
 class ChatSession:
     """A conversation with one model; replies stream, and only what is new is read.
 
-    Settings: `context_extension` (see `nbutils.core.session.Engine`), `system` (a system message that is never
-    dropped), `read_ahead` (whether a background thread re-reads history when the window is about to roll), and those
-    of `nbutils.core.sampling.Sampling`. `reply`, `regenerate` and `edit` check their input at once (UserError) and
-    return an iterator; the conversation changes as that is read. `stop` may be called from any thread.
+    Settings: `context_extension` (see `nbutils.core.session.Engine`; `auto` is `dynamic` here, where no run is known),
+    `system` (a system message that is never dropped), `read_ahead` (whether a background thread re-reads history when
+    the window is about to roll), and those of `nbutils.core.sampling.Sampling`. `reply`, `regenerate` and `edit` check
+    their input at once (UserError) and return an iterator; the conversation changes as that is read. `stop` may be
+    called from any thread.
     """
 
     def __init__(
@@ -55,10 +62,10 @@ class ChatSession:
         read_ahead: bool = True,
         **sampling: Any,
     ) -> None:
-        self.engine = Engine(model, tokenizer, context_extension)
+        self.context_extension = DEFAULT if context_extension == AUTO else context_extension
+        self.engine = Engine(model, tokenizer, self.context_extension)
         self.sampling = Sampling(**sampling)
         self.engine.window(self.sampling)
-        self.context_extension = context_extension
         self.read_ahead = read_ahead
         self.measured: Measured | None = None
         self._system = [{"role": "system", "content": system.strip()}] if system.strip() else []
@@ -89,6 +96,7 @@ class ChatSession:
         return Context(
             used=used if len(self._messages) > len(self._system) else 0,
             limit=self.engine.limit,
+            fixed=sizes.fixed,
             room=max(0, window.room - sizes.fixed),
             dropped=self._dropped,
             next_dropped=after - self._dropped,
@@ -107,10 +115,7 @@ class ChatSession:
         MessageTooLongError (with size and room) where the message cannot fit; UserError for an empty one, or while
         another reply is being written.
         """
-        text = text.strip()
-        if not text:
-            raise UserError("The message is empty; type something.")
-        return self._start([*self._messages, {"role": "user", "content": text}])
+        return self._start([*self._messages, _said(text)])
 
     def regenerate(self) -> Iterator[str]:
         """Another reply to the last message, in place of the one that is there."""
@@ -118,10 +123,7 @@ class ChatSession:
 
     def edit(self, text: str) -> Iterator[str]:
         """Replaces the last message that the user sent, and its reply by a new one."""
-        text = text.strip()
-        if not text:
-            raise UserError("The message is empty; type something.")
-        return self._start([*self._messages[: self._last_user()], {"role": "user", "content": text}])
+        return self._start([*self._messages[: self._last_user()], _said(text)])
 
     def stop(self) -> None:
         """Ends the reply being written after its current token; what is there stays."""
@@ -132,6 +134,7 @@ class ChatSession:
         self._check_idle()
         self.engine.forget()
         self._messages, self._dropped, self._plan, self.measured = list(self._system), 0, None, None
+        self._replies = 0  # the same seed makes the same chat again
 
     def close(self) -> None:
         """Stops a reply and the background reading, and frees the caches."""
@@ -150,13 +153,16 @@ class ChatSession:
         }
 
     def restore(self, transcript: dict[str, Any]) -> None:
-        """Takes over the conversation of a transcript; this session's own settings stay."""
+        """Takes over the conversation of a transcript; this session's own settings stay, its system message included.
+
+        UserError where it is no transcript, or another reply is being written.
+        """
         self._check_idle()
-        messages = check_messages(transcript.get("messages"), "the transcript")
+        taken = checked_transcript(transcript, "the transcript")
+        spoken = [m for m in taken["messages"] if m["role"] != "system"]
         self.engine.forget()
-        self._messages = messages
-        self._dropped = int(transcript.get("turns_dropped", 0))
-        self._replies = int(transcript.get("replies_started", 0))
+        self._messages = [*self._system, *spoken] if self._system else taken["messages"]
+        self._dropped, self._replies = taken["turns_dropped"], taken["replies_started"]
         self._plan, self.measured = None, None
         if self.read_ahead:
             self.engine.prepare(self._messages, self._dropped, self.sampling)
@@ -222,3 +228,11 @@ class ChatSession:
     def _check_idle(self) -> None:
         if self.busy:
             raise UserError("A reply is being written; stop it first.")
+
+
+def _said(text: str) -> dict[str, Any]:
+    """A user's message. UserError for an empty one."""
+    text = whole_characters(text.strip())
+    if not text:
+        raise UserError("The message is empty; type something.")
+    return {"role": "user", "content": text}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 import threading
@@ -12,13 +13,15 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import resolve, shown
 
 if TYPE_CHECKING:
     from nbutils.chat.session import ChatSession
 
 LEAVE = ("exit", "quit")
 PROMPT = "You: "
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 SAMPLING_HELP = {
     "greedy": "always take the likeliest token",
     "temperature": "above 0; lower is more predictable",
@@ -34,6 +37,7 @@ _DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `chat`: a model, and every setting of a session."""
+    from nbutils.chat.extension import AUTO
     from nbutils.core.rotation import EXTENSIONS
     from nbutils.core.sampling import Sampling
 
@@ -47,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         else:
             parser.add_argument(flag, type=type(setting.default), default=setting.default, help=f"{what} (%(default)s)")
     parser.add_argument(
-        "--context-extension", choices=EXTENSIONS, default="dynamic", help="how to read twice the trained length"
-    )
+        "--context-extension", choices=(AUTO, *EXTENSIONS), default=AUTO,
+        help="how to read twice the trained length; auto takes what notebook 04 found best for the run, else dynamic",
+    )  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", default="", help="a system message that is never dropped")
     parser.add_argument("--load", metavar="FILE", help="a transcript (JSON) to go on from")
     parser.add_argument("--save", metavar="FILE", help="where the transcript is written at the end")
@@ -57,11 +62,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Talks until `exit`, `quit` or the end of input; `clear` forgets; Ctrl-C stops a reply. Returns the exit status.
 
-    Replies go to standard output and everything else to standard error, so that piped input gives clean output.
-    UserError where the model or the transcript cannot be loaded, or a setting is out of range.
+    Replies go to standard output and everything else to standard error, so that piped input gives clean output. The
+    status is 1 where a piped message got no reply, and 130 after a Ctrl-C that met no reply. UserError where the model
+    or the transcript cannot be loaded, or a setting is out of range.
     """
+    try:
+        session = _session(arguments)
+    except KeyboardInterrupt:
+        _say("stopped before the model was there")
+        return INTERRUPTED
+    try:
+        return talk(session, sys.stdin.isatty() and sys.stdout.isatty())
+    except KeyboardInterrupt:
+        _say("stopped")
+        return INTERRUPTED
+    finally:
+        if arguments.save:
+            _say(f"the transcript is in {shown(session.save(arguments.save))}")
+
+
+def _session(arguments: argparse.Namespace) -> ChatSession:
+    """The session that the arguments ask for; says what it talks to."""
     from transformers.utils import logging
 
+    from nbutils.chat.extension import chosen_extension, run_of
     from nbutils.chat.models import load
     from nbutils.chat.session import ChatSession
     from nbutils.core.sampling import Sampling
@@ -69,32 +93,31 @@ def main(arguments: argparse.Namespace) -> int:
     sampling = Sampling(**{setting.name: getattr(arguments, setting.name) for setting in fields(Sampling)})
     logging.disable_progress_bar()
     loaded = load(arguments.model)
-    settings: dict[str, Any] = asdict(sampling) | {
-        "context_extension": arguments.context_extension, "system": arguments.system
-    }  # fmt: skip
+    extension, why = chosen_extension(arguments.context_extension, run_of(resolve(arguments.model)))
+    settings: dict[str, Any] = asdict(sampling) | {"context_extension": extension, "system": arguments.system}
     session = ChatSession(loaded.model, loaded.tokenizer, **settings)
     if arguments.load:
         session.load(arguments.load)
-    _say(f"{loaded.line}; it reads {session.context.limit:,} tokens at once")
-    try:
-        return talk(session, sys.stdin.isatty() and sys.stdout.isatty())
-    finally:
-        if arguments.save:
-            _say(f"the transcript is in {shown(session.save(arguments.save))}")
+    _say(f"{loaded.line}; it reads {session.context.limit:,} tokens at once ({why})")
+    return session
 
 
 def talk(session: ChatSession, interactive: bool) -> int:
-    """The conversation itself, line by line."""
+    """The conversation itself, line by line; the exit status."""
     if interactive:
         _say("exit or quit leaves, clear starts anew, Ctrl-C stops a reply, arrow keys bring back what you typed")
         with _interrupt_stops(session):  # between reply and prompt too, where Ctrl-C would end the program
             _converse(session, _typed_lines(), interactive)
-    else:
-        _converse(session, sys.stdin, interactive)
-    return 0
+        return 0
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # one wrong byte must not end the conversation
+    return int(not _converse(session, sys.stdin, interactive))
 
 
-def _converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> None:
+def _converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> bool:
+    """Answers line by line; whether every message got its reply."""
+    answered = True
     try:
         for line in lines:
             text = line.strip()
@@ -104,9 +127,10 @@ def _converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> 
                 session.clear()
                 _say("a new conversation")
             elif text:
-                _answer(session, text, interactive)
+                answered &= _answer(session, text, interactive)
     finally:
         session.close()
+    return answered
 
 
 def visible(text: str) -> str:
@@ -114,23 +138,28 @@ def visible(text: str) -> str:
     return text.translate(_CONTROLS | _DIRECTIONS)
 
 
-def _answer(session: ChatSession, text: str, interactive: bool) -> None:
+def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
+    """Writes a reply; False, with a word about it, for a message that gets none."""
     dropped = session.context.dropped
     try:
-        pieces = session.reply(text)
+        with _interrupt_stops(session):
+            for piece in session.reply(text):
+                sys.stdout.write(visible(piece))
+                sys.stdout.flush()
     except UserError as error:
         _say(str(error))
-        return
-    with _interrupt_stops(session):
-        for piece in pieces:
-            sys.stdout.write(visible(piece))
-            sys.stdout.flush()
+        return False
+    except (RuntimeError, MemoryError) as error:  # out of memory, on any device: a shorter message may go through
+        first = str(error).strip().split("\n")[0]
+        _say(f"\nThe reply failed ({type(error).__name__}: {first}); the conversation is as it was before the message.")
+        return False
     sys.stdout.write("\n")
     sys.stdout.flush()
     if session.context.dropped > dropped:
         _say(f"the oldest {session.context.dropped} turns no longer fit and are not read any more")
     if interactive:
         _say(cost_line(session))
+    return True
 
 
 def cost_line(session: ChatSession) -> str:

@@ -1,25 +1,44 @@
-// What core ipywidgets cannot say: Enter sends, Copy copies, the status line is a live region.
+// What core ipywidgets cannot say: Enter sends, in one message; Copy copies; the status line is a live region.
 // Everything works by delegation from the document, once per page; without it the buttons still do their work.
 (() => {
   if (window.smallchatReady) return;
   window.smallchatReady = true;
   document.documentElement.classList.add("sc-js");
 
-  document.addEventListener("keydown", (event) => {
-    const area = event.target instanceof Element && event.target.closest(".sc-input textarea");
-    if (!area || event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  const MARK = "\ue000";
+  let stamp = Date.now();
+
+  // The text goes out in a box of its own: that of the input and the click on Send would be two messages, of which
+  // ipywidgets keeps the first back while an earlier one is not answered. A stamp makes each message a new one.
+  const submit = (chat) => {
+    const [area, outbox] = [".sc-input", ".sc-outbox"].map((name) => chat.querySelector(`${name} textarea`));
+    if (!area.value.trim() || chat.querySelector(".sc-send").disabled) return;
+    outbox.value = area.value + MARK + (stamp += 1).toString(36);
+    outbox.dispatchEvent(new Event("change", { bubbles: true }));
+    area.value = "";
+  };
+
+  const caught = (event, chat) => {
     event.preventDefault();
     event.stopPropagation();
-    const send = area.closest(".smallchat").querySelector(".sc-send");
-    if (!send || send.disabled || !area.value.trim()) return;
-    area.dispatchEvent(new Event("change", { bubbles: true })); // the text reaches the kernel before the click
-    send.click();
+    submit(chat);
+  };
+
+  document.addEventListener("keydown", (event) => {
+    const area = event.target instanceof Element && event.target.closest(".smallchat .sc-input textarea");
+    if (!area || event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    caught(event, area.closest(".smallchat"));
+  }, true);
+
+  document.addEventListener("click", (event) => {
+    const send = event.target instanceof Element && event.target.closest(".smallchat .sc-send");
+    if (send) caught(event, send.closest(".smallchat"));
   }, true);
 
   document.addEventListener("click", (event) => {
     const button = event.target instanceof Element && event.target.closest(".smallchat .sc-copy");
     if (!button) return;
-    const text = button.closest(".sc-bubble").querySelector(".sc-text").innerText;
+    const text = button.dataset.text;
     const done = () => { button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500); };
     const byHand = () => {
       const box = document.createElement("textarea");

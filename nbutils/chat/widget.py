@@ -5,7 +5,6 @@ Replies are written by a worker thread, so that the kernel's main thread is free
 
 from __future__ import annotations
 
-import json
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +18,8 @@ from nbutils.chat import bubbles
 from nbutils.chat.controls import NOBODY, Controls
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.panel import Panel
-from nbutils.chat.transcript import check_messages
+from nbutils.chat.transcript import checked_transcript, parsed_transcript
+from nbutils.chat.worker import Worker
 from nbutils.core.errors import UserError
 from nbutils.core.sampling import Sampling
 
@@ -31,17 +31,23 @@ Load = Callable[[str], LoadedModel]
 class ChatWidget:
     """Talks to `model`, one of `names`; `load` gives the model behind a name and is called once for each.
 
-    `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display.
+    `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. An `earlier` widget,
+    closed, hands on its conversations, and what a person has picked and set there, but for arguments that have changed.
     """
 
-    def __init__(self, load: Load, names: list[str], model: str, settings: dict[str, Any], beside: str = "") -> None:
+    def __init__(
+        self, load: Load, names: list[str], model: str, settings: dict[str, Any], beside: str = "",
+        earlier: ChatWidget | None = None,
+    ) -> None:  # fmt: skip
         self._load_model = load
         self._loaded: dict[str, LoadedModel] = {}
-        self._settings = asdict(Sampling()) | settings
-        self._worker: threading.Thread | None = None
-        self._working = threading.Event()
+        self._given = asdict(Sampling()) | settings | {"model": model, "beside": beside}
+        self._settings = earlier.as_chosen(self._given, names) if earlier else dict(self._given)
+        model, beside = self._settings.pop("model"), self._settings.pop("beside")
+        self._worker = Worker(self._let_go, self._show_state)
         self._lock = threading.RLock()
         self._editing = False
+        self._picking = False
         self.controls = Controls(names, model, beside or NOBODY, self._settings)
         self.panels = [self._panel(name) for name in ([model, beside] if beside else [model])]
         self._style = widgets.HTML(f"<style>{STYLE}</style>")
@@ -54,18 +60,18 @@ class ChatWidget:
         self.root = widgets.VBox(parts)
         self.root.add_class("smallchat")
         self._connect()
+        if earlier:
+            self._take_over(earlier)
         self._show_state()
 
     @property
     def busy(self) -> bool:
         """Whether a reply is being written or a model is being loaded."""
-        return self._working.is_set()
+        return self._worker.busy
 
     def wait(self, seconds: float | None = None) -> None:
         """Waits until the worker is idle (for tests and scripts)."""
-        worker = self._worker
-        if worker is not None:
-            worker.join(seconds)
+        self._worker.wait(seconds)
 
     def transcript(self) -> dict[str, Any]:
         """The conversation of the first model, that of the second under `compared`."""
@@ -73,8 +79,8 @@ class ChatWidget:
         return {"schema": 1, **first, "compared": others}
 
     def restore(self, transcript: dict[str, Any]) -> None:
-        """Takes over a conversation, in both columns."""
-        check_messages(transcript.get("messages"), "the transcript")
+        """Takes over a conversation, in both columns. UserError where it is no transcript."""
+        transcript = checked_transcript(transcript, "the transcript")
         for panel in self.panels:
             panel.session.restore(transcript)
             panel.show()
@@ -88,12 +94,27 @@ class ChatWidget:
             panel.session.close()
         self.root.close()
 
+    def as_chosen(self, given: dict[str, Any], names: list[str]) -> dict[str, Any]:
+        """Model, beside and settings that another call gives, with what was chosen here since the same were given."""
+        shown = [panel.name for panel in self.panels]
+        picked = {"model": shown[0], "beside": shown[1] if len(shown) > 1 else ""}
+        chosen = self._settings | {name: value for name, value in picked.items() if value in ("", *names)}
+        return {
+            name: chosen.get(name, value) if self._given.get(name) == value else value for name, value in given.items()
+        }
+
+    def _take_over(self, earlier: ChatWidget) -> None:
+        conversations = {panel.name: panel.session.transcript() for panel in reversed(earlier.panels)}
+        for panel in self.panels:
+            panel.session.restore(conversations.get(panel.name, earlier.panels[0].session.transcript()))
+            panel.show()
+
     # ---- what the buttons do ----
 
     def _connect(self) -> None:
         controls = self.controls
         for button, action in (
-            (controls.send, self._send),
+            (controls.send, lambda: self._send(controls.input.value)),
             (controls.regenerate, self._regenerate),
             (controls.edit, self._edit),
             (controls.clear, self._clear),
@@ -101,7 +122,8 @@ class ChatWidget:
             button.on_click(self._guarded(action))
         controls.stop.on_click(lambda _: self._stop())
         controls.upload.observe(self._guarded(self._upload), "value")
-        controls.on_sampling(self._guarded(self._configure))
+        controls.on_message(lambda text: self._guarded(lambda: self._send(text))())
+        controls.on_sampling(lambda name, value: self._guarded(lambda: self._configure(name, value))())
         for picker in (controls.model, controls.beside):
             picker.observe(self._guarded(self._pick), "value")
 
@@ -117,14 +139,16 @@ class ChatWidget:
 
         return callback
 
-    def _send(self) -> None:
-        text = self.controls.input.value
-        if self.busy or not text.strip():
+    def _send(self, text: str) -> None:
+        if not text.strip():
             return
-        start = (lambda s: s.edit(text)) if self._editing else (lambda s: s.reply(text))
-        self._begin(start)
-        self._set_editing(False)
-        self.controls.input.value = ""
+        try:
+            if self.busy:
+                raise UserError("A reply is being written, or a model is being loaded; send it when that is done.")
+            self._begin((lambda s: s.edit(text)) if self._editing else (lambda s: s.reply(text)), text)
+        except Exception:
+            self.controls.fill(text)  # the page has emptied the input
+            raise
 
     def _regenerate(self) -> None:
         if not self.busy:
@@ -156,11 +180,10 @@ class ChatWidget:
         for panel in self.panels:
             panel.session.stop()
 
-    def _configure(self) -> None:
-        chosen = self.controls.sampling()
+    def _configure(self, name: str, value: Any) -> None:
         for panel in self.panels:
-            panel.session.configure(**chosen)
-        self._settings |= chosen
+            panel.session.configure(**{name: value})
+        self._settings[name] = value
 
     def _upload(self) -> None:
         if self.controls.upload.value:
@@ -168,41 +191,64 @@ class ChatWidget:
             self.controls.upload.value = ()
             if self.busy:
                 raise UserError("A reply is being written; stop it first.")
-            try:
-                transcript = json.loads(content)
-            except ValueError as error:
-                raise UserError(f"The file is no transcript ({error}); choose one that was saved here.") from error
-            self.restore(transcript if isinstance(transcript, dict) else {})
+            self.restore(parsed_transcript(content, "The file"))
 
     def _pick(self) -> None:
         names = [self.controls.model.value]
         if self.controls.beside.value != NOBODY:
             names.append(self.controls.beside.value)
-        if names == [panel.name for panel in self.panels]:
+        if self._picking or names == [panel.name for panel in self.panels]:
             return
         self._stop()
         self.wait()
-        self._work(lambda: self._change_panels(names), f"loading {' and '.join(names)} …")
+        self._worker.start(
+            lambda: self._change_panels(names), begun=lambda: self._show_busy(f"loading {' and '.join(names)} …")
+        )
 
     # ---- the worker ----
 
-    def _begin(self, start: Callable[[Any], Iterator[str]]) -> None:
-        streams = [
-            start(panel.session) for panel in self.panels
-        ]  # refuses what cannot be sent, before anything changes
+    def _begin(self, start: Callable[[Any], Iterator[str]], said: str | None = None) -> None:
+        edited, before = self._editing, self.panels[0].session.messages
+        # Refuses what cannot be sent, before anything changes.
+        streams = [start(panel.session) for panel in self.panels]
         for panel, pieces in zip(self.panels, streams, strict=True):
-            panel.begin(pieces)
-        self._work(self._write, "")
+            panel.begin(pieces, said, edited=edited)
+        if said is not None:
+            self._set_editing(False)
+            self.controls.fill("")
+
+        def job() -> None:
+            try:
+                self._write()
+            except Exception:
+                if said is not None and self.panels[0].session.messages == before:
+                    self._set_editing(edited)
+                    self.controls.fill(said)  # the message that gets no reply is not lost
+                raise
+
+        self._worker.start(job, begun=lambda: self._show_busy(""))
 
     def _write(self) -> None:
         """Writes the replies of all panels, token by token in turn."""
         writing = list(self.panels)
         while writing:
             writing = [panel for panel in writing if panel.advance()]
-        reply = self.panels[0].session.messages[-1]["content"]
-        self._announce.value = bubbles.announcement(f"The model said: {reply[:2000]}")
+        replies = [(panel.name, panel.session.messages[-1]["content"][:2000]) for panel in self.panels]
+        if len(replies) == 1:
+            replies = [("The model", replies[0][1])]
+        self._announce.value = bubbles.announcement(". ".join(f"{name} said: {reply}" for name, reply in replies))
 
     def _change_panels(self, names: list[str]) -> None:
+        try:
+            self._pick_panels(names)
+        except Exception:
+            self._picking = True
+            self.controls.show_picked([panel.name for panel in self.panels])
+            self._picking = False
+            raise
+        self._say("")
+
+    def _pick_panels(self, names: list[str]) -> None:
         transcript = self.panels[0].session.transcript()
         before = {panel.name: panel for panel in self.panels}
         panels = []
@@ -216,27 +262,12 @@ class ChatWidget:
             panel.session.close()
         self.panels = panels
         self._columns.children = [panel.box for panel in panels]
-        self._say("")
 
-    def _work(self, job: Callable[[], None], remark: str) -> None:
-        def run() -> None:
-            try:
-                job()
-            except Exception as error:
-                for panel in self.panels:
-                    panel.begin(iter(()))  # lets go of a reply that another panel's error has cut short
-                    panel.show()
-                self._failed(error)
-            finally:
-                self._working.clear()  # before the button is enabled: a click on it must not find a worker still busy
-                self._show_state()
-
-        self.wait()  # the worker before may still be showing that it is done
-        self._working.set()
-        self._say(remark)
-        self._show_state()
-        self._worker = threading.Thread(target=run, name="chat-writes", daemon=True)
-        self._worker.start()
+    def _let_go(self, error: Exception) -> None:
+        for panel in self.panels:
+            panel.begin(iter(()))  # lets go of a reply that another panel's error has cut short
+            panel.show()
+        self._failed(error)
 
     # ---- what is shown ----
 
@@ -255,6 +286,10 @@ class ChatWidget:
             self.controls.show_busy(busy, talked=any(panel.session.messages for panel in self.panels))
             if not busy:
                 self.controls.download.value = bubbles.download_link(self.transcript())
+
+    def _show_busy(self, remark: str) -> None:
+        self._say(remark)
+        self._show_state()
 
     def _say(self, text: str) -> None:
         self._notice.value = bubbles.notice(text)

@@ -101,7 +101,12 @@ def _load(auto: Any, name: str, revision: str, **options: Any) -> Any:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"The GGUF file {name} does not exist; give the path of one that does as base_model.")
-        return auto.from_pretrained(str(path.parent), gguf_file=path.name, **options)
+        try:
+            return auto.from_pretrained(str(path.parent), gguf_file=path.name, **options)
+        except Exception as error:  # a file that was cut short fails in a dozen ways, all deep inside the reader
+            raise UserError(
+                f"The GGUF file {name} could not be read ({_first_line(error)}); download it again, or convert it anew."
+            ) from error
     if not path.is_dir():
         path = local_copy("model", name, revision) or path
     source: str = str(path) if path.is_dir() else name
@@ -111,10 +116,15 @@ def _load(auto: Any, name: str, revision: str, **options: Any) -> Any:
         options["revision"] = revision
     try:
         return auto.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged weights raise neither OSError nor ValueError
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        first = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"The model '{name}' could not be loaded{offline}: {first} — give a hub id that can be reached, "
-            "a folder, a GGUF file, or 'tiny'."
+            f"The model '{name}' could not be loaded{offline}: {_first_line(error)} — give a hub id that can be "
+            "reached, a folder, a GGUF file, or 'tiny'."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first, with its type where that tells more than the words."""
+    words = str(error).strip().split("\n")[0][:200]
+    return words if isinstance(error, OSError | ValueError) and words else f"{type(error).__name__}: {words}"

@@ -34,6 +34,9 @@ BACKGROUND_PIECE = 64
 MOST_CACHES = 3
 """The one in use, the one for the next plan, and the one that a regeneration goes back to."""
 
+ENDINGS = ("end", "length", "stopped")
+"""What ends a reply: `<|im_end|>`, max_new_tokens, or a person."""
+
 
 @dataclass
 class Measured:
@@ -44,7 +47,7 @@ class Measured:
     new_tokens: int = 0
     seconds_to_first_token: float | None = None
     seconds: float = 0.0
-    ended: str = "stopped"  # or "end" (<|im_end|>), "length" (max_new_tokens)
+    ended: str = "stopped"  # one of ENDINGS
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -110,12 +113,13 @@ class Engine:
 
     def _ids_of(self, role: str, text: str) -> list[int]:
         """Ids of one message; those of a conversation are its messages' in a row (see `nbutils.core.chatml`)."""
-        key = role, text
-        if key not in self._encoded:
+        ids = self._encoded.get((role, text))
+        if ids is None:
             if len(self._encoded) > 2000:  # a reply in the making leaves an entry for every length it had
-                self._encoded.clear()
-            self._encoded[key] = encode(self.tokenizer, [{"role": role, "content": text}]).input_ids
-        return self._encoded[key]
+                self._encoded.clear()  # by any thread, at any time: nothing is looked up twice here
+            ids = encode(self.tokenizer, [{"role": role, "content": text}]).input_ids
+            self._encoded[role, text] = ids
+        return ids
 
     def plan(self, messages: Sequence[Message], dropped: int, sampling: Sampling, ahead: int = 0) -> Plan:
         """What is read for the next reply; `ahead` stands for tokens of a message that is not there yet."""

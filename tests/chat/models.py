@@ -49,16 +49,21 @@ def random_model(tokenizer: PreTrainedTokenizerFast, context: int, seed: int = 0
 
 
 class ScriptedModel(torch.nn.Module):
-    """A model that gives the replies it was told, one after the other, `seconds` per token; then silence."""
+    """A model that gives the replies it was told, one after the other, `seconds` per token; then silence.
 
-    def __init__(self, tokenizer, replies: list[str], seconds: float = 0.0, context: int = 1024) -> None:
+    Reading a prompt takes it `reading` seconds.
+    """
+
+    def __init__(
+        self, tokenizer, replies: list[str], seconds: float = 0.0, context: int = 1024, reading: float = 0.0
+    ) -> None:
         super().__init__()
         self.device = torch.device("cpu")
         config = SimpleNamespace(max_position_embeddings=context)
         self.config = SimpleNamespace(get_text_config=lambda: config)
         self.size = len(tokenizer)
         self.end = tokenizer.convert_tokens_to_ids(IM_END)
-        self.seconds = seconds
+        self.seconds, self.reading = seconds, reading
         self.scripts = [self._ids(tokenizer, reply) for reply in replies]
         self.script: list[int] = []
         self.last = -1
@@ -74,6 +79,7 @@ class ScriptedModel(torch.nn.Module):
             raise failing
         if input_ids[0].tolist() != [self.last]:  # a prompt, not the token that was just written
             self.script = self.scripts.pop(0) if self.scripts else []
+            time.sleep(self.reading)
         elif self.seconds:
             time.sleep(self.seconds)
         self.last = self.script[0] if self.script else self.end

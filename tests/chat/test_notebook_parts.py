@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from nbutils.chat.models import load
 from nbutils.chat.scripted import ask, play, save
 from nbutils.chat.settings import ChatSettings
 from nbutils.core.errors import UserError
+from nbutils.core.files import write_json
 from nbutils.core.notebooks import notebook_path, parameters, spec
 from tests.chat.runs import made_up_run
 
@@ -70,12 +73,64 @@ def test_the_live_chat_offers_every_model_of_the_run(run, capsys):
         ({"temperature": 0}, "temperature"),
         ({"context_extension": "ntk"}, "dynamic"),
         ({"scripted_messages": ["hi", " "]}, "needs some text"),
+        ({"scripted_messages": []}, "one message at least"),
         ({"top_p": 1.2}, "top_p"),
     ],
 )
 def test_wrong_parameters_are_named(run, changes, words):
     with pytest.raises(UserError, match=words):
         settings(run, **changes)
+
+
+@pytest.mark.parametrize("place", ["final", "step-000010", "FOLDER"])
+def test_auto_takes_what_the_context_curve_of_the_run_shows(run, tmp_path, place):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    given = settings(copied, model=str(copied / "train" / "final") if place == "FOLDER" else place)
+    before = given.result_parameters()
+    assert given.session_settings()["context_extension"] == "dynamic" and "dynamic, since" in given.extension()[1]
+    results = copied / "evaluate" / "results.json"
+    for curve in (None, {}, {"best": None}, {"best": "ntk"}, []):
+        write_json(results, {"context_curve": curve})
+        assert given.result_parameters() == before
+    write_json(results, {"context_curve": {"best": "yarn"}})
+    assert given.session_settings()["context_extension"] == "yarn" and "yarn, the best" in given.extension()[1]
+    assert given.result_parameters() != before, "the stage is made anew"
+    asked = settings(copied, model=given.model, context_extension="linear")
+    assert asked.session_settings()["context_extension"] == "linear"
+    assert settings(copied, model="some/hub-id").session_settings()["context_extension"] == "dynamic"
+
+
+def test_a_cell_without_an_id_is_known_by_its_text(run, monkeypatch):
+    final, parent = load("final", run), {"content": {"code": "chat = show_chat()"}}
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(get_parent=lambda: parent))
+
+    def shown_chat():
+        return display.show_chat(display.loader(final), ["final"], "final", {"max_new_tokens": 4, "read_ahead": False})
+
+    first = shown_chat()
+    first.controls.input.value = "hello"
+    first.controls.send.click()
+    first.wait(20)
+    again = shown_chat()
+    assert again.panels[0].session.messages == first.panels[0].session.messages != []
+    assert not first.panels[0].session.engine.cached_ids, "its caches are freed"
+    parent["content"]["code"] = "another = show_chat()"
+    assert shown_chat().panels[0].session.messages == []
+
+
+def test_no_bar_stays_where_a_model_was_loaded(run, capfd):
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        load("final", run)
+        assert "Loading weights" not in capfd.readouterr().err
+        assert logging.is_progress_bar_enabled(), "as it was before"
+    finally:
+        if not before:
+            logging.disable_progress_bar()
 
 
 @pytest.mark.soak

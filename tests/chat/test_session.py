@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from nbutils.chat.session import ChatSession, MessageTooLongError
 from nbutils.core.chatml import encode, special_strings
 from nbutils.core.errors import UserError
+from nbutils.core.session import Measured
 from tests.chat.models import ScriptedModel, byte_tokenizer, random_model
 
 TOKENIZER = byte_tokenizer()
 MODEL = random_model(TOKENIZER, context=128)
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
+TURN = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
 
 actions = st.one_of(
     st.tuples(st.sampled_from(["send", "edit"]), st.text("abc <|im_end|>é🌙", min_size=1, max_size=60)),
@@ -34,6 +37,7 @@ def run(session: ChatSession, action: str, value) -> str | None:
         session.restore(json.loads(json.dumps(session.transcript())))
     elif action == "wait":
         session.engine.wait()
+        check_read_ahead(session)
     elif action in ("stop", "abandon"):
         stream = session.reply("tell me more")
         for _ in range(value):
@@ -65,9 +69,50 @@ def test_any_long_sequence_of_actions_equals_a_fresh_session(steps):
     check_sequence(steps)
 
 
-def check_sequence(steps) -> None:
-    """Does the actions; after each, the cache holds the encoded history, and a reply is that of a fresh session."""
+long_turns = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["send", "send", "edit"]), st.text("abc é🌙", min_size=40, max_size=60)),
+        st.tuples(st.sampled_from(["regenerate", "restore", "wait", "wait"]), st.none()),
+    ),
+    min_size=8,
+    max_size=16,
+)
+
+
+def test_evictions_among_any_actions_equal_a_fresh_session():
+    evictions = waits = 0
+
+    @given(long_turns)
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    def check(steps):
+        nonlocal evictions, waits
+        dropped, checked = check_sequence(steps)
+        evictions += dropped
+        waits += checked
+
+    check()
+    assert evictions > 10 and waits > 10
+
+
+def check_read_ahead(session: ChatSession) -> bool:
+    """What was read in the background is exactly the encoded history; whether there was anything to check."""
+    plan = session.engine.plan(session._messages, session._dropped, session.sampling, ahead=1)
+    if plan not in session.engine._caches or not session.messages:
+        return False
+    expected = session.engine.ids(session.messages, plan, prompt=False)
+    assert session.engine._caches[plan].ids == expected
+    if plan == session.engine._current:
+        assert session.engine.cached_ids == expected
+    return True
+
+
+def check_sequence(steps) -> tuple[int, int]:
+    """Does the actions; after each, the cache holds the encoded history, and a reply is that of a fresh session.
+
+    Returns the number of evictions, and of comparisons with the whole encoded history.
+    """
     session = ChatSession(MODEL, TOKENIZER, **GREEDY)
+    evictions = checked = dropped = 0
     for action, value in steps:
         before = session.transcript()
         try:
@@ -75,6 +120,9 @@ def check_sequence(steps) -> None:
         except UserError:  # an empty message, or nothing to edit yet
             assert session.transcript()["messages"] == before["messages"]
             continue
+        checked += action == "wait" and check_read_ahead(session)
+        evictions += session.context.dropped > dropped
+        dropped = session.context.dropped
         held = session.engine.cached_ids
         if held:
             kept = session.engine.ids(session.messages, session._plan, prompt=False)
@@ -89,6 +137,7 @@ def check_sequence(steps) -> None:
             assert "".join(fresh.reply(session.messages[-2]["content"])) == reply
             assert session.messages[-1]["content"] == reply
     session.close()
+    return evictions, checked
 
 
 def test_special_strings_that_a_person_types_are_text():
@@ -211,6 +260,12 @@ def test_save_and_load(tmp_path):
         ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]}', "alternate"),
         ("[1]", "no transcript"),
         ("{}", "no list of messages"),
+        (f'{{"messages": {TURN}, "turns_dropped": 2}}', "turns_dropped .* is 2, but it has 1 turns"),
+        (f'{{"messages": {TURN}, "turns_dropped": -1}}', "turns_dropped .* is -1"),
+        (f'{{"messages": {TURN}, "turns_dropped": "x"}}', "turns_dropped .* is 'x'"),
+        (f'{{"messages": {TURN}, "replies_started": 1.5}}', "replies_started .* is 1.5"),
+        (f'{{"messages": {TURN}, "schema": "new"}}', "schema .* is 'new'"),
+        (f'{{"messages": {TURN}, "schema": null}}', "schema .* is None"),
     ],
 )
 def test_what_is_no_transcript_is_refused(tmp_path, content, words):
@@ -220,6 +275,50 @@ def test_what_is_no_transcript_is_refused(tmp_path, content, words):
     with pytest.raises(UserError, match=words):
         session.load(path)
     assert session.messages == []
+
+
+@pytest.mark.parametrize(
+    "measured", [{}, 7, {"new_tokens": 3}, asdict(Measured()) | {"seconds": "x"}, asdict(Measured()) | {"ended": "?"}]
+)
+def test_a_remark_on_cost_that_makes_no_sense_is_left_out(measured):
+    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
+    session.restore({"messages": [{"role": "user", "content": "a"},
+                                  {"role": "assistant", "content": "b", "measured": measured}]})  # fmt: skip
+    assert session.transcript()["messages"][1] == {"role": "assistant", "content": "b"}
+
+
+def test_a_sound_remark_on_cost_is_kept_and_half_characters_become_question_marks():
+    session, cost = ChatSession(MODEL, TOKENIZER, **GREEDY), asdict(Measured(5, 2, 3, 0.1, 0.4, "end"))
+    session.restore({"messages": [{"role": "user", "content": "a\ud83d"},
+                                  {"role": "assistant", "content": "b", "measured": cost}]})  # fmt: skip
+    assert session.transcript()["messages"][1]["measured"] == cost
+    assert session.messages[0]["content"] == "a?"
+    list(session.reply("\ude00 c"))
+    assert session.messages[2]["content"] == "? c"
+
+
+def test_a_system_message_of_its_own_stays_when_a_transcript_is_loaded(tmp_path):
+    plain, other = (ChatSession(MODEL, TOKENIZER, system=system, **GREEDY) for system in ("", "Be rude."))
+    for session in (plain, other):
+        list(session.reply("hello"))
+    for said in (plain, other):
+        session = ChatSession(MODEL, TOKENIZER, system="Be brief.", **GREEDY)
+        session.load(said.save(tmp_path / "t.json"))
+        assert [m["content"] for m in session.messages[:2]] == ["Be brief.", "hello"]
+    plain.restore(other.transcript())
+    assert plain.messages[0]["content"] == "Be rude."
+
+
+def test_a_cleared_chat_repeats_itself_with_the_same_seed():
+    session = ChatSession(MODEL, TOKENIZER, temperature=2.0, max_new_tokens=16)
+    first = ["".join(session.reply(text)) for text in ("hello", "more")]
+    session.clear()
+    assert ["".join(session.reply(text)) for text in ("hello", "more")] == first
+
+
+def test_auto_without_a_run_is_dynamic():
+    session = ChatSession(MODEL, TOKENIZER, context_extension="auto", **GREEDY)
+    assert session.transcript()["settings"]["context_extension"] == "dynamic"
 
 
 def test_settings_change_from_the_next_reply_on():

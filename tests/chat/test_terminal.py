@@ -24,7 +24,7 @@ from nbutils.chat import terminal
 from nbutils.chat.models import choices, load, located
 from nbutils.chat.session import ChatSession
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json
+from nbutils.core.files import read_json, write_json
 from nbutils.core.record import RECORD, SCHEMA, write_record
 from tests.chat.models import ScriptedModel, byte_tokenizer
 from tests.chat.runs import made_up_run
@@ -142,6 +142,66 @@ def test_quit_leaves_and_a_message_too_long_is_refused(capsys):
     out = capsys.readouterr()
     assert out.out == "fine\n" and "there is room for" in out.err
     assert len(session.messages) == 2
+
+
+def test_a_reply_that_runs_out_of_memory_does_not_end_the_conversation(capsys):
+    tokenizer = byte_tokenizer()
+    session = ChatSession(ScriptedModel(tokenizer, ["one", "two"]), tokenizer, read_ahead=False)
+    session.engine.model.failing = RuntimeError("CUDA out of memory\nand 100 lines more")
+    assert not terminal._converse(session, ["hi", "hi again"], interactive=False)
+    out = capsys.readouterr()
+    assert out.out == "one\n" and "out of memory); the conversation is as it was" in out.err and "lines" not in out.err
+    assert [m["content"] for m in session.messages] == ["hi again", "one"]
+
+
+def test_wrong_bytes_on_a_pipe_are_replaced(monkeypatch, capsys):
+    tokenizer = byte_tokenizer()
+    session = ChatSession(ScriptedModel(tokenizer, ["fine"]), tokenizer, read_ahead=False)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert terminal.talk(session, interactive=False) == 0
+    assert session.messages[0]["content"] == "caf\ufffd" and capsys.readouterr().out == "fine\n"
+
+
+@pytest.mark.parametrize(("during", "words"), [("load", "before the model was there"), ("talk", "stopped")])
+def test_ctrl_c_ends_the_program_with_a_word(tmp_path, monkeypatch, capsys, during, words):
+    run, saved = str(made_up_run(tmp_path / "run")), tmp_path / "said.json"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nbutils.chat.models.load" if during == "load" else "nbutils.chat.terminal.talk", interrupted)
+    assert main_of_chat(run, "--save", str(saved)) == 130
+    assert words in capsys.readouterr().err
+    assert saved.exists() == (during == "talk")
+
+
+def test_auto_says_what_the_run_s_context_curve_shows(tmp_path, monkeypatch, capsys):
+    run = made_up_run(tmp_path / "run")
+    write_json(run / "evaluate" / "results.json", {"context_curve": {"best": "none"}})
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    for place in (run, run / "train", run / "train" / "final"):
+        assert main_of_chat(str(place)) == 0
+        said = capsys.readouterr().err
+        assert "1,024 tokens at once (context extension: none, the best of the context curve" in said
+
+
+def test_a_folder_may_have_an_at_sign(tmp_path):
+    run = made_up_run(tmp_path / "me@home")
+    assert load(str(run)).name == str(run)
+
+
+@pytest.mark.parametrize("content", [b"GGUF", b"no GGUF at all", b"GGUF\x03\0\0\0" + b"\xff" * 64])
+def test_a_damaged_gguf_file_is_named(tmp_path, content):
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.gguf could not be read"):
+        load(str(tmp_path / "model.gguf"))
+
+
+def test_damaged_weights_are_named(tmp_path):
+    run = made_up_run(tmp_path / "run")
+    (run / "train" / "final" / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="could not be loaded"):
+        load("final", run)
 
 
 def test_text_has_no_power_over_the_terminal():

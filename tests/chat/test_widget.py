@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from nbutils.chat.controls import MARK
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
 from tests.chat.models import ScriptedModel, byte_tokenizer
@@ -18,14 +19,24 @@ from tests.chat.models import ScriptedModel, byte_tokenizer
 TOKENIZER = byte_tokenizer()
 
 
-def widget(*replies: str, seconds: float = 0.0, names=("final",), beside: str = "", **settings) -> ChatWidget:
+def widget(
+    *replies: str,
+    seconds: float = 0.0,
+    names=("final",),
+    beside: str = "",
+    reading: float = 0.0,
+    earlier=None,
+    **settings,
+) -> ChatWidget:
     def load(name: str) -> LoadedModel:
         if name == "broken":
             raise RuntimeError("disk on fire")
         texts = [reply if name == "final" else f"{name} {reply}" for reply in replies]
-        return LoadedModel(name, ScriptedModel(TOKENIZER, texts, seconds), TOKENIZER, f"{name} on the CPU")
+        return LoadedModel(
+            name, ScriptedModel(TOKENIZER, texts, seconds, reading=reading), TOKENIZER, f"{name} on the CPU"
+        )
 
-    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside)
+    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier)
 
 
 def send(chat: ChatWidget, text: str, wait: bool = True) -> None:
@@ -114,6 +125,8 @@ def test_a_model_that_raises_is_reported_and_the_chat_goes_on(capsys):
     send(chat, "hi")
     chat.panels[0].session.engine.model.failing = RuntimeError("out of <memory>")
     send(chat, "again")
+    assert chat.controls.input.value == "again", "the message that got no reply is not lost"
+    assert "again" not in shown(chat)
     assert "out of &lt;memory&gt;" in chat._notice.value
     assert not chat.controls.send.disabled
     assert "RuntimeError" in capsys.readouterr().err
@@ -126,6 +139,7 @@ def test_a_callback_that_raises_is_reported_and_the_chat_goes_on(capsys):
     chat.controls.beside.value = "broken"
     chat.wait(5)
     assert "disk on fire" in chat._notice.value and "disk on fire" in capsys.readouterr().err
+    assert chat.controls.beside.value == "nobody", "the picker says what is shown"
     chat.panels[0].session.clear = lambda: 1 / 0
     send(chat, "hi")
     chat.controls.clear.click()
@@ -143,8 +157,15 @@ def test_download_and_load_a_transcript():
     upload(other, saved)
     assert other.panels[0].session.messages == chat.panels[0].session.messages
     assert "one é🌙" in shown(other)
-    upload(other, b"no")
-    assert "no transcript" in other._notice.value
+    for wrong, words in (
+        (b"no", "no transcript"),
+        (b'{"messages": [], "schema": 2}', "newer smallchat"),
+        (b'{"messages": [], "turns_dropped": 1}', "turns_dropped"),
+        (b"[1]", "no transcript"),
+    ):
+        upload(other, wrong)
+        assert words in other._notice.value
+    assert other.panels[0].session.messages == chat.panels[0].session.messages
 
 
 def test_the_meter_says_what_goes_next_and_what_is_gone():
@@ -164,6 +185,81 @@ def test_sampling_settings_reach_the_session():
     chat.controls._sampling["greedy"].value = True
     assert chat.panels[0].session.sampling.temperature == 1.5
     assert chat.panels[0].session.sampling.greedy
+
+
+def test_a_setting_beyond_its_slider_stays_until_that_is_moved():
+    chat = widget("one", max_new_tokens=8, temperature=3.0)
+    chat.controls._sampling["greedy"].value = True
+    sampling = chat.panels[0].session.sampling
+    assert (sampling.greedy, sampling.max_new_tokens, sampling.temperature) == (True, 8, 3.0)
+    assert chat.controls._sampling["temperature"].value == 3.0, "the slider says so"
+
+
+def test_what_was_sent_is_shown_while_the_history_is_read():
+    chat = widget("one", "two", "three", reading=0.5)
+    send(chat, "first <b>", wait=False)
+    assert chat.busy and "first &lt;b&gt;" in shown(chat) and "sc-cursor" in shown(chat)
+    chat.wait(20)
+    send(chat, "second", wait=False)
+    assert chat.busy and shown(chat).count("sc-user") == 2 and ">one<" in shown(chat)
+    chat.wait(20)
+    chat.controls.edit.click()
+    send(chat, "third", wait=False)
+    assert chat.busy and "third" in shown(chat) and "second" not in shown(chat) and "two" not in shown(chat)
+    chat.wait(20)
+    chat.controls.regenerate.click()
+    assert chat.busy and "three" in shown(chat), "the old reply stands until there is a new one"
+    chat.wait(20)
+    assert "(nothing)" in shown(chat)
+
+
+def test_what_the_page_sends_is_one_message():
+    chat = widget("one", "two", "three", seconds=0.01)
+    chat.controls.input.value = "not heard of"
+    chat.controls.outbox.value = f"hi{MARK}1"
+    assert chat.controls.input.value == ""
+    chat.controls.outbox.value = f"while it writes{MARK}2"
+    assert "is being written" in chat._notice.value and chat.controls.input.value == "while it writes"
+    chat.wait(5)
+    chat.controls.outbox.value = f"hi{MARK}3"  # the same text again
+    chat.wait(5)
+    chat.controls.outbox.value = f"with a {MARK} of its own{MARK}4"
+    chat.wait(5)
+    said = [m["content"] for m in chat.panels[0].session.messages if m["role"] == "user"]
+    assert said == ["hi", "hi", f"with a {MARK} of its own"]
+
+
+def test_both_replies_are_announced():
+    chat = widget("left", names=("final", "base"), beside="base")
+    send(chat, "hi")
+    assert "final said: left. base said: base left" in chat._announce.value
+
+
+def test_copy_gives_the_reply_as_it_was_written():
+    chat = widget('**bold** "quoted" <i>\n- one')
+    send(chat, "hi")
+    assert 'data-text="**bold** &quot;quoted&quot; &lt;i&gt;\n- one"' in shown(chat)
+
+
+def test_a_widget_made_again_keeps_what_was_picked_set_and_said():
+    names = ("final", "base", "other")
+    first = widget("left", "left again", names=names, temperature=0.5)
+    first.controls.beside.value = "other"
+    first.wait(5)
+    send(first, "hi")
+    first.controls._sampling["top_p"].value = 0.5
+    first.close()
+    again = widget("third", names=names, temperature=0.5, earlier=first)
+    assert [panel.name for panel in again.panels] == ["final", "other"]
+    assert "left" in shown(again, 0) and "other left" in shown(again, 1)
+    assert again.controls.beside.value == "other" and again.controls._sampling["top_p"].value == 0.5
+    assert {panel.session.sampling.top_p for panel in again.panels} == {0.5}
+    again.close()
+    changed = widget("third", names=("final", "base"), temperature=0.9, top_p=0.8, earlier=again)
+    assert [panel.name for panel in changed.panels] == ["final"], "what is no longer offered is not picked"
+    sampling = changed.panels[0].session.sampling
+    assert (sampling.temperature, sampling.top_p) == (0.9, 0.8), "what the cell says anew counts"
+    assert "left" in shown(changed)
 
 
 def test_two_widgets_write_at_once_and_close_stops():

@@ -1,0 +1,25 @@
+"""The device that one process takes, and what it says about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbutils.core.hardware import DeviceReport, Gpu, choose_device
+
+T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
+
+
+@pytest.mark.parametrize(
+    ("report", "device", "words"),
+    [
+        (DeviceReport((T4, T4)), "cuda", "on Tesla T4"),
+        (DeviceReport((T4,), mps=True), "cuda", "on Tesla T4"),
+        (DeviceReport((Gpu("V100", (7, 0), 16.0),)), "cuda", "on V100"),
+        (DeviceReport((P100,)), "cpu", "on the CPU: Tesla P100-PCIE-16GB (capability 6.0) is too old for torch"),
+        (DeviceReport((P100,), mps=True), "mps", "on Apple's GPU (MPS)"),
+        (DeviceReport(mps=True), "mps", "on Apple's GPU (MPS)"),
+        (DeviceReport(), "cpu", "on the CPU: no GPU found"),
+    ],
+)
+def test_the_device_and_its_line(report, device, words):
+    assert choose_device(report) == (device, words)
