@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,12 @@ import nbformat
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown, write_json, write_text
-from nbutils.core.notebooks import code_cells, notebook_path, parameters, spec
+from nbutils.core.notebooks import code_cells, notebook_path, parameters, spec, stages
 from nbutils.kaggle.archive import first_cell, make_archive
+from nbutils.kaggle.attached import Need
+from nbutils.kaggle.options import Options
 from nbutils.kaggle.place import WHOLE
+from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 
 BUDGET_MINUTES = 690
@@ -47,25 +49,10 @@ The first cell unpacks the program; the parameters below are those of the profil
 """
 
 
-@dataclass(frozen=True)
-class Options:
-    """Who owns the notebooks, whether they may use the internet, which Kaggle datasets (`owner/slug`) are attached.
-
-    `mirror` is a private Hub repository that gets the newest checkpoint every `mirror_minutes`; empty for none.
-    """
-
-    owner: str
-    profile: str
-    internet: bool = True
-    attached: tuple[str, ...] = ()
-    mirror: str = ""
-    mirror_minutes: float = 30.0
-
-
 def write_bundles(plan: Plan, options: Options, out: Path) -> list[Path]:
     """Writes all bundles of a plan below `out`; returns their folders in the order to push. UserError if too large."""
     archive = make_archive()
-    books = [(planned.stage.name, _stage_book(planned, options, archive)) for planned in plan.stages]
+    books = [(planned.stage.name, _stage_book(planned, plan, options, archive)) for planned in plan.stages]
     books.append((WHOLE, _whole_book(plan, options, archive)))
     return [_write(out, name, book, options) for name, book in books]
 
@@ -73,8 +60,13 @@ def write_bundles(plan: Plan, options: Options, out: Path) -> list[Path]:
 def slug(profile: str, name: str) -> str:
     """The last part of a notebook's address on Kaggle, of at most 50 characters: what its title becomes there."""
     prefix = re.sub(r"[^a-z0-9]+", "-", profile.lower()).strip("-")
-    words = "whole-pipeline" if name == WHOLE else re.sub(r"[^a-z0-9]+", "-", spec(name).file.lower()[:-6])
+    words = _words(name)
     return f"smallchat-{prefix[: 38 - len(words)].strip('-')}-{words}"
+
+
+def stage_of(address: str) -> str:
+    """The stage whose notebook a `slug` belongs to; WHOLE for the whole pipeline's."""
+    return next((stage.name for stage in stages() if address.endswith(f"-{_words(stage.name)}")), WHOLE)
 
 
 def sources(options: Options, name: str) -> list[str]:
@@ -98,13 +90,22 @@ def with_values(source: str, values: dict[str, Any]) -> str:
     return "".join(lines)
 
 
+def _words(name: str) -> str:
+    return "whole-pipeline" if name == WHOLE else re.sub(r"[^a-z0-9]+", "-", spec(name).file.lower()[:-6])
+
+
 def _values(planned: Planned) -> dict[str, Any]:
     """What the profile gives a notebook, and the time budget where it gives none."""
     budget = {"budget_minutes": BUDGET_MINUTES} if "budget_minutes" in type(planned.settings).model_fields else {}
     return budget | planned.injected
 
 
-def _facts(plan: Plan, options: Options, name: str) -> str:
+def _needs(plan: Plan) -> list[Need]:
+    settings = {planned.stage.name: planned.settings for planned in plan.stages}
+    return [(item.kind, item.name, item.revision, item.purpose) for item in wanted_by(settings)]
+
+
+def _facts(plan: Plan, needs: list[Need], options: Options, name: str) -> str:
     """The arguments of `start`: stage, profile, address, and what the first cell checks before anything else."""
     facts = {
         "stage": name,
@@ -112,25 +113,27 @@ def _facts(plan: Plan, options: Options, name: str) -> str:
         "address": f"{options.owner}/{slug(options.profile, name)}",
         "processes": max(getattr(planned.settings, "processes", 0) for planned in plan.stages),
         "internet": options.internet,
+        "needs": needs,
     }
+    if options.stale:
+        facts["stale"] = options.stale
     if options.mirror and name in ("train", WHOLE):
         facts |= {"checkpoint_mirror": options.mirror, "mirror_minutes": options.mirror_minutes}
     return ",\n    ".join(f"{key}={value!r}" for key, value in facts.items())
 
 
-def _stage_book(planned: Planned, options: Options, archive: bytes) -> Any:
+def _stage_book(planned: Planned, plan: Plan, options: Options, archive: bytes) -> Any:
     book = nbformat.read(notebook_path(planned.stage), as_version=4)
     number = next(n for n, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
     cell = book.cells[number]
     cell.source = with_values(cell.source, _values(planned))
     book.cells.insert(number + 1, _code("resume", RESUME))
     book.cells.append(_code("close", CLOSE))
-    book.cells.insert(1, _first(_plan_of(planned), options, planned.stage.name, archive))
+    own = Plan([planned], plan.run, plan.run_dir)
+    # The first of the notebooks tells what all of them will lack.
+    needs = _needs(plan if planned is plan.stages[0] else own)
+    book.cells.insert(1, _first(_facts(own, needs, options, planned.stage.name), archive))
     return book
-
-
-def _plan_of(planned: Planned) -> Plan:
-    return Plan([planned], planned.settings.run_path, planned.settings.run_dir)
 
 
 def _whole_book(plan: Plan, options: Options, archive: bytes) -> Any:
@@ -138,7 +141,7 @@ def _whole_book(plan: Plan, options: Options, archive: bytes) -> Any:
     book = nbformat.v4.new_notebook()
     cells = [
         nbformat.v4.new_markdown_cell(INTRODUCTION.format(title=title, profile=options.profile)),
-        _first(plan, options, WHOLE, archive),
+        _first(_facts(plan, _needs(plan), options, WHOLE), archive),
         _code("parameters", "\n".join(_lines(plan)), tags=["parameters"]),
         _code("resume", RESUME),
         _code("run", RUN_ALL),
@@ -159,8 +162,8 @@ def _lines(plan: Plan) -> list[str]:
     return list(found.values())
 
 
-def _first(plan: Plan, options: Options, name: str, archive: bytes) -> Any:
-    cell = _code("first", first_cell(archive, _facts(plan, options, name)))
+def _first(facts: str, archive: bytes) -> Any:
+    cell = _code("first", first_cell(archive, facts))
     cell.metadata |= {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
     return cell
 
@@ -213,22 +216,6 @@ def _metadata(name: str, options: Options) -> dict[str, Any]:
         "kernel_sources": sources(options, name),
         "model_sources": [],
     }
-
-
-def checked_owner(owner: str) -> str:
-    """A Kaggle user name as it stands in addresses. UserError for anything else."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
-        raise UserError(
-            f"--owner is {owner!r}; give your user name as it stands in kaggle.com/<name>: letters, digits, hyphens."
-        )
-    return owner
-
-
-def checked_repository(name: str) -> str:
-    """A Hub repository's name, or '' for none. UserError for anything else."""
-    if name and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"--mirror is {name!r}; give a private Hub repository as owner/name.")
-    return name
 
 
 def describe(folder: Path) -> str:

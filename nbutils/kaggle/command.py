@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument("--owner", metavar="NAME", required=True, help="your user name on Kaggle")
     add_overrides(bundle)
     add_run_dir(bundle)
-    bundle.add_argument("--offline", action="store_true", help="without internet: everything comes from --attach")
+    bundle.add_argument(
+        "--offline",
+        action="store_true",
+        help="without internet (internet: false in the profile): everything comes from --attach",
+    )
     bundle.add_argument(
         "--attach",
         metavar="OWNER/DATASET",
@@ -29,12 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument(
         "--mirror",
         metavar="OWNER/REPO",
-        default="",
         help="checkpoint_mirror: a private Hub repository that gets the newest checkpoint while training",
     )
     bundle.add_argument(
-        "--mirror-minutes", metavar="N", type=float, default=30.0, help="minutes between two of them (default: 30)"
+        "--mirror-minutes", metavar="N", type=float, help="minutes between two of them (mirror_minutes; default: 30)"
     )
+    stale = bundle.add_mutually_exclusive_group()
+    stale.add_argument("--accept", action="store_true", help="keep earlier sessions' work that no longer fits")
+    stale.add_argument("--force", action="store_true", help="start anew where earlier sessions' work no longer fits")
     push = actions.add_parser("push", help="push bundles in order, each when the one before has ended")
     push.add_argument("folder", metavar="DIR", help="the --out of bundle, or one of the folders in it")
     push.add_argument("--follow", action="store_true", help="push again what has paused, and download the results")
@@ -50,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _wheels(arguments: argparse.Namespace) -> int:
-    from nbutils.kaggle.attached import collect_wheels
+    from nbutils.kaggle.wheels import collect_wheels
 
     folder = Path(arguments.out).expanduser().absolute()
     wheels = collect_wheels(folder, arguments.python)
@@ -61,7 +67,8 @@ def _wheels(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from nbutils.kaggle.push import Pusher, bundle_folders, signed_in
+    from nbutils.kaggle.account import signed_in
+    from nbutils.kaggle.push import Pusher, bundle_folders
 
     folders = bundle_folders(Path(arguments.folder).expanduser().absolute())
     Pusher(signed_in(), arguments.follow, arguments.poll).push_all(folders)
@@ -69,18 +76,12 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
-    from nbutils.kaggle.bundle import Options, checked_owner, checked_repository, describe, write_bundles
+    from nbutils.kaggle.bundle import describe, write_bundles
+    from nbutils.kaggle.options import options_of
     from nbutils.pipeline.parameters import plan
 
     profile = profile_path(arguments.profile)
-    options = Options(
-        checked_owner(arguments.owner),
-        profile.stem,
-        not arguments.offline,
-        tuple(arguments.attach),
-        checked_repository(arguments.mirror),
-        arguments.mirror_minutes,
-    )
+    options = options_of(arguments, profile)
     out = Path(arguments.out).expanduser().absolute()
     folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), options, out)
     for folder in folders:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl
-from nbutils.core.record import CHECKPOINTS, read_record, stage_record
+from nbutils.core.record import CHECKPOINTS, RECORD, read_record, stage_record, write_record
 from nbutils.train.checkpoints import MANIFEST, damage, newest_first
 from nbutils.train.records import METRICS
 
@@ -26,13 +26,17 @@ DEPTH = 8
 
 @dataclass(frozen=True)
 class Earlier:
-    """A stage as an earlier session left it. `step` and `checkpoint` are those of its newest valid checkpoint."""
+    """A stage as an earlier session left it. `step` and `checkpoint` are those of its newest valid checkpoint.
+
+    `fits`: its result parameters are those that are asked for.
+    """
 
     folder: Path
     record: dict[str, Any]
     step: int = 0
     checkpoint: Path | None = None
     remarks: list[str] = field(default_factory=list)
+    fits: bool = True
 
     @property
     def done(self) -> bool:
@@ -67,17 +71,21 @@ def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> Earl
     chosen = max(found, key=lambda e: (_fits(e, asked), e.done, e.step, e.record["started"]), default=None)
     if chosen is None:
         return None
-    return Earlier(chosen.folder, chosen.record, chosen.step, chosen.checkpoint, remarks)
+    return replace(chosen, remarks=remarks, fits=_fits(chosen, asked))
 
 
 def bring(earlier: Earlier, target: Path, with_checkpoint: bool) -> None:
-    """Copies a stage's folder; of its checkpoints at most the chosen one. Times of change stay, modes do not."""
+    """Copies a stage's folder; of its checkpoints at most the chosen one. Times of change stay, modes do not.
+
+    Its record is the one that was found to hold: a finished stage that lacks a file is not finished in the copy.
+    """
     for source in sorted(_files(earlier, with_checkpoint)):
         copy = target / source.relative_to(earlier.folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)  # not its mode: below input/ everything is read-only
         stat = source.stat()
         os.utime(copy, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    write_record(target / RECORD, earlier.record)
 
 
 def size(earlier: Earlier, with_checkpoint: bool) -> int:
@@ -125,7 +133,7 @@ def _read(run: Path, stage: str) -> Earlier | None:
         if not lost:
             return Earlier(folder, record)
         remarks.append(f"{folder} lacks {lost[0]}, or it is cut short: it is not taken as finished")
-        record = record | {"status": "running"}
+        record |= {"status": "running", "outputs": {n: e for n, e in record["outputs"].items() if n not in lost}}
     for checkpoint in newest_first(folder / CHECKPOINTS):
         problem = damage(checkpoint)
         if problem is None:

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from nbutils.core.files import read_json, read_jsonl
+from nbutils.core.record import stage_record
 from nbutils.train.records import METRICS
 
 WEEKLY_HOURS = 30.0
@@ -24,10 +25,16 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Forecast:
-    """What all passes over all of the data take, at the speed that was seen."""
+    """What all passes over all of the data take, at the speed that was seen.
+
+    `evaluation_seconds`: of one evaluation during training; `notebook_seconds`: of notebook 04. How often and how much
+    the full run evaluates is not known to a rehearsal, so that these are named and not counted.
+    """
 
     tokens: float
     tokens_per_second: float
+    evaluation_seconds: float = 0.0
+    notebook_seconds: float = 0.0
 
     @property
     def hours(self) -> float:
@@ -49,13 +56,21 @@ class Forecast:
         """The forecast for people."""
         weeks = math.ceil(self.gpu_hours / WEEKLY_HOURS)
         return (
-            f"At {self.tokens_per_second:,.0f} tokens a second, the full run ({self.tokens / 1e6:,.1f} million tokens) "
-            f"takes about {self.gpu_hours:.1f} GPU-hours in {self.sessions} session(s); Kaggle gives "
-            f"{WEEKLY_HOURS:.0f} hours a week, so {weeks} week(s)."
+            f"At {self.tokens_per_second:,.0f} tokens a second, the training steps of the full run "
+            f"({self.tokens / 1e6:,.1f} million tokens) take about {self.gpu_hours:.1f} GPU-hours in {self.sessions} "
+            f"session(s); Kaggle gives {WEEKLY_HOURS:.0f} hours a week, so {weeks} week(s). {self._beside}"
         )
 
+    @property
+    def _beside(self) -> str:
+        evaluation = f" (here {self.evaluation_seconds:.0f} s each)" if self.evaluation_seconds else ""
+        notebook = f" (here {self.notebook_seconds:.0f} s)" if self.notebook_seconds else ""
+        return f"Evaluations on the way{evaluation} and notebook 04{notebook} come on top."
 
-def forecast(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], epochs: float) -> Forecast | None:
+
+def forecast(
+    rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], epochs: float, notebook_seconds: float = 0.0
+) -> Forecast | None:
     """The full run's forecast from rows of `metrics.jsonl` and `data/summary.json`; None where there are too few rows.
 
     Datasets that were read in part are counted in full: their tokens are scaled by rows in the source over rows read.
@@ -66,7 +81,9 @@ def forecast(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], epoc
     if not speeds or not read:
         return None
     scale = sum(source.get("rows_in_source") or source["rows"] for source in summary["datasets"]) / read
-    return Forecast(summary["train"]["tokens"] * scale * epochs, float(median(speeds)))
+    evaluation = max((float(row.get("seconds") or 0.0) for row in rows if row.get("kind") == "eval"), default=0.0)
+    tokens = summary["train"]["tokens"] * scale * epochs
+    return Forecast(tokens, float(median(speeds)), evaluation, notebook_seconds)
 
 
 def forecast_of(run: Path) -> Forecast | None:
@@ -75,4 +92,8 @@ def forecast_of(run: Path) -> Forecast | None:
     if not all(path.is_file() for path in paths):
         return None
     rows, summary, settings = read_jsonl(paths[0]), read_json(paths[1]), read_json(paths[2])
-    return forecast(rows, summary, float(settings["settings"]["epochs"])) if "datasets" in summary else None
+    if "datasets" not in summary:
+        return None
+    evaluated = stage_record(run, "evaluate") or {}
+    seconds = float(evaluated["seconds"]) if evaluated.get("status") == "done" else 0.0
+    return forecast(rows, summary, float(settings["settings"]["epochs"]), seconds)

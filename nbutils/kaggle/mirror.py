@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,31 @@ class Mirror:
         self._thread = threading.Thread(target=self._loop, args=(run,), daemon=True, name="checkpoint mirror")
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends sending, after what is under way."""
+    def stop(self, flush: Path | None = None) -> None:
+        """Ends sending, after what is under way; sends the newest checkpoint of the run `flush` before."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join(timeout=600)
+        if self._thread is None:
+            return
+        self._thread.join(timeout=600)
+        if flush is not None and not self._thread.is_alive():
+            self._try(flush)
 
     def fetch(self, name: str, beyond: int, target: Path) -> bool:
         """Downloads the mirrored run of that name into `target` if it is further than step `beyond`.
 
-        False where the repository holds nothing newer. UserError where it cannot be read.
+        False where the repository holds nothing newer. UserError where it cannot be read; then nothing that lies in
+        `target` counts.
         """
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError: of its HTTP library
 
         try:
             files = HfApi().list_repo_files(self.repo)
+            found = (re.search(rf"^{re.escape(name)}/.*/step-(\d+)/", file) for file in files)
+            if max((int(match[1]) for match in found if match), default=-1) <= beyond:
+                return False
+            snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)
+            return True
         except RepositoryNotFoundError:
             return False  # nothing was ever sent
         except (HTTPError, OSError) as error:
@@ -61,11 +71,6 @@ class Mirror:
                 f"checkpoint_mirror '{self.repo}' cannot be read ({_first_line(error)}): check that HF_TOKEN may read "
                 "it, or bundle without --mirror."
             ) from None
-        steps = [int(found[1]) for file in files if (found := re.search(rf"^{re.escape(name)}/.*/step-(\d+)/", file))]
-        if max(steps, default=-1) <= beyond:
-            return False
-        snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)
-        return True
 
     def send(self, run: Path) -> int | None:
         """Sends the newest valid checkpoint, and drops older ones there; its step, None where there is nothing new."""
@@ -97,16 +102,21 @@ class Mirror:
                 delete_patterns=f"train/{CHECKPOINTS}/*",
             )
         self.sent = step
+        with suppress(Exception):  # tidiness alone: the Hub keeps, and counts, the files of every earlier commit
+            api.super_squash_history(self.repo)
         return step
 
     def _loop(self, run: Path) -> None:
         while not self._ended.wait(60 * self.minutes):
-            try:
-                self.send(run)
-            except Exception as error:  # the Hub's client raises many kinds; training must go on whatever happens
-                if not self._troubled:
-                    print(f"Note: the checkpoint could not be sent to {self.repo} ({_first_line(error)}).", flush=True)
-                self._troubled = True
+            self._try(run)
+
+    def _try(self, run: Path) -> None:
+        try:
+            self.send(run)
+        except Exception as error:  # the Hub's client raises many kinds; training must go on whatever happens
+            if not self._troubled:
+                print(f"Note: the checkpoint could not be sent to {self.repo} ({_first_line(error)}).", flush=True)
+            self._troubled = True
 
 
 def _link(source: Path, target: Path) -> None:

@@ -101,11 +101,6 @@ def install(packages: Sequence[Package], internet: bool, wheels: Sequence[Path])
     if not lacking:
         return list(packages)
     names = ", ".join(str(package.requirement) for package in lacking)
-    if not internet and not wheels:
-        raise UserError(
-            f"The image lacks {names}, and there is no internet: switch Internet on in the session's options, or "
-            "attach (Add Input) a dataset with the folder that `python -m nbutils kaggle wheels` made."
-        )
     everything = constraints(package.requirement.name for package in lacking)
     offline = [] if internet else ["--no-index"]
     links = [word for path in wheels for word in ("--find-links", str(path))]
@@ -115,9 +110,11 @@ def install(packages: Sequence[Package], internet: bool, wheels: Sequence[Path])
         done = _pip([line for line in everything if line.startswith(CONSTRAINED)], options)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
+        old = f" (for Python {sys.version_info.major}.{sys.version_info.minor})"
+        advice = "" if internet else f"collect the wheels anew with `python -m nbutils kaggle wheels`{old}, or "
         raise UserError(
-            f"pip cannot install {names} beside what the image brings ({' '.join(last) or 'see its log'}): choose the "
-            "newest environment in the notebook's options (Environment: Always use latest)."
+            f"pip cannot install {names} beside what the image brings ({' '.join(last) or 'see its log'}): {advice}"
+            "choose the newest environment in the notebook's options (Environment: Always use latest)."
         )
     importlib.invalidate_caches()
     return [Package(package.requirement, installed_version(package.requirement.name)) for package in packages]

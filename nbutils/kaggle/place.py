@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -53,12 +55,18 @@ def has_internet() -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        with socket.create_connection((address.hostname or "", port), timeout=INTERNET_SECONDS):
-            return True
-    except OSError:
-        return False
+    place = (address.hostname or "", address.port or (80 if address.scheme == "http" else 443))
+    reached = threading.Event()
+    # A socket's timeout holds for each address of a name, and not for finding them.
+    thread = threading.Thread(target=_connect, args=(place, reached), daemon=True, name="looking for the hub")
+    thread.start()
+    thread.join(INTERNET_SECONDS)
+    return reached.is_set()
+
+
+def _connect(place: tuple[str, int], reached: threading.Event) -> None:
+    with suppress(OSError), socket.create_connection(place, timeout=INTERNET_SECONDS):
+        reached.set()
 
 
 def check_gpus(gpus: tuple[Gpu, ...], processes: int) -> None:

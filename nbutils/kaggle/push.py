@@ -1,13 +1,11 @@
 """`python -m nbutils kaggle push`: bundles to Kaggle in order, each when what it reads is there, until all are done.
 
-Requests go through the `kaggle` package (2.2: `KaggleApi.kernels_push`, `kernels_status`, `kernels_output`,
-`quota_view`). Kaggle answers a push with inputs it does not know as a success, and runs the notebook without them.
+What is done or under way already is not pushed again, so that the same command goes on wherever it was cut off.
+Kaggle answers a push with inputs it does not know as a success, and runs the notebook without them.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import tempfile
 import time
@@ -17,25 +15,38 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, shown, write_json
-from nbutils.core.record import stage_record
+from nbutils.core.files import read_json, sha256_of_file, shown, write_json
+from nbutils.kaggle.account import PATIENCE_SECONDS, Account
 from nbutils.kaggle.bundle import METADATA
-from nbutils.kaggle.earlier import runs_below
+from nbutils.kaggle.outcome import outcome_of
 
 POLL_SECONDS = 30.0
 MOST_SESSIONS = 20
 """Pushes of one notebook; more than that is a mistake, not a long training."""
-RECORDS = r"(^|/)(stage|run)\.json$"
+MOST_UNKNOWN = 10
+"""Looks in a row at a pushed notebook of which Kaggle knows nothing."""
 RESULTS = r"^(?!.*(/checkpoints/|\.partial))"
-"""What is downloaded: first the records, at the end everything but checkpoints."""
+"""What is downloaded at the end: everything but checkpoints."""
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
+PUSHED = "pushed.json"
+"""Beside a bundle: which notebook was pushed last, as which version, on which versions of what it reads."""
 
 
 class Pusher:
-    """Pushes bundles with an authenticated `KaggleApi`; `say` takes lines for people."""
+    """Pushes bundles with an authenticated `KaggleApi`; `say` takes lines for people.
 
-    def __init__(self, api: Any, follow: bool, poll: float = POLL_SECONDS, say: Callable[[str], None] = print) -> None:
-        self.api = api
+    `poll`: seconds between two looks; `patience`: seconds for which a network in trouble is asked again.
+    """
+
+    def __init__(
+        self,
+        api: Any,
+        follow: bool,
+        poll: float = POLL_SECONDS,
+        say: Callable[[str], None] = print,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self.account = Account(api, poll, patience, say)
         self.follow = follow
         self.poll = poll
         self.say = say
@@ -51,24 +62,46 @@ class Pusher:
 
     def _sessions(self, folder: Path, facts: dict[str, Any]) -> None:
         """Pushes one bundle; with `follow` again and again, until it is no longer paused."""
+        address, mark = facts["id"], _mark(folder, facts)
+        if self._is_done(folder, address, mark):
+            if self.follow:
+                self._download(folder, address)
+            return
         for _ in range(MOST_SESSIONS):
-            self._push(folder, facts)
+            self._push(folder, facts, mark)
             if not self.follow:
                 return
             time.sleep(self.poll)  # for a moment the version before may still count as the newest
-            self._wait(facts["id"])
-            if self._state(facts["id"]) == "done":
-                self._download(folder, facts["id"])
+            self._completed(address)
+            if self._state(address) == "done":
+                self._download(folder, address)
                 return
-            self.say(f"{facts['id']} is paused; the next session goes on from there.")
+            self.say(f"{address} is paused; the next session goes on from there.")
         raise UserError(
-            f"{facts['id']} is still paused after {MOST_SESSIONS} sessions: look at its log; is its budget too small?"
+            f"{address} is still paused after {MOST_SESSIONS} sessions: look at its log; is its budget too small?"
         )
 
-    def _push(self, folder: Path, facts: dict[str, Any]) -> None:
-        first = self._status(facts["id"]) is None
-        with _prepared(folder, facts, without_own=first) as prepared, _speaking(facts["id"]):
-            answer = self.api.kernels_push(str(prepared))
+    def _is_done(self, folder: Path, address: str, mark: dict[str, Any]) -> bool:
+        """Whether the newest version is this bundle's and done, after waiting for one that is under way."""
+        pushed = read_json(folder / PUSHED) if (folder / PUSHED).is_file() else {}
+        same = pushed.get("mark") == mark
+        status = self.account.status(address)
+        if status is not None and status not in ENDED:
+            self.say(f"{address} is under way already: waiting for it (cancel it on its page to push at once).")
+            if not same:
+                self._wait(address)
+                return False
+            self._completed(address)
+            return self._state(address) == "done"
+        if not same or status != "COMPLETE" or outcome_of(self.account, address).status != "done":
+            return False
+        self.say(f"{address}: version {pushed['version']} is done, and nothing has changed since.")
+        return True
+
+    def _push(self, folder: Path, facts: dict[str, Any], mark: dict[str, Any]) -> None:
+        first = self.account.status(facts["id"]) is None
+        with _prepared(folder, facts, without_own=first) as prepared:
+            answer = self.account.push(facts["id"], prepared)
         if answer.error:
             raise UserError(f"Kaggle refuses {facts['id']}: {answer.error}")
         for kind in ("kernel", "dataset", "model"):
@@ -78,78 +111,58 @@ class Pusher:
                     "notebook without them all the same: stop that version on its page, check the names and whether "
                     "they are yours, and push again."
                 )
+        write_json(folder / PUSHED, {"schema": 1, "version": answer.version_number, "mark": mark})
         self.say(f"{facts['id']}: version {answer.version_number} pushed, {answer.url}")
-        self._say_quota()
+        if (hours := self.account.gpu_hours()) is not None:
+            self.say(f"GPU quota: {hours[0]:.1f} of {hours[1]:.0f} hours left this week")
 
     def _upstream(self, address: str) -> None:
         """Waits until a notebook that others read from has ended; UserError unless its stage is done."""
-        if self._status(address) is None:
+        if self.account.status(address) is None:
             raise UserError(f"{address} is not on Kaggle yet, and later notebooks read its output: push it first.")
-        self._wait(address)
+        self._completed(address)
         if self._state(address) == "paused":
             raise UserError(
                 f"{address} is paused, so that later notebooks have nothing to read: push it again until it is done, "
                 "or use --follow."
             )
 
-    def _wait(self, address: str) -> None:
-        """Until the newest version has ended; UserError if it failed."""
-        last = ""
-        while (status := self._status(address) or "QUEUED") not in ENDED:
-            if status != last:
-                self.say(f"{address}: {status.lower()}")
-            last = status
-            time.sleep(self.poll)
+    def _completed(self, address: str) -> None:
+        """Waits for the newest version; UserError if it failed."""
+        status = self._wait(address)
         if status != "COMPLETE":
             raise UserError(
                 f"{address} ended as {status.lower()}: read its log on its page; push again, and it goes on from the "
                 "last output that it published."
             )
 
-    def _status(self, address: str) -> str | None:
-        """The state of the newest version; None where there is no such notebook."""
-        from requests import HTTPError
-
-        with _speaking(address):
-            try:
-                return str(self.api.kernels_status(address).status.name)
-            except ValueError:  # how the package says 401 and 403, which Kaggle answers for unknown names too
-                return None
-            except HTTPError as error:
-                if error.response is not None and error.response.status_code == 404:
-                    return None
-                raise
+    def _wait(self, address: str) -> str:
+        """How the newest version has ended, when it has. UserError where Kaggle does not know the notebook."""
+        last, unknown = "", 0
+        while (status := self.account.status(address)) not in ENDED:
+            unknown = 0 if status else unknown + 1
+            if unknown >= MOST_UNKNOWN:
+                raise UserError(
+                    f"Kaggle shows no session of {address}, though it was pushed: check that these credentials are of "
+                    "the user who owns it, and that its address on kaggle.com/code is this one (bundle --owner)."
+                )
+            if status and status != last:
+                self.say(f"{address}: {status.lower()}")
+            last = status or last
+            time.sleep(self.poll)
+        return str(status)
 
     def _state(self, address: str) -> str:
-        """`done` or `paused`, by the records of the notebook's output. UserError for a stage that failed."""
-        with tempfile.TemporaryDirectory() as folder, _speaking(address):
-            self.api.kernels_output(address, folder, file_pattern=RECORDS)
-            for run in runs_below(Path(folder)):
-                for record in (stage_record(run, path.parent.name) for path in sorted(run.glob("*/stage.json"))):
-                    if record and record["status"] == "failed":
-                        raise UserError(
-                            f"{address} has published a failed {record['stage']}: {record.get('error', 'see its log')}"
-                        )
-                    if record and record["status"] == "paused":
-                        return "paused"
-        return "done"
+        """`done` or `paused`, by what the output says. UserError for everything else."""
+        outcome = outcome_of(self.account, address)
+        if outcome.status not in ("done", "paused"):
+            raise UserError(f"{address} {outcome.words}: read its log on its page, mend that, and push again.")
+        return outcome.status
 
     def _download(self, folder: Path, address: str) -> None:
         target = folder / "output"
-        with _speaking(address):
-            files, _ = self.api.kernels_output(address, str(target), file_pattern=RESULTS, force=True)
-        self.say(f"{address}: {len(files)} files in {shown(target)}")
-
-    def _say_quota(self) -> None:
-        from requests import RequestException
-
-        try:
-            gpu = self.api.quota_view().gpu_quota
-        except (RequestException, ValueError):  # no more than a courtesy
-            return
-        if gpu is not None:
-            total, used = gpu.total_time_allowed.total_seconds(), gpu.time_used.total_seconds()
-            self.say(f"GPU quota: {max(0.0, total - used) / 3600:.1f} of {total / 3600:.0f} hours left this week")
+        files = self.account.output(address, target, RESULTS)
+        self.say(f"{address}: {files} files in {shown(target)}")
 
 
 def bundle_folders(folder: Path) -> list[Path]:
@@ -165,21 +178,14 @@ def bundle_folders(folder: Path) -> list[Path]:
     return found
 
 
-def signed_in() -> Any:
-    """A `KaggleApi` with the credentials that the `kaggle` package finds. UserError where there are none."""
-    try:
-        from kaggle.api.kaggle_api_extended import KaggleApi
-    except ImportError:
-        raise UserError("The package kaggle is not installed: `pip install kaggle`, then push again.") from None
-    api = KaggleApi()
-    try:
-        api.authenticate()
-    except (Exception, SystemExit):
-        raise UserError(
-            "Kaggle knows nobody by these credentials: create a token under kaggle.com/settings (API), and put it "
-            "where the kaggle package looks (~/.kaggle/kaggle.json, or KAGGLE_USERNAME and KAGGLE_KEY)."
-        ) from None
-    return api
+def _mark(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle's version stands on: its notebook, and the versions of what it reads that were pushed from here."""
+    versions = {}
+    for source in facts["kernel_sources"]:
+        beside = folder.parent / source.partition("/")[2] / PUSHED
+        if source != facts["id"] and beside.is_file():
+            versions[source] = read_json(beside)["version"]
+    return {"notebook": sha256_of_file(folder / facts["code_file"]), "reads": versions}
 
 
 @contextmanager
@@ -193,15 +199,3 @@ def _prepared(folder: Path, facts: dict[str, Any], without_own: bool) -> Iterato
         sources = [source for source in facts["kernel_sources"] if source != facts["id"]]
         write_json(Path(copy) / METADATA, facts | {"kernel_sources": sources})
         yield Path(copy)
-
-
-@contextmanager
-def _speaking(address: str) -> Iterator[None]:
-    """Network and server errors as one sentence."""
-    from requests import RequestException
-
-    try:
-        yield
-    except (RequestException, json.JSONDecodeError) as error:
-        first = re.sub(r"\s+", " ", str(error))[:200]
-        raise UserError(f"Kaggle cannot be asked about {address} ({first}): check the network and try again.") from None

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import append_jsonl, resolve, write_json
-from nbutils.core.notebooks import notebook_path, parameters, spec, stages
-from nbutils.core.record import RECORD, stage_record, write_record
+from nbutils.core.notebooks import spec, stages
+from nbutils.core.record import RECORD, stage_record, stage_status, write_record
 from nbutils.kaggle.attached import check_attached
 from nbutils.kaggle.earlier import Earlier, best, bring, run_folders, size
+from nbutils.kaggle.ending import DONE, FAILED, PAUSED, UNFINISHED, write_ending
 from nbutils.kaggle.forecast import forecast_of
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.mirror import Mirror
 from nbutils.kaggle.place import WHOLE, Place
 from nbutils.kaggle.space import LIMIT, keep_under, used
-
-if TYPE_CHECKING:
-    from nbutils.core.settings import Settings
+from nbutils.kaggle.standing import changed_versions, given_parameters, is_done, settings_of, stays
+from nbutils.kaggle.whole import LONG, run_pipeline, too_late
 
 LOG = "kaggle.jsonl"
 """In the run folder: a row for each session, with its kind, its GPUs, its libraries and what it went on from."""
@@ -33,11 +31,13 @@ LOG = "kaggle.jsonl"
 class Session:
     """One session of one bundled notebook."""
 
-    def __init__(self, stage: str, profile: str, address: str, where: Place) -> None:
+    def __init__(self, stage: str, profile: str, address: str, where: Place, stale: str = "") -> None:
         self.stage = stage
         self.profile = profile
         self.address = address
         self.place = where
+        self.stale = stale
+        self.waits = ""
         self.run = Path()
         self.continued: Earlier | None = None
         self.mirror: Mirror | None = None
@@ -49,12 +49,14 @@ class Session:
         if self.place.root is None:
             return
         if not self.place.internet:
-            settings = {name: _settings(name, names) for name in self._own_stages()}
-            check_attached(settings, self.profile)
+            from nbutils.pipeline.fetch import wanted_by
+
+            wanted = wanted_by({name: settings_of(name, names) for name in self._own_stages()})
+            check_attached([(item.kind, item.name, item.revision, item.purpose) for item in wanted], [], self.profile)
         self._bring(names)
         self._note_session()
         self.guard.watch(self._keep)
-        if self.stage != WHOLE and self._is_done(names):
+        if self.stage != WHOLE and is_done(self.stage, names):
             print(f"{self.stage} is finished already; the cells below are passed over, and its output is handed on.")
             self.close()
             self.guard.pass_over()
@@ -62,35 +64,47 @@ class Session:
             self.mirror.start(self.run)
 
     def run_all(self, names: Mapping[str, Any]) -> None:
-        """Runs the pipeline with the parameters of this notebook; UserError with its last sentence if it fails."""
+        """Runs the pipeline with the parameters of this notebook; UserError with its last sentence if it fails.
+
+        It stops before the long stage that follows training where Kaggle might end the session in the midst of it:
+        then nothing of the training would be published. A session that only hands a finished training on goes ahead.
+        """
         profile = self.run.parent / f"{self.profile}.yaml"
-        write_json(profile, dict(_parameters(names)))  # JSON is YAML
-        command = [sys.executable, "-m", "nbutils", "run", str(profile)]
-        last = ""
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                last = line.strip() or last
-        if process.returncode:
-            raise UserError(f"The pipeline ended with status {process.returncode}: {last}")
+        write_json(profile, dict(given_parameters(names)))  # JSON is YAML
+        run_pipeline(profile, self.stale, short=True)
+        if stage_status(self.run, "train") != "done":
+            return
+        trained = self.continued is None or not self.continued.done
+        if trained and self.place.root is not None and not is_done(LONG, names):
+            self.waits = too_late(float(names.get("budget_minutes") or 0))
+        if not self.waits:
+            run_pipeline(profile, self.stale)
 
     def close(self) -> None:
-        """Says how to go on, and keeps the output below Kaggle's limit."""
+        """Says how to go on, keeps the output below Kaggle's limit, and notes how the session ended."""
         if self.place.root is None:
             return
-        if self.mirror is not None:
-            self.mirror.stop()
         working = self.place.root / "working"
-        for name in keep_under(working, self.run):
-            print(f"Dropped {name}: the output was larger than {LIMIT / 1e9:.0f} GB.")
+        self._tidy(working)
         record = stage_record(self.run, "train") if self.stage in ("train", WHOLE) else None
-        if record and record["status"] == "paused":
+        paused = bool(record and record["status"] == "paused")
+        if record and paused:
             print(f"{_at(record)} {self.how_to_go_on}")
+        elif self.waits:
+            print(f"{self.waits} {self.how_to_go_on}")
+        done = all(stage_status(self.run, name) == "done" for name in self._own_stages())
+        write_ending(self.run, self.stage, PAUSED if paused or self.waits else DONE if done else UNFINISHED)
         expected = forecast_of(self.run) if self.stage in ("train", WHOLE) else None
         if expected is not None:
             print(expected.sentence)
         print(f"The output is {used(working) / 1e9:.2f} GB of {LIMIT / 1e9:.0f} GB.")
+
+    def _tidy(self, working: Path, flush: bool = False) -> None:
+        """Ends the mirror, where asked with one last checkpoint, and drops what the output has no room for."""
+        if self.mirror is not None:
+            self.mirror.stop(self.run if flush else None)
+        for name in keep_under(working, self.run):
+            print(f"Dropped {name}: the output was larger than {LIMIT / 1e9:.0f} GB.")
 
     @property
     def how_to_go_on(self) -> str:
@@ -114,22 +128,35 @@ class Session:
             if (self.run / name / RECORD).is_file():
                 continue  # the first cells are executed a second time
             own = name == self.stage or self.stage == WHOLE
-            asked = _settings(name, names).result_parameters() if own else None
+            settings = settings_of(name, names) if own else None
+            asked = settings.result_parameters() if settings else None
             earlier = best(runs, name, asked)
-            if name == "train" and own and not (earlier and earlier.done):
-                runs += self._mirrored(earlier)
+            if name == "train" and own and not (earlier and earlier.done and earlier.fits):
+                runs += self._mirrored(earlier if earlier and earlier.fits else None)
                 earlier = best(runs, name, asked)
-            if name == "train" and own:
-                self._say_what_continues(earlier)
+            kept = earlier
             if earlier is not None:
                 self._copy(name, earlier, own)
+                if settings and not stays(earlier, name, settings, self.stale, self.stage == WHOLE):
+                    kept = None
+            if name == "train" and own:
+                self._say_what_continues(kept, earlier.remarks if earlier else [])
 
     def _mirrored(self, earlier: Earlier | None) -> list[Path]:
-        """The run folder that the mirror holds, where it is further than what is attached."""
+        """The run folder that the mirror holds, where it is further than what is attached.
+
+        UserError where it can't be read and nothing is attached: training would start at step 0, and replace it.
+        """
         if self.mirror is None or not self.place.internet:
             return []
-        folder = Path(tempfile.mkdtemp(prefix="smallchat-mirror-"))
-        if not self.mirror.fetch(self.run.name, earlier.step if earlier else 0, folder):
+        folder, step = Path(tempfile.mkdtemp(prefix="smallchat-mirror-")), earlier.step if earlier else 0
+        try:
+            if not self.mirror.fetch(self.run.name, step, folder):
+                return []
+        except UserError as error:
+            if not step:
+                raise
+            print(f"Note: {error} This session goes on from step {step}, which is attached.")
             return []
         print(f"The mirror {self.mirror.repo} is further than what is attached.")
         return run_folders(folder, self.run.name)
@@ -149,8 +176,8 @@ class Session:
                 shutil.copyfile(source, self.run / file)
         print(f"{name}: taken from {earlier.folder} ({needed / 1e6:,.1f} MB)")
 
-    def _say_what_continues(self, earlier: Earlier | None) -> None:
-        for remark in earlier.remarks if earlier else []:
+    def _say_what_continues(self, earlier: Earlier | None, remarks: list[str]) -> None:
+        for remark in remarks:
             print(f"Note: {remark}.")
         if earlier is None or (not earlier.done and earlier.checkpoint is None):
             print(
@@ -166,13 +193,8 @@ class Session:
             f"Continues session {earlier.session} of {earlier.date} at step {earlier.step}; steps that a later session "
             "took without publishing them are lost and taken again."
         )
-        for line in _changed_versions(earlier.record):
+        for line in changed_versions(earlier.record):
             print(line)
-
-    def _is_done(self, names: Mapping[str, Any]) -> bool:
-        from nbutils.core.verdict import judge
-
-        return judge(spec(self.stage), _settings(self.stage, names)).state == "done"
 
     def _note_session(self) -> None:
         from nbutils.core.provenance import versions
@@ -193,7 +215,10 @@ class Session:
     # ---- failures ----
 
     def _keep(self, error: BaseException) -> bool:
-        """Marks the stage as failed; True where there is work to be kept, so that the version has to complete."""
+        """Marks the session as failed; True where there is work to be kept, so that the version has to complete.
+
+        A stage that was brought keeps its own word (`paused`, say) until it is begun: that is no longer true here.
+        """
         train = self.run / "train"
         if self.stage not in ("train", WHOLE) or not (
             any((train / "checkpoints").glob("step-*/manifest.json")) or (train / "final" / "config.json").is_file()
@@ -201,8 +226,11 @@ class Session:
             return False
         for name in self._own_stages():
             record = stage_record(self.run, name)
-            if record and record["status"] == "running":
-                write_record(self.run / name / RECORD, record | {"status": "failed", "error": str(error)})
+            if record and record["status"] != "done":
+                write_record(self.run / name / RECORD, record | {"status": FAILED, "error": str(error)})
+        write_ending(self.run, self.stage, FAILED, str(error))
+        if self.place.root is not None:
+            self._tidy(self.place.root / "working", flush=True)
         print(RED.format("This session failed; what it made so far is kept as its output."), flush=True)
         print(self.how_to_go_on)
         return True
@@ -216,33 +244,6 @@ def _shell() -> Any:
     return get_ipython()
 
 
-def _parameters(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The names among a notebook's that are parameters of some stage."""
-    known = {name for stage in stages() for name in parameters(notebook_path(stage))}
-    for name in sorted(known):
-        if name in names:
-            yield name, names[name]
-
-
-def _settings(name: str, names: Mapping[str, Any]) -> Settings:
-    """A stage's settings out of a notebook's names; what the notebook does not name has the stage's own default."""
-    from nbutils.pipeline.parameters import settings_class
-
-    defaults = {n: p.default for n, p in parameters(notebook_path(spec(name))).items()}
-    kind = settings_class(spec(name))
-    return kind.checked({n: names.get(n, value) for n, value in defaults.items() if n in kind.model_fields})
-
-
 def _at(record: dict[str, Any]) -> str:
     facts = record["facts"]
     return f"Training is paused at step {facts['step']} of {facts['steps']} ({facts['fraction']:.0%})."
-
-
-def _changed_versions(record: dict[str, Any]) -> Iterator[str]:
-    """A line for each library that the image brings in another version than the session before had."""
-    from nbutils.core.provenance import versions
-
-    now = versions()
-    for name, before in record.get("versions", {}).items():
-        if now.get(name) != before and name != "smallchat":
-            yield f"Since then {name} has changed from {before} to {now.get(name)}; that is recorded, the run goes on."

@@ -6,10 +6,11 @@ Until then nothing is imported that the image might lack, or have in a version t
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbutils.kaggle import packages, place
+from nbutils.kaggle import attached, packages, place
 
 if TYPE_CHECKING:
     from nbutils.kaggle.session import Session
@@ -28,22 +29,27 @@ def start(
     address: str,
     processes: int,
     internet: bool,
+    needs: Sequence[attached.Need] = (),
+    stale: str = "",
     checkpoint_mirror: str = "",
     mirror_minutes: float = 30.0,
 ) -> Session:
     """The first cell: looks around, checks the GPUs, installs what is missing, and prints what was found.
 
+    `needs` is what comes from the hub, `stale` (accept, force or '') what happens to earlier work that no longer fits.
     UserError where the session cannot do what the profile asks for.
     """
     where = place.look_around()
     print(f"smallchat, {stage} of profile {profile}: {where.line}")
     if where.root is None:
         _share_package()
-        return _session(stage, profile, address, where)
+        return _session(stage, profile, address, where, stale)
     place.check_gpus(where.gpus, processes)
     wheels = sorted(path.parent for path in (where.root / "input").glob(f"**/{packages.WHEELS}"))
     lines = (FOLDER / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
     before = packages.inspect(packages.needed(lines, stage))
+    if not where.internet:
+        attached.check_attached(needs, before, profile, wheels)
     after = packages.install(before, where.internet, wheels)
     print(packages.table(before, after))
     if internet and not where.internet:
@@ -54,7 +60,7 @@ def start(
         print("HF_TOKEN is taken from the notebook's secrets.")
     _share_package()
     _start_clock()
-    session = _session(stage, profile, address, where)
+    session = _session(stage, profile, address, where, stale)
     if checkpoint_mirror:
         if not os.environ.get(place.SECRET):
             print(f"Note: nothing is sent to checkpoint_mirror {checkpoint_mirror}: there is no secret HF_TOKEN.")
@@ -65,10 +71,10 @@ def start(
     return session
 
 
-def _session(stage: str, profile: str, address: str, where: place.Place) -> Session:
+def _session(stage: str, profile: str, address: str, where: place.Place, stale: str) -> Session:
     from nbutils.kaggle.session import Session
 
-    return Session(stage, profile, address, where)
+    return Session(stage, profile, address, where, stale)
 
 
 def _share_package() -> None:

@@ -12,6 +12,9 @@ from nbutils.core.notebooks import Parameter, StageSpec, notebook_path, notebook
 from nbutils.core.settings import Settings, nearest
 from nbutils.pipeline.profile import Given, read_override, read_profile
 
+OF_BUNDLES = ("checkpoint_mirror", "internet", "mirror_minutes")
+"""Names in a profile that no notebook has: `kaggle bundle` reads them, other commands pass over them."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -64,7 +67,7 @@ def settings_class(stage: StageSpec) -> type[Settings]:
 
 
 def _check_names(given: dict[str, Given], cells: dict[str, dict[str, Parameter]]) -> None:
-    known = sorted({name for cell in cells.values() for name in cell})
+    known = sorted({name for cell in cells.values() for name in cell} | set(OF_BUNDLES))
     for name, entry in given.items():
         if name not in known:
             raise UserError(f"{entry.where}: no notebook has a parameter '{name}'.{nearest(name, known)}")

@@ -60,7 +60,8 @@ class StepControl(TrainerCallback):
         settings = job.settings
         job.meters.end_step()
         last = step >= state.max_steps
-        pausing = job.meters.stopping and not last
+        enough = 0 < settings.pause_after_steps <= step - job.loader.first_step
+        pausing = (job.meters.stopping or enough) and not last
         control.should_log = step % settings.log_steps == 0 or step <= FIRST_STEPS or last
         control.should_evaluate = settings.eval_steps > 0 and step % settings.eval_steps == 0 and not last
         every = settings.checkpoint_steps

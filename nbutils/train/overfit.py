@@ -94,6 +94,7 @@ def overfit(settings: TrainSettings, **changes: Any) -> Overfitted:
             "log_steps": 5,
             "checkpoint_steps": 0,
             "budget_minutes": 0.0,
+            "pause_after_steps": 0,
             "report_to": [],
         }
         short = TrainSettings.checked(settings.model_dump() | own | changes)

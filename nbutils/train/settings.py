@@ -39,6 +39,7 @@ class TrainSettings(BaseSettings):
     checkpoints_kept: Annotated[int, Field(ge=1), STEERING]
     processes: Annotated[int, Field(ge=0, le=1024), STEERING]
     budget_minutes: Annotated[float, Field(ge=0), STEERING]
+    pause_after_steps: Annotated[int, Field(ge=0), STEERING]
     report_to: Annotated[list[str], STEERING]
     plain_loop_steps: Annotated[int, Field(ge=0), STEERING]
 

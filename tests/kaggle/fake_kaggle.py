@@ -7,12 +7,17 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from nbutils.core.notebooks import STAGES
+from nbutils.kaggle.bundle import stage_of
+from nbutils.kaggle.place import WHOLE
+
 
 class FakeKaggle(ThreadingHTTPServer):
     """Notebooks by `owner/slug`: their versions as they were pushed, and the states of their sessions' stages.
 
-    `plan` gives for each notebook the status of its stage after each session (`done` where the list has ended), or
-    `error` for a session that fails.
+    `plan` gives for each notebook the status of its stage after each session (`done` where the list has ended),
+    `nothing` for an output without a record, or `error` for a session that fails. `failing` is how many requests to
+    come are answered 503; of `hidden` notebooks nothing can be learned.
     """
 
     def __init__(self) -> None:
@@ -23,6 +28,8 @@ class FakeKaggle(ThreadingHTTPServer):
         self.looks: dict[str, int] = {}
         self.log: list[str] = []
         self.down = False
+        self.failing = 0
+        self.hidden: set[str] = set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -36,14 +43,19 @@ class FakeKaggle(ThreadingHTTPServer):
         return planned[number] if number < len(planned) else "done"
 
     def files(self, name: str) -> dict[str, str]:
-        """The output of a notebook's newest version."""
-        record = {"schema": 1, "stage": "train", "status": self.state(name), "error": "it broke", "facts": {}}
-        return {
-            "runs/mine/run.json": json.dumps({"schema": 1, "name": "mine"}),
-            "runs/mine/train/stage.json": json.dumps(record),
-            "runs/mine/train/checkpoints/step-000001/weights": "large",
-            "runs/mine/train/final/model.safetensors": "weights",
-        }
+        """The output of a notebook's newest version; it holds the finished first stage, as most outputs do."""
+        stage, status = stage_of(name), self.state(name)
+        found = {"runs/mine/run.json": json.dumps({"schema": 1, "name": "mine"})}
+        for each in [s.name for s in STAGES] if stage == WHOLE else ["data", stage]:
+            record = {"schema": 1, "stage": each, "status": "done", "error": "it broke", "facts": {}}
+            record["status"] = status if each == stage else "done"
+            if record["status"] != "nothing":
+                found[f"runs/mine/{each}/stage.json"] = json.dumps(record)
+        if stage == WHOLE:
+            found["runs/mine/session.json"] = json.dumps({"schema": 1, "stage": stage, "status": status})
+        found["runs/mine/train/checkpoints/step-000001/weights"] = "large"
+        found["runs/mine/train/final/model.safetensors"] = "weights"
+        return found
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -55,7 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         given = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         call = self.path.rsplit("/", 1)[1]
-        if self.server.down:
+        self.server.failing -= self.server.failing > 0
+        if self.server.down or self.server.failing:
             self._json({"code": 503, "message": "try later"}, 503)
         else:
             getattr(self, f"_{call}")(given)
@@ -75,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _GetKernelSessionStatus(self, given: dict[str, Any]) -> None:
         name = f"{given['userName']}/{given['kernelSlug']}"
-        if name not in self.server.versions:
+        if name not in self.server.versions or name in self.server.hidden:
             self._json({"code": 403, "message": "Permission 'kernels.get' was denied"}, 403)
             return
         self.server.looks[name] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json
-from nbutils.kaggle.push import Pusher, bundle_folders, signed_in
+from nbutils.core.files import read_json, write_json
+from nbutils.kaggle.account import signed_in
+from nbutils.kaggle.push import Pusher, bundle_folders
 from tests.conftest import ROOT
 from tests.kaggle.fake_kaggle import FakeKaggle
 from tests.kaggle.simulated import bundles
@@ -21,6 +23,7 @@ from tests.kaggle.simulated import bundles
 kaggle_env = pytest.importorskip("kagglesdk.kaggle_env")
 TRAIN = "someone/smallchat-small-02-train-sft"
 DATA = "someone/smallchat-small-01-filter-data"
+WHOLE = "someone/smallchat-small-whole-pipeline"
 
 
 @pytest.fixture
@@ -35,24 +38,34 @@ def kaggle(monkeypatch, tmp_path) -> Iterator[FakeKaggle]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def bundled(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundles")
     bundles(ROOT / "tests" / "kaggle" / "small.yaml", folder)
     return folder
 
 
-def push(folder: Path, follow: bool) -> list[str]:
+@pytest.fixture
+def made(bundled, tmp_path) -> Path:
+    """Bundles that were never pushed."""
+    return shutil.copytree(bundled, tmp_path / "made")
+
+
+def push(folder: Path, follow: bool, patience: float = 0.1) -> list[str]:
     """What was said."""
     said: list[str] = []
-    Pusher(signed_in(), follow, poll=0.01, say=said.append).push_all(bundle_folders(folder))
+    Pusher(signed_in(), follow, poll=0.01, say=said.append, patience=patience).push_all(bundle_folders(folder))
     return said
+
+
+def pushes(kaggle: FakeKaggle) -> list[str]:
+    """The ends of the names that were pushed."""
+    return [line.split()[1].rsplit("small-")[1] for line in kaggle.log if line.startswith("push")]
 
 
 def test_all_are_pushed_in_order_and_what_paused_is_pushed_again(kaggle, made):
     kaggle.plan[TRAIN] = ["paused", "paused", "done"]
     said = push(made, follow=True)
-    pushed = [line.split()[1].rsplit("small-")[1] for line in kaggle.log if line.startswith("push")]
-    assert pushed == [
+    assert pushes(kaggle) == [
         *("01-filter-data", "02-train-sft", "02-train-sft", "02-train-sft"),
         *("03-plot-metrics", "04-evaluate", "05-chat", "06-publish"),
     ]
@@ -86,7 +99,75 @@ def test_inputs_that_kaggle_does_not_know_stop_the_push(kaggle, made, monkeypatc
         push(made / "smallchat-small-03-plot-metrics", follow=True)
 
 
-@pytest.mark.parametrize("ending,words", [("error", "ended as error"), ("failed", "failed train: it broke")])
+def test_the_same_command_goes_on_where_it_was_cut_off(kaggle, made, monkeypatch):
+    kaggle.plan[TRAIN] = ["paused"]
+    with monkeypatch.context() as cut, pytest.raises(KeyboardInterrupt):
+        cut.setattr(Pusher, "_download", interrupted_at("train"))
+        push(made, follow=True)
+    assert pushes(kaggle) == ["01-filter-data", "02-train-sft", "02-train-sft"]
+
+    kaggle.looks[TRAIN] = 0  # the second session is still running
+    said = push(made, follow=True)
+    assert pushes(kaggle)[3:] == ["03-plot-metrics", "04-evaluate", "05-chat", "06-publish"]
+    assert any("01-filter-data: version 1 is done, and nothing has changed" in line for line in said)
+    assert any("02-train-sft is under way already" in line for line in said)
+
+    book = next((made / "smallchat-small-02-train-sft").glob("*.ipynb"))
+    book.write_text(book.read_text() + "\n")  # another bundle: it runs anew, and all that reads it
+    push(made, follow=True)
+    again = ["02-train-sft", "03-plot-metrics", "04-evaluate", "05-chat", "06-publish"]
+    assert pushes(kaggle)[7:] == again and pushes(kaggle).count("01-filter-data") == 1
+
+
+def interrupted_at(name: str):
+    """A download that is cut off for one notebook."""
+
+    def download(self, folder: Path, address: str) -> None:
+        if name in address:
+            raise KeyboardInterrupt
+
+    return download
+
+
+def test_a_hiccup_is_waited_out(kaggle, made):
+    kaggle.failing = 4
+    said = push(made / "smallchat-small-01-filter-data", follow=True, patience=30)
+    assert pushes(kaggle) == ["01-filter-data"] and sum("trying again" in line for line in said) == 1
+
+
+def test_a_notebook_of_which_kaggle_shows_nothing_ends_the_waiting(kaggle, made):
+    kaggle.hidden.add(DATA)
+    with pytest.raises(UserError, match=r"shows no session of .*01-filter-data.*credentials.*--owner"):
+        push(made, follow=True)
+
+
+def test_the_whole_pipeline_is_pushed_until_all_of_it_is_done(kaggle, made):
+    kaggle.plan[WHOLE] = ["paused", "paused"]  # stopped before the evaluation: no stage's record says so
+    push(made / "smallchat-small-whole-pipeline", follow=True)
+    assert pushes(kaggle) == ["whole-pipeline"] * 3
+    kaggle.plan[WHOLE] = [*["done"] * 3, "failed"]
+    (made / "smallchat-small-whole-pipeline" / "pushed.json").unlink()  # as from another machine
+    with pytest.raises(UserError, match="published a failed all"):
+        push(made / "smallchat-small-whole-pipeline", follow=True)
+
+
+@pytest.mark.parametrize("status,words", [("running", "it says running"), ("nothing", "there is none")])
+def test_an_output_without_a_finished_stage_is_not_done(kaggle, made, status, words):
+    kaggle.plan[TRAIN] = [status]
+    with pytest.raises(UserError, match=rf"02-train-sft completed, but .* no finished train stage \({words}\)"):
+        push(made, follow=True)
+
+
+def test_what_the_kaggle_package_refuses_is_one_sentence(kaggle, made, tmp_path):
+    folder = tmp_path / "01-filter-data"
+    shutil.copytree(made / "smallchat-small-01-filter-data", folder)
+    facts = read_json(folder / "kernel-metadata.json")
+    write_json(folder / "kernel-metadata.json", facts | {"dataset_sources": ["foo"]})
+    with pytest.raises(UserError, match=r"kaggle package refuses .*01-filter-data"):
+        push(folder, follow=False)
+
+
+@pytest.mark.parametrize("ending,words", [("error", "ended as error"), ("failed", r"failed data \(it broke\)")])
 def test_a_session_that_fails_ends_the_push(kaggle, made, ending, words):
     kaggle.plan[DATA] = [ending]
     with pytest.raises(UserError, match=words):

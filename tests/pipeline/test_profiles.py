@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nbutils.core.notebooks import notebook_path, parameters, stages
-from nbutils.pipeline.parameters import plan, settings_class
+from nbutils.pipeline.parameters import OF_BUNDLES, plan, settings_class
 from nbutils.pipeline.profile import read_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ def test_there_are_profiles():
 def test_a_profile_fits_every_notebook(path):
     planned = plan(path, [])
     known = {name for entry in planned.stages for name in parameters(notebook_path(entry.stage))}
-    assert set(read_profile(path)) <= known
+    assert set(read_profile(path)) <= known | set(OF_BUNDLES)
     assert planned.stages
 
 

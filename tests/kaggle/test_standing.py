@@ -1,0 +1,170 @@
+"""Earlier work under other settings, sessions that fail, a whole pipeline short of time, options: without kernels."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import pytest
+
+from nbutils.core.cachekey import key_of, key_parts
+from nbutils.core.errors import UserError
+from nbutils.core.files import KAGGLE, read_json, write_json
+from nbutils.core.notebooks import spec
+from nbutils.core.record import stage_record
+from nbutils.kaggle.bundle import slug, stage_of
+from nbutils.kaggle.earlier import best
+from nbutils.kaggle.options import Options, options_of
+from nbutils.kaggle.place import WHOLE, Place
+from nbutils.kaggle.session import Session
+from nbutils.kaggle.standing import settings_of, stays
+from nbutils.kaggle.whole import too_late
+from nbutils.pipeline.parameters import plan
+from tests.kaggle.simulated import SMALL
+from tests.kaggle.test_on_kaggle import checkpoint
+
+NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch) -> Path:
+    """Stands in for `/kaggle`."""
+    monkeypatch.setenv(KAGGLE, str(tmp_path))
+    for name in ("input", "working"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) -> Path:
+    """The training of an earlier session, as it would lie in the run folder, with these settings but for `changes`."""
+    settings = settings_of("train", NAMES | changes)
+    parts = key_parts(spec("train"), settings)
+    folder = settings.run_path / "train"
+    record = {"schema": 1, "stage": "train", "status": status, "started": "2026-01-01T10:00:00+00:00", "facts": {}}
+    record |= {"key": key_of(parts), "parts": parts, "outputs": {}, "work_seconds": seconds}
+    write_json(folder / "stage.json", record)
+    write_json(folder.parent / "run.json", {"schema": 1, "name": "mine", "parameters": {}})
+    if status != "done":
+        checkpoint(folder, 10)
+    return folder
+
+
+def kept(folder: Path, stale: str, in_pipeline: bool = False) -> bool:
+    found = best([folder.parent], "train", None)
+    assert found is not None
+    return stays(found, "train", settings_of("train", NAMES), stale, in_pipeline)
+
+
+@pytest.mark.parametrize("status", ["done", "paused", "running"])
+def test_work_that_fits_stays(kaggle, status):
+    assert kept(trained(kaggle, status, seconds=5000), "")
+
+
+def test_long_or_unfinished_work_of_other_settings_stops_the_session(kaggle):
+    folder = trained(kaggle, "paused", learning_rate=0.1)
+    with pytest.raises(UserError, match=r"step 10.*learning_rate \(0.1 → 0.003\).*--force") as raised:
+        kept(folder, "")
+    assert "--accept" not in str(raised.value)  # these checkpoints cannot be continued
+    folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
+    with pytest.raises(UserError, match=r"learning_rate.*--accept.*--force"):
+        kept(folder, "")
+
+
+def test_force_starts_anew_and_accept_keeps_a_finished_model(kaggle):
+    folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
+    assert kept(folder, "accept") and kept(folder, "")  # accepted once, it fits
+    folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
+    assert not kept(folder, "force") and not folder.exists()
+    folder = trained(kaggle, "done", learning_rate=0.1)  # seconds of work
+    assert not kept(folder, "") and not folder.exists()
+
+
+def test_of_two_trainings_the_one_that_fits_is_found(kaggle):
+    found = best([trained(kaggle, "done", learning_rate=0.1).parent], "train", {"learning_rate": 0.003})
+    assert found is not None and not found.fits
+
+
+# A session
+
+
+def session(kaggle: Path, stage: str = "train") -> Session:
+    made = Session(stage, "mine", "me/it", Place(kaggle, "Batch", False, ()))
+    made.run = kaggle / "working" / "runs" / "mine"
+    return made
+
+
+def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kaggle, capsys):
+    trained(kaggle, "paused")
+    made = session(kaggle)
+    assert made._keep(UserError("no room")) is True
+    record = stage_record(made.run, "train")
+    assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
+    assert read_json(made.run / "session.json")["status"] == "failed"
+    assert "\033[1;31m" in capsys.readouterr().out
+
+
+def test_the_end_of_a_session_is_noted(kaggle):
+    trained(kaggle, "done")
+    made = session(kaggle)
+    made.close()
+    assert read_json(made.run / "session.json")["status"] == "done"
+    made = session(kaggle, WHOLE)
+    made.close()
+    assert read_json(made.run / "session.json")["status"] == "unfinished"
+    made.waits = "evaluate waits."
+    made.close()
+    assert read_json(made.run / "session.json")["status"] == "paused"
+
+
+@pytest.mark.parametrize("used,waits", [(30, False), (59, False), (61, True), (500, True)])
+def test_the_evaluation_waits_where_little_of_the_budget_is_left(monkeypatch, used, waits):
+    monkeypatch.setenv("NBUTILS_STARTED", str(time.time() - 60 * used))
+    assert bool(too_late(100)) is waits
+    assert too_late(0) == ""
+
+
+# Options
+
+
+def given(profile: Path, **changes: object) -> Options:
+    values = {"owner": "someone", "overrides": [], "offline": False, "attach": [], "mirror": None}
+    values |= {"mirror_minutes": None, "accept": False, "force": False}
+    return options_of(argparse.Namespace(**(values | changes)), profile)
+
+
+@pytest.fixture
+def profile(tmp_path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SMALL.read_text() + "internet: false\ncheckpoint_mirror: me/mirror\nmirror_minutes: 5\n")
+    return path
+
+
+def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(profile):
+    found = given(profile)
+    assert (found.internet, found.mirror, found.mirror_minutes) == (False, "me/mirror", 5.0)
+    found = given(profile, mirror="", mirror_minutes=7.0, overrides=["internet=true"], force=True)
+    assert (found.internet, found.mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
+    assert given(SMALL).internet and given(SMALL).mirror_minutes == 30.0
+    assert len(plan(profile, []).stages) == 6  # `run` knows the names and passes over them
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"attach": ["foo"]}, ["--attach", "'foo'", "OWNER/DATASET"]),
+        ({"mirror_minutes": 0.0}, ["--mirror-minutes", "more than 0"]),
+        ({"mirror": "foo"}, ["--mirror", "owner/name"]),
+        ({"overrides": ["mirror_minutes=0"]}, ["mirror_minutes", "more than 0"]),
+        ({"overrides": ["internet=2"]}, ["internet", "true or false"]),
+    ],
+)
+def test_what_kaggle_would_refuse_is_one_sentence(profile, changes, words):
+    with pytest.raises(UserError) as raised:
+        given(profile, **changes)
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_a_notebooks_address_names_its_stage():
+    for name in ("data", "train", "metrics", "evaluate", "chat", "publish", WHOLE):
+        assert stage_of(f"someone/{slug('a-rather-long-name-of-a-profile', name)}") == name
