@@ -59,7 +59,7 @@ def judge(messages: Sequence[Turn]) -> Judged:
     if "assistant" not in roles:
         return Judged(turns, NO_ASSISTANT_TURN)
     if others := sorted(roles - {"user", "assistant"}):
-        return Judged(turns, BAD_ROLES, f"unknown role {others[0]!r}")
+        return Judged(turns, BAD_ROLES, f"unknown role {others[0]!r:.60}")
     if turns[0][0] != "user":  # joined turns of two roles alternate, so the first decides about all
         return Judged(turns, BAD_ROLES, "the assistant speaks first")
     lost = turns[-1][0] == "user"

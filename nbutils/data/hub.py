@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from nbutils.core.fetched import entry
 from nbutils.core.files import resolve
 from nbutils.data.batches import BATCH_ROWS, Batch, InMemory
 from nbutils.data.settings import DatasetSpec
+from nbutils.data.splits import parts, refuse
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -38,24 +39,27 @@ def load(spec: DatasetSpec, streaming: bool) -> Opened:
     """Opens a dataset by path or hub id. UserError where it, its configuration or its split cannot be found."""
     path = resolve(spec.path)
     if (path.is_dir() and (path / "state.json").is_file()) or (path / "dataset_dict.json").is_file():
-        return _opened(_saved(spec, path), "")
+        return _opened(spec, _saved(spec, path), "")
     if path.suffix in BUILDERS:
         if not path.is_file():
             raise UserError(f"The dataset file {spec.path} does not exist; check its path in `datasets`.")
-        return _opened(_load(spec, BUILDERS[path.suffix], streaming, data_files=str(path), split="train"), "")
+        refuse(spec, "a single file")
+        data = _load(spec, BUILDERS[path.suffix], streaming, data_files=str(path), split=spec.split)
+        return _opened(spec, data, "")
     if path.is_dir():
-        return _opened(_load(spec, str(path), streaming, name=spec.name or None, split=spec.split), "")
+        refuse(spec, "a local folder", name=False, split=False)
+        return _opened(spec, _load(spec, str(path), streaming, name=spec.name or None, split=spec.split), "")
     fetched = entry("dataset", spec.path, spec.revision)
     if fetched:
         data = _load(spec, str(fetched[0]), streaming, name=spec.name or None, split=spec.split)
-        return _opened(data, fetched[1]["commit"])
+        return _opened(spec, data, fetched[1]["commit"])
     revision = spec.revision if len(spec.revision) == 40 else _commit(spec)
     data = _load(spec, spec.path, streaming, name=spec.name or None, split=spec.split, revision=revision or None)
-    return _opened(data, revision)
+    return _opened(spec, data, revision)
 
 
-def batches(data: Dataset | IterableDataset, columns: Sequence[str]) -> Iterator[Batch]:
-    """The rows of the needed columns, batch by batch.
+def batches(data: Dataset | IterableDataset, columns: Sequence[str], spec: DatasetSpec) -> Iterator[Batch]:
+    """The rows of the needed columns, batch by batch. UserError where a stream breaks off.
 
     What lies in files travels to a worker as the names of the files, is mapped into memory there for one batch, and let
     go of again: memory stays flat however long the files are.
@@ -69,9 +73,24 @@ def batches(data: Dataset | IterableDataset, columns: Sequence[str]) -> Iterator
             yield Batch(start, _Mapped(state, start, min(start + BATCH_ROWS, len(data))))
         return
     start = 0
-    for table in data.with_format("arrow").iter(BATCH_ROWS):
+    for table in _streamed(spec, data.with_format("arrow").iter(BATCH_ROWS)):
         yield Batch(start, InMemory(table))
         start += table.num_rows
+
+
+def _streamed(spec: DatasetSpec, items: Iterable[Any]) -> Iterator[Any]:
+    """The items, with whatever goes wrong while they come in (network, a broken file) as a sentence."""
+    number = 0
+    try:
+        for item in items:
+            yield item
+            number += 1
+    except Exception as error:  # as many types as in `_load`
+        cause = error.__cause__ or error
+        raise UserError(
+            f"The dataset {spec.label} broke off while streaming, after {number:,} batches: {_first_line(cause)}. Run "
+            "again, or set streaming to false to download it first."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -87,24 +106,28 @@ class _Mapped:
         return data[self.start : self.stop]
 
 
-def _opened(data: Any, revision: str) -> Opened:
+def _opened(spec: DatasetSpec, data: Any, revision: str) -> Opened:
     from datasets import Dataset
 
     if isinstance(data, Dataset):
         return Opened(data, data.column_names, len(data), revision, data._fingerprint)
-    columns = data.column_names or list(next(iter(data.take(1)), {}))
+    columns = data.column_names or list(next(_streamed(spec, data.take(1)), {}))
     return Opened(data, columns, None, revision, "")
 
 
 def _saved(spec: DatasetSpec, path: Path) -> Dataset:
-    from datasets import DatasetDict, load_from_disk
+    from datasets import DatasetDict, concatenate_datasets, load_from_disk
 
+    refuse(spec, "a saved dataset", split=False)
     found = load_from_disk(path)
-    if isinstance(found, DatasetDict):
-        if spec.split not in found:
-            raise UserError(f"The dataset {spec.path} has no split '{spec.split}'; it has {', '.join(found)}.")
+    if not isinstance(found, DatasetDict):
+        # One split alone: what it was called when it was saved, and `train`, which nobody has to ask for.
+        found = {name: found for name in ("train", found.split and str(found.split)) if name}
+    taken = parts(spec, {name: len(data) for name, data in found.items()})
+    if spec.split in found:
         return found[spec.split]
-    return found
+    pieces = [found[name].select(range(start, stop)) for name, start, stop in taken]
+    return pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces)
 
 
 def _load(spec: DatasetSpec, path: str, streaming: bool, **options: Any) -> Any:
@@ -114,11 +137,14 @@ def _load(spec: DatasetSpec, path: str, streaming: bool, **options: Any) -> Any:
         return load_dataset(path, streaming=streaming, **options)
     except Exception as error:  # `datasets` and the hub's client raise a dozen types, their HTTP library's among them
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        first = str(error).strip().split("\n")[0][:300].rstrip(".")
         raise UserError(
-            f"The dataset {spec.label} cannot be opened{offline}: {first}. Check path, name, split and revision in "
-            "`datasets`, or collect it with `python -m nbutils fetch` where there is a network."
+            f"The dataset {spec.label} cannot be opened{offline}: {_first_line(error)}. Check path, name, split and "
+            "revision in `datasets`, or collect it with `python -m nbutils fetch` where there is a network."
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300].rstrip(".")
 
 
 def _commit(spec: DatasetSpec) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,9 +15,14 @@ import pyarrow as pa
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.data.batches import BATCH_BYTES, BATCH_ROWS, Batch, InMemory
+from nbutils.data.documents import open_document
+from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LINE, Malformed, Shape, detect, parse_line
+from nbutils.data.splits import names_other_split, names_split, part
 
 LINE_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+OTHER_ENDINGS = (".parquet", ".arrow", ".csv", ".tsv")
+"""Of data that the `datasets` library reads."""
 LOOKED_AT = 200
 """Rows from which the shape is found."""
 
@@ -33,37 +37,61 @@ class Lines:
     batches: Callable[[], Iterator[Batch]]
 
 
-def files_of(path: Path, split: str) -> list[Path]:
-    """The files read here that a path stands for: itself, or a folder's JSONL files whose names start with the split.
+def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
+    """The files read here that a path stands for: itself, or a folder's JSONL files of the split.
 
-    Empty for anything else, which the `datasets` library opens.
+    A folder with nothing but JSONL files, none of them named for the split, is all `train` (but for files that are
+    named for another split). Empty for anything else, which the `datasets` library opens. UserError where files of
+    another kind are named for the split too.
     """
-    if path.is_dir():
-        return sorted(file for file in path.glob(f"{split}*") if file.name.endswith(LINE_ENDINGS))
-    return [path] if path.name.endswith((*LINE_ENDINGS, ".json")) else []
+    if not path.is_dir():
+        return [path] if path.name.endswith((*LINE_ENDINGS, ".json")) else []
+    if spec.name or _configured(path):
+        return []
+    below = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+    below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
+    of_lines = [file for file in below if file.name.endswith(LINE_ENDINGS)]
+    others = [file for file in below if file.name.endswith(OTHER_ENDINGS)]
+    mine = [file for file in of_lines if names_split(file, spec.whole_split)]
+    beside = [file for file in below if file.name.endswith((*OTHER_ENDINGS, ".json")) and mine]
+    if clash := next((file for file in beside if names_split(file, spec.whole_split)), None):
+        raise UserError(
+            f"The folder {spec.path} holds {mine[0]} and {clash} for the split '{spec.whole_split}'; name the one "
+            "file to read in `datasets`, or move the other away."
+        )
+    if not mine and not others and spec.whole_split == "train":
+        mine = [file for file in of_lines if not names_other_split(file, spec.whole_split)]
+    return [path / file for file in mine]
 
 
-def open_lines(paths: Sequence[Path], where: str) -> Lines:
+def _configured(folder: Path) -> bool:
+    """Whether a dataset's card says itself which files make which split, as the hub's do."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8", errors="replace")
+    return text.startswith("---") and "\nconfigs:" in text.split("\n---", 1)[0]
+
+
+def open_lines(paths: Sequence[Path], spec: DatasetSpec) -> Lines:
     """Opens JSONL files (also compressed with gzip), or a JSON file with a list of rows. UserError if no shape fits."""
-    if paths[0].suffix == ".json":
-        rows = _rows_of_json(paths[0])
-        if rows is not None:
-            return _lines(lambda: iter(rows), len(rows), where)
+    document = open_document(paths[0]) if paths[0].suffix == ".json" else None
+
+    def read_all() -> Iterator[bytes]:
+        return document.read() if document else (line for path in paths for line in _lines_of(path))
+
+    start, stop = part(spec, document.rows if document else sum(1 for _ in read_all()))
 
     def read() -> Iterator[bytes]:
-        return (line for path in paths for line in _lines_of(path))
+        return islice(read_all(), start, stop)
 
-    return _lines(read, sum(1 for _ in read()), where)
-
-
-def _lines(read: Callable[[], Iterator[bytes]], rows: int, where: str) -> Lines:
     def batches() -> Iterator[Batch]:
-        start = 0
+        first = 0
         for group in _grouped(read()):
-            yield Batch(start, InMemory(pa.table({LINE: pa.array(group, pa.large_binary())})))
-            start += len(group)
+            yield Batch(first, InMemory(pa.table({LINE: pa.array(group, pa.large_binary())})))
+            first += len(group)
 
-    return Lines(*_shape_of(list(islice(read(), LOOKED_AT)), where), rows, batches)
+    return Lines(*_shape_of(read(), spec.label), stop - start, batches)
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
@@ -80,20 +108,6 @@ def _opened(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _rows_of_json(path: Path) -> list[bytes] | None:
-    """The rows of a list in a JSON file, also one level down ({"data": […]}); None for JSON lines under that name."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]) else [value]
-    if not isinstance(value, list):
-        raise UserError(f"{shown(path)} holds no list of rows; give a JSON file with a list of objects, or JSON lines.")
-    return [json.dumps(row).encode() for row in value]
-
-
 def _grouped(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
     group: list[bytes] = []
     size = 0
@@ -107,17 +121,27 @@ def _grouped(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
         yield group
 
 
-def _shape_of(lines: list[bytes], where: str) -> tuple[Shape, list[str]]:
-    """The shape that most of the first lines have, and the names of the columns seen."""
+def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
+    """The shape that most of the first lines have, and the names of the columns seen.
+
+    Where all of them are broken, that of the first line which is not.
+    """
     seen: dict[str, None] = {}
     votes: Counter[tuple[str, ...]] = Counter()
-    for line in lines:
+    broken = ""
+    for number, line in enumerate(lines):
+        if number >= LOOKED_AT and votes:
+            break
         try:
             columns = tuple(parse_line(line))
-        except Malformed:
+        except Malformed as error:
+            broken = broken or str(error)
             continue
         seen |= dict.fromkeys(columns)
         votes[columns] += 1
+    if not votes:
+        why = f"no row of it is a JSON object (the first: {broken})" if broken else "it holds no rows"
+        raise UserError(f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them.")
     for columns, _ in votes.most_common():
         try:
             return detect(columns, where), list(seen)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nbutils.core.files import resolve, sha256_of_file, shown
+from nbutils.core.inputs import TOKENIZER_FILES, local_hashes, model_hashes
 from nbutils.core.settings import STEERING, Seed, Settings
 
 
@@ -24,15 +25,21 @@ class DatasetSpec(BaseModel):
 
     @property
     def label(self) -> str:
-        """What rows of this dataset are called in the ledger, such as `path/name[split]`."""
+        """What rows of this dataset are called in the ledger, such as `path/name[split]@revision`."""
         name = f"/{self.name}" if self.name else ""
         split = f"[{self.split}]" if self.split != "train" else ""
-        return f"{self.path}{name}{split}"
+        revision = f"@{self.revision[:12]}" if self.revision else ""
+        return f"{self.path}{name}{split}{revision}"
 
     @property
     def draw(self) -> str:
-        """What decides, with a row's number, whether `fraction` takes it: a moved file gives the same rows."""
-        return self.model_copy(update={"path": Path(self.path).name}).label
+        """What decides, with a row's number, whether `fraction` takes it: moved or pinned, it gives the same rows."""
+        return self.model_copy(update={"path": Path(self.path).name, "revision": ""}).label
+
+    @property
+    def whole_split(self) -> str:
+        """The split without a slice: `train` of `train[:1000]`."""
+        return re.sub(r"\[[^\]]*\]$", "", self.split)
 
 
 class DataSettings(Settings):
@@ -53,10 +60,11 @@ class DataSettings(Settings):
 
     def result_parameters(self) -> dict[str, Any]:
         """Also the hashes of the local files that are read: another content under the same name is another result."""
-        files = [*(resolve(spec.path) for spec in self.datasets), resolve(self.base_model) / "tokenizer.json"]
-        found = (file for path in files for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
-        hashes = {shown(file): sha256_of_file(file)[:16] for file in found if file.is_file()}
-        return super().result_parameters() | {"files": hashes}
+        tasks = self.task_path if self.contamination_tasks else ""  # nothing else here reads the folder of tasks
+        tokenizer = model_hashes(self.base_model, TOKENIZER_FILES)
+        files = local_hashes([*(spec.path for spec in self.datasets), tasks])
+        files |= {f"{self.base_model}/{name}": found for name, found in tokenizer.items()}
+        return super().result_parameters() | {"files": files}
 
     @field_validator("datasets", mode="before")
     @classmethod

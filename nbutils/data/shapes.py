@@ -64,7 +64,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(part, Mapping) and "type" in part for part in value):
         other = next((part["type"] for part in value if part["type"] != "text"), None)
         if other is not None:
-            raise Malformed(f"a message holds a part of type {other!r}, which is no text")
+            raise Malformed(f"a message holds a part of type {other!r:.60}, which is no text")
         return "".join(text_of(part.get("text")) for part in value)
     raise Malformed(f"a message's text is of type {type(value).__name__}")
 
@@ -154,8 +154,16 @@ def read_rows(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed]:
     fast = _role_and_content(table, shape)
     if fast is not None:
         return fast
-    rows = table.select(shape.used(table.column_names)).to_pylist()
+    table = table.select(shape.used(table.column_names))
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError:  # nobody checks the bytes that Parquet calls text
+        return [_read(partial(_read_slice, shape, table.slice(row, 1))) for row in range(table.num_rows)]
     return [_read(partial(shape.read, row)) for row in rows]
+
+
+def _read_slice(shape: Shape, table: pa.Table) -> list[Turn]:
+    return shape.read(table.to_pylist()[0])
 
 
 def _read_line(shape: Shape, line: bytes) -> list[Turn]:
@@ -185,11 +193,15 @@ def parse_line(line: bytes) -> dict[str, Any]:
 def _read(read: Callable[[], list[Turn]]) -> list[Turn] | Malformed:
     try:
         messages = read()
-        for _, text in messages:
-            if not text.isascii():
-                text.encode()  # half a surrogate pair, as JSON can spell it, is no text
+        for role, text in messages:
+            if not (text.isascii() and role.isascii()):
+                (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
     except UnicodeEncodeError:
         return Malformed("a message holds half a surrogate pair, which is no valid Unicode")
+    except UnicodeDecodeError:
+        return Malformed("the row is no UTF-8")
+    except RecursionError:
+        return Malformed("a message is nested too deeply")
     except Malformed as error:
         return error
     return messages
@@ -211,7 +223,10 @@ def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn] | Malfor
     names = ("role", "content") if "role" in keys else ("from", "value")
     if any(name not in keys or not _is_text(keys[name]) for name in names):
         return None
-    raw_roles, texts = (items.field(name).to_pylist() for name in names)
+    try:
+        raw_roles, texts = (items.field(name).to_pylist() for name in names)
+    except UnicodeDecodeError:
+        return None
     if None in raw_roles:
         return None
     known = {role: ROLES.get(role.strip().lower(), role) for role in set(raw_roles)}

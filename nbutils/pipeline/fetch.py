@@ -19,6 +19,7 @@ from nbutils.core.files import project_root, replaced, resolve, sha256_of_file, 
 from nbutils.core.models import TINY
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.chitchat import NAME as CHITCHAT
+from nbutils.data.sources import FILE_ENDINGS
 from nbutils.pipeline.arguments import add_overrides, profile_path
 from nbutils.pipeline.parameters import plan
 
@@ -84,7 +85,7 @@ def _all_wanted(settings: dict[str, Any]) -> Iterator[Wanted]:
         if base != TINY and not base.endswith(".gguf"):
             yield Wanted("model", base, getattr(stage, "base_revision", ""), "base model")
         for spec in getattr(stage, "datasets", []):
-            if spec.path != CHITCHAT and not Path(spec.path).suffix:
+            if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS):
                 yield Wanted("dataset", spec.path, spec.revision, "conversations")
         for peer in getattr(stage, "peers", []):
             name, _, revision = peer.partition("@")

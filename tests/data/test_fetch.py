@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from nbutils.pipeline.fetch import wanted_by
 from tests.data.fake_hub import FakeHub
-from tests.data.making import chats
+from tests.data.making import chats, settings_for
 
-MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats", "allenai/sciq"
+MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sciq"
 
 
 def parquet(rows: list[dict]) -> bytes:
@@ -58,6 +59,11 @@ def environment(tmp: Path, **more: str) -> dict[str, str]:
     return kept | {"HF_HOME": str(tmp / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", **more}
 
 
+def test_files_are_not_looked_for_on_the_hub_and_a_name_with_a_dot_is_no_file(tmp_path):
+    paths = ["rows.jsonl", "rows.jsonl.gz", "a/rows.json", "rows.parquet", "rows.arrow", "chitchat", "some/set-2.5"]
+    assert [item.name for item in wanted_by({"data": settings_for(tmp_path, paths)})] == ["some/set-2.5"]
+
+
 def python(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).resolve().parents[2]
     return subprocess.run([sys.executable, *arguments], env=env, cwd=root, capture_output=True, text=True, timeout=300)
@@ -80,7 +86,7 @@ from nbutils.core.tasks import item_texts, load_named
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.sources import open_source
 
-source = open_source(DatasetSpec(path="someone/chats", split="test"), False)
+source = open_source(DatasetSpec(path="someone/chats-2.5", split="test"), False)
 print(json.dumps({
     "tokens": len(load_tokenizer("someone/tiny-llama")),
     "parameters": load_model("someone/tiny-llama").num_parameters(),
@@ -129,13 +135,13 @@ from nbutils.core.errors import UserError
 
 found = {}
 for streaming in (False, True):
-    source = open_source(DatasetSpec(path="someone/chats"), streaming)
+    source = open_source(DatasetSpec(path="someone/chats-2.5"), streaming)
     rows = sum(batch.read().num_rows for batch in source.batches())
     found[f"streaming {streaming}"] = [source.rows, rows, source.shape.name, source.revision]
 wrong = {"split": {"split": "validation"}, "revision": {"revision": "v9"}, "config": {"name": "other"}}
 for name, spec in wrong.items():
     try:
-        open_source(DatasetSpec(path="someone/chats", **spec), False)
+        open_source(DatasetSpec(path="someone/chats-2.5", **spec), False)
     except UserError as error:
         found[name] = str(error)
 print(json.dumps(found))

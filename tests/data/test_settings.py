@@ -19,7 +19,17 @@ def test_the_notebook_has_every_parameter_and_its_defaults_are_valid():
 
 def test_a_dataset_is_a_name_or_a_mapping(tmp_path):
     given = ["chitchat", {"path": "org/set", "name": "en", "split": "test", "fraction": 0.5, "revision": "abc"}]
-    assert [dataset.label for dataset in settings_for(tmp_path, given).datasets] == ["chitchat", "org/set/en[test]"]
+    assert [dataset.label for dataset in settings_for(tmp_path, given).datasets] == [
+        "chitchat",
+        "org/set/en[test]@abc",
+    ]
+
+
+def test_one_dataset_at_two_revisions_is_two_and_a_pinned_one_draws_the_same_rows(tmp_path):
+    given = ["org/set", {"path": "org/set", "revision": "a" * 40}, {"path": "org/set", "revision": "b" * 40}]
+    specs = settings_for(tmp_path, given).datasets
+    assert len({spec.label for spec in specs}) == 3
+    assert len({spec.draw for spec in specs}) == 1
 
 
 @pytest.mark.parametrize(
@@ -46,3 +56,28 @@ def test_other_content_under_the_same_name_is_another_result(tmp_path):
     assert settings_for(tmp_path / "run", [path], seed=5, data_processes=2).result_parameters() == before
     write_lines(tmp_path / "rows.jsonl", chats(4))
     assert settings_for(tmp_path / "run", [path]).result_parameters() != before
+
+
+@pytest.mark.parametrize("file", ["tasks/toy.yaml", "tasks/data/toy.jsonl", "base/tokenizer.json", "base.gguf"])
+def test_other_items_and_another_tokenizer_are_another_result(tmp_path, file):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    base = file.split("/")[0] if file.startswith("base") else "tiny"
+    given = {
+        "base_model": base if base == "tiny" else str(tmp_path / base),
+        "task_path": str(tmp_path / "tasks"),
+        "contamination_tasks": ["toy"],
+    }
+    found = []
+    for content in ("a", "bb"):
+        path.write_text(content)
+        found.append(settings_for(tmp_path / "run", ["chitchat"], **given).result_parameters())
+    assert found[0] != found[1]
+
+
+def test_the_folder_of_tasks_counts_only_where_contamination_is_looked_for(tmp_path):
+    (tmp_path / "toy.yaml").write_text("task: toy")
+    given = [
+        settings_for(tmp_path / "run", ["chitchat"], task_path=str(path)) for path in (tmp_path, tmp_path / "none")
+    ]
+    assert [settings.result_parameters()["files"] for settings in given] == [{}, {}]

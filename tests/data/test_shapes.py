@@ -84,7 +84,16 @@ def test_content_in_parts_counts_its_text_and_refuses_pictures():
         (b'{"messages": [{"content": "Hi"}]}', "no role"),
         (b'{"messages": [{"role": "user", "content": 7}]}', "of type int"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+        (b'{"messages": [{"role": "\\ud800", "content": "Hi"}]}', "surrogate"),
         (b"[" * 100_000, "no JSON"),
+        (
+            b'{"messages": [{"role": "user", "content": '
+            + b'[{"type": "text", "text": ' * 420
+            + b'"Hi"'
+            + b"}]" * 420
+            + b"}]}",
+            "nested too deeply",
+        ),
     ],
 )
 def test_a_broken_line_is_one_malformed_row_that_says_why(line, reason):
@@ -92,6 +101,16 @@ def test_a_broken_line_is_one_malformed_row_that_says_why(line, reason):
     assert good == [("user", "Hi")]
     assert isinstance(bad, Malformed)
     assert reason in str(bad)
+
+
+def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
+    """As other programs write Parquet: nobody checks."""
+    texts = pa.array([b"Hi", b"\xff\xfe", b"Hello"], pa.binary()).cast(pa.string(), safe=False)
+    roles = pa.array(["user"] * 3)
+    one_each = pa.ListArray.from_arrays([0, 1, 2, 3], pa.StructArray.from_arrays([roles, texts], ["role", "content"]))
+    good, bad, other = read_rows(pa.table({"messages": one_each}), BY_NAME["messages"])
+    assert (good, other) == ([("user", "Hi")], [("user", "Hello")])
+    assert isinstance(bad, Malformed) and "no UTF-8" in str(bad)
 
 
 def test_role_names_of_other_people():

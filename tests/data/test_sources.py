@@ -11,8 +11,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from nbutils.core.errors import UserError
+from nbutils.data import documents
+from nbutils.data.display import sources_table
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import read_rows
+from nbutils.data.shapes import Malformed, read_rows
 from nbutils.data.sources import Source, open_source
 from tests.data.making import chats, rows_of, write_lines
 
@@ -82,8 +84,150 @@ def test_another_split(folder, name, rows):
     assert (source.rows, source.label) == (rows, f"{folder / name}[test]")
 
 
-def test_part_of_a_split(folder):
-    assert numbered_rows(opened(folder / "parquets", split="train[10:20]")) == {i: TURNS[10 + i] for i in range(10)}
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "lines.json", "a.parquet", "a.arrow", "saved", "saved_dict",
+                                  "parquets", "jsonls"])  # fmt: skip
+def test_part_of_a_split(folder, name):
+    source = opened(folder / name, split="train[10:20]")
+    assert numbered_rows(source) == {i: TURNS[10 + i] for i in range(10)}
+    assert source.rows == 10
+
+
+def test_part_of_the_embedded_corpus():
+    rows = numbered_rows(opened("chitchat"))
+    assert numbered_rows(opened("chitchat", split="train[5:7]")) == {0: rows[5], 1: rows[6]}
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "words"),
+    [
+        ("a.jsonl", {"split": "test"}, "a single file, which has no splits, but its split is 'test'"),
+        ("a.json", {"split": "test[:3]"}, "has no splits"),
+        ("a.parquet", {"split": "test"}, "has no splits"),
+        ("a.jsonl", {"name": "en"}, "a single file, which has no configurations, but its name is 'en'"),
+        ("a.parquet", {"revision": "v1"}, "which has no revisions"),
+        ("jsonls", {"revision": "v1"}, "a local folder, which has no revisions"),
+        ("parquets", {"revision": "v1"}, "which has no revisions"),
+        ("saved", {"split": "test"}, "no split 'test'; it has train"),
+        ("saved", {"name": "en"}, "a saved dataset, which has no configurations"),
+        ("saved_dict", {"split": "train[ten]"}, "cannot be sliced as train[ten]"),
+        ("chitchat", {"split": "test"}, "the embedded corpus, which has no splits"),
+    ],
+)
+def test_nothing_that_is_asked_for_is_passed_over(folder, name, spec, words):
+    with pytest.raises(UserError) as error:
+        opened("chitchat" if name == "chitchat" else folder / name, **spec)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_split_that_was_saved_alone_keeps_its_name(tmp_path):
+    Dataset.from_list(ROWS[:5], split="test").save_to_disk(tmp_path / "test")
+    assert opened(tmp_path / "test").rows == opened(tmp_path / "test", split="test").rows == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (["chats.jsonl", "more.ndjson"], ["chats.jsonl", "more.ndjson"]),
+        (
+            ["data/train/a.jsonl", "data/train/b.jsonl", "data/test/a.jsonl"],
+            ["data/train/a.jsonl", "data/train/b.jsonl"],
+        ),
+        (["train.jsonl", "train_old.jsonl"], ["train.jsonl"]),
+        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"], None),
+        (["chats_train.jsonl", "chats_test.jsonl"], ["chats_train.jsonl"]),
+        (["chats.jsonl", "test.jsonl", ".hidden/x.jsonl"], ["chats.jsonl"]),
+        (["train.jsonl", "test.parquet"], ["train.jsonl"]),
+    ],
+)
+def test_folders_of_lines_are_read_line_by_line_whatever_the_files_are_called(tmp_path, files, taken):
+    for number, name in enumerate(files):
+        write_lines(tmp_path / name, [b"{broken", *ROWS[number * 10 : number * 10 + 10]])
+    source = opened(tmp_path)
+    taken = taken or files
+    assert list(source.files) == taken
+    assert source.rows == 11 * len(taken)
+    broken = [number for number, row in numbered_rows(source).items() if isinstance(row, Malformed)]
+    assert broken == [11 * number for number in range(len(taken))]
+    assert ", ".join(taken) in sources_table([source]).loc[source.label, "files taken"]
+
+
+def test_two_kinds_of_files_for_one_split_are_named(tmp_path):
+    write_lines(tmp_path / "train.jsonl", ROWS[:9])
+    Dataset.from_list(ROWS[9:20]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"holds train\.jsonl and train\.parquet for the split 'train'"):
+        opened(tmp_path)
+
+
+def test_a_card_that_names_the_files_of_each_split_is_followed(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ROWS[:9])
+    write_lines(tmp_path / "b.jsonl", ROWS[9:20])
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: b.jsonl\n---\n"
+    )
+    assert opened(tmp_path).rows == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (json.dumps(ROWS[0]), 1),  # one row alone, not a list of messages
+        (json.dumps(ROWS[0], indent=2), 1),
+        (json.dumps({"conversations": ROWS[:4]}), 4),  # a key that is a shape's, around rows
+        (json.dumps({"note": [], "rows": ROWS[:4]}, indent=1), 4),
+        (json.dumps(ROWS[0] | {"tags": ["a"]}), 1),
+        ("\n[\n" + ",\n".join(map(json.dumps, ROWS[:7])) + "\n]\n", 7),
+        (" [ ] ", None),
+    ],
+)
+def test_json_documents(tmp_path, text, rows):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    if rows is None:
+        with pytest.raises(UserError):
+            opened(path)
+    else:
+        assert numbered_rows(opened(path)) == {i: TURNS[i] for i in range(rows)}
+
+
+def test_a_json_document_is_never_held_whole(tmp_path, monkeypatch):
+    """Reading goes on from the middle of a row and of a word, and what is read never exceeds a row and two chunks."""
+    monkeypatch.setattr(documents, "CHUNK", 50)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"a": 12345, "data": ROWS[:300], "b": ['x\\"é']}, ensure_ascii=False))
+    held = []
+    more = documents._Reader._more
+    monkeypatch.setattr(documents._Reader, "_more", lambda self: (more(self), held.append(len(self.text)))[0])
+    document = documents.open_document(path)
+    assert [json.loads(row) for row in document.read()] == ROWS[:300]
+    assert document.rows == 300
+    assert max(held) < 3 * max(len(json.dumps(row)) for row in ROWS[:300])
+
+
+def test_a_broken_byte_in_a_json_document_is_one_row(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps(ROWS[:3]).encode().replace(b"1 plus", b"\xff plus"))
+    rows = numbered_rows(opened(path))
+    assert (rows[0], rows[2]) == (TURNS[0], TURNS[2])
+    assert isinstance(rows[1], Malformed)
+
+
+@pytest.mark.parametrize("text", ["[{}, {]", '[{"messages": "unfinished', '{"a": [1, 2] 3}', '[{"a": 1}] [2]'])
+def test_broken_json_says_where(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"broken at character [\d,]+ "):
+        opened(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_goes_wrong_while_rows_come_in_is_a_sentence(tmp_path, streaming):
+    """Not a folder of lines for us (it has a card), and broken in its middle."""
+    write_lines(tmp_path / "a.jsonl", [*ROWS, b"{broken", *ROWS])
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n")
+    with pytest.raises(UserError) as error:
+        numbered_rows(opened(tmp_path, streaming=streaming))
+    assert "\n" not in str(error.value)
 
 
 def test_a_batch_travels_as_its_own_rows_alone(folder):
@@ -140,8 +284,13 @@ def test_the_shape_of_most_lines_counts(tmp_path):
     assert source.columns == ["note", "instruction", "input", "output"]
 
 
-def test_a_file_without_a_readable_row_stops_with_the_shapes(tmp_path):
-    with pytest.raises(UserError, match="five shapes"):
+def test_a_file_without_a_readable_row_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"no row of it is a JSON object \(the first: the line is no JSON"):
         opened(write_lines(tmp_path / "bad.jsonl", [b"{", b"nope"]))
-    with pytest.raises(UserError, match="five shapes"):
+    with pytest.raises(UserError, match="holds no rows"):
         opened(write_lines(tmp_path / "empty.jsonl", []))
+
+
+def test_many_broken_lines_at_the_head_are_no_more_than_broken_lines(tmp_path):
+    source = opened(write_lines(tmp_path / "a.jsonl", [b"{broken"] * 250 + ROWS[:9]))
+    assert (source.shape.name, source.rows) == ("messages", 259)
