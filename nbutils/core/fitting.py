@@ -1,7 +1,8 @@
 """ChatML for many conversations of which only those within a limit are wanted: fast, and it stops reading early.
 
 The ids are those of `chatml.encode`. Two things make it fast: a conversation is handed to the tokenizer in one piece,
-control tokens and all, instead of message by message, and what cannot fit any more is not read to its end.
+control tokens and all, instead of message by message, and what cannot fit any more is not read to its end, or not at
+all where the longest pieces of the vocabulary would not get through a message in time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nbutils.core.bounds import bound_of
 from nbutils.core.chatml import IM_END, IM_START, Controls, Encoded, Message, assembled, controls_for, text_ids
 
 if TYPE_CHECKING:
@@ -56,6 +58,13 @@ def encode_within(
     ids: list[list[int]] = [[] for _ in conversations]
     ends = [0] * len(conversations)  # messages read
     counts = [sum([frame[m["role"]] for m in messages]) for messages in conversations]  # control tokens are certain
+    bound = bound_of(tokenizer)
+    for i, messages in enumerate(conversations):
+        longest = max([m["content"] for m in messages], key=len, default="")
+        if counts[i] <= max_length < counts[i] + 4 * len(longest) / bound.bytes_per_token:  # worth a closer look
+            # One less, for a token that may begin in the header before the text.
+            fewest = max(0, bound.fewest_tokens(longest.strip()) - 1)
+            counts[i] += fewest if counts[i] + fewest > max_length else 0
     waiting = [i for i, messages in enumerate(conversations) if messages and counts[i] <= max_length]
     while waiting:
         spans = []

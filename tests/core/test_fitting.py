@@ -6,6 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nbutils.core import fitting
+from nbutils.core.bounds import bound_of
 from nbutils.core.chatml import IM_END, IM_START, encode
 from nbutils.core.fitting import characters_per_token, encode_within, reads_in_one_piece
 
@@ -72,3 +74,48 @@ def test_many_empty_turns_are_too_long_without_reading_any(chat_tokenizers):
 def test_nothing_in_nothing_out(chat_tokenizers):
     assert encode_within(chat_tokenizers["byte_level"], [], 50) == []
     assert encode_within(chat_tokenizers["byte_level"], [[]], 50)[0].tokens == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=texts, count=st.integers(1, 400))
+@many
+def test_no_text_has_fewer_tokens_than_its_length_tells(chat_tokenizers, kind, text, count):
+    tokenizer = chat_tokenizers[kind]
+    empty = [{"role": "user", "content": ""}]
+    whole = len(encode(tokenizer, [{"role": "user", "content": text * count}])) - len(encode(tokenizer, empty))
+    assert bound_of(tokenizer).fewest_tokens((text * count).strip()) - 1 <= whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_longest_pieces_of_the_vocabulary_keep_the_bound(chat_tokenizers, kind):
+    tokenizer = chat_tokenizers[kind]
+    bound = bound_of(tokenizer)
+    assert 10 < bound.bytes_per_token < 200
+    for piece in sorted(tokenizer.get_vocab(), key=len)[-40:]:
+        text = f"x{tokenizer.convert_tokens_to_string([piece]) * 300}x"
+        assert 0 < bound.fewest_tokens(text) <= len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_that_cannot_fit_is_never_read(chat_tokenizers, kind, monkeypatch):
+    tokenizer = chat_tokenizers[kind]
+    most = bound_of(tokenizer).bytes_per_token
+    huge = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "word " * int(most * 60)}]
+    small = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    given = []
+    monkeypatch.setattr(fitting, "_read", lambda *a, read=fitting._read: given.extend(a[2]) or read(*a))
+    found, fits = encode_within(tokenizer, [huge, small], 256)
+    assert given == [small]
+    assert (found.encoding, found.exact, found.supervised) == (None, False, None)
+    assert 256 < found.tokens <= len(encode(tokenizer, huge))
+    assert fits.encoding == encode(tokenizer, small)
+
+
+def test_a_tokenizer_that_may_drop_text_has_no_bound():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    bound = bound_of(PreTrainedTokenizerFast(tokenizer_object=words))
+    assert bound.fewest_tokens("a" * 100_000) == 0
