@@ -28,35 +28,54 @@ BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
+class Match:
+    """What a conversation shares with items: their labels, and the first run of words found, from the first of them."""
+
+    items: list[str]
+    words: str
+
+    @property
+    def detail(self) -> str:
+        """For a person: the first item and the words, then how many more there are."""
+        more = len(self.items) - 1
+        return f"{self.items[0]}: «{self.words}»" + (f" (and {more:,} more)" if more else "")
+
+
+@dataclass(frozen=True)
 class NgramIndex:
-    """Hashes of all n-grams of the items, sorted, with the item that each comes from."""
+    """Hashes of the items' n-grams, sorted, with the item that each comes from; one of two items stands there twice."""
 
     hashes: np.ndarray  # (N,) uint64
     items: np.ndarray  # (N,) int32, positions in `labels`
     labels: list[str]
     words: int
 
-    def matches(self, conversations: Sequence[Sequence[str]]) -> list[str]:
-        """For each conversation (its texts) the first match as «words» and item, or ''.
+    def matches(self, conversations: Sequence[Sequence[str]]) -> list[Match | None]:
+        """For each conversation (its texts) all items that share a run of words with it; None where there are none.
 
         Texts of one conversation are read on end: an item's question and answer may stand in two turns.
         """
         tokens = [words_of(" ".join(texts)) for texts in conversations]
         lengths = np.array([len(row) for row in tokens], np.int64)
         flat = np.fromiter(map(hash_of_word, chain.from_iterable(tokens)), np.uint64, lengths.sum())
-        found = [""] * len(conversations)
+        words = [""] * len(conversations)
+        items: list[dict[int, None]] = [{} for _ in conversations]
         grams = rolling(flat, self.words)
         if not len(grams) or not len(self.hashes):
-            return found
-        where = np.searchsorted(self.hashes, grams).clip(max=len(self.hashes) - 1)
+            return [None] * len(conversations)
+        first = np.searchsorted(self.hashes, grams)
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        for hit in np.flatnonzero(self.hashes[where] == grams)[::-1]:  # backwards: the first of a conversation stays
+        for hit in np.flatnonzero(self.hashes[first.clip(max=len(self.hashes) - 1)] == grams):
             row = int(np.searchsorted(starts, hit, side="right")) - 1
             begin = int(hit - starts[row])
             if begin + self.words <= lengths[row]:  # else the run goes over into the next conversation
-                run = " ".join(tokens[row][begin : begin + self.words])
-                found[row] = f"{self.labels[self.items[where[hit]]]}: «{run}»"
-        return found
+                words[row] = words[row] or " ".join(tokens[row][begin : begin + self.words])
+                stop = np.searchsorted(self.hashes, grams[hit], side="right")
+                items[row] |= dict.fromkeys(self.items[first[hit] : stop].tolist())
+        return [
+            Match([self.labels[item] for item in own], run) if own else None
+            for own, run in zip(items, words, strict=True)
+        ]
 
 
 def words_of(text: str) -> list[str]:
@@ -99,13 +118,14 @@ def build_index(items: Iterable[tuple[str, list[str]]], words: int, folder: Path
         hashes.append(own)
         numbers.append(np.full(len(own), len(labels), np.int32))
         labels.append(label)
-    flat, first = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]), return_index=True)
+    flat = np.concatenate([np.zeros(0, np.uint64), *hashes])
+    order = np.argsort(flat, kind="stable")
     with replaced(folder) as partial:
         partial.mkdir()
-        np.save(partial / "hashes.npy", flat)
-        np.save(partial / "items.npy", np.concatenate([np.zeros(0, np.int32), *numbers])[first])
+        np.save(partial / "hashes.npy", flat[order])
+        np.save(partial / "items.npy", np.concatenate([np.zeros(0, np.int32), *numbers])[order])
         write_json(partial / "index.json", {"words": words, "labels": labels})
-    return {"items": len(labels), "items_too_short": short, "ngrams": len(flat), "words": words}
+    return {"items": len(labels), "items_too_short": short, "ngrams": len(np.unique(flat)), "words": words}
 
 
 def loaded_index(folder: str) -> NgramIndex:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LOOKED_AT = 200
+"""Conversations among which one is picked to be shown."""
+
+
 def sources_table(sources: Sequence[Source]) -> pd.DataFrame:
     """Each dataset with the shape that was found."""
     rows = [
@@ -37,11 +41,21 @@ def sources_table(sources: Sequence[Source]) -> pd.DataFrame:
         }
         for source in sources
     ]
+    for row, source in zip(rows, sources, strict=True):
+        if any(other.files for other in sources):
+            row["files taken"] = _listed(source.files) or "all"
     return pd.DataFrame(rows).set_index("dataset")
 
 
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def fates_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Rows and tokens by fate, in the order in which reasons are looked for, with what each means."""
+    """Rows and tokens by fate, in the order in which reasons are looked for, with what each means.
+
+    Rows that a `fraction` left out have no fate; they stand in a line of their own, outside the shares.
+    """
     rows = [
         {
             "fate": fate,
@@ -52,7 +66,30 @@ def fates_table(summary: dict[str, Any]) -> pd.DataFrame:
         }
         for fate, counts in summary["fates"].items()
     ]
-    return pd.DataFrame([*rows[1:], rows[0]]).set_index("fate")
+    if summary["rows_not_taken"]:
+        left_out = f"left out by the fractions in `datasets`; {summary['rows']:,} rows were taken"
+        rows += [
+            {
+                "fate": "not taken",
+                "rows": f"{summary['rows_not_taken']:,}",
+                "share of rows": "–",
+                "tokens read": "–",
+                "meaning": left_out,
+            }
+        ]
+    kept, *others = rows
+    return pd.DataFrame([*others[: len(REASONS)], kept, *others[len(REASONS) :]]).set_index("fate")
+
+
+def contamination_line(summary: dict[str, Any]) -> str:
+    """What was looked for of the evaluation tasks, and how much of it can't be found."""
+    found = summary["contamination"]
+    if found is None:
+        return "Contamination was not looked for: contamination_tasks names no evaluation task."
+    return (
+        f"Contamination was looked for with {', '.join(found['tasks'])}: {found['items']:,} items, "
+        f"{found['items_too_short']:,} too short to be found (fewer than {found['words']} words)."
+    )
 
 
 def waterfall(summary: dict[str, Any], folder: Path) -> Image:
@@ -209,12 +246,15 @@ _CELL = 'style="text-align:left;vertical-align:top"'
 
 
 def example(folder: Path, turns: int = 4) -> list[dict[str, str]]:
-    """The beginning of the first conversation of a set that has `turns` turns, or of the first one."""
+    """A whole conversation of a set: of the first ones, the shortest that has `turns` turns or more (else the longest).
+
+    Only the first LOOKED_AT are read, however long the set is.
+    """
     from datasets import load_from_disk
 
     rows = load_from_disk(folder).select_columns(["messages"])
-    found = next((row for row in rows if len(row["messages"]) >= turns), rows[0])
-    return list(found["messages"][:turns])
+    found: list[list[dict[str, str]]] = list(rows[:LOOKED_AT]["messages"])
+    return min(found, key=lambda messages: (len(messages) < turns, abs(len(messages) - turns)))
 
 
 def coloured(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> HTML:

@@ -25,7 +25,7 @@ from nbutils.data.sampling import SampledRows
 from nbutils.data.settings import DataSettings
 from nbutils.data.sources import Source
 from nbutils.data.tally import Tally
-from nbutils.data.work import LEDGER, SCHEMA, RowWork, loaded_tokenizer
+from nbutils.data.work import LEDGER, LEDGER_SCHEMA, SCHEMA, RowWork, loaded_tokenizer
 
 WRITTEN = ("train", "eval", "too_long", "ledger.parquet", "summary.json", "samples.json", "figures")
 """What this stage makes besides the tokenizer and the contamination index."""
@@ -51,10 +51,11 @@ def row_work(settings: DataSettings, source: Source, folder: Path) -> RowWork:
 
 @dataclass(frozen=True)
 class Filtered:
-    """What a pass over all sources found: facts for the summary, rows read of each source, and the limits' costs."""
+    """What a pass over all sources found: facts for the summary, rows read and taken by source, the limits' costs."""
 
     facts: dict[str, Any]
-    source_rows: dict[str, int]
+    read: dict[str, int]
+    taken: dict[str, int]
     costs: LimitCosts
 
 
@@ -70,11 +71,11 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
     long_rows = SampledRows(TOO_LONG_ROWS, settings.split_seed, SCHEMA, folder / ".too_long.partial.arrows")
     samples, tally, seen = DropSamples(settings.seed), Tally(), FirstSeen()
     with replaced(folder / "ledger.parquet") as partial, ExitStack() as stack:
-        ledger = stack.enter_context(pq.ParquetWriter(partial, pa.schema([SCHEMA.field(name) for name in LEDGER])))
-        for source, result in results(settings, sources, folder):
+        ledger = stack.enter_context(pq.ParquetWriter(partial, LEDGER_SCHEMA))
+        for source, read, result in results(settings, sources, folder):
             result = seen.marked(result)
-            ledger.write_table(result.select(LEDGER))
-            tally.add(source.label, result)
+            ledger.write_table(result.select(LEDGER).replace_schema_metadata(LEDGER_SCHEMA.metadata))
+            tally.add(source.label, read, result)
             costs.add(result)
             samples.add(result)
             for side in ("train", "eval"):
@@ -84,7 +85,7 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
         sets["too_long"].add(rows)
     write_json(folder / "samples.json", samples.found())
     facts = tally.found() | {name: rows.save() for name, rows in sets.items()}
-    return Filtered(facts | {"eval_hash": sets["eval"].hexdigest()}, tally.sources, costs)
+    return Filtered(facts | {"eval_hash": sets["eval"].hexdigest()}, tally.read, tally.taken, costs)
 
 
 def clear(folder: Path) -> None:
@@ -96,8 +97,8 @@ def clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Iterator[tuple[Source, pa.Table]]:
-    """The batch function's results in row order, with a progress bar for each source."""
+def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Iterator[tuple[Source, int, pa.Table]]:
+    """The batch function's results in row order, each with the number of rows read; a progress bar for each source."""
     for source in sources:
         work = row_work(settings, source, folder)
         processes = processes_for(settings.data_processes, source.rows)
@@ -105,7 +106,7 @@ def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> 
         # Text on the standard output: it shows in Jupyter, in an executed notebook and in the pipeline's log alike.
         with tqdm(total=source.rows, desc=label, unit=" rows", mininterval=0.5, file=sys.stdout) as bar:
             for rows, result in in_order(work, source.batches(), processes):
-                yield source, result
+                yield source, rows, result
                 bar.update(rows)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbutils.core.files import replaced
+from nbutils.core.files import replaced, sha256_of_json
 from nbutils.core.fitting import encode_within
 from nbutils.data.work import SCHEMA
 
@@ -36,7 +36,8 @@ class RowSet:
         self.folder = folder
         self.file = folder.with_name(f".{folder.name}.partial.arrow")
         self.writer = ArrowWriter(path=str(self.file), schema=pa.schema([SCHEMA.field(name) for name in COLUMNS]))
-        self.digest = hashlib.sha256()
+        # One digest for each, since what they see must not depend on where one batch ends and the next begins.
+        self.digests = {name: hashlib.sha256() for name in ("lengths", "input_ids", "supervised")}
         self.rows = self.tokens = self.supervised_tokens = self.turns = 0
 
     def add(self, table: pa.Table) -> None:
@@ -47,15 +48,15 @@ class RowSet:
         self.tokens += pc.sum(table["tokens"]).as_py()
         self.supervised_tokens += pc.sum(table["supervised_tokens"]).as_py()
         self.turns += pc.sum(table["turns"]).as_py()
+        self.digests["lengths"].update(pc.list_value_length(table["input_ids"]).to_numpy().tobytes())
         for name in ("input_ids", "supervised"):
-            column = table[name].combine_chunks()
-            self.digest.update(pc.list_value_length(column).to_numpy(zero_copy_only=False).tobytes())
-            self.digest.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())
+            values = table[name].combine_chunks().flatten()
+            self.digests[name].update(values.to_numpy(zero_copy_only=False).tobytes())
         self.writer.write_table(table.select(COLUMNS))
 
     def hexdigest(self) -> str:
         """Hash of all ids and masks in order: losses over sets of different hashes cannot be compared."""
-        return self.digest.hexdigest()
+        return sha256_of_json({name: digest.hexdigest() for name, digest in self.digests.items()})
 
     def save(self) -> dict[str, int]:
         """Writes the folder, removes the temporary file and says how much is in it."""

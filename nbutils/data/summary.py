@@ -29,10 +29,10 @@ def write_summary(
     contamination: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Writes and returns `summary.json`. UserError where rows are unaccounted for, or a set would be empty."""
-    found, rows = filtered.facts, filtered.source_rows
+    found = filtered.facts
     for source in sources:
-        read = rows.get(source.label, 0)
-        if source.spec.fraction == 1 and source.rows not in (None, read):
+        read = filtered.read.get(source.label, 0)
+        if source.rows not in (None, read):
             raise UserError(
                 f"The dataset {source.label} had {source.rows:,} rows when it was opened, and {read:,} "
                 "were read: something changed it meanwhile; run this notebook again."
@@ -51,7 +51,7 @@ def write_summary(
         "max_length": settings.max_length,
         "split_seed": settings.split_seed,
         "eval_fraction": settings.eval_fraction,
-        "datasets": [described(source, rows.get(source.label, 0)) for source in sources],
+        "datasets": [described(source, filtered) for source in sources],
         "contamination": contamination,
         "tokenizer": {
             "base_model": settings.base_model,
@@ -63,8 +63,11 @@ def write_summary(
     return summary
 
 
-def described(source: Source, rows: int) -> dict[str, Any]:
-    """A dataset as the summary names it; `rows` counts the rows taken, `rows_in_source` all that it has."""
+def described(source: Source, filtered: Filtered) -> dict[str, Any]:
+    """A dataset as the summary names it; `rows` counts the rows taken, `rows_in_source` all that it has.
+
+    `files` names what was taken of a folder whose line files were picked here, relative to it.
+    """
     spec = source.spec
     return {
         "path": spec.path,
@@ -72,8 +75,9 @@ def described(source: Source, rows: int) -> dict[str, Any]:
         "split": spec.split,
         "fraction": spec.fraction,
         "shape": source.shape.name,
-        "rows": rows,
-        "rows_in_source": source.rows if source.rows is not None or spec.fraction < 1 else rows,
+        "rows": filtered.taken.get(source.label, 0),
+        "rows_in_source": filtered.read.get(source.label, 0),
+        "files": source.files,
         "revision": source.revision,
         "fingerprint": source.fingerprint,
     }

@@ -50,14 +50,18 @@ SCHEMA = pa.schema(
         ("lost_last_user_turn", pa.bool_()),
         ("side", pa.string()),
         ("hash", pa.string()),
+        ("matched_items", pa.list_(pa.string())),
         ("messages", pa.list_(MESSAGE)),
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
     ]
 )
 """What the batch function returns, a row for every row taken. `tokens` is null where nothing was read as tokens,
-`side` and `hash` are empty there; ids and mask are null for rows that are dropped."""
+`side` and `hash` are empty there; ids and mask are null for rows that are dropped. `matched_items` names every
+evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others."""
 LEDGER = [name for name in SCHEMA.names if name not in ("messages", "input_ids", "supervised")]
+LEDGER_SCHEMA = pa.schema([SCHEMA.field(name) for name in LEDGER], metadata={"schema": "1"})
+"""Of `ledger.parquet`; the number rises when a column's meaning changes, not when one is added."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class RowWork:
         taken, judged = self.judged(table, start)
         measured = self._measured(judged)
         fates = [_fate(j, m) for j, m in zip(judged, measured, strict=True)]
-        details = self._details(judged, measured, fates)
+        details, items = self._details(judged, measured, fates)
         hashes = [conversation_hash(j.turns) if m else "" for j, m in zip(judged, measured, strict=True)]
         kept = [m.encoding if m else None for m in measured]
         columns = {
@@ -98,6 +102,7 @@ class RowWork:
             "lost_last_user_turn": [j.lost_last_user_turn for j in judged],
             "side": [side_of(h, self.split_seed, self.eval_fraction) if h else "" for h in hashes],
             "hash": hashes,
+            "matched_items": items,
             "messages": message_lists([j.turns for j in judged]),
             "input_ids": [encoding.input_ids if encoding else None for encoding in kept],
             "supervised": [encoding.supervised if encoding else None for encoding in kept],
@@ -129,18 +134,21 @@ class RowWork:
                     judged[i] = Judged(judged[i].turns, MALFORMED, str(error))
         return found
 
-    def _details(self, judged: list[Judged], measured: list[Measured | None], fates: list[str]) -> list[str]:
-        """What the ledger says about each row; sets the fate of contaminated ones."""
+    def _details(
+        self, judged: list[Judged], measured: list[Measured | None], fates: list[str]
+    ) -> tuple[list[str], list[list[str] | None]]:
+        """What the ledger says about each row, and the items that contaminate it; sets the fate of such rows."""
         details = [
             _length(m) if fate == TOO_LONG else j.detail for j, m, fate in zip(judged, measured, fates, strict=True)
         ]
+        items: list[list[str] | None] = [None] * len(fates)
         if self.contamination_folder:
             kept = [i for i, fate in enumerate(fates) if fate == KEPT]
             texts = [[text for _, text in judged[i].turns] for i in kept]
             for i, match in zip(kept, loaded_index(self.contamination_folder).matches(texts), strict=True):
                 if match:
-                    fates[i], details[i] = CONTAMINATED, match
-        return details
+                    fates[i], details[i], items[i] = CONTAMINATED, match.detail, match.items
+        return details, items
 
 
 def _judged(row: list[Turn] | Malformed) -> Judged:

@@ -7,23 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_LABEL = re.compile(r"^(?P<task>.+) item (?P<number>\d+): «")
+_LABEL = re.compile(r"^(?P<task>.+) item (?P<number>\d+)(?:: «|$)")
 
 
 def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]:
     """Task → numbers of its items that the ledger of the data stage names as the reason why a row was dropped.
 
     Those rows were not trained on; their neighbours in the same source may still be close to the item. Tasks that the
-    data stage did not look for have no entry.
+    data stage did not look for have no entry. A ledger from before `matched_items` names one item for each row.
     """
     if not ledger.is_file():
         return {}
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(ledger, columns=["fate", "detail"], filters=[("fate", "=", "contaminated")])
+    has_items = "matched_items" in pq.read_schema(ledger).names
+    columns = ["detail", *(["matched_items"] if has_items else [])]
+    rows = pq.read_table(ledger, columns=columns, filters=[("fate", "=", "contaminated")]).to_pylist()
     found: dict[str, set[int]] = {}
-    for detail in rows["detail"].to_pylist():
-        match = _LABEL.match(detail or "")
-        if match and match["task"] in tasks:
-            found.setdefault(match["task"], set()).add(int(match["number"]))
+    for row in rows:
+        for label in row.get("matched_items") or [row["detail"] or ""]:
+            match = _LABEL.match(label)
+            if match and match["task"] in tasks:
+                found.setdefault(match["task"], set()).add(int(match["number"]))
     return found

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.data.contamination import build_index, loaded_index, rolling, words_of
+from nbutils.data.display import contamination_line, drops_table
+from nbutils.evaluate.contamination import flagged_items
+from tests.data.hellaswag import hellaswag_task
 from tests.data.making import chats, make, messages, write_lines
 
 ITEM = "The quick brown fox jumps over the lazy dog and then runs back into the dark old forest."
@@ -24,36 +26,82 @@ def index(tmp_path):
 
 def test_a_planted_run_of_words_is_found_with_item_and_words(index):
     text = f"Well, {ITEM.upper().replace(' ', '  ')}!"
-    assert index.matches([["nothing"], [text]]) == [
-        "",
-        "toy item 0: «the quick brown fox jumps over the lazy dog and then runs back»",
-    ]
+    nothing, match = index.matches([["nothing"], [text]])
+    assert nothing is None
+    assert match.detail == "toy item 0: «the quick brown fox jumps over the lazy dog and then runs back»"
+    assert match.items == ["toy item 0"]
 
 
 def test_question_and_answer_in_two_turns_are_found(index):
     half = ITEM.index("lazy")
-    assert index.matches([[ITEM[:half], ITEM[half:]]])[0].startswith("toy item 0")
+    assert index.matches([[ITEM[:half], ITEM[half:]]])[0].items == ["toy item 0"]
 
 
 def test_neighbouring_conversations_do_not_add_up(index):
     half = ITEM.index("lazy")
-    assert index.matches([[ITEM[:half]], [ITEM[half:]]]) == ["", ""]
+    assert index.matches([[ITEM[:half]], [ITEM[half:]]]) == [None, None]
+
+
+def test_every_item_that_shares_words_is_named(tmp_path):
+    """Two items with a passage in common, and a third one further on: all three were seen by whoever read the text."""
+    other = "On the next morning she packed her bags and took the first train back to her home town."
+    items = [("toy item 0", [ITEM]), ("toy item 1", [f"{ITEM} Why?", f"{ITEM} How?"]), ("toy item 2", [other])]
+    facts = build_index(items, 13, tmp_path / "index")
+    match = loaded_index(str(tmp_path / "index")).matches([[ITEM, "So?", other]])[0]
+    assert match.items == ["toy item 0", "toy item 1", "toy item 2"]
+    assert match.detail.endswith("runs back» (and 2 more)")
+    assert facts["ngrams"] == len(words_of(ITEM)) - 12 + 2 + len(words_of(other)) - 12
+
+
+TOY = """
+task: toy
+dataset_path: json
+dataset_kwargs: {data_files: {validation: toy.jsonl}}
+output_type: generate_until
+validation_split: validation
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: exact_match}]
+"""
+
+
+def test_a_match_is_shown_and_all_its_items_reach_evaluation(tmp_path):
+    tasks = tmp_path / "tasks"
+    write_lines(
+        tasks / "toy.jsonl", [{"question": "Hm?", "answer": "No."}, *({"question": ITEM, "answer": a} for a in "ab")]
+    )
+    (tasks / "toy.yaml").write_text(TOY)
+    planted = [{"messages": messages([("user", ITEM), ("assistant", "<b>a</b>")])}]
+    path = write_lines(tmp_path / "rows.jsonl", [*chats(40), *planted])
+    made = make(tmp_path / "run", [path], contamination_tasks=["toy"], task_path=str(tasks))
+    row = made.ledger.set_index("index").loc[40]
+    assert (row["fate"], list(row["matched_items"])) == ("contaminated", ["toy item 1", "toy item 2"])
+    assert made.ledger[made.ledger["fate"] == "kept"]["matched_items"].isna().all()
+    assert flagged_items(made.folder / "ledger.parquet", {"toy": None}) == {"toy": {1, 2}}
+    assert pq.read_schema(made.folder / "ledger.parquet").metadata[b"schema"] == b"1"
+    shown = drops_table(json.loads((made.folder / "samples.json").read_text())).data
+    assert "toy item 1: «the quick brown fox" in shown and "<b>" not in shown.split("assistant", 1)[1][:40]
+    assert "with toy: 3 items, 1 too short to be found (fewer than 13 words)" in contamination_line(made.summary)
+
+
+def test_where_nothing_was_looked_for_it_says_so():
+    assert "not looked for" in contamination_line({"contamination": None})
 
 
 def test_nothing_matches_nothing(index):
     assert index.matches([]) == []
-    assert index.matches([[], [""], ["one two"]]) == ["", "", ""]
+    assert index.matches([[], [""], ["one two"]]) == [None, None, None]
 
 
 def test_twelve_words_are_no_match(index):
-    assert index.matches([[" ".join(words_of(ITEM)[:12])], [" ".join(words_of(ITEM)[:13])]])[0] == ""
-    assert index.matches([[" ".join(words_of(ITEM)[1:14])]])[0] != ""
+    assert index.matches([[" ".join(words_of(ITEM)[:12])], [" ".join(words_of(ITEM)[:13])]])[0] is None
+    assert index.matches([[" ".join(words_of(ITEM)[1:14])]])[0] is not None
 
 
 def test_the_index_says_what_it_cannot_find(tmp_path):
     facts = build_index([("a", [ITEM, ITEM]), ("b", ["short"])], 13, tmp_path / "index")
     assert facts == {"items": 2, "items_too_short": 1, "ngrams": len(words_of(ITEM)) - 12, "words": 13}
-    assert loaded_index(str(tmp_path / "index")).matches([[]]) == [""]
+    assert loaded_index(str(tmp_path / "index")).matches([[]]) == [None]
 
 
 def test_the_rolling_hash_depends_on_order_and_on_nothing_else():
@@ -65,41 +113,10 @@ def test_the_rolling_hash_depends_on_order_and_on_nothing_else():
     assert len(rolling(words[:4], 5)) == 0
 
 
-HELLASWAG = """
-task: hellaswag
-dataset_path: json
-dataset_name: null
-dataset_kwargs: {{data_files: {{validation: {file}}}}}
-output_type: multiple_choice
-training_split: null
-validation_split: validation
-test_split: null
-process_docs: !function utils.process_docs
-doc_to_text: "{{{{query}}}}"
-doc_to_target: "{{{{label}}}}"
-doc_to_choice: "choices"
-metric_list: [{{metric: acc}}]
-"""
-
-
-def hellaswag(folder: Path, evaldata: Path) -> Path:
-    """HellaSwag as a task of the user's: the stock task, but for where its data lies."""
-    import lm_eval
-
-    stock = Path(lm_eval.__file__).parent / "tasks" / "hellaswag" / "utils.py"
-    folder.mkdir()
-    (folder / "utils.py").write_bytes(stock.read_bytes())
-    (folder / "validation.jsonl").write_bytes(
-        gzip.decompress((evaldata / "hellaswag_validation.jsonl.gz").read_bytes())
-    )
-    (folder / "hellaswag.yaml").write_text(HELLASWAG.format(file="validation.jsonl"))
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.2, pytest.param(1.0, marks=pytest.mark.soak)])
 def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_path, evaldata, fraction):
-    folder = hellaswag(tmp_path / "tasks", evaldata)
+    folder = hellaswag_task(tmp_path / "tasks", evaldata)
     item = json.loads((folder / "validation.jsonl").read_text().splitlines()[4_321])
     ending = item["endings"][int(item["label"])]
     planted = [{"messages": messages([("user", item["ctx"]), ("assistant", ending)])}]
@@ -111,12 +128,11 @@ def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_
     row = ledger[ledger["source"] == path].iloc[0]
     assert (row["index"], len(ledger[ledger["source"] == path])) == (40, 1)
     label, words = row["detail"].split(": ", 1)
-    assert label == "hellaswag item 4321"
-    assert words.strip("«»") in " ".join(words_of(f"{item['ctx']} {ending}"))
-    # Nobody talked about HellaSwag in 2018: what is found in chitchat is found by accident.
+    assert label == "hellaswag item 4321" and "hellaswag item 4321" in row["matched_items"]
+    assert words.split("»")[0].strip("«") in " ".join(words_of(f"{item['ctx']} {ending}"))
+    # Nobody talked about HellaSwag in 2018: what is found in chitchat is found by accident (`make bench` reports it).
     false = ledger[ledger["source"] == "chitchat"]
     judged = made.ledger[(made.ledger["source"] == "chitchat") & made.ledger["fate"].isin(["kept", "contaminated"])]
-    print(f"false positives on chitchat: {len(false)} of {len(judged)}", *false["detail"], sep="\n")
     assert len(false) / len(judged) < 0.001
 
 

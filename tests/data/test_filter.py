@@ -19,8 +19,9 @@ from datasets import Dataset
 
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
-from nbutils.data import driver
+from nbutils.data import driver, limits
 from nbutils.data.batches import Batch
+from nbutils.data.display import example, fates_table, limits_table
 from nbutils.data.driver import filter_sources, row_work
 from nbutils.data.parallel import in_order, processes_for
 from nbutils.data.sources import open_source
@@ -203,6 +204,24 @@ def test_a_side_never_changes_when_rows_are_added_and_copies_cannot_straddle(tmp
     assert set(before.values()) == {"train", "eval"}
 
 
+def test_the_hash_of_the_evaluation_set_does_not_depend_on_where_batches_end(tmp_path):
+    """Rows of the training side in front shift every later row into another batch, and change nothing else."""
+    rows = chats(600)
+    plain = make(tmp_path / "run", [write_lines(tmp_path / "plain.jsonl", rows)])
+    side = plain.ledger["side"].tolist()
+    more = [
+        {"messages": messages([("user", f"(again) {m[0]['content']}"), *((x["role"], x["content"]) for x in m[1:])])}
+        for m in (row["messages"] for row in rows)
+    ]
+    probe = make(tmp_path / "run", [write_lines(tmp_path / "probe.jsonl", more)], same_tokenizer=True)
+    train = [row for row, where in zip(more, probe.ledger["side"], strict=True) if where == "train"]
+    path = write_lines(tmp_path / "longer.jsonl", [*train, *rows])
+    longer = make(tmp_path / "run", [path], same_tokenizer=True)
+    assert longer.ledger["side"].tolist()[len(train) :] == side
+    assert longer.summary["eval"] == plain.summary["eval"]
+    assert longer.summary["eval_hash"] == plain.summary["eval_hash"]
+
+
 def test_split_seed_moves_sides_and_the_seed_of_samples_moves_nothing(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", one_of_each())
     made = [make(tmp_path / str(i), [path], **v) for i, v in enumerate([{}, {"split_seed": 1}, {"seed": 1}])]
@@ -224,8 +243,17 @@ def test_fractions_take_a_stable_share_of_rows(tmp_path):
     more = make(tmp_path / "more", [{"path": path, "fraction": 0.8}])
     assert 430 < len(half.ledger) < 570
     assert set(half.ledger["index"]) < set(more.ledger["index"])
-    described = half.summary["datasets"][0]
-    assert (described["rows"], described["rows_in_source"]) == (len(half.ledger), 1_000)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_a_fraction_leaves_out_are_counted_and_shown(tmp_path, streaming):
+    path = str(tmp_path / "rows.parquet")
+    Dataset.from_list(chats(1_000)).to_parquet(path)
+    made = make(tmp_path / "run", [{"path": path, "fraction": 0.5}], streaming=streaming)
+    described, taken = made.summary["datasets"][0], len(made.ledger)
+    assert (described["rows"], described["rows_in_source"]) == (taken, 1_000)
+    assert made.summary["rows_not_taken"] == 1_000 - taken > 0
+    assert fates_table(made.summary).loc["not taken", "rows"] == f"{1_000 - taken:,}"
 
 
 def test_the_tokenizer_of_the_tiny_model_never_reads_the_evaluation_side(tmp_path):
@@ -274,7 +302,29 @@ def test_costs_of_other_limits(tmp_path):
         if cost["limit"] in shares:
             assert cost["share_of_rows"] == pytest.approx(shares[cost["limit"]]["share_of_rows"])
             assert cost["share_of_tokens"] == pytest.approx(shares[cost["limit"]]["share_of_tokens"])
-        assert not cost["rows_estimated"]
+        assert not cost["rows_estimated"] and not cost["tokens_estimated"]
+    assert "≈" not in limits_table(low.summary).to_string()
+
+
+def test_costs_above_the_limit_are_estimates_and_marked_where_only_a_sample_was_counted(tmp_path, monkeypatch):
+    words = [3, 30, 300, 600, 900, 1_200]
+    rows = [{"messages": messages([("user", f"{i}"), ("assistant", f"{i} " * words[i % 6])])} for i in range(600)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    exact = make(tmp_path / "run", [path], max_length=100)
+    monkeypatch.setattr(limits, "COUNTED_ROWS", 150)
+    sampled = make(tmp_path / "run", [path], max_length=100, same_tokenizer=True)
+    assert (sampled.summary["long_lengths"]["counted"], sampled.summary["long_lengths"]["of"]) == (150, 400)
+    differ = False
+    for true, cost in zip(exact.summary["limits"], sampled.summary["limits"], strict=True):
+        assert (true["rows_estimated"], true["tokens_estimated"]) == (False, False)
+        assert (cost["rows_estimated"], cost["tokens_estimated"]) == (cost["limit"] > 100, True)
+        assert cost["share_of_rows"] == pytest.approx(true["share_of_rows"], abs=0.08)
+        assert cost["share_of_tokens"] == pytest.approx(true["share_of_tokens"], abs=0.08)
+        differ |= cost["share_of_tokens"] != true["share_of_tokens"]
+    assert differ
+    table = limits_table(sampled.summary)
+    assert table["tokens dropped"].str.startswith("≈ ").all()
+    assert table["conversations dropped"].str.startswith("≈ ").tolist() == [False, True, True, True]
 
 
 def test_three_drops_of_each_reason_are_kept_to_look_at(tmp_path):
@@ -292,9 +342,9 @@ def test_interrupted_leaves_nothing_that_looks_finished_and_starts_again(tmp_pat
     expected = tree(made.folder)
 
     class Interrupted(driver.Tally):
-        def add(self, source: str, result: pa.Table) -> None:
-            super().add(source, result)
-            if self.sources[source] >= 1_000:
+        def add(self, source: str, read: int, result: pa.Table) -> None:
+            super().add(source, read, result)
+            if self.taken[source] >= 1_000:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(driver, "Tally", Interrupted)
@@ -314,9 +364,9 @@ from nbutils.data.batches import Batch
 from tests.data.making import make
 
 class Deadly(driver.Tally):
-    def add(self, source, result):
-        super().add(source, result)
-        if self.sources[source] >= 3_000:
+    def add(self, source, read, result):
+        super().add(source, read, result)
+        if self.taken[source] >= 3_000:
             os.kill(os.getpid(), signal.SIGKILL)
 
 driver.Tally = Deadly
@@ -342,6 +392,18 @@ def test_killed_without_warning_takes_its_workers_along_and_starts_again(tmp_pat
     made = make(tmp_path / "run", [path])
     assert made.summary["rows"] == 6_000
     assert not list(data.glob(".*.partial*"))
+
+
+def test_a_source_that_is_read_in_part_reconciles_too(tmp_path):
+    path = Path(write_lines(tmp_path / "a.jsonl", chats(60)))
+    settings = settings_for(tmp_path / "run", [{"path": str(path), "fraction": 0.5}])
+    made = make(tmp_path / "run", [{"path": str(path), "fraction": 0.5}])
+    source = open_source(settings.datasets[0], False)
+    write_lines(path, chats(55))
+    found = filter_sources(settings, [source], made.folder)
+    tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
+    with pytest.raises(UserError, match="had 60 rows when it was opened, and 55"):
+        write_summary(made.folder, settings, [source], tokenizer, found, None)
 
 
 def test_an_empty_side_is_an_error_in_a_sentence(tmp_path):
@@ -373,6 +435,18 @@ def test_a_killed_worker_is_an_error_in_a_sentence(tmp_path):
 
     with pytest.raises(UserError, match="smaller data_processes"):
         list(in_order(work, [Batch(0, killed)], 2))
+
+
+def test_the_example_is_a_whole_conversation_with_some_turns_where_there_is_one(tmp_path):
+    long = [
+        {"messages": messages([("user", f"{i}?"), ("assistant", "a"), ("user", "b"), ("assistant", "c")])}
+        for i in range(9)
+    ]
+    rows = [*chats(60), {"messages": messages(LONG[:12])}, *long]
+    made = make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", rows)])
+    assert [m["content"] for m in example(made.folder / "train")][1:] == ["a", "b", "c"]
+    only_two = make(tmp_path / "two", [write_lines(tmp_path / "b.jsonl", chats(40))])
+    assert len(example(only_two.folder / "train")) == 2
 
 
 def test_few_rows_are_not_worth_another_process():
