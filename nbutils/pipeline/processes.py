@@ -24,6 +24,9 @@ from nbutils.core.pause import PIPELINE as MARK
 STUBBORN_SECONDS = 10.0
 """How long a process may take to die of SIGKILL (one that waits for a dead disk never does)."""
 
+MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
+"""Where the system counts what befalls this container's memory (cgroup v2)."""
+
 
 def run_mark(run: Path) -> str:
     """What the marks of all pipelines in a run folder begin with."""
@@ -78,7 +81,7 @@ def _wait(mark: str, seconds: float) -> None:
 def oom_kills() -> int:
     """How many processes of this container the system has ended for lack of memory; 0 where it doesn't count them."""
     try:
-        text = Path("/sys/fs/cgroup/memory.events").read_text()
+        text = MEMORY_EVENTS.read_text()
     except OSError:
         return 0
     found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)

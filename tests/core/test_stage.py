@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,8 @@ from nbutils.core.record import trained_model
 from nbutils.core.stage import Stage, read_record, stage_status
 from nbutils.core.verdict import accept, judge, set_aside
 from tests.pipeline.fake import STAGES, FirstSettings, SecondSettings, write_notebooks
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -197,6 +202,57 @@ def test_a_hand_run_notebook_respects_the_pipelines_lock(run):
     with lock.locked(run), pytest.raises(UserError, match=rf"process {os.getpid()}.*is at work"):
         Stage.begin("first", first(run))
     Stage.begin("first", first(run))
+
+
+def in_another_process(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_pipeline_waits_for_a_notebook_run_by_hand(run):
+    """Held from the first cell to the last, a first cell run twice included; another notebook may go on beside it."""
+    pipeline = (
+        f"from pathlib import Path; from nbutils.core import lock\nwith lock.locked(Path({str(run)!r})): print('in')"
+    )
+    stage = Stage.begin("first", first(run))
+    Stage.begin("first", first(run))
+    refused = in_another_process(pipeline)
+    assert refused.returncode == 1
+    assert f"notebook 01_first.ipynb, process {os.getpid()} on " in refused.stderr
+    assert "finish it or shut its kernel down" in refused.stderr
+    beside = f"from pathlib import Path; from nbutils.core import lock; lock.hold(Path({str(run)!r}), 'another')"
+    assert in_another_process(beside).returncode == 0
+    assert f"process {os.getpid()} on " in in_another_process(pipeline).stderr  # the one that lives, not the last one
+    (stage.folder / "words.txt").write_text("words")
+    stage.finish()
+    assert in_another_process(pipeline).stdout == "in\n"
+    assert not (run / lock.FILE).exists()
+
+
+def test_a_dead_kernel_holds_nothing(run):
+    hold = f"from pathlib import Path; from nbutils.core import lock; lock.hold(Path({str(run)!r}), 'n')"
+    hold += "; import os; os._exit(1)"
+    assert in_another_process(hold).returncode == 1 and (run / lock.FILE).exists()
+    with lock.locked(run):
+        pass
+
+
+def test_a_beginning_that_fails_holds_nothing(run):
+    finish_first(run)
+    began_long_ago(run, "first", 3000)
+    with pytest.raises(UserError, match="50 minutes"):
+        Stage.begin("first", first(run, words=4))
+    with lock.locked(run):
+        pass
+
+
+def test_by_hand_a_new_library_is_reported_too(run, capsys):
+    Stage.begin("first", first(run)).finish("paused")
+    path = run / "first" / "stage.json"
+    record = read_json(path)
+    record["versions"]["torch"] = "1.0.0"
+    write_json(path, record)
+    Stage.begin("first", first(run))
+    assert "first: its work so far was done with torch 1.0.0 (now " in capsys.readouterr().out
 
 
 def test_beginning_by_hand_forgets_an_old_pause_request(run, monkeypatch):

@@ -48,6 +48,23 @@ def test_a_users_error_is_one_sentence_and_status_1(capsys):
     assert error.count("\n") == 1 and "There is no profile params/no_such_profile.yaml" in error
 
 
+@pytest.mark.parametrize(
+    "profile,words",
+    [("params/demo.yaml/x", "Not a directory"), ("x" * 300, "File name too long"), ("params", "is a folder")],
+)
+def test_a_profile_that_cannot_be_read_is_one_sentence(profile, words, capsys):
+    assert main(["run", profile]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "inf", "nan", "soon"])
+def test_a_time_limit_is_a_number_above_0(minutes, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "params/demo.yaml", "--explain", "--cell-minutes", minutes])
+    assert ended.value.code == 2 and "--cell-minutes" in capsys.readouterr().err
+
+
 def test_explaining_needs_neither_torch_nor_papermill():
     code = (
         "import sys; from nbutils.cli import main; status = main(['run', 'params/demo.yaml', '--explain']); "

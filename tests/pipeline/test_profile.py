@@ -53,6 +53,7 @@ def test_read_rightly(tmp_path, text, value):
         ("a: 1:30", (1, 4), "base 60"),
         ("a: .nan", (1, 4), "finite"),
         ("a: -.inf", (1, 4), "finite"),
+        ("a: 1e400", (1, 4), "larger than any number"),
         ("- a\n- b", (1, 1), "a list"),
         ("only text", (1, 1), "a single value"),
         ("a: 1\nb: 2\na: 3", (3, 1), "second time"),

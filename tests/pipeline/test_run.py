@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import nbformat
 import pytest
+from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 
 from nbutils.core import cachekey, pause
@@ -39,10 +42,11 @@ class Pipeline:
         self.profile = folder / "profile.yaml"
         self.profile.write_text(f"run_dir: '{self.run}'\n")
         self.said = ""
+        self.executed: list[str] = []
 
     def go(self, *overrides: str, **options) -> list[str]:
         """Runs; returns the stages executed. The exit status is in `status`."""
-        executed: list[str] = []
+        executed = self.executed = []
         console = Console(file=io.StringIO(), width=200)
 
         def execute(job: Job) -> None:
@@ -277,6 +281,43 @@ def test_allow_paused_runs_later_stages_on_the_newest_checkpoint(pipeline, monke
     assert (pipeline.run / "third/report.txt").read_text() == "reportmodel of rate 0.001"
 
 
+def test_a_stage_that_stays_paused_says_how_far_it_is_and_how_to_go_on(pipeline, monkeypatch):
+    request_pause_at(monkeypatch, 2)
+    pipeline.go("steps=4")
+    words = "second is paused at 50 % (step 2): run again without --allow-paused to go on with it."
+    assert pipeline.go("steps=4", only="second", allow_paused=True) == []
+    assert words in pipeline.said and "done already" not in pipeline.said
+    assert pipeline.go("steps=4", allow_paused=True) == ["third"]
+    assert words in pipeline.said and pipeline.status == 0
+
+
+def test_a_pause_under_allow_paused_says_how_to_go_on(pipeline, monkeypatch):
+    request_pause_at(monkeypatch, 2)
+    assert pipeline.go("steps=4", allow_paused=True) == ALL
+    assert "run again without --allow-paused to go on with it." in pipeline.said
+
+
+@pytest.mark.parametrize("status", ["paused", "running"])
+def test_from_makes_unfinished_work_anew_and_sets_its_checkpoints_aside(pipeline, monkeypatch, status):
+    request_pause_at(monkeypatch, 2)
+    pipeline.go("steps=4")
+    record = pipeline.run / "second/stage.json"
+    write_json(record, read_json(record) | {"status": status})
+    assert pipeline.go("steps=4", start="second") == ["second", "third"]
+    assert "second: set the earlier work aside" in pipeline.said
+    assert len(list(pipeline.run.glob("second-20*/checkpoints/2"))) == 1
+
+
+def test_a_pause_under_from_does_not_send_one_back_to_the_start(pipeline, monkeypatch):
+    """The same command would begin the stage anew: the last sentence says to leave --from out, and that goes on."""
+    assert pipeline.go("steps=4", only="first") == ["first"]
+    request_pause_at(monkeypatch, 2)
+    assert pipeline.go("steps=4", start="second") == ["second"]
+    assert "Leave out --from then: with it the stage begins anew." in pipeline.said
+    assert pipeline.go("steps=4") == ["second", "third"]
+    assert (pipeline.run / "second/checkpoints/2").is_dir()
+
+
 def test_a_pause_with_other_settings_asks_and_can_be_set_aside(pipeline, monkeypatch):
     request_pause_at(monkeypatch, 2)
     pipeline.go("steps=4")
@@ -296,6 +337,64 @@ def test_a_new_library_is_reported_and_reruns_nothing(pipeline):
     write_json(path, record)
     assert pipeline.go() == []
     assert re.search(r"second was made with torch 1\.0\.0 \(now .*\); nothing is rerun", pipeline.said)
+
+
+@pytest.mark.parametrize("status", ["paused", "running"])
+def test_a_new_library_is_reported_where_work_goes_on_with_it(pipeline, monkeypatch, status):
+    request_pause_at(monkeypatch, 2)
+    pipeline.go("steps=4")
+    path = pipeline.run / "second/stage.json"
+    record = read_json(path) | {"status": status}
+    record["versions"]["torch"] = "1.0.0"
+    write_json(path, record)
+    assert pipeline.go("steps=4") == ["second", "third"]
+    assert re.search(r"second was made with torch 1\.0\.0 \(now .*\); it goes on with today's", pipeline.said)
+
+
+def test_what_was_accepted_is_remembered_where_work_goes_on(pipeline, monkeypatch):
+    request_pause_at(monkeypatch, 2)
+    pipeline.go("steps=4")
+    edit_cell(pipeline.notebooks / "02_second.ipynb", "steps'", "optimizer steps'")
+    assert pipeline.go("steps=4", accept=True) == ["second", "third"]
+    (accepted,) = read_json(pipeline.run / "second/stage.json")["accepted"]
+    assert accepted["changed"] == ["the notebook's code cells"]
+    assert pipeline.go("steps=5", force=True) == ["second"]
+    assert "accepted" not in read_json(pipeline.run / "second/stage.json")
+
+
+def test_an_error_after_the_stage_has_finished_is_said(pipeline):
+    def failing(job: Job) -> None:
+        in_process(job)
+        if job.source.name.startswith("02"):
+            raise PapermillExecutionError(8, 5, "1/0", "ZeroDivisionError", "division by zero", [])
+
+    console = Console(file=io.StringIO(), width=300)
+    assert Run(plan(pipeline.profile, []), Options(), Display(console), failing).go() == 0
+    said = console.file.getvalue()
+    assert "second is done, but after stage.finish() 02_second.ipynb, cell In [5] raised ZeroDivisionError" in said
+
+
+def test_a_signal_as_a_stage_completes_ends_the_run_with_its_number(pipeline):
+    def interrupted(job: Job) -> None:
+        in_process(job)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    console = Console(file=io.StringIO(), width=300)
+    assert Run(plan(pipeline.profile, []), Options(), Display(console), interrupted).go() == 128 + signal.SIGTERM
+    assert "Stopped before second; run the same command again to go on." in console.file.getvalue()
+    assert pipeline.go() == ["second", "third"]
+
+
+def test_work_that_cannot_be_set_aside_is_said_in_a_sentence(pipeline, monkeypatch):
+    pipeline.go()
+    pipeline.long("second")
+
+    def rename(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError, match=r"run/second cannot be changed \(Permission denied\)"):
+        pipeline.go("learning_rate=0.5", force=True)
 
 
 @pytest.mark.parametrize(

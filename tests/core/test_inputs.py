@@ -1,0 +1,86 @@
+"""Local files that a stage reads from outside its run folder: another content under the same name is another input."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nbutils.core.inputs import TOKENIZER_FILES, hash_of, local_hashes, model_hashes
+from nbutils.core.notebooks import notebook_path, parameters, spec
+from nbutils.core.settings import Settings
+from nbutils.pipeline.parameters import settings_class
+
+
+def settings(stage: str, run: Path, **changed) -> Settings:
+    """The defaults of a real notebook, some of them changed."""
+    defaults = {name: parameter.default for name, parameter in parameters(notebook_path(spec(stage))).items()}
+    return settings_class(spec(stage)).checked(defaults | {"run_dir": str(run)} | changed)
+
+
+def model(folder: Path) -> Path:
+    """Files of the names that a model's folder has."""
+    (folder / "runs").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        (folder / name).write_text(f"{folder.name} {name}")
+    (folder / "optimizer.pt").write_text("not read")
+    (folder / "runs" / "events.json").write_text("not read")
+    return folder
+
+
+def test_a_file_is_read_again_only_where_it_has_changed(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("one")
+    before = hash_of(file)
+    stat = file.stat()
+    file.write_text("two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert hash_of(file) == before  # not looked into: as old and as large as before
+    os.utime(file)
+    assert hash_of(file) != before
+
+
+def test_which_files_count(tmp_path):
+    folder = model(tmp_path / "model")
+    weights = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
+    assert set(model_hashes(folder)) == weights
+    assert set(model_hashes(folder, TOKENIZER_FILES)) == weights - {"model.safetensors"}
+    (tmp_path / "model.gguf").write_text("quantised")
+    assert set(model_hashes(tmp_path / "model.gguf", TOKENIZER_FILES)) == {"model.gguf"}
+    assert model_hashes("tiny") == model_hashes("someone/on-the-hub") == model_hashes("") == {}
+    assert set(local_hashes([folder / "runs", tmp_path / "absent", ""])) == {str(folder / "runs" / "events.json")}
+
+
+CASES = [
+    ("data", "base_model", "model", "model/tokenizer.model"),
+    ("data", "base_model", "model", "model/tokenizer_config.json"),
+    ("data", "base_model", "model.gguf", "model.gguf"),
+    ("data", "datasets", "rows.jsonl", "rows.jsonl"),
+    ("data", "task_path", "tasks", "tasks/mine.yaml"),
+    ("train", "base_model", "model", "model/model.safetensors"),
+    ("train", "base_model", "model.gguf", "model.gguf"),
+    ("evaluate", "peers", "model", "model/model.safetensors"),
+    ("evaluate", "task_path", "tasks", "tasks/mine.yaml"),
+    ("chat", "model", "model", "model/model.safetensors"),
+    ("chat", "compare_with", "model.gguf", "model.gguf"),
+    ("chat", "model", "step-000500", "run/train/checkpoints/step-000500/model.safetensors"),
+]
+
+
+@pytest.mark.parametrize("stage,name,value,file", CASES)
+def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, stage, name, value, file):
+    model(tmp_path / "model")
+    model(tmp_path / "run" / "train" / "checkpoints" / "step-000500")
+    (tmp_path / "tasks").mkdir()
+    for path in ("model.gguf", "rows.jsonl", "tasks/mine.yaml"):
+        (tmp_path / path).write_text(path)
+    given = value if value.startswith("step-") else str(tmp_path / value)
+    values = {name: [given] if name in ("datasets", "peers") else given}
+    if stage == "data" and name == "task_path":
+        values["contamination_tasks"] = ["mine"]
+    asked = settings(stage, tmp_path / "run", **values)
+    before = asked.result_parameters()
+    assert asked.result_parameters() == before
+    (tmp_path / file).write_text("other content")
+    assert asked.result_parameters() != before
