@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from statistics import median
+from statistics import NormalDist, median
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.chatml import IM_END, IM_START, encode_batch, special_strings
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
 NGRAM = 4
 DECODINGS = ("greedy", "sampled")
+SHARES = ("ended", "repeats", "leaks", "echoes", "empty")
+"""Figures that are shares of the replies, each of which has one value: these get intervals."""
 
 
 def user_turns(
@@ -55,7 +57,7 @@ def measure(
     *,
     max_new_tokens: int,
     seed: int,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """The figures of `figures_of` for greedy and for sampled replies."""
     return {
         decoding: figures_of(
@@ -72,16 +74,17 @@ def measure(
 
 def figures_of(
     replies: Sequence[Reply], prompts: Sequence[Sequence[dict[str, str]]], special_ids: set[int]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Shares over replies, and lengths in tokens.
 
     `ended`: ends with `<|im_end|>`; `repeats`: holds a 4-gram of tokens twice; `distinct_1`, `distinct_2`: different
     words and pairs of words over all of them, in all replies together (Li et al. 2016); `leaks`: writes a role header
-    or a control token; `echoes`: equals the user's last message; `empty`: says nothing.
+    or a control token; `echoes`: equals the user's last message; `empty`: says nothing. `intervals` holds the 95 %
+    interval of each share.
     """
     count = max(1, len(replies))
     words = [reply.text.casefold().split() for reply in replies]
-    return {
+    figures: dict[str, Any] = {
         "replies": len(replies),
         "ended": sum(reply.ended for reply in replies) / count,
         "median_tokens": float(median(len(reply.token_ids) for reply in replies)) if replies else 0.0,
@@ -92,6 +95,15 @@ def figures_of(
         "echoes": sum(_same(r.text, p[-1]["content"]) for r, p in zip(replies, prompts, strict=True)) / count,
         "empty": sum(not reply.text.strip() for reply in replies) / count,
     }
+    return figures | {"intervals": {key: list(wilson(figures[key], count)) for key in SHARES}}
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` independent replies (Wilson 1927), right at 0 and 1 too."""
+    z = NormalDist().inv_cdf(0.975)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _repeats(ids: Sequence[int]) -> bool:
@@ -119,8 +131,10 @@ def table(behaviour: dict[str, Any]) -> list[list[str]]:
     rows = []
     for key, (words, form) in WORDS.items():
         for decoding in DECODINGS:
-            cells = [entry[decoding][key] if decoding in entry else None for entry in behaviour["models"].values()]
-            shown = ["—" if c is None else f"{c:.0%}" if form == "share" else number(c) for c in cells]
+            cells = [entry.get(decoding) for entry in behaviour["models"].values()]
+            shown = ["—" if c is None else f"{c[key]:.0%}" if form == "share" else number(c[key]) for c in cells]
+            ranges = [c["intervals"][key] if c and key in SHARES else None for c in cells]
+            shown = [f"{text} [{r[0]:.0%}, {r[1]:.0%}]" if r else text for text, r in zip(shown, ranges, strict=True)]
             rows.append([words, decoding, *shown])
     return rows
 

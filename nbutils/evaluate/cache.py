@@ -7,7 +7,7 @@ from typing import Any
 
 from nbutils.core.files import read_json, replaced, resolve, sha256_of_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Cache:

@@ -2,6 +2,9 @@
 
 What is resampled is a group of items that belong together (the replies of one conversation), or the item where there
 are no groups. Two models are compared on the same resamples, so that what makes an item hard for both cancels out.
+Plain percentile intervals are too narrow for few groups (equal models differ in 10 % of comparisons on 10); they are
+taken further out, as far as a t interval is wider than a normal one (Hesterberg 2015, "What Teachers Should Know About
+the Bootstrap", section 4.3).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,9 @@ from nbutils.core.errors import UserError
 from nbutils.evaluate.items import Metric, combine
 
 LEVEL = 0.95
+FEWEST_GROUPS = 20
+"""Groups below which no word is said of a difference: no bootstrap knows how much so few would vary."""
+TOO_FEW = "too few items"
 FEW_PATTERNS = 64
 """Distinct groups up to which the resampled counts are drawn instead of the groups: the same distribution, faster."""
 CHUNK_NUMBERS = 4_000_000
@@ -40,12 +47,13 @@ class Sums:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error and 95 % interval."""
+    """A number with its standard error and 95 % interval, and the number of groups behind them."""
 
     value: float
     stderr: float
     low: float
     high: float
+    groups: int
 
     @property
     def excludes_zero(self) -> bool:
@@ -95,7 +103,7 @@ def interval(sums: Sums, kind: str, resamples: int, seed: int) -> Estimate:
     """A metric with its bootstrap interval."""
     drawn = resampled(np.stack([sums.values, sums.weights], axis=1), resamples, seed)  # (R, 2)
     value = float(combine(kind, sums.values.sum(), sums.weights.sum()))
-    return _estimate(value, combine(kind, drawn[:, 0], drawn[:, 1]))
+    return _estimate(value, combine(kind, drawn[:, 0], drawn[:, 1]), sums.items)
 
 
 def paired_difference(a: Sums, b: Sums, kind: str, resamples: int, seed: int) -> Estimate:
@@ -106,11 +114,14 @@ def paired_difference(a: Sums, b: Sums, kind: str, resamples: int, seed: int) ->
     drawn = resampled(columns, resamples, seed)  # (R, 4)
     total = columns.sum(axis=0)
     value = float(combine(kind, total[0], total[1]) - combine(kind, total[2], total[3]))
-    return _estimate(value, combine(kind, drawn[:, 0], drawn[:, 1]) - combine(kind, drawn[:, 2], drawn[:, 3]))
+    differences = combine(kind, drawn[:, 0], drawn[:, 1]) - combine(kind, drawn[:, 2], drawn[:, 3])
+    return _estimate(value, differences, a.items)
 
 
 def word_for(difference: Estimate, higher_is_better: bool) -> str:
-    """`better`, `worse` or `not distinguishable`: said of these two checkpoints on these items, of nothing else."""
+    """`better`, `worse`, `not distinguishable` or `too few items`: of these two checkpoints on these items alone."""
+    if difference.groups < FEWEST_GROUPS:
+        return TOO_FEW
     if not difference.excludes_zero:
         return "not distinguishable"
     return "better" if (difference.low > 0) == higher_is_better else "worse"
@@ -131,9 +142,17 @@ def resampled(columns: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _estimate(value: float, drawn: np.ndarray) -> Estimate:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(drawn.std(ddof=1)), float(low), float(high))
+def _estimate(value: float, drawn: np.ndarray, groups: int) -> Estimate:
+    low, high = np.quantile(drawn, [tail_for(groups), 1 - tail_for(groups)])
+    return Estimate(value, float(drawn.std(ddof=1)), float(low), float(high), groups)
+
+
+def tail_for(groups: int) -> float:
+    """Share of the resamples on each side of an interval: 2.5 % for many groups, less for few."""
+    z, nu = NormalDist().inv_cdf((1 - LEVEL) / 2), max(1, groups - 1)
+    # Student's t by its expansion around the normal quantile (Abramowitz & Stegun 26.7.5).
+    t = z + (z**3 + z) / (4 * nu) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
+    return NormalDist().cdf(t * (1 + 1 / nu) ** 0.5)
 
 
 def _dtype(column: Any) -> Any:
@@ -142,5 +161,5 @@ def _dtype(column: Any) -> Any:
 
 
 __all__: Sequence[str] = (
-    "Estimate", "ItemTable", "Sums", "interval", "paired_difference", "resampled", "word_for",
+    "Estimate", "ItemTable", "Sums", "interval", "paired_difference", "resampled", "tail_for", "word_for",
 )  # fmt: skip

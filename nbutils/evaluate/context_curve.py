@@ -1,8 +1,14 @@
-"""Loss by token position up to twice the trained length, for each way of extending a context by its rotation."""
+"""Loss by token position up to twice the trained length, for each way of extending a context by its rotation.
+
+Which way is best is decided on the loss beyond the trained length, by the paired bootstrap over conversations: the same
+conversations under every extension, so that what makes one hard cancels out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,55 +16,63 @@ import numpy as np
 
 from nbutils.core.models import context_length
 from nbutils.core.rotation import EXTENSIONS, FACTOR, can_extend, rotated, rotations
+from nbutils.evaluate.compare import FEWEST_GROUPS, Sums, paired_difference, word_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BUCKETS = 16
 """Points of the curve between the first token and twice the trained length."""
-ALIKE = 0.01
-"""Nats per token: extensions this close do alike on so few conversations, and chat's default is then as good as any."""
-DEFAULT = "dynamic"
-"""Notebook 05's `context_extension`."""
 ORDER = ("none", *(name for name in EXTENSIONS if name != "none"))
+"""Of extensions that do alike the first is taken: none before all, as it changes nothing."""
 
 
-def too_long_ids(data: Path, count: int, trained: int) -> list[list[int]]:
-    """Token ids of `count` conversations of `data/too_long` that outgrow the trained length, cut at twice that."""
+def too_long_ids(data: Path, count: int, trained: int, seed: int) -> list[list[int]]:
+    """Token ids of `count` conversations of `data/too_long` that outgrow the trained length, cut at twice that.
+
+    Which ones, the seed decides: neighbours in the data are often by the same people or of the same source.
+    """
     from datasets import load_from_disk
 
     folder = data / "too_long"
     if not folder.is_dir() or not count:
         return []
-    outgrown = [ids for ids in load_from_disk(str(folder))["input_ids"] if len(ids) > trained]
-    return [list(ids)[: FACTOR * trained] for ids in outgrown[:count]]
+    rows = load_from_disk(str(folder))
+    outgrown = [row for row, ids in enumerate(rows["input_ids"]) if len(ids) > trained]
+    chosen = sorted(random.Random(f"context curve {seed}").sample(outgrown, min(count, len(outgrown))))
+    return [list(rows[row]["input_ids"])[: FACTOR * trained] for row in chosen]
 
 
-def measure_curve(model: PreTrainedModel, data: Path, count: int) -> dict[str, Any] | None:
+def measure_curve(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, resamples: int, seed: int
+) -> dict[str, Any] | None:
     """The curve of a model on conversations that outgrow it; None where there are none, or it cannot be extended.
 
     Each extension's rotation, fixed for twice the trained length, is held for the whole conversation, the beginning
-    included. Losses are in nats per token, all tokens counted; the advice compares positions beyond the trained length.
+    included. Losses are in nats per token, all tokens counted. `best` is one of `none`, `dynamic`, `yarn`, `linear`,
+    and `none` where the conversations do not show that another is better; `advice` says so in a sentence.
     """
     trained = context_length(model)
-    rows = too_long_ids(data, count, trained)
     if not rows or not can_extend(model):
         return None
     losses = {name: losses_of(model, rows, name) for name in ORDER}  # each a list of (T - 1,)
     edges = np.linspace(0, FACTOR * trained, BUCKETS + 1).astype(int)
-    curves = {name: _by_position(found, edges) for name, found in losses.items()}
+    beyond = {name: _beyond(found, trained) for name, found in losses.items()}
     within = {name: _mean([row[: trained - 1] for row in found]) for name, found in losses.items()}
-    beyond = {name: _mean([row[trained - 1 :] for row in found]) for name, found in losses.items()}
+    means = {name: float(sums.values.sum() / sums.weights.sum()) for name, sums in beyond.items()}
+    best = best_of(beyond, resamples, seed)
+    against = {name: differences(beyond, name, resamples, seed) for name in {"none": 0, best: 0}}
     return {
         "trained_length": trained,
         "conversations": len(rows),
-        "tokens_beyond": sum(max(0, len(row) - trained) for row in rows),
+        "tokens_beyond": int(beyond["none"].weights.sum()),
         "positions": [int(p) for p in (edges[:-1] + edges[1:]) // 2],
-        "curves": curves,
+        "curves": {name: _by_position(found, edges) for name, found in losses.items()},
         "within": within,
-        "beyond": beyond,
-        "best": best_of(beyond),
-        "advice": advice(beyond, within["none"], trained),
+        "beyond": means,
+        "differences": against["none"],
+        "best": best,
+        "advice": advice(best, means, against, within["none"], trained, len(rows)),
     }
 
 
@@ -77,26 +91,67 @@ def losses_of(model: PreTrainedModel, rows: Sequence[Sequence[int]], extension: 
     return found
 
 
-def best_of(beyond: dict[str, float]) -> str:
-    """The extension with the lowest loss beyond the trained length; chat's default where it does alike."""
-    best = min(beyond, key=lambda name: beyond[name])
-    return DEFAULT if beyond[DEFAULT] - beyond[best] < ALIKE else best
+def differences(beyond: Mapping[str, Sums], reference: str, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Loss of each extension beyond the trained length minus that of the reference, with interval and word."""
+    found = {}
+    for name, sums in beyond.items():
+        if name != reference:
+            difference = paired_difference(sums, beyond[reference], "mean", resamples, seed)
+            found[name] = asdict(difference) | {"word": word_for(difference, higher_is_better=False)}
+    return found
 
 
-def advice(beyond: dict[str, float], within: float, trained: int) -> str:
-    """A sentence about what to choose as `context_extension`, with its evidence."""
-    best = best_of(beyond)
-    extended = min((name for name in beyond if name != "none"), key=lambda name: beyond[name])
-    if best == "none":
+def best_of(beyond: Mapping[str, Sums], resamples: int, seed: int) -> str:
+    """The first extension in `ORDER` than which no other is distinguishably better; `none` on too few conversations."""
+    for name in ORDER:
+        if all(d["word"] != "better" for d in differences(beyond, name, resamples, seed).values()):
+            return name
+    return min(beyond, key=lambda name: beyond[name].values.sum())  # each has a better one: a circle of close calls
+
+
+def advice(
+    best: str,
+    beyond: Mapping[str, float],
+    against: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    within: float,
+    trained: int,
+    conversations: int,
+) -> str:
+    """A sentence about what to choose as `context_extension`, with its evidence.
+
+    `against` holds `differences` from no extension, and from the best one.
+    """
+    if conversations < FEWEST_GROUPS:
         return (
-            f"Beyond {trained:,} tokens no extension helps this model: without one it loses {beyond['none']:.2f} nats "
-            f"a token, with the best of them ({extended}) {beyond[extended]:.2f}. A chat is best kept within "
-            f"{trained:,} tokens (`context_extension: none`)."
+            f"{conversations} conversations beyond {trained:,} tokens are too few to tell whether an extension helps: "
+            f"raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then a chat is best kept "
+            f"within {trained:,} tokens (`context_extension: none`)."
         )
+    if best == "none":
+        lowest = min((name for name in beyond if name != "none"), key=lambda name: beyond[name])
+        return (
+            f"Beyond {trained:,} tokens no extension is distinguishably better than none: {beyond['none']:.2f} nats a "
+            f"token without, {beyond[lowest]:.2f} with `{lowest}`, {_shown(against['none'][lowest])}. A chat is best "
+            f"kept within {trained:,} tokens (`context_extension: none`)."
+        )
+    alike = [f"`{name}`" for name, found in against[best].items() if found["word"] == "not distinguishable"]
+    equal = f" Not distinguishable from it: {', '.join(alike)}." if alike else ""
     return (
-        f"Beyond {trained:,} tokens `{best}` does best, or like the best: {beyond[best]:.2f} nats a token, against "
-        f"{beyond['none']:.2f} without extension and {within:.2f} within the trained length. Choose "
-        f"`context_extension: {best}` for chats that grow so long."
+        f"Beyond {trained:,} tokens `{best}` loses {beyond[best]:.2f} nats a token, against {beyond['none']:.2f} "
+        f"without extension, {_shown(against['none'][best])}, and {within:.2f} within the trained length. Choose "
+        f"`context_extension: {best}` for chats that grow so long.{equal}"
+    )
+
+
+def _shown(difference: Mapping[str, Any]) -> str:
+    return f"a difference of {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def _beyond(rows: Sequence[np.ndarray], trained: int) -> Sums:
+    """Sums over each conversation's tokens beyond the trained length."""
+    parts = [row[trained - 1 :] for row in rows]
+    return Sums(
+        np.arange(len(parts)), np.array([part.sum() for part in parts], float), np.array([len(p) for p in parts], float)
     )
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.evaluate.behaviour import table
+from nbutils.evaluate.figures import EXTENSION_NAMES
 from nbutils.evaluate.report import (
     NAMES,
-    SCOPE,
     difference_table,
     markdown_table,
+    scope,
     scores_table,
     settings_list,
 )
@@ -30,6 +31,10 @@ __all__ = [
 ]
 
 
+SHOWN = 500
+"""Characters of an item's context, and of each of its answers, that are shown."""
+
+
 def model_list(models: Sequence[Any]) -> Any:
     """The models of the table and where they are."""
     from nbutils.core.files import shown
@@ -39,15 +44,28 @@ def model_list(models: Sequence[Any]) -> Any:
 
 
 def item(task: Any, number_of_item: int = 0) -> Any:
-    """One item of a task as lm-eval asks it: the end of its context, and the continuations that are scored."""
+    """One item of a task as lm-eval asks it: the end of its context, and what is scored or expected behind it."""
     doc = task.task_docs[number_of_item]
-    choices = task.doc_to_choice(doc) if task.get_config("doc_to_choice") is not None else [task.doc_to_target(doc)]
-    gold = task.doc_to_target(doc)
-    marks = ["✓" if k == gold else " " for k in range(len(choices))]
-    context = str(task.doc_to_text(doc))[-500:]
-    lines = [f"<pre>{html.escape(context)}</pre>"]
-    lines += [f"<pre>{mark} {html.escape(choice.strip())}</pre>" for mark, choice in zip(marks, choices, strict=True)]
+    question, target = task.doc_to_text(doc), task.doc_to_target(doc)
+    targets = target if isinstance(target, list) else [target]
+    if task.get_config("doc_to_choice") is None:
+        answers = [("✓", text) for text in targets]
+    else:
+        texts = task.doc_to_choice(doc)
+        right = {question} if isinstance(question, int) else set(targets)  # the choices may be the contexts
+        answers = [("✓" if k in right or text in right else " ", text) for k, text in enumerate(texts)]
+    context = str(target) if isinstance(question, int) else str(question)
+    lines = [f"<pre>{html.escape(_last(context))}</pre>"]
+    lines += [f"<pre>{mark} {html.escape(_first(str(text).strip()))}</pre>" for mark, text in answers]
     return _html("\n".join(lines))
+
+
+def _first(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + " …"
+
+
+def _last(text: str) -> str:
+    return text if len(text) <= SHOWN else "… " + text[-SHOWN:]
 
 
 def scores(found: Mapping[str, Any]) -> Any:
@@ -59,7 +77,7 @@ def differences(found: Mapping[str, Any]) -> Any:
     """The table of paired differences, and what its words are about."""
     if not found["paired"]:
         return _markdown("There is no other model to compare with.")
-    return _markdown(f"{difference_table(found['paired'])}\n\n{SCOPE}")
+    return _markdown(f"{difference_table(found['paired'])}\n\n{scope(found['paired'])}")
 
 
 def how_measured(found: Mapping[str, Any]) -> Any:
@@ -74,7 +92,10 @@ def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
     replies = next(iter(next(iter(behaviour["models"].values())).values()))["replies"]
     head = ["share of replies", "decoding", *(NAMES.get(name, name) for name in behaviour["models"])]
     left_out = [f"{NAMES.get(n, n)}: {why['left_out']}" for n, why in behaviour["left_out"].items()]
-    note = f"{replies} replies each, of at most {behaviour['max_new_tokens']} tokens."
+    note = (
+        f"{replies} replies each, of at most {behaviour['max_new_tokens']} tokens; in brackets 95 % intervals of the "
+        "shares (Wilson)."
+    )
     return _markdown("\n\n".join([markdown_table(head, table(dict(behaviour))), note, *left_out]))
 
 
@@ -101,17 +122,23 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
             "or no held-out conversation outgrows what the model was trained to read."
         )
     picture(folder, "context_curve")
+    rows = [
+        [EXTENSION_NAMES.get(name, name), f"{d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]", f"**{d['word']}**"]
+        for name, d in curve["differences"].items()
+    ]
+    table_ = markdown_table(["extension, against none", "nats per token beyond the trained length", "in a word"], rows)
     return _markdown(
-        f"{curve['advice']} ({curve['conversations']} conversations, {curve['tokens_beyond']:,} tokens beyond the "
-        "trained length.)"
+        f"{table_}\n\n{curve['advice']} ({curve['conversations']} conversations, {curve['tokens_beyond']:,} tokens "
+        "beyond the trained length.)"
     )
 
 
 def picture(folder: Path, name: str) -> None:
-    """Shows a saved figure."""
+    """Shows a saved figure; nothing where there was none to draw."""
     from IPython.display import Image, display
 
-    display(Image(filename=str(folder / f"{name}.png"), width=800))
+    if (folder / f"{name}.png").is_file():
+        display(Image(filename=str(folder / f"{name}.png"), width=800))
 
 
 def _markdown(text: str) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nbutils.evaluate.compare import ItemTable, interval, paired_difference, word_for
+from nbutils.evaluate.compare import FEWEST_GROUPS, TOO_FEW, ItemTable, interval, paired_difference, word_for
 from nbutils.evaluate.items import Metric
+from nbutils.evaluate.models import items_name, named
 from nbutils.evaluate.score import Asking, Scored
 
 SCHEMA = 1
@@ -27,11 +28,6 @@ def keep_items(scored: Sequence[Scored], folder: Path) -> None:
         shutil.copyfile(result.items, folder / items_name(result.model.name, result.task))
 
 
-def items_name(model: str, task: str) -> str:
-    """The file of one model's items of one task."""
-    return f"{model.replace('/', '__')}--{task}.parquet"
-
-
 def results(
     scored: Sequence[Scored], asking: Asking, resamples: int, seed: int, flagged: Mapping[str, set[int]]
 ) -> dict[str, Any]:
@@ -39,14 +35,16 @@ def results(
 
     `flagged` are items by task that the data stage found in its input: they are scored apart, in addition.
     """
-    models = {r.model.name: r.answer["model"] for r in scored}
+    # An answer may have been computed for another run, where the model had another name and place.
+    models = {r.model.name: r.answer["model"] | named(r.model) for r in scored}
     tasks = {r.task: {k: r.answer[k] for k in ("task", "version", "items", "groups", "chat_template", "num_fewshot")}
              for r in scored}  # fmt: skip
+    asked = {r.task: _asked(flagged[r.task], r) for r in scored if r.task in flagged}
     scores, paired = [], []
     for task in tasks:
         tables = {r.model.name: r for r in scored if r.task == task}
         own = tables.get("run")
-        for part, numbers in _parts(flagged.get(task)):
+        for part, numbers in _parts(asked.get(task, set())):
             for result in tables.values():
                 scores += [{**row, **part} for row in _scores(result, numbers, resamples, seed)]
             for name, result in tables.items():
@@ -59,13 +57,18 @@ def results(
         "resamples": resamples,
         "models": list(models.values()),
         "tasks": list(tasks.values()),
-        "flagged": {task: sorted(numbers) for task, numbers in flagged.items()},
+        "flagged": {task: sorted(numbers) for task, numbers in asked.items() if numbers},
         "scores": scores,
         "paired": paired,
     }
 
 
-def _parts(flagged: set[int] | None) -> Iterator[tuple[dict[str, str], tuple[set[int], bool] | None]]:
+def _asked(numbers: set[int], result: Scored) -> set[int]:
+    """Those of the item numbers that were evaluated at all: with a limit, later ones are not."""
+    return numbers & set(ItemTable.read(result.items).columns["doc_id"].tolist())
+
+
+def _parts(flagged: set[int]) -> Iterator[tuple[dict[str, str], tuple[set[int], bool] | None]]:
     yield {}, None
     if flagged:
         yield {"part": "flagged"}, (flagged, True)
@@ -104,7 +107,7 @@ def _scores(
         elif count:
             sums = table.sums(metric, mask)
             estimate = interval(sums, metric.kind, resamples, seed)
-            yield row | {"n": count, "groups": sums.items, **asdict(estimate)}
+            yield row | {"n": count, **asdict(estimate)}
 
 
 def _differences(
@@ -125,6 +128,7 @@ def _differences(
             "difference": estimate.value,
             "low": estimate.low,
             "high": estimate.high,
+            "groups": estimate.groups,
             "word": word_for(estimate, metric.higher_is_better),
         }
 
@@ -133,13 +137,19 @@ def comparison_markdown(found: Mapping[str, Any]) -> str:
     """The page `comparison.md`: scores, differences, and the settings under which they hold."""
     parts = ["# Comparison", scores_table(found["scores"], found["models"])]
     if found["paired"]:
-        parts += ["## Differences, paired on the same items", difference_table(found["paired"]), SCOPE]
+        parts += ["## Differences, paired on the same items", difference_table(found["paired"]), scope(found["paired"])]
     if found["flagged"]:
         parts.append(
             "Items that share a run of words with a conversation of the data stage's input are scored apart as "
             "*flagged*; those conversations were not trained on."
         )
     return "\n\n".join([*parts, "## How it was measured", settings_list(found)]) + "\n"
+
+
+def scope(paired: Sequence[Mapping[str, Any]]) -> str:
+    """What the words of the differences are about."""
+    few = f" *{TOO_FEW.capitalize()}*: fewer than {FEWEST_GROUPS} say nothing certain about two models."
+    return SCOPE + (few if any(row["word"] == TOO_FEW for row in paired) else "")
 
 
 def scores_table(scores: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> str:
@@ -180,8 +190,12 @@ def settings_list(found: Mapping[str, Any]) -> str:
         f"lm-evaluation-harness {found['lm_eval']}; {limit}; the same items for every model",
         f"at most {asking['max_length']:,} tokens at once, for all models alike; weights in {asking['precision']}, "
         "log-probabilities summed in float32 or better",
-        f"intervals: 95 %, bootstrap percentiles of {found['resamples']:,} resamples",
+        f"intervals: 95 %, bootstrap percentiles of {found['resamples']:,} resamples, wider for few items as t "
+        "intervals are",
     ]
+    without = sorted({f"`{s['metric']}` of `{s['task']}`" for s in found["scores"] if "low" not in s})
+    if without:
+        lines.append(f"{', '.join(without)}: no interval and no paired difference, as it is no mean over items")
     for task in found["tasks"]:
         template = "the model's chat template" if task["chat_template"] else "no chat template"
         unit = f"; resampled by {task['groups']}" if task["groups"] else ""
@@ -190,11 +204,20 @@ def settings_list(found: Mapping[str, Any]) -> str:
     for model in found["models"]:
         bos = "puts BOS in front (rolling windows score it once more)" if model["adds_bos"] else "adds no BOS"
         lines.append(
-            f"{NAMES.get(model['name'], model['name'])}: `{model['source']}`, {bos}, read as {model['scored_as']}"
+            f"{NAMES.get(model['name'], model['name'])}: `{model['source']}`{_which(model)}, {bos}, "
+            f"read as {model['scored_as']}"
         )
     if asking["apply_chat_template"]:
         lines.append("with the chat template, lm-eval moves the newline of `assistant\\n` into the continuation")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _which(model: Mapping[str, Any]) -> str:
+    """The commit or the content that was measured, as far as it takes to recognise it."""
+    found = model.get("identity", {})
+    if commit := found.get("commit"):
+        return f" at commit {commit[:12]}"
+    return f" (content {found['sha256'][:12]})" if "sha256" in found else ""
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -208,7 +231,7 @@ def score_cell(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "—"
     if "low" not in score:
-        return number(score["value"])
+        return f"{number(score['value'])} (no interval)"
     return f"{number(score['value'])} [{number(score['low'])}, {number(score['high'])}]"
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from nbutils.core.errors import UserError
+
 Ids = tuple[int, ...]
 
 SHORTEST_SHARED = 8
@@ -31,9 +33,15 @@ class Request:
 
     @classmethod
     def fitted(cls, context: Sequence[int], continuation: Sequence[int], max_length: int) -> Request:
-        """The request as stock cuts it: the last `max_length` + 1 tokens of both, the very last one never an input."""
+        """The request as stock cuts it: the last `max_length` + 1 tokens of both, the very last one never an input.
+
+        UserError for a continuation that is empty or longer than `max_length`.
+        """
         if not context or not 0 < len(continuation) <= max_length:
-            raise ValueError(f"{len(continuation)} tokens behind {len(context)} do not fit a model of {max_length}")
+            raise UserError(
+                f"An item's answer of {len(continuation)} tokens does not fit max_length, which is {max_length}: raise "
+                "max_length, or leave its task out of tasks."
+            )
         kept = tuple(context[-(max_length + 1 - len(continuation)) :])
         return cls(kept, tuple(continuation))
 

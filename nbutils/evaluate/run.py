@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_json, write_json, write_text
 from nbutils.core.hardware import choose_device, choose_precision, device_report, nvidia_gpus, usable_gpus
+from nbutils.core.models import context_length
 from nbutils.evaluate.behaviour import measure, speaks_chatml, user_turns
 from nbutils.evaluate.cache import Cache
+from nbutils.evaluate.compare import TOO_FEW
 from nbutils.evaluate.contamination import flagged_items
-from nbutils.evaluate.context_curve import measure_curve
+from nbutils.evaluate.context_curve import measure_curve, too_long_ids
 from nbutils.evaluate.figures import context_figure, save, scores_figure
 from nbutils.evaluate.heldout import Conversation, read_conversations, write_items
 from nbutils.evaluate.loading import load_tasks
-from nbutils.evaluate.models import Model, identity, models_of_run
+from nbutils.evaluate.models import Model, check_models, identity, models_of_run, tokenizer_of
+from nbutils.evaluate.processes import fill_cache
 from nbutils.evaluate.report import comparison_markdown, keep_items, results
 from nbutils.evaluate.samples import sample_rows
-from nbutils.evaluate.score import Asking, Scored, score
+from nbutils.evaluate.score import (
+    Asking,
+    Scored,
+    collected,
+    kept_when_interrupted,
+    questions_of,
+    score,
+    takes_template,
+    unanswered,
+)
 from nbutils.evaluate.settings import EvaluateSettings
 from nbutils.evaluate.tasks import EMBEDDED
 
@@ -38,7 +50,7 @@ SMALL_PARAMETERS = 20_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: settings, folders, models, loaded tasks, held-out conversations."""
+    """What is measured: settings, folders, models, loaded tasks, held-out conversations and the run's tokenizer."""
 
     settings: EvaluateSettings
     folder: Path
@@ -47,6 +59,7 @@ class Plan:
     models: list[Model]
     tasks: dict[str, Any]
     conversations: list[Conversation]
+    tokenizer: Any
     cache: Cache
 
     @property
@@ -69,33 +82,36 @@ def plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
     _set_threads()
     _without_loading_bars()
     heldout = folder / "heldout"
-    conversations = read_conversations(data, AutoTokenizer.from_pretrained(data / "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    conversations = read_conversations(data, tokenizer)
     if not set(EMBEDDED).isdisjoint(settings.tasks):
         write_items(heldout, conversations, settings.selection_items, settings.split_seed)
     tasks = load_tasks(settings.tasks, task_path=settings.task_path, num_fewshot=settings.num_fewshot, heldout=heldout)
     models = models_of_run(folder.parent, trained, settings.peers)
-    return Plan(settings, folder, data, trained, models, tasks, conversations, Cache(settings.cache_dir))
+    template = settings.apply_chat_template and any(map(takes_template, tasks.values()))
+    check_models(models, max_length=settings.max_length, chat_template=template)
+    return Plan(settings, folder, data, trained, models, tasks, conversations, tokenizer, Cache(settings.cache_dir))
 
 
 def score_all(plan: Plan, say: Callable[[str], None] = print) -> list[Scored]:
     """Every task of every model, through as many processes as the settings ask for; cached answers come at once."""
-    processes = plan.settings.processes or max(1, len(usable_gpus(nvidia_gpus())))
-    if processes > 1:
-        _score_in_processes(plan, processes)
+    gpus = len(usable_gpus(nvidia_gpus()))
+    processes = plan.settings.processes or max(1, gpus)
+    if 0 < gpus < processes:
+        raise UserError(f"processes is {processes}, and the GPUs here are {gpus}: set it to {gpus}, or to 0.")
+    questions = questions_of(plan.models, plan.tasks, plan.asking)
+    fresh = unanswered(questions, plan.cache)
     device, where = choose_device(device_report())
-    say(f"scoring {where}" + (f", with {processes} processes" if processes > 1 else ""))
-    scored = score(
-        plan.models,
-        plan.tasks,
-        plan.asking,
-        plan.cache,
-        device=device,
-        tokens_per_batch=plan.settings.tokens_per_batch,
-        say=say,
-    )
-    fresh = sum(not s.cached for s in scored)
-    say(f"{len(scored)} results: {fresh} computed now, {len(scored) - fresh} known from before")
-    return scored
+    if fresh:
+        say(f"scoring {where}" + (f", with {processes} processes" if processes > 1 else ""))
+    if fresh and processes > 1:
+        with kept_when_interrupted(questions, plan.cache):
+            fill_cache(plan.settings, plan.folder, plan.data, plan.trained, processes, say)
+    elif fresh:
+        budget = plan.settings.tokens_per_batch
+        score(plan.models, plan.tasks, plan.asking, plan.cache, device=device, tokens_per_batch=budget, say=say)
+    say(f"{len(questions)} results: {len(fresh)} computed now, {len(questions) - len(fresh)} known from before")
+    return collected(questions, plan.cache, fresh)
 
 
 def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
@@ -105,29 +121,28 @@ def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
     found = results(scored, plan.asking, plan.settings.resamples, plan.settings.seed, flagged)
     write_json(plan.folder / "results.json", found)
     write_text(plan.folder / "comparison.md", comparison_markdown(found))
-    save(lambda theme: scores_figure(found["scores"], found["models"], theme), plan.folder / "figures", "scores")
+    if any("low" in s for s in found["scores"]):  # a metric without an interval stands in the table alone
+        save(lambda theme: scores_figure(found["scores"], found["models"], theme), plan.folder / "figures", "scores")
     return found
 
 
 def watch(plan: Plan) -> dict[str, Any]:
-    """Behaviour of every chat model on held-out user turns, added to `results.json`."""
+    """Behaviour of every chat model on the same held-out user turns, added to `results.json`."""
     s = plan.settings
     room = min(s.max_length - s.reply_tokens, LONGEST_PROMPT)
     found: dict[str, Any] = {"models": {}, "left_out": {}, "max_new_tokens": s.reply_tokens}
-    prompts: list[list[dict[str, str]]] = []
-    for model in plan.models if s.behaviour_prompts else []:
-        question = {
-            "behaviour": s.behaviour_prompts, "max_new_tokens": s.reply_tokens, "room": room, "seed": s.seed,
-            "conversations": _hash_of(plan.conversations), "split_seed": s.split_seed, "model": identity(model),
-        }  # fmt: skip
+    prompts = user_turns(plan.conversations, plan.tokenizer, s.behaviour_prompts, room, s.split_seed)
+    for model in plan.models if prompts else []:
+        question = {"behaviour": sha256_of_json(prompts), "max_new_tokens": s.reply_tokens, "seed": s.seed,
+                    "model": identity(model)}  # fmt: skip
         answer = plan.cache.get(question)
         if answer is None:
-            loaded, tokenizer = opened(model)
-            if speaks_chatml(tokenizer):
-                prompts = prompts or user_turns(plan.conversations, tokenizer, s.behaviour_prompts, room, s.split_seed)
-                answer = measure(loaded, tokenizer, prompts, max_new_tokens=s.reply_tokens, seed=s.seed)
-            else:
-                answer = {"left_out": "its tokenizer has no ChatML tokens"}
+            with _resumable(f"{model.name} replied"):
+                loaded, tokenizer = opened(model)
+                if speaks_chatml(tokenizer):
+                    answer = measure(loaded, tokenizer, prompts, max_new_tokens=s.reply_tokens, seed=s.seed)
+                else:
+                    answer = {"left_out": "its tokenizer has no ChatML tokens"}
             plan.cache.put(question, answer)
         found["left_out" if "left_out" in answer else "models"][model.name] = answer
     _add(plan.folder, "behaviour", found)
@@ -144,21 +159,31 @@ def take_samples(plan: Plan) -> list[dict[str, Any]]:
         question = {"samples": identity(model), "max_new_tokens": s.reply_tokens, "seed": s.seed}
         answer = plan.cache.get(question)
         if answer is None:
-            loaded, tokenizer = opened(model)
-            answer = sample_rows(model.name, loaded, tokenizer, max_new_tokens=s.reply_tokens, seed=s.seed)
+            with _resumable(f"{model.name} replied"):
+                loaded, tokenizer = opened(model)
+                answer = sample_rows(model.name, loaded, tokenizer, max_new_tokens=s.reply_tokens, seed=s.seed)
             plan.cache.put(question, answer)
-        rows += answer
+        rows += [row | {"model": model.name} for row in answer]
     write_text(plan.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
 
 
 def curve(plan: Plan) -> dict[str, Any] | None:
     """The context curve of the run's model, added to `results.json` and drawn; None where it cannot be measured."""
-    if not plan.settings.context_curve:
+    s = plan.settings
+    if not s.context_curve:
         return None
     model = next(m for m in plan.models if m.role == "run")
-    found = measure_curve(opened(model)[0], plan.data, plan.settings.context_curve)
+    with _resumable("the context curve was measured"):
+        loaded, _ = opened(model)
+        rows = too_long_ids(plan.data, s.context_curve, context_length(loaded), s.seed)
+        question = {"context_curve": sha256_of_json(rows), "resamples": s.resamples, "seed": s.seed,
+                    "model": identity(model)}  # fmt: skip
+        found: dict[str, Any] | None = plan.cache.get(question)
+        if found is None:
+            found = measure_curve(loaded, rows, resamples=s.resamples, seed=s.seed)
     if found is not None:
+        plan.cache.put(question, found)
         _add(plan.folder, "context_curve", found)
         save(lambda theme: context_figure(found, theme), plan.folder / "figures", "context_curve")
     return found
@@ -171,34 +196,24 @@ def opened(model: Model) -> tuple[Any, Any]:
     """
     import torch
 
-    from nbutils.core.models import load_model, raw_tokenizer
+    from nbutils.core.models import load_model
 
     path = str(model.path) if model.path.exists() else model.source
     device, _ = choose_device(device_report())
     loaded = load_model(path, model.revision).to(device).eval()
     torch.set_num_threads(1 if loaded.num_parameters() < SMALL_PARAMETERS else os.cpu_count() or 1)
-    return loaded, raw_tokenizer(path, model.revision)
+    return loaded, tokenizer_of(model)
 
 
-def _score_in_processes(plan: Plan, processes: int) -> None:
-    """Fills the cache through torchrun: lm-eval shards the items by rank, and the first rank keeps the answers."""
-    import subprocess
-
-    request = plan.folder / "worker.json"
-    write_json(request, {"settings": plan.settings.model_dump(mode="json"), "folder": str(plan.folder),
-                         "data": str(plan.data), "trained": str(plan.trained)})  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-               "-m", "nbutils.evaluate.worker", str(request)]  # fmt: skip
+@contextmanager
+def _resumable(what: str) -> Iterator[None]:
+    """Makes an interruption a sentence."""
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    finally:
-        request.unlink(missing_ok=True)
-    if done.returncode:
-        lines = [line for line in done.stdout.splitlines() if "UserError: " in line]
-        if lines:
-            raise UserError(lines[0].partition("UserError: ")[2])
-        write_text(plan.folder / "worker.log", done.stdout)
-        raise UserError(f"Scoring with {processes} processes failed; its log is {plan.folder / 'worker.log'}.")
+        yield
+    except KeyboardInterrupt:
+        raise UserError(
+            f"Interrupted while {what}; what was finished before is kept: run this cell again to go on."
+        ) from None
 
 
 def _set_threads() -> None:
@@ -223,15 +238,11 @@ def _add(folder: Path, name: str, value: Any) -> None:
     write_json(path, {**(read_json(path) if path.is_file() else {}), name: value})
 
 
-def _hash_of(conversations: Sequence[Conversation]) -> str:
-    return sha256_of_json([asdict(conversation) for conversation in conversations])
-
-
 def in_short(found: Mapping[str, Any]) -> str:
     """The first difference in a line, for the pipeline's table."""
     if not found["paired"]:
         return f"{len(found['scores'])} scores"
     first = found["paired"][0]
-    return (
-        f"{first['metric']} {first['word']} than {'the base' if first['reference'] == 'base' else first['reference']}"
-    )
+    other = "the base" if first["reference"] == "base" else first["reference"]
+    link = {TOO_FEW: "to compare with", "not distinguishable": "from"}.get(first["word"], "than")
+    return f"{first['metric']} {first['word']} {link} {other}"

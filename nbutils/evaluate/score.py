@@ -43,6 +43,30 @@ class Scored:
     cached: bool
 
 
+Pair = tuple[Model, str]
+"""A model and the name of a task."""
+
+
+def questions_of(models: Sequence[Model], tasks: Mapping[str, Any], asking: Asking) -> dict[Pair, dict[str, Any]]:
+    """What the cache is asked for each task of each model, in the order of the table."""
+    described = {name: describe(task, asking) for name, task in tasks.items()}
+    return {
+        (model, name): {
+            "model": identity(model),
+            "task": described[name],
+            "asking": asdict(asking),
+            "lm_eval": metadata.version("lm_eval"),
+        }
+        for model in models
+        for name in tasks
+    }
+
+
+def unanswered(questions: Mapping[Pair, Any], cache: Cache) -> set[Pair]:
+    """The pairs to which the cache has no answer."""
+    return {pair for pair, question in questions.items() if cache.get(question) is None}
+
+
 def score(
     models: Sequence[Model],
     tasks: Mapping[str, Any],
@@ -57,51 +81,52 @@ def score(
 
     An interruption raises UserError; what was finished stays in the cache, and the next call goes on from there.
     """
-    described = {name: describe(task, asking) for name, task in tasks.items()}
-    questions = {
-        (model, name): {
-            "model": identity(model),
-            "task": described[name],
-            "asking": asdict(asking),
-            "lm_eval": metadata.version("lm_eval"),
-        }
-        for model in models
-        for name in tasks
-    }
-    fresh: set[tuple[Model, str]] = set()
-    missing = {pair for pair, question in questions.items() if cache.get(question) is None}
-    for model in models:
-        wanted = [name for name in tasks if (model, name) in missing]
-        if not wanted:
-            continue
-        lm = open_model(
-            model,
-            max_length=asking.max_length,
-            precision=asking.precision,
-            device=device,
-            tokens_per_batch=tokens_per_batch,
-        )
-        for name in wanted:
-            try:
+    questions = questions_of(models, tasks, asking)
+    fresh = unanswered(questions, cache)
+    first = {cache.path(questions[pair]): pair for pair in reversed(questions) if pair in fresh}
+    with kept_when_interrupted(questions, cache):
+        for model in models:  # the same weights under two names are asked once
+            wanted = [name for name in tasks if (model, name) in first.values()]
+            if not wanted:
+                continue
+            lm = open_model(
+                model,
+                max_length=asking.max_length,
+                precision=asking.precision,
+                device=device,
+                tokens_per_batch=tokens_per_batch,
+            )
+            lm.say = say
+            for name in wanted:
                 answer, files = ask(lm, model, name, tasks[name], asking)
-            except KeyboardInterrupt:
-                done = len(questions) - len(missing)
-                raise UserError(
-                    f"Interrupted while scoring {name} of {model.name}: {done} of {len(questions)} results are "
-                    "finished and kept; run this cell again to go on."
-                ) from None
-            if answer:  # only the first of several processes gets one
-                cache.put(questions[model, name], answer, files)
-                say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
-            missing.discard((model, name))
-            fresh.add((model, name))
-        del lm
+                if answer:  # only the first of several processes gets one
+                    cache.put(questions[model, name], answer, files)
+                    say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
+            del lm
+    return collected(questions, cache, fresh)
+
+
+def collected(questions: Mapping[Pair, Any], cache: Cache, fresh: set[Pair]) -> list[Scored]:
+    """The answers that the cache has; those of the pairs in `fresh` were not there before."""
     answers = {pair: cache.get(question) for pair, question in questions.items()}
     return [
         Scored(model, name, answer, cache.path(questions[model, name]) / ITEMS, (model, name) not in fresh)
         for (model, name), answer in answers.items()
         if answer is not None
     ]
+
+
+@contextmanager
+def kept_when_interrupted(questions: Mapping[Pair, Any], cache: Cache) -> Iterator[None]:
+    """Makes an interruption of the scoring a sentence that says how far it came."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = len(questions) - len(unanswered(questions, cache))
+        raise UserError(
+            f"Interrupted while scoring: {done} of {len(questions)} results are finished and kept; run this cell again "
+            "to go on."
+        ) from None
 
 
 def describe(task: Any, asking: Asking) -> dict[str, Any]:
@@ -114,12 +139,17 @@ def describe(task: Any, asking: Asking) -> dict[str, Any]:
     return {"config": json.loads(json.dumps(config, default=_named)), "items": sha256_of_json(taken)}
 
 
+def takes_template(task: Any) -> bool:
+    """Whether a chat template can be put around a task's items: not where they are ChatML already."""
+    return not (task.get_config("metadata") or {}).get("is_chatml")
+
+
 def ask(lm: Any, model: Model, name: str, task: Any, asking: Asking) -> tuple[dict[str, Any], dict[str, bytes]]:
     """lm-eval's results of one task: the answer with its values, and the file of items (empty on other ranks)."""
     from lm_eval import evaluator
 
     about = task.get_config("metadata") or {}
-    template = asking.apply_chat_template and not about.get("is_chatml")
+    template = asking.apply_chat_template and takes_template(task)
     started = time.perf_counter()
     with _without_bars():
         results = evaluator.evaluate(
@@ -131,6 +161,7 @@ def ask(lm: Any, model: Model, name: str, task: Any, asking: Asking) -> tuple[di
             apply_chat_template=template,
             fewshot_as_multiturn=template,
         )
+    by_rank = _requests_by_rank(lm, task)
     if results is None:
         return {}, {}
     metrics = metrics_of(task)
@@ -147,10 +178,22 @@ def ask(lm: Any, model: Model, name: str, task: Any, asking: Asking) -> tuple[di
         "num_fewshot": task.get_config("num_fewshot"),
         "metrics": [asdict(metric) for metric in metrics.values()],
         "values": {key: value for key, value in values.items() if "stderr" not in key and key != "sample_len"},
+        "requests_by_rank": by_rank,
         "seconds": round(time.perf_counter() - started, 2),
         "model": facts_of(model, lm),
     }
     return answer, {ITEMS: to_parquet(rows)}
+
+
+def _requests_by_rank(lm: Any, task: Any) -> list[int]:
+    """How many of the task's requests each process had; all of them have to ask."""
+    import torch
+
+    own = len(task.instances)
+    if lm.world_size == 1:
+        return [own]
+    counts: list[int] = lm.all_gather(torch.tensor([own], device=lm.device)).flatten().tolist()
+    return counts
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from lm_eval import utils
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
-from tqdm.auto import tqdm
 
 from nbutils.core.errors import UserError
 from nbutils.evaluate.encoding import encode_all
+from nbutils.evaluate.progress import Progress, interactive
 from nbutils.evaluate.rows import Request, Row, batches, plan_rows
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ CPU_CACHE_BYTES = 3 << 20
 """On a CPU the widest activation of a batch should stay in the cache: measured on 1.3M and 135M parameters."""
 LONGEST_BRANCHED = 2048
 """Tokens of the longest row with branches; its mask is quadratic."""
-BAR_AFTER = 5.0
-"""Seconds of scoring after which a progress bar appears."""
 CHUNK = 256
 """Scored positions that are normalised at once: the vocabulary-wide temporaries stay small."""
 
@@ -58,6 +56,7 @@ class SharedPrefixLM(HFLM):
         super().__init__(pretrained, *args, **kwargs)
         self.tokens_per_batch = tokens_per_batch or _tokens_per_batch(self.device.type, self.config)
         self.tokens_read = 0
+        self.say: Callable[[str], None] = print
         self._way = ""
         self._bar_off = False
         self._wanted = threading.local()
@@ -87,7 +86,7 @@ class SharedPrefixLM(HFLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text, in stock's windows, all windows planned together."""
         if self.way == "stock":
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not interactive())
         windows: list[tuple[None, list[int], list[int]]] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
@@ -108,6 +107,11 @@ class SharedPrefixLM(HFLM):
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to a stop string, by stock's own code; its bar is drawn where a person may look on."""
+        written: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm or not interactive())
+        return written
 
     def tok_encode(
         self,
@@ -152,8 +156,7 @@ class SharedPrefixLM(HFLM):
         planned = list(batches(rows, self.tokens_per_batch))
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         off = self._bar_off or self.rank != 0
-        bar = tqdm(total=len(requests), disable=off, desc="Scoring requests", leave=False, delay=BAR_AFTER)
-        with self._gathering(), bar:
+        with self._gathering(), Progress(len(requests), self.say, off=off) as bar:
             for scored in _each(lambda batch: self._score_batch(batch, requests), planned, self.device.type):
                 for index, answer in scored:
                     answers[index] = answer

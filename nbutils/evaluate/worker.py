@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 from nbutils.core.files import read_json
+from nbutils.evaluate.processes import PARENT, SAID
 
 
 def main(request: Path) -> None:
     """Scores what the cache lacks, sharded by rank. Nothing is returned: the answers are in the cache."""
+    _end_with_parent()
     import torch
 
     from nbutils.evaluate.run import plan
@@ -21,6 +25,8 @@ def main(request: Path) -> None:
     rank = int(os.environ.get("RANK", "0"))
     settings = EvaluateSettings.checked(asked["settings"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":  # else accelerate takes each process for the only one, and each scores everything
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     planned = plan(settings, Path(asked["folder"]), Path(asked["data"]), Path(asked["trained"]))
     score(
         planned.models,
@@ -29,10 +35,34 @@ def main(request: Path) -> None:
         planned.cache,
         device=device,
         tokens_per_batch=settings.tokens_per_batch,
-        say=print if rank == 0 else lambda _: None,
+        say=_tell if rank == 0 else lambda _: None,
     )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _tell(text: str) -> None:
+    print(f"{SAID}{text}", flush=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process soon after the one named in NBUTILS_PARENT: a kernel that is killed ends no torchrun."""
+    import psutil
+
+    name = os.environ.get(PARENT)
+    if name is None:
+        return
+
+    def watch() -> None:
+        try:
+            parent = psutil.Process(int(name))
+            while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
+        except psutil.NoSuchProcess:
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import torch
 
 from nbutils.core.generation import Reply
 from nbutils.core.models import tiny_model
-from nbutils.evaluate.behaviour import figures_of, speaks_chatml, user_turns
+from nbutils.evaluate.behaviour import figures_of, speaks_chatml, table, user_turns
+from nbutils.evaluate.compare import Sums
 from nbutils.evaluate.contamination import flagged_items
-from nbutils.evaluate.context_curve import ORDER, advice, losses_of, measure_curve
+from nbutils.evaluate.context_curve import ORDER, advice, best_of, differences, losses_of, measure_curve, too_long_ids
 from nbutils.evaluate.heldout import Conversation
 from tests.evaluate.runs import made_up_run
 
@@ -29,6 +30,10 @@ def test_figures_on_made_up_replies():
     assert figures["leaks"] == 0.5, "a role header in the text, and a control token"
     assert figures["median_tokens"] == 2.5
     assert figures["distinct_1"] == pytest.approx(7 / 8)  # hello there fine fine ok user and you?
+    low, high = figures["intervals"]["ended"]
+    assert low == pytest.approx(0.15, abs=0.01) and high == pytest.approx(0.85, abs=0.01)
+    assert figures["intervals"]["echoes"][0] > 0.04, "a share of 1 in 4 is not certain"
+    assert "50% [15%, 85%]" in table({"models": {"run": {"greedy": figures, "sampled": figures}}})[0]
 
 
 def test_prompts_end_with_a_user_turn_and_fit(chat_tokenizers):
@@ -49,27 +54,53 @@ def test_the_context_curve_covers_twice_the_trained_length(tmp_path):
     run = made_up_run(tmp_path / "run", evaluation=4)
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     model = tiny_model(tokenizer, 32, 0)
-    assert measure_curve(model, run / "data", 3) is None, "without over-long conversations there is no curve"
+    assert too_long_ids(run / "data", 3, 32, 0) == []
     rng = np.random.default_rng(0)
-    Dataset.from_list([{"input_ids": rng.integers(0, 100, n).tolist()} for n in (90, 20, 90, 32, 90)]).save_to_disk(
+    lengths = (90, 20, 90, 32, *[90] * 30)
+    Dataset.from_list([{"input_ids": rng.integers(0, 100, n).tolist()} for n in lengths]).save_to_disk(
         str(run / "data" / "too_long")
     )
-    assert measure_curve(tiny_model(tokenizer, 128, 0), run / "data", 3) is None, "the model reads them all"
-    curve = measure_curve(model, run / "data", 3)
+    assert too_long_ids(run / "data", 3, 128, 0) == [], "the model reads them all"
+    rows = too_long_ids(run / "data", 3, 32, 0)
+    assert [len(row) for row in rows] == [64] * 3 and rows == too_long_ids(run / "data", 3, 32, 0)
+    assert rows != too_long_ids(run / "data", 3, 32, 1), "the seed chooses, not the order of the data"
+    assert len(too_long_ids(run / "data", 99, 32, 0)) == 32
+    assert measure_curve(model, [], resamples=200, seed=0) is None
+    curve = measure_curve(model, rows, resamples=200, seed=0)
     assert curve["trained_length"] == 32 and set(curve["curves"]) == set(ORDER)
-    assert curve["tokens_beyond"] == 3 * 32 and curve["best"] in ORDER
-    assert curve["advice"].startswith("Beyond 32 tokens")
+    assert curve["tokens_beyond"] == 3 * 32 and set(curve["differences"]) == set(ORDER) - {"none"}
+    assert curve["best"] == "none" and "3 conversations" in curve["advice"] and "too few" in curve["advice"]
     ids = torch.tensor([rng.integers(0, 100, 40).tolist()])
     plain = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
     assert losses_of(model, ids.tolist(), "none")[0] == pytest.approx(plain.detach().numpy(), abs=1e-4)
     assert losses_of(model, ids.tolist(), "yarn")[0] != pytest.approx(plain.detach().numpy(), abs=1e-4)
 
 
-def test_advice_follows_the_numbers():
-    beyond = {"none": 5.0, "dynamic": 4.0, "yarn": 3.5, "linear": 4.5}
-    assert "context_extension: yarn" in advice(beyond, 3.0, 1024)
-    assert "context_extension: dynamic" in advice(beyond | {"dynamic": 3.505}, 3.0, 1024), "chat's default, if alike"
-    assert "context_extension: none" in advice(beyond | {"none": 3.2}, 3.0, 1024)
+def beyond_of(conversations: int, **gains: float) -> dict[str, Sums]:
+    """Losses of 500 tokens of each conversation, about 4 nats, less what an extension gains; 0.02 nats are noise."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(4, 0.5, conversations)
+    losses = {name: hard - gains.get(name, 0.0) + rng.normal(0, 0.02, conversations) for name in ORDER}
+    return {name: Sums(np.arange(conversations), 500 * x, np.full(conversations, 500.0)) for name, x in losses.items()}
+
+
+def advised(beyond: dict[str, Sums]) -> tuple[str, str]:
+    best = best_of(beyond, 1000, 0)
+    means = {name: sums.values.sum() / sums.weights.sum() for name, sums in beyond.items()}
+    against = {name: differences(beyond, name, 1000, 0) for name in ("none", best)}
+    return best, advice(best, means, against, 3.0, 1024, len(beyond["none"].values))
+
+
+def test_advice_is_given_only_where_conversations_show_a_difference():
+    assert advised(beyond_of(40, yarn=0.1))[0] == "yarn"
+    best, text = advised(beyond_of(40, yarn=0.1, dynamic=0.1))
+    assert best == "dynamic" and "context_extension: dynamic" in text and "Not distinguishable from it: `yarn`" in text
+    best, text = advised(beyond_of(40))
+    assert best == "none" and "no extension is distinguishably better" in text and "context_extension: none" in text
+    best, text = advised(beyond_of(40, yarn=-1.0, dynamic=-1.0, linear=-1.0))
+    assert best == "none" and "no extension is distinguishably better" in text
+    best, text = advised(beyond_of(8, yarn=0.1))
+    assert best == "none" and "too few to tell" in text and "Choose" not in text
 
 
 def test_items_in_the_ledger_are_flagged(tmp_path):
@@ -85,3 +116,8 @@ def test_items_in_the_ledger_are_flagged(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ledger.parquet")
     assert flagged_items(tmp_path / "ledger.parquet", {"hellaswag": None}) == {"hellaswag": {17}}
     assert flagged_items(tmp_path / "missing.parquet", {"hellaswag": None}) == {}
+    items = [["hellaswag item 17", "hellaswag item 4"], ["sciq item 3"], None, None]
+    newer = [row | {"matched_items": found} for row, found in zip(rows, items, strict=True)]
+    pq.write_table(pa.Table.from_pylist(newer), tmp_path / "ledger.parquet")
+    both = flagged_items(tmp_path / "ledger.parquet", {"hellaswag": None, "sciq": None})
+    assert both == {"hellaswag": {4, 17}, "sciq": {3}}, "every item that a row shares words with"

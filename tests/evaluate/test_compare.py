@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.evaluate.compare import Estimate, ItemTable, Sums, interval, paired_difference, resampled, word_for
+from nbutils.evaluate.compare import (
+    TOO_FEW,
+    Estimate,
+    ItemTable,
+    Sums,
+    interval,
+    paired_difference,
+    resampled,
+    tail_for,
+    word_for,
+)
 from nbutils.evaluate.items import Metric, to_parquet
 
 
@@ -92,9 +102,36 @@ def test_counting_patterns_and_drawing_items_are_the_same_bootstrap(monkeypatch)
 
 
 def test_words_name_only_what_the_interval_shows():
-    assert word_for(Estimate(1, 0.5, 0.2, 2), True) == "better"
-    assert word_for(Estimate(1, 0.5, 0.2, 2), False) == "worse"
-    assert word_for(Estimate(1, 0.5, -0.2, 2), True) == "not distinguishable"
+    assert word_for(Estimate(1, 0.5, 0.2, 2, 20), True) == "better"
+    assert word_for(Estimate(1, 0.5, 0.2, 2, 20), False) == "worse"
+    assert word_for(Estimate(1, 0.5, -0.2, 2, 20), True) == "not distinguishable"
+    assert word_for(Estimate(1, 0.5, 0.2, 2, 19), True) == TOO_FEW
+
+
+def equal_pages(rng: np.random.Generator, pages: int) -> tuple[Sums, Sums]:
+    """Two equal models on pages of very different length, as WikiText's are, that are hard or easy for both."""
+    words = np.round(rng.lognormal(7.8, 0.9, pages))
+    hard = rng.normal(-4, 0.6, pages)
+    a, b = (Sums(np.arange(pages), (hard + rng.normal(0, 0.1, pages)) * words, words) for _ in range(2))
+    return a, b
+
+
+@pytest.mark.parametrize("pages", [2, 5, 20, 62])
+def test_equal_models_are_seldom_called_different_on_few_pages_either(pages):
+    words = []
+    for seed in range(400):
+        a, b = equal_pages(np.random.default_rng(seed), pages)
+        words.append(word_for(paired_difference(a, b, "perplexity", 1000, seed), higher_is_better=False))
+    if pages < 20:
+        assert set(words) == {TOO_FEW}
+    else:  # 5 % of 400, and two standard errors of that count
+        called = sum(word in ("better", "worse") for word in words)
+        assert called <= 20 + 2 * math.sqrt(400 * 0.05 * 0.95)
+
+
+def test_intervals_of_few_are_as_much_wider_as_a_t_interval():
+    for groups, share in ((10, 0.0086), (20, 0.0159), (62, 0.0219), (10_000, 0.025)):  # by scipy's t distribution
+        assert tail_for(groups) == pytest.approx(share, abs=0.0003)
 
 
 def test_different_items_are_not_compared():

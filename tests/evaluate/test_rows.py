@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbutils.core.errors import UserError
 from nbutils.evaluate.rows import Request, Row, batches, plan_rows
 
 tokens = st.integers(0, 3)  # few different ones, so that prefixes are often shared
@@ -65,5 +66,5 @@ def test_choices_of_one_question_share_a_row_and_turns_of_a_conversation_too():
 def test_too_long_requests_keep_their_end_as_stock_does():
     request = Request.fitted(list(range(50)), [100, 101], max_length=10)
     assert request.context == tuple(range(41, 50)) and request.inputs == 10
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(UserError, match=r"answer of 11 tokens does not fit max_length, which is 10: raise"):
         Request.fitted([1], list(range(11)), max_length=10)

@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from lm_eval import evaluator
+from lm_eval.models.huggingface import HFLM
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl
+from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.loading import load_tasks
-from nbutils.evaluate.models import Model, identity, models_of_run, open_model
+from nbutils.evaluate.models import Model, identity, models_of_run, open_model, tokenizer_of
+from nbutils.evaluate.processes import fill_cache
+from nbutils.evaluate.report import keep_items, results, scores_table, settings_list
 from nbutils.evaluate.run import plan, score_all
 from nbutils.evaluate.score import score
 from nbutils.evaluate.shared_prefix import SharedPrefixLM
@@ -30,6 +35,21 @@ def run_folder(tmp_path_factory) -> Path:
 
 def planned(run: Path, **changes):
     return plan(settings_for(run, **changes), run / "evaluate", run / "data", run / "train" / "final")
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    """A folder with a task of one's own: six sums with two answers each."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"question": f"{a} plus {a}?", "right": k % 2, "answers": ["four", "six"]} for k, a in enumerate(range(6))]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums.yaml").write_text(
+        "task: sums\ndataset_path: json\ndataset_kwargs: {data_files: {test: sums.jsonl}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: answers\ndoc_to_target: right\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +148,8 @@ def test_a_task_without_its_data_offline_is_one_sentence(tmp_path):
         load_tasks(["sciq"], task_path="", num_fewshot=0, heldout=tmp_path)
 
 
-def test_own_tasks_with_local_data(run_folder, tmp_path):
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    rows = [{"question": f"{a} plus {a}?", "right": k % 2, "answers": ["four", "six"]} for k, a in enumerate(range(6))]
-    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "sums.yaml").write_text(
-        "task: sums\ndataset_path: json\ndataset_kwargs: {data_files: {test: sums.jsonl}}\ntest_split: test\n"
-        "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: answers\ndoc_to_target: right\n"
-        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
-    )
-    prepared = planned(run_folder, tasks=["sums"], task_path=str(folder), cache_dir=str(tmp_path / "cache"))
+def test_own_tasks_with_local_data(run_folder, sums, tmp_path):
+    prepared = planned(run_folder, tasks=["sums"], task_path=str(sums), cache_dir=str(tmp_path / "cache"))
     scored = score_all(prepared, say=lambda _: None)
     assert {result.answer["items"] for result in scored} == {6}
     with pytest.raises(UserError, match="does not exist"):
@@ -165,13 +176,170 @@ def test_peers_may_be_folders_hub_ids_or_gguf_files(run_folder, smollm2_gguf, mo
     assert [(m.name, m.role, m.revision) for m in models[2:]] == [
         (smollm2_gguf.stem, "peer", ""),
         ("owner/model", "peer", "abc123"),
-        ("base", "peer", ""),
+        ("run/train/base", "peer", ""),
     ]
     with pytest.raises(UserError, match=r"GGUF file nowhere\.gguf"):
         models_of_run(run_folder, final, ["nowhere.gguf"])
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="could not be loaded"):
         identity(models[3])
+
+
+def test_models_of_one_name_stay_apart(run_folder, tmp_path):
+    final = run_folder / "train" / "final"
+    for folder in ("a/train/final", "b/train/final", "models/SmolLM2-1.7B", "c/d/x", "e/d/x", "c/d/y"):
+        shutil.copytree(final, tmp_path / folder)
+    peers = [str(tmp_path / f) for f in ("a/train/final", "b/train/final", "models/SmolLM2-1.7B", "c/d/x", "e/d/x")]
+    hub = ["owner/model@one", "owner/model@two"]
+    names = [m.name for m in models_of_run(run_folder, final, [*peers, str(tmp_path / "c/d/y"), *hub])]
+    assert names == [
+        "base", "run", "a/train/final", "b/train/final", "SmolLM2-1.7B", "c/d/x", "e/d/x", "y",
+        "owner/model@one", "owner/model@two",
+    ]  # fmt: skip
+    shutil.copytree(final, tmp_path / "again" / "a" / "train" / "final")
+    with pytest.raises(UserError, match="Two of the peers would both be called 'a/train/final'"):
+        models_of_run(run_folder, final, [peers[0], str(tmp_path / "again" / "a" / "train" / "final")])
+
+
+def test_peers_named_like_the_runs_own_models_have_columns_of_their_own(evaluated, run_folder, tmp_path):
+    other = tmp_path / "other" / "train"
+    shutil.copytree(run_folder / "train" / "base", other / "base")
+    shutil.copytree(run_folder / "train" / "final", other / "final")
+    prepared = planned(run_folder, peers=[str(other / "base"), str(other / "final")], tasks=["heldout_next_utterance"])
+    scored = score_all(prepared, say=lambda _: None)
+    assert all(r.cached for r in scored), "the same weights in another place are the same model"
+    found = results(scored, prepared.asking, 200, 0, {})
+    names = ["base", "run", "other/train/base", "other/train/final"]
+    assert [m["name"] for m in found["models"]] == names
+    assert [m["role"] for m in found["models"]] == ["base", "run", "peer", "peer"]
+    assert [s["model"] for s in found["scores"] if s["metric"] == "acc"] == names
+    assert [p["reference"] for p in found["paired"] if p["metric"] == "acc"] == ["base", *names[2:]]
+    assert len(scores_table(found["scores"], found["models"]).splitlines()[0].split("|")) == 3 + 4 + 2
+    keep_items(scored, tmp_path / "items")
+    assert len(list((tmp_path / "items").iterdir())) == 4
+    assert "other/train/final`" in settings_list(found) and "(content " in settings_list(found)
+
+
+def test_flagged_items_are_scored_apart(evaluated):
+    prepared, scored, _ = evaluated
+    table = pq.read_table(next(r.items for r in scored if (r.model.name, r.task) == ("run", "heldout_next_utterance")))
+    correct = np.array(table["acc"].to_pylist())
+    flagged = set(range(0, len(correct), 3))
+    found = results(scored, prepared.asking, 200, 0, {"heldout_next_utterance": flagged | {10_000}, "elsewhere": {1}})
+    assert found["flagged"] == {"heldout_next_utterance": sorted(flagged)}, "those that were evaluated"
+    rows = {s.get("part", "all"): s for s in found["scores"] if (s["model"], s["metric"]) == ("run", "acc")}
+    assert {part: row["n"] for part, row in rows.items()} == {
+        "all": len(correct), "flagged": len(flagged), "not flagged": len(correct) - len(flagged),
+    }  # fmt: skip
+    assert rows["flagged"]["value"] == pytest.approx(correct[sorted(flagged)].mean())
+    assert rows["all"]["value"] == pytest.approx(correct.mean())
+    parts = {p.get("part", "all") for p in found["paired"] if p["task"] == "heldout_next_utterance"}
+    assert parts == {"all", "flagged", "not flagged"}
+    assert not [s for s in found["scores"] if s["task"] == "heldout_perplexity" and "part" in s]
+    page = stage.comparison_markdown(found)
+    assert "heldout_next_utterance (flagged)" in page and "scored apart" in page
+
+
+def test_metrics_that_are_no_mean_have_no_interval_and_no_figure(run_folder, tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [
+        {"question": f"Is {a} a number?", "label": k % 2}
+        for k, a in enumerate(["one", "red", "two", "dog", "six", "cat"])
+    ]
+    (folder / "sane.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sane.yaml").write_text(
+        "task: sane\ndataset_path: json\ndataset_kwargs: {data_files: {test: sane.jsonl}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: ['no', 'yes']\ndoc_to_target: label\n"
+        "metric_list: [{metric: mcc}]\n"  # as in cola
+    )
+    run = made_up_run(tmp_path / "run")
+    prepared = planned(run, tasks=["sane"], task_path=str(folder), cache_dir=str(tmp_path / "cache"))
+    found = stage.compare(prepared, score_all(prepared, say=lambda _: None))
+    assert [(s["metric"], "low" in s) for s in found["scores"]] == [("mcc", False)] * 2 and found["paired"] == []
+    page = (run / "evaluate" / "comparison.md").read_text()
+    assert "(no interval)" in page and "`mcc` of `sane`: no interval" in page
+    assert not (run / "evaluate" / "figures" / "scores.png").exists()
+    display.picture(run / "evaluate" / "figures", "scores")
+
+
+class Asked:
+    """A task as `display.item` reads it: one document, its question, its target and its choices."""
+
+    task_docs = ({},)
+
+    def __init__(self, question, target, choices=None):
+        self.question, self.target, self.choices = question, target, choices
+
+    def get_config(self, name):
+        return self.choices if name == "doc_to_choice" else None
+
+    def doc_to_text(self, doc):
+        return self.question
+
+    def doc_to_target(self, doc):
+        return self.target
+
+    def doc_to_choice(self, doc):
+        return self.choices
+
+
+def test_items_of_every_kind_of_task_can_be_shown():
+    shown = display.item(Asked("Q: who?\nA:", ["the <cat>", "a cat"])).data
+    assert "<pre>✓ the &lt;cat&gt;</pre>" in shown and "<pre>✓ a cat</pre>" in shown, "several answers are right"
+    shown = display.item(Asked("Q", 1, ["no", "yes"])).data
+    assert "<pre>  no</pre>" in shown and "<pre>✓ yes</pre>" in shown
+    shown = display.item(Asked("Q", "yes", ["no", "yes"])).data
+    assert "<pre>  no</pre>" in shown and "<pre>✓ yes</pre>" in shown
+    shown = display.item(Asked(0, " was hungry", ["The cat", "The mat"])).data
+    assert "<pre>✓ The cat</pre>" in shown and "was hungry" in shown, "the choices may be the contexts"
+    assert len(display.item(Asked("", "word " * 20_000)).data) < 1500, "no whole page of WikiText"
+    assert "7" in display.item(Asked("3 + 4 =", 7)).data
+
+
+def test_a_peer_that_cannot_be_scored_is_refused_before_anything_is(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("nbutils.evaluate.score.open_model", lambda *a, **k: pytest.fail("opened a model"))
+    short, cipher = tmp_path / "short", tmp_path / "bert"
+    shutil.copytree(run_folder / "train" / "base", short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
+    with pytest.raises(UserError, match="The model short reads 128 tokens at once, and max_length is 256"):
+        planned(run_folder, peers=[str(short)])
+    cipher.mkdir()
+    (cipher / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(UserError, match="not a causal language model"):
+        planned(run_folder, peers=[str(cipher)])
+
+
+def test_a_wanted_chat_template_that_is_missing_is_one_sentence(run_folder, sums, tmp_path):
+    peer = tmp_path / "plain"
+    shutil.copytree(run_folder / "train" / "base", peer)
+    (peer / "chat_template.jinja").unlink()
+    wanted = {"apply_chat_template": True, "peers": [str(peer)]}
+    with pytest.raises(UserError, match="The model plain has no chat template: set apply_chat_template to false"):
+        planned(run_folder, tasks=["sums"], task_path=str(sums), **wanted)
+    planned(run_folder, **wanted)  # ChatML tasks need none
+
+
+def test_with_the_chat_template_a_real_task_has_the_numbers_of_stock(run_folder, sums, tmp_path, monkeypatch):
+    prepared = planned(
+        run_folder, tasks=["sums"], task_path=str(sums), apply_chat_template=True, cache_dir=str(tmp_path / "cache")
+    )
+    scored = score_all(prepared, say=lambda _: None)
+    assert all(result.answer["chat_template"] for result in scored)
+    stock = HFLM(str(run_folder / "train" / "base"), device="cpu", dtype="float32", batch_size=1, max_length=256)
+    asked: list[tuple[list[int], list[int]]] = []
+    real = stock._loglikelihood_tokens
+    monkeypatch.setattr(
+        stock, "_loglikelihood_tokens", lambda r, **k: (asked.extend(x[1:] for x in r), real(r, **k))[1]
+    )
+    found = evaluator.evaluate(stock, {"tasks": prepared.tasks}, bootstrap_iters=0, apply_chat_template=True)
+    items = pq.read_table(scored[0].items).to_pylist()
+    for row, sample in zip(items, found["samples"]["sums"], strict=True):
+        assert "<|im_start|>assistant" in sample["arguments"][0][0], "the item stands in the template"
+        assert row["loglikelihoods"] == pytest.approx([r[0] for r in sample["filtered_resps"]], abs=1e-3)
+    # A detail that decides numbers: the newline behind the header is scored with the continuation.
+    assert all(stock.tok_decode(continuation).startswith("\n") for _, continuation in asked)
 
 
 def test_a_model_that_is_not_causal_is_one_sentence(tmp_path):
@@ -183,6 +351,32 @@ def test_a_model_that_is_not_causal_is_one_sentence(tmp_path):
         open_model(
             Model("t5", "peer", str(tmp_path)), max_length=64, precision="fp32", device="cpu", tokens_per_batch=0
         )
+
+
+@pytest.mark.parametrize("step", ["watch", "take_samples", "curve"])
+def test_an_interruption_of_a_later_step_is_one_sentence(run_folder, tmp_path, monkeypatch, step):
+    def interrupted(model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "opened", interrupted)
+    prepared = planned(run_folder, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"Interrupted while .* run this cell again"):
+        getattr(stage, step)(prepared)
+
+
+def test_all_models_reply_to_the_same_prompts_whichever_is_asked_first(evaluated, run_folder, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        stage, "measure", lambda model, tokenizer, prompts, **_: (given.append(prompts), {"greedy": {}})[1]
+    )
+    prepared = planned(run_folder, cache_dir=str(tmp_path / "cache"))
+    stage.watch(prepared)
+    assert given[0] == given[1] and len(given[0]) == 4
+    other = planned(run_folder, cache_dir=str(tmp_path / "cache"), split_seed=1)
+    stage.watch(other)
+    assert len(given) == 4 and given[2] != given[0], "other prompts are another question"
+    stage.watch(other)
+    assert len(given) == 4
 
 
 def test_behaviour_samples_and_curve_are_written_beside_the_scores(evaluated, run_folder):
@@ -197,17 +391,56 @@ def test_behaviour_samples_and_curve_are_written_beside_the_scores(evaluated, ru
     assert stage.take_samples(prepared) == rows
 
 
+def scored_of(scored, other):
+    return next(r for r in scored if (r.model, r.task) == (other.model, other.task))
+
+
 @pytest.mark.slow
-def test_two_processes_share_the_items_and_give_the_same_numbers(evaluated, run_folder, tmp_path):
+def test_two_processes_share_the_items_and_give_the_same_numbers(evaluated, run_folder, tmp_path, monkeypatch):
     _, scored, _ = evaluated
     prepared = planned(run_folder, processes=2, cache_dir=str(tmp_path / "cache"))
-    shared = score_all(prepared, say=lambda _: None)
-    assert all(result.cached for result in shared), "the two processes have left the answers in the cache"
+    lines: list[str] = []
+    shared = score_all(prepared, say=lines.append)
+    assert "4 computed now, 0 known" in lines[-1]
+    assert [line.split(" in ")[0] for line in lines[1:3]] == [
+        f"base · heldout_perplexity: {scored[0].answer['items']} items",
+        f"base · heldout_next_utterance: {scored[1].answer['items']} items",
+    ], "each result is told as it comes"
+    for result in shared:
+        one, two = result.answer["requests_by_rank"]
+        assert abs(one - two) <= 8 and one + two == sum(scored_of(scored, result).answer["requests_by_rank"])
+    monkeypatch.setattr(stage, "fill_cache", lambda *_: pytest.fail("started processes for nothing"))
+    assert all(result.cached for result in score_all(prepared, say=lambda _: None))
     for one, two in zip(scored, shared, strict=True):
         for name, value in one.answer["values"].items():
             assert two.answer["values"][name] == pytest.approx(value, rel=1e-5)
         a, b = (pq.read_table(r.items).to_pylist() for r in (one, two))
         assert [r["doc_id"] for r in a] == [r["doc_id"] for r in b]
+
+
+@pytest.mark.slow
+def test_an_interruption_ends_all_processes_and_keeps_what_is_finished(run_folder, tmp_path):
+    import psutil
+
+    prepared = planned(run_folder, processes=2, cache_dir=str(tmp_path / "cache"))
+    workers: list[psutil.Process] = []
+
+    def say(line: str) -> None:
+        if line.startswith("base · heldout_perplexity"):
+            workers.extend(psutil.Process().children(recursive=True))
+            raise KeyboardInterrupt
+
+    with pytest.raises(UserError, match=r"Interrupted while scoring: \d of 4 results are finished and kept"):
+        score_all(prepared, say=say)
+    assert len(workers) >= 3, "torchrun and two workers"
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert not alive
+
+
+def test_workers_say_in_a_sentence_what_is_wrong(run_folder, tmp_path):
+    settings = settings_for(run_folder, processes=2, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="holds no model: run notebooks/02_train_sft"):
+        fill_cache(settings, run_folder / "evaluate", run_folder / "data", tmp_path, 1, print)
 
 
 def test_nothing_is_scored_with_settings_that_make_no_sense(run_folder):
@@ -226,8 +459,37 @@ def test_a_peer_on_the_hub_is_known_by_its_commit_and_scored_by_the_real_hub_cod
         "from nbutils.evaluate.models import Model, facts_of, identity, open_model\n"
         "model = Model('someone/small-chat', 'peer', 'someone/small-chat')\n"
         "lm = open_model(model, max_length=256, precision='fp32', device='cpu', tokens_per_batch=0)\n"
-        "print(identity(model)['commit'], facts_of(model, lm)['source'], lm.way)\n"
+        "facts = facts_of(model, lm)\n"
+        "print(identity(model)['commit'], facts['source'], facts['identity']['commit'], lm.way)\n"
     )
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.strip() == f"{commit} someone/small-chat shared rows", done.stderr[-2000:]
+    assert done.stdout.strip() == f"{commit} someone/small-chat {commit} shared rows", done.stderr[-2000:]
+
+
+@pytest.mark.soak
+def test_a_gguf_peer_is_scored_as_its_unpacked_model_is(
+    run_folder, sums, smollm2_gguf, smollm2_folder, tmp_path, monkeypatch
+):
+    """The tokenizer of a GGUF file is read as everywhere else: AutoTokenizer gives other ids in some releases."""
+    peers = [str(smollm2_gguf), str(smollm2_folder)]
+    prepared = planned(
+        run_folder, tasks=["sums"], task_path=str(sums), limit=2, peers=peers, cache_dir=str(tmp_path / "cache")
+    )
+    assert [model.name for model in prepared.models[2:]] == [smollm2_gguf.stem, smollm2_folder.name]
+    monkeypatch.setattr("nbutils.evaluate.models.tokenizer_of", counted := Counted(tokenizer_of))
+    scored = score_all(prepared, say=lambda _: None)
+    packed, unpacked = (pq.read_table(r.items)["loglikelihoods"].to_pylist() for r in scored[2:])
+    assert packed == [pytest.approx(row, abs=1e-3) for row in unpacked] and len(packed) == 2
+    assert counted.calls == 1
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return self.function(*arguments)
