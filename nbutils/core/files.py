@@ -106,12 +106,12 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a half-written last line, as a killed process leaves it, is passed over."""
     rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")  # of bytes: the cut may lie within a character
     for number, line in enumerate(lines):
         if line.strip():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                rows.append(json.loads(line.decode("utf-8")))
+            except ValueError:
                 if number < len(lines) - 1:
                     raise
     return rows

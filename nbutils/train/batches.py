@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -29,7 +30,7 @@ class BatchPlan:
         """Padded tokens a block of near-equal rows may hold: a micro-batch, and never more than a step."""
         return min(self.tokens_per_microbatch, self.tokens_per_step)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch, the same for every epoch."""
         blocks = len(blocks_of(np.sort(self.lengths), self.block_budget)) - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from nbutils.core.files import read_json, sha256_of_file, shown, write_json
 SCHEMA = 1
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+DAMAGED = "damaged-"
+"""Stands before the name of a checkpoint that a resumed run passed over, so that it counts as none."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -41,6 +43,14 @@ def newest_first(folder: Path) -> Iterator[Path]:
         yield from sorted((p for p in folder.glob("step-*") if p.suffix != PARTIAL), reverse=True)
 
 
+def newest_model(stage: Path) -> Path:
+    """Folder of the newest model in a training stage's folder: the final one, else the newest checkpoint's, else base."""
+    for folder in (stage / "final", *newest_first(stage / "checkpoints")):
+        if (folder / "config.json").is_file():
+            return folder
+    return stage / "base"
+
+
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None for a valid one. UserError for one of a newer schema."""
     path = checkpoint / MANIFEST
@@ -64,16 +74,16 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_valid(folder: Path, identity: dict[str, Any]) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of the same identity (result settings and data), and remarks on those passed over.
+def newest_valid(folder: Path, identity: dict[str, Any]) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole checkpoint of the same identity (result settings and data), and what is wrong with newer ones.
 
     UserError where a whole checkpoint was made by other settings or data, naming the difference.
     """
-    remarks = []
+    passed_over = {}
     for checkpoint in newest_first(folder):
         problem = damage(checkpoint)
         if problem is not None:
-            remarks.append(f"{checkpoint.name} {problem} and is passed over")
+            passed_over[checkpoint] = problem
             continue
         differences = list(_differences(read_json(checkpoint / MANIFEST)["identity"], identity))
         if differences:
@@ -81,13 +91,24 @@ def newest_valid(folder: Path, identity: dict[str, Any]) -> tuple[Path | None, l
                 f"{shown(checkpoint)} was made with other settings or data ({'; '.join(differences)}); set them back, "
                 f"or move {shown(folder)} away to start anew."
             )
-        return checkpoint, remarks
-    return None, remarks
+        return checkpoint, passed_over
+    return None, passed_over
+
+
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Renames damaged checkpoints: under their own names they would be counted among those that are kept.
+
+    They stay until the next whole checkpoint is written.
+    """
+    for checkpoint in damaged:
+        aside = checkpoint.with_name(DAMAGED + checkpoint.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
 
 
 def prune(folder: Path, kept: int) -> None:
-    """Removes all but the newest `kept` checkpoints, and temporary folders that a killed process left."""
-    for checkpoint in list(newest_first(folder))[kept:]:
+    """Removes all but the newest `kept` checkpoints, and damaged ones that were set aside."""
+    for checkpoint in [*list(newest_first(folder))[kept:], *folder.glob(f"{DAMAGED}*")]:
         shutil.rmtree(checkpoint)
 
 
@@ -96,6 +117,16 @@ def clear_partial(folder: Path) -> None:
     if folder.is_dir():
         for partial in folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(partial)
+
+
+def make_room(folder: Path, needed: int) -> str | None:
+    """As `room_for`; where room is short, damaged checkpoints that were set aside make way."""
+    problem = room_for(folder, needed)
+    if problem and list(folder.glob(f"{DAMAGED}*")):
+        for checkpoint in folder.glob(f"{DAMAGED}*"):
+            shutil.rmtree(checkpoint)
+        problem = room_for(folder, needed)
+    return problem
 
 
 def room_for(folder: Path, needed: int) -> str | None:

@@ -26,6 +26,8 @@ class Course:
     """Seconds a session may take; 0 for no limit."""
     startup: float = 0.0
     """Seconds of a session before its first step."""
+    logged: int | None = None
+    """The last step with a row of metrics, where an earlier session began the first row of this one."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def sentence(course: Course, found: Forecast) -> str:
 
 
 def _pace(course: Course, train: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> _Pace:
-    windows = list(zip([course.first_step, *(int(row["step"]) for row in train)], train, strict=False))
+    start = course.first_step if course.logged is None else course.logged
+    windows = list(zip([start, *(int(row["step"]) for row in train)], train, strict=False))
     warm = windows[1:] or windows  # the first step is slower than the others
     seconds = sum(sum(row["seconds"].values()) - _paused(row) for _, row in warm)
     count = sum(int(row["step"]) - before for before, row in warm)

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from nbutils.core import pause
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, shown, write_json, write_text
-from nbutils.core.hardware import choose_processes, nvidia_gpus, usable_gpus
+from nbutils.core.hardware import child_report, choose_processes, nvidia_gpus, usable_gpus
 from nbutils.core.secrets import redact
 from nbutils.train.preflight import too_few_gpus
 from nbutils.train.records import PROGRESS
@@ -58,13 +59,14 @@ def worker_environment(processes: int, cores: int, on_gpu: bool) -> dict[str, st
     return dict(os.environ) | ({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}) | own
 
 
-def events_of(settings: TrainSettings, folder: Path) -> Iterator[Event]:
+def events_of(settings: TrainSettings, folder: Path) -> Generator[Event, None, None]:
     """Trains, and yields each event as it happens; the last is `finished` or `paused`.
 
     Raises UserError with the worker's own sentence, or with the last lines of its log. Ctrl-C, Jupyter's interrupt
-    and a pause request of the pipeline end in a checkpoint and a last event `paused`.
+    and a pause request of the pipeline end in a checkpoint and a last event `paused`; a second interrupt raises
+    KeyboardInterrupt and ends the processes at once. Close the generator to end them before the last event.
     """
-    gpus = nvidia_gpus()
+    gpus = child_report().gpus if nvidia_gpus() else ()  # torch knows of CUDA_VISIBLE_DEVICES, nvidia-smi does not
     processes = choose_processes(settings.processes, gpus, os.cpu_count() or 1)
     on_gpu = bool(usable_gpus(gpus))
     if problem := too_few_gpus(processes, usable_gpus(gpus)):
@@ -97,6 +99,7 @@ def _run(command: list[str], environment: dict[str, str], run: Path, folder: Pat
     write_text(folder / PROGRESS, "")
     last: Event = {}
     with (
+        _interrupts(run) as interrupts,
         subprocess.Popen(
             command,
             env=environment,
@@ -106,9 +109,9 @@ def _run(command: list[str], environment: dict[str, str], run: Path, folder: Pat
             start_new_session=True,
         ) as process,
         _logged(process, folder / LOG),
-        _ended(process),
+        _ended(process, interrupts),
     ):
-        for event in _follow(process, folder / PROGRESS, run):
+        for event in _follow(process, folder / PROGRESS, interrupts):
             last = event
             yield event
     if last.get("event") in ("finished", "paused") and process.returncode == 0:
@@ -119,29 +122,56 @@ def _run(command: list[str], environment: dict[str, str], run: Path, folder: Pat
     raise UserError(failure(last, log, folder / LOG, process.returncode))
 
 
-def _follow(process: subprocess.Popen[bytes], path: Path, run: Path) -> Iterator[Event]:
-    """Events as they are appended; an interrupt of this process becomes a request to pause."""
-    position, buffer = 0, ""
+class _Interrupts:
+    """What SIGINT asked for while the workers train: a pause at the first, an end at once at the next."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.asked = self.at_once = False
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """The handler; it prints nothing, since it may have interrupted a print."""
+        if self.asked or pause.requested(self.run):
+            self.at_once = True
+            raise KeyboardInterrupt
+        pause.request(self.run)
+        self.asked = True
+
+
+@contextmanager
+def _interrupts(run: Path) -> Iterator[_Interrupts]:
+    """Takes SIGINT while the block runs, also while whoever iterates over the events prints or draws."""
+    interrupts = _Interrupts(run)
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts  # another thread is sent no signals
+        return
+    before = signal.signal(signal.SIGINT, interrupts.take)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _follow(process: subprocess.Popen[bytes], path: Path, interrupts: _Interrupts) -> Iterator[Event]:
+    """Events as they are appended."""
+    position, buffer, told = 0, b"", False
     while True:
-        try:
-            ended = process.poll() is not None
-            if path.stat().st_size < position:  # the worker begins its file anew
-                position, buffer = 0, ""
-            with path.open(encoding="utf-8") as file:
-                file.seek(position)
-                buffer += file.read()
-                position = file.tell()
-            *lines, buffer = buffer.split("\n")
-            for line in lines:
-                yield json.loads(line)
-            if ended:
-                return
-            time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            if pause.requested(run):
-                raise
-            print("Pausing: a checkpoint is being written. Interrupt again to stop at once.")
-            pause.request(run)
+        ended = process.poll() is not None
+        if path.stat().st_size < position:  # the worker begins its file anew
+            position, buffer = 0, b""
+        with path.open("rb") as file:
+            file.seek(position)
+            buffer += file.read()
+            position = file.tell()
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+        if interrupts.asked and not told:
+            told = True
+            print("Pausing: a checkpoint is being written. Interrupt again to stop at once.", flush=True)
+        if ended:
+            return
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -165,17 +195,21 @@ def _logged(process: subprocess.Popen[bytes], path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever happens in the block, no training process is left behind."""
+def _ended(process: subprocess.Popen[bytes], interrupts: _Interrupts) -> Iterator[None]:
+    """Whatever happens in the block, no training process is left behind; the workers follow torchrun."""
     try:
         yield
     finally:
-        if process.poll() is None:
+        if process.poll() is None and interrupts.at_once:
+            os.killpg(process.pid, signal.SIGKILL)
+        elif process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             try:
-                process.wait(timeout=40)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=40)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def failure(last: Event, log: str, path: Path, status: int) -> str:

@@ -18,12 +18,15 @@ class StepBatch:
     """What one rank computes in one optimizer step, and what all ranks count together."""
 
     microbatches: list[dict[str, Any]]
-    rows: np.ndarray
+    rows: list[np.ndarray]
+    """Row numbers of each micro-batch; of a dummy one none."""
     supervised_tokens: int
     """Labels of the step over all ranks: the loss is their mean."""
     tokens: int
     """Tokens of the step over all ranks, without padding."""
     padded_tokens: int
+    attended: int
+    """Sum of B x T x T over the micro-batches of all ranks: what attention costs."""
 
 
 class StepLoader:
@@ -69,11 +72,13 @@ class StepLoader:
     def step_batch(self, rows: np.ndarray) -> StepBatch:
         """The step made of these rows, as this rank sees it."""
         dealt = self.plan.deal(rows, self.world_size)
-        mine = [self.dataset.tensors(batch) for batch in dealt[self.rank]] or [empty_microbatch()]
+        batches = [batch for rank in dealt for batch in rank]
+        mine = dealt[self.rank]
         return StepBatch(
-            microbatches=mine,
-            rows=np.concatenate(dealt[self.rank]) if dealt[self.rank] else np.array([], dtype=np.int64),
+            microbatches=[self.dataset.tensors(batch) for batch in mine] or [empty_microbatch()],
+            rows=mine or [np.array([], dtype=np.int64)],
             supervised_tokens=int(self.supervised[rows].sum()),
             tokens=int(self.plan.lengths[rows].sum()),
-            padded_tokens=sum(self.plan.padded(batch) for rank in dealt for batch in rank),
+            padded_tokens=sum(self.plan.padded(batch) for batch in batches),
+            attended=sum(self.plan.padded(batch) * int(self.plan.lengths[batch].max()) for batch in batches),
         )

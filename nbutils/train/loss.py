@@ -66,6 +66,8 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk
 
     hidden (N, D) at the supervised positions, weight (V, D) of the output embedding, targets (N,) token ids.
     """
+    if not torch.is_grad_enabled():  # a Function is told of a leaf's gradient also where nothing is recorded
+        hidden, weight = hidden.detach(), weight.detach()
     loss, correct = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
     return loss, correct
 

@@ -34,6 +34,7 @@ class Meters:
         self.slowest_step = 0.0
         self.last_batch: StepBatch
         self._mark = self._step_mark = time.perf_counter()
+        self._carried = (0.0, self.seconds)  # wall clock and parts of a window that an earlier session began
 
     def count_step(self, batch: StepBatch, loss_sum: float, correct: float) -> None:
         """Adds one optimizer step, its sums taken over all ranks."""
@@ -104,18 +105,31 @@ class Meters:
         return row
 
     def save(self, folder: Path) -> None:
-        """Writes the counters into a checkpoint."""
-        write_json(folder / FILE, {"window": self.window, "totals": self.totals})
+        """Writes the counters into a checkpoint, as they stood before it was begun."""
+        state = {
+            "window": self.window,
+            "totals": self.totals,
+            "wall": max(0.0, self._step_mark - self._mark),
+            "seconds": self.seconds,
+            "slowest_pause": self.slowest_pause,
+            "slowest_step": self.slowest_step,
+        }
+        write_json(folder / FILE, state)
 
     def load(self, folder: Path) -> None:
-        """Goes on from the counters of a checkpoint."""
+        """Goes on from the counters of a checkpoint; the next log row is that of the window that it was made in."""
         state = read_json(folder / FILE)
         self.window, self.totals = state["window"], state["totals"]
+        self._carried = (state.get("wall", 0.0), state.get("seconds", self.seconds))
+        self.slowest_pause = state.get("slowest_pause", 0.0)
+        self.slowest_step = state.get("slowest_step", 0.0)
 
     def restart_clock(self) -> None:
-        """Starts the wall clock of the next log row now."""
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._mark = self._step_mark = time.perf_counter()
+        """Starts the wall clock of the next log row now, with what an earlier session spent on the same row."""
+        wall, seconds = self._carried
+        self.seconds = dict(seconds)
+        self._step_mark = time.perf_counter()
+        self._mark = self._step_mark - wall
 
 
 def margin_seconds(slowest_pause: float, slowest_step: float) -> float:
@@ -132,15 +146,14 @@ def peak_memory_gib() -> float:
 
 
 def flops_of(parameters: int, head: int, layers: int, hidden: int) -> Callable[[StepBatch], float]:
-    """Floating-point operations of forward and backward, 2 + 4 for each weight used (Chowdhery et al. 2022, PaLM).
+    """Floating-point operations of a step's forward and backward on all ranks: 2 + 4 for each weight used.
 
-    `parameters` without embeddings, `head` weights of the output embedding, which only supervised tokens pass.
+    The count is that of Chowdhery et al. 2022 (PaLM), with half of its attention, since ours is causal. `parameters`
+    without embeddings, `head` weights of the output embedding, which only supervised tokens pass.
     """
 
     def of(batch: StepBatch) -> float:
-        attention = sum(
-            6 * layers * hidden * m["input_ids"].shape[1] * m["input_ids"].numel() for m in batch.microbatches
-        )
-        return 6.0 * (parameters * batch.tokens + head * batch.supervised_tokens) + attention
+        weights = parameters * batch.tokens + head * batch.supervised_tokens
+        return 6.0 * (weights + layers * hidden * batch.attended)
 
     return of

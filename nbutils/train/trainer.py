@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from nbutils.core.errors import UserError
-from nbutils.train.checkpoints import PARTIAL, checkpoint_path, disk_is_full, prune, room_for, seal
+from nbutils.train.checkpoints import PARTIAL, checkpoint_path, disk_is_full, make_room, prune, seal
 from nbutils.train.dataset import TokenRows
 from nbutils.train.evaluation import exact_loss
 from nbutils.train.loader import StepBatch, StepLoader
@@ -32,6 +33,9 @@ from nbutils.train.records import Records
 from nbutils.train.samples import sample_replies
 from nbutils.train.scaler import CountingScaler
 from nbutils.train.settings import TrainSettings
+
+NAMED_ROWS = 40
+"""Rows of the training set that a non-finite loss names at most."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class SmallchatTrainer(SFTTrainer):
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         # DDP averages gradients over ranks, so the sum of the ranks' losses is divided by count / world size.
         scale = self.args.world_size / max(1, inputs.supervised_tokens)
+        losses = []
         for index, microbatch in enumerate(inputs.microbatches):
             last = index == len(inputs.microbatches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
@@ -93,8 +98,9 @@ class SmallchatTrainer(SFTTrainer):
                 with self.compute_loss_context_manager():
                     out = self.compute_loss(model, tensors)
                 self.accelerator.backward(out["loss_sum"] * scale)
-            sums += torch.stack([out["loss_sum"].detach().double(), out["correct"].double()])
-        self._share(inputs, sums)
+            losses.append(out["loss_sum"].detach())
+            sums += torch.stack([losses[-1].double(), out["correct"].double()])
+        self._share(inputs, sums, losses)
         self.job.meters.add("forward_backward", time.perf_counter() - started)
         return (sums[0] / max(1, inputs.supervised_tokens)).float()
 
@@ -105,7 +111,7 @@ class SmallchatTrainer(SFTTrainer):
         out: dict[str, torch.Tensor] = model(input_ids=inputs["input_ids"], chunked_labels=inputs["labels"])
         return out
 
-    def _share(self, batch: StepBatch, sums: torch.Tensor) -> None:
+    def _share(self, batch: StepBatch, sums: torch.Tensor, losses: list[torch.Tensor]) -> None:
         """One exchange a step: loss and accuracy summed over ranks, whether any loss is not finite, whether to stop."""
         meters = self.job.meters
         bad = not bool(torch.isfinite(sums[0]))
@@ -114,24 +120,29 @@ class SmallchatTrainer(SFTTrainer):
             dist.all_reduce(shared)
         loss, correct, bad_ranks, stops = shared.tolist()
         if bad_ranks:
-            self._stop_on_nonfinite(batch, "loss", bad)
+            bad_rows = [rows for rows, loss in zip(batch.rows, losses, strict=True) if not bool(torch.isfinite(loss))]
+            self._stop_on_nonfinite("loss", bad_rows)
         sums.copy_(shared[:2])
         meters.count_step(batch, loss, correct)
         meters.stopping = meters.stopping or stops > 0
 
-    def _stop_on_nonfinite(self, batch: StepBatch, what: str, mine: bool) -> None:
-        rows = (
-            f" Rows of the step on rank {self.args.process_index}: {sorted(batch.rows.tolist())[:40]}." if mine else ""
-        )
+    def _stop_on_nonfinite(self, what: str, mine: list[np.ndarray]) -> None:
+        """Raises the same sentence on every rank, with the rows of the micro-batches that each rank gives."""
+        found = [[int(row) for rows in mine for row in rows]]
+        if self.args.world_size > 1:
+            found = found * self.args.world_size
+            dist.all_gather_object(found, found[0])
+        rows = sorted(row for rank in found for row in rank)
+        named = ", ".join(map(str, rows[:NAMED_ROWS])) + (" …" if len(rows) > NAMED_ROWS else "")
         raise UserError(
             f"The {what} of step {self.state.global_step + 1} is not a finite number, so training stopped before the "
-            f"update; the last checkpoint is whole. Lower the learning rate, or look at the data.{rows}"
+            f"update; the last checkpoint is whole. Lower the learning rate, or look at rows {named} of data/train."
         )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         norm: torch.Tensor = super()._clip_grad_norm(model)
         if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
-            self._stop_on_nonfinite(self.job.meters.last_batch, "gradient norm", True)
+            self._stop_on_nonfinite("gradient norm", self.job.meters.last_batch.rows)
         return norm
 
     # ---- what is logged ----
@@ -225,7 +236,7 @@ class SmallchatTrainer(SFTTrainer):
             return None
         partial.mkdir(parents=True, exist_ok=True)
         parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return room_for(partial, 3 * parameters)  # weights and two moments
+        return make_room(partial.parent, 3 * parameters)  # weights and two moments
 
     def _write_checkpoint(self, partial: Path) -> None:
         self.save_model(str(partial), _internal_call=True)

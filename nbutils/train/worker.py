@@ -2,12 +2,16 @@
 
 SETTINGS.json holds `{"settings": {parameters of the training stage}}`; the run folder named there holds the data, and
 everything that training makes goes into `<run>/train/`. Nothing in here knows how many machines there are.
+
+To pause it, make the file `pause-requested` in the run folder: all ranks see it at a step boundary, and save. SIGTERM
+to torchrun asks the same, but 30 s later torchrun ends its workers with SIGKILL, checkpoint or not.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,32 +26,28 @@ from trl import SFTConfig
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, sha256_of_file, sha256_of_json, shown, write_json
-from nbutils.core.hardware import choose_precision, device_report, usable_gpus
 from nbutils.core.models import load_model
+from nbutils.core.provenance import machine, versions
+from nbutils.train.arguments import trainer_arguments
 from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan
-from nbutils.train.checkpoints import clear_partial, disk_is_full, newest_valid
+from nbutils.train.checkpoints import clear_partial, disk_is_full, newest_valid, set_aside
 from nbutils.train.control import PauseRequests, StepControl
 from nbutils.train.dataset import TokenRows
+from nbutils.train.determinism import relax_where_needed
 from nbutils.train.loader import StepLoader
 from nbutils.train.meters import Meters, flops_of
-from nbutils.train.options import checked_options, checked_trackers
-from nbutils.train.preflight import fp16_without_scaler, fused_with_fp16
 from nbutils.train.records import Records
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
 from nbutils.train.watchdog import HANG_SECONDS, RANK_PREFIX, STARTED, end_with_parent, within
 
 EXIT_USER_ERROR = 3
-"""Environment variable: when the stage started (seconds since the epoch); the time budget counts from there."""
+"""Exit status after an error that a person can mend."""
 
-
-_CHECKPOINTING = (
-    "activation_checkpointing"
-    if "activation_checkpointing" in SFTConfig.__dataclass_fields__
-    else "gradient_checkpointing"
-)
-"""The option's name in this transformers: it was renamed after 5.0."""
+PEER_LOST, PEER_LOST_SECONDS = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited"), 3.0
+"""What an exchange says where another rank has gone; this rank then ends a little later, since torchrun blames the
+rank that it sees end first, and both may end within one of its looks."""
 
 
 def main(arguments: list[str]) -> int:
@@ -56,7 +56,11 @@ def main(arguments: list[str]) -> int:
         print("usage: torchrun … -m nbutils.train.worker SETTINGS.json", file=sys.stderr)
         return 2
     end_with_parent()
-    settings = TrainSettings.checked(read_json(Path(arguments[0]))["settings"])
+    try:
+        settings = read_settings(Path(arguments[0]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USER_ERROR
     records = Records(settings.run_path / "train", active=int(os.environ.get("RANK", "0")) == 0)
     requests = PauseRequests(settings.run_path)
     requests.listen()
@@ -69,7 +73,9 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         if not disk_is_full(records.folder, error):
             for line in traceback.format_exc().splitlines():  # with its rank: the processes share one log
-                print(f"{RANK_PREFIX.format(os.environ.get('RANK', '0'))}{line}", file=sys.stderr)
+                print(f"{RANK_PREFIX.format(os.environ.get('RANK', '0'))}{line}", file=sys.stderr, flush=True)
+            if any(words in str(error) for words in PEER_LOST):
+                time.sleep(PEER_LOST_SECONDS)
             return 1
         message = (
             f"The disk of {shown(settings.run_path)} is full, so training stopped; free some and run again: it goes on "
@@ -82,27 +88,41 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def read_settings(path: Path) -> TrainSettings:
+    """The settings in a SETTINGS.json. UserError where there is none, or it holds something else."""
+    try:
+        values = read_json(path)["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{shown(path)} holds no settings of a training run ({problem}); write it with `python -m nbutils settings "
+            "PROFILE`."
+        ) from None
+    return TrainSettings.checked(values)
+
+
 def train(settings: TrainSettings, records: Records, requests: PauseRequests) -> None:
     """Trains from the base or the newest checkpoint to the end or to a pause."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     run, folder = settings.run_path, settings.run_path / "train"
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "trackers"))
-    args = trainer_arguments(settings, folder)
+    args = _joined(settings, folder)
     rank, world = args.process_index, args.world_size
-    _first_exchange(args)
     if rank == 0:
         ensure_base(settings, folder / "base", run / "data")
         clear_partial(folder / "checkpoints")
     _barrier(world)
     set_seed(settings.seed)
     identity = identity_of(settings, run / "data")
-    checkpoint, remarks = newest_valid(folder / "checkpoints", identity)
+    checkpoint, passed_over = newest_valid(folder / "checkpoints", identity)
     step = int(read_json(checkpoint / "manifest.json")["step"]) if checkpoint else 0
     _barrier(world)
     session = records.rewind(step) + 1
-    for remark in remarks:
-        records.progress("warning", message=f"The checkpoint {remark}.")
+    if rank == 0:
+        set_aside(passed_over)
+    for path, damage in passed_over.items():
+        records.progress("warning", message=f"The checkpoint {path.name} {damage} and is passed over.")
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     model = load_model(str(folder / "base"))
@@ -124,47 +144,15 @@ def train(settings: TrainSettings, records: Records, requests: PauseRequests) ->
     control.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(control)
-    _announce(job, args, plan.total_steps(settings.epochs, settings.max_steps), model)
+    if torch.are_deterministic_algorithms_enabled() and (problem := relax_where_needed(trainer)):
+        records.progress("warning", message=problem)
+    steps = plan.total_steps(settings.epochs, settings.max_steps)
+    _announce(job, args, steps, model)
+    if _pause_asked(requests, args):  # while all this was made ready: nothing is measured any more either
+        records.progress("paused", step=step, steps=steps)
+        return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _end(trainer, job, tokenizer)
-
-
-def trainer_arguments(settings: TrainSettings, folder: Path) -> SFTConfig:
-    """The SFTConfig of a run: our settings, the checked other options, and everything switched off that we replace."""
-    gpus = usable_gpus(device_report().gpus)
-    precision = choose_precision(settings.precision, gpus)
-    if problem := fp16_without_scaler(precision, gpus) or fused_with_fp16(precision, settings.optimizer):
-        raise UserError(problem)
-    steps = {"max_steps": settings.max_steps} if settings.max_steps else {"num_train_epochs": settings.epochs}
-    return SFTConfig(
-        **{
-            "output_dir": str(folder / "checkpoints"),
-            "seed": settings.seed,
-            "learning_rate": settings.learning_rate,
-            "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
-            "warmup_steps": settings.warmup_fraction,  # a fraction below 1 is a share of all steps
-            "weight_decay": settings.weight_decay,
-            "max_grad_norm": settings.max_grad_norm,
-            "optim": settings.optimizer,
-            "fp16": precision == "fp16",
-            "bf16": precision == "bf16",
-            "use_cpu": not gpus,
-            "report_to": checked_trackers(settings.report_to) or "none",
-            _CHECKPOINTING: False,
-            "logging_nan_inf_filter": False,
-            "logging_strategy": "no",
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "ignore_data_skip": True,
-            "disable_tqdm": True,
-            "remove_unused_columns": False,
-            "max_length": None,
-            "dataset_kwargs": {"skip_prepare_dataset": True},
-            "ddp_find_unused_parameters": False,
-        }
-        | steps
-        | checked_options(settings.trainer_options)
-    )
 
 
 def identity_of(settings: TrainSettings, data: Path) -> dict[str, Any]:
@@ -176,13 +164,29 @@ def identity_of(settings: TrainSettings, data: Path) -> dict[str, Any]:
     }
 
 
-def _first_exchange(args: SFTConfig) -> None:
-    """The first all-reduce, where a broken link between processes shows: it ends after 60 s instead of 30 minutes."""
+def _joined(settings: TrainSettings, folder: Path) -> SFTConfig:
+    """The SFTConfig of this process, which has then met the others and exchanged a number with them.
+
+    A broken link shows in either: gloo connects while the SFTConfig is made, NCCL at the first all-reduce. Both end
+    after 60 s instead of 30 minutes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return trainer_arguments(settings, folder)
+    with within(HANG_SECONDS):
+        args = trainer_arguments(settings, folder)
+    with within(HANG_SECONDS):
+        dist.all_reduce(torch.ones(1, device=args.device))
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+    return args
+
+
+def _pause_asked(requests: PauseRequests, args: SFTConfig) -> bool:
+    """Whether any rank has been asked to pause; the same answer on all."""
+    asked = torch.tensor(float(requests()), device=args.device)
     if args.world_size > 1:
-        with within(HANG_SECONDS):
-            dist.all_reduce(torch.ones(1, device=args.device))
-            if args.device.type == "cuda":
-                torch.cuda.synchronize()
+        dist.all_reduce(asked)
+    return bool(asked)
 
 
 def _barrier(world: int) -> None:
@@ -223,13 +227,14 @@ def _announce(job: Job, args: SFTConfig, steps: int, model: PreTrainedModel) -> 
     }
     if job.records.active:
         path = job.folder / "settings.json"
-        write_json(
-            path, {"schema": 1, "settings": job.settings.model_dump(mode="json"), "derived": derived, "data": data}
-        )
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    facts = {"session": job.session, "step": job.loader.first_step, "world_size": args.world_size, "time": time}
-    job.records.metric({"kind": "session"} | facts)
-    job.records.progress("started", **(facts | derived))
+        given = {"schema": 1, "settings": job.settings.model_dump(mode="json"), "machine": machine()}
+        write_json(path, given | {"derived": derived, "data": data})
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    step = job.loader.first_step
+    facts = {"session": job.session, "step": step, "world_size": args.world_size, "time": now}
+    job.records.metric({"kind": "session"} | facts | {"versions": versions()})
+    logged = step - int(job.meters.window["steps"])
+    job.records.progress("started", **(facts | derived), logged=logged)
 
 
 def _end(trainer: SmallchatTrainer, job: Job, tokenizer: Any) -> None:

@@ -1,8 +1,8 @@
 """The training worker with a fault planted at a named point, for the fault suite.
 
 FAULT is `point:nth:rank`: at the nth passing of the point, the process of that rank (`all` for every rank) kills
-itself with SIGKILL, or does what the point is named after (raises, never joins, fills the disk). A file beside the run
-remembers that it has happened, so that the next start runs through.
+itself with SIGKILL, or does what the point is named after (raises, never joins, fills the disk, …). A file beside the
+run remembers that it has happened, so that the next start runs through.
 """
 
 from __future__ import annotations
@@ -93,6 +93,20 @@ def in_rename(bomb: Bomb, after: bool) -> None:
     Path.rename = rename  # type: ignore[method-assign]
 
 
+def in_loss(bomb: Bomb) -> None:
+    """Makes one loss not a number."""
+    original = trainer.SmallchatTrainer.compute_loss
+
+    def planted(*args: Any, **kwargs: Any) -> Any:
+        out = original(*args, **kwargs)
+        bomb.pass_by()
+        if bomb.left == 0:
+            out["loss_sum"] = out["loss_sum"] * float("nan")
+        return out
+
+    trainer.SmallchatTrainer.compute_loss = planted  # type: ignore[method-assign]
+
+
 POINTS: dict[str, Callable[[Bomb], None]] = {
     "mid_step": lambda bomb: around(trainer.SmallchatTrainer, "compute_loss", bomb, after=True),
     "evaluation": lambda bomb: around(trainer, "exact_loss", bomb, after=False),
@@ -102,6 +116,8 @@ POINTS: dict[str, Callable[[Bomb], None]] = {
     "checkpoint_half_written": lambda bomb: around(trainer.SmallchatTrainer, "_save_scaler", bomb, after=False),
     "final": lambda bomb: around(worker, "replaced", bomb, after=False),
     "raises": lambda bomb: around(trainer.SmallchatTrainer, "compute_loss", bomb, after=True),
+    "not_a_number": in_loss,
+    "never_arrives": lambda bomb: around(worker, "trainer_arguments", bomb, after=False),
     "never_joins": lambda bomb: around(worker.dist, "all_reduce", bomb, after=False),
     "disk_fills_before_step": lambda bomb: around(trainer.SmallchatTrainer, "training_step", bomb, after=False),
     "disk_fills_in_checkpoint": lambda bomb: around(
@@ -111,6 +127,8 @@ POINTS: dict[str, Callable[[Bomb], None]] = {
 
 WORK: dict[str, Callable[[Path], None]] = {
     "raises": fail,
+    "not_a_number": lambda run: None,
+    "never_arrives": sleep,
     "never_joins": sleep,
     "disk_fills_before_step": fill_the_disk,
     "disk_fills_in_checkpoint": fill_the_disk,

@@ -8,8 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer, PrinterCallback
+
 from nbutils.core.files import write_json
+from nbutils.core.models import tiny_model
+from nbutils.train.arguments import trainer_arguments
+from nbutils.train.batches import BatchPlan
+from nbutils.train.control import StepControl
+from nbutils.train.dataset import TokenRows
+from nbutils.train.loader import StepLoader
+from nbutils.train.meters import Meters
+from nbutils.train.records import Records
 from nbutils.train.settings import TrainSettings
+from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.builders import data_folder
 
 SMALL: dict[str, Any] = {
@@ -38,6 +49,7 @@ SMALL: dict[str, Any] = {
     "checkpoints_kept": 2,
     "processes": 2,
     "budget_minutes": 0.0,
+    "pause_after_steps": 0,
     "report_to": [],
     "plain_loop_steps": 0,
 }
@@ -48,6 +60,25 @@ def small_settings(run: Path, **changes: Any) -> TrainSettings:
     if not (run / "data").is_dir():
         data_folder(run, train=64)
     return TrainSettings(run_dir=str(run), **(SMALL | changes))
+
+
+def trainer_of(settings: TrainSettings) -> SmallchatTrainer:
+    """The trainer as the worker makes it, in this process; it writes its rows into `train/`."""
+    folder, data = settings.run_path / "train", settings.run_path / "data"
+    folder.mkdir(exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    rows = TokenRows.load(data / "train", settings.supervise)
+    plan = BatchPlan(rows.lengths(), settings.tokens_per_step, settings.tokens_per_microbatch, settings.seed)
+    meters, records = Meters(lambda batch: 0.0, lambda: False), Records(folder, active=True)
+    loader, held_out = StepLoader(rows, plan, 0, 1, 0, meters.add), TokenRows.load(data / "eval", "assistant")
+    job = Job(settings, folder, {}, loader, held_out, records, meters, session=1)
+    model = tiny_model(tokenizer, settings.max_length, settings.seed)
+    trainer = SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
+    control = StepControl()
+    control.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(control)
+    return trainer
 
 
 def torchrun(

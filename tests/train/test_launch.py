@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,10 +16,12 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
-from nbutils.core.hardware import Gpu
+from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.core.secrets import HIDDEN
 from nbutils.train import launch
+from nbutils.train import run as training
 from nbutils.train.launch import LOG_LINES, events_of, failure
+from nbutils.train.watchdog import AGENT, PARENT
 from tests.train.runs import small_settings
 
 REPORT = """
@@ -98,8 +101,9 @@ def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, faulty):
 
 
 @pytest.mark.slow
-def test_a_rank_that_never_joins_ends_soon_with_advice(tmp_path, faulty):
-    faulty("never_joins:1:1", NBUTILS_HANG_SECONDS="3")
+@pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
+def test_a_rank_that_never_joins_ends_soon_with_advice(tmp_path, faulty, point):
+    faulty(f"{point}:1:1", NBUTILS_HANG_SECONDS="3")
     started = time.monotonic()
     with pytest.raises(UserError, match="could not reach each other; set processes to 1"):
         list(events_of(small_settings(tmp_path), tmp_path / "train"))
@@ -109,7 +113,8 @@ def test_a_rank_that_never_joins_ends_soon_with_advice(tmp_path, faulty):
 
 
 @pytest.mark.slow
-def test_workers_die_with_their_parent_also_under_sigkill(tmp_path):
+@pytest.mark.parametrize("killed", ["kernel", pytest.param("torchrun", marks=pytest.mark.soak)])
+def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
     settings = small_settings(tmp_path, max_steps=100_000, checkpoint_steps=0, eval_steps=0)
     (tmp_path / "train").mkdir()
     code = (
@@ -122,10 +127,133 @@ def test_workers_die_with_their_parent_also_under_sigkill(tmp_path):
         wait_until(lambda: '"step": 3,' in (tmp_path / "train" / "progress.jsonl").read_text(), 120)
         workers = psutil.Process(kernel.pid).children(recursive=True)
         assert len(workers) >= 3  # torchrun and two processes
+        if killed == "torchrun":
+            psutil.Process(kernel.pid).children()[0].kill()
+            wait_until(lambda: not any(alive(worker) for worker in workers), 30)
     finally:
         kernel.kill()
         kernel.wait()
     wait_until(lambda: not any(alive(worker) for worker in workers), 30)
+
+
+def test_a_worker_ends_when_torchrun_alone_is_killed(tmp_path):
+    """torchrun makes each worker the leader of a session of its own, so nothing else would end it."""
+    worker = (
+        "import time; from nbutils.train.watchdog import end_with_parent\n"
+        "end_with_parent(); print('on', flush=True); time.sleep(60)"
+    )
+    agent = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True).wait()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != PARENT} | {AGENT: "none"}
+    torchrun = subprocess.Popen([sys.executable, "-c", agent, worker], env=environment, stdout=subprocess.PIPE)
+    assert torchrun.stdout is not None and torchrun.stdout.readline() == b"on\n"
+    (child,) = psutil.Process(torchrun.pid).children()
+    torchrun.kill()
+    torchrun.wait()
+    wait_until(lambda: not alive(child), 10)
+
+
+FAKE_WORKER = """
+import json, signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+run, patient = Path(sys.argv[1]), sys.argv[2] == "patient"
+progress = (run / "train" / "progress.jsonl").open("a")
+def tell(**event):
+    print(json.dumps(event), file=progress, flush=True)
+facts = {"step": 0, "steps": 9, "world_size": 1, "device": "cpu", "precision": "fp32", "microbatches_per_step": 1}
+tell(event="started", **facts)
+for _ in range(600):
+    tell(event="warning", message="working")
+    time.sleep(0.1)
+    if (run / "pause-requested").exists() and not patient:
+        tell(event="paused", step=3, steps=9)
+        break
+"""
+
+
+@pytest.fixture
+def fake_worker(tmp_path, monkeypatch):
+    """Makes `run_training` follow a program that does nothing but pause when asked to, or never."""
+
+    def start(kind: str):
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "metrics.jsonl").touch()
+        (tmp_path / "worker.py").write_text(FAKE_WORKER)
+        command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path), kind]
+        monkeypatch.setattr(launch, "torchrun_command", lambda *a: command)
+        return small_settings(tmp_path), tmp_path / "train"
+
+    return start
+
+
+def interrupt_on(monkeypatch, *numbers: int) -> None:
+    """Interrupts this process while the event of each number is printed, as Jupyter's ■ may."""
+    seen: list[dict] = []
+    own = training.line_of
+
+    def line_of(event, steps):
+        seen.append(event)
+        if len(seen) in numbers:
+            os.kill(os.getpid(), signal.SIGINT)
+        return own(event, steps)
+
+    monkeypatch.setattr(training, "line_of", line_of)
+
+
+def test_an_interrupt_while_a_line_is_printed_is_a_pause(fake_worker, monkeypatch, capsys):
+    settings, folder = fake_worker("quick")
+    interrupt_on(monkeypatch, 2)
+    before = signal.getsignal(signal.SIGINT)
+    outcome = training.run_training(settings, folder)
+    assert outcome == training.Outcome("paused", 3, 9)
+    assert capsys.readouterr().out.count("Pausing: a checkpoint is being written. Interrupt again") == 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_interrupt_stops_at_once(fake_worker, monkeypatch):
+    settings, folder = fake_worker("patient")
+    interrupt_on(monkeypatch, 2, 5)
+    started, before = time.monotonic(), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        training.run_training(settings, folder)
+    assert time.monotonic() - started < 35  # and not until the grace time for a checkpoint is over
+    assert signal.getsignal(signal.SIGINT) is before and not psutil.Process().children(recursive=True)
+
+
+def test_processes_are_those_that_torch_sees(tmp_path, monkeypatch):
+    """CUDA_VISIBLE_DEVICES hides a GPU from torch, and not from nvidia-smi."""
+    t4, chosen = Gpu("Tesla T4", (7, 5), 14.7), []
+    monkeypatch.setattr(launch, "nvidia_gpus", lambda: (t4, t4))
+    monkeypatch.setattr(launch, "torchrun_command", lambda file, processes: chosen.append(processes) or ["false"])
+    for seen in ((t4,), ()):
+        monkeypatch.setattr(launch, "child_report", lambda seen=seen: DeviceReport(seen, cores=2))
+        with pytest.raises(UserError, match="Training ended with status 1"):
+            list(events_of(small_settings(tmp_path, processes=0), tmp_path / "train"))
+    assert chosen == [1, 2]  # one GPU; none, so two processes on the CPU
+
+
+@pytest.mark.parametrize("text", [None, "{half", "[]", '{"settings": {"seed": -1}}'])
+def test_wrong_settings_files_are_sentences(tmp_path, capsys, text):
+    from nbutils.train import worker
+
+    file = tmp_path / "SETTINGS.json"
+    if text is not None:
+        file.write_text(text)
+    assert worker.main([str(file)]) == worker.EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and ("nbutils settings PROFILE" in said or "parameter 'seed' is -1" in said)
+
+
+def test_the_command_writes_settings_that_the_worker_reads(tmp_path, root, capsys):
+    from nbutils.cli import main
+    from nbutils.train import worker
+
+    assert main(["settings", str(root / "params" / "demo.yaml"), "--run-dir", str(tmp_path), "-p", "max_steps=7"]) == 0
+    settings = worker.read_settings(tmp_path / "train" / "settings.json")
+    assert settings.max_steps == 7 and settings.run_path == tmp_path
+    assert f"-m nbutils.train.worker {tmp_path}/train/settings.json" in capsys.readouterr().out
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
@@ -154,7 +282,9 @@ def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkey
         yield {}
 
     monkeypatch.setattr(launch, "_run", hang)
-    monkeypatch.setattr(launch, "nvidia_gpus", lambda: (Gpu("Tesla T4", (7, 5), 14.7),) * 2)
+    two = (Gpu("Tesla T4", (7, 5), 14.7),) * 2
+    monkeypatch.setattr(launch, "nvidia_gpus", lambda: two)
+    monkeypatch.setattr(launch, "child_report", lambda: DeviceReport(two, cores=2))
     monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
     with pytest.raises(UserError, match="could not reach each other, also with NCCL_P2P_DISABLE=1; set processes to 1"):
         list(events_of(small_settings(tmp_path), tmp_path))

@@ -100,6 +100,16 @@ def test_heads_that_do_more_than_a_product_are_refused():
     check_head(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)))
 
 
+def test_without_gradients_none_are_made(monkeypatch):
+    """Evaluation would otherwise hold a (vocabulary, width) gradient, and multiply twice as much."""
+    hidden, weight = torch.randn(40, 16), torch.randn(50, 16, requires_grad=True)
+    expected, _ = chunked_cross_entropy(hidden, weight, torch.zeros(40, dtype=torch.long))
+    monkeypatch.setattr(torch, "zeros_like", lambda *a, **k: pytest.fail("a gradient was made"))
+    with torch.no_grad():
+        loss, _ = chunked_cross_entropy(hidden, weight, torch.zeros(40, dtype=torch.long))
+    assert loss == expected and not loss.requires_grad
+
+
 def test_half_precision_autocast_stays_close():
     hidden, weight = torch.randn(40, 16), torch.randn(50, 16)
     targets = torch.randint(0, 50, (40,))

@@ -12,14 +12,18 @@ import torch
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl
-from nbutils.train import checkpoints
+from nbutils.train import arguments, checkpoints
+from nbutils.train import meters as meters_module
+from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
+from nbutils.train.loader import StepBatch, StepLoader
 from nbutils.train.loss import IGNORED
-from nbutils.train.meters import Meters
-from nbutils.train.options import REFUSED, checked_options, checked_trackers
+from nbutils.train.meters import Meters, flops_of
+from nbutils.train.options import ADJUSTABLE, REFUSED, checked_options, checked_trackers
 from nbutils.train.records import Records
 from nbutils.train.scaler import CountingScaler
 from tests.builders import data_folder
+from tests.train.runs import small_settings
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +70,36 @@ def test_the_newest_valid_checkpoint_wins_and_damage_is_passed_over(tmp_path):
     (third / "model.bin").write_bytes(flipped)
     (fourth / "manifest.json").write_text("{half")
     (tmp_path / f"step-000025{checkpoints.PARTIAL}").mkdir()
-    found, remarks = checkpoints.newest_valid(tmp_path, identity)
+    found, passed_over = checkpoints.newest_valid(tmp_path, identity)
     assert found == first
-    assert [remark.removesuffix(" is passed over") for remark in remarks] == [
-        "step-000020 has a manifest that cannot be read and",
-        "step-000015 has a changed model.bin and",
-        "step-000010 has 5 of 1000 bytes of model.bin and",
-    ]
+    assert passed_over == {
+        fourth: "has a manifest that cannot be read",
+        third: "has a changed model.bin",
+        second: "has 5 of 1000 bytes of model.bin",
+    }
     checkpoints.clear_partial(tmp_path)
-    checkpoints.prune(tmp_path, 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000015", "step-000020"]
+    assert not list(tmp_path.glob(f"*{checkpoints.PARTIAL}"))
+
+
+def test_a_damaged_newest_checkpoint_does_not_push_out_the_next_whole_one(tmp_path):
+    newest = write_checkpoint(tmp_path, 20, {})
+    (newest / "model.bin").write_bytes(b"short")
+    found, passed_over = checkpoints.newest_valid(tmp_path, {})
+    assert found is None
+    checkpoints.set_aside(passed_over)
+    assert [p.name for p in tmp_path.iterdir()] == ["damaged-step-000020"]
+    for step in (5, 10):
+        whole = write_checkpoint(tmp_path, step, {})
+        checkpoints.prune(tmp_path, kept=1)
+        assert list(tmp_path.iterdir()) == [whole]
+
+
+def test_damaged_checkpoints_make_way_where_room_is_short(tmp_path, monkeypatch):
+    damaged = write_checkpoint(tmp_path, 20, {})
+    checkpoints.set_aside([damaged])
+    assert checkpoints.make_room(tmp_path, 1) is None and list(tmp_path.glob("damaged-*"))
+    monkeypatch.setattr(checkpoints, "room_for", lambda folder, needed: "no room" if list(folder.iterdir()) else None)
+    assert checkpoints.make_room(tmp_path, 1) is None and not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path):
@@ -100,7 +124,7 @@ def test_no_room_is_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_skipped_fp16_steps_are_counted_and_the_schedule_waits(fused):
+def test_the_scaler_counts_skipped_steps_and_keeps_the_count(fused):
     """With accelerate's own optimizer wrapper, as in training; the scaler is torch's, on the CPU."""
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
@@ -110,32 +134,47 @@ def test_skipped_fp16_steps_are_counted_and_the_schedule_waits(fused):
     scaler = CountingScaler("cpu", init_scale=2.0**4, growth_interval=1000)
     inner = torch.optim.AdamW([weight], lr=0.1, fused=fused)
     optimizer = AcceleratedOptimizer(inner, device_placement=False, scaler=scaler)
-    schedule = torch.optim.lr_scheduler.LambdaLR(inner, lambda step: 1 / (1 + step))
     taken = []
     for factor in (1.0, float("inf"), 1.0, float("nan"), 1.0):
         before = weight.detach().clone()
         scaler.scale((weight * factor).sum()).backward()
         optimizer.step()
-        if not scaler.last_skipped:
-            schedule.step()
         optimizer.zero_grad()
         taken.append(not torch.equal(before, weight))
     assert taken == [True, False, True, False, True]
-    assert scaler.skipped_steps == 2 and schedule.last_epoch == 3 and scaler.get_scale() == 4.0
+    assert scaler.skipped_steps == 2 and scaler.get_scale() == 4.0
     again = CountingScaler("cpu")
     again.load_state_dict(scaler.state_dict())
     assert (again.skipped_steps, again.get_scale()) == (2, 4.0)
-    # Still needed? The stock wrapper sees a skip only where the optimizer is not fused.
-    assert optimizer.step_was_skipped is False  # the last step was taken
 
 
 def test_options_are_checked_against_sftconfig():
     assert checked_options({"adam_beta2": 0.95}) == {"adam_beta2": 0.95}
+    assert checked_options({"adam_epsilon": "1e-7"}) == {"adam_epsilon": 1e-7}  # what YAML makes of 1e-7
+    with pytest.raises(UserError, match="'adam_beta2' is 'high', but it should be a valid number"):
+        checked_options({"adam_beta2": "high"})
+    with pytest.raises(UserError, match="'optim' cannot be set here: use optimizer"):
+        checked_options({"optim": "adamw_torch_fused"})
     with pytest.raises(UserError, match="adam_beta2"):
         checked_options({"adam_beta_2": 0.95})
     for name in ("packing", "fsdp", "gradient_accumulation_steps"):
         with pytest.raises(UserError, match=f"'{name}' cannot be set here"):
             checked_options({name: True})
+
+
+def test_no_option_undoes_what_smallchat_sets(tmp_path, monkeypatch):
+    made: dict[str, object] = {}
+    monkeypatch.setattr(arguments, "SFTConfig", lambda **options: made.update(options))
+    for changes in ({}, {"max_steps": 0}):
+        arguments.trainer_arguments(small_settings(tmp_path, **changes), tmp_path)
+    assert {"optim", "max_steps", "num_train_epochs"} < made.keys()
+    assert made.keys() - REFUSED.keys() <= set(ADJUSTABLE)
+
+
+def test_what_sftconfig_itself_refuses_is_a_sentence(tmp_path):
+    settings = small_settings(tmp_path, trainer_options={"hub_strategy": "sometimes"})
+    with pytest.raises(UserError, match=r"SFTConfig does not take \{'hub_strategy': 'sometimes'\}|'hub_strategy' is"):
+        arguments.trainer_arguments(settings, tmp_path)
 
 
 def test_trackers_are_checked_by_name_and_package(monkeypatch):
@@ -153,7 +192,8 @@ def test_every_refused_option_exists_in_this_trl():
     from trl import SFTConfig
 
     gone = {name for name in REFUSED if name not in SFTConfig.__dataclass_fields__}
-    assert gone <= {"train_sampling_strategy", "parallelism_config", "eval_packing"}, gone
+    newer = {"train_sampling_strategy", "dataloader_multiprocessing_context", "dataloader_in_order"}
+    assert gone <= newer, gone  # transformers 5.0 has none of these yet
 
 
 def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
@@ -162,11 +202,64 @@ def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
     records.metric({"kind": "session", "session": 1, "step": 0})
     for step in (1, 2, 3):
         records.metric({"kind": "train", "step": step})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "st')
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write('{"kind": "train", "words": "caf\u00e9'.encode()[:-1])  # cut within a character
     assert records.rewind(2) == 1
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2]
     assert records.rewind(0) == 0 and read_jsonl(tmp_path / "metrics.jsonl") == []
+
+
+def meters_at(monkeypatch, clock: list[float]) -> Meters:
+    monkeypatch.setattr(meters_module.time, "perf_counter", lambda: clock[0])
+    return Meters(lambda batch: 0.0, lambda: False)
+
+
+def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatch):
+    clock = [100.0]
+    batch = StepBatch([], [], supervised_tokens=10, tokens=60, padded_tokens=80, attended=0)
+    first = meters_at(monkeypatch, clock)
+    first.restart_clock()
+    clock[0] += 3.0
+    first.count_step(batch, 1.0, 1.0)
+    first.add("forward_backward", 2.5)
+    first.end_step()
+    clock[0] += 50.0  # the checkpoint being written is no part of it
+    first.save(tmp_path)
+    clock[0] = 9000.0
+    second = meters_at(monkeypatch, clock)
+    second.load(tmp_path)
+    clock[0] += 20.0  # start-up
+    second.restart_clock()
+    clock[0] += 1.0
+    second.count_step(batch, 1.0, 1.0)
+    second.add("forward_backward", 0.5)
+    second.end_step()
+    row = second.row(step=2, epoch=0.1)
+    assert row["tokens_per_second"] == pytest.approx(120 / 4.0) and row["elapsed"] == 4.0
+    assert row["seconds"]["forward_backward"] == 3.0 and row["seconds"]["optimizer"] == 1.0
+    assert second.slowest_step == 3.0  # the budget's margin remembers the slower session
+
+
+def test_the_budget_remembers_the_slowest_pause_of_earlier_sessions(tmp_path):
+    first = Meters(lambda batch: 0.0, lambda: False)
+    first.note_pause(25.0)
+    first.save(tmp_path)
+    second = Meters(lambda batch: 0.0, lambda: False)
+    second.load(tmp_path)
+    second.deadline = time.time() + 60
+    assert second.wants_to_stop()
+
+
+def test_every_rank_counts_the_operations_of_all(data):
+    rows = TokenRows.load(data / "train", "all")
+    plan = BatchPlan(rows.lengths(), 600, 150, 1)
+    count = flops_of(parameters=1000, head=500, layers=2, hidden=16)
+    step = plan.steps(0)[0]
+    ranks = [count(StepLoader(rows, plan, rank, 2).step_batch(step)) for rank in (0, 1)]
+    microbatches = [batch for rank in plan.deal(step, 2) for batch in rank]
+    attention = sum(6 * 2 * 16 * len(batch) * int(plan.lengths[batch].max()) ** 2 for batch in microbatches)
+    tokens, supervised = int(plan.lengths[step].sum()), int(rows.supervised_counts()[step].sum())
+    assert ranks == [6 * (1000 * tokens + 500 * supervised) + attention] * 2
 
 
 def test_the_budget_keeps_a_margin_for_the_slowest_pause():

@@ -83,7 +83,7 @@ def test_fewer_gpus_than_processes_a_torch_without_cuda_and_emulated_bf16(run):
 
 
 def test_the_worker_refuses_fp16_on_the_cpu(run):
-    from nbutils.train.worker import trainer_arguments
+    from nbutils.train.arguments import trainer_arguments
 
     with pytest.raises(UserError, match="fp16, but training runs on the CPU"):
         trainer_arguments(small_settings(run, precision="fp16"), run / "train")

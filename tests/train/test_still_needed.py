@@ -213,7 +213,7 @@ def test_stock_has_no_time_budget_and_each_rank_pauses_for_itself():
 def test_stock_defaults_to_bf16_and_activation_checkpointing(tmp_path):
     defaults = SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     checkpointing = getattr(defaults, "activation_checkpointing", None) or defaults.gradient_checkpointing
-    assert defaults.bf16 and checkpointing, gone("worker.py (trainer_arguments)", "has other defaults now")
+    assert defaults.bf16 and checkpointing, gone("arguments.py", "has other defaults now")
 
 
 @pytest.mark.parametrize("fused", [False, True])

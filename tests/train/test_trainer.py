@@ -1,0 +1,113 @@
+"""The trainer's own step, in this process: skipped fp16 steps, losses that are no numbers, determinism on a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_jsonl
+from nbutils.core.hardware import DeviceReport, Gpu
+from nbutils.train import arguments
+from nbutils.train.determinism import WORKSPACE, relax_where_needed
+from nbutils.train.scaler import CountingScaler
+from tests.train.runs import small_settings, trainer_of
+
+BARE = {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "processes": 1, "max_steps": 6}
+
+
+class Weights(TrainerCallback):
+    """The weights after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.after: list[torch.Tensor] = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.after.append(flat(model))
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def test_a_skipped_fp16_step_is_counted_and_the_schedule_waits(tmp_path):
+    """Our step and the stock loop around it, with torch's scaler on the CPU and a gradient that overflows once."""
+    settings = small_settings(
+        tmp_path, **BARE, schedule="linear", warmup_fraction=0.0, max_grad_norm=0.0, learning_rate=0.006
+    )
+    trainer, weights = trainer_of(settings), Weights()
+    trainer.accelerator.scaler = CountingScaler("cpu", init_scale=16.0)
+    trainer.add_callback(weights)
+    parameter = next(trainer.model.parameters())
+    parameter.register_hook(lambda grad: grad * float("inf") if trainer.state.global_step == 2 else grad)
+    trainer.train()
+    rows = [row for row in read_jsonl(tmp_path / "train" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 1, 1]
+    rates = [round(row["learning_rate"], 6) for row in rows]
+    assert rates == [0.006, 0.005, 0.004, 0.004, 0.003, 0.002]  # the skipped third step used none of the schedule
+    moved = [not torch.equal(a, b) for a, b in zip(weights.after, weights.after[1:], strict=False)]
+    assert moved == [True, False, True, True, True]
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update_and_names_its_rows(tmp_path):
+    trainer, weights = trainer_of(small_settings(tmp_path, **BARE)), Weights()
+    trainer.add_callback(weights)
+    own, read = trainer.compute_loss, []
+
+    def planted(model, inputs):
+        out = own(model, inputs)
+        if trainer.state.global_step == 2:
+            read.append(inputs["input_ids"])
+            if len(read) == 2:
+                out["loss_sum"] = out["loss_sum"] * float("nan")
+        return out
+
+    trainer.compute_loss = planted
+    step = trainer.job.loader.plan.steps(0)[2]
+    bad = trainer.job.loader.step_batch(step).rows[1]
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    assert "The loss of step 3 is not a finite number" in str(caught.value)
+    assert str(caught.value).endswith(f"look at rows {', '.join(map(str, sorted(bad)))} of data/train.")
+    assert len(bad) < len(step) and len(weights.after) == 2
+    assert torch.equal(flat(trainer.model), weights.after[1])
+
+
+@pytest.fixture
+def strictness(monkeypatch):
+    """Leaves torch and the environment as they were."""
+    monkeypatch.setenv(WORKSPACE, "")
+    monkeypatch.delenv(WORKSPACE)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_a_gpu_is_made_deterministic_and_strictly(tmp_path, monkeypatch, strictness):
+    monkeypatch.setattr(arguments, "SFTConfig", lambda **options: options)
+    arguments.trainer_arguments(small_settings(tmp_path), tmp_path)
+    assert not torch.are_deterministic_algorithms_enabled() and WORKSPACE not in os.environ  # the CPU is so already
+    monkeypatch.setattr(arguments, "device_report", lambda: DeviceReport((Gpu("Tesla T4", (7, 5), 14.7),)))
+    assert arguments.trainer_arguments(small_settings(tmp_path), tmp_path)["fp16"]
+    assert os.environ[WORKSPACE] == ":4096:8"
+    # with warn_only torch's attention keeps its nondeterministic backward
+    assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_a_model_without_a_deterministic_form_is_told_and_trains(tmp_path, strictness):
+    trainer = trainer_of(small_settings(tmp_path, **BARE))
+    torch.use_deterministic_algorithms(True)
+    assert relax_where_needed(trainer) is None and not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert all(p.grad is None for p in trainer.model.parameters())
+    own = trainer.compute_loss
+
+    def planted(model, inputs):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+        return own(model, inputs)
+
+    trainer.compute_loss = planted
+    told = relax_where_needed(trainer)
+    assert told.startswith("put_ has no deterministic form") and torch.is_deterministic_algorithms_warn_only_enabled()
