@@ -17,14 +17,16 @@ CHECKPOINTS = "checkpoints"
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A `stage.json` or `run.json`; None where there is none. UserError for a damaged or a newer one."""
-    if not path.is_file():
-        return None
+    """A `stage.json` or `run.json`; None where there is none. UserError for a damaged, newer or unreadable one."""
     try:
         record = read_json(path)
         newer = record.get("schema", 0) > SCHEMA
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         raise UserError(f"{shown(path)} is damaged (no JSON object): delete it to make its stage run again.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read ({error.strerror}): choose another run_dir.") from None
     if newer:
         raise UserError(
             f"{shown(path)} was written by a newer smallchat (schema {record['schema']}, this one reads {SCHEMA}); "

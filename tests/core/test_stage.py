@@ -187,7 +187,7 @@ def test_a_paused_training_offers_its_newest_whole_checkpoint(tmp_path):
     assert trained_model(tmp_path).name == "step-001000"
 
 
-def test_a_newer_or_damaged_record_is_refused_in_words(run):
+def test_a_newer_damaged_or_unreadable_record_is_refused_in_words(run):
     finish_first(run)
     path = run / "first" / "stage.json"
     write_json(path, {"schema": 99})
@@ -196,6 +196,11 @@ def test_a_newer_or_damaged_record_is_refused_in_words(run):
     path.write_text('{"schema": 1,')
     with pytest.raises(UserError, match="damaged"):
         read_record(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        read_record(path)
+    assert read_record(run / "run.json" / "stage.json") is None
 
 
 def test_a_hand_run_notebook_respects_the_pipelines_lock(run):

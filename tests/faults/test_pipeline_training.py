@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -67,12 +68,14 @@ class Training:
     def record(self) -> dict:
         return read_json(self.run / "train" / "stage.json")
 
-    def goes_on(self, *arguments: str) -> None:
+    def goes_on(self, *arguments: str, words: str = "Training resumes at step") -> None:
         """The same command trains on from the last checkpoint to the end."""
         status, output = self.finish(self.start("--only", "train", *arguments))
         assert status == 0, output
-        assert "Training resumes at step" in output
+        assert words in output
         assert self.record()["status"] == "done"
+        sessions = [row for row in read_jsonl(self.run / "train" / "metrics.jsonl") if row.get("kind") == "session"]
+        assert sessions and all(row["versions"]["torch"] == metadata.version("torch") for row in sessions)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,17 @@ def test_a_signal_pauses_and_later_stages_may_use_the_checkpoint(training):
     status, output = training.finish(training.start("--only", "metrics", "--allow-paused"))
     assert status == 0, output
     training.goes_on()
+
+
+def test_a_signal_before_the_first_step_pauses_there(training):
+    """A stage is made ready in tens of seconds, or minutes where a base is large: a request is not forgotten."""
+    process = training.start("--only", "train", "-p", "max_steps=4")
+    wait_for(lambda: (training.run / "train" / "stage.json").is_file(), WAIT)
+    process.send_signal(signal.SIGTERM)
+    status, output = training.finish(process)
+    assert status == 0 and "train is paused at 0 % (step 0)" in last_line(output), output
+    assert not (training.run / "train" / "checkpoints").exists()
+    training.goes_on("-p", "max_steps=4", words="Training starts, 4 steps")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -14,7 +14,14 @@ from tests.pipeline.test_run import ALL, Pipeline, edit_cell
 
 STATES = (
     *("absent", "done", "done long", "paused", "interrupted", "interrupted with checkpoints", "no first"),
-    *("stale", "stale long", "stale paused", "stale paused code", "first stale, second long"),
+    *(
+        "stale",
+        "stale long",
+        "stale paused",
+        "stale paused code",
+        "first stale, second long",
+        "first stale, stale long",
+    ),
 )
 OPTIONS: tuple[dict, ...] = (
     *({}, {"accept": True}, {"force": True}, {"allow_paused": True}),
@@ -63,7 +70,8 @@ def bring_about(state: str, pipeline: Pipeline) -> list[str]:
         return ["learning_rate=0.5"]
     for name in {"absent": ["second"], "no first": ["first"]}.get(state, []):
         shutil.rmtree(pipeline.run / name)
-    return ["words=4"] if state.startswith("first stale") else []
+    wanted = {"first stale, second long": ["words=4"], "first stale, stale long": ["words=4", "learning_rate=0.5"]}
+    return wanted.get(state, [])
 
 
 @pytest.mark.parametrize("state", STATES)
