@@ -39,6 +39,7 @@ class Controls:
         self.upload = widgets.FileUpload(
             accept=".json", multiple=False, description="Load transcript", layout={"width": "auto"}
         )
+        self.upload.add_class("sc-upload")
         self._sampling = _sampling_widgets(settings)
         # An Accordion would fold too, but the keyboard cannot reach its title.
         self.more = widgets.ToggleButton(description="Settings", tooltip="Show or hide sampling and loading")

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Notebook
+from tests.browser.contrast import too_pale
 from tests.browser.test_chat import REPLIES, bubbles, done, say
 from tests.chat.runs import made_up_run
 from tests.conftest import ROOT
@@ -123,10 +124,9 @@ def test_light_and_dark_wide_and_narrow(open_notebook):
                 box = part.bounding_box()
                 inside = box["x"] >= frame["x"] - 1 and box["x"] + box["width"] <= frame["x"] + frame["width"] + 1
                 assert inside, part.inner_text()
-            contrast = chat.locator(".sc-text").first.evaluate(
-                "n => [getComputedStyle(n).color, getComputedStyle(n.closest('.smallchat')).backgroundColor]"
-            )
-            assert contrast[0] != contrast[1]
+            for slider in chat.locator(".sc-fold .slider-container, .sc-fold .slider").all():
+                assert slider.bounding_box()["width"] >= 80, "wide enough to be set"
+            assert too_pale(chat) == {}
 
 
 @pytest.mark.soak
