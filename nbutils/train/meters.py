@@ -34,7 +34,7 @@ class Meters:
         self.slowest_step = 0.0
         self.last_batch: StepBatch
         self._mark = self._step_mark = time.perf_counter()
-        self._carried = (0.0, self.seconds)  # wall clock and parts of a window that an earlier session began
+        self._carried = (0.0, dict(self.seconds))  # wall clock and parts of a window that an earlier session began
 
     def count_step(self, batch: StepBatch, loss_sum: float, correct: float) -> None:
         """Adds one optimizer step, its sums taken over all ranks."""

@@ -240,6 +240,18 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatc
     assert second.slowest_step == 3.0  # the budget's margin remembers the slower session
 
 
+def test_the_evaluation_before_the_first_step_is_no_part_of_its_row(monkeypatch):
+    clock = [100.0]
+    meters = meters_at(monkeypatch, clock)
+    meters.add("evaluation", 7.0)
+    clock[0] += 7.0
+    meters.restart_clock()
+    clock[0] += 2.0
+    meters.count_step(StepBatch([], [], supervised_tokens=10, tokens=60, padded_tokens=80, attended=0), 1.0, 1.0)
+    row = meters.row(step=1, epoch=0.1)
+    assert row["tokens_per_second"] == 30.0 and row["seconds"]["evaluation"] == 0.0
+
+
 def test_the_budget_remembers_the_slowest_pause_of_earlier_sessions(tmp_path):
     first = Meters(lambda batch: 0.0, lambda: False)
     first.note_pause(25.0)
