@@ -69,6 +69,7 @@ class Session:
         It stops before the long stage that follows training where Kaggle might end the session in the midst of it:
         then nothing of the training would be published. A session that only hands a finished training on goes ahead.
         """
+        self.waits = ""
         profile = self.run.parent / f"{self.profile}.yaml"
         write_json(profile, dict(given_parameters(names)))  # JSON is YAML
         run_pipeline(profile, self.stale, short=True)

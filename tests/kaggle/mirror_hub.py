@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -13,10 +14,16 @@ _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)")
 
 
 class MirrorHub(fake_hub.FakeHub):
-    """As `FakeHub`, and its files can be read again."""
+    """As `FakeHub`, and its files can be read again; large ones are taken only when `open` is set.
+
+    `broken`: "files" cannot be read, or "all" that is asked for.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.broken = ""
+        self.asked, self.open = threading.Event(), threading.Event()
+        self.open.set()
         self.RequestHandlerClass = _Handler
 
     def names(self, repo: str) -> list[str]:
@@ -28,8 +35,17 @@ class _Handler(fake_hub._Handler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_PUT(self) -> None:
+        self.server.asked.set()
+        self.server.open.wait(300)
+        super().do_PUT()
+
     def do_GET(self) -> None:
         found = _FILE.fullmatch(unquote(urlsplit(self.path).path))
+        if self.server.broken and (found or self.server.broken != "files"):
+            self._note()
+            self._answer(403, b"", {})  # the client asks again and again after a 500
+            return
         if not found and self._repo():
             super().do_GET()
             return

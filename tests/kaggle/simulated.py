@@ -17,7 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbutils.core.files import KAGGLE
+import psutil
+
+from nbutils.core.files import KAGGLE, sha256_of_file
 from tests.conftest import ROOT
 
 SMALL = ROOT / "tests" / "kaggle" / "small.yaml"
@@ -80,6 +82,7 @@ class Kaggle:
             owner, slug = address.split("/")
             shutil.copytree(output, root / "input" / LAYOUTS[self.layout](owner, slug))
         _read_only(root / "input")
+        attached = _hashes(root / "input")
         executed = working / "__notebook__.ipynb"
         source = next(bundle.glob("*.ipynb"))
         command = [
@@ -104,6 +107,7 @@ class Kaggle:
             if during:
                 during(process, working)
             said, _ = process.communicate(timeout=400)
+        assert _hashes(root / "input") == attached, "the session has changed its inputs"
         return Outcome(process.returncode, _text(executed) + said, working)
 
     def _environment(self, root: Path) -> dict[str, str]:
@@ -141,6 +145,20 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str], seconds: 
             return found[-1]
         time.sleep(0.1)
     raise AssertionError(f"no {pattern} below {path}")
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process of a session is one rank of its training."""
+    try:
+        line = process.cmdline()
+    except psutil.Error:
+        return False
+    return "nbutils.train.worker" in line and "torch.distributed.run" not in line
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Every file below a folder: modes alone keep nobody from writing who is root, as tests in containers are."""
+    return {str(path): sha256_of_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _text(notebook: Path) -> str:

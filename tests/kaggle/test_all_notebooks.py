@@ -2,43 +2,91 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nbutils.core.files import read_json
 from nbutils.core.notebooks import STAGES
-from tests.kaggle.simulated import SMALL, bundles
+from tests.conftest import ROOT
+from tests.kaggle.attachments import BASE, FETCHED, TALK, WHEELS
+from tests.kaggle.simulated import SMALL, Kaggle, Outcome, bundles, done, is_worker, wait_for
 
 pytestmark = pytest.mark.soak
 
+REHEARSAL = ROOT / "params" / "kaggle_rehearsal.yaml"
+SMALLER = [
+    *("base_model=tiny", "datasets=[{path: chitchat, fraction: 0.1}]", "processes=0", "precision=auto"),
+    *("max_length=128", "eval_fraction=0.2", "tokens_per_step=4096", "tokens_per_microbatch=512"),
+    *("max_steps=8", "pause_after_steps=4", "checkpoint_steps=1", "log_steps=1", "sample_prompts=[Hi]"),
+    *("tasks=[heldout_next_utterance]", "selection_items=20", "behaviour_prompts=2", "reply_tokens=8"),
+    *("max_new_tokens=8", "parity_conversations=5", "parity_replies=2", "parity_tokens=8"),
+]
+"""The rehearsal on two CPU cores, without the hub."""
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, Path]:
-    return bundles(SMALL, tmp_path_factory.mktemp("bundles"))
 
-
-def test_six_notebooks_one_after_the_other(account, made):
-    account.layout = "nested"
-    outputs: dict[str, Path] = {}
+def test_six_notebooks_one_after_the_other_without_internet(oldest, wheels, fetched, tmp_path):
+    """On an image with Kaggle's libraries: model, conversations and packages are attached as Kaggle datasets."""
+    offline = ["--offline", "--attach", FETCHED, "--attach", WHEELS, "-p", f"base_model={BASE}"]
+    made = bundles(SMALL, tmp_path / "bundles", *offline, "-p", f"datasets=[{TALK}]")
+    account = Kaggle(tmp_path, oldest, "nested")
+    outputs = {FETCHED: fetched, WHEELS: wheels}
     for stage in STAGES:
         name = stage.file.removesuffix(".ipynb").replace("_", "-")
-        sources = set(read_json(made[name] / "kernel-metadata.json")["kernel_sources"])
+        facts = read_json(made[name] / "kernel-metadata.json")
+        assert facts["enable_internet"] is False and facts["dataset_sources"] == [FETCHED, WHEELS]
+        sources = {*facts["kernel_sources"], *facts["dataset_sources"]}
         attached = {address: output for address, output in outputs.items() if address in sources}
-        assert len(attached) == len(stage.reads)
+        assert len(attached) == len(stage.reads) + 2
         outcome = account.run(made[name], attached)
         assert outcome.status == 0, f"{name}: {outcome.text[-3000:]}"
         assert read_json(outcome.working / "runs" / "small" / stage.name / "stage.json")["status"] == "done"
+        if stage.name == "data":
+            assert re.search(r"plotly +>=6.0 +5.24.1 +\d", outcome.text), outcome.text[:3000]
         outputs[f"someone/{made[name].name}"] = outcome.working
 
 
-def test_the_whole_pipeline_in_two_sessions(account, made):
-    bundle = made["whole-pipeline"]
-    first = account.run(bundle, {}, **{"NBUTILS_STARTED": "1"})  # the budget is long used up: training pauses
-    assert first.status == 0, first.text[-3000:]
-    assert "paused at step 1 of 3" in first.text and "Save Version" in first.text
-    second = account.run(bundle, {f"someone/{bundle.name}": first.working})
-    assert second.status == 0, second.text[-3000:]
-    assert "Continues session 1" in second.text
-    for stage in STAGES:
-        assert read_json(second.working / "runs" / "small" / stage.name / "stage.json")["status"] == "done"
+def test_the_rehearsal_fails_pauses_and_resumes_and_forecasts(oldest, wheels, tmp_path):
+    options = [word for value in SMALLER for word in ("-p", value)]
+    made = bundles(REHEARSAL, tmp_path / "bundles", "--offline", "--attach", WHEELS, *options)
+    bundle = made["rehearsal-whole-pipeline"]
+    account, own = Kaggle(tmp_path, oldest), f"someone/{bundle.name}"
+
+    def fail(process: subprocess.Popen[str], working: Path) -> None:
+        wait_for(working, "runs/kaggle_rehearsal/train/checkpoints/step-*/manifest.json", process)
+        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if is_worker(p)]
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+    failed = done(account.run(bundle, {WHEELS: wheels}, during=fail))
+    assert "\033[1;31mUserError: The pipeline ended" in failed.text
+    assert status(failed, "train") == "failed" == ending(failed)
+
+    paused = done(account.run(bundle, {WHEELS: wheels, own: failed.working}))
+    assert "Continues session 1" in paused.text and "Save Version" in paused.text
+    assert status(paused, "train") == "paused" == ending(paused)
+    step = stage_of(paused, "train")["facts"]["step"]
+    assert 5 <= step < 8
+
+    last = done(account.run(bundle, {WHEELS: wheels, own: paused.working}))
+    assert "Continues session 2" in last.text and f"at step {step}" in last.text
+    assert [status(last, stage.name) for stage in STAGES] == ["done"] * 6 and ending(last) == "done"
+    assert re.search(r"training steps of the full run.* GPU-hours in 1 session.* notebook 04 \(here \d+ s\)", last.text)
+    started = [stage_of(outcome, "data")["started"] for outcome in (failed, paused, last)]
+    assert len(set(started)) == 1  # the data was made once
+
+
+def stage_of(outcome: Outcome, name: str) -> dict:
+    return read_json(outcome.working / "runs" / "kaggle_rehearsal" / name / "stage.json")
+
+
+def status(outcome: Outcome, name: str) -> str:
+    return stage_of(outcome, name)["status"]
+
+
+def ending(outcome: Outcome) -> str:
+    return read_json(outcome.working / "runs" / "kaggle_rehearsal" / "session.json")["status"]

@@ -14,7 +14,7 @@ import pytest
 
 from nbutils.core.files import read_json, sha256_of_file
 from tests.kaggle.mirror_hub import MirrorHub
-from tests.kaggle.simulated import DATA, SMALL, bundles, done, kill_session
+from tests.kaggle.simulated import DATA, SMALL, bundles, done, kill_session, wait_for
 from tests.kaggle.test_on_kaggle import checkpoint, stage_at
 
 TOKEN = "hf_" + "not-a-real-one-but-long-enough"
@@ -52,6 +52,14 @@ from pathlib import Path
 from nbutils.kaggle.mirror import Mirror
 print(Mirror(sys.argv[1], 1).send(Path(sys.argv[2])))
 """
+FLUSH = """
+import sys
+from pathlib import Path
+from nbutils.kaggle.mirror import Mirror
+mirror = Mirror(sys.argv[1], 60)
+mirror.start(Path(sys.argv[2]))
+mirror.stop(Path(sys.argv[2]))
+"""
 FETCH = """
 import sys
 from pathlib import Path
@@ -82,10 +90,20 @@ def test_the_newest_valid_checkpoint_is_sent_and_found_again(hub, tmp_path):
     copy = tmp_path / "back" / "mine" / "train" / "checkpoints" / "step-000030" / "weights"
     assert copy.read_bytes() == b"w" * 100
     assert not list((tmp_path / "runs").glob(".mirror-*"))
+    assert any("super-squash" in path for _, path in hub.requests)  # old checkpoints take no room there
 
 
-def test_a_hub_in_trouble_is_one_sentence(hub, tmp_path):
-    hub.close()
+def test_a_session_that_fails_sends_its_last_checkpoint(hub, tmp_path):
+    checkpoint(stage_at(tmp_path / "runs" / "mine", "running"), 10)
+    python(hub, FLUSH, REPO, tmp_path / "runs" / "mine")
+    assert "mine/train/checkpoints/step-000010/weights" in hub.names(REPO)
+
+
+@pytest.mark.parametrize("broken", ["files", "all"])
+def test_a_hub_in_trouble_is_one_sentence(hub, tmp_path, broken):
+    checkpoint(stage_at(tmp_path / "runs" / "mine", "running"), 10)
+    python(hub, SEND, REPO, tmp_path / "runs" / "mine")
+    hub.broken = broken
     said = python(hub, FETCH, REPO, 0, tmp_path / "none")
     assert "checkpoint_mirror 'me/mirror' cannot be read" in said and "\n" not in said
 
@@ -94,11 +112,17 @@ def test_a_hub_in_trouble_is_one_sentence(hub, tmp_path):
 def test_a_killed_session_that_published_nothing_goes_on_from_the_mirror(hub, account, data, undisturbed, tmp_path):
     made = bundles(SMALL, tmp_path, "--mirror", REPO, "--mirror-minutes", "0.01", "-p", "budget_minutes=0")
 
+    hub.open.clear()
+
     def kill(process: subprocess.Popen[str], working: Path) -> None:
+        assert hub.asked.wait(200), "no checkpoint was sent"
+        wait_for(working, "runs/small/train/final/config.json", process)
+        assert not hub.names(REPO)
+        hub.open.set()  # the Hub took nothing, and training went on to its end
         deadline = time.monotonic() + 200
         while not any("manifest.json" in name for name in hub.names(REPO)):
             assert time.monotonic() < deadline and process.poll() is None, "nothing reached the mirror"
-            time.sleep(0.1)
+            time.sleep(0.02)
         kill_session(process, working)
 
     killed = account.run(made["02-train-sft"], {DATA: data}, during=kill, **environment(hub))

@@ -244,6 +244,8 @@ def test_what_is_not_attached_is_listed_all_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv(KAGGLE, str(tmp_path))
     for folder in ("input", "working"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "requirements.txt").write_text("\n".join(requirements()))
+    monkeypatch.setattr("nbutils.kaggle.start.FOLDER", tmp_path)
     installed(tmp_path, "plotly", "5.24.1")
     monkeypatch.syspath_prepend(str(tmp_path))
     facts = {"profile": "mine", "address": "me/it", "processes": 0, "internet": False}

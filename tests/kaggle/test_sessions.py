@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from nbutils.core.files import read_json, read_jsonl, sha256_of_file
-from tests.kaggle.simulated import DATA, SMALL, Outcome, bundles, done, kill_session, wait_for
+from tests.kaggle.simulated import DATA, SMALL, Outcome, bundles, done, is_worker, kill_session, wait_for
 
 pytestmark = pytest.mark.soak
 
@@ -93,24 +94,28 @@ def test_a_killed_session_whose_output_was_kept_goes_on(account, unhurried, data
     outcome = done(account.run(unhurried["02-train-sft"], {DATA: data, TRAIN: killed.working}))
     assert "Continues session 1 of" in outcome.text and weights(outcome) == weights(undisturbed)
 
+    anew = done(account.run(unhurried["02-train-sft"], {DATA: data}))  # Kaggle has published nothing of it
+    assert "starts at step 0" in anew.text and "its work is lost" in anew.text
+    assert weights(anew) == weights(undisturbed)
+
+
+def test_other_settings_stop_before_anything_is_run(account, data, paused, tmp_path):
+    account.layout = "flat"
+    other = bundles(SMALL, tmp_path, "-p", PAUSES, "-p", "learning_rate=0.001")
+    outcome = account.run(other["02-train-sft"], {DATA: data, TRAIN: paused[0].working})
+    assert outcome.status != 0 and "Training starts" not in outcome.text and "Continues" not in outcome.text
+    assert re.search(r"step 1\).*learning_rate \(0.003 → 0.001\).*--force", outcome.text), outcome.text[-3000:]
+
 
 def test_a_failure_after_the_first_checkpoint_keeps_the_output(account, unhurried, data, undisturbed):
     account.layout = "nested"
 
     def fail(process: subprocess.Popen[str], working: Path) -> None:
         wait_for(working, "runs/small/train/checkpoints/step-*/manifest.json", process)
-        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if _is_worker(p)]
+        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if is_worker(p)]
         os.kill(workers[0].pid, signal.SIGKILL)
 
     failed = done(account.run(unhurried["02-train-sft"], {DATA: data}, during=fail))
     assert record(failed)["status"] == "failed" and "\033[1;31mUserError: Training ended" in failed.text
     outcome = done(account.run(unhurried["02-train-sft"], {DATA: data, TRAIN: failed.working}))
     assert "Continues session 1 of" in outcome.text and weights(outcome) == weights(undisturbed)
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        line = process.cmdline()
-    except psutil.Error:
-        return False
-    return "nbutils.train.worker" in line and "torch.distributed.run" not in line

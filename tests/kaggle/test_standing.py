@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
 from nbutils.core.cachekey import key_of, key_parts
 from nbutils.core.errors import UserError
@@ -20,7 +22,10 @@ from nbutils.kaggle.place import WHOLE, Place
 from nbutils.kaggle.session import Session
 from nbutils.kaggle.standing import settings_of, stays
 from nbutils.kaggle.whole import too_late
+from nbutils.pipeline.choice import Options as Choice
+from nbutils.pipeline.choice import chosen
 from nbutils.pipeline.parameters import plan
+from nbutils.train.control import StepControl
 from tests.kaggle.simulated import SMALL
 from tests.kaggle.test_on_kaggle import checkpoint
 
@@ -117,11 +122,46 @@ def test_the_end_of_a_session_is_noted(kaggle):
     assert read_json(made.run / "session.json")["status"] == "paused"
 
 
+@pytest.mark.parametrize("attached", [True, False])
+def test_a_mirror_in_trouble_stops_only_who_has_nothing_else(kaggle, capsys, attached):
+    class Troubled:
+        repo = "me/mirror"
+
+        def fetch(self, *_: object) -> bool:
+            raise UserError("me/mirror cannot be read.")
+
+    found = best([trained(kaggle, "paused").parent], "train", None)
+    made = Session("train", "mine", "me/it", Place(kaggle, "Batch", True, ()))
+    made.mirror = Troubled()  # type: ignore[assignment]
+    if attached:
+        assert made._mirrored(found) == [] and "goes on from step 10" in capsys.readouterr().out
+    else:
+        with pytest.raises(UserError, match="cannot be read"):
+            made._mirrored(None)
+
+
 @pytest.mark.parametrize("used,waits", [(30, False), (59, False), (61, True), (500, True)])
 def test_the_evaluation_waits_where_little_of_the_budget_is_left(monkeypatch, used, waits):
     monkeypatch.setenv("NBUTILS_STARTED", str(time.time() - 60 * used))
     assert bool(too_late(100)) is waits
     assert too_late(0) == ""
+
+
+def test_what_comes_before_the_evaluation_can_be_run_alone():
+    picked = chosen(plan(SMALL, []), Choice(until="metrics"))
+    assert [planned.stage.name for planned in picked] == ["data", "train", "metrics"]
+
+
+@pytest.mark.parametrize("step,pauses", [(3, False), (4, True), (8, False)])
+def test_a_rehearsal_pauses_after_its_steps_however_fast_the_machine(step, pauses):
+    settings = SimpleNamespace(pause_after_steps=3, log_steps=1, eval_steps=0, checkpoint_steps=0)
+    meters = SimpleNamespace(stopping=False, end_step=lambda: None)
+    control = StepControl()
+    job = SimpleNamespace(settings=settings, meters=meters, loader=SimpleNamespace(first_step=1))
+    control.trainer = SimpleNamespace(job=job)  # type: ignore[assignment]
+    flags = TrainerControl()
+    control.on_step_end(None, TrainerState(global_step=step, max_steps=8), flags)  # type: ignore[arg-type]
+    assert flags.should_save is pauses and flags.should_training_stop is (pauses or step == 8)
 
 
 # Options
