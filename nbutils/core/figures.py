@@ -133,13 +133,16 @@ def draw_runs(
             if len(end):
                 ends.append(End(end.values[-1], colour))
                 break
-        look = {"linestyle": style if len(line) else "none", "marker": marker if len(evals) else "none"}
-        entries.append(Line2D([], [], color=colour, markersize=4.5, label=name, **look))
+        entry = Line2D([], [], color=colour, markersize=4.5, label=name)
+        entry.set(linestyle=style if len(line) else "none", marker=marker if len(evals) else "none")
+        entries.append(entry)
         kinds = {kind: seen or bool(len(s)) for (kind, seen), s in zip(kinds.items(), (line, evals), strict=True)}
     label_ends(axes, ends, curve.form)
-    looks = ({"linestyle": "-"}, {"linestyle": "none", "marker": "o", "markersize": 4.5})
-    shown = zip(kinds.items(), looks, strict=True)
-    return entries + [Line2D([], [], color=colours.ink, label=kind, **look) for (kind, seen), look in shown if seen]
+    for (kind, seen), (style, marker) in zip(kinds.items(), (("-", "none"), ("none", "o")), strict=True):
+        if seen:
+            entries.append(Line2D([], [], color=colours.ink, markersize=4.5, label=kind))
+            entries[-1].set(linestyle=style, marker=marker)
+    return entries
 
 
 class LiveFigure:

@@ -53,9 +53,9 @@ STAGES: tuple[StageSpec, ...] = (
         "06_publish.ipynb",
         {
             "data": ("summary.json", "figures/*", "eval/*"),
-            "train": ("final/*", "settings.json", "metrics.jsonl"),
+            "train": ("final/*", "base/source.json", "settings.json", "metrics.jsonl"),
             "metrics": ("figures/*", "summary.json"),
-            "evaluate": ("results.json", "comparison.md", "samples.jsonl"),
+            "evaluate": ("results.json", "comparison.md", "samples.jsonl", "items/*"),
             "chat": ("transcript.json",),
         },
     ),

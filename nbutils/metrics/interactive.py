@@ -46,10 +46,14 @@ class InteractiveCurves:
                 figure.add_trace(trace, **place)
             for step in history.resumes[:50]:
                 figure.add_vline(x=step, line_width=1, line_dash="dot", line_color=GREY, **place)
-            figure.update_xaxes(matches="x", title_text="optimizer steps", **place)
+            figure.update_xaxes(matches="x" if index else None, title_text="optimizer steps", **place)
             _percent(figure, curve, place)
+            if curve in (SPEED, PADDING, MEMORY):
+                figure.update_yaxes(rangemode="tozero", **place)
         if parts:
-            figure.add_trace(_bars(parts), row=len(curves) // 2 + 1, col=len(curves) % 2 + 1)
+            place = {"row": len(curves) // 2 + 1, "col": len(curves) % 2 + 1}
+            figure.add_trace(_bars(parts), **place)
+            figure.update_yaxes(showticklabels=False, **place)  # the names stand in the bars, or behind short ones
         figure.update_layout(height=280 * (-(-len(titles) // 2) or 1), hovermode="x unified")
         return figure
 
@@ -83,7 +87,7 @@ class InteractiveComparison:
                         figure.add_trace(trace, **place)
                 figure.update_xaxes(title_text=label, **place)
                 _percent(figure, curve, place)
-        figure.update_layout(height=620, hovermode="closest")
+        figure.update_layout(height=620, hovermode="closest", legend_y=-0.15)
         return figure
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
@@ -157,10 +161,12 @@ def _events(history: History) -> list[dict[str, Any]]:
 def _bars(parts: dict[str, float]) -> dict[str, Any]:
     """One bar for each part of the time, the longest on top."""
     ordered = sorted(parts, key=parts.__getitem__)
+    words = [f"{PARTS[part]} · {duration(parts[part])}" for part in ordered]
     return {
         "type": "bar", "orientation": "h", "x": [round(parts[part], 3) for part in ordered],
-        "y": [PARTS[part] for part in ordered], "text": [duration(parts[part]) for part in ordered],
-        "marker": {"color": THEMES["light"].first}, "showlegend": False, "hovertemplate": "%{text}<extra></extra>",
+        "y": [PARTS[part] for part in ordered], "text": words,
+        "textposition": "auto", "insidetextanchor": "start", "cliponaxis": False, "showlegend": False,
+        "marker": {"color": THEMES["light"].first}, "hovertemplate": "%{text}<extra></extra>",
     }  # fmt: skip
 
 

@@ -8,7 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.files import read_json
+from nbutils.core.errors import UserError
+from nbutils.core.files import shown
 
 PARTS = (
     ("embed", "token embedding"),
@@ -48,24 +49,25 @@ def parameter_counts(shapes: dict[str, list[int]]) -> dict[str, int]:
 
 def architecture(folder: Path) -> list[tuple[str, str]]:
     """The rows of the card's architecture table; what a config does not state is left out."""
-    config = read_json(folder / "config.json")
+    config = _config(folder)
     shapes = tensor_shapes(folder)
     counts = parameter_counts(shapes)
     heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    context = config.get("max_position_embeddings")
     rows: list[tuple[str, Any]] = [
         ("Class", ", ".join(f"`{name}`" for name in config.get("architectures") or [])),
         ("Parameters", f"{sum(counts.values()):,}"),
         *((f"… {part}", f"{count:,}") for part, count in sorted(counts.items(), key=lambda item: -item[1])),
         ("Layers", config.get("num_hidden_layers")),
         ("Hidden size", config.get("hidden_size")),
-        ("Feed-forward size", config.get("intermediate_size")),
+        ("Feed-forward size", config.get("intermediate_size") or _feed_forward(shapes)),
         ("Attention heads", heads and (f"{heads}, {groups} key/value heads" if groups and groups != heads else heads)),
         ("Vocabulary", config.get("vocab_size")),
-        ("Context", config.get("max_position_embeddings") and f"{config['max_position_embeddings']:,} tokens"),
+        ("Context", context and f"{context:,} tokens"),
         ("Embeddings", "tied" if config.get("tie_word_embeddings") else "untied (input and output are separate)"),
         ("Position encoding", _rope(config)),
-        ("Activation", config.get("hidden_act")),
-        ("Precision of the weights", config.get("dtype") or config.get("torch_dtype")),
+        ("Activation", config.get("hidden_act") or config.get("activation_function")),
+        ("Precision of the weights", config.get("dtype")),
     ]
     return [(name, f"{value:,}" if type(value) is int else str(value)) for name, value in rows if value]
 
@@ -77,7 +79,7 @@ def extends_by_theta(folder: Path) -> float | None:
     `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): 3 to the power of D / (D - 2), where D
     is the size of a head.
     """
-    config = read_json(folder / "config.json")
+    config = _config(folder)
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type") != "default" or config.get("model_type") not in ("llama", "mistral", "qwen2"):
         return None
@@ -85,6 +87,32 @@ def extends_by_theta(folder: Path) -> float | None:
     return float(3 ** (size / (size - 2)))
 
 
+def context_length(folder: Path) -> int:
+    """Tokens that the model was trained to read at once; UserError where its config does not say."""
+    found = _config(folder).get("max_position_embeddings")
+    if not found:
+        raise UserError(f"{shown(folder / 'config.json')} does not say how many tokens the model reads at once "
+                        "(max_position_embeddings): add it there.")  # fmt: skip
+    return int(found)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """A model's config with transformers' defaults, under Llama's names where its class maps them (GPT-2's does)."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    values: dict[str, Any] = config.to_dict()
+    named = {name: getattr(config, other, None) for name, other in config.attribute_map.items()}
+    return values | named | {"dtype": str(values.get("dtype") or "").removeprefix("torch.")}
+
+
+def _feed_forward(shapes: dict[str, list[int]]) -> int | None:
+    """The size of a GPT-2's inner layer, which its config need not hold; its weights are (in, out)."""
+    return next((shape[1] for name, shape in shapes.items() if name.endswith("mlp.c_fc.weight")), None)
+
+
 def _rope(config: dict[str, Any]) -> str | None:
     rope = config.get("rope_parameters") or {}
-    return f"RoPE, base {rope['rope_theta']:,.0f}" if rope.get("rope_theta") else None
+    if rope.get("rope_theta"):
+        return f"RoPE, base {rope['rope_theta']:,.0f}"
+    return "learned, one vector for each place" if config.get("model_type") == "gpt2" else None

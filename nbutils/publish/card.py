@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from nbutils.publish import judgement, sections
-from nbutils.publish.architecture import architecture, extends_by_theta, parameter_counts, tensor_shapes
+from nbutils.publish import judgement, origin, sections
+from nbutils.publish.architecture import architecture, context_length, extends_by_theta, parameter_counts, tensor_shapes
 from nbutils.publish.export import GENERATION, control_tokens
 from nbutils.publish.facts import Facts, data_figures
 from nbutils.publish.metadata import card_metadata
@@ -27,7 +26,7 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         title=settings.model_name,
         model_id=model_id(settings),
         on_hub=bool(settings.repo_id),
-        summary=sections.summary(facts, size),
+        summary=sections.summary(facts, settings, size),
         architecture=architecture(folder),
         tokens=[(f"`{token}`", number, purpose) for token, number, purpose in control_tokens(folder)],
         training_sentence=sections.training_sentence(facts),
@@ -46,13 +45,14 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         samples=judgement.samples(facts),
         dialogue=judgement.dialogue(facts),
         limitations=judgement.limitations(facts, size),
-        context=f"{_context(folder):,}",
+        context=f"{context_length(folder):,}",
         theta_factor=extends_by_theta(folder),
         usage=usage_code(folder, model_id(settings)),
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
-        provenance=sections.provenance(facts),
-        datasets=sections.datasets(facts),
-        command=reproduce_command(facts),
+        provenance=origin.provenance(facts, settings),
+        datasets=origin.datasets(facts),
+        command=origin.reproduce_command(facts),
+        reservations=origin.reservations(facts, settings),
     )
     return text.rstrip() + "\n"
 
@@ -60,27 +60,16 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
 def usage_code(folder: Path, name: str) -> str:
     """A streaming chat in plain transformers, with rolling window and context extension where the model allows it."""
     factor = extends_by_theta(folder)
-    longest = min(LONGEST_REPLY, _context(folder) // 4)
+    longest = min(LONGEST_REPLY, context_length(folder) // 4)
     code = _template("usage.py.jinja").render(
         model_id=name, theta_factor=factor and round(factor, 6), longest_reply=longest
     )
     return code.strip()
 
 
-def reproduce_command(facts: Facts) -> str:
-    """The shell commands that run the same notebooks with the same parameters again, in a clone of smallchat."""
-    commit = str(facts.record.get("git_commit") or "").removesuffix("+changes")
-    checkout = f"git checkout {commit}\n" if commit else ""
-    return f"{checkout}python -m nbutils run parameters.yaml"
-
-
 def model_id(settings: PublishSettings) -> str:
     """What `from_pretrained` takes: the Hub's id, or `.` for the folder that the card lies in."""
     return settings.repo_id or "."
-
-
-def _context(folder: Path) -> int:
-    return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
 
 
 @lru_cache(maxsize=4)

@@ -10,6 +10,8 @@ import yaml
 from nbutils.core.chatml import IM_END, PAD
 from nbutils.core.files import read_json, replaced, write_json, write_text
 from nbutils.publish.facts import ENDINGS, Facts, data_figures
+from nbutils.publish.origin import stage_records
+from nbutils.publish.settings import PublishSettings
 
 MODEL_PATTERNS = (
     "config.json",
@@ -28,9 +30,10 @@ EVIDENCE = {
     "data": ("summary.json",),
     "train": ("settings.json", "metrics.jsonl"),
     "metrics": ("summary.json",),
-    "evaluate": ("results.json", "samples.jsonl"),
+    "evaluate": ("results.json", "comparison.md", "samples.jsonl", "items/*.parquet"),
+    "chat": ("transcript.json",),
 }
-"""Files beside the model from which every number of the card can be recomputed."""
+"""Files beside the model that the card's numbers come from; `run/<stage>-<name>` there."""
 
 GENERATION = {
     "do_sample": True,
@@ -43,7 +46,7 @@ GENERATION = {
 """How the chat session samples unless told otherwise (`nbutils.core.sampling`); plain transformers then does too."""
 
 
-def export(facts: Facts, folder: Path) -> list[Path]:
+def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     """Fills `folder` with model, figures and evidence, laid out as the Hub repository; returns the files, relative.
 
     The weights are copied as they are. `generation_config.json` stops at `<|im_end|>` and samples as the session does.
@@ -60,10 +63,11 @@ def export(facts: Facts, folder: Path) -> list[Path]:
     for name in data_figures(facts):
         for ending in ENDINGS:
             _copy(facts.run / "data" / "figures" / f"{name}{ending}", folder / "figures" / f"data-{name}{ending}")
-    for stage, names in EVIDENCE.items():
-        for name in names:
-            _copy(facts.run / stage / name, folder / "run" / f"{stage}-{name}")
-    parameters = facts.record["parameters"] | {"run_dir": "runs/again", "push": False}
+    for stage, patterns in EVIDENCE.items():
+        for file in sorted(file for pattern in patterns for file in (facts.run / stage).glob(pattern)):
+            _copy(file, folder / "run" / f"{stage}-{file.relative_to(facts.run / stage)}")
+    write_json(folder / "run" / "stages.json", stage_records(facts))
+    parameters = facts.parameters | settings.model_dump(mode="json") | {"run_dir": "runs/again", "push": False}
     write_text(folder / "run" / "parameters.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
     return published_files(folder)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
 from nbutils.publish.facts import Facts
+from nbutils.publish.metadata import held_out
+from nbutils.publish.origin import TINY, dataset_name
 
 NAMES = {"run": "this model", "base": "its base"}
 """Names of the models of an evaluation in words; peers keep theirs."""
@@ -79,14 +82,33 @@ def dialogue(facts: Facts) -> list[str]:
 
 
 def limitations(facts: Facts, parameters: int) -> list[str]:
-    """What the model cannot do, from the measured behaviour as far as there is any."""
+    """What the model cannot do: from where it began, what was measured, and the measured behaviour where there is any.
+
+    Nothing is said here of any model that was not found out about this one.
+    """
+    sources = ", ".join(f"`{dataset_name(dataset)}`" for dataset in facts.data["datasets"])
     lines = [
-        f"With {parameters / 1e6:,.1f} million parameters it learns how people take turns, not facts: "
-        "what it states is invented.",
-        "It was trained on conversations as people wrote them, and may repeat what is wrong or rude in them; "
-        "nothing was done to make it safe.",
+        _knowledge(facts, parameters),
+        f"It was trained on the conversations of {sources} as they are, and may repeat what is wrong or rude in them; "
+        "this fine-tuning did nothing to make it safe.",
     ]
     return [*lines, *_behaviour(facts.evaluation.get("behaviour")), _length_limit(facts)]
+
+
+def _knowledge(facts: Facts, parameters: int) -> str:
+    size = f"{parameters / 1e6:,.1f} million parameters"
+    if facts.base_model == TINY:
+        return (
+            f"Its {size} began at random and have read nothing but {facts.data['train']['tokens']:,} tokens of "
+            "conversation: it has learned how people take turns, not facts, and what it states is invented."
+        )
+    asked = dict.fromkeys(s["task"] for s in facts.evaluation["scores"] if s["model"] == "run" and not held_out(s))
+    if asked:
+        return f"Of what it knows, {', '.join(asked)} above are all that was measured; what it states may be invented."
+    return (
+        f"Whether what it states is true was not measured, only how it continues conversations; with {size}, take "
+        "nothing from it that you have not checked."
+    )
 
 
 def _behaviour(behaviour: dict[str, Any] | None) -> list[str]:
@@ -122,11 +144,15 @@ def _exchange(row: dict[str, Any]) -> str:
 
 def _quoted(who: str, text: str) -> str:
     """Text as a Markdown quotation in which nothing is markup: model output is untrusted."""
-    escaped = html.escape(text.strip(), quote=False)
-    for sign in "\\`*_[]#|~$":
-        escaped = escaped.replace(sign, f"\\{sign}")
-    lines = escaped.splitlines() or [""]
+    lines = [_plain(line) for line in text.strip().splitlines()] or [""]
     return "\n".join([f"> **{who}:** {lines[0]}", *(f"> {line}" for line in lines[1:])])
+
+
+def _plain(line: str) -> str:
+    """A line of text that Markdown shows as it stands: no HTML, emphasis, list, heading, rule, table, code or link."""
+    escaped = re.sub(r"([\\`*_\[\]#|~$@])", r"\\\1", html.escape(line.strip(), quote=False))
+    escaped = re.sub(r"(?i)://|\bwww\.", lambda found: found[0].replace(":", "\\:").replace(".", "\\."), escaped)
+    return re.sub(r"^(\d{1,9})?([-+=.)])", r"\1\\\2", escaped)  # `---`, `===`, `+`, `1.`, `1)`
 
 
 def _interval(score: dict[str, Any] | None) -> str:

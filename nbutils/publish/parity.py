@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,14 +45,25 @@ def check_parity(
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))
     try:
-        model, tokenizer = load_chat_model(session_model)
+        with _no_progress_bar():
+            model, tokenizer = load_chat_model(session_model)
         texts, written = _without_control_tokens(tokenizer, rows, conversations)
+        if not texts:
+            raise UserError(
+                f"Nothing can be compared before publishing: of the {len(rows)} conversations in {shown(held_out)} "
+                f"{written} spell a control token; raise eval_fraction in notebook 01."
+            )
         engine = Engine(model, tokenizer)
         sampling = Sampling(
             greedy=True, repetition_penalty=float(GENERATION["repetition_penalty"]), max_new_tokens=tokens
         )
         fitting = (prompt for prompt in (_prompt(engine, sampling, text) for text in texts) if prompt)
         prompts = list(islice(fitting, replies))
+        if not prompts:
+            raise UserError(
+                f"No reply can be compared before publishing: in none of {len(texts)} held-out conversations does the "
+                f"first message leave room for {tokens} tokens in the model's context; lower parity_tokens."
+            )
         job = {"folder": str(folder), "conversations": texts, "prompts": prompts, "max_new_tokens": tokens}
         _send(child, job | {"threads": torch.get_num_threads()})
         ids = [encoding.input_ids for encoding in encode_batch(tokenizer, texts)]
@@ -82,8 +94,28 @@ def _rows(held_out: Path) -> list[list[dict[str, str]]]:
         raise UserError(
             f"{shown(held_out)} is missing or incomplete: run notebooks/{spec('data').file}, which makes it."
         )
-    rows: list[list[dict[str, str]]] = load_from_disk(str(held_out))["messages"][:]
+    try:
+        rows: list[list[dict[str, str]]] = load_from_disk(str(held_out))["messages"][:]
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{shown(held_out)} cannot be read ({first}): run notebooks/{spec('data').file} again."
+        ) from error
     return rows
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading without transformers' progress bar, which leaves debris in the notebook's page."""
+    from transformers.utils import logging
+
+    shown_before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown_before:
+            logging.enable_progress_bar()
 
 
 def _without_control_tokens(
@@ -110,7 +142,10 @@ def _prompt(engine: Engine, sampling: Sampling, messages: Sequence[dict[str, str
     """The conversation up to its last user message that leaves the model its trained context; empty if none does."""
     for end in range(len(messages), 0, -1):
         if messages[end - 1]["role"] == "user":
-            plan = engine.plan(messages[:end], 0, sampling)
+            try:
+                plan = engine.plan(messages[:end], 0, sampling)
+            except UserError:  # that message alone is too long
+                continue
             if not plan.extended and not plan.dropped:
                 return list(messages[:end])
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,15 +37,19 @@ def push(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
     try:
         api = HfApi(token=token)
         api.create_repo(settings.repo_id, private=settings.private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=settings.repo_id,
-            folder_path=folder,
-            allow_patterns=[str(file) for file in files],
-            delete_patterns=["figures/*", "run/*"],
-            commit_message=f"{settings.model_name}, published by smallchat",
-        )
-    except (HTTPError, HFValidationError, OSError, RuntimeError) as error:
-        reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*commit a data file")  # the scored items, a few kilobytes
+            commit = api.upload_folder(
+                repo_id=settings.repo_id,
+                folder_path=folder,
+                allow_patterns=[str(file) for file in files],
+                delete_patterns=["figures/*", "run/*"],
+                commit_message=f"{settings.model_name}, published by smallchat",
+            )
+    except (HTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
+        # A ValueError is the Hub's list of what it does not take in the card's metadata, a line for each.
+        lines = [line.strip("- ") for line in str(error).splitlines() if line.strip("- ")] or [type(error).__name__]
+        reason = redact("; ".join(lines) if isinstance(error, ValueError) else lines[0])
         raise UserError(
             f"{shown(folder)} could not be pushed to {settings.repo_id}: {reason} — nothing changed there; mend that "
             "and run notebook 06 again, which sends only what is missing."

@@ -1,10 +1,12 @@
-"""What the model card says of data, training and origin, each section from its own file of the run folder."""
+"""What the model card says of data and training, each section from its own file of the run folder."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from nbutils.publish.facts import Facts
+from nbutils.publish.origin import base_words, dataset_name
+from nbutils.publish.settings import PublishSettings
 
 Rows = list[tuple[Any, ...]]
 
@@ -24,34 +26,31 @@ TRAINING = {
 }
 """Parameters of the training stage on the card, in this order, with their names in words."""
 
-ORIGINS = {"chitchat": "chitchat (PyPI package chitchat-dataset, MIT)"}
-"""Where datasets come from that are not the Hub's."""
 
-
-def summary(facts: Facts, parameters: int) -> str:
+def summary(facts: Facts, settings: PublishSettings, parameters: int) -> str:
     """The card's first sentence."""
-    base = facts.record["parameters"].get("base_model", "")
-    start = "a Llama built from its configuration" if base == "tiny" else f"`{base}`"
-    sources = ", ".join(f"`{dataset['path']}`" for dataset in facts.data["datasets"])
-    steps = facts.metrics["steps"]
+    sources = ", ".join(f"`{dataset_name(dataset)}`" for dataset in facts.data["datasets"])
+    base, steps = base_words(facts, settings), facts.metrics["steps"]
     return (
-        f"A chat model of {parameters:,} parameters: {start}, fine-tuned for {steps:,} optimizer steps on "
+        f"A chat model of {parameters:,} parameters: {base}, fine-tuned for {steps:,} optimizer steps on "
         f"{facts.data['train']['rows']:,} conversations of {sources} with smallchat."
     )
 
 
 def training_sentence(facts: Facts) -> str:
     """Hardware, time and precision in a sentence."""
-    derived, hardware, metrics = facts.training["derived"], facts.record["hardware"], facts.metrics
+    derived, machine, metrics = facts.training["derived"], facts.training.get("machine"), facts.metrics
     processes = derived["world_size"]
     where = (
         f"{processes} process{'es' if processes > 1 else ''} in {derived['precision']} on {_device(derived['device'])}"
     )
-    machine = f"{hardware['cores']} cores, {hardware['memory_gib']:.0f} GiB, {hardware['platform']}"
+    if machine:  # of the training; runs of an earlier smallchat did not record it
+        where += f" ({machine['cores']} cores, {machine['memory_gib']:.0f} GiB, {machine['platform']})"
+    ddp = " and DDP" if processes > 1 else ""
     hours = metrics["hours"]
     took = "" if hours is None else f" for {_duration(hours * 3600)}"
     sessions = f", in {metrics['sessions']} sessions" if metrics["sessions"] > 1 else ""
-    return f"Supervised fine-tuning with TRL's `SFTTrainer` and DDP: {where} ({machine}){took}{sessions}."
+    return f"Supervised fine-tuning with TRL's `SFTTrainer`{ddp}: {where}{took}{sessions}."
 
 
 def training(facts: Facts) -> Rows:
@@ -111,31 +110,6 @@ def metrics(facts: Facts) -> Rows:
         ("Tokens per second", _form(facts.metrics["tokens_per_second"], "{:,.0f}")),
     ]
     return [row for row in rows if row[1] is not None]
-
-
-def provenance(facts: Facts) -> Rows:
-    """Commit, versions and hashes."""
-    record = facts.record
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version != "absent")
-    base = record["parameters"].get("base_model", "")
-    revision = record["parameters"].get("base_revision") or "newest when it was run"
-    return [
-        ("smallchat", record["versions"].get("smallchat", "")),
-        ("git commit", record.get("git_commit") or "unknown (not run from a clone)"),
-        ("base model", f"{base} (built from its configuration)" if base == "tiny" else f"{base}, revision {revision}"),
-        ("evaluation set, SHA-256", f"`{facts.data['eval_hash']}`"),
-        ("versions", versions),
-    ]
-
-
-def datasets(facts: Facts) -> Rows:
-    """Path, revision, rows and fingerprint of each dataset."""
-    rows: Rows = []
-    for dataset in facts.data["datasets"]:
-        part = f" ({dataset['name']})" if dataset["name"] else ""
-        origin = ORIGINS.get(dataset["path"], dataset["path"]) + part
-        rows.append((origin, dataset["revision"] or "—", f"{dataset['rows']:,}", f"`{dataset['fingerprint'][:16]}`"))
-    return rows
 
 
 def _lowest(best: dict[str, Any]) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, replaced, shown
+from nbutils.core.fetched import entry
+from nbutils.core.files import read_json, replaced, resolve, sha256_of_file, shown, write_json
 from nbutils.core.models import TINY, context_length, load_model, raw_tokenizer, tiny_model
 from nbutils.train.settings import TrainSettings
+
+SOURCE = "source.json"
+"""In the base's folder: where it came from. The model card prints it."""
 
 
 def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
@@ -24,7 +29,27 @@ def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
         with replaced(folder) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+            write_json(partial / SOURCE, source_of(settings))
     return folder
+
+
+def source_of(settings: TrainSettings) -> dict[str, Any]:
+    """Where the base came from: its name as it was asked for, a hub model's commit, whether local, a file's hash."""
+    name, path = settings.base_model, resolve(settings.base_model)
+    commit = None if name == TINY or path.exists() else _commit(name, settings.base_revision)
+    digest = sha256_of_file(path) if path.is_file() else None
+    return {"schema": 1, "base_model": name, "local": path.exists(), "commit": commit, "sha256": digest}
+
+
+def _commit(name: str, revision: str) -> str | None:
+    """The commit of a hub model that was just loaded: of its fetched copy, or of the snapshot in the Hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    fetched = entry("model", name, revision)
+    if fetched:
+        return str(fetched[1]["commit"])
+    cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def data_tokenizer(settings: TrainSettings, data: Path) -> PreTrainedTokenizerBase:

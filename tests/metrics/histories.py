@@ -70,7 +70,9 @@ def write_training(run: Path, rows: Iterable[dict[str, Any]], *, eval_hash: str 
     derived = {"world_size": 2, "precision": "fp32", "device": "cpu", "steps": steps, "steps_per_epoch": steps}
     given = {"run_dir": str(run), "learning_rate": 1e-3, "epochs": 1.0, "seed": 0} | settings
     data = {"train_rows": 100, "train_tokens": 10000, "eval_rows": 20, "eval_hash": eval_hash}
-    write_json(folder / "settings.json", {"schema": 1, "settings": given, "derived": derived, "data": data})
+    machine = {"platform": "Linux", "processor": "x86_64", "cores": 4, "memory_gib": 31.0}
+    found = {"schema": 1, "settings": given, "derived": derived, "data": data, "machine": machine}
+    write_json(folder / "settings.json", found)
     write_done(folder)
     return run
 

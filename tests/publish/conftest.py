@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def settings_for(run: Path, **changes) -> PublishSettings:
     """Settings of the publish stage as notebook 06 has them, with changes."""
     given = {
         "run_dir": str(run), "model_name": "made-up", "license": "apache-2.0", "languages": ["en"], "tags": [],
+        "base_model_id": "", "dataset_ids": [],
         "parity_conversations": 200, "parity_replies": 6, "parity_tokens": 24, "push": False, "repo_id": "",
         "private": True,
     }  # fmt: skip
@@ -38,8 +40,18 @@ class Published:
 @pytest.fixture(scope="session")
 def published(tmp_path_factory) -> Published:
     """The published folder of a made-up run; tests leave it as it is."""
-    run = make_run(tmp_path_factory.mktemp("published") / "run")
-    facts, settings, folder = read_facts(run), settings_for(run), run / "publish"
-    export(facts, folder)
+    return publish(make_run(tmp_path_factory.mktemp("published") / "run"))
+
+
+def publish(run: Path, **changes) -> Published:
+    """Folder and card of a run, as notebook 06 makes them."""
+    facts, settings, folder = read_facts(run), settings_for(run, **changes), run / "publish"
+    export(facts, settings, folder)
     write_text(folder / "README.md", render_card(facts, settings))
     return Published(run, facts, folder, settings)
+
+
+@pytest.fixture
+def spare(published, tmp_path) -> Path:
+    """A copy of the made-up run that a test may spoil, before notebook 06 was opened."""
+    return shutil.copytree(published.run, tmp_path / "run", ignore=shutil.ignore_patterns("publish"))

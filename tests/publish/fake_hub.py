@@ -10,7 +10,10 @@ from typing import Any
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Repositories by name, blobs by SHA-256, and every request that came; `failing_uploads` are refused first."""
+    """Repositories by name, blobs by SHA-256, and every request that came; `failing_uploads` are refused first.
+
+    `metadata_errors` are what it says against a card's metadata.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -21,6 +24,7 @@ class FakeHub(ThreadingHTTPServer):
         self.tokens: set[str] = set()
         self.failing_uploads = 0
         self.allow = True
+        self.metadata_errors: list[str] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -65,6 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "You don't have the rights to create a model under this namespace"}, 403)
         elif self.path == "/api/repos/create":
             self._create(json.loads(body))
+        elif self.path == "/api/validate-yaml":
+            errors = [{"message": message} for message in self.server.metadata_errors]
+            self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
         elif "/preupload/" in self.path:
             given = json.loads(body)["files"]
             large = [f["path"].endswith((".safetensors", ".png")) for f in given]

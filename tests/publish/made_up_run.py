@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -14,8 +16,13 @@ from nbutils.core.chatml import add_chatml, encode
 from nbutils.core.files import write_json
 from nbutils.core.history import History
 from nbutils.core.models import tiny_model
+from nbutils.core.notebooks import STAGES, notebook_path
+from nbutils.core.notebooks import parameters as parameters_of
+from nbutils.evaluate.compare import ItemTable, interval
+from nbutils.evaluate.items import Metric, to_parquet
 from nbutils.metrics.figures import save_figures
 from nbutils.metrics.summary import read_training_settings, summarise
+from nbutils.pipeline.parameters import settings_class
 from tests.metrics.histories import history_rows, write_done, write_training
 
 CONTEXT = 256
@@ -56,22 +63,49 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 def make_run(run: Path, **parameters: Any) -> Path:
     """Every file that the publish stage reads, in a run folder."""
     tokenizer = chat_tokenizer()
-    model = tiny_model(tokenizer, CONTEXT, seed=3)
     write_training(run, history_rows(60), seed=3, max_length=CONTEXT, schedule="cosine", supervise="assistant")
-    model.save_pretrained(run / "train" / "final")
+    for seed, name in ((3, "final"), (4, "base")):
+        tiny_model(tokenizer, CONTEXT, seed=seed).save_pretrained(run / "train" / name)
     tokenizer.save_pretrained(run / "train" / "final")
     _data(run, tokenizer)
     _metrics(run)
     _evaluation(run)
     talk = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "*how* are <b>you</b>?"}]
     write_json(run / "chat" / "transcript.json", {"schema": 1, "messages": talk})
+    record_stages(run, **parameters)
+    return run
+
+
+def record_stages(run: Path, *, commit: str | None = None, local: bool = False, **parameters: Any) -> None:
+    """The records of all stages before the last: the notebooks' defaults with the given parameters, files with hashes.
+
+    `commit` and `local` say where the base model came from.
+    """
     given = {"run_dir": str(run), "base_model": "tiny", "max_length": CONTEXT, "seed": 3} | parameters
+    source = {"schema": 1, "base_model": given["base_model"], "local": local, "commit": commit, "sha256": None}
+    write_json(run / "train" / "base" / "source.json", source)
+    everything: dict[str, Any] = {}
+    for stage in STAGES[:-1]:
+        values = {name: parameter.default for name, parameter in parameters_of(notebook_path(stage)).items()}
+        own = settings_class(stage).checked(values | {name: given[name] for name in given if name in values})
+        everything |= own.model_dump(mode="json")
+        write_done(run / stage.name, parameters=own.model_dump(mode="json"))
     machine = {"platform": "Linux", "processor": "x86_64", "cores": 2, "memory_gib": 16.0}
-    versions = {"python": "3.11", "smallchat": "0.1.0", "torch": "2.13.0"}
-    write_json(run / "run.json", {"schema": 1, "name": run.name, "parameters": given, "versions": versions,
-                                  "git_commit": "0" * 40, "hardware": machine})  # fmt: skip
-    for stage in ("data", "train", "metrics", "evaluate", "chat"):
-        write_done(run / stage)
+    write_json(run / "run.json", {"schema": 1, "name": run.name, "parameters": everything, "versions": {},
+                                  "git_commit": "f" * 40, "hardware": machine})  # fmt: skip
+
+
+def as_gpt2(run: Path) -> Path:
+    """Makes the trained model of a made-up run a GPT-2, whose config has names of its own."""
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+    set_seed(0)
+    tokenizer = chat_tokenizer()
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=2,
+                        bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+                        pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(run / "train" / "final")
+    record_stages(run, base_model="gpt2", commit="c" * 40)
     return run
 
 
@@ -88,6 +122,9 @@ def _data(run: Path, tokenizer: Any) -> None:
     columns = {"source": ["chitchat"] * len(talks), "index": list(range(len(talks))), "messages": talks,
                "input_ids": [e.input_ids for e in encoded], "supervised": [e.supervised for e in encoded]}  # fmt: skip
     Dataset.from_dict(columns).save_to_disk(str(run / "data" / "eval"))
+    (run / "data" / "figures").mkdir()
+    for ending, colour in ((".png", "white"), ("-dark.png", "black")):
+        Image.new("RGB", (16, 9), colour).save(run / "data" / "figures" / f"lengths{ending}")
     side = {"rows": 100, "tokens": 10000, "supervised_tokens": 4000}
     write_json(run / "data" / "summary.json", {
         "schema": 1, "rows": 200, "trimmed_rows": 7, "max_length": CONTEXT, "eval_hash": "a" * 64,
@@ -121,7 +158,7 @@ def _evaluation(run: Path) -> None:
     results["behaviour"] = {
         "models": {"run": {"greedy": BEHAVIOUR, "sampled": BEHAVIOUR | {"ended": 0.97, "leaks": 0}}}
     }
-    results["scores"].append(score("run", "heldout_next_utterance", "acc", 0.31, True))
+    results["scores"].append(_scored_items(run / "evaluate" / "items"))
     flagged = score("run", task, metric, 190.0, False) | {"part": "flagged"}
     results["scores"].append(flagged)
     write_json(run / "evaluate" / "results.json", results)
@@ -130,3 +167,22 @@ def _evaluation(run: Path) -> None:
     rows.insert(1, rows[0] | {"model": "base", "reply": "of another model"})
     (run / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     (run / "evaluate" / "comparison.md").write_text("made up\n", encoding="utf-8")
+
+
+def _scored_items(folder: Path) -> dict[str, Any]:
+    """Writes 200 scored items of 50 conversations, 62 of them right, and returns the score as notebook 04 makes it."""
+    folder.mkdir(parents=True)
+    right = np.random.default_rng(1).permutation([True] * 62 + [False] * 138)
+    rows = [{"doc_id": i, "filter": "none", "group": i // 4, "acc": float(r), "acc_weight": 1.0}
+            for i, r in enumerate(right)]  # fmt: skip
+    file = folder / "run--heldout_next_utterance.parquet"
+    file.write_bytes(to_parquet(rows))
+    metric = Metric("acc", "mean", higher_is_better=True)
+    found = asdict(interval(ItemTable.read(file).sums(metric), "mean", 2000, seed=0))
+    return {
+        "model": "run",
+        "task": "heldout_next_utterance",
+        "metric": "acc",
+        "n": 200,
+        "higher_is_better": True,
+    } | found

@@ -7,13 +7,15 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
+from nbutils.core.models import load_chat_model
 from nbutils.publish.architecture import extends_by_theta, parameter_counts, tensor_shapes
 from nbutils.publish.export import published_files
-from nbutils.publish.parity import check_parity
+from nbutils.publish.parity import _no_progress_bar, check_parity
 
 
 def parity(published, folder, **changes):
@@ -31,7 +33,9 @@ def test_the_folder_is_the_repository(published):
     names = {str(file) for file in published_files(published.folder)}
     assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
             "tokenizer_config.json", "chat_template.jinja", "figures/loss.png", "figures/loss-dark.svg",
-            "run/parameters.yaml", "run/data-summary.json", "run/train-metrics.jsonl"} <= names  # fmt: skip
+            "run/parameters.yaml", "run/data-summary.json", "run/train-metrics.jsonl", "run/stages.json",
+            "run/chat-transcript.json", "run/evaluate-comparison.md",
+            "run/evaluate-items/run--heldout_next_utterance.parquet"} <= names  # fmt: skip
     assert "stage.json" not in names
 
 
@@ -41,7 +45,7 @@ def test_training_leftovers_stay_home(published, tmp_path):
     try:
         from nbutils.publish.export import export
 
-        export(published.facts, tmp_path)
+        export(published.facts, published.settings, tmp_path)
     finally:
         left.unlink()
     assert not (tmp_path / "training_args.bin").exists()
@@ -81,6 +85,36 @@ def test_parity_of_the_folder_and_the_session(published):
 def test_missing_conversations_are_named(published, tmp_path):
     with pytest.raises(UserError, match="01_filter_data"):
         check_parity(published.folder, tmp_path, published.facts.model_folder, conversations=1, replies=1, tokens=1)
+
+
+def test_conversations_that_cannot_be_read_are_named(published, tmp_path):
+    held_out = shutil.copytree(published.run / "data" / "eval", tmp_path / "eval")
+    for file in held_out.glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"eval cannot be read .*01_filter_data"):
+        check_parity(published.folder, held_out, published.facts.model_folder, conversations=1, replies=1, tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("say <|im_end|> please", "4 spell a control token"), ("how are you " * 200, "No reply can be compared")],
+    ids=["control tokens", "too long"],
+)
+def test_agreement_about_nothing_stops_publishing(published, tmp_path, content, words):
+    talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "fine thanks"}]
+    Dataset.from_dict({"messages": [talk] * 4}).save_to_disk(str(tmp_path / "eval"))
+    with pytest.raises(UserError, match=words):
+        check_parity(published.folder, tmp_path / "eval", published.facts.model_folder,
+                     conversations=4, replies=2, tokens=8)  # fmt: skip
+
+
+def test_the_model_is_read_without_a_progress_bar(published, capfd):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    with _no_progress_bar():
+        load_chat_model(published.facts.model_folder)
+    assert "Loading weights" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
 
 
 @pytest.mark.slow

@@ -84,6 +84,13 @@ def test_refusals_are_one_sentence_without_the_token(published, folder, hub):
     assert TOKEN not in str(caught.value)
 
 
+def test_metadata_that_the_hub_refuses_is_one_sentence(published, folder, hub):
+    hub.metadata_errors = ['"license" must be one of [apache-2.0, mit]', '"language[0]" must only contain lowercase']
+    with pytest.raises(UserError, match=r'Invalid metadata.*"license" must be one of.*"language\[0\]"') as caught:
+        push(folder, published_files(folder), asked(published))
+    assert "\n" not in str(caught.value) and hub.repos["me/made-up"]["commits"] == []
+
+
 def test_what_is_missing_is_said(published, folder, hub, monkeypatch):
     with pytest.raises(UserError, match="repo_id is empty"):
         push(folder, [], asked(published, repo_id=""))
