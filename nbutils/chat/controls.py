@@ -18,7 +18,7 @@ class Controls:
 
     def __init__(self, names: list[str], model: str, beside: str, settings: dict[str, Any]) -> None:
         self.input = widgets.Textarea(
-            description="Message", placeholder="Type a message. Enter sends, Shift-Enter starts a new line.",
+            description="Message", placeholder="Enter sends, Shift-Enter starts a new line.",
             continuous_update=False, rows=2,
         )  # fmt: skip
         self.input.add_class("sc-input")

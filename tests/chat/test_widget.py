@@ -7,12 +7,15 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from nbutils.chat import bubbles
 from nbutils.chat.controls import MARK
 from nbutils.chat.models import LoadedModel
+from nbutils.chat.session import Context
 from nbutils.chat.widget import ChatWidget
 from tests.chat.models import ScriptedModel, byte_tokenizer
 
@@ -177,6 +180,13 @@ def test_the_meter_says_what_goes_next_and_what_is_gone():
         seen |= {word for word in ("next to go", "no longer read") if word in meter}
     assert seen == {"next to go", "no longer read"}
     assert "sc-faded" in shown(chat)
+
+
+def test_turns_go_soon_when_the_room_is_nearly_full_and_not_the_context():
+    half_for_the_reply = Context(used=480, limit=1000, fixed=80, room=500, dropped=0, next_dropped=1, extended=False)
+    assert bubbles.soon(half_for_the_reply)
+    assert not bubbles.soon(replace(half_for_the_reply, used=440))
+    assert not bubbles.soon(replace(half_for_the_reply, next_dropped=0))
 
 
 def test_sampling_settings_reach_the_session():
