@@ -48,15 +48,21 @@ def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
         return HTML(pd.DataFrame(table).rename_axis("prompt").reset_index().to_html(index=False, justify="left"))
 
 
-def plain_against_worker(losses: Sequence[float], rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Losses of the plain loop's steps beside those that the worker logged for the same steps."""
-    logged = {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
-    table = [
-        {"step": step, "plain loop": loss, "worker": logged.get(step), "difference": abs(loss - logged[step])}
-        for step, loss in enumerate(losses, start=1)
-        if step in logged
-    ]
-    return pd.DataFrame(table, columns=["step", "plain loop", "worker", "difference"]).set_index("step")
+def plain_against_worker(
+    losses: Sequence[float], norms: Sequence[float], rows: Sequence[dict[str, Any]]
+) -> pd.DataFrame:
+    """Loss and gradient norm of the plain loop's steps beside those that the worker logged for the same steps.
+
+    `difference` is the larger of the two relative differences.
+    """
+    logged = {row["step"]: row for row in rows if row["kind"] == "train"}
+    table = []
+    for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
+        if row := logged.get(step):
+            off = max(abs(loss / row["loss"] - 1), abs(norm / row["grad_norm"] - 1))
+            table.append((step, loss, row["loss"], norm, row["grad_norm"], off))
+    columns = ["step", "loss, plain loop", "loss, worker", "gradient norm, plain loop", "gradient norm, worker"]
+    return pd.DataFrame(table, columns=[*columns, "difference"]).set_index("step")
 
 
 class ProgressBar:

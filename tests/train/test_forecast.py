@@ -39,6 +39,11 @@ def test_rows_of_many_steps_count_as_many():
     assert forecast(Course(0, 100, 0, 0), rows, 0).seconds == pytest.approx(75 * 2.0)
 
 
+def test_a_row_that_an_earlier_session_began_counts_all_of_its_steps():
+    course = Course(410, 500, 0, 0, logged=400)
+    assert forecast(course, [train_row(425, 25 * 2.0)], 0).seconds == pytest.approx(75 * 2.0)
+
+
 def test_evaluations_and_checkpoints_to_come_are_counted_at_what_they_cost():
     course = Course(0, 100, eval_steps=20, checkpoint_steps=50)
     start = {"kind": "eval", "step": 0, "seconds": 3.0}

@@ -1,0 +1,101 @@
+"""The base model that training starts from: made once, and only for the data that was tokenised for it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from nbutils.core.chatml import IM_END, IM_START
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json, write_json
+from nbutils.core.models import TINY, load_model, load_tokenizer, tiny_model
+from nbutils.train.base import ensure_base, make_base
+from nbutils.train.checkpoints import newest_model
+from tests.builders import data_folder, small_tokenizer
+from tests.train.runs import small_settings
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Data, and a small base model in a folder, whose tokenizer the data was made with."""
+    run = tmp_path_factory.mktemp("base")
+    data = data_folder(run)
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    tiny_model(tokenizer, 256, 1).save_pretrained(run / "model")
+    tokenizer.save_pretrained(run / "model")
+    return run
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def say(run, base_model) -> None:
+    """Has the data's summary say that it was tokenised for another base model."""
+    path = run / "data" / "summary.json"
+    summary = read_json(path)
+    write_json(path, summary | {"tokenizer": summary["tokenizer"] | {"base_model": str(base_model)}})
+
+
+def refused(run, **changes) -> str:
+    with pytest.raises(UserError) as caught:
+        ensure_base(small_settings(run, **changes), run / "train" / "base", run / "data")
+    assert not (run / "train" / "base").exists()
+    return str(caught.value)
+
+
+def test_data_tokenised_for_another_base_is_refused(run):
+    text = refused(run, base_model=str(run / "model"))
+    assert f"was tokenised for base_model '{TINY}', but training asks for '{run / 'model'}'" in text
+    assert "run notebooks/01_filter_data.ipynb again" in text
+
+
+def test_data_with_longer_rows_is_refused(run):
+    assert "holds conversations of up to 256 tokens, but max_length is 128 here" in refused(run, max_length=128)
+
+
+def test_a_base_with_another_vocabulary_is_refused(run):
+    say(run, run / "model")
+    small_tokenizer(["another text altogether"], 300).save_pretrained(run / "data" / "tokenizer")
+    text = refused(run, base_model=str(run / "model"))
+    assert "The data's tokenizer has" in text and "run notebooks/01_filter_data.ipynb again" in text
+
+
+def test_a_base_that_reads_less_than_max_length_is_refused(run):
+    say(run, run / "model")
+    text = refused(run, base_model=str(run / "model"), max_length=512)
+    assert f"max_length is 512 tokens, but '{run / 'model'}' reads 256; lower max_length" in text
+
+
+def test_the_base_is_made_once_from_the_seed(run):
+    base = ensure_base(small_settings(run, seed=1), run / "train" / "base", run / "data")
+    weights = [load_model(str(folder)).get_input_embeddings().weight for folder in (base, run / "model")]
+    assert torch.equal(*weights)
+    before = (base / "model.safetensors").stat().st_mtime_ns
+    ensure_base(small_settings(run, seed=5), base, run / "data")
+    assert (base / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_newest_model_is_the_final_one_or_the_newest_checkpoints_or_the_base(tmp_path):
+    assert newest_model(tmp_path) == tmp_path / "base"
+    (tmp_path / "checkpoints" / "step-000011.partial").mkdir(parents=True)
+    for name in ("checkpoints/step-000009", "checkpoints/step-000010", "final"):
+        (tmp_path / name).mkdir(parents=True)
+        write_json(tmp_path / name / "config.json", {})
+        assert newest_model(tmp_path) == tmp_path / name
+
+
+@pytest.mark.soak
+def test_a_gguf_file_becomes_a_base(run, smollm2_gguf):
+    tokenizer = load_tokenizer(str(smollm2_gguf))
+    model = make_base(small_settings(run, base_model=str(smollm2_gguf)), tokenizer)
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    ids = tokenizer.convert_tokens_to_ids([IM_START, IM_END])
+    assert len(set(ids)) == 2 and model.get_input_embeddings().weight[ids].norm(dim=1).min() > 0
+    model.save_pretrained(run / "base")  # a quantized one would refuse
+    assert load_model(str(run / "base")).num_parameters() == model.num_parameters()
