@@ -223,6 +223,21 @@ def test_what_was_sent_is_shown_while_the_history_is_read():
     assert "(nothing)" in shown(chat)
 
 
+def test_no_reply_is_missing_for_a_moment():
+    chat = widget("one", "two")
+    send(chat, "hi")
+    panel, missing = chat.panels[0], []
+
+    def look(_change) -> None:
+        if ">one<" not in panel._history.value + panel._live.value:
+            missing.append(panel._live.value)
+
+    for part in (panel._history, panel._live):
+        part.observe(look, "value")
+    send(chat, "and?")
+    assert ">two<" in shown(chat) and not missing
+
+
 def test_what_the_page_sends_is_one_message():
     chat = widget("one", "two", "three", seconds=0.01)
     chat.controls.input.value = "not heard of"

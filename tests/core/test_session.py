@@ -183,6 +183,17 @@ def test_ids_are_those_of_the_one_encoding(chat_tokenizers):
             assert session.engine.ids(messages, plan, prompt=prompt) == expected
 
 
+def test_another_thread_may_empty_the_encoded_messages_at_any_time():
+    class Emptied(dict):
+        def __setitem__(self, key, value):
+            """As if the other thread came right behind."""
+
+    session = ChatSession(MODEL, TOKENIZER, read_ahead=False, **GREEDY)
+    expected = session.engine.sizes([{"role": "user", "content": "hi"}])
+    session.engine._encoded = Emptied()
+    assert session.engine.sizes([{"role": "user", "content": "hi"}]) == expected
+
+
 def test_a_cache_compares_ids_not_lengths():
     cache = KeyValueCache(MODEL, None)
     a, b = list(range(40)), [*range(20), *range(60, 80)]
