@@ -28,7 +28,11 @@ def run_pipeline(profile: Path, stale: str, short: bool = False) -> None:
     options += [f"--{stale}"] if stale else []
     command = [sys.executable, "-m", "nbutils", "run", str(profile), *options]
     last = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    # ipykernel 7 asks all programs for colours, which makes redrawn bars of what is a log here.
+    environment = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
