@@ -195,9 +195,10 @@ def test_a_gpt2_is_published_too(spare, monkeypatch, capsys):
     assert report["replies"] == 2
     code = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)[1]
     assert "rope" not in code
-    talk = iter(["hello there", *["what did you see " * 10] * 5, ""])
+    talk = iter(["hello there", "what did you see " * 100, *["what did you see " * 10] * 5, ""])
     monkeypatch.setattr(builtins, "input", lambda _: next(talk))
     monkeypatch.chdir(made.folder)
     names: dict = {}
     exec(compile(code, "card", "exec"), names)
     assert names["limit"] == 256 and 0 < len(names["messages"]) < 12  # the oldest turns were left out
+    assert capsys.readouterr().out.count("too long for the model") == 1
