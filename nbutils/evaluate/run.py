@@ -23,7 +23,7 @@ from nbutils.evaluate.heldout import Conversation, read_conversations, write_ite
 from nbutils.evaluate.loading import load_tasks
 from nbutils.evaluate.models import Model, check_models, identity, models_of_run, tokenizer_of
 from nbutils.evaluate.processes import fill_cache
-from nbutils.evaluate.report import comparison_markdown, keep_items, results
+from nbutils.evaluate.report import NAMES, comparison_markdown, keep_items, results
 from nbutils.evaluate.samples import sample_rows
 from nbutils.evaluate.score import (
     Asking,
@@ -101,13 +101,13 @@ def score_all(plan: Plan, say: Callable[[str], None] = print) -> list[Scored]:
         raise UserError(f"processes is {processes}, and the GPUs here are {gpus}: set it to {gpus}, or to 0.")
     questions = questions_of(plan.models, plan.tasks, plan.asking)
     fresh = unanswered(questions, plan.cache)
-    device, where = choose_device(device_report())
-    if fresh:
-        say(f"scoring {where}" + (f", with {processes} processes" if processes > 1 else ""))
     if fresh and processes > 1:
+        say(f"scoring with {processes} processes")
         with kept_when_interrupted(questions, plan.cache):
             fill_cache(plan.settings, plan.folder, plan.data, plan.trained, processes, say)
     elif fresh:
+        device, where = choose_device(device_report())
+        say(f"scoring {where}")
         budget = plan.settings.tokens_per_batch
         score(plan.models, plan.tasks, plan.asking, plan.cache, device=device, tokens_per_batch=budget, say=say)
     say(f"{len(questions)} results: {len(fresh)} computed now, {len(questions) - len(fresh)} known from before")
@@ -137,7 +137,7 @@ def watch(plan: Plan) -> dict[str, Any]:
                     "model": identity(model)}  # fmt: skip
         answer = plan.cache.get(question)
         if answer is None:
-            with _resumable(f"{model.name} replied"):
+            with _resumable(f"{NAMES.get(model.name, model.name)} replied"):
                 loaded, tokenizer = opened(model)
                 if speaks_chatml(tokenizer):
                     answer = measure(loaded, tokenizer, prompts, max_new_tokens=s.reply_tokens, seed=s.seed)
@@ -159,7 +159,7 @@ def take_samples(plan: Plan) -> list[dict[str, Any]]:
         question = {"samples": identity(model), "max_new_tokens": s.reply_tokens, "seed": s.seed}
         answer = plan.cache.get(question)
         if answer is None:
-            with _resumable(f"{model.name} replied"):
+            with _resumable(f"{NAMES.get(model.name, model.name)} replied"):
                 loaded, tokenizer = opened(model)
                 answer = sample_rows(model.name, loaded, tokenizer, max_new_tokens=s.reply_tokens, seed=s.seed)
             plan.cache.put(question, answer)
@@ -176,6 +176,7 @@ def curve(plan: Plan) -> dict[str, Any] | None:
     model = next(m for m in plan.models if m.role == "run")
     with _resumable("the context curve was measured"):
         loaded, _ = opened(model)
+        _set_threads()  # two thousand tokens at once keep all cores busy, also of a small model
         rows = too_long_ids(plan.data, s.context_curve, context_length(loaded), s.seed)
         question = {"context_curve": sha256_of_json(rows), "resamples": s.resamples, "seed": s.seed,
                     "model": identity(model)}  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,8 @@ def test_peers_named_like_the_runs_own_models_have_columns_of_their_own(evaluate
     keep_items(scored, tmp_path / "items")
     assert len(list((tmp_path / "items").iterdir())) == 4
     assert "other/train/final`" in settings_list(found) and "(content " in settings_list(found)
+    found["models"][2]["identity"] = {"hub": "owner/model", "commit": "0123456789abcdef0123456789abcdef01234567"}
+    assert "at commit 0123456789ab," in settings_list(found), "not the branch that was asked for"
 
 
 def test_flagged_items_are_scored_apart(evaluated):
@@ -465,6 +468,52 @@ def test_a_peer_on_the_hub_is_known_by_its_commit_and_scored_by_the_real_hub_cod
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.strip() == f"{commit} someone/small-chat {commit} shared rows", done.stderr[-2000:]
+
+
+def test_a_task_that_has_the_model_write_is_scored_and_shown(run_folder, tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"question": f"who is {name}", "answer": [name, f"the {name}"]} for name in ("ann", "bob", "cid")]
+    (folder / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "quiz.yaml").write_text(  # as nq_open
+        "task: quiz\ndataset_path: json\ndataset_kwargs: {data_files: {test: quiz.jsonl}}\ntest_split: test\n"
+        "output_type: generate_until\ndoc_to_text: 'Q: {{question}}?\\nA:'\ndoc_to_target: '{{answer}}'\n"
+        "generation_kwargs: {until: ['\\n'], max_gen_toks: 4, do_sample: false}\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    prepared = planned(run_folder, tasks=["quiz"], task_path=str(folder), cache_dir=str(tmp_path / "cache"))
+    assert "✓ the ann" in display.item(prepared.tasks["quiz"]).data
+    scored = score_all(prepared, say=lambda _: None)
+    found = results(scored, prepared.asking, 200, 0, {})
+    assert [(s["metric"], s["n"], s["value"], "low" in s) for s in found["scores"]] == [("exact_match", 3, 0, True)] * 2
+    assert all(row["response"] for row in pq.read_table(scored[0].items).to_pylist())
+
+
+@pytest.mark.soak
+def test_workers_end_with_a_kernel_that_is_killed(run_folder, tmp_path):
+    import psutil
+
+    settings = settings_for(run_folder, processes=2, cache_dir=str(tmp_path / "cache"), selection_items=100_000)
+    code = (
+        "from pathlib import Path; import sys, json\n"
+        "from nbutils.evaluate.processes import fill_cache\n"
+        "from nbutils.evaluate.settings import EvaluateSettings\n"
+        f"run = Path({str(run_folder)!r})\n"
+        f"settings = EvaluateSettings.checked(json.loads({settings.model_dump_json()!r}))\n"
+        "fill_cache(settings, run / 'evaluate', run / 'data', run / 'train' / 'final', 2, lambda _: None)\n"
+    )
+    kernel = subprocess.Popen([sys.executable, "-c", code])
+    workers: list[psutil.Process] = []
+    deadline = time.monotonic() + 60
+    while len(workers) < 3 and time.monotonic() < deadline and kernel.poll() is None:
+        workers = psutil.Process(kernel.pid).children(recursive=True)
+        time.sleep(0.05)
+    time.sleep(1.0)  # Python has started in them
+    kernel.kill()
+    kernel.wait()
+    assert len(workers) >= 3, "torchrun and two workers"
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
 
 
 @pytest.mark.soak
