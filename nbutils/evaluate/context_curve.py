@@ -49,8 +49,9 @@ def measure_curve(
     """The curve of a model on conversations that outgrow it; None where there are none, or it cannot be extended.
 
     Each extension's rotation, fixed for twice the trained length, is held for the whole conversation, the beginning
-    included. Losses are in nats per token, all tokens counted. `best` is one of `none`, `dynamic`, `yarn`, `linear`,
-    and `none` where the conversations do not show that another is better; `advice` says so in a sentence.
+    included. Losses are in nats per token, all tokens counted. `best` is one of `none`, `dynamic`, `yarn`, `linear`:
+    `none` where the conversations do not show that another is better, and None where they are too few to show
+    anything; `advice` says so in a sentence.
     """
     trained = context_length(model)
     if not rows or not can_extend(model):
@@ -71,7 +72,7 @@ def measure_curve(
         "within": within,
         "beyond": means,
         "differences": against["none"],
-        "best": best,
+        "best": best if len(rows) >= FEWEST_GROUPS else None,
         "advice": advice(best, means, against, within["none"], trained, len(rows)),
     }
 
@@ -124,8 +125,8 @@ def advice(
     if conversations < FEWEST_GROUPS:
         return (
             f"{conversations} conversations beyond {trained:,} tokens are too few to tell whether an extension helps: "
-            f"raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then a chat is best kept "
-            f"within {trained:,} tokens (`context_extension: none`)."
+            f"raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then `context_extension: "
+            "auto` takes `dynamic`, as the reference does."
         )
     if best == "none":
         lowest = min((name for name in beyond if name != "none"), key=lambda name: beyond[name])

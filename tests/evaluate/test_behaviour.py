@@ -69,7 +69,7 @@ def test_the_context_curve_covers_twice_the_trained_length(tmp_path):
     curve = measure_curve(model, rows, resamples=200, seed=0)
     assert curve["trained_length"] == 32 and set(curve["curves"]) == set(ORDER)
     assert curve["tokens_beyond"] == 3 * 32 and set(curve["differences"]) == set(ORDER) - {"none"}
-    assert curve["best"] == "none" and "3 conversations" in curve["advice"] and "too few" in curve["advice"]
+    assert curve["best"] is None and "3 conversations" in curve["advice"] and "too few" in curve["advice"]
     ids = torch.tensor([rng.integers(0, 100, 40).tolist()])
     plain = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
     assert losses_of(model, ids.tolist(), "none")[0] == pytest.approx(plain.detach().numpy(), abs=1e-4)
