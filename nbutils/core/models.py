@@ -29,6 +29,9 @@ def raw_tokenizer(name: str, revision: str = "") -> PreTrainedTokenizerBase:
     # Of a GGUF file, AutoTokenizer of transformers 5.0 to 5.5 makes a CodeLlamaTokenizer, with other ids.
     kind = PreTrainedTokenizerFast if name.endswith(".gguf") else AutoTokenizer
     tokenizer: PreTrainedTokenizerBase = _load(kind, name, revision)
+    if name.endswith(".gguf") and "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):
+        # transformers 5.0 makes a special token of bytes that a byte-level BPE does not know; later ones drop them.
+        tokenizer.backend_tokenizer.model.unk_token = None
     return tokenizer
 
 

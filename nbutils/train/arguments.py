@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from trl import SFTConfig
@@ -36,7 +37,8 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> SFTConfig:
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
         "warmup_steps": settings.warmup_fraction,  # a fraction below 1 is a share of all steps
         "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
+        # Of a norm that is never cut, transformers 5.0 would not tell the value.
+        "max_grad_norm": settings.max_grad_norm or math.inf,
         "optim": settings.optimizer,
         "fp16": precision == "fp16",
         "bf16": precision == "bf16",

@@ -65,6 +65,8 @@ class SmallchatTrainer(SFTTrainer):
             data_collator=_no_collator,
         )
         with_loss_in_forward(self.model)  # over the fused head that SFTTrainer installs
+        if args.device.type == "cpu":  # transformers 5.0 calls it cpu:0, where torch.load cannot restore an optimizer
+            vars(args)["_setup_devices"] = torch.device("cpu")
         self.job = job
         if self.accelerator.scaler is not None:
             self.accelerator.scaler = CountingScaler(self.args.device.type)
