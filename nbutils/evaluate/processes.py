@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from nbutils.core.children import PARENT
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown, write_json, write_text
 from nbutils.core.secrets import redact
 
 SAID = "evaluate: "
 """Stands before the lines of a worker that are meant for people."""
-PARENT = "NBUTILS_PARENT"
-"""Environment variable: the process whose end is the workers' end too."""
 GRACE_SECONDS = 40.0
 """How long torchrun may take to end its workers; it gives them 30."""
 LOG_LINES = 2000

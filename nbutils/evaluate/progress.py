@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from nbutils.core.pause import PIPELINE
+from nbutils.core.jupyter import interactive
 
 BAR_AFTER = 5.0
 """Seconds of scoring after which a bar appears."""
 LINE_EVERY = 60.0
 """Seconds between two lines, where there is no bar."""
-
-
-def interactive() -> bool:
-    """Whether a person may be looking on: a Jupyter kernel, and no pipeline above it."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    return shell is not None and hasattr(shell, "kernel") and PIPELINE not in os.environ
 
 
 class Progress:

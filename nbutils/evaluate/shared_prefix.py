@@ -23,8 +23,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 
 from nbutils.core.errors import UserError
+from nbutils.core.jupyter import interactive
 from nbutils.evaluate.encoding import encode_all
-from nbutils.evaluate.progress import Progress, interactive
+from nbutils.evaluate.progress import Progress
 from nbutils.evaluate.rows import Request, Row, batches, plan_rows
 
 if TYPE_CHECKING:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from pathlib import Path
 
+from nbutils.core.children import end_with_parent
 from nbutils.core.files import read_json
-from nbutils.evaluate.processes import PARENT, SAID
+from nbutils.evaluate.processes import SAID
 
 
 def main(request: Path) -> None:
     """Scores what the cache lacks, sharded by rank. Nothing is returned: the answers are in the cache."""
-    _end_with_parent()
+    end_with_parent()
     import torch
 
     from nbutils.evaluate.run import plan
@@ -43,26 +42,6 @@ def main(request: Path) -> None:
 
 def _tell(text: str) -> None:
     print(f"{SAID}{text}", flush=True)
-
-
-def _end_with_parent() -> None:
-    """Ends this process soon after the one named in NBUTILS_PARENT: a kernel that is killed ends no torchrun."""
-    import psutil
-
-    name = os.environ.get(PARENT)
-    if name is None:
-        return
-
-    def watch() -> None:
-        try:
-            parent = psutil.Process(int(name))
-            while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.5)
-        except psutil.NoSuchProcess:
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
 if __name__ == "__main__":

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 import datasets
 import pandas as pd
-from IPython import get_ipython
 from IPython.display import HTML, display
 from transformers.utils import logging
 
-from nbutils.core.pause import PIPELINE
+from nbutils.core.jupyter import interactive
 
 COLOURS = "background:#2f81f733;border-bottom:2px solid #2f81f7;text-decoration:none"
 
@@ -82,12 +80,6 @@ class ProgressBar:
             self._handle = display(bar, display_id=True)
         else:
             self._handle.update(bar)
-
-
-def interactive() -> bool:
-    """Whether a person may be looking on: a Jupyter kernel, and no pipeline above it."""
-    shell = get_ipython()
-    return shell is not None and hasattr(shell, "kernel") and PIPELINE not in os.environ
 
 
 def _cell(sample: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from nbutils.core import pause
+from nbutils.core.children import PARENT
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, shown, write_json, write_text
 from nbutils.core.hardware import child_report, choose_processes, nvidia_gpus, usable_gpus
@@ -24,7 +25,7 @@ from nbutils.core.secrets import redact
 from nbutils.train.preflight import too_few_gpus
 from nbutils.train.records import PROGRESS
 from nbutils.train.settings import TrainSettings
-from nbutils.train.watchdog import EXIT_HANG, PARENT, RANK_PREFIX, STARTED
+from nbutils.train.watchdog import EXIT_HANG, RANK_PREFIX, STARTED
 
 LOG = "worker.log"
 LOG_LINES = 40

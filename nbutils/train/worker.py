@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PrinterCallback, set_se
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig
 
+from nbutils.core.children import end_with_parent
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, sha256_of_file, sha256_of_json, shown, write_json
 from nbutils.core.models import load_model
@@ -40,7 +41,7 @@ from nbutils.train.meters import Meters, flops_of
 from nbutils.train.records import Records
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
-from nbutils.train.watchdog import HANG_SECONDS, RANK_PREFIX, STARTED, end_with_parent, within
+from nbutils.train.watchdog import HANG_SECONDS, RANK_PREFIX, STARTED, within
 
 EXIT_USER_ERROR = 3
 """Exit status after an error that a person can mend."""

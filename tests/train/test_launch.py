@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nbutils.core.children import AGENT, PARENT
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
@@ -21,7 +22,6 @@ from nbutils.core.secrets import HIDDEN
 from nbutils.train import launch
 from nbutils.train import run as training
 from nbutils.train.launch import LOG_LINES, events_of, failure
-from nbutils.train.watchdog import AGENT, PARENT
 from tests.train.runs import small_settings
 
 REPORT = """
@@ -139,7 +139,7 @@ def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
 def test_a_worker_ends_when_torchrun_alone_is_killed(tmp_path):
     """torchrun makes each worker the leader of a session of its own, so nothing else would end it."""
     worker = (
-        "import time; from nbutils.train.watchdog import end_with_parent\n"
+        "import time; from nbutils.core.children import end_with_parent\n"
         "end_with_parent(); print('on', flush=True); time.sleep(60)"
     )
     agent = (
