@@ -44,7 +44,7 @@ def newest_first(folder: Path) -> Iterator[Path]:
 
 
 def newest_model(stage: Path) -> Path:
-    """Folder of the newest model in a training stage's folder: the final one, else the newest checkpoint's, else base."""
+    """Folder of a training stage's newest model: the final one, else the newest checkpoint's, else the base's."""
     for folder in (stage / "final", *newest_first(stage / "checkpoints")):
         if (folder / "config.json").is_file():
             return folder
