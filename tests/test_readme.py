@@ -71,7 +71,7 @@ def test_the_replies_that_are_quoted_stand_on_the_page():
     page = (ROOT / "docs" / "02_train_sft.md").read_text()
     quoted = re.findall(r'Asked "([^"]+)", .*?:\s"([^"]+)"', README, re.S)
     assert len(quoted) == 2
-    for prompt, reply in quoted:
+    for prompt, reply in (tuple(" ".join(text.split()) for text in pair) for pair in quoted):
         assert re.search(rf"<td>{re.escape(prompt)}</td>\s*<td>[^<]*</td>\s*<td>{re.escape(reply)}</td>", page), prompt
 
 

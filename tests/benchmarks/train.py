@@ -83,7 +83,7 @@ def main() -> None:
 def against_stock(*, reference: bool = False) -> dict[str, Any]:
     """Ours against the dense limit and the stock trainer, medians over rounds."""
     limit, steps, rounds = (512, 2, 2) if reference else (1024, 40, 5)
-    budgets = (2048, 2048) if reference else (768, 512)
+    budgets = (2048, 2048) if reference else (1024, 512)
     with tempfile.TemporaryDirectory() as temporary:
         settings = settings_of(Path(temporary), limit, steps, *budgets)
         measured = [one_round(settings, Path(temporary), reference, number) for number in range(rounds)]
@@ -104,7 +104,7 @@ def ddp_against_threads() -> dict[str, Any]:
             pair, losses = [], []
             for processes in (2, 1):
                 run = Path(temporary) / f"{processes}-{len(speeds)}"
-                settings = settings_of(run, 1024, steps, 768, 512).model_copy(update={"log_steps": steps})
+                settings = settings_of(run, 1024, steps, 1024, 512).model_copy(update={"log_steps": steps})
                 done = torchrun(settings, processes, environment={"OMP_NUM_THREADS": str(THREADS // processes)})
                 assert done.returncode == 0, done.stderr[-2000:]
                 # the first steps have rows of their own, so the last row is free of the warm-up

@@ -58,7 +58,7 @@ def test_a_run_record_that_is_gone_changes_nothing(spare):
     before = render_card(read_facts(spare), settings_for(spare))
     (spare / "run.json").unlink()
     facts = read_through_the_notebook(spare)
-    assert facts.parameters["base_model"] == "tiny" and facts.parameters["tokens_per_step"] == 768
+    assert facts.parameters["base_model"] == "tiny" and facts.parameters["tokens_per_step"] == 1024
     assert render_card(facts, settings_for(spare)) == before
 
 
