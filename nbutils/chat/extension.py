@@ -13,7 +13,7 @@ KNOWN = ("dynamic", "yarn", "linear", "none")
 """As `nbutils.core.rotation` has them, which imports torch: `--explain` and a run with nothing to do come here too."""
 
 DEFAULT = "dynamic"
-"""The reference's, and the one that the context curve prefers among equals."""
+"""The reference's."""
 
 
 def chosen_extension(asked: str, run: Path | None) -> tuple[str, str]:

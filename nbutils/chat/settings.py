@@ -12,7 +12,7 @@ from nbutils.chat.extension import chosen_extension, run_of
 from nbutils.chat.models import located
 from nbutils.core.errors import UserError
 from nbutils.core.files import resolve
-from nbutils.core.inputs import model_hashes
+from nbutils.core.inputs import FILES, model_hashes
 from nbutils.core.settings import STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
 
@@ -61,7 +61,7 @@ class ChatSettings(BaseSettings):
         for name in {self.model, self.compare_with} - {"final", "base", ""}:
             with suppress(UserError):  # what is not there has no content yet; loading it says so
                 files |= {f"{name}/{file}": found for file, found in model_hashes(located(name, self.run_path)).items()}
-        found = {"context_extension": self.extension()[0]} | ({"files": files} if files else {})
+        found = {"context_extension": self.extension()[0]} | ({FILES: files} if files else {})
         return super().result_parameters() | found
 
 

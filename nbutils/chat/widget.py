@@ -99,14 +99,15 @@ class ChatWidget:
         shown = [panel.name for panel in self.panels]
         picked = {"model": shown[0], "beside": shown[1] if len(shown) > 1 else ""}
         chosen = self._settings | {name: value for name, value in picked.items() if value in ("", *names)}
-        return {
+        merged = {
             name: chosen.get(name, value) if self._given.get(name) == value else value for name, value in given.items()
         }
+        return merged | ({"beside": ""} if merged.get("beside") == merged["model"] else {})
 
     def _take_over(self, earlier: ChatWidget) -> None:
-        conversations = {panel.name: panel.session.transcript() for panel in reversed(earlier.panels)}
+        conversations = {panel.name: _spoken(panel.session.transcript()) for panel in reversed(earlier.panels)}
         for panel in self.panels:
-            panel.session.restore(conversations.get(panel.name, earlier.panels[0].session.transcript()))
+            panel.session.restore(conversations.get(panel.name, _spoken(earlier.panels[0].session.transcript())))
             panel.show()
 
     # ---- what the buttons do ----
@@ -301,3 +302,8 @@ class ChatWidget:
         else:
             self._say(f"{type(error).__name__}: {error}")
             traceback.print_exception(error)
+
+
+def _spoken(transcript: dict[str, Any]) -> dict[str, Any]:
+    """A transcript without its system message, which the settings give."""
+    return transcript | {"messages": [m for m in transcript["messages"] if m["role"] != "system"]}

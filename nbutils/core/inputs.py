@@ -9,6 +9,9 @@ from pathlib import Path
 
 from nbutils.core.files import resolve, sha256_of_file, shown
 
+FILES = "files"
+"""The entry of a stage's result parameters that holds their hashes."""
+
 MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 """Files of a model's folder on which its answers depend; folders inside it are others' business."""
 

@@ -70,9 +70,13 @@ def let_go(run: Path) -> None:
     if file is None:
         return
     with file, suppress(OSError):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (run / FILE).unlink(missing_ok=True)
+        except BlockingIOError:  # other notebooks hold it too
+            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "gone": True}) + "\n")
+            file.flush()
         # A process forked meanwhile shares the lock: it is taken off, and not only closed here.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while other notebooks hold it too
-        (run / FILE).unlink(missing_ok=True)
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -109,17 +113,24 @@ def _is(file: IO[str], path: Path) -> bool:
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """The newest entry of a lock file whose process lives, as far as that can be seen from here; {} without one."""
+    """The newest entry of a lock file that holds and whose process lives, as far as can be seen from here; or {}."""
     try:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (ValueError, OSError):
         return {}
-    return next((entry for entry in reversed(entries) if _lives(entry)), {})
+    gone = set()
+    for entry in reversed([entry for entry in entries if isinstance(entry, dict)]):
+        who = entry.get("host"), entry.get("pid")
+        if entry.get("gone"):
+            gone.add(who)
+        elif who not in gone and _lives(entry):
+            return entry
+    return {}
 
 
-def _lives(entry: Any) -> bool:
-    if not isinstance(entry, dict) or entry.get("host") != socket.gethostname():
-        return isinstance(entry, dict)
+def _lives(entry: dict[str, Any]) -> bool:
+    if entry.get("host") != socket.gethostname():
+        return True
     try:
         os.kill(int(entry["pid"]), 0)
     except (ProcessLookupError, KeyError, ValueError):

@@ -19,14 +19,16 @@ from nbutils.core.errors import UserError
 class StageSpec:
     """One stage: its name everywhere, its notebook's file, and the patterns of files it reads from earlier stages.
 
-    `pausable`: it answers a pause request with a checkpoint. `settings`: the module of its settings class `Settings`;
-    empty means `nbutils.<name>.settings`.
+    `consults`: stages that it looks into where they are there, and does without otherwise. `pausable`: it answers a
+    pause request with a checkpoint. `settings`: the module of its settings class `Settings`; empty means
+    `nbutils.<name>.settings`.
     """
 
     name: str
     file: str
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     also_writes: tuple[str, ...] = ()
+    consults: tuple[str, ...] = ()
     pausable: bool = False
     settings: str = ""
 
@@ -47,7 +49,7 @@ STAGES: tuple[StageSpec, ...] = (
         "04_evaluate.ipynb",
         {"data": ("eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"), "train": ("final/*", "base/*")},
     ),
-    StageSpec("chat", "05_chat.ipynb", {"train": ("final/*", "base/*")}),
+    StageSpec("chat", "05_chat.ipynb", {"train": ("final/*", "base/*")}, consults=("evaluate",)),
     StageSpec(
         "publish",
         "06_publish.ipynb",

@@ -11,6 +11,7 @@ from typing import Any
 from nbutils.core.cachekey import PARAMETER, UPSTREAM, changes, key_of, key_parts
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
+from nbutils.core.inputs import FILES
 from nbutils.core.notebooks import StageSpec, stages
 from nbutils.core.provenance import versions
 from nbutils.core.record import CHECKPOINTS, RECORD, matches, stage_record, write_record
@@ -121,8 +122,13 @@ def accept(stage: StageSpec, settings: Settings, verdict: Verdict) -> None:
 
 
 def not_continued(verdict: Verdict) -> list[str]:
-    """The changes over which unfinished work cannot be continued, even if a person accepts it; none for finished."""
-    return [] if verdict.status == "done" else [w for w in verdict.changed if w.startswith((PARAMETER, UPSTREAM))]
+    """The changes over which unfinished work cannot be continued, even if a person accepts it; none for finished.
+
+    Files outside the run folder are no such change: what the work took from them lies in the stage's own folder.
+    """
+    outside = f"{PARAMETER}{FILES}."
+    serious = (words for words in verdict.changed if words.startswith((PARAMETER, UPSTREAM)))
+    return [words for words in serious if verdict.status != "done" and not words.startswith(outside)]
 
 
 def set_aside(folder: Path) -> Path:

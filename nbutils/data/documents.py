@@ -16,6 +16,8 @@ from nbutils.data.shapes import SHAPES
 
 CHUNK = 2**20
 """Characters read at a time."""
+LONGEST_CUT = 16
+"""Characters before a chunk's end in which a value may only look whole, or broken."""
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 
@@ -148,11 +150,13 @@ class _Reader:
             except RecursionError:
                 raise self.broken("nested too deeply") from None
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - 16
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - LONGEST_CUT
                 if not (cut and self._more()):
                     raise self.broken(error.msg) from None
                 continue
-            if end == len(self.text) and self._more():  # a number may go on
+            except ValueError as error:  # a whole number of thousands of digits
+                raise self.broken(str(error).split(";")[0]) from None
+            if end > len(self.text) - LONGEST_CUT and self._more():  # a number may go on: `0` of `0.5`, of `1e-5`
                 continue
             text = self.text[self.at : end]
             self.at = end
@@ -189,6 +193,8 @@ class _Reader:
 
     def _more(self) -> bool:
         fresh = self.file.read(max(CHUNK, len(self.text) - self.at))  # twice as much each time a value needs more
+        if not fresh:
+            return False  # and what stands where stays true
         self.dropped += self.at
         self.text, self.at = self.text[self.at :] + fresh, 0
-        return bool(fresh)
+        return True

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nbutils.core.inputs import TOKENIZER_FILES, local_hashes, model_hashes
+from nbutils.core.inputs import FILES, TOKENIZER_FILES, local_hashes, model_hashes
 from nbutils.core.settings import STEERING, Seed, Settings
 
 
@@ -64,7 +64,7 @@ class DataSettings(Settings):
         tokenizer = model_hashes(self.base_model, TOKENIZER_FILES)
         files = local_hashes([*(spec.path for spec in self.datasets), tasks])
         files |= {f"{self.base_model}/{name}": found for name, found in tokenizer.items()}
-        return super().result_parameters() | {"files": files}
+        return super().result_parameters() | {FILES: files}
 
     @field_validator("datasets", mode="before")
     @classmethod

@@ -17,6 +17,7 @@ import pyarrow as pa
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.fitting import Measured, encode_within
+from nbutils.core.record import SCHEMA as RECORD_SCHEMA
 from nbutils.data.contamination import loaded_index
 from nbutils.data.fates import (
     CONTAMINATED,
@@ -60,7 +61,7 @@ SCHEMA = pa.schema(
 `side` and `hash` are empty there; ids and mask are null for rows that are dropped. `matched_items` names every
 evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others."""
 LEDGER = [name for name in SCHEMA.names if name not in ("messages", "input_ids", "supervised")]
-LEDGER_SCHEMA = pa.schema([SCHEMA.field(name) for name in LEDGER], metadata={"schema": "1"})
+LEDGER_SCHEMA = pa.schema([SCHEMA.field(name) for name in LEDGER], metadata={"schema": str(RECORD_SCHEMA)})
 """Of `ledger.parquet`; the number rises when a column's meaning changes, not when one is added."""
 
 

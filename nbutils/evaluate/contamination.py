@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nbutils.core.errors import UserError
+from nbutils.core.files import shown
+from nbutils.core.record import SCHEMA
+
 _LABEL = re.compile(r"^(?P<task>.+) item (?P<number>\d+)(?:: «|$)")
 
 
@@ -15,12 +19,16 @@ def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]
 
     Those rows were not trained on; their neighbours in the same source may still be close to the item. Tasks that the
     data stage did not look for have no entry. A ledger from before `matched_items` names one item for each row.
+    UserError for one of a newer schema.
     """
     if not ledger.is_file():
         return {}
     import pyarrow.parquet as pq
 
-    has_items = "matched_items" in pq.read_schema(ledger).names
+    schema = pq.read_schema(ledger)
+    if int((schema.metadata or {}).get(b"schema", b"0")) > SCHEMA:
+        raise UserError(f"{shown(ledger)} was written by a newer smallchat; update smallchat.")
+    has_items = "matched_items" in schema.names
     columns = ["detail", *(["matched_items"] if has_items else [])]
     rows = pq.read_table(ledger, columns=columns, filters=[("fate", "=", "contaminated")]).to_pylist()
     found: dict[str, set[int]] = {}

@@ -103,11 +103,14 @@ def differences(beyond: Mapping[str, Sums], reference: str, resamples: int, seed
 
 
 def best_of(beyond: Mapping[str, Sums], resamples: int, seed: int) -> str:
-    """The first extension in `ORDER` than which no other is distinguishably better; `none` on too few conversations."""
-    for name in ORDER:
-        if all(d["word"] != "better" for d in differences(beyond, name, resamples, seed).values()):
+    """Of the extensions distinguishably better than none the first than which no other of them is; else `none`."""
+    gains = differences(beyond, "none", resamples, seed)
+    able = {name: beyond[name] for name in ORDER if name in gains and gains[name]["word"] == "better"}
+    for name in able:
+        if all(d["word"] != "better" for d in differences(able, name, resamples, seed).values()):
             return name
-    return min(beyond, key=lambda name: beyond[name].values.sum())  # each has a better one: a circle of close calls
+    # Each has a better one (a circle of close calls), or there is none.
+    return min(able, key=lambda name: able[name].values.sum(), default="none")
 
 
 def advice(

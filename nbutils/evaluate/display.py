@@ -88,7 +88,9 @@ def how_measured(found: Mapping[str, Any]) -> Any:
 def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
     """The figures of behaviour, models side by side."""
     if not behaviour["models"]:
-        return _markdown("No behaviour was measured (`behaviour_prompts: 0`).")
+        return _markdown(
+            "No behaviour was measured: `behaviour_prompts` is 0, or no held-out turn leaves room for `reply_tokens`."
+        )
     replies = next(iter(next(iter(behaviour["models"].values())).values()))["replies"]
     head = ["share of replies", "decoding", *(NAMES.get(name, name) for name in behaviour["models"])]
     left_out = [f"{NAMES.get(n, n)}: {why['left_out']}" for n, why in behaviour["left_out"].items()]

@@ -97,10 +97,10 @@ def score_all(plan: Plan, say: Callable[[str], None] = print) -> list[Scored]:
     """Every task of every model, through as many processes as the settings ask for; cached answers come at once."""
     gpus = len(usable_gpus(nvidia_gpus()))
     processes = plan.settings.processes or max(1, gpus)
-    if 0 < gpus < processes:
-        raise UserError(f"processes is {processes}, and the GPUs here are {gpus}: set it to {gpus}, or to 0.")
     questions = questions_of(plan.models, plan.tasks, plan.asking)
     fresh = unanswered(questions, plan.cache)
+    if fresh and 0 < gpus < processes:
+        raise UserError(f"processes is {processes}, and the GPUs here are {gpus}: set it to {gpus}, or to 0.")
     if fresh and processes > 1:
         say(f"scoring with {processes} processes")
         with kept_when_interrupted(questions, plan.cache):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from nbutils.core.inputs import local_hashes, model_hashes
+from nbutils.core.inputs import FILES, local_hashes, model_hashes
 from nbutils.core.settings import STEERING, Seed, Settings
 
 
@@ -36,7 +36,7 @@ class EvaluateSettings(Settings):
         """Also the hashes of the user's own tasks and of local peers: what is measured, and what is compared."""
         peers = {f"{peer}/{name}": found for peer in self.peers for name, found in model_hashes(peer).items()}
         files = local_hashes([self.task_path]) | peers
-        return super().result_parameters() | ({"files": files} if files else {})
+        return super().result_parameters() | ({FILES: files} if files else {})
 
     @field_validator("tasks", "peers")
     @classmethod

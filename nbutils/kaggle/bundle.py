@@ -71,7 +71,7 @@ def stage_of(address: str) -> str:
 
 def sources(options: Options, name: str) -> list[str]:
     """The notebooks whose output a bundle reads; of what can take several sessions, itself too."""
-    upstream = [] if name == WHOLE else list(spec(name).reads)
+    upstream = [] if name == WHOLE else [*spec(name).reads, *spec(name).consults]
     own = [name] if name == WHOLE or spec(name).pausable else []
     return [f"{options.owner}/{slug(options.profile, each)}" for each in (*upstream, *own)]
 

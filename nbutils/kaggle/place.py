@@ -39,15 +39,20 @@ class Place:
         return f"{where}; {gpus}; {'internet' if self.internet else 'no internet'}"
 
 
-def look_around() -> Place:
-    """Finds out where this is, without initialising CUDA.
+def look_around(tries: int = 1) -> Place:
+    """Finds out where this is, without initialising CUDA; the internet is tried at most so many times.
 
     Kaggle is known by its two folders. Variables such as KAGGLE_USERNAME or KAGGLE_KEY say nothing: whoever pushes
     notebooks has them at home too.
     """
     root = kaggle_root()
     there = (root / "input").is_dir() and (root / "working").is_dir()
-    return Place(root if there else None, os.environ.get(RUN_TYPE) or "unknown", has_internet(), nvidia_gpus())
+    return Place(
+        root if there else None,
+        os.environ.get(RUN_TYPE) or "unknown",
+        any(has_internet() for _ in range(tries)),
+        nvidia_gpus(),
+    )
 
 
 def has_internet() -> bool:

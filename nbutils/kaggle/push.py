@@ -69,9 +69,9 @@ class Pusher:
             return
         for _ in range(MOST_SESSIONS):
             self._push(folder, facts, mark)
+            time.sleep(self.poll)  # for a moment the version before may still count as the newest
             if not self.follow:
                 return
-            time.sleep(self.poll)  # for a moment the version before may still count as the newest
             self._completed(address)
             if self._state(address) == "done":
                 self._download(folder, address)
@@ -93,16 +93,20 @@ class Pusher:
                 return False
             self._completed(address)
             return self._state(address) == "done"
-        if not same or status != "COMPLETE" or outcome_of(self.account, address).status != "done":
+        known = same and pushed["version"] is not None
+        if not known or status != "COMPLETE" or outcome_of(self.account, address).status != "done":
             return False
         self.say(f"{address}: version {pushed['version']} is done, and nothing has changed since.")
         return True
 
     def _push(self, folder: Path, facts: dict[str, Any], mark: dict[str, Any]) -> None:
         first = self.account.status(facts["id"]) is None
+        # Before the answer, which may be lost: a session that is under way then is this bundle's all the same.
+        write_json(folder / PUSHED, {"schema": 1, "version": None, "mark": mark})
         with _prepared(folder, facts, without_own=first) as prepared:
             answer = self.account.push(facts["id"], prepared)
         if answer.error:
+            (folder / PUSHED).unlink()
             raise UserError(f"Kaggle refuses {facts['id']}: {answer.error}")
         for kind in ("kernel", "dataset", "model"):
             if unknown := getattr(answer, f"invalid_{kind}_sources", None):
@@ -179,13 +183,14 @@ def bundle_folders(folder: Path) -> list[Path]:
 
 
 def _mark(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a bundle's version stands on: its notebook, and the versions of what it reads that were pushed from here."""
+    """What a bundle's version stands on: its files, and the versions of what it reads that were pushed from here."""
     versions = {}
     for source in facts["kernel_sources"]:
         beside = folder.parent / source.partition("/")[2] / PUSHED
         if source != facts["id"] and beside.is_file():
             versions[source] = read_json(beside)["version"]
-    return {"notebook": sha256_of_file(folder / facts["code_file"]), "reads": versions}
+    hashes = {"notebook": sha256_of_file(folder / facts["code_file"]), "metadata": sha256_of_file(folder / METADATA)}
+    return hashes | {"reads": versions}
 
 
 @contextmanager

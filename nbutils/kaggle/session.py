@@ -124,7 +124,7 @@ class Session:
     def _bring(self, names: Mapping[str, Any]) -> None:
         assert self.place.root is not None
         runs = run_folders(self.place.root / "input", self.run.name)
-        upstream = [] if self.stage == WHOLE else list(spec(self.stage).reads)
+        upstream = [] if self.stage == WHOLE else [*spec(self.stage).reads, *spec(self.stage).consults]
         for name in [*upstream, *self._own_stages()]:
             if (self.run / name / RECORD).is_file():
                 continue  # the first cells are executed a second time

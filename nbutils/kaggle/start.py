@@ -39,7 +39,7 @@ def start(
     `needs` is what comes from the hub, `stale` (accept, force or '') what happens to earlier work that no longer fits.
     UserError where the session cannot do what the profile asks for.
     """
-    where = place.look_around()
+    where = place.look_around(tries=5 if internet else 1)
     print(f"smallchat, {stage} of profile {profile}: {where.line}")
     if where.root is None:
         _share_package()

@@ -87,7 +87,8 @@ def scores(folders: list[str | Path]) -> dict[str, dict[str, Any]]:
         own = (row for row in rows if row["model"] == "run" and "part" not in row)
         found[name] = {f"{row['task']}, {row['metric']}": _score(row) for row in own}
     names = dict.fromkeys(name for run in found.values() for name in run)
-    return {name: {run: rows.get(name, "not scored yet") for run, rows in found.items()} for name in names}
+    absent = {run: "—" if rows else "not scored yet" for run, rows in found.items()}
+    return {name: {run: rows.get(name, absent[run]) for run, rows in found.items()} for name in names}
 
 
 def picture(folder: Path, *names: str) -> None:

@@ -53,6 +53,10 @@ def chosen(plan: Plan, options: Options) -> list[Planned]:
             raise UserError(
                 f"There is no stage '{name}' here; the stages are {', '.join(names)}.{nearest(name, names)}"
             )
+    if options.until and options.only:
+        raise UserError("--until goes alone or with --from, not with --only, which is one stage already.")
+    if options.until and options.start and names.index(options.until) < names.index(options.start):
+        raise UserError(f"--until {options.until} lies before --from {options.start}, so that nothing would run.")
     if options.only:
         return [planned for planned in plan.stages if planned.stage.name == options.only]
     end = names.index(options.until) + 1 if options.until else None

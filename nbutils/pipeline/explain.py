@@ -54,7 +54,7 @@ def _foreseen(
     problem = upstream_problem(planned.stage, planned.settings, options.allow_paused, lambda name: status[name])
     if problem:
         return Action.REFUSE, problem.rstrip(".")
-    waits = sorted(anew & set(planned.stage.reads))
+    waits = sorted(anew & {*planned.stage.reads, *planned.stage.consults})
     if waits and verdict.state != "absent" and (options.accept or not options.anew):
         return LOOK, f"after {', '.join(waits)}; so far {verdict.reason}"
     action = decide(verdict, options)

@@ -121,7 +121,7 @@ def stage_records(facts: Facts) -> dict[str, Any]:
 
 
 def _from_hub(dataset: dict[str, Any]) -> bool:
-    return is_hub_id(dataset["path"]) and bool(dataset.get("revision"))
+    return is_hub_id(dataset["path"])
 
 
 def _base_from_hub(facts: Facts) -> bool:

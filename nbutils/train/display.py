@@ -39,7 +39,7 @@ def quiet() -> None:
 def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
     """The replies of the untrained and of the trained model to the same prompts, side by side and in full."""
     if not samples:
-        return HTML("<p>No sample prompts were given.</p>")
+        return HTML("<p>There are no sample replies yet.</p>")
     first, last = min(s["step"] for s in samples), max(s["step"] for s in samples)
     table = {f"step {step}": {s["prompt"]: _cell(s) for s in samples if s["step"] == step} for step in (first, last)}
     with pd.option_context("display.max_colwidth", None):

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from nbutils.core import pause
 from nbutils.core.children import PARENT
 from nbutils.core.errors import UserError
@@ -202,7 +204,12 @@ def _ended(process: subprocess.Popen[bytes], interrupts: _Interrupts) -> Iterato
         yield
     finally:
         if process.poll() is None and interrupts.at_once:
+            # The workers lead sessions of their own, and while they still import torch they follow nobody.
+            tree = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, signal.SIGKILL)
+            for child in tree:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
         elif process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             try:

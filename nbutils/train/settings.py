@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nbutils.core.inputs import model_hashes
+from nbutils.core.inputs import FILES, model_hashes
 from nbutils.core.settings import STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
 
@@ -46,7 +46,7 @@ class TrainSettings(BaseSettings):
     def result_parameters(self) -> dict[str, Any]:
         """Also the hashes of a local base model's files: other weights under the same name are another base."""
         files = model_hashes(self.base_model)
-        return super().result_parameters() | ({"files": files} if files else {})
+        return super().result_parameters() | ({FILES: files} if files else {})
 
 
 Settings = TrainSettings

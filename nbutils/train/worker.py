@@ -27,6 +27,7 @@ from trl import SFTConfig
 from nbutils.core.children import end_with_parent
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, sha256_of_file, sha256_of_json, shown, write_json
+from nbutils.core.inputs import FILES
 from nbutils.core.models import load_model
 from nbutils.core.provenance import machine, versions
 from nbutils.train.arguments import trainer_arguments
@@ -157,10 +158,15 @@ def train(settings: TrainSettings, records: Records, requests: PauseRequests) ->
 
 
 def identity_of(settings: TrainSettings, data: Path) -> dict[str, Any]:
-    """What a checkpoint belongs to: result parameters and the hash of the tokenised rows."""
+    """What a checkpoint belongs to: result parameters and the hash of the tokenised rows.
+
+    The files that the base came from are none of it: they were read once, into `train/base`, and may be gone since.
+    """
     files = sorted(p for side in ("train", "eval") for p in (data / side).glob("*.arrow"))
+    parameters = settings.result_parameters()
+    parameters.pop(FILES, None)
     return {
-        "parameters": settings.result_parameters(),
+        "parameters": parameters,
         "data": sha256_of_json({f"{p.parent.name}/{p.name}": sha256_of_file(p) for p in files}),
     }
 
@@ -169,13 +175,14 @@ def _joined(settings: TrainSettings, folder: Path) -> SFTConfig:
     """The SFTConfig of this process, which has then met the others and exchanged a number with them.
 
     A broken link shows in either: gloo connects while the SFTConfig is made, NCCL at the first all-reduce. Both end
-    after 60 s instead of 30 minutes.
+    after 60 s instead of 30 minutes, on several machines after ten times that: their imports take unequal times.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return trainer_arguments(settings, folder)
-    with within(HANG_SECONDS):
+    seconds = HANG_SECONDS * (10 if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 else 1)
+    with within(seconds):
         args = trainer_arguments(settings, folder)
-    with within(HANG_SECONDS):
+    with within(seconds):
         dist.all_reduce(torch.ones(1, device=args.device))
         if args.device.type == "cuda":
             torch.cuda.synchronize()

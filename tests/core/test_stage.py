@@ -233,6 +233,20 @@ def test_a_pipeline_waits_for_a_notebook_run_by_hand(run):
     assert not (run / lock.FILE).exists()
 
 
+def test_the_notebook_that_is_named_has_not_finished(run):
+    """Two kernels hold the run folder; the one that came later finishes, and its kernel lives on."""
+    code = (
+        f"import sys; from pathlib import Path; from nbutils.core import lock; run = Path({str(run)!r})\n"
+        "lock.hold(run, 'the later one'); lock.let_go(run); print('let go', flush=True); sys.stdin.read()"
+    )
+    Stage.begin("first", first(run))
+    later = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    assert later.stdout is not None and later.stdout.readline() == b"let go\n"
+    with pytest.raises(UserError, match=rf"notebook 01_first.ipynb, process {os.getpid()} on "), lock.locked(run):
+        pass
+    later.communicate()
+
+
 def test_a_dead_kernel_holds_nothing(run):
     hold = f"from pathlib import Path; from nbutils.core import lock; lock.hold(Path({str(run)!r}), 'n')"
     hold += "; import os; os._exit(1)"

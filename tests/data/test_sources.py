@@ -204,6 +204,16 @@ def test_a_json_document_is_never_held_whole(tmp_path, monkeypatch):
     assert max(held) < 3 * max(len(json.dumps(row)) for row in ROWS[:300])
 
 
+@pytest.mark.parametrize("chunk", range(40, 60))
+def test_a_number_at_a_chunks_edge_is_read_whole(tmp_path, monkeypatch, chunk):
+    """`0` of `0.25` is a number of its own, and so is `1` of `1e-05`."""
+    monkeypatch.setattr(documents, "CHUNK", chunk)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"scores": [0.25, 1e-05, -12.5e10, 7] * 20, "data": [{"prompt": "a"}, {"prompt": "b"}]}))
+    document = documents.open_document(path)
+    assert document is not None and [json.loads(row)["prompt"] for row in document.read()] == ["a", "b"]
+
+
 def test_a_broken_byte_in_a_json_document_is_one_row(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps(ROWS[:3]).encode().replace(b"1 plus", b"\xff plus"))

@@ -95,6 +95,13 @@ def test_advice_is_given_only_where_conversations_show_a_difference():
     assert advised(beyond_of(40, yarn=0.1))[0] == "yarn"
     best, text = advised(beyond_of(40, yarn=0.1, dynamic=0.1))
     assert best == "dynamic" and "context_extension: dynamic" in text and "Not distinguishable from it: `yarn`" in text
+    wide = beyond_of(40, yarn=0.1, dynamic=0.05)  # dynamic may be as good as yarn, but also no better than none
+    noise = np.random.default_rng(1).normal(0, 0.3, 40)
+    wide["dynamic"] = Sums(
+        wide["dynamic"].groups, wide["dynamic"].values + noise * wide["dynamic"].weights, wide["dynamic"].weights
+    )
+    assert differences(wide, "none", 1000, 0)["dynamic"]["word"] == "not distinguishable"
+    assert advised(wide)[0] == "yarn"
     best, text = advised(beyond_of(40))
     assert best == "none" and "no extension is distinguishably better" in text and "context_extension: none" in text
     best, text = advised(beyond_of(40, yarn=-1.0, dynamic=-1.0, linear=-1.0))

@@ -31,6 +31,7 @@ def test_help_of_run_names_every_option(capsys):
         "--force",
         "--allow-paused",
         "--explain",
+        "--until",
     ):
         assert option in out
 
@@ -46,6 +47,20 @@ def test_a_users_error_is_one_sentence_and_status_1(capsys):
     assert main(["run", "params/no_such_profile.yaml"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "There is no profile params/no_such_profile.yaml" in error
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--only", "train", "--until", "metrics"], "not with --only"),
+        (["--from", "evaluate", "--until", "train"], "lies before --from evaluate"),
+        (["--until", "trian"], "There is no stage 'trian'"),
+    ],
+)
+def test_stages_that_cannot_be_chosen_together_are_one_sentence(options, words, capsys, tmp_path):
+    assert main(["run", "params/demo.yaml", "--run-dir", str(tmp_path / "run"), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error
 
 
 @pytest.mark.parametrize(

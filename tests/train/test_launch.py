@@ -219,7 +219,9 @@ def test_a_second_interrupt_stops_at_once(fake_worker, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         training.run_training(settings, folder)
     assert time.monotonic() - started < 35  # and not until the grace time for a checkpoint is over
-    assert signal.getsignal(signal.SIGINT) is before and not psutil.Process().children(recursive=True)
+    assert signal.getsignal(signal.SIGINT) is before
+    children = psutil.Process().children(recursive=True)  # a browser of other tests may be among them
+    assert not [p for p in children if str(settings.run_path) in " ".join(p.cmdline())]
 
 
 def test_processes_are_those_that_torch_sees(tmp_path, monkeypatch):
