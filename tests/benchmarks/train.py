@@ -57,8 +57,8 @@ REFERENCE = {
 }
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m.content | trim }}"
-    "<|im_end|>{% endgeneration %}\n{% else %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endif %}"
-    "{% endfor %}"
+    "<|im_end|>{% endgeneration %}{{ '\\n' }}"  # a line's end behind a tag would be dropped
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endif %}{% endfor %}"
 )
 
 
