@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from nbutils.core.chatml import IM_END, IM_START, add_chatml
 from nbutils.core.errors import UserError
 from nbutils.core.files import resolve, shown
 from nbutils.core.hardware import choose_device, device_report
-from nbutils.core.models import load_model, raw_tokenizer
+from nbutils.core.models import load_model, raw_tokenizer, without_loading_bar
 from nbutils.core.record import trained_model
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def load(name: str, run: Path | None = None) -> LoadedModel:
     place, revision = located(name, run), ""
     if not resolve(place).exists():  # a hub's id may name a revision; a folder may have an @ of its own
         place, _, revision = place.partition("@")
-    with _quiet():
+    with without_loading_bar():
         model, tokenizer = load_model(place, revision), raw_tokenizer(place, revision)
     if not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
         add_chatml(tokenizer, model)
@@ -82,20 +81,3 @@ def load(name: str, run: Path | None = None) -> LoadedModel:
     parameters = sum(p.numel() for p in model.parameters())
     whole = name if name != "final" or Path(place).name == name else f"{name} so far ({Path(place).name})"
     return LoadedModel(name, model.to(device).eval(), tokenizer, f"{whole}: {parameters:,} parameters, {why}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bar for reading weights, which would stay in executed notebooks; the hub keeps its own."""
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    enable_progress_bars()  # the line above has switched the hub's off too
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,23 @@ def load_model(name: str, revision: str = "") -> PreTrainedModel:
 
     model: PreTrainedModel = _load(AutoModelForCausalLM, name, revision, dtype=torch.float32)
     return _dequantized(model)
+
+
+@contextmanager
+def without_loading_bar() -> Iterator[None]:
+    """Without transformers' bar for reading weights, which would stay in executed notebooks; the hub keeps its own."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    enable_progress_bars()  # the line above has switched the hub's off too
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def load_chat_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

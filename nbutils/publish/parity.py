@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nbutils.core.chatml import Message, encode_batch, special_strings
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.models import load_chat_model
+from nbutils.core.models import load_chat_model, without_loading_bar
 from nbutils.core.notebooks import spec
 from nbutils.core.sampling import Sampling
 from nbutils.core.session import Engine, Measured
@@ -45,7 +44,7 @@ def check_parity(
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))
     try:
-        with _no_progress_bar():
+        with without_loading_bar():
             model, tokenizer = load_chat_model(session_model)
         texts, written = _without_control_tokens(tokenizer, rows, conversations)
         if not texts:
@@ -102,20 +101,6 @@ def _rows(held_out: Path) -> list[list[dict[str, str]]]:
             f"{shown(held_out)} cannot be read ({first}): run notebooks/{spec('data').file} again."
         ) from error
     return rows
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Loading without transformers' progress bar, which leaves debris in the notebook's page."""
-    from transformers.utils import logging
-
-    shown_before = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown_before:
-            logging.enable_progress_bar()
 
 
 def _without_control_tokens(

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
-from nbutils.core.models import load_chat_model
+from nbutils.core.models import load_chat_model, without_loading_bar
 from nbutils.publish.architecture import extends_by_theta, parameter_counts, tensor_shapes
 from nbutils.publish.export import published_files
-from nbutils.publish.parity import _no_progress_bar, check_parity
+from nbutils.publish.parity import check_parity
 
 
 def parity(published, folder, **changes):
@@ -112,7 +112,7 @@ def test_the_model_is_read_without_a_progress_bar(published, capfd):
     from transformers.utils import logging
 
     logging.enable_progress_bar()
-    with _no_progress_bar():
+    with without_loading_bar():
         load_chat_model(published.facts.model_folder)
     assert "Loading weights" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
 
