@@ -64,7 +64,13 @@ class Controls:
 
     def on_message(self, callback: Callable[[str], None]) -> None:
         """Calls back with a message that the page sends (Enter, or a click on Send)."""
-        self.outbox.observe(lambda change: callback(change["new"].rpartition(MARK)[0]), "value")
+
+        def hear(change: dict[str, Any]) -> None:
+            if text := change["new"].rpartition(MARK)[0]:
+                self.outbox.value = ""  # tells the page that it was heard
+                callback(text)
+
+        self.outbox.observe(hear, "value")
 
     def fill(self, text: str) -> None:
         """Puts a text into the input, whatever is typed there that the kernel has not heard of."""

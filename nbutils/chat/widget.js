@@ -13,9 +13,32 @@
   const submit = (chat) => {
     const [area, outbox] = [".sc-input", ".sc-outbox"].map((name) => chat.querySelector(`${name} textarea`));
     if (!area.value.trim() || chat.querySelector(".sc-send").disabled) return;
+    for (const remark of chat.querySelectorAll(".sc-unheard")) remark.remove();
     outbox.value = area.value + MARK + (stamp += 1).toString(36);
     outbox.dispatchEvent(new Event("change", { bubbles: true }));
+    watch(area, outbox, area.value);
     area.value = "";
+  };
+
+  // A kernel that hears a message empties the outbox; one that is busy or gone does not: then the text comes back.
+  const watch = (area, outbox, text) => {
+    const sent = outbox.value, patience = Date.now() + 5000;
+    let remark = null;
+    const timer = setInterval(() => {
+      const heard = outbox.value !== sent;
+      if (!heard && !remark && Date.now() > patience) {
+        remark = document.createElement("div");
+        remark.className = "sc-notice sc-unheard";
+        remark.setAttribute("role", "alert");
+        remark.textContent = "The kernel has not heard this message yet. If it is busy with a cell, it will hear it " +
+          "after that; if it was restarted, run the cells again.";
+        area.closest(".sc-line").before(remark);
+        area.value = area.value || text;
+      }
+      if (heard && remark) remark.remove();
+      if (heard && remark && area.value === text) area.value = "";
+      if (heard || !outbox.isConnected) clearInterval(timer);
+    }, 250);
   };
 
   const caught = (event, chat) => {

@@ -118,16 +118,26 @@ class Notebook:
         )
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
 
-    def run(self, index: int) -> None:
-        """Runs one cell."""
+    def run(self, index: int, wait: bool = True) -> None:
+        """Runs one cell, and waits until it is done."""
         self.page.evaluate(
-            """async index => {
+            """async ([index, wait]) => {
               const panel = jupyterapp.shell.currentWidget;
               await panel.sessionContext.ready;
               panel.content.activeCellIndex = index;
-              await jupyterapp.commands.execute('notebook:run-cell');
+              const ran = jupyterapp.commands.execute('notebook:run-cell');
+              if (wait) await ran;
             }""",
-            index,
+            [index, wait],
+        )
+
+    def restart(self) -> None:
+        """Restarts the kernel, as a person who has pressed ⟳ and agreed."""
+        self.page.evaluate(
+            """async () => {
+              const { sessionContext } = jupyterapp.shell.currentWidget;
+              await sessionContext.session.kernel.restart();
+            }"""
         )
 
     def chat(self, index: int):

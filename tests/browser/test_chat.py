@@ -34,6 +34,8 @@ CELLS = [
     f"chat = room({REPLIES!r}, reading=4)",
     "chat = room([f'number {i}' for i in range(20)], seconds=0)",
     f"chat = room({REPLIES!r})",
+    f"deaf = room({REPLIES!r})",
+    "import time; time.sleep(8)",
 ]
 
 
@@ -227,3 +229,25 @@ def test_hostile_transcripts_run_no_script(notebook):
     chat = notebook.chat(6)
     expect(bubbles(chat)).to_have_count(len(HOSTILE), timeout=20_000)
     harmless(notebook, chat)
+
+
+def test_what_a_busy_or_restarted_kernel_does_not_hear_stays_in_the_input(notebook):
+    notebook.run(10)
+    chat, remark = notebook.chat(10), "The kernel has not heard this message yet"
+    expect(chat.locator(".sc-send")).to_be_enabled()
+    notebook.run(11, wait=False)  # keeps the kernel busy
+    say(chat, "Are you there?")
+    expect(chat.get_by_role("alert")).to_contain_text(remark, timeout=7_000)
+    expect(chat.get_by_label("Message")).to_have_value("Are you there?")
+    done(chat, 1)
+    expect(chat.get_by_role("alert")).to_have_count(0)
+    expect(chat.get_by_label("Message")).to_have_value("")
+    expect(bubbles(chat, "user")).to_have_count(1)
+    notebook.restart()
+    say(chat, "And now?")
+    expect(chat.get_by_role("alert")).to_contain_text(remark, timeout=7_000)
+    expect(chat.get_by_label("Message")).to_have_value("And now?")
+    notebook.run(0)
+    notebook.run(10)
+    say(notebook.chat(10), "And now?")
+    done(notebook.chat(10), 1)
