@@ -188,7 +188,8 @@ def _draw_line(axes: Axes, train: Series, curve: Curve, colours: Theme, counted:
         return raw
     line = trend(train)
     size = 6.0 if len(raw) < 100 else 3.5
-    axes.plot(raw.steps, raw.values, ".", color=colours.first, alpha=0.4, markersize=size, markeredgewidth=0, zorder=2)
+    axes.plot(raw.steps, raw.values, ".", color=colours.first, alpha=0.4, markersize=size, markeredgewidth=0, zorder=2,
+              clip_on=False, label="as logged")  # fmt: skip
     label = f"training{counted}, smoothed"
     axes.plot(line.steps, line.values, "-", color=colours.first, linewidth=1.8, label=label, zorder=3)
     return line

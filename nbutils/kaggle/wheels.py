@@ -19,7 +19,7 @@ from nbutils.kaggle.packages import KEPT, WHEELS, needed
 from nbutils.kaggle.place import WHOLE
 
 BROUGHT = (
-    *("torch", "torchvision", "torchaudio", "triton", "transformers", "tokenizers", "safetensors", "numpy"),
+    *("torch", "torchvision", "torchaudio", "triton", "transformers", "tokenizers", "numpy"),
     *("scipy", "scikit-learn", "pandas", "setuptools"),
 )
 """Heavy, and surely in the image, or never replaced there: neither they nor what only they need is collected."""

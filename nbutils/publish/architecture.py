@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
@@ -23,18 +24,21 @@ PARTS = (
 )
 """Which part of a model a weight belongs to, by the first fragment that its name contains."""
 
+EXTENSION_NAMES = {"yarn": "YaRN, Peng et al. 2023", "linear": "position interpolation, Chen et al. 2023"}
+
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Name → shape of every weight in a model folder, from the files' headers; no weight is read.
 
-    Format: 8 bytes of length, little endian, then a JSON header (safetensors).
+    UserError where a file is cut off or is no safetensors file.
     """
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        try:
+            with safe_open(file, framework="np") as weights:
+                shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{shown(file)} is damaged ({error}): run notebooks/02_train_sft.ipynb again.") from None
     return shapes
 
 
@@ -72,19 +76,42 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
     return [(name, f"{value:,}" if type(value) is int else str(value)) for name, value in rows if value]
 
 
-def extends_by_theta(folder: Path) -> float | None:
-    """The factor on RoPE's base with which the model reads twice its trained length; None where that does not apply.
+@dataclass(frozen=True)
+class Extension:
+    """How a model is made to read twice its trained length: what that is called, and the Python that says so.
 
-    NTK-aware scaling with the base fixed for twice the length (bloc97, emozilla 2023; transformers'
-    `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): 3 to the power of D / (D - 2), where D
-    is the size of a head.
+    `code` changes the config `longer`, whose rotary module is then the extended one; `trained` is the trained length.
+    """
+
+    name: str
+    code: str
+
+
+def extension(folder: Path, kind: str) -> Extension | None:
+    """The chat's `context_extension` in plain transformers; None where there is none or the model takes none.
+
+    `dynamic` is NTK-aware scaling with the base fixed for twice the length (bloc97, emozilla 2023; transformers'
+    `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): the base times 3 to the power of
+    D / (D - 2), where D is the size of a head. The others are transformers' own.
     """
     config = _config(folder)
     rope = config.get("rope_parameters") or {}
-    if rope.get("rope_type") != "default" or config.get("model_type") not in ("llama", "mistral", "qwen2"):
+    if (
+        kind == "none"
+        or rope.get("rope_type") != "default"
+        or config.get("model_type") not in ("llama", "mistral", "qwen2")
+    ):
         return None
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return float(3 ** (size / (size - 2)))
+    if kind == "dynamic":
+        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        factor = round(3 ** (size / (size - 2)), 6)
+        return Extension("NTK-aware RoPE, with one base for the whole extended length",
+                         f'longer.rope_parameters["rope_theta"] *= {factor}')  # fmt: skip
+    given = {"rope_type": f'"{kind}"', "factor": "2.0"}
+    if kind == "yarn":
+        given["original_max_position_embeddings"] = "trained"
+    options = ", ".join(f"{name}={value}" for name, value in given.items())
+    return Extension(EXTENSION_NAMES[kind], f"longer.rope_parameters.update({options})")
 
 
 def context_length(folder: Path) -> int:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.publish import judgement, origin, sections
-from nbutils.publish.architecture import architecture, context_length, extends_by_theta, parameter_counts, tensor_shapes
+from nbutils.publish.architecture import (
+    Extension,
+    architecture,
+    context_length,
+    extension,
+    parameter_counts,
+    tensor_shapes,
+)
 from nbutils.publish.export import GENERATION, control_tokens
 from nbutils.publish.facts import Facts, data_figures
 from nbutils.publish.metadata import card_metadata
@@ -21,6 +28,8 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
     size = sum(parameter_counts(tensor_shapes(folder)).values())
+    # As the conversation on the card was held; transcripts of an earlier smallchat do not say how.
+    extended = extension(folder, facts.transcript.get("settings", {}).get("context_extension", "dynamic"))
     text = _template("card.md.jinja").render(
         metadata=card_metadata(facts, settings),
         title=settings.model_name,
@@ -46,8 +55,8 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         dialogue=judgement.dialogue(facts),
         limitations=judgement.limitations(facts, size),
         context=f"{context_length(folder):,}",
-        theta_factor=extends_by_theta(folder),
-        usage=usage_code(folder, model_id(settings)),
+        extension=extended,
+        usage=usage_code(folder, model_id(settings), extended),
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
         provenance=origin.provenance(facts, settings),
         datasets=origin.datasets(facts),
@@ -57,13 +66,10 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
     return text.rstrip() + "\n"
 
 
-def usage_code(folder: Path, name: str) -> str:
-    """A streaming chat in plain transformers, with rolling window and context extension where the model allows it."""
-    factor = extends_by_theta(folder)
+def usage_code(folder: Path, name: str, extended: Extension | None) -> str:
+    """A streaming chat in plain transformers, with rolling window and, where the model takes one, context extension."""
     longest = min(LONGEST_REPLY, context_length(folder) // 4)
-    code = _template("usage.py.jinja").render(
-        model_id=name, theta_factor=factor and round(factor, 6), longest_reply=longest
-    )
+    code = _template("usage.py.jinja").render(model_id=name, extension=extended, longest_reply=longest)
     return code.strip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
 from nbutils.core.models import load_chat_model, without_loading_bar
-from nbutils.publish.architecture import extends_by_theta, parameter_counts, tensor_shapes
+from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
+from nbutils.publish.card import render_card
 from nbutils.publish.export import published_files
 from nbutils.publish.parity import check_parity
 
@@ -63,16 +65,36 @@ def test_parameters_by_part(published):
     assert set(counts) == {"token embedding", "attention", "feed-forward", "norms"}
 
 
-def test_the_extension_is_that_of_the_session(published):
-    """The factor on the card gives the frequencies that the chat session uses beyond the trained length."""
+@pytest.mark.parametrize("kind", ["dynamic", "yarn", "linear"])
+def test_the_extension_is_that_of_the_session(published, kind):
+    """The code on the card gives the rotation that the chat session uses beyond the trained length."""
     from transformers import AutoModelForCausalLM
 
     from nbutils.core.rotation import rotations
 
     model = AutoModelForCausalLM.from_pretrained(published.folder)
-    _, extended = rotations(model, "dynamic", 2 * model.config.max_position_embeddings)
-    model.config.rope_parameters["rope_theta"] *= extends_by_theta(published.folder)
-    assert torch.allclose(type(model.model.rotary_emb)(model.config).inv_freq, extended.inv_freq, rtol=1e-5)
+    trained = model.config.max_position_embeddings
+    _, expected = rotations(model, kind, 2 * trained)
+    exec(extension(published.folder, kind).code, {"longer": model.config, "trained": trained})
+    rotary = type(model.model.rotary_emb)(model.config)
+    assert torch.allclose(rotary.inv_freq, expected.inv_freq, rtol=1e-5)
+    assert rotary.attention_scaling == pytest.approx(expected.scaling)
+
+
+def test_a_chat_that_extends_nothing_gives_a_card_that_extends_nothing(published):
+    transcript = published.facts.transcript
+    facts = replace(published.facts, transcript=transcript | {"settings": {"context_extension": "none"}})
+    card = render_card(facts, published.settings)
+    assert "limit = trained\n" in card and "rotary_emb" not in card and "is extended to twice" not in card
+
+
+def test_cut_off_weights_are_named(published, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    whole = (published.folder / "model.safetensors").read_bytes()
+    for length in (3, 100, len(whole) - 1):
+        weights.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged .*02_train_sft"):
+            tensor_shapes(tmp_path)
 
 
 @pytest.mark.slow
