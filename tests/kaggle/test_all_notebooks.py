@@ -19,6 +19,7 @@ from tests.kaggle.simulated import SMALL, Kaggle, Outcome, bundles, done, is_wor
 
 pytestmark = pytest.mark.soak
 
+DEMO = ROOT / "params" / "demo.yaml"
 REHEARSAL = ROOT / "params" / "kaggle_rehearsal.yaml"
 SMALLER = [
     *("base_model=tiny", "datasets=[{path: chitchat, fraction: 0.1}]", "processes=0", "precision=auto"),
@@ -34,21 +35,23 @@ def test_six_notebooks_one_after_the_other_without_internet(oldest, wheels, fetc
     """On an image with Kaggle's libraries: model, conversations and packages are attached as Kaggle datasets."""
     offline = ["--offline", "--attach", FETCHED, "--attach", WHEELS, "-p", f"base_model={BASE}"]
     made = bundles(SMALL, tmp_path / "bundles", *offline, "-p", f"datasets=[{TALK}]")
-    account = Kaggle(tmp_path, oldest, "nested")
-    outputs = {FETCHED: fetched, WHEELS: wheels}
-    for stage in STAGES:
-        name = stage.file.removesuffix(".ipynb").replace("_", "-")
-        facts = read_json(made[name] / "kernel-metadata.json")
-        assert facts["enable_internet"] is False and facts["dataset_sources"] == [FETCHED, WHEELS]
-        sources = {*facts["kernel_sources"], *facts["dataset_sources"]}
-        attached = {address: output for address, output in outputs.items() if address in sources}
-        assert len(attached) == len(stage.reads) + len(stage.consults) + 2
-        outcome = account.run(made[name], attached)
-        assert outcome.status == 0, f"{name}: {outcome.text[-3000:]}"
-        assert read_json(outcome.working / "runs" / "small" / stage.name / "stage.json")["status"] == "done"
-        if stage.name == "data":
-            assert re.search(r"plotly +>=6.0 +5.24.1 +\d", outcome.text), outcome.text[:3000]
-        outputs[f"someone/{made[name].name}"] = outcome.working
+    outcomes = one_after_the_other(made, Kaggle(tmp_path, oldest, "nested"), {FETCHED: fetched, WHEELS: wheels})
+    assert re.search(r"plotly +>=6.0 +5.24.1 +\d", outcomes["data"].text), outcomes["data"].text[:3000]
+
+
+def test_the_demo_as_it_is(oldest, wheels, tmp_path):
+    """`params/demo.yaml` at its size; its model learns here what it learns with `make demo` (tests/notebooks)."""
+    made = bundles(DEMO, tmp_path / "bundles", "--offline", "--attach", WHEELS)
+    outcomes = one_after_the_other(made, Kaggle(tmp_path, oldest), {WHEELS: wheels})
+    run = outcomes["publish"].working / "runs" / "demo"
+    assert read_json(run / "train" / "stage.json")["facts"]["step"] > 700
+    assert read_json(run / "metrics" / "summary.json")["final"]["eval_loss_all_tokens"] < 4.0
+    versions = read_json(run / "train" / "stage.json")["versions"]
+    assert versions["transformers"].startswith("5.0.")
+    (better,) = [p for p in read_json(run / "evaluate" / "results.json")["paired"] if p["metric"] == "word_perplexity"]
+    assert better["word"] == "better"
+    card = (run / "publish" / "README.md").read_text(encoding="utf-8")
+    assert "transformers 5.0." in card and "## Use" in card
 
 
 def test_the_rehearsal_fails_pauses_and_resumes_and_forecasts(oldest, wheels, tmp_path):
@@ -78,6 +81,25 @@ def test_the_rehearsal_fails_pauses_and_resumes_and_forecasts(oldest, wheels, tm
     assert re.search(r"training steps of the full run.* GPU-hours in 1 session.* notebook 04 \(here \d+ s\)", last.text)
     started = [stage_of(outcome, "data")["started"] for outcome in (failed, paused, last)]
     assert len(set(started)) == 1  # the data was made once
+
+
+def one_after_the_other(made: dict[str, Path], account: Kaggle, attached: dict[str, Path]) -> dict[str, Outcome]:
+    """Runs the six bundles, each with just what its metadata name: outputs of earlier ones and Kaggle datasets."""
+    outputs, outcomes = dict(attached), dict[str, Outcome]()
+    for stage in STAGES:
+        name = stage.file.removesuffix(".ipynb").replace("_", "-")
+        facts = read_json(made[name] / "kernel-metadata.json")
+        assert facts["enable_internet"] is False and facts["dataset_sources"] == list(attached)
+        sources = {*facts["kernel_sources"], *facts["dataset_sources"]}
+        inputs = {address: output for address, output in outputs.items() if address in sources}
+        assert len(inputs) == len(stage.reads) + len(stage.consults) + len(attached)
+        outcome = account.run(made[name], inputs)
+        assert outcome.status == 0, f"{name}: {outcome.text[-3000:]}"
+        (record,) = (outcome.working / "runs").glob(f"*/{stage.name}/stage.json")
+        assert read_json(record)["status"] == "done"
+        outputs[f"someone/{made[name].name}"] = outcome.working
+        outcomes[stage.name] = outcome
+    return outcomes
 
 
 def stage_of(outcome: Outcome, name: str) -> dict:
