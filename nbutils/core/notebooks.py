@@ -27,7 +27,6 @@ class StageSpec:
     name: str
     file: str
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    also_writes: tuple[str, ...] = ()
     consults: tuple[str, ...] = ()
     pausable: bool = False
     settings: str = ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_json, write_json, write_text
 from nbutils.core.hardware import choose_device, choose_precision, device_report, nvidia_gpus, usable_gpus
+from nbutils.core.jupyter import quiet
 from nbutils.core.models import context_length
 from nbutils.evaluate.behaviour import measure, speaks_chatml, user_turns
 from nbutils.evaluate.cache import Cache
@@ -80,7 +81,7 @@ def plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
     from transformers import AutoTokenizer
 
     _set_threads()
-    _without_loading_bars()
+    quiet()
     heldout = folder / "heldout"
     tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
     conversations = read_conversations(data, tokenizer)
@@ -223,15 +224,6 @@ def _set_threads() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
-
-
-def _without_loading_bars() -> None:
-    """No bars for reading a file: each takes under a second, and stays on the page for good."""
-    import datasets
-    from transformers.utils import logging
-
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
 
 
 def _add(folder: Path, name: str, value: Any) -> None:

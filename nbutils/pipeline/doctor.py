@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Prints every finding, problems last; the exit status is 1 where one of them would stop a run."""
-    from nbutils.train.display import quiet
+    from nbutils.core.jupyter import quiet
     from nbutils.train.preflight import LATER, STOP
 
     quiet()

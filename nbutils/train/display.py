@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-import datasets
 import pandas as pd
 from IPython.display import HTML, display
-from transformers.utils import logging
 
 from nbutils.core.jupyter import interactive
 
@@ -28,12 +26,6 @@ def supervised_text(tokenizer: Any, input_ids: Sequence[int], supervised: Sequen
     share = f"{sum(map(bool, supervised))} of {len(supervised)} tokens are supervised (marked)."
     body = "".join(pieces) + more
     return HTML(f'<p>{share}</p><div style="font-family:monospace;line-height:1.7;max-width:60em">{body}</div>')
-
-
-def quiet() -> None:
-    """Keeps the libraries' progress bars for loading and saving out of the notebook."""
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
 
 
 def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
