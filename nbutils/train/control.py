@@ -27,9 +27,13 @@ class PauseRequests:
         self.signalled = False
 
     def listen(self) -> None:
-        """Takes the signals from now on; they only set a flag, the step under way is finished first."""
+        """Takes the signals from now on; they only set a flag, the step under way is finished first.
+
+        Under `nohup` SIGHUP stays ignored, as it asks for.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def __call__(self) -> bool:
         return self.signalled or pause.requested(self.run)

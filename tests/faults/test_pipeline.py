@@ -37,7 +37,7 @@ class Bench:
         line = (program or command(self.profile, "--run-dir", self.run)) + [str(argument) for argument in arguments]
         return subprocess.Popen(
             line, env=environment(self.notebooks, **env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            cwd="/", start_new_session=True,
+            cwd="/", start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
 
     def finish(self, process: subprocess.Popen[str]) -> tuple[int, str]:

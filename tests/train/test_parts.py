@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -15,6 +17,7 @@ from nbutils.core.files import read_json, read_jsonl
 from nbutils.train import arguments, checkpoints
 from nbutils.train import meters as meters_module
 from nbutils.train.batches import BatchPlan
+from nbutils.train.control import PauseRequests
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loader import StepBatch, StepLoader
 from nbutils.train.loss import IGNORED
@@ -281,3 +284,21 @@ def test_the_budget_keeps_a_margin_for_the_slowest_pause():
     meters.note_pause(25.0)
     assert meters.wants_to_stop()
     assert Meters(lambda batch: 0.0, lambda: True).wants_to_stop()
+
+
+def test_signals_ask_for_a_pause_and_nohup_is_respected(tmp_path):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        requests = PauseRequests(tmp_path)
+        requests.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not requests()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        requests.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert requests()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
