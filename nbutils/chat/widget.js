@@ -35,9 +35,12 @@
         area.closest(".sc-line").before(remark);
         area.value = area.value || text;
       }
-      if (heard && remark) remark.remove();
-      if (heard && remark && area.value === text) area.value = "";
       if (heard || !outbox.isConnected) clearInterval(timer);
+      if (!heard || !remark) return;
+      remark.remove();
+      setTimeout(() => {  // a kernel that refuses it says why, and the text stays
+        if (area.value === text && !area.closest(".smallchat").querySelector(".sc-notice")) area.value = "";
+      }, 500);
     }, 250);
   };
 

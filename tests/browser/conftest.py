@@ -118,17 +118,16 @@ class Notebook:
         )
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
 
-    def run(self, index: int, wait: bool = True) -> None:
+    def run(self, index: int) -> None:
         """Runs one cell, and waits until it is done."""
         self.page.evaluate(
-            """async ([index, wait]) => {
+            """async index => {
               const panel = jupyterapp.shell.currentWidget;
               await panel.sessionContext.ready;
               panel.content.activeCellIndex = index;
-              const ran = jupyterapp.commands.execute('notebook:run-cell');
-              if (wait) await ran;
+              await jupyterapp.commands.execute('notebook:run-cell');
             }""",
-            [index, wait],
+            index,
         )
 
     def restart(self) -> None:

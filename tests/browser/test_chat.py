@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -35,7 +37,7 @@ CELLS = [
     "chat = room([f'number {i}' for i in range(20)], seconds=0)",
     f"chat = room({REPLIES!r})",
     f"deaf = room({REPLIES!r})",
-    "import time; time.sleep(8)",
+    "import os; print(os.getpid())",
 ]
 
 
@@ -233,19 +235,36 @@ def test_hostile_transcripts_run_no_script(notebook):
 
 def test_what_a_busy_or_restarted_kernel_does_not_hear_stays_in_the_input(notebook):
     notebook.run(10)
-    chat, remark = notebook.chat(10), "The kernel has not heard this message yet"
-    expect(chat.locator(".sc-send")).to_be_enabled()
-    notebook.run(11, wait=False)  # keeps the kernel busy
-    say(chat, "Are you there?")
-    expect(chat.get_by_role("alert")).to_contain_text(remark, timeout=7_000)
-    expect(chat.get_by_label("Message")).to_have_value("Are you there?")
+    notebook.run(11)
+    chat = notebook.chat(10)
+    unheard, remark = chat.locator(".sc-unheard[role=alert]"), "The kernel has not heard this message yet"
+    kernel = int(notebook.page.locator(".jp-CodeCell").nth(11).locator(".jp-OutputArea-output").inner_text())
+
+    def say_to_nobody(text: str) -> None:
+        os.kill(kernel, signal.SIGSTOP)  # as busy as can be, whatever subshells it has
+        try:
+            say(chat, text)
+            expect(unheard).to_contain_text(remark, timeout=10_000)
+            expect(chat.get_by_label("Message")).to_have_value(text)
+        finally:
+            os.kill(kernel, signal.SIGCONT)
+
+    say_to_nobody("Are you there?")
     done(chat, 1)
-    expect(chat.get_by_role("alert")).to_have_count(0)
+    expect(unheard).to_have_count(0)
     expect(chat.get_by_label("Message")).to_have_value("")
     expect(bubbles(chat, "user")).to_have_count(1)
+
+    say_to_nobody(long := "word " * 3000)
+    expect(chat.locator(".sc-notice:not(.sc-unheard)")).to_contain_text(
+        "tokens long and there is room for", timeout=10_000
+    )
+    time.sleep(1)
+    expect(chat.get_by_label("Message")).to_have_value(long)
+
     notebook.restart()
     say(chat, "And now?")
-    expect(chat.get_by_role("alert")).to_contain_text(remark, timeout=7_000)
+    expect(unheard).to_contain_text(remark, timeout=10_000)
     expect(chat.get_by_label("Message")).to_have_value("And now?")
     notebook.run(0)
     notebook.run(10)
