@@ -67,6 +67,8 @@ def main(arguments: argparse.Namespace) -> int:
     or the transcript cannot be loaded, or a setting is out of range.
     """
     try:
+        if arguments.save and resolve(arguments.save).is_dir():
+            raise UserError(f"--save {shown(resolve(arguments.save))} is a folder: give the path of a file in it.")
         session = _session(arguments)
     except KeyboardInterrupt:
         _say("stopped before the model was there")

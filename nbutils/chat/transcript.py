@@ -17,9 +17,13 @@ ROLES = ("system", "user", "assistant")
 
 
 def write_transcript(path: str | Path, transcript: dict[str, Any]) -> Path:
-    """Writes a transcript atomically and returns its absolute path."""
+    """Writes a transcript atomically and returns its absolute path. UserError where it can't be written."""
     target = resolve(path)
-    write_json(target, {"schema": SCHEMA, **transcript})
+    try:
+        write_json(target, {"schema": SCHEMA, **transcript})
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"The transcript cannot be written to {shown(target)} ({reason}): give another path.") from None
     return target
 
 

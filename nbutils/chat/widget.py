@@ -84,6 +84,7 @@ class ChatWidget:
         for panel in self.panels:
             panel.session.restore(transcript)
             panel.show()
+        self._leave_editing()
         self._show_state()
 
     def close(self) -> None:
@@ -159,8 +160,7 @@ class ChatWidget:
         if self.busy:
             return
         if self._editing:
-            self._set_editing(False)
-            self.controls.input.value = ""
+            self._leave_editing()
             return
         sent = [m["content"] for m in self.panels[0].session.messages if m["role"] == "user"]
         if sent:
@@ -171,7 +171,7 @@ class ChatWidget:
     def _clear(self) -> None:
         self._stop()
         self.wait()
-        self._set_editing(False)
+        self._leave_editing()
         for panel in self.panels:
             panel.session.clear()
             panel.show()
@@ -276,6 +276,11 @@ class ChatWidget:
         if name not in self._loaded:
             self._loaded[name] = self._load_model(name)
         return Panel(self._loaded[name], self._settings)
+
+    def _leave_editing(self) -> None:
+        if self._editing:
+            self._set_editing(False)
+            self.controls.fill("")
 
     def _set_editing(self, editing: bool) -> None:
         self._editing = editing

@@ -109,7 +109,8 @@ def signed_in() -> Any:
     except (Exception, SystemExit):
         raise UserError(
             "Kaggle knows nobody by these credentials: create a token under kaggle.com/settings (API), and put it "
-            "where the kaggle package looks (~/.kaggle/kaggle.json, or KAGGLE_USERNAME and KAGGLE_KEY)."
+            "into ~/.kaggle/access_token or KAGGLE_API_TOKEN (a legacy key: ~/.kaggle/kaggle.json, or KAGGLE_USERNAME "
+            "and KAGGLE_KEY)."
         ) from None
     return api
 

@@ -100,7 +100,9 @@ class Pusher:
         return True
 
     def _push(self, folder: Path, facts: dict[str, Any], mark: dict[str, Any]) -> None:
-        first = self.account.status(facts["id"]) is None
+        before = read_json(folder / PUSHED) if (folder / PUSHED).is_file() else {}
+        # Kaggle's answers for a notebook that is not there are also those of a bad moment.
+        first = before.get("version") is None and self.account.status(facts["id"]) is None
         # Before the answer, which may be lost: a session that is under way then is this bundle's all the same.
         write_json(folder / PUSHED, {"schema": 1, "version": None, "mark": mark})
         with _prepared(folder, facts, without_own=first) as prepared:
@@ -110,6 +112,7 @@ class Pusher:
             raise UserError(f"Kaggle refuses {facts['id']}: {answer.error}")
         for kind in ("kernel", "dataset", "model"):
             if unknown := getattr(answer, f"invalid_{kind}_sources", None):
+                (folder / PUSHED).unlink()  # or its output would be taken for this bundle's
                 raise UserError(
                     f"Kaggle does not know these {kind} inputs of {facts['id']}: {', '.join(unknown)}. It runs the "
                     "notebook without them all the same: stop that version on its page, check the names and whether "

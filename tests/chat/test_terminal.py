@@ -23,6 +23,7 @@ import pytest
 from nbutils.chat import terminal
 from nbutils.chat.models import choices, load, located
 from nbutils.chat.session import ChatSession
+from nbutils.chat.transcript import write_transcript
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.record import RECORD, SCHEMA, write_record
@@ -259,5 +260,9 @@ def test_a_conversation_is_saved_and_gone_on_with(tmp_path, monkeypatch, capsys)
         assert main_of_chat(run, "--greedy", "--max-new-tokens", "4", "--save", str(saved), *loading) == 0
     assert [m["content"] for m in read_json(saved)["messages"][::2]] == ["first", "second"]
     assert "the transcript is in" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is a folder: give the path of a file"):
+        main_of_chat(run, "--save", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot be written to .* give another path"):
+        write_transcript(saved / "below-a-file.json", {"messages": []})
     with pytest.raises(UserError, match=r"top_p is 3.0"):
         main_of_chat(run, "--top-p", "3")

@@ -101,6 +101,19 @@ def test_regenerate_edit_and_clear():
     assert chat.panels[0].session.messages == [] and "Say something" in shown(chat)
 
 
+def test_another_conversation_is_not_edited_by_mistake():
+    chat = widget("one", "two")
+    send(chat, "hi")
+    chat.controls.edit.click()
+    chat.restore({"messages": [{"role": "user", "content": "old"}, {"role": "assistant", "content": "reply"}]})
+    assert chat.controls.send.description == "Send" and chat.controls.input.value == ""
+    send(chat, "new")
+    assert [m["content"] for m in chat.panels[0].session.messages] == ["old", "reply", "new", "two"]
+    chat.controls.edit.click()
+    chat.controls.clear.click()
+    assert chat.controls.send.description == "Send" and chat.controls.input.value == ""
+
+
 def test_side_by_side_and_picking_another_model():
     chat = widget("left", "left again", names=("final", "base"), beside="base")
     send(chat, "hi")

@@ -253,6 +253,26 @@ def test_streaming_with_a_real_sentencepiece_tokenizer(chat_tokenizers):
         assert "".join(pieces) + decoder.finish() == text
 
 
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_nothing_is_lost_behind_a_byte_that_makes_no_character(chat_tokenizers, data):
+    """Byte fallback turns a whole run of bytes into U+FFFD when one of them is wrong, those already shown too."""
+    tokenizer = chat_tokenizers["sentencepiece"]
+    moon = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "🌙".encode()]
+    words = [tokenizer(f"word {word}", add_special_tokens=False)["input_ids"][-1] for word in ("fine", "and", "you")]
+    parts = data.draw(st.lists(st.sampled_from([moon, moon[:1], moon[:2], moon[2:], *([word] for word in words)])))
+    ids = [number for part in parts for number in part]
+    decoder = StreamDecoder(tokenizer)
+    streamed = "".join(decoder.push(number) for number in ids) + decoder.finish()
+    whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert letters(streamed) == letters(whole) and streamed == decoder.text
+    assert "\ufffd" in whole or streamed == whole.strip()
+
+
+def letters(text: str) -> str:
+    return "".join(char for char in text if char.isascii() and char.isalpha())
+
+
 @given(
     turns=st.lists(st.integers(1, 300), max_size=30),
     newest=st.integers(1, 1200),

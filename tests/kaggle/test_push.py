@@ -99,6 +99,29 @@ def test_inputs_that_kaggle_does_not_know_stop_the_push(kaggle, made, monkeypatc
         push(made / "smallchat-small-03-plot-metrics", follow=True)
 
 
+def test_a_version_that_runs_without_its_inputs_is_never_taken_for_this_bundles(kaggle, made, monkeypatch):
+    monkeypatch.setattr(Pusher, "_upstream", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(UserError, match="does not know these kernel inputs"):
+            push(made / "smallchat-small-03-plot-metrics", follow=True)
+    assert pushes(kaggle) == ["03-plot-metrics"] * 2
+
+
+def test_an_unclear_answer_costs_no_earlier_session(kaggle, made, monkeypatch):
+    """Kaggle says of a notebook that is not there what it also says in a bad moment."""
+    kaggle.plan[TRAIN] = ["paused", "done"]
+    pushing = Pusher._push
+
+    def in_a_bad_moment(self, folder, facts, mark):
+        with monkeypatch.context() as moment:
+            moment.setattr(self.account, "status", lambda address: None)
+            pushing(self, folder, facts, mark)
+
+    monkeypatch.setattr(Pusher, "_push", in_a_bad_moment)
+    push(made, follow=True)
+    assert [version["kernelDataSources"] for version in kaggle.versions[TRAIN]] == [[DATA], [DATA, TRAIN]]
+
+
 def test_the_same_command_goes_on_where_it_was_cut_off(kaggle, made, monkeypatch):
     kaggle.plan[TRAIN] = ["paused"]
     with monkeypatch.context() as cut, pytest.raises(KeyboardInterrupt):
