@@ -157,7 +157,8 @@ class Session:
         except UserError as error:
             if not step:
                 raise
-            print(f"Note: {error} This session goes on from step {step}, which is attached.")
+            self.mirror = None  # what it holds may be further, and sending would replace it for good
+            print(f"Note: {error} This session goes on from step {step}, which is attached, and sends nothing there.")
             return []
         print(f"The mirror {self.mirror.repo} is further than what is attached.")
         return run_folders(folder, self.run.name)

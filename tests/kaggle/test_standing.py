@@ -135,6 +135,7 @@ def test_a_mirror_in_trouble_stops_only_who_has_nothing_else(kaggle, capsys, att
     made.mirror = Troubled()  # type: ignore[assignment]
     if attached:
         assert made._mirrored(found) == [] and "goes on from step 10" in capsys.readouterr().out
+        assert made.mirror is None  # or it would replace what may be further
     else:
         with pytest.raises(UserError, match="cannot be read"):
             made._mirrored(None)
