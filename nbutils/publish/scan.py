@@ -10,13 +10,16 @@ from pathlib import Path
 from nbutils.core.errors import UserError
 from nbutils.core.secrets import secrets
 
+START = rb"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
+"""Where a word begins, also behind a line break or tab as JSON writes it."""
+
 PATTERNS = {
-    "a Hugging Face token": rb"\b(?:hf|api_org)_[A-Za-z0-9]{30,}",
-    "a GitHub token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
-    "an AWS key": rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a Google key": rb"\bAIza[A-Za-z0-9_-]{35}",
-    "a Slack token": rb"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-    "an API key": rb"\bsk-[A-Za-z0-9_-]{20,}",
+    "a Hugging Face token": START + rb"(?:hf|api_org)\\?_[A-Za-z0-9]{30,}",
+    "a GitHub token": START + rb"(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
+    "an AWS key": START + rb"(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a Google key": START + rb"AIza[A-Za-z0-9_-]{35}",
+    "a Slack token": START + rb"xox[abprs]-[A-Za-z0-9-]{10,}",
+    "an API key": START + rb"sk-[A-Za-z0-9_-]{20,}",
     "a Kaggle key": rb'"key"\s*:\s*"[0-9a-f]{32}"',
     "a Weights & Biases key": rb"(?i)wandb[^\n]{0,20}\b[0-9a-f]{40}\b",
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -105,6 +106,9 @@ def test_what_is_missing_is_said(published, folder, hub, monkeypatch):
     [
         ("token: hf_" + "a1B2" * 9, "a Hugging Face token"),
         ("ghp_" + "a" * 36, "a GitHub token"),
+        (json.dumps({"content": "my token is\nhf_" + "a1B2" * 9}), "a Hugging Face token"),
+        (json.dumps({"content": "mine:\tsk-" + "a1B2" * 9}), "an API key"),
+        ("> it is hf\\_" + "a1B2" * 9, "a Hugging Face token"),
         ("id AKIA" + "A1B2" * 4, "an AWS key"),
         ('{"username": "me", "key": "' + "0f" * 16 + '"}', "a Kaggle key"),
         ("-----BEGIN OPENSSH PRIVATE KEY-----", "a private key"),
