@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -122,14 +121,22 @@ def svg(figure: Figure) -> bytes:
 
 
 def _apart(values: list[float], gap: float) -> list[float]:
-    """The values moved as little as it takes for neighbours to be `gap` apart."""
+    """The values moved as little as it takes for neighbours to be `gap` apart.
+
+    Source: isotonic regression by pooling adjacent violators (Ayer et al. 1955).
+    """
     order = sorted(range(len(values)), key=values.__getitem__)
+    groups: list[tuple[float, int]] = []  # of neighbours that touch: their sum, each less the room below it; their count
+    for rank, index in enumerate(order):
+        total, count = values[index] - rank * gap, 1
+        while groups and groups[-1][0] / groups[-1][1] > total / count:
+            below = groups.pop()
+            total, count = total + below[0], count + below[1]
+        groups.append((total, count))
+    moved = [total / count for total, count in groups for _ in range(count)]
     places = list(values)
-    for a, b in [*pairwise(order)] * len(order):  # moving one pair apart may push it into the next
-        lack = gap - (places[b] - places[a])
-        if lack > 0:
-            places[a] -= lack / 2
-            places[b] += lack / 2
+    for rank, index in enumerate(order):
+        places[index] = moved[rank] + rank * gap
     return places
 
 

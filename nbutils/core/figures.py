@@ -72,23 +72,28 @@ def draw_curve(axes: Axes, history: History, curve: Curve, *, theme: str = "ligh
     from matplotlib.ticker import PercentFormatter
 
     colours = THEMES[theme]
-    train, evals = history.series(curve.train), history.eval_series(curve.evaluation).finite
+    train, measured = history.series(curve.train), history.eval_series(curve.evaluation)
+    evals = measured.finite
     apart = bool(curve.evaluation) and history.counts_all_tokens
     ends: list[End] = []
     if len(train.finite):
         line = _draw_line(axes, train, curve, colours, " (all tokens)" if apart else "")
-        ends.append(End(line.values[-1], colours.first))
-    if apart and curve.like_training and len(same := history.eval_series(curve.like_training).finite):
+        if train.ends_finite:  # else the line breaks off before the end of the run: its last point is no final value
+            ends.append(End(line.values[-1], colours.first))
+    like = history.eval_series(curve.like_training)
+    if apart and curve.like_training and len(same := like.finite):
         axes.plot(same.steps, same.values, "D", color=colours.first, markersize=5, zorder=4, clip_on=False,
                   markerfacecolor=colours.page, label="evaluation (all tokens)")  # fmt: skip
-        ends.append(End(same.values[-1], colours.first, "◇"))
+        if like.ends_finite:
+            ends.append(End(same.values[-1], colours.first, "◇"))
     if len(evals):
         few = thinned(evals, 60)
         axes.plot(evals.steps, evals.values, "--", color=colours.second, linewidth=1.0, zorder=3)
         axes.plot(few.steps, few.values, "o", color=colours.second, markersize=4.5, zorder=4, clip_on=False,
                   markeredgecolor=colours.page, markeredgewidth=0.8,
                   label="evaluation (assistant's tokens)" if apart else "evaluation")  # fmt: skip
-        ends.append(End(evals.values[-1], colours.second))
+        if measured.ends_finite:
+            ends.append(End(evals.values[-1], colours.second))
     _mark_events(axes, history, curve, colours)
     axes.set_title(curve.title, loc="left", fontsize=10, color=colours.ink)
     axes.set_xlabel("optimizer steps", fontsize=9)
@@ -97,7 +102,7 @@ def draw_curve(axes: Axes, history: History, curve: Curve, *, theme: str = "ligh
     label_ends(axes, ends, curve.form, history.last_step or None)
     if curve.form.endswith("%}"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the axis needs
-    if ends:
+    if len(train.finite) or len(evals):
         if len(axes.get_legend_handles_labels()[1]) > 1 or curve.smooth:
             axes.legend(fontsize=8, frameon=False, labelcolor=colours.ink, loc="best")
     else:
@@ -106,43 +111,44 @@ def draw_curve(axes: Axes, history: History, curve: Curve, *, theme: str = "ligh
 
 def draw_runs(
     axes: Axes, runs: Mapping[str, History], curve: Curve, *, x: str = "step", theme: str = "light"
-) -> list[Line2D]:
-    """Draws one curve of several runs over one another: lines smoothed, evaluations as markers, final values written.
+) -> tuple[list[Line2D], list[End]]:
+    """Draws one curve of several runs over one another: lines smoothed, evaluations as markers.
 
     `x` is the column of the training rows to draw over: `step`, `total_tokens` or `elapsed`. Runs differ by colour,
-    line style and marker. Returns what a legend needs: an entry for each run, one for lines and one for markers.
+    line style and marker. Returns what a legend needs (an entry for each run, one for lines and one for markers) and
+    the final values, for `label_ends` to write once the axes have their size: those of the evaluations; those of
+    training where no run has any.
     """
     from matplotlib.lines import Line2D
 
     colours = THEMES[theme]
-    ends: list[End] = []
+    trained: list[End] = []
+    evaluated: list[End] = []
     entries: list[Line2D] = []
     kinds = {"lines: training" + (", smoothed" if curve.smooth else ""): False, "markers: evaluation": False}
     for index, (name, history) in enumerate(runs.items()):
         colour, style, marker = (
             choices[index % len(choices)] for choices in (colours.curves, LINE_STYLES, MARKERS)
         )  # fmt: skip
-        train, evals = history.series(curve.train, x=x).finite, history.eval_series(curve.evaluation, x=x).finite
-        line = trend(train) if curve.smooth else thinned(train)
+        train, measured = history.series(curve.train, x=x), history.eval_series(curve.evaluation, x=x)
+        evals = measured.finite
+        line = trend(train) if curve.smooth else thinned(train.finite)
         if len(line):
             axes.plot(line.steps, line.values, color=colour, linestyle=style, linewidth=1.2, alpha=0.8)
         if len(evals):
             few = thinned(evals, 60)
             axes.plot(few.steps, few.values, marker, color=colour, markersize=4.5, markeredgecolor=colours.page)
-        for end in (evals, line):
-            if len(end):
-                ends.append(End(end.values[-1], colour))
-                break
+        trained += [End(line.values[-1], colour)] if train.ends_finite else []
+        evaluated += [End(evals.values[-1], colour)] if measured.ends_finite else []
         entry = Line2D([], [], color=colour, markersize=4.5, label=name)
         entry.set(linestyle=style if len(line) else "none", marker=marker if len(evals) else "none")
         entries.append(entry)
         kinds = {kind: seen or bool(len(s)) for (kind, seen), s in zip(kinds.items(), (line, evals), strict=True)}
-    label_ends(axes, ends, curve.form)
     for (kind, seen), (style, marker) in zip(kinds.items(), (("-", "none"), ("none", "o")), strict=True):
         if seen:
             entries.append(Line2D([], [], color=colours.ink, markersize=4.5, label=kind))
             entries[-1].set(linestyle=style, marker=marker)
-    return entries
+    return entries, evaluated if kinds["markers: evaluation"] else trained
 
 
 class LiveFigure:

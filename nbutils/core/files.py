@@ -104,14 +104,17 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a half-written last line, as a killed process leaves it, is passed over."""
+    """The rows of a JSON-lines file; a half-written last line, as a killed process leaves it, is passed over.
+
+    ValueError names any other line that is no JSON.
+    """
     rows = []
     lines = path.read_bytes().split(b"\n")  # of bytes: the cut may lie within a character
     for number, line in enumerate(lines):
         if line.strip():
             try:
                 rows.append(json.loads(line.decode("utf-8")))
-            except ValueError:
+            except ValueError as error:
                 if number < len(lines) - 1:
-                    raise
+                    raise ValueError(f"line {number + 1} is no JSON: {error}") from None
     return rows

@@ -42,6 +42,11 @@ class Series:
         finite = self.finite.values
         return float(finite[-1]) if len(finite) else None
 
+    @property
+    def ends_finite(self) -> bool:
+        """Whether the last point has a finite value: what a run ended with, and no value from before it broke."""
+        return bool(len(self)) and bool(np.isfinite(self.values[-1]))
+
     def at(self, step: float) -> float | None:
         """The finite value at `step`, or the nearest one before it (the first where none is before)."""
         finite = self.finite
@@ -88,7 +93,12 @@ class History:
         """The history in a `metrics.jsonl`; UserError where there is none or where it has no row of training."""
         if not path.is_file():
             raise UserError(f"{shown(path)} does not exist: run notebooks/02_train_sft.ipynb first.")
-        history = cls.of(read_jsonl(path))
+        try:
+            history = cls.of(read_jsonl(path))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or rows of another kind
+            raise UserError(
+                f"{shown(path)} is damaged ({error}): take that line out, or run notebooks/02_train_sft.ipynb again."
+            ) from None
         if not history.train and not history.evals:
             raise UserError(
                 f"{shown(path)} has no row of training or evaluation yet: let notebooks/02_train_sft.ipynb run on."
@@ -126,15 +136,28 @@ class History:
         # np.interp keeps the ends; an evaluation at step 0 comes before the first logged row.
         return Series(np.interp(found.steps, np.r_[0, steps], np.r_[0.0, places]), found.values)
 
+    @property
+    def elapsed(self) -> float | None:
+        """Wall seconds of the whole run: to its last training row, and in evaluations that lie outside all of them."""
+        last = self.series("elapsed").last
+        return None if last is None else last + self._evaluations_outside
+
     def seconds(self) -> dict[str, float]:
         """Wall seconds by part over the whole run, and `other` for what no part accounts for."""
         return dict(self._seconds)
 
     @cached_property
+    def _evaluations_outside(self) -> float:
+        """Seconds of the evaluations that no training row counts: before training began, and behind its last row."""
+        last = int(self.train[-1]["step"]) if self.train else 0
+        return math.fsum(r.get("seconds") or 0.0 for r in self.evals if int(r["step"]) == 0 or int(r["step"]) >= last)
+
+    @cached_property
     def _seconds(self) -> dict[str, float]:
         rows = [row.get("seconds") or {} for row in self.train]
         parts = {part: math.fsum(row.get(part) or 0.0 for row in rows) for part in SECONDS}
-        elapsed = self.series("elapsed").last or 0.0
+        parts["evaluation"] += self._evaluations_outside
+        elapsed = self.elapsed or 0.0
         other = elapsed - math.fsum(parts.values())
         return parts | ({"other": other} if other > 0.01 * max(elapsed, 1e-9) else {})
 

@@ -159,9 +159,13 @@ def upstream_problem(
         status = status_of(name)
         if status == "done" or (status == "paused" and allow_paused):
             continue
-        what = {"absent": "does not exist", "paused": "is paused"}.get(status, "is not finished")
+        folder = settings.run_path / name
+        if status == "absent" and folder.is_dir():
+            folder, what = folder / RECORD, "is missing"
+        else:
+            what = {"absent": "does not exist", "paused": "is paused"}.get(status, "is not finished")
         return (
-            f"{shown(settings.run_path / name)} {what}: run notebooks/{spec(name).file} first "
+            f"{shown(folder)} {what}: run notebooks/{spec(name).file} first "
             f"(with run_dir = '{settings.run_dir}')."
         )
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.core.canvas import THEMES, WIDTH, new_figure, png, svg
+from nbutils.core.canvas import THEMES, WIDTH, label_ends, new_figure, png, svg
 from nbutils.core.errors import UserError
 from nbutils.core.figures import ACCURACY, LOSS, Curve, draw_runs
 from nbutils.core.files import replaced, resolve
@@ -84,8 +84,10 @@ def comparison_figure(runs: list[Run], curve: Curve, *, theme: str = "light") ->
 
     height = 3.7
     figure, panels = new_figure(1, 3, theme=theme, width=WIDTH * 1.25, height=height)
+    ends = []
     for axes, (x, label) in zip(panels, OVER.items(), strict=True):
-        entries = draw_runs(axes, {run.name: run.history for run in runs}, curve, x=x, theme=theme)
+        entries, finals = draw_runs(axes, {run.name: run.history for run in runs}, curve, x=x, theme=theme)
+        ends.append(finals)
         axes.set_xlabel(label, fontsize=9)
         axes.set_title(curve.title if axes is panels[0] else "", loc="left", fontsize=10, color=THEMES[theme].ink)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -94,6 +96,8 @@ def comparison_figure(runs: list[Run], curve: Curve, *, theme: str = "light") ->
     columns = min(len(entries), 6 if max(len(str(entry.get_label())) for entry in entries) < 28 else 3)
     rows = -(-len(entries) // columns)
     figure.subplots_adjust(bottom=(0.55 + 0.22 * rows) / height)
+    for axes, finals in zip(panels, ends, strict=True):  # only now: how far labels lie apart depends on the height
+        label_ends(axes, finals, curve.form)
     figure.legend(handles=entries, loc="lower left", ncols=columns, fontsize=8, frameon=False,
                   labelcolor=THEMES[theme].ink, bbox_to_anchor=(0.05, 0.0))  # fmt: skip
     return figure

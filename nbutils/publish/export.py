@@ -10,7 +10,7 @@ import yaml
 from nbutils.core.chatml import IM_END, PAD
 from nbutils.core.files import read_json, replaced, write_json, write_text
 from nbutils.publish.facts import ENDINGS, Facts, data_figures
-from nbutils.publish.origin import stage_records
+from nbutils.publish.origin import pinned_parameters, stage_records
 from nbutils.publish.settings import PublishSettings
 
 MODEL_PATTERNS = (
@@ -67,7 +67,7 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
         for file in sorted(file for pattern in patterns for file in (facts.run / stage).glob(pattern)):
             _copy(file, folder / "run" / f"{stage}-{file.relative_to(facts.run / stage)}")
     write_json(folder / "run" / "stages.json", stage_records(facts))
-    parameters = facts.parameters | settings.model_dump(mode="json") | {"run_dir": "runs/again", "push": False}
+    parameters = pinned_parameters(facts) | settings.model_dump(mode="json") | {"run_dir": "runs/again", "push": False}
     write_text(folder / "run" / "parameters.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
     return published_files(folder)
 

@@ -11,7 +11,7 @@ from typing import Any
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl, shown
 from nbutils.core.notebooks import spec
-from nbutils.core.record import RECORD, matches, stage_record, trained_model
+from nbutils.core.record import RECORD, current_hash, matches, stage_record, trained_model
 
 MODEL_FILES = ("tokenizer_config.json", "chat_template.jinja")
 """Files of the trained model that the card and the published folder cannot do without, beside the two that are read."""
@@ -66,6 +66,7 @@ class Facts:
 def read_facts(run: Path) -> Facts:
     """The facts of a run; UserError names the first missing or unreadable file and the notebook that makes it.
 
+    UserError too where a stage was run on other files than those that lie there now: its numbers are of another run.
     Parameters, versions and commit come from each stage's own record: `run.json` holds those of the last notebook that
     was opened.
     """
@@ -75,6 +76,8 @@ def read_facts(run: Path) -> Facts:
         for file in stages[name]["outputs"]:
             if matches(file, patterns):
                 _found(run / name / file, name)
+    for name, record in stages.items():
+        _read_what_lies_there(run, name, record, stages)
     model = trained_model(run)
     for name in MODEL_FILES:
         _found(model / name, "train")
@@ -115,6 +118,18 @@ def _record(run: Path, stage: str) -> dict[str, Any]:
     if record is None:
         raise UserError(f"{shown(run / stage / RECORD)} is missing: run notebooks/{spec(stage).file}, which makes it.")
     return record
+
+
+def _read_what_lies_there(run: Path, stage: str, record: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+    """UserError where files of earlier stages are no longer those that this one read, unless a person accepted that."""
+    for name, sha256 in record.get("inputs", {}).items():
+        upstream, _, file = name.partition("/")
+        entry = stages[upstream]["outputs"].get(file, {})
+        if current_hash(run / upstream, file, entry) != sha256:
+            raise UserError(
+                f"{shown(run / stage)} belongs to another run: {name} has changed since notebooks/{spec(stage).file} "
+                "read it; run that notebook again, or keep its work with --accept, which the card will say."
+            )
 
 
 def _json(path: Path, stage: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from typing import Any
 
@@ -98,8 +99,9 @@ def limitations(facts: Facts, parameters: int) -> list[str]:
 def _knowledge(facts: Facts, parameters: int) -> str:
     size = f"{parameters / 1e6:,.1f} million parameters"
     if facts.base_model == TINY:
+        tokens = min(facts.data["train"]["tokens"], facts.metrics["total_tokens"] or math.inf)
         return (
-            f"Its {size} began at random and have read nothing but {facts.data['train']['tokens']:,} tokens of "
+            f"Its {size} began at random and have read nothing but {tokens:,} tokens of "
             "conversation: it has learned how people take turns, not facts, and what it states is invented."
         )
     asked = dict.fromkeys(s["task"] for s in facts.evaluation["scores"] if s["model"] == "run" and not held_out(s))
@@ -117,8 +119,10 @@ def _behaviour(behaviour: dict[str, Any] | None) -> list[str]:
     if not own:
         return []
     greedy, sampled = own["greedy"], own["sampled"]
+    limit = (behaviour or {}).get("max_new_tokens")
+    within = f" within {limit} tokens" if limit else ""  # runs of an earlier smallchat do not say
     lines = [
-        f"Of {sampled['replies']} sampled replies to held-out messages {sampled['ended']:.0%} end by themselves "
+        f"Of {sampled['replies']} sampled replies to held-out messages {sampled['ended']:.0%} end by themselves{within} "
         f"({greedy['ended']:.0%} of the greedy ones); the others run on until they are cut off. "
         f"Their median length is {sampled['median_tokens']:.0f} tokens."
     ]

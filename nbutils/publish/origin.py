@@ -6,6 +6,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from nbutils.core.files import resolve
+from nbutils.core.notebooks import spec
+from nbutils.core.verdict import in_short
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import HUB_ID, PublishSettings
 
@@ -81,6 +83,17 @@ def datasets(facts: Facts) -> Rows:
     return rows
 
 
+def pinned_parameters(facts: Facts) -> dict[str, Any]:
+    """The parameters of all stages, with the revisions of base model and datasets that were really read."""
+    parameters = facts.parameters
+    read = {(d["path"], d["name"], d["split"]): d["revision"] for d in facts.data["datasets"] if _from_hub(d)}
+    pinned = {"datasets": [d | {"revision": read.get((d["path"], d["name"], d["split"])) or d["revision"]}
+                           for d in parameters["datasets"]]}  # fmt: skip
+    if facts.base_model != TINY and _base_from_hub(facts):
+        pinned["base_revision"] = _commit_of_base(facts)
+    return parameters | pinned
+
+
 def reproduce_command(facts: Facts) -> str:
     """The shell commands that run the same notebooks with the same parameters again, in a clone of smallchat."""
     commit = str(facts.stages["train"].get("git_commit") or "").removesuffix(CHANGES)
@@ -111,6 +124,9 @@ def reservations(facts: Facts, settings: PublishSettings) -> list[str]:
     for name, given in facts.disagreements.items():
         values = ", ".join(f"{value!r} in {stage}" for stage, value in given.items())
         lines.append(f"The notebooks were not run with one value of `{name}` ({values}); the file holds one.")
+    for stage, record in facts.stages.items():
+        lines += [f"The work of `{spec(stage).file}` was kept on {kept['at'][:10]} although this had changed since: "
+                  f"{in_short(kept['changed'])}." for kept in record.get("accepted", [])]  # fmt: skip
     return lines
 
 

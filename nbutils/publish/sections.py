@@ -17,7 +17,8 @@ TRAINING = {
     "optimizer": "Optimizer",
     "weight_decay": "Weight decay",
     "max_grad_norm": "Gradient clipping, norm",
-    "epochs": "Epochs",
+    "epochs": "Epochs, at most",
+    "max_steps": "Optimizer steps, at most",
     "tokens_per_step": "Tokens per optimizer step",
     "tokens_per_microbatch": "Tokens per micro-batch",
     "max_length": "Longest conversation, tokens",
@@ -31,10 +32,18 @@ def summary(facts: Facts, settings: PublishSettings, parameters: int) -> str:
     """The card's first sentence."""
     sources = ", ".join(f"`{dataset_name(dataset)}`" for dataset in facts.data["datasets"])
     base, steps = base_words(facts, settings), facts.metrics["steps"]
+    part = read_in_part(facts)
+    share = f"{part:.0%} of the " if part else ""
     return (
-        f"A chat model of {parameters:,} parameters: {base}, fine-tuned for {steps:,} optimizer steps on "
+        f"A chat model of {parameters:,} parameters: {base}, fine-tuned for {steps:,} optimizer steps on {share}"
         f"{facts.data['train']['rows']:,} conversations of {sources} with smallchat."
     )
+
+
+def read_in_part(facts: Facts) -> float | None:
+    """The share of an epoch after which training ended; None where it read every conversation, or did not log that."""
+    epochs = facts.metrics["epochs"]
+    return epochs if epochs is not None and epochs < 0.995 else None
 
 
 def training_sentence(facts: Facts) -> str:
@@ -56,8 +65,11 @@ def training_sentence(facts: Facts) -> str:
 def training(facts: Facts) -> Rows:
     """The training configuration, and what followed from it."""
     given, derived = facts.training["settings"], facts.training["derived"]
-    rows: Rows = [(words, _value(given[name])) for name, words in TRAINING.items() if name in given]
-    rows.append(("Optimizer steps", f"{facts.metrics['steps']:,}"))
+    limited = TRAINING if given.get("max_steps") else {n: words for n, words in TRAINING.items() if n != "max_steps"}
+    rows: Rows = [(words, _value(given[name])) for name, words in limited.items() if name in given]
+    epochs = facts.metrics["epochs"]
+    rows.append(("Optimizer steps taken", f"{facts.metrics['steps']:,}"))
+    rows += [] if epochs is None else [("Epochs read", f"{epochs:.2f}")]
     rows += [("Micro-batches per step", _value(derived[n])) for n in ("microbatches_per_step",) if n in derived]
     if facts.metrics["skipped_steps"]:
         rows.append(("fp16 steps skipped", facts.metrics["skipped_steps"]))
@@ -66,11 +78,12 @@ def training(facts: Facts) -> Rows:
 
 def data_sentence(facts: Facts) -> str:
     """How many rows were read and what became of them, in a sentence."""
-    data = facts.data
+    data, part = facts.data, read_in_part(facts)
+    fate = f"kept for training, {part:.0%} of which the optimizer steps read" if part else "trained on"
     return (
         f"{data['rows']:,} rows were read. A conversation is kept whole or dropped whole, for exactly one reason; "
         f"none is cut to a length. {data['train']['rows']:,} conversations ({data['train']['tokens']:,} tokens, "
-        f"{data['train']['supervised_tokens']:,} of them the assistant's) were trained on, {data['eval']['rows']:,} "
+        f"{data['train']['supervised_tokens']:,} of them the assistant's) were {fate}, {data['eval']['rows']:,} "
         f"({data['eval']['tokens']:,} tokens) held out for evaluation."
     )
 
@@ -107,7 +120,7 @@ def metrics(facts: Facts) -> Rows:
         (f"Training token accuracy, smoothed{over}", _form(final["token_accuracy"], "{:.1%}")),
         ("Evaluation token accuracy", _form(final["eval_token_accuracy"], "{:.1%}")),
         ("Tokens seen", _form(facts.metrics["total_tokens"], "{:,}")),
-        ("Tokens per second", _form(facts.metrics["tokens_per_second"], "{:,.0f}")),
+        ("Tokens per second, median", _form(facts.metrics["tokens_per_second"], "{:,.0f}")),
     ]
     return [row for row in rows if row[1] is not None]
 

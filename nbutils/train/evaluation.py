@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -31,7 +30,6 @@ def exact_loss(
     Sums are kept in float64; every row counts once whatever the budget (padded tokens a micro-batch) and the number
     of processes. All ranks must call it; `autocast` makes the context in which the model runs.
     """
-    started = time.perf_counter()
     device = next(model.parameters()).device
     lengths = rows.lengths()
     order = np.argsort(lengths, kind="stable")
@@ -53,5 +51,4 @@ def exact_loss(
         "eval_loss": loss_sum / max(count, 1),
         "eval_token_accuracy": correct_sum / max(count, 1),
         "supervised_tokens": count,
-        "seconds": round(time.perf_counter() - started, 3),
     }

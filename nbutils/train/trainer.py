@@ -178,14 +178,16 @@ class SmallchatTrainer(SFTTrainer):
         step = self.state.global_step
         if step in (0, self.state.max_steps):  # first and last: how well the whole text is predicted, headers included
             found["eval_loss_all_tokens"] = self._exact_loss(job.eval_rows.counting("all"))["eval_loss"]
-        self._record({"kind": "eval", "step": step, "epoch": round(step / len(job.loader), 4)} | found)
         if self.is_world_process_zero():
             model = self.accelerator.unwrap_model(self.model)
             for sample in sample_replies(model, self.processing_class, job.settings.sample_prompts):
                 job.records.sample({"step": step} | sample)
         self._wait()
-        job.meters.add("evaluation", time.perf_counter() - started)
-        job.meters.note_pause(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        epoch = round(step / len(job.loader), 4)
+        self._record({"kind": "eval", "step": step, "epoch": epoch} | found | {"seconds": round(seconds, 3)})
+        job.meters.add("evaluation", seconds)
+        job.meters.note_pause(seconds)
         return found
 
     def _exact_loss(self, rows: TokenRows) -> dict[str, float]:

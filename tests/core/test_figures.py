@@ -44,6 +44,12 @@ def test_final_values_stand_at_the_ends():
     assert {"4.25", "4.50", "evaluation", "training, smoothed"} <= set(found)
 
 
+def test_a_line_that_breaks_off_has_no_final_value():
+    rows = history_rows(60, noise=0.0, loss=lambda f: math.nan if f > 0.5 else 4.25, eval_loss=lambda _: 4.5)
+    found = texts(curve_figure(rows, LOSS))
+    assert "4.25" not in found and {"4.50", "training, smoothed", "not a number (30 rows)"} <= set(found)
+
+
 def test_close_final_values_do_not_overlap():
     figure = curve_figure(history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.26), LOSS)
     png(figure)
@@ -82,7 +88,7 @@ def test_colours_stand_out_from_the_page(name):
 
 def test_compared_runs_differ_without_colour():
     _, (axes,) = new_figure(1, 1, theme="light", width=6, height=3)
-    entries = draw_runs(axes, {name: History.of(history_rows(30)) for name in "abc"}, LOSS)
+    entries, _ = draw_runs(axes, {name: History.of(history_rows(30)) for name in "abc"}, LOSS)
     lines = [line for line in axes.lines if line.get_linestyle() != "None"]
     assert len({line.get_linestyle() for line in lines}) == 3
     labels = [entry.get_label() for entry in entries]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 
+from nbutils.core.canvas import png
 from nbutils.core.errors import UserError
 from nbutils.core.figures import LOSS
 from nbutils.core.files import write_json
@@ -30,6 +33,19 @@ def test_differences_and_figures(runs):
     names = {file.name for file in (runs / "figures").iterdir()}
     assert {"compare_loss.png", "compare_loss-dark.svg", "compare_accuracy.png"} <= names
     assert "| learning_rate | 0.001 | 0.01 |" in difference_table(found).data
+
+
+def test_final_values_of_many_runs_do_not_overlap(tmp_path):
+    """Five runs that end alike, one that was never evaluated: each label its own line, no training loss among them."""
+    for n in range(5):
+        write_training(tmp_path / f"run{n}", history_rows(30, eval_loss=lambda f, n=n: 4.5 + n / 1000))
+    write_training(tmp_path / "unmeasured", history_rows(30, noise=0.0, loss=lambda _: 4.25, eval_loss=None))
+    figure = comparison_figure(read_runs([*sorted(tmp_path.iterdir())]), LOSS)
+    png(figure)
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert [text.get_text() for text in axes.texts] == ["4.50"] * 5
+        assert not any(a.y1 - 1 > b.y0 and b.y1 - 1 > a.y0 for a, b in combinations(boxes, 2))  # a pixel may be shared
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -8,6 +8,7 @@ import math
 import pytest
 from PIL import Image
 
+from nbutils.core.errors import UserError
 from nbutils.core.history import History
 from nbutils.metrics.display import number_table, picture, remark_list
 from nbutils.metrics.figures import PLOTS, duration, save_figures
@@ -28,9 +29,39 @@ def test_summary_of_a_resumed_run(tmp_path):
     assert summary["untrained"]["eval_loss"] == pytest.approx(8.3)
     assert summary["total_tokens"] == 1_200_000 and summary["supervised_tokens"] == 600_000
     assert summary["sessions"] == 2 and summary["resumes"] == [200]
-    assert summary["hours"] == pytest.approx(0.015) and summary["tokens_per_second"] == pytest.approx(9003, abs=3)
+    assert summary["hours"] == pytest.approx((54 + 4) / 3600)  # the first and the last evaluation took 2 s each
+    assert summary["tokens_per_second"] == pytest.approx(9003, abs=3)
     assert summary["eval_hash"] == "a" * 64 and summary["remarks"] == []
     assert json.loads(json.dumps(summary)) == summary
+
+
+def test_a_run_that_ended_in_nan_has_no_final_value():
+    summary = summarise(History.of(history_rows(40, loss=lambda f: math.nan if f > 0.6 else 4.0)), {})
+    assert summary["final"]["loss"] is None and summary["final"]["token_accuracy"] is None
+    assert summary["final"]["eval_loss"] == pytest.approx(3.811, abs=1e-3)
+    summary = summarise(History.of(history_rows(40, eval_loss=lambda f: math.nan if f > 0.6 else 4.0)), {})
+    final = summary["final"]
+    assert final["eval_loss"] is None and final["perplexity"] is None and final["eval_token_accuracy"] is None
+    assert summary["best"]["eval_loss"] == {"value": 4.0, "step": 0} and final["loss"] is not None
+
+
+def test_padding_counts_positions_and_not_rows():
+    rows = history_rows(2, eval_loss=None)
+    rows[1] |= {"padding": 0.5, "total_tokens": 100}  # of 200 positions
+    rows[2] |= {"padding": 0.0, "total_tokens": 1000}  # of 900
+    assert summarise(History.of(rows), {})["padding"] == pytest.approx(100 / 1100)
+    assert summarise(History.of(history_rows(3, padding=None)), {})["padding"] is None
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "settings.json"])
+def test_a_damaged_file_of_the_training_is_named(tmp_path, name):
+    run = write_training(tmp_path, history_rows(5))
+    file = run / "train" / name
+    lines = file.read_text(encoding="utf-8").splitlines()
+    lines[3] = lines[3][:-5] + "%"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{name} is damaged \(.*02_train_sft"):
+        read_history(run), read_training_settings(run)
 
 
 @pytest.mark.parametrize("rows", [history_rows(1, eval_loss=None), history_rows(8, loss=lambda _: math.nan)])

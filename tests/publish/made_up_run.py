@@ -156,6 +156,7 @@ def _evaluation(run: Path) -> None:
         "paired": [{"model": "run", "reference": "base", "task": task, "metric": metric} | change],
     }
     results["behaviour"] = {
+        "max_new_tokens": 60,
         "models": {"run": {"greedy": BEHAVIOUR, "sampled": BEHAVIOUR | {"ended": 0.97, "leaks": 0}}}
     }
     results["scores"].append(_scored_items(run / "evaluate" / "items"))

@@ -53,7 +53,11 @@ def test_numbers_come_from_the_files(card):
         "| heldout_perplexity | word_perplexity ↓ | 206 | 210.5 [206.3, 214.7] | 90,000 [88,200, 91,800] |",
         "this model against its base -89,000 [-91,000, -87,000], better.",
         "600 optimizer steps",
-        "97% end by themselves (98% of the greedy ones)",
+        "97% end by themselves within 60 tokens (98% of the greedy ones)",
+        "| Epochs, at most | 1 |",
+        "| Epochs read | 1.00 |",
+        "on 100 conversations of `chitchat` with smallchat",
+        "4,000 of them the assistant's) were trained on,",
         "40% of the sampled replies and 40% of the greedy ones say the same four tokens twice",
         "0% of the sampled replies and 2% of the greedy ones write role headers",
         "| heldout_perplexity (flagged items) | word_perplexity ↓ | 206 | 190.0 [186.2, 193.8] | — |",
@@ -64,6 +68,24 @@ def test_numbers_come_from_the_files(card):
         assert expected in card
     assert "duplicate" not in card  # a reason that met no row
     assert "of another model" not in card
+
+
+def test_a_training_that_read_a_part_is_not_told_as_an_epoch(published):
+    """`max_steps` ended it after 17 % of the conversations."""
+    facts = published.facts
+    given = facts.training | {"settings": facts.training["settings"] | {"max_steps": 36}}
+    read = facts.metrics | {"epochs": 0.1706, "total_tokens": 1706}
+    card = render_card(replace(facts, training=given, metrics=read), published.settings)
+    for expected in (
+        "on 17% of the 100 conversations of `chitchat` with smallchat",
+        "| Epochs, at most | 1 |",
+        "| Optimizer steps, at most | 36 |",
+        "| Epochs read | 0.17 |",
+        "kept for training, 17% of which the optimizer steps read",
+        "have read nothing but 1,706 tokens",
+    ):
+        assert expected in card
+    assert "were trained on" not in card
 
 
 def test_sections_stand_in_order(card):

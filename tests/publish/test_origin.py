@@ -66,6 +66,18 @@ def test_datasets_of_the_hub_and_of_a_disk(spare):
     assert "`talk.jsonl`" in card and "data/talk.jsonl" not in card
 
 
+def test_the_published_parameters_pin_what_was_read(spare):
+    """`main` of today is not what the card lists: the file names the commits."""
+    record_stages(spare, base_model="me/base", commit="c" * 40, datasets=["me/talk", "data/talk.jsonl"])
+    summary = read_json(spare / "data" / "summary.json")
+    (dataset,) = summary["datasets"]
+    read = [dataset | {"path": "me/talk", "revision": "d" * 40}, dataset | {"path": "data/talk.jsonl"}]
+    write_json(spare / "data" / "summary.json", summary | {"datasets": read})
+    made = yaml.safe_load((publish(spare).folder / "run" / "parameters.yaml").read_text())
+    assert made["base_revision"] == "c" * 40
+    assert [d["revision"] for d in made["datasets"]] == ["d" * 40, ""]
+
+
 def test_a_base_is_kept_with_where_it_came_from(tmp_path):
     settings = small_settings(tmp_path)
     base = ensure_base(settings, tmp_path / "train" / "base", tmp_path / "data")
