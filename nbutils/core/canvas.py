@@ -126,7 +126,7 @@ def _apart(values: list[float], gap: float) -> list[float]:
     Source: isotonic regression by pooling adjacent violators (Ayer et al. 1955).
     """
     order = sorted(range(len(values)), key=values.__getitem__)
-    groups: list[tuple[float, int]] = []  # of neighbours that touch: their sum, each less the room below it; their count
+    groups: list[tuple[float, int]] = []  # neighbours that touch: sum, each less the room below it; count
     for rank, index in enumerate(order):
         total, count = values[index] - rank * gap, 1
         while groups and groups[-1][0] / groups[-1][1] > total / count:

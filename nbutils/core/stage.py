@@ -164,8 +164,5 @@ def upstream_problem(
             folder, what = folder / RECORD, "is missing"
         else:
             what = {"absent": "does not exist", "paused": "is paused"}.get(status, "is not finished")
-        return (
-            f"{shown(folder)} {what}: run notebooks/{spec(name).file} first "
-            f"(with run_dir = '{settings.run_dir}')."
-        )
+        return f"{shown(folder)} {what}: run notebooks/{spec(name).file} first (with run_dir = '{settings.run_dir}')."
     return None

@@ -122,8 +122,8 @@ def _behaviour(behaviour: dict[str, Any] | None) -> list[str]:
     limit = (behaviour or {}).get("max_new_tokens")
     within = f" within {limit} tokens" if limit else ""  # runs of an earlier smallchat do not say
     lines = [
-        f"Of {sampled['replies']} sampled replies to held-out messages {sampled['ended']:.0%} end by themselves{within} "
-        f"({greedy['ended']:.0%} of the greedy ones); the others run on until they are cut off. "
+        f"Of {sampled['replies']} sampled replies to held-out messages {sampled['ended']:.0%} end by themselves"
+        f"{within} ({greedy['ended']:.0%} of the greedy ones); the others run on until they are cut off. "
         f"Their median length is {sampled['median_tokens']:.0f} tokens."
     ]
     for key, least, words in BEHAVIOUR:

@@ -157,7 +157,7 @@ def _evaluation(run: Path) -> None:
     }
     results["behaviour"] = {
         "max_new_tokens": 60,
-        "models": {"run": {"greedy": BEHAVIOUR, "sampled": BEHAVIOUR | {"ended": 0.97, "leaks": 0}}}
+        "models": {"run": {"greedy": BEHAVIOUR, "sampled": BEHAVIOUR | {"ended": 0.97, "leaks": 0}}},
     }
     results["scores"].append(_scored_items(run / "evaluate" / "items"))
     flagged = score("run", task, metric, 190.0, False) | {"part": "flagged"}
