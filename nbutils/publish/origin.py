@@ -87,8 +87,8 @@ def pinned_parameters(facts: Facts) -> dict[str, Any]:
     """The parameters of all stages, with the revisions of base model and datasets that were really read."""
     parameters = facts.parameters
     read = {(d["path"], d["name"], d["split"]): d["revision"] for d in facts.data["datasets"] if _from_hub(d)}
-    pinned: dict[str, Any] = {"datasets": [d | {"revision": read.get((d["path"], d["name"], d["split"])) or d["revision"]}
-                           for d in parameters["datasets"]]}  # fmt: skip
+    given = ((d, read.get((d["path"], d["name"], d["split"]))) for d in parameters["datasets"])
+    pinned: dict[str, Any] = {"datasets": [d | {"revision": revision or d["revision"]} for d, revision in given]}
     if facts.base_model != TINY and _base_from_hub(facts):
         pinned["base_revision"] = _commit_of_base(facts)
     return parameters | pinned
