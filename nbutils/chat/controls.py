@@ -78,6 +78,10 @@ class Controls:
             self.input.value = ""  # or setting it would tell the page nothing
         self.input.value = text
 
+    def show_sampling(self, name: str, value: Any) -> None:
+        """Sets the widget of a sampling setting."""
+        self._sampling[name].value = value
+
     def show_busy(self, busy: bool, talked: bool) -> None:
         """Enables what makes sense now."""
         self.send.disabled = busy

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbutils.core.files import read_json, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 AUTO = "auto"
 KNOWN = ("dynamic", "yarn", "linear", "none")
@@ -24,6 +27,15 @@ def chosen_extension(asked: str, run: Path | None) -> tuple[str, str]:
     if run is not None and best is not None:
         return best, f"context extension: {best}, the best of the context curve in {shown(run / 'evaluate')}"
     return DEFAULT, f"context extension: {DEFAULT}, since no context curve of notebook 04 says what suits this model"
+
+
+def in_effect(chosen: str, why: str, model: PreTrainedModel) -> str:
+    """The line of `chosen_extension`, or that this model cannot take any."""
+    from nbutils.core.rotation import can_extend
+
+    if chosen == "none" or can_extend(model):
+        return why
+    return f"context extension: none, since this model's position encoding cannot be extended ({chosen} was chosen)"
 
 
 def run_of(place: Path) -> Path | None:

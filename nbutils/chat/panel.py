@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from nbutils.chat import bubbles
 from nbutils.chat.models import LoadedModel
-from nbutils.chat.session import ChatSession
+from nbutils.chat.session import Bookmark, ChatSession
 
 FRAME_SECONDS = 0.05
 """Shortest time between two updates of a reply in the making: faster than an eye sees, slower than a browser draws."""
@@ -52,6 +52,12 @@ class Panel:
                 del messages[max(i for i, m in enumerate(messages) if m["role"] == "user") :]
             waiting = [{"role": "user", "content": said.strip()}, {"role": "assistant", "content": ""}]
             self._draw([*messages, *waiting], writing=True)
+
+    def go_back(self, mark: Bookmark) -> None:
+        """Lets go of a reply in the making and shows the conversation as it was at a bookmark."""
+        self.begin(iter(()))
+        self.session.go_back(mark)
+        self.show()
 
     def advance(self) -> bool:
         """Writes one piece of the reply and shows it when it is time to; False once the reply is complete."""

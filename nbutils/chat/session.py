@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.chat.extension import AUTO, DEFAULT
-from nbutils.chat.transcript import checked_transcript, read_transcript, whole_characters, write_transcript
+from nbutils.chat.transcript import checked_transcript, read_transcript, spoken, whole_characters, write_transcript
 from nbutils.core.errors import UserError
 from nbutils.core.sampling import Sampling
 from nbutils.core.session import Engine, Measured
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["ChatSession", "Context", "MessageTooLongError"]
+
+
+@dataclass(frozen=True)
+class Bookmark:
+    """Where a conversation stood: what `ChatSession.go_back` needs."""
+
+    messages: list[dict[str, Any]]
+    dropped: int
+    dropped_before: int
+    replies: int
+    plan: Plan | None
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,7 @@ class ChatSession:
         read_ahead: bool = True,
         **sampling: Any,
     ) -> None:
-        self.context_extension = DEFAULT if context_extension == AUTO else context_extension
-        self.engine = Engine(model, tokenizer, self.context_extension)
+        self.engine = Engine(model, tokenizer, DEFAULT if context_extension == AUTO else context_extension)
         self.sampling = Sampling(**sampling)
         self.engine.window(self.sampling)
         self.read_ahead = read_ahead
@@ -71,6 +81,7 @@ class ChatSession:
         self._system = [{"role": "system", "content": system.strip()}] if system.strip() else []
         self._messages: list[dict[str, Any]] = list(self._system)
         self._dropped = 0
+        self._dropped_before = 0  # before the last message, which another text or setting may take the place of
         self._replies = 0
         self._plan: Plan | None = None
         self._stop = threading.Event()
@@ -94,7 +105,7 @@ class ChatSession:
         used = sizes.fixed + sum(sizes.turns[self._dropped :]) + sizes.newest
         after = window.after_eviction(sizes.fixed, sizes.turns, 0, self._dropped)
         return Context(
-            used=used if len(self._messages) > len(self._system) else 0,
+            used=min(used, self.engine.limit) if len(self._messages) > len(self._system) else 0,
             limit=self.engine.limit,
             fixed=sizes.fixed,
             room=max(0, window.room - sizes.fixed),
@@ -115,15 +126,15 @@ class ChatSession:
         MessageTooLongError (with size and room) where the message cannot fit; UserError for an empty one, or while
         another reply is being written.
         """
-        return self._start([*self._messages, _said(text)])
+        return self._start([*self._messages, _said(text)], self._dropped)
 
     def regenerate(self) -> Iterator[str]:
         """Another reply to the last message, in place of the one that is there."""
-        return self._start(self._messages[: self._last_user() + 1])
+        return self._start(self._messages[: self._last_user() + 1], self._dropped_before)
 
     def edit(self, text: str) -> Iterator[str]:
         """Replaces the last message that the user sent, and its reply by a new one."""
-        return self._start([*self._messages[: self._last_user()], _said(text)])
+        return self._start([*self._messages[: self._last_user()], _said(text)], self._dropped_before)
 
     def stop(self) -> None:
         """Ends the reply being written after its current token; what is there stays."""
@@ -133,8 +144,18 @@ class ChatSession:
         """Forgets the conversation. UserError while a reply is being written."""
         self._check_idle()
         self.engine.forget()
-        self._messages, self._dropped, self._plan, self.measured = list(self._system), 0, None, None
-        self._replies = 0  # the same seed makes the same chat again
+        self._stand(Bookmark(list(self._system), 0, 0, 0, None))  # the same seed makes the same chat again
+        self.measured = None
+
+    def bookmark(self) -> Bookmark:
+        """Where the conversation stands, for `go_back`."""
+        return Bookmark(self._messages, self._dropped, self._dropped_before, self._replies, self._plan)
+
+    def go_back(self, mark: Bookmark) -> None:
+        """Makes the conversation what it was at a bookmark. UserError while a reply is being written."""
+        self._check_idle()
+        self._stand(mark)
+        self._prepare()
 
     def close(self) -> None:
         """Stops a reply and the background reading, and frees the caches."""
@@ -144,10 +165,16 @@ class ChatSession:
             self.engine.forget()
 
     def transcript(self) -> dict[str, Any]:
-        """The conversation with settings and, under each reply, what it cost: a JSON value that `restore` takes."""
+        """The conversation with settings and, under each reply, what it cost: a JSON value that `restore` takes.
+
+        `turns_dropped` are those that the model no longer reads, `dropped_before_last` how many they were before the
+        last message; both hold for a context of `context_limit` tokens.
+        """
         return {
-            "settings": {"context_extension": self.context_extension, **asdict(self.sampling)},
+            "settings": {"context_extension": self.engine.extension, **asdict(self.sampling)},
+            "context_limit": self.engine.limit,
             "turns_dropped": self._dropped,
+            "dropped_before_last": self._dropped_before,
             "replies_started": self._replies,
             "messages": [dict(m) for m in self._messages],
         }
@@ -155,17 +182,19 @@ class ChatSession:
     def restore(self, transcript: dict[str, Any]) -> None:
         """Takes over the conversation of a transcript; this session's own settings stay, its system message included.
 
-        UserError where it is no transcript, or another reply is being written.
+        Turns dropped for a context of another length are read again as far as they fit this one. UserError where it is
+        no transcript, or another reply is being written.
         """
         self._check_idle()
         taken = checked_transcript(transcript, "the transcript")
-        spoken = [m for m in taken["messages"] if m["role"] != "system"]
+        messages = [*self._system, *spoken(taken)["messages"]] if self._system else taken["messages"]
+        same = taken["context_limit"] in (0, self.engine.limit)  # 0: an earlier smallchat did not say
+        dropped = self._fitting(messages, taken["turns_dropped"] if same else 0)
+        before = min(dropped, taken["dropped_before_last"]) if same else 0
         self.engine.forget()
-        self._messages = [*self._system, *spoken] if self._system else taken["messages"]
-        self._dropped, self._replies = taken["turns_dropped"], taken["replies_started"]
-        self._plan, self.measured = None, None
-        if self.read_ahead:
-            self.engine.prepare(self._messages, self._dropped, self.sampling)
+        self._stand(Bookmark(messages, dropped, before, taken["replies_started"], None))
+        self.measured = None
+        self._prepare()
 
     def save(self, path: str | Path) -> Path:
         """Writes the transcript as JSON, atomically; a relative path starts at the project root."""
@@ -175,40 +204,38 @@ class ChatSession:
         """Takes over a saved conversation. UserError where the file is missing or no transcript."""
         self.restore(read_transcript(path))
 
-    def _start(self, messages: list[dict[str, Any]]) -> Iterator[str]:
+    def _start(self, messages: list[dict[str, Any]], dropped: int) -> Iterator[str]:
         self._check_idle()
-        plan = self.engine.plan(messages, self._dropped, self.sampling)
+        plan = self.engine.plan(messages, dropped, self.sampling)
         self._stop.clear()
-        return self._answer(messages, plan)
+        return self._answer(messages, plan, dropped)
 
-    def _answer(self, messages: list[dict[str, Any]], plan: Plan) -> Iterator[str]:
+    def _answer(self, messages: list[dict[str, Any]], plan: Plan, dropped_before: int) -> Iterator[str]:
         """Writes the reply into the conversation as it is read; on an error the conversation is as it was before."""
         if not self._busy.acquire(blocking=False):
             raise UserError("A reply is being written; stop it first.")
-        before = self._messages, self._dropped, self._plan
+        before = self.bookmark()
         measured = Measured()
         answer: dict[str, Any] = {"role": "assistant", "content": ""}
         try:
-            self._messages, self._dropped, self._plan = [*messages, answer], plan.dropped, plan
+            self._stand(Bookmark([*messages, answer], plan.dropped, dropped_before, self._replies + 1, plan))
             yield from self._written(messages, plan, answer, measured)
         except GeneratorExit:  # the reader has gone: as if stopped
             pass
         except BaseException:
-            self._messages, self._dropped, self._plan = before
+            self._stand(before)
             raise
         finally:
             answer["measured"] = asdict(measured)
             self.measured = measured
             self._busy.release()
-        if self.read_ahead:
-            self.engine.prepare(self._messages, self._dropped, self.sampling)
+        self._prepare()
 
     def _written(
         self, messages: list[dict[str, Any]], plan: Plan, answer: dict[str, Any], measured: Measured
     ) -> Iterator[str]:
         decoder = StreamDecoder(self.engine.tokenizer)
-        generator = self.sampling.generator(self._replies)
-        self._replies += 1
+        generator = self.sampling.generator(self._replies - 1)
         for token in self.engine.generate(messages, plan, self.sampling, generator, self._stop.is_set, measured):
             piece = decoder.push(token)
             answer["content"] = decoder.text
@@ -218,6 +245,21 @@ class ChatSession:
         answer["content"] = decoder.text
         if piece:
             yield piece
+
+    def _stand(self, mark: Bookmark) -> None:
+        self._messages, self._dropped, self._dropped_before = mark.messages, mark.dropped, mark.dropped_before
+        self._replies, self._plan = mark.replies, mark.plan
+
+    def _prepare(self) -> None:
+        if self.read_ahead:
+            self.engine.prepare(self._messages, self._dropped, self.sampling)
+
+    def _fitting(self, messages: list[dict[str, Any]], dropped: int) -> int:
+        """The number of turns dropped, or more where the others do not fit the context."""
+        sizes = self.engine.sizes(messages)
+        if sizes.fixed + sum(sizes.turns[dropped:]) <= self.engine.limit:
+            return dropped
+        return self.engine.window(self.sampling).after_eviction(sizes.fixed, sizes.turns, 0, dropped)
 
     def _last_user(self) -> int:
         users = [i for i, m in enumerate(self._messages) if m["role"] == "user"]

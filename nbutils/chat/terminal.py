@@ -87,7 +87,7 @@ def _session(arguments: argparse.Namespace) -> ChatSession:
     """The session that the arguments ask for; says what it talks to."""
     from transformers.utils import logging
 
-    from nbutils.chat.extension import chosen_extension, run_of
+    from nbutils.chat.extension import chosen_extension, in_effect, run_of
     from nbutils.chat.models import load
     from nbutils.chat.session import ChatSession
     from nbutils.core.sampling import Sampling
@@ -100,7 +100,8 @@ def _session(arguments: argparse.Namespace) -> ChatSession:
     session = ChatSession(loaded.model, loaded.tokenizer, **settings)
     if arguments.load:
         session.load(arguments.load)
-    _say(f"{loaded.line}; it reads {session.context.limit:,} tokens at once ({why})")
+    line = in_effect(extension, why, loaded.model)
+    _say(f"{loaded.line}; it reads {session.context.limit:,} tokens at once ({line})")
     return session
 
 

@@ -14,6 +14,8 @@ from nbutils.core.session import ENDINGS, Measured
 
 SCHEMA = 1
 ROLES = ("system", "user", "assistant")
+COUNTS = ("turns_dropped", "dropped_before_last", "replies_started", "context_limit")
+"""Whole numbers beside the messages, 0 where they are missing (see `ChatSession.transcript`)."""
 
 
 def write_transcript(path: str | Path, transcript: dict[str, Any]) -> Path:
@@ -57,13 +59,18 @@ def checked_transcript(value: Any, where: str) -> dict[str, Any]:
     if _count(value, "schema", where) > SCHEMA:
         raise UserError(f"{where} was written by a newer smallchat; update smallchat.")
     messages = _messages(value.get("messages"), where)
-    counts = {name: _count(value, name, where) for name in ("turns_dropped", "replies_started")}
+    counts = {name: _count(value, name, where) for name in COUNTS}
     turns = sum(message["role"] == "user" for message in messages)
     if counts["turns_dropped"] > turns:
         raise UserError(
             f"turns_dropped of {where} is {counts['turns_dropped']}, but it has {turns} turns; mend it, or take it out."
         )
     return value | counts | {"messages": messages}
+
+
+def spoken(transcript: dict[str, Any]) -> dict[str, Any]:
+    """A transcript without its system message, where the settings of whoever takes it over give one."""
+    return transcript | {"messages": [m for m in transcript["messages"] if m["role"] != "system"]}
 
 
 def whole_characters(text: str) -> str:

@@ -18,7 +18,7 @@ from nbutils.chat import bubbles
 from nbutils.chat.controls import NOBODY, Controls
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.panel import Panel
-from nbutils.chat.transcript import checked_transcript, parsed_transcript
+from nbutils.chat.transcript import checked_transcript, parsed_transcript, spoken
 from nbutils.chat.worker import Worker
 from nbutils.core.errors import UserError
 from nbutils.core.sampling import Sampling
@@ -44,7 +44,9 @@ class ChatWidget:
         self._given = asdict(Sampling()) | settings | {"model": model, "beside": beside}
         self._settings = earlier.as_chosen(self._given, names) if earlier else dict(self._given)
         model, beside = self._settings.pop("model"), self._settings.pop("beside")
-        self._worker = Worker(self._let_go, self._show_state)
+        if model == beside:
+            raise UserError(f"Both columns would show the model '{model}': give another one as beside, or none.")
+        self._worker = Worker(self._failed, self._show_state)
         self._lock = threading.RLock()
         self._editing = False
         self._picking = False
@@ -106,9 +108,9 @@ class ChatWidget:
         return merged | ({"beside": ""} if merged.get("beside") == merged["model"] else {})
 
     def _take_over(self, earlier: ChatWidget) -> None:
-        conversations = {panel.name: _spoken(panel.session.transcript()) for panel in reversed(earlier.panels)}
+        conversations = {panel.name: spoken(panel.session.transcript()) for panel in earlier.panels}
         for panel in self.panels:
-            panel.session.restore(conversations.get(panel.name, _spoken(earlier.panels[0].session.transcript())))
+            panel.session.restore(conversations.get(panel.name, conversations[earlier.panels[0].name]))
             panel.show()
 
     # ---- what the buttons do ----
@@ -182,8 +184,15 @@ class ChatWidget:
             panel.session.stop()
 
     def _configure(self, name: str, value: Any) -> None:
-        for panel in self.panels:
-            panel.session.configure(**{name: value})
+        before = self._settings[name]
+        try:
+            for panel in self.panels:
+                panel.session.configure(**{name: value})
+        except UserError:  # one of two models may refuse what the other took
+            for panel in self.panels:
+                panel.session.configure(**{name: before})
+            self.controls.show_sampling(name, before)
+            raise
         self._settings[name] = value
 
     def _upload(self) -> None:
@@ -195,13 +204,20 @@ class ChatWidget:
             self.restore(parsed_transcript(content, "The file"))
 
     def _pick(self) -> None:
-        names = [self.controls.model.value]
-        if self.controls.beside.value != NOBODY:
-            names.append(self.controls.beside.value)
-        if self._picking or names == [panel.name for panel in self.panels]:
+        """Shows the picked models. Where one picker is set to what the other column shows, the two change places."""
+        if self._picking:
             return
+        picked = [self.controls.model.value, self.controls.beside.value]
         self._stop()
         self.wait()
+        shown = [panel.name for panel in self.panels]  # only now: a model that was being loaded is shown by now
+        names = [name for name in picked if name != NOBODY]
+        if picked[0] == picked[1]:
+            names = shown[::-1]
+        self._show_picked(names)
+        if names == shown:
+            self._say(f"{shown[0]} is shown already." if picked[0] == picked[1] else "")
+            return
         self._worker.start(
             lambda: self._change_panels(names), begun=lambda: self._show_busy(f"loading {' and '.join(names)} …")
         )
@@ -209,10 +225,11 @@ class ChatWidget:
     # ---- the worker ----
 
     def _begin(self, start: Callable[[Any], Iterator[str]], said: str | None = None) -> None:
-        edited, before = self._editing, self.panels[0].session.messages
+        edited, panels = self._editing, list(self.panels)
+        marks = [panel.session.bookmark() for panel in panels]
         # Refuses what cannot be sent, before anything changes.
-        streams = [start(panel.session) for panel in self.panels]
-        for panel, pieces in zip(self.panels, streams, strict=True):
+        streams = [start(panel.session) for panel in panels]
+        for panel, pieces in zip(panels, streams, strict=True):
             panel.begin(pieces, said, edited=edited)
         if said is not None:
             self._set_editing(False)
@@ -222,7 +239,9 @@ class ChatWidget:
             try:
                 self._write()
             except Exception:
-                if said is not None and self.panels[0].session.messages == before:
+                for panel, mark in zip(panels, marks, strict=True):  # in both columns the same was said, or nothing
+                    panel.go_back(mark)
+                if said is not None:
                     self._set_editing(edited)
                     self.controls.fill(said)  # the message that gets no reply is not lost
                 raise
@@ -243,9 +262,7 @@ class ChatWidget:
         try:
             self._pick_panels(names)
         except Exception:
-            self._picking = True
-            self.controls.show_picked([panel.name for panel in self.panels])
-            self._picking = False
+            self._show_picked([panel.name for panel in self.panels])
             raise
         self._say("")
 
@@ -264,18 +281,17 @@ class ChatWidget:
         self.panels = panels
         self._columns.children = [panel.box for panel in panels]
 
-    def _let_go(self, error: Exception) -> None:
-        for panel in self.panels:
-            panel.begin(iter(()))  # lets go of a reply that another panel's error has cut short
-            panel.show()
-        self._failed(error)
-
     # ---- what is shown ----
 
     def _panel(self, name: str) -> Panel:
         if name not in self._loaded:
             self._loaded[name] = self._load_model(name)
         return Panel(self._loaded[name], self._settings)
+
+    def _show_picked(self, names: list[str]) -> None:
+        self._picking = True
+        self.controls.show_picked(names)
+        self._picking = False
 
     def _leave_editing(self) -> None:
         if self._editing:
@@ -307,8 +323,3 @@ class ChatWidget:
         else:
             self._say(f"{type(error).__name__}: {error}")
             traceback.print_exception(error)
-
-
-def _spoken(transcript: dict[str, Any]) -> dict[str, Any]:
-    """A transcript without its system message, which the settings give."""
-    return transcript | {"messages": [m for m in transcript["messages"] if m["role"] != "system"]}

@@ -94,10 +94,14 @@ def usable_gpus(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
 
 
 def choose_device(report: DeviceReport) -> tuple[str, str]:
-    """The device for one process and a line saying why: CUDA of capability 7.0 or newer, else MPS, else CPU."""
+    """The device for one process and a line saying why: CUDA of capability 7.0 or newer, else MPS, else CPU.
+
+    Of several CUDA devices the first one that is new enough, by its number: `cuda` would be the very first.
+    """
     usable = usable_gpus(report.gpus)
     if usable:
-        return "cuda", f"on {usable[0].name}"
+        index = report.gpus.index(usable[0])
+        return f"cuda:{index}" if index else "cuda", f"on {usable[0].name}"
     if report.mps:
         return "mps", "on Apple's GPU (MPS)"
     if report.gpus:

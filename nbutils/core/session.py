@@ -40,7 +40,10 @@ ENDINGS = ("end", "length", "stopped")
 
 @dataclass
 class Measured:
-    """What one reply cost: tokens read and written, and seconds since the message was sent."""
+    """What one reply cost: tokens read and written, and seconds since the message was sent.
+
+    Seconds are those that the model worked on it: not those in which whoever reads it did something else.
+    """
 
     read_tokens: int = 0
     reused_tokens: int = 0
@@ -70,7 +73,7 @@ class Engine:
     """Replies to conversations with one model. One reply at a time; the caller sees to that.
 
     `context_extension` is `dynamic`, `yarn`, `linear` (twice the trained length) or `none`. A model whose position
-    embeddings cannot be extended keeps its trained length; `limit` says which.
+    embeddings cannot be extended keeps its trained length: `extension` is then `none`, and `limit` says what holds.
     """
 
     def __init__(
@@ -81,8 +84,9 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.trained = context_length(model)
-        self.limit = self.trained * (FACTOR if context_extension != "none" and can_extend(model) else 1)
-        self._own, self._extended = rotations(model, context_extension, self.limit)
+        self.extension = context_extension if can_extend(model) else "none"
+        self.limit = self.trained * (FACTOR if self.extension != "none" else 1)
+        self._own, self._extended = rotations(model, self.extension, self.limit)
         self._caches: dict[Plan, KeyValueCache] = {}
         self._current: Plan | None = None
         self._encoded: dict[tuple[str, str], list[int]] = {}
@@ -170,7 +174,9 @@ class Engine:
             if token == self._end:
                 measured.ended = "end"
                 return
+            left = time.perf_counter()
             yield token
+            started += time.perf_counter() - left  # the reader's own time, another model's beside this one too
             if measured.new_tokens >= sampling.max_new_tokens:
                 measured.ended = "length"
                 return
@@ -222,7 +228,11 @@ class Engine:
             ids = self.ids(messages, plan, prompt=False)
             cache = self._cache(plan)
             if ids and cache.ids != ids:
-                cache.read(ids, self._must_pause, BACKGROUND_PIECE)
+                try:
+                    cache.read(ids, self._must_pause, BACKGROUND_PIECE)
+                except (RuntimeError, MemoryError):  # out of memory, most likely: the reply itself may do without
+                    del self._caches[plan]
+                    return
                 self.background_tokens += len(cache.ids) - cache.reused
 
     def _must_pause(self) -> bool:

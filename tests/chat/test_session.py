@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbutils.chat.extension import in_effect
 from nbutils.chat.session import ChatSession, MessageTooLongError
 from nbutils.core.chatml import encode, special_strings
 from nbutils.core.errors import UserError
@@ -344,3 +345,96 @@ def test_a_new_message_interrupts_the_background_reading():
     slow.remove()
     session.close()
     assert not any(t.name == "chat-reads-ahead" and t.is_alive() for t in threading.enumerate())
+
+
+def test_turns_dropped_for_a_long_message_are_read_again_when_it_is_edited():
+    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
+    for turn in range(3):
+        list(session.reply(f"turn {turn}"))
+    assert session.context.dropped == 0
+    list(session.reply("x" * 200))
+    assert session.context.dropped > 0
+    other = ChatSession(MODEL, TOKENIZER, **GREEDY)
+    other.restore(session.transcript())
+    for talk in (session, other):
+        assert "".join(talk.edit("short")) and talk.context.dropped == 0
+    assert session.messages == other.messages
+
+
+def test_a_conversation_is_fitted_to_a_context_of_another_length():
+    wide = ChatSession(random_model(TOKENIZER, context=512), TOKENIZER, **GREEDY)
+    narrow = ChatSession(MODEL, TOKENIZER, **GREEDY)
+    for turn in range(12):
+        list(wide.reply(f"turn {turn}, some words"))
+    assert wide.context.dropped == 0 and wide.context.used > narrow.context.limit
+    narrow.restore(wide.transcript())
+    assert narrow.context.dropped > 0 and narrow.context.used <= narrow.context.room
+    wide.restore(narrow.transcript())
+    assert wide.context.dropped == 0, "there is room for all of it again"
+    assert narrow.messages == wide.messages
+
+
+def test_the_meter_never_shows_more_than_the_limit():
+    session = ChatSession(ScriptedModel(TOKENIZER, ["x" * 500] * 9, context=256), TOKENIZER, max_new_tokens=128,
+                          read_ahead=False)  # fmt: skip
+    for turn in range(6):
+        for _ in session.reply("y" * (100 - turn)):
+            assert session.context.used <= session.context.limit == 256
+
+
+def test_a_conversation_goes_back_to_a_bookmark():
+    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
+    list(session.reply("hello"))
+    mark, before = session.bookmark(), session.transcript()
+    list(session.reply("x" * 180))
+    stream = session.reply("more")
+    next(stream)
+    with pytest.raises(UserError, match="being written"):
+        session.go_back(mark)
+    stream.close()
+    session.go_back(mark)
+    assert session.transcript() == before
+    assert "".join(session.reply("again")) == "".join(fresh_with(before).reply("again"))
+
+
+def fresh_with(transcript) -> ChatSession:
+    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
+    session.restore(transcript)
+    return session
+
+
+def test_the_time_of_whoever_reads_the_reply_is_not_the_models():
+    session = ChatSession(ScriptedModel(TOKENIZER, ["a few words"]), TOKENIZER, read_ahead=False)
+    for _ in session.reply("hi"):
+        time.sleep(0.05)
+    assert session.measured.new_tokens > 5 and session.measured.seconds < 0.2
+
+
+def test_an_error_while_reading_ahead_is_left_to_the_reply(capsys):
+    model = random_model(TOKENIZER, context=128)
+    session = ChatSession(model, TOKENIZER, **GREEDY)
+    list(session.reply("hello"))
+    session.engine.wait()
+    expected = "".join(fresh_with(session.transcript()).reply("next"))
+
+    def fail(*_):
+        if threading.current_thread().name == "chat-reads-ahead":
+            raise RuntimeError("out of memory")
+
+    hook = model.register_forward_pre_hook(fail)
+    session.restore(session.transcript())
+    session.engine.wait()
+    assert "".join(session.reply("next")) == expected
+    hook.remove()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_model_that_takes_no_extension_says_none():
+    session = ChatSession(ScriptedModel(TOKENIZER, ["x"]), TOKENIZER, context_extension="yarn", read_ahead=False)
+    assert session.transcript()["settings"]["context_extension"] == "none"
+    assert session.context.limit == session.engine.trained
+    why = "context extension: yarn, as asked"
+    assert in_effect("yarn", why, MODEL) == why
+    words = "none, since this model's position encoding cannot be extended (yarn was chosen)"
+    assert words in in_effect("yarn", why, session.engine.model)
+    assert in_effect("none", "as asked", session.engine.model) == "as asked"

@@ -17,6 +17,7 @@ from nbutils.chat.controls import MARK
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import Context
 from nbutils.chat.widget import ChatWidget
+from nbutils.core.errors import UserError
 from tests.chat.models import ScriptedModel, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -126,6 +127,86 @@ def test_side_by_side_and_picking_another_model():
     assert chat.panels[0].name == "base"
     assert chat.panels[0].session.messages[0]["content"] == "hi"  # the conversation goes on with the other model
     assert [len(m) for m in chat.transcript()["compared"]] == []
+
+
+def pick(chat: ChatWidget, **picked: str) -> list[str]:
+    """Picks models and waits; returns what the columns show, each by its title and by what its model said last."""
+    for picker, name in picked.items():
+        getattr(chat.controls, picker).value = name
+    chat.wait(5)
+    assert [chat.controls.model.value, chat.controls.beside.value] == ([p.name for p in chat.panels] + ["nobody"])[:2]
+    return [re.search(r">(\w+) on the CPU<", panel._title.value)[1] for panel in chat.panels]
+
+
+@pytest.mark.parametrize("picked", [{"model": "base"}, {"beside": "final"}])
+def test_a_model_that_the_other_column_shows_changes_places_with_this_one(picked):
+    chat = widget("left", "left again", names=("final", "base"), beside="base")
+    send(chat, "hi")
+    assert pick(chat, **picked) == ["base", "final"]
+    assert "base left" in shown(chat, 0) and "base" not in shown(chat, 1)
+    assert [box for box in chat._columns.children] == [panel.box for panel in chat.panels]
+    send(chat, "and?")
+    assert [panel.session.messages[-1]["content"] for panel in chat.panels] == ["base left again", "left again"]
+    assert pick(chat, model="final") == ["final", "base"]
+
+
+def test_a_model_is_not_compared_with_itself():
+    chat = widget("left", names=("final", "base"))
+    assert pick(chat, beside="final") == ["final"]
+    assert "final is shown already" in chat._notice.value
+    with pytest.raises(UserError, match="Both columns would show the model 'final'"):
+        widget("left", names=("final", "base"), beside="final")
+
+
+def test_a_pick_taken_back_while_its_model_loads_counts():
+    chat = widget("left", names=("final", "base"))
+    ready, load = threading.Event(), chat._load_model
+    chat._load_model = lambda name: load(name) if ready.wait(5) else None
+    chat.controls.model.value = "base"
+    assert chat.busy and chat.panels[0].name == "final"
+    threading.Timer(0.2, ready.set).start()
+    assert pick(chat, model="final") == ["final"]
+
+
+def test_an_error_in_one_column_leaves_both_as_they_were(capsys):
+    chat = widget("one", "two", "three", names=("final", "base"), beside="base")
+    send(chat, "hi")
+    before = [panel.session.messages for panel in chat.panels]
+    chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
+    send(chat, "again")
+    assert [panel.session.messages for panel in chat.panels] == before
+    assert chat.controls.input.value == "again" and "out of memory" in chat._notice.value
+    assert "again" not in shown(chat, 0) + shown(chat, 1)
+    chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
+    chat.controls.regenerate.click()
+    chat.wait(5)
+    assert [panel.session.messages for panel in chat.panels] == before, "the old replies stand"
+    send(chat, "again")
+    assert [len(panel.session.messages) for panel in chat.panels] == [4, 4]
+    assert "RuntimeError" in capsys.readouterr().err
+
+
+def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither():
+    def load(name: str) -> LoadedModel:
+        model = ScriptedModel(TOKENIZER, ["x"], context=1024 if name == "final" else 256)
+        return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
+
+    settings = {"read_ahead": False, "max_new_tokens": 100, "context_extension": "none"}
+    chat = ChatWidget(load, ["final", "short"], "final", settings, "short")
+    chat.controls._sampling["max_new_tokens"].value = 200
+    assert "choose at most 128" in chat._notice.value
+    assert [panel.session.sampling.max_new_tokens for panel in chat.panels] == [100, 100]
+    assert chat.controls._sampling["max_new_tokens"].value == 100
+    chat.controls._sampling["max_new_tokens"].value = 120
+    assert [panel.session.sampling.max_new_tokens for panel in chat.panels] == [120, 120]
+
+
+def test_side_by_side_each_speed_is_the_models_own():
+    chat = widget("word " * 20, names=("final", "base"), beside="base", max_new_tokens=50)
+    chat.panels[1].session.engine.model.seconds = 0.02
+    send(chat, "go")
+    quick, slow = (panel.session.measured for panel in chat.panels)
+    assert slow.seconds > 0.8 and quick.seconds < slow.seconds / 2
 
 
 def test_a_message_that_is_too_long_is_refused_and_kept_in_the_input():
