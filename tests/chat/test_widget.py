@@ -144,7 +144,7 @@ def test_a_model_that_the_other_column_shows_changes_places_with_this_one(picked
     send(chat, "hi")
     assert pick(chat, **picked) == ["base", "final"]
     assert "base left" in shown(chat, 0) and "base" not in shown(chat, 1)
-    assert [box for box in chat._columns.children] == [panel.box for panel in chat.panels]
+    assert list(chat._columns.children) == [panel.box for panel in chat.panels]
     send(chat, "and?")
     assert [panel.session.messages[-1]["content"] for panel in chat.panels] == ["base left again", "left again"]
     assert pick(chat, model="final") == ["final", "base"]
