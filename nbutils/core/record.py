@@ -16,8 +16,15 @@ RECORD = "stage.json"
 CHECKPOINTS = "checkpoints"
 
 
+class NewerRecordError(UserError):
+    """A record that a newer smallchat wrote."""
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A `stage.json` or `run.json`; None where there is none. UserError for a damaged, newer or unreadable one."""
+    """A `stage.json` or `run.json`; None where there is none. UserError for a damaged or unreadable one.
+
+    NewerRecordError for one of a newer schema.
+    """
     try:
         record = read_json(path)
         newer = record.get("schema", 0) > SCHEMA
@@ -28,7 +35,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise UserError(f"{shown(path)} cannot be read ({error.strerror}): choose another run_dir.") from None
     if newer:
-        raise UserError(
+        raise NewerRecordError(
             f"{shown(path)} was written by a newer smallchat (schema {record['schema']}, this one reads {SCHEMA}); "
             "update smallchat."
         )

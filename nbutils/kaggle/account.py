@@ -6,10 +6,12 @@ Requests go through the `kaggle` package (2.2: `KaggleApi.kernels_push`, `kernel
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,7 +107,8 @@ def signed_in() -> Any:
         raise UserError("The package kaggle is not installed: `pip install kaggle`, then push again.") from None
     api = KaggleApi()
     try:
-        api.authenticate()
+        with redirect_stdout(io.StringIO()):  # it would print its own help, of several screens
+            api.authenticate()
     except (Exception, SystemExit):
         raise UserError(
             "Kaggle knows nobody by these credentials: create a token under kaggle.com/settings (API), and put it "

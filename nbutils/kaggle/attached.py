@@ -18,10 +18,11 @@ Need = tuple[str, str, str, str]
 
 
 def check_attached(
-    needs: Sequence[Need], packages: Sequence[Package], profile: str, wheels: Sequence[Path] = ()
+    needs: Sequence[Need], packages: Sequence[Package], recipe: str, wheels: Sequence[Path] = ()
 ) -> None:
     """UserError that lists everything that nobody has attached, with how to add it: packages, models, datasets.
 
+    `recipe` is the profile with its values, as `bundle` and `fetch` take them.
     Packages count as attached where there are any wheels: whether they do is for pip to say.
     """
     lacking = [] if wheels else [str(package.requirement) for package in packages if not package.fits]
@@ -34,7 +35,7 @@ def check_attached(
         commands.append(f"`python -m nbutils kaggle wheels --out wheels --python {python}` for the packages")
         found.append(f"the packages {', '.join(lacking)}")
     if absent:
-        commands.append(f"`python -m nbutils fetch params/{profile}.yaml --out fetched` for models and data")
+        commands.append(f"`python -m nbutils fetch {recipe} --out fetched` for models and data")
     raise UserError(
         f"There is no internet here, and not attached are: {', '.join(found + absent)}. Switch Internet on in the "
         f"session's options; or run {' and '.join(commands)} where there is a network, upload each folder as a Kaggle "

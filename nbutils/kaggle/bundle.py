@@ -16,7 +16,7 @@ from typing import Any
 import nbformat
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown, write_json, write_text
+from nbutils.core.files import sha256_of_bytes, shown, write_json, write_text
 from nbutils.core.notebooks import code_cells, notebook_path, parameters, spec, stages
 from nbutils.kaggle.archive import first_cell, make_archive
 from nbutils.kaggle.attached import Need
@@ -58,10 +58,16 @@ def write_bundles(plan: Plan, options: Options, out: Path) -> list[Path]:
 
 
 def slug(profile: str, name: str) -> str:
-    """The last part of a notebook's address on Kaggle, of at most 50 characters: what its title becomes there."""
-    prefix = re.sub(r"[^a-z0-9]+", "-", profile.lower()).strip("-")
-    words = _words(name)
-    return f"smallchat-{prefix[: 38 - len(words)].strip('-')}-{words}"
+    """The last part of a notebook's address on Kaggle, of at most 50 characters: what its title becomes there.
+
+    A profile whose name is too long for that, or not in Latin letters, is told apart by a few digits of its hash.
+    """
+    prefix, words = re.sub(r"[^a-z0-9]+", "-", profile.lower()).strip("-"), _words(name)
+    longest = 38 - len(words)
+    if len(prefix) > longest or not prefix or not profile.isascii():
+        digits = sha256_of_bytes(profile.encode())[:6]
+        prefix = f"{prefix[: longest - 7].strip('-')}-{digits}".strip("-")
+    return f"smallchat-{prefix}-{words}"
 
 
 def stage_of(address: str) -> str:
@@ -113,6 +119,7 @@ def _facts(plan: Plan, needs: list[Need], options: Options, name: str) -> str:
         "address": f"{options.owner}/{slug(options.profile, name)}",
         "processes": max(getattr(planned.settings, "processes", 0) for planned in plan.stages),
         "internet": options.internet,
+        "recipe": options.recipe,
         "needs": needs,
     }
     if options.stale:

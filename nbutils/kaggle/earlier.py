@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl
-from nbutils.core.record import CHECKPOINTS, RECORD, read_record, stage_record, write_record
+from nbutils.core.record import CHECKPOINTS, RECORD, NewerRecordError, read_record, stage_record, write_record
 from nbutils.train.checkpoints import MANIFEST, damage, newest_first
 from nbutils.train.records import METRICS
 
@@ -35,7 +35,6 @@ class Earlier:
     record: dict[str, Any]
     step: int = 0
     checkpoint: Path | None = None
-    remarks: list[str] = field(default_factory=list)
     fits: bool = True
 
     @property
@@ -61,17 +60,19 @@ def run_folders(root: Path, name: str) -> list[Path]:
     return [folder for folder in runs_below(root) if _name(folder) == name]
 
 
-def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> Earlier | None:
+def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tuple[Earlier | None, list[str]]:
     """The copy of a stage to go on from: of the asked settings, finished, with the highest valid step, the youngest.
 
-    `asked` are result parameters; None takes any. Damaged checkpoints are passed over with a remark.
+    `asked` are result parameters; None takes any. Damaged records and checkpoints are passed over, with a remark each.
+    NewerRecordError where a newer smallchat has written one: that work is not to be begun anew.
     """
-    found = [earlier for run in runs if (earlier := _read(run, stage)) is not None]
-    remarks = [remark for earlier in found for remark in earlier.remarks]
+    found, remarks = [], list[str]()
+    for run in runs:
+        earlier, said = _read(run, stage)
+        found += [earlier] if earlier else []
+        remarks += said
     chosen = max(found, key=lambda e: (_fits(e, asked), e.done, e.step, e.record["started"]), default=None)
-    if chosen is None:
-        return None
-    return replace(chosen, remarks=remarks, fits=_fits(chosen, asked))
+    return chosen and replace(chosen, fits=_fits(chosen, asked)), remarks
 
 
 def bring(earlier: Earlier, target: Path, with_checkpoint: bool) -> None:
@@ -118,29 +119,32 @@ def _name(folder: Path) -> str:
         return folder.name
 
 
-def _read(run: Path, stage: str) -> Earlier | None:
-    folder = run / stage
+def _read(run: Path, stage: str) -> tuple[Earlier | None, list[str]]:
+    """A stage of a run folder as far as it is whole, and what is to be said of the rest."""
+    folder, remarks = run / stage, list[str]()
     try:
         record = stage_record(run, stage)
-    except UserError:
-        record = None  # cut short by the session's end: without a record it can't be known what it belongs to
+    except NewerRecordError:
+        raise
+    except UserError:  # cut short by the session's end: it can't be known what the work belongs to
+        return None, [f"{folder / RECORD} is damaged, and what lies beside it is passed over"]
     if record is None:
-        return None
-    remarks = []
+        return None, remarks
+    lost = [name for name, entry in record["outputs"].items() if not _whole(folder / name, entry["bytes"])]
+    lost = [name for name in lost if not name.startswith(f"{CHECKPOINTS}/")]
+    record |= {"outputs": {name: entry for name, entry in record["outputs"].items() if name not in lost}}
     if record["status"] == "done":
-        lost = [name for name, entry in record["outputs"].items() if not _whole(folder / name, entry["bytes"])]
-        lost = [name for name in lost if not name.startswith(f"{CHECKPOINTS}/")]
         if not lost:
-            return Earlier(folder, record)
+            return Earlier(folder, record), remarks
         remarks.append(f"{folder} lacks {lost[0]}, or it is cut short: it is not taken as finished")
-        record |= {"status": "running", "outputs": {n: e for n, e in record["outputs"].items() if n not in lost}}
+        record |= {"status": "running"}
     for checkpoint in newest_first(folder / CHECKPOINTS):
         problem = damage(checkpoint)
         if problem is None:
             step = int(read_json(checkpoint / MANIFEST)["step"])
-            return Earlier(folder, record, step, checkpoint, remarks)
+            return Earlier(folder, record, step, checkpoint), remarks
         remarks.append(f"{checkpoint} {problem} and is passed over")
-    return Earlier(folder, record, remarks=remarks)
+    return Earlier(folder, record), remarks
 
 
 def _fits(earlier: Earlier, asked: dict[str, Any] | None) -> bool:

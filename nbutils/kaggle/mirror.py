@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from nbutils.kaggle.earlier import newest_checkpoint
 
 BESIDE = ("stage.json", "settings.json", "metrics.jsonl", "samples.jsonl")
 """Files of the training stage that go with a checkpoint."""
+
+PAUSES = (0.0, 2.0, 10.0)
+"""Seconds before each try to read what lies there."""
 
 
 class Mirror:
@@ -54,23 +58,30 @@ class Mirror:
         False where the repository holds nothing newer. UserError where it cannot be read; then nothing that lies in
         `target` counts.
         """
-        from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError: of its HTTP library
 
-        try:
-            files = HfApi().list_repo_files(self.repo)
-            found = (re.search(rf"^{re.escape(name)}/.*/step-(\d+)/", file) for file in files)
-            if max((int(match[1]) for match in found if match), default=-1) <= beyond:
-                return False
-            snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)
-            return True
-        except RepositoryNotFoundError:
-            return False  # nothing was ever sent
-        except (HTTPError, OSError) as error:
-            raise UserError(
-                f"checkpoint_mirror '{self.repo}' cannot be read ({_first_line(error)}): check that HF_TOKEN may read "
-                "it, or bundle without --mirror."
-            ) from None
+        problem: Exception | None = None
+        for pause in PAUSES:
+            time.sleep(pause)
+            try:
+                return self._fetch(name, beyond, target)
+            except RepositoryNotFoundError:
+                return False  # nothing was ever sent
+            except (HTTPError, OSError) as error:
+                problem = error
+        raise UserError(
+            f"checkpoint_mirror '{self.repo}' cannot be read ({_first_line(problem)}): check that HF_TOKEN may read "
+            "it, or bundle without --mirror."
+        )
+
+    def _fetch(self, name: str, beyond: int, target: Path) -> bool:
+        from huggingface_hub import HfApi, snapshot_download
+
+        found = (re.search(rf"^{re.escape(name)}/.*/step-(\d+)/", file) for file in HfApi().list_repo_files(self.repo))
+        if max((int(match[1]) for match in found if match), default=-1) <= beyond:
+            return False
+        snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)
+        return True
 
     def send(self, run: Path) -> int | None:
         """Sends the newest valid checkpoint, and drops older ones there; its step, None where there is nothing new."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import shown
 from nbutils.pipeline.parameters import OF_BUNDLES
 from nbutils.pipeline.profile import Given, read_override, read_profile
 
@@ -19,12 +21,14 @@ MIRROR_MINUTES = 30.0
 class Options:
     """Who owns the notebooks, whether they may use the internet, which Kaggle datasets (`owner/slug`) are attached.
 
-    `mirror` is a private Hub repository that gets the newest checkpoint every `mirror_minutes`; empty for none.
-    `stale` says what happens to long earlier work that no longer fits: accept, force, or '' to stop there.
+    `recipe` is the profile with its values as a command line has them. `mirror` is a private Hub repository that gets
+    the newest checkpoint every `mirror_minutes`; empty for none. `stale` says what happens to long earlier work that no
+    longer fits: accept, force, or '' to stop there.
     """
 
     owner: str
     profile: str
+    recipe: str
     internet: bool = True
     attached: tuple[str, ...] = ()
     mirror: str = ""
@@ -43,12 +47,19 @@ def options_of(arguments: argparse.Namespace, profile: Path) -> Options:
     return Options(
         checked_owner(arguments.owner),
         profile.stem,
+        shlex.join([_place_of(profile), *(word for text in arguments.overrides for word in ("-p", text))]),
         not arguments.offline and values.get("internet", True),
         tuple(checked_dataset(name) for name in arguments.attach),
         checked_repository(mirror) if mirror is not None else values.get("checkpoint_mirror", ""),
         checked_minutes(minutes) if minutes is not None else values.get("mirror_minutes", MIRROR_MINUTES),
         "accept" if arguments.accept else "force" if arguments.force else "",
     )
+
+
+def _place_of(profile: Path) -> str:
+    """Where a profile lies, as it may stand in a notebook: below this project, or its name alone."""
+    place = shown(profile)
+    return profile.name if Path(place).is_absolute() else place
 
 
 def checked_owner(owner: str) -> str:

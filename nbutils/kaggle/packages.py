@@ -10,7 +10,7 @@ import importlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -87,12 +87,16 @@ def installed_version(name: str) -> str | None:
 def constraints(replaced: Iterable[str]) -> list[str]:
     """`name==version` of everything that is installed, except what has to be replaced."""
     left_out = {canonicalize_name(name) for name in replaced}
+    return sorted(f"{name}=={version}" for name, version in live_versions().items() if name not in left_out)
+
+
+def live_versions() -> dict[str, str]:
+    """Name → version of everything that is installed at this moment."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
-        name = canonicalize_name(distribution.metadata["Name"] or "")
-        if name and name not in left_out:
+        if name := canonicalize_name(distribution.metadata["Name"] or ""):
             found.setdefault(name, distribution.version)  # the first on the path is the one that is imported
-    return sorted(f"{name}=={version}" for name, version in found.items())
+    return found
 
 
 def install(packages: Sequence[Package], internet: bool, wheels: Sequence[Path]) -> list[Package]:
@@ -128,14 +132,22 @@ def _pip(limits: Sequence[str], options: Sequence[str]) -> subprocess.CompletedP
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def table(before: Sequence[Package], after: Sequence[Package]) -> str:
-    """What was found and what was installed, a line each for what is kept and for what was changed."""
+def table(before: Sequence[Package], after: Sequence[Package], everything: Mapping[str, str]) -> str:
+    """What was found and what was installed, a line each for what is kept and for what was changed.
+
+    `everything` are the versions of all that was there before: helpers that the new packages brought or raised are
+    listed too.
+    """
     rows = [("package", "needed", "found", "installed")]
     for old, new in zip(before, after, strict=True):
         if old.version != new.version or canonicalize_name(old.requirement.name) in (*KEPT, "trl", "datasets"):
             changed = new.version if new.version != old.version else ""
             requirement = old.requirement
             rows.append((requirement.name, str(requirement.specifier), old.version or "nothing", changed or "kept"))
+    own = {canonicalize_name(package.requirement.name) for package in before}
+    for name, version in sorted(live_versions().items()):
+        if name not in own and everything.get(name) != version:
+            rows.append((name, "a helper", everything.get(name, "nothing"), version))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from contextlib import suppress
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,8 +39,8 @@ class Place:
         return f"{where}; {gpus}; {'internet' if self.internet else 'no internet'}"
 
 
-def look_around(tries: int = 1) -> Place:
-    """Finds out where this is, without initialising CUDA; the internet is tried at most so many times.
+def look_around() -> Place:
+    """Finds out where this is, without initialising CUDA.
 
     Kaggle is known by its two folders. Variables such as KAGGLE_USERNAME or KAGGLE_KEY say nothing: whoever pushes
     notebooks has them at home too.
@@ -50,13 +50,13 @@ def look_around(tries: int = 1) -> Place:
     return Place(
         root if there else None,
         os.environ.get(RUN_TYPE) or "unknown",
-        any(has_internet() for _ in range(tries)),
+        has_internet(),
         nvidia_gpus(),
     )
 
 
 def has_internet() -> bool:
-    """Whether the hub's host (HF_ENDPOINT, or huggingface.co) takes a connection within 2 s."""
+    """Whether the hub's host (HF_ENDPOINT, or huggingface.co) takes a connection within 2 s, at the first try or later."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
@@ -70,8 +70,15 @@ def has_internet() -> bool:
 
 
 def _connect(place: tuple[str, int], reached: threading.Event) -> None:
-    with suppress(OSError), socket.create_connection(place, timeout=INTERNET_SECONDS):
-        reached.set()
+    until = time.monotonic() + INTERNET_SECONDS
+    while (left := until - time.monotonic()) > 0 and not reached.is_set():
+        try:
+            with socket.create_connection(place, timeout=left):
+                reached.set()
+        except ConnectionRefusedError:
+            return
+        except OSError:
+            time.sleep(0.1)  # a name server may stumble in a session's first second
 
 
 def check_gpus(gpus: tuple[Gpu, ...], processes: int) -> None:

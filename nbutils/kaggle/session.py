@@ -31,12 +31,13 @@ LOG = "kaggle.jsonl"
 class Session:
     """One session of one bundled notebook."""
 
-    def __init__(self, stage: str, profile: str, address: str, where: Place, stale: str = "") -> None:
+    def __init__(self, stage: str, profile: str, address: str, where: Place, stale: str = "", recipe: str = "") -> None:
         self.stage = stage
         self.profile = profile
         self.address = address
         self.place = where
         self.stale = stale
+        self.recipe = recipe or profile
         self.waits = ""
         self.run = Path()
         self.continued: Earlier | None = None
@@ -52,7 +53,7 @@ class Session:
             from nbutils.pipeline.fetch import wanted_by
 
             wanted = wanted_by({name: settings_of(name, names) for name in self._own_stages()})
-            check_attached([(item.kind, item.name, item.revision, item.purpose) for item in wanted], [], self.profile)
+            check_attached([(item.kind, item.name, item.revision, item.purpose) for item in wanted], [], self.recipe)
         self._bring(names)
         self._note_session()
         self.guard.watch(self._keep)
@@ -131,17 +132,19 @@ class Session:
             own = name == self.stage or self.stage == WHOLE
             settings = settings_of(name, names) if own else None
             asked = settings.result_parameters() if settings else None
-            earlier = best(runs, name, asked)
+            earlier, remarks = best(runs, name, asked)
             if name == "train" and own and not (earlier and earlier.done and earlier.fits):
                 runs += self._mirrored(earlier if earlier and earlier.fits else None)
-                earlier = best(runs, name, asked)
+                earlier, remarks = best(runs, name, asked)
+            for remark in remarks:
+                print(f"Note: {remark}.")
             kept = earlier
             if earlier is not None:
                 self._copy(name, earlier, own)
                 if settings and not stays(earlier, name, settings, self.stale, self.stage == WHOLE):
                     kept = None
             if name == "train" and own:
-                self._say_what_continues(kept, earlier.remarks if earlier else [])
+                self._say_what_continues(kept)
 
     def _mirrored(self, earlier: Earlier | None) -> list[Path]:
         """The run folder that the mirror holds, where it is further than what is attached.
@@ -178,9 +181,7 @@ class Session:
                 shutil.copyfile(source, self.run / file)
         print(f"{name}: taken from {earlier.folder} ({needed / 1e6:,.1f} MB)")
 
-    def _say_what_continues(self, earlier: Earlier | None, remarks: list[str]) -> None:
-        for remark in remarks:
-            print(f"Note: {remark}.")
+    def _say_what_continues(self, earlier: Earlier | None) -> None:
         if earlier is None or (not earlier.done and earlier.checkpoint is None):
             print(
                 "No checkpoint of an earlier session is attached: training starts at step 0. If a session was ended "

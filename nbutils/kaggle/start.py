@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbutils.core.errors import UserError
 from nbutils.kaggle import attached, packages, place
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 STARTED = "NBUTILS_STARTED"
 REQUIREMENTS = "requirements.txt"
 """In the archive: what smallchat needs, a requirement a line."""
+NO_SECRET = (
+    "checkpoint_mirror is {repo}, and this notebook has no secret HF_TOKEN to write there with: open it in Kaggle's "
+    "editor and attach one (Add-ons → Secrets; a token of the Hub that may write), then Save Version or push again; or "
+    "bundle without a mirror."
+)
 FOLDER = Path(__file__).resolve().parents[2]
 """Where the archive was unpacked."""
 
@@ -29,6 +35,7 @@ def start(
     address: str,
     processes: int,
     internet: bool,
+    recipe: str,
     needs: Sequence[attached.Need] = (),
     stale: str = "",
     checkpoint_mirror: str = "",
@@ -36,45 +43,49 @@ def start(
 ) -> Session:
     """The first cell: looks around, checks the GPUs, installs what is missing, and prints what was found.
 
-    `needs` is what comes from the hub, `stale` (accept, force or '') what happens to earlier work that no longer fits.
+    `recipe` is the profile with its values as a command line has them, `needs` what comes from the hub, `stale`
+    (accept, force or '') what happens to earlier work that no longer fits.
     UserError where the session cannot do what the profile asks for.
     """
-    where = place.look_around(tries=5 if internet else 1)
+    where = place.look_around()
     print(f"smallchat, {stage} of profile {profile}: {where.line}")
     if where.root is None:
         _share_package()
-        return _session(stage, profile, address, where, stale)
+        return _session(stage, profile, address, where, stale, recipe)
     place.check_gpus(where.gpus, processes)
+    has_secret = where.internet and place.take_secret()
+    if checkpoint_mirror and where.internet and not has_secret:
+        raise UserError(NO_SECRET.format(repo=checkpoint_mirror))
     wheels = sorted(path.parent for path in (where.root / "input").glob(f"**/{packages.WHEELS}"))
     lines = (FOLDER / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
     before = packages.inspect(packages.needed(lines, stage))
     if not where.internet:
-        attached.check_attached(needs, before, profile, wheels)
+        attached.check_attached(needs, before, recipe, wheels)
+    everything = packages.live_versions()
     after = packages.install(before, where.internet, wheels)
-    print(packages.table(before, after))
+    print(packages.table(before, after, everything))
     if internet and not where.internet:
         print("Note: the hub cannot be reached; only what is attached or built in can be used.")
     if not where.internet:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    elif place.take_secret():
+    elif has_secret:
         print("HF_TOKEN is taken from the notebook's secrets.")
     _share_package()
     _start_clock()
-    session = _session(stage, profile, address, where, stale)
-    if checkpoint_mirror:
-        if not os.environ.get(place.SECRET):
-            print(f"Note: nothing is sent to checkpoint_mirror {checkpoint_mirror}: there is no secret HF_TOKEN.")
-        else:
-            from nbutils.kaggle.mirror import Mirror
+    session = _session(stage, profile, address, where, stale, recipe)
+    if checkpoint_mirror and not where.internet:
+        print(f"Note: nothing is sent to checkpoint_mirror {checkpoint_mirror}: there is no internet here.")
+    elif checkpoint_mirror:
+        from nbutils.kaggle.mirror import Mirror
 
-            session.mirror = Mirror(checkpoint_mirror, mirror_minutes)
+        session.mirror = Mirror(checkpoint_mirror, mirror_minutes)
     return session
 
 
-def _session(stage: str, profile: str, address: str, where: place.Place, stale: str) -> Session:
+def _session(stage: str, profile: str, address: str, where: place.Place, stale: str, recipe: str) -> Session:
     from nbutils.kaggle.session import Session
 
-    return Session(stage, profile, address, where, stale)
+    return Session(stage, profile, address, where, stale, recipe)
 
 
 def _share_package() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import missing
 from tests.kaggle.attachments import fetched_folder, wheel_folder
-from tests.kaggle.simulated import DATA, SMALL, Kaggle, Outcome, bundles, done, image
+from tests.kaggle.simulated import DATA, SMALL, Kaggle, Outcome, bundles, done, image, packages_of, without
 
 OLDEST = ("transformers==5.0.*", "ipython==7.34.0", "ipykernel==6.17.1", "nbclient==0.5.13", "plotly==5.24.1")
 """As in Kaggle's image (installed_cpu_packages.txt of Kaggle/docker-python), with the oldest transformers admitted."""
@@ -32,9 +32,18 @@ def oldest(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bare(oldest, tmp_path_factory) -> Path:
+    """The interpreter of the same image without what Kaggle's lacks altogether."""
+    folder = tmp_path_factory.mktemp("bare")
+    lacking = without(folder / "packages", "trl", "lm_eval", "chitchat_dataset")
+    return image(folder / "image", packages_of(oldest.parents[1]), lacking)
+
+
+@pytest.fixture(scope="session")
 def wheels(tmp_path_factory) -> Path:
-    """What that image has too old, to be attached."""
-    return wheel_folder(tmp_path_factory.mktemp("attached") / "wheels", "plotly", "ipykernel", "nbclient")
+    """What those images lack or have too old, to be attached."""
+    names = ("plotly", "ipykernel", "nbclient", "trl", "lm-eval", "chitchat-dataset")
+    return wheel_folder(tmp_path_factory.mktemp("attached") / "wheels", *names)
 
 
 @pytest.fixture(scope="session")

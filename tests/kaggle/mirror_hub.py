@@ -16,7 +16,7 @@ _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)")
 class MirrorHub(fake_hub.FakeHub):
     """As `FakeHub`, and its files can be read again; large ones are taken only when `open` is set.
 
-    `broken`: "files" cannot be read, or "all" that is asked for.
+    `broken`: "files" cannot be read, or "all" that is asked for, or what is asked for "once".
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,8 @@ class _Handler(fake_hub._Handler):
         found = _FILE.fullmatch(unquote(urlsplit(self.path).path))
         if self.server.broken and (found or self.server.broken != "files"):
             self._note()
+            if self.server.broken == "once":
+                self.server.broken = ""
             self._answer(403, b"", {})  # the client asks again and again after a 500
             return
         if not found and self._repo():

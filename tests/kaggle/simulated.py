@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -32,13 +33,30 @@ LAYOUTS = {
 """Where a notebook's output is mounted below `input/`: on older and on newer images."""
 
 
-def image(folder: Path) -> Path:
-    """A virtual environment with what this one has, but without smallchat; returns its interpreter."""
+def image(folder: Path, *brought: Path) -> Path:
+    """A virtual environment with what this one has, but without smallchat; returns its interpreter.
+
+    `brought` are folders of packages to have instead, the first of several versions counting.
+    """
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
-    own = Path(sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)})["purelib"])
     # A folder that a .pth file names is searched, but its own .pth files (the editable smallchat) are not read.
-    (own / "image.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    places = brought or (Path(sysconfig.get_paths()["purelib"]),)
+    (packages_of(folder) / "image.pth").write_text("".join(f"{place}\n" for place in places))
     return folder / "bin" / "python"
+
+
+def packages_of(environment: Path) -> Path:
+    """Where a virtual environment has its packages."""
+    return Path(sysconfig.get_paths(vars={"base": str(environment), "platbase": str(environment)})["purelib"])
+
+
+def without(folder: Path, *names: str) -> Path:
+    """The packages of this environment, linked into a folder, but for the named ones."""
+    folder.mkdir()
+    for place in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not any(re.match(rf"{name}(-[\d.]+\.dist-info)?$", place.name) for name in names):
+            (folder / place.name).symlink_to(place)
+    return folder
 
 
 @dataclass

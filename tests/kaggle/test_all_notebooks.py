@@ -31,12 +31,22 @@ SMALLER = [
 """The rehearsal on two CPU cores, without the hub."""
 
 
-def test_six_notebooks_one_after_the_other_without_internet(oldest, wheels, fetched, tmp_path):
-    """On an image with Kaggle's libraries: model, conversations and packages are attached as Kaggle datasets."""
+def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetched, tmp_path):
+    """On an image with Kaggle's libraries: model, conversations and packages are attached as Kaggle datasets.
+
+    Each notebook installs what it lacks into the image, which later ones find there: sessions of the real Kaggle start
+    from the image anew.
+    """
     offline = ["--offline", "--attach", FETCHED, "--attach", WHEELS, "-p", f"base_model={BASE}"]
     made = bundles(SMALL, tmp_path / "bundles", *offline, "-p", f"datasets=[{TALK}]")
-    outcomes = one_after_the_other(made, Kaggle(tmp_path, oldest, "nested"), {FETCHED: fetched, WHEELS: wheels})
-    assert re.search(r"plotly +>=6.0 +5.24.1 +\d", outcomes["data"].text), outcomes["data"].text[:3000]
+    outcomes = one_after_the_other(made, Kaggle(tmp_path, bare, "nested"), {FETCHED: fetched, WHEELS: wheels})
+    table = outcomes["data"].text
+    for row in (
+        *(r"plotly +>=6.0 +5\.24\.1 +\d", r"trl +\S+ +nothing +1\.16\.\d", r"lm-eval +\S+ +nothing +0\.4\.\d+"),
+        *(r"chitchat-dataset +\S+ +nothing +\d", r"torch +\S+ +2\S+ +kept", r"transformers +\S+ +5\.0\.\d +kept"),
+    ):
+        assert re.search(row, table), (row, table[:3000])
+    assert re.search(r"trl +\S+ +1\.16\.\d +kept", outcomes["train"].text)
 
 
 def test_the_demo_as_it_is(oldest, wheels, tmp_path):

@@ -64,7 +64,9 @@ FETCH = """
 import sys
 from pathlib import Path
 from nbutils.core.errors import UserError
+from nbutils.kaggle import mirror
 from nbutils.kaggle.mirror import Mirror
+mirror.PAUSES = (0.0, 0.5, 0.5)
 try:
     print(Mirror(sys.argv[1], 1).fetch("mine", int(sys.argv[2]), Path(sys.argv[3])))
 except UserError as error:
@@ -106,6 +108,14 @@ def test_a_hub_in_trouble_is_one_sentence(hub, tmp_path, broken):
     hub.broken = broken
     said = python(hub, FETCH, REPO, 0, tmp_path / "none")
     assert "checkpoint_mirror 'me/mirror' cannot be read" in said and "\n" not in said
+
+
+def test_a_hub_that_stumbles_is_asked_again(hub, tmp_path):
+    checkpoint(stage_at(tmp_path / "runs" / "mine", "running"), 10)
+    python(hub, SEND, REPO, tmp_path / "runs" / "mine")
+    hub.broken = "once"
+    assert python(hub, FETCH, REPO, 0, tmp_path / "back") == "True"
+    assert hub.broken == ""
 
 
 @pytest.mark.soak

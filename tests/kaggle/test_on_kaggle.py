@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -53,7 +55,22 @@ def test_a_missing_internet_is_found_out_soon(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert has_internet() is False
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # nobody ever answers there (RFC 5737)
-    assert has_internet() is False
+    started = time.monotonic()
+    assert has_internet() is False and time.monotonic() - started < 3
+
+
+def test_a_name_server_that_stumbles_is_asked_again(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    asked = []
+
+    def stumble(*_, **__):
+        asked.append(True)
+        if len(asked) < 3:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return socket.socket()
+
+    monkeypatch.setattr("socket.create_connection", stumble)
+    assert has_internet() is True and len(asked) == 3
 
 
 def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
@@ -100,6 +117,31 @@ def test_the_token_comes_from_kaggles_secrets_where_it_is_attached(tmp_path, mon
     monkeypatch.setenv("HF_TOKEN", "")
     assert take_secret() is attached
     assert os.environ["HF_TOKEN"] == ("from-kaggle" if attached else "")
+
+
+@pytest.mark.parametrize("internet", [True, False])
+def test_a_mirror_without_its_secret_stops_the_first_cell(tmp_path, monkeypatch, capsys, internet):
+    """Long before a checkpoint would be lost; without internet there is nothing to send to, which is said."""
+    monkeypatch.setenv(KAGGLE, str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", None)  # no such module here
+    monkeypatch.setattr("nbutils.kaggle.place.has_internet", lambda: internet)
+    monkeypatch.setattr("nbutils.kaggle.place.nvidia_gpus", lambda: ())
+    monkeypatch.setattr("nbutils.kaggle.start.FOLDER", tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    for folder in ("input", "working"):
+        (tmp_path / folder).mkdir()
+    for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
+        monkeypatch.setenv(name, "")
+    facts = {"stage": "train", "profile": "mine", "recipe": "mine.yaml", "address": "me/it", "processes": 0}
+    if internet:
+        with pytest.raises(UserError, match=r"me/mirror.*no secret HF_TOKEN.*Add-ons → Secrets.*push again"):
+            start(internet=True, checkpoint_mirror="me/mirror", **facts)
+        monkeypatch.setenv("HF_TOKEN", "x")
+        assert start(internet=True, checkpoint_mirror="me/mirror", **facts).mirror.repo == "me/mirror"
+    else:
+        assert start(internet=True, checkpoint_mirror="me/mirror", **facts).mirror is None
+        assert "nothing is sent to checkpoint_mirror me/mirror: there is no internet" in capsys.readouterr().out
 
 
 # Packages
@@ -164,10 +206,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from nbutils.core.errors import UserError
 from nbutils.kaggle import packages
-before = packages.inspect([Requirement(line) for line in sys.argv[2:]])
+before, everything = packages.inspect([Requirement(line) for line in sys.argv[2:]]), packages.live_versions()
 try:
     after = packages.install(before, internet=False, wheels=[Path(sys.argv[1])])
-    print(packages.table(before, after))
+    print(packages.table(before, after, everything))
 except UserError as error:
     print(error)
 """
@@ -225,7 +267,11 @@ def test_only_what_is_lacking_is_installed_and_helpers_stay(live, tmp_path):
 
 
 def test_a_helper_is_raised_where_a_newcomer_demands_it(live, tmp_path):
-    assert "demanding" in install(live, tmp_path, "demanding")
+    said = install(live, tmp_path, "demanding")
+    assert [line.split() for line in said.splitlines()[1:]] == [
+        ["demanding", "nothing", "1.0"],
+        ["helper", "a", "helper", "1.0", "2.0"],
+    ]
     version = subprocess.run([live[0], "-c", "import helper; print(helper.VERSION)"], capture_output=True, text=True)
     assert version.stdout.strip() == "2.0"
 
@@ -249,11 +295,12 @@ def test_what_is_not_attached_is_listed_all_at_once(tmp_path, monkeypatch):
     installed(tmp_path, "plotly", "5.24.1")
     monkeypatch.syspath_prepend(str(tmp_path))
     facts = {"profile": "mine", "address": "me/it", "processes": 0, "internet": False}
+    facts["recipe"] = "params/mine.yaml -p 'datasets=[a, b]'"
     needs = [("model", "someone/base", "", "base model"), ("dataset", "someone/data", "", "conversations")]
     with pytest.raises(UserError) as raised:
         start(stage="data", needs=needs, **facts)
     wanted = ["plotly>=6", "base model someone/base", "conversations someone/data", "--attach"]
-    commands = ["nbutils fetch params/mine.yaml", "nbutils kaggle wheels"]
+    commands = ["nbutils fetch params/mine.yaml -p 'datasets=[a, b]' --out fetched", "nbutils kaggle wheels"]
     assert all(word in str(raised.value) for word in [*wanted, *commands])
 
 
@@ -326,12 +373,13 @@ def test_of_several_versions_the_one_with_the_highest_valid_step_is_taken(tmp_pa
         for step in steps:
             checkpoint(folder, step)
     runs = run_folders(tmp_path, "mine")
-    found = best(runs, "train", {"seed": 0})
+    found, remarks = best(runs, "train", {"seed": 0})
+    assert not remarks
     assert found is not None and found.step == 30 and found.date == "2026-01-02 10:00 UTC"
     (tmp_path / "b/mine/train/checkpoints/step-000030/weights").write_bytes(b"x" * 100)
-    found = best(runs, "train", {"seed": 0})
+    found, remarks = best(runs, "train", {"seed": 0})
     assert found is not None and found.step == 20
-    assert len(found.remarks) == 1 and "changed weights" in found.remarks[0]
+    assert len(remarks) == 1 and "changed weights" in remarks[0]
 
 
 def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_path):
@@ -340,9 +388,30 @@ def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_pa
     broken = stage_at(tmp_path / "c" / "mine", "paused")
     (broken / "stage.json").write_text('{"schema": 1, "sta')
     runs = run_folders(tmp_path, "mine")
-    found = best(runs, "train", {"seed": 0})
+    found, remarks = best(runs, "train", {"seed": 0})
     assert len(runs) == 3 and found is not None and found.step == 10
-    assert best(runs, "metrics", None) is None
+    assert remarks == [f"{broken / 'stage.json'} is damaged, and what lies beside it is passed over"]
+    assert best(runs, "metrics", None) == (None, [])
+    assert best([broken.parent], "train", None)[1] == remarks  # said where nothing else is attached, too
+
+
+def test_work_of_a_newer_smallchat_is_not_begun_anew(tmp_path):
+    newer = stage_at(tmp_path / "a" / "mine", "paused")
+    write_json(newer / "stage.json", read_json(newer / "stage.json") | {"schema": 99})
+    with pytest.raises(UserError, match=r"newer smallchat \(schema 99.*update smallchat"):
+        best([newer.parent], "train", None)
+
+
+def test_a_paused_stage_goes_on_without_the_files_that_a_mirror_leaves_out(tmp_path):
+    """It sends checkpoints and records, and no base: training makes that again."""
+    folder = stage_at(tmp_path / "a" / "mine", "paused")
+    checkpoint(folder, 10)
+    entry = {"bytes": 100, "sha256": "", "mtime_ns": 0}
+    outputs = {"base/model": entry, "checkpoints/step-000010/weights": entry}
+    write_json(folder / "stage.json", read_json(folder / "stage.json") | {"outputs": outputs})
+    found, remarks = best([folder.parent], "train", None)
+    assert found is not None and found.step == 10 and not remarks
+    assert found.record["status"] == "paused" and list(found.record["outputs"]) == ["checkpoints/step-000010/weights"]
 
 
 def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path):
@@ -352,11 +421,11 @@ def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path):
     write_json(folder / "stage.json", record | {"outputs": outputs, "parts": {"parameters": {}}})
     (folder / "final").mkdir()
     (folder / "final" / "model").write_bytes(b"12345")
-    found = best([folder.parent], "train", None)
+    found, _ = best([folder.parent], "train", None)
     assert found is not None and found.done
     (folder / "final" / "model").write_bytes(b"1")
-    found = best([folder.parent], "train", None)
-    assert found is not None and not found.done and "final/model" in found.remarks[0]
+    found, remarks = best([folder.parent], "train", None)
+    assert found is not None and not found.done and "final/model" in remarks[0]
     bring(found, tmp_path / "here", with_checkpoint=True)
     record = read_json(tmp_path / "here" / "stage.json")
     assert record["status"] != "done" and not record["outputs"]
@@ -368,7 +437,7 @@ def test_what_is_brought_can_be_written_and_only_the_chosen_checkpoint_comes(tmp
     checkpoint(folder, 20)
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / "metrics.jsonl").chmod(0o444)
-    found = best([folder.parent], "train", None)
+    found, _ = best([folder.parent], "train", None)
     assert found is not None
     bring(found, tmp_path / "here", with_checkpoint=True)
     assert [path.name for path in (tmp_path / "here" / "checkpoints").iterdir()] == ["step-000020"]

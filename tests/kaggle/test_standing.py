@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +57,7 @@ def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) 
 
 
 def kept(folder: Path, stale: str, in_pipeline: bool = False) -> bool:
-    found = best([folder.parent], "train", None)
+    found, _ = best([folder.parent], "train", None)
     assert found is not None
     return stays(found, "train", settings_of("train", NAMES), stale, in_pipeline)
 
@@ -86,7 +87,7 @@ def test_force_starts_anew_and_accept_keeps_a_finished_model(kaggle):
 
 
 def test_of_two_trainings_the_one_that_fits_is_found(kaggle):
-    found = best([trained(kaggle, "done", learning_rate=0.1).parent], "train", {"learning_rate": 0.003})
+    found, _ = best([trained(kaggle, "done", learning_rate=0.1).parent], "train", {"learning_rate": 0.003})
     assert found is not None and not found.fits
 
 
@@ -130,7 +131,7 @@ def test_a_mirror_in_trouble_stops_only_who_has_nothing_else(kaggle, capsys, att
         def fetch(self, *_: object) -> bool:
             raise UserError("me/mirror cannot be read.")
 
-    found = best([trained(kaggle, "paused").parent], "train", None)
+    found, _ = best([trained(kaggle, "paused").parent], "train", None)
     made = Session("train", "mine", "me/it", Place(kaggle, "Batch", True, ()))
     made.mirror = Troubled()  # type: ignore[assignment]
     if attached:
@@ -170,7 +171,7 @@ def test_a_rehearsal_pauses_after_its_steps_however_fast_the_machine(step, pause
 
 def given(profile: Path, **changes: object) -> Options:
     values = {"owner": "someone", "overrides": [], "offline": False, "attach": [], "mirror": None}
-    values |= {"mirror_minutes": None, "accept": False, "force": False}
+    values |= {"mirror_minutes": None, "accept": False, "force": False, "profile": str(profile)}
     return options_of(argparse.Namespace(**(values | changes)), profile)
 
 
@@ -187,6 +188,9 @@ def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_
     found = given(profile, mirror="", mirror_minutes=7.0, overrides=["internet=true"], force=True)
     assert (found.internet, found.mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
     assert given(SMALL).internet and given(SMALL).mirror_minutes == 30.0
+    asked = given(SMALL, overrides=["datasets=[a b]"])
+    assert asked.recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
+    assert given(profile).recipe == "mine.yaml", "no place on this machine goes into a notebook"
     assert len(plan(profile, []).stages) == 6  # `run` knows the names and passes over them
 
 
@@ -209,3 +213,19 @@ def test_what_kaggle_would_refuse_is_one_sentence(profile, changes, words):
 def test_a_notebooks_address_names_its_stage():
     for name in ("data", "train", "metrics", "evaluate", "chat", "publish", WHOLE):
         assert stage_of(f"someone/{slug('a-rather-long-name-of-a-profile', name)}") == name
+
+
+def test_profiles_that_kaggle_would_take_for_one_have_addresses_of_their_own():
+    alike = [f"a-profile-of-a-very-long-name-{number}" for number in (1, 2)] + [
+        "модель",
+        "модели",
+        "modell-ä",
+        "modell-",
+    ]
+    for name in ("data", "evaluate", WHOLE):
+        addresses = [slug(profile, name) for profile in alike]
+        assert len(set(addresses)) == len(alike)
+        for address in addresses:
+            assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", address) and len(address) <= 50
+            assert stage_of(address) == name
+    assert slug("kaggle_t4x2", "train") == "smallchat-kaggle-t4x2-02-train-sft"
