@@ -56,7 +56,7 @@ def look_around() -> Place:
 
 
 def has_internet() -> bool:
-    """Whether the hub's host (HF_ENDPOINT, or huggingface.co) takes a connection within 2 s, at the first try or later."""
+    """Whether the hub's host (HF_ENDPOINT, or huggingface.co) takes a connection within 2 s, at whatever try."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
