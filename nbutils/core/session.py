@@ -220,6 +220,8 @@ class Engine:
 
     def _prepare(self, messages: list[Message], dropped: int, sampling: Sampling) -> None:
         room = self.window(sampling).room - self.sizes(messages).fixed
+        if room < 1:  # a system message that leaves none: the next message is refused
+            return
         lengths = [min(length, room) for length in (1, round(AHEAD * self.limit))]
         plans = {self.plan(messages, dropped, sampling, ahead=length) for length in lengths}
         for plan in [p for p in self._caches if p not in plans and p != self._current]:

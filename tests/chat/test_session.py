@@ -438,3 +438,13 @@ def test_a_model_that_takes_no_extension_says_none():
     words = "none, since this model's position encoding cannot be extended (yarn was chosen)"
     assert words in in_effect("yarn", why, session.engine.model)
     assert in_effect("none", "as asked", session.engine.model) == "as asked"
+
+
+def test_a_system_message_that_leaves_no_room_is_told_with_the_next_message(capsys):
+    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
+    talk = [{"role": r, "content": c} for r, c in (("system", "s" * 300), ("user", "a"), ("assistant", "b"))]
+    session.restore({"messages": talk})
+    session.engine.wait()
+    with pytest.raises(MessageTooLongError, match="there is room for 0"):
+        session.reply("hi")
+    assert "Traceback" not in capsys.readouterr().err
