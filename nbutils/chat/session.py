@@ -129,8 +129,8 @@ class ChatSession:
         return self._start([*self._messages, _said(text)], self._dropped)
 
     def regenerate(self) -> Iterator[str]:
-        """Another reply to the last message, in place of the one that is there."""
-        return self._start(self._messages[: self._last_user() + 1], self._dropped_before)
+        """Another reply to the last message, in place of the one that is there; that stays if it is stopped at once."""
+        return self._start(self._messages[: self._last_user() + 1], self._dropped_before, again=True)
 
     def edit(self, text: str) -> Iterator[str]:
         """Replaces the last message that the user sent, and its reply by a new one."""
@@ -204,13 +204,16 @@ class ChatSession:
         """Takes over a saved conversation. UserError where the file is missing or no transcript."""
         self.restore(read_transcript(path))
 
-    def _start(self, messages: list[dict[str, Any]], dropped: int) -> Iterator[str]:
+    def _start(self, messages: list[dict[str, Any]], dropped: int, *, again: bool = False) -> Iterator[str]:
         self._check_idle()
-        plan = self.engine.plan(messages, dropped, self.sampling)
+        sampling = self.sampling  # the plan is made for it: what is changed meanwhile counts from the next reply on
+        plan = self.engine.plan(messages, dropped, sampling)
         self._stop.clear()
-        return self._answer(messages, plan, dropped)
+        return self._answer(messages, plan, sampling, dropped, again)
 
-    def _answer(self, messages: list[dict[str, Any]], plan: Plan, dropped_before: int) -> Iterator[str]:
+    def _answer(
+        self, messages: list[dict[str, Any]], plan: Plan, sampling: Sampling, dropped_before: int, again: bool
+    ) -> Iterator[str]:
         """Writes the reply into the conversation as it is read; on an error the conversation is as it was before."""
         if not self._busy.acquire(blocking=False):
             raise UserError("A reply is being written; stop it first.")
@@ -219,7 +222,7 @@ class ChatSession:
         answer: dict[str, Any] = {"role": "assistant", "content": ""}
         try:
             self._stand(Bookmark([*messages, answer], plan.dropped, dropped_before, self._replies + 1, plan))
-            yield from self._written(messages, plan, answer, measured)
+            yield from self._written(messages, plan, sampling, answer, measured)
         except GeneratorExit:  # the reader has gone: as if stopped
             pass
         except BaseException:
@@ -228,15 +231,22 @@ class ChatSession:
         finally:
             answer["measured"] = asdict(measured)
             self.measured = measured
+            if again and not measured.new_tokens:
+                self._stand(before)
             self._busy.release()
         self._prepare()
 
     def _written(
-        self, messages: list[dict[str, Any]], plan: Plan, answer: dict[str, Any], measured: Measured
+        self,
+        messages: list[dict[str, Any]],
+        plan: Plan,
+        sampling: Sampling,
+        answer: dict[str, Any],
+        measured: Measured,
     ) -> Iterator[str]:
         decoder = StreamDecoder(self.engine.tokenizer)
-        generator = self.sampling.generator(self._replies - 1)
-        for token in self.engine.generate(messages, plan, self.sampling, generator, self._stop.is_set, measured):
+        generator = sampling.generator(self._replies - 1)
+        for token in self.engine.generate(messages, plan, sampling, generator, self._stop.is_set, measured):
             piece = decoder.push(token)
             answer["content"] = decoder.text
             if piece:

@@ -6,10 +6,13 @@ import argparse
 import io
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
@@ -66,13 +69,18 @@ def main(arguments: argparse.Namespace) -> int:
     status is 1 where a piped message got no reply, and 130 after a Ctrl-C that met no reply. UserError where the model
     or the transcript cannot be loaded, or a setting is out of range.
     """
+    from nbutils.chat.transcript import check_writable
+
     try:
-        if arguments.save and resolve(arguments.save).is_dir():
-            raise UserError(f"--save {shown(resolve(arguments.save))} is a folder: give the path of a file in it.")
+        if arguments.save:
+            check_writable(arguments.save)
         session = _session(arguments)
     except KeyboardInterrupt:
         _say("stopped before the model was there")
         return INTERRUPTED
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed window ends the conversation, and does not lose it
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
     try:
         return talk(session, sys.stdin.isatty() and sys.stdout.isatty())
     except KeyboardInterrupt:
@@ -80,7 +88,22 @@ def main(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         if arguments.save:
-            _say(f"the transcript is in {shown(session.save(arguments.save))}")
+            _save(session, arguments.save)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _save(session: ChatSession, path: str) -> None:
+    """Saves the conversation, in the system's folder for temporary files where the path has become unwritable."""
+    try:
+        place = session.save(path)
+    except UserError as error:
+        _say(str(error))
+        place = session.save(Path(tempfile.mkdtemp(prefix="smallchat-")) / "transcript.json")
+    with suppress(OSError):  # nobody may be left to read it
+        _say(f"the transcript is in {shown(place)}")
 
 
 def _session(arguments: argparse.Namespace) -> ChatSession:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from math import isfinite
+from errno import EISDIR
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from nbutils.core.errors import UserError
@@ -14,6 +15,8 @@ from nbutils.core.session import ENDINGS, Measured
 
 SCHEMA = 1
 ROLES = ("system", "user", "assistant")
+LARGEST = 2**63
+"""No count of tokens, and no number of seconds, is as large."""
 COUNTS = ("turns_dropped", "dropped_before_last", "replies_started", "context_limit")
 """Whole numbers beside the messages, 0 where they are missing (see `ChatSession.transcript`)."""
 
@@ -24,9 +27,21 @@ def write_transcript(path: str | Path, transcript: dict[str, Any]) -> Path:
     try:
         write_json(target, {"schema": SCHEMA, **transcript})
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"The transcript cannot be written to {shown(target)} ({reason}): give another path.") from None
+        raise _unwritable(target, error) from None
     return target
+
+
+def check_writable(path: str | Path) -> None:
+    """UserError where a transcript could not be written to that path: to be found out before a conversation."""
+    target = resolve(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(target, error) from None
 
 
 def read_transcript(path: str | Path) -> dict[str, Any]:
@@ -78,6 +93,11 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _unwritable(target: Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"The transcript cannot be written to {shown(target)} ({reason}): give another path.")
+
+
 def _messages(messages: Any, where: str) -> list[dict[str, Any]]:
     """The messages, checked: system first if at all, then user and assistant by turns."""
     if not isinstance(messages, list):
@@ -107,12 +127,13 @@ def _is_measured(value: Any) -> bool:
     if not isinstance(value, dict) or value.keys() != {field.name for field in fields(Measured)}:
         return False
     numbers = [value[name] for name in ("read_tokens", "reused_tokens", "new_tokens", "seconds")]
-    numbers.append(value["seconds_to_first_token"] or 0)
+    if value["seconds_to_first_token"] is not None:
+        numbers.append(value["seconds_to_first_token"])
     return value["ended"] in ENDINGS and all(_is_number(number) for number in numbers)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST
 
 
 def _count(transcript: dict[str, Any], name: str, where: str) -> int:

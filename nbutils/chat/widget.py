@@ -15,17 +15,16 @@ from typing import Any
 import ipywidgets as widgets
 
 from nbutils.chat import bubbles
+from nbutils.chat.columns import Columns, Load
 from nbutils.chat.controls import NOBODY, Controls
-from nbutils.chat.models import LoadedModel
 from nbutils.chat.panel import Panel
-from nbutils.chat.transcript import checked_transcript, parsed_transcript, spoken
+from nbutils.chat.transcript import parsed_transcript
 from nbutils.chat.worker import Worker
 from nbutils.core.errors import UserError
 from nbutils.core.sampling import Sampling
 
 STYLE = files("nbutils.chat").joinpath("widget.css").read_text(encoding="utf-8")
 SCRIPT = files("nbutils.chat").joinpath("widget.js").read_text(encoding="utf-8")
-Load = Callable[[str], LoadedModel]
 
 
 class ChatWidget:
@@ -39,8 +38,6 @@ class ChatWidget:
         self, load: Load, names: list[str], model: str, settings: dict[str, Any], beside: str = "",
         earlier: ChatWidget | None = None,
     ) -> None:  # fmt: skip
-        self._load_model = load
-        self._loaded: dict[str, LoadedModel] = {}
         self._given = asdict(Sampling()) | settings | {"model": model, "beside": beside}
         self._settings = earlier.as_chosen(self._given, names) if earlier else dict(self._given)
         model, beside = self._settings.pop("model"), self._settings.pop("beside")
@@ -49,22 +46,33 @@ class ChatWidget:
         self._worker = Worker(self._failed, self._show_state)
         self._lock = threading.RLock()
         self._editing = False
+        self._draft = ""  # what stood in the input before it held the message to edit
         self._picking = False
         self.controls = Controls(names, model, beside or NOBODY, self._settings)
-        self.panels = [self._panel(name) for name in ([model, beside] if beside else [model])]
+        self.columns = Columns(load, self._settings, [model, beside] if beside else [model])
         self._style = widgets.HTML(f"<style>{STYLE}</style>")
         self._style.add_class("sc-style")
-        self._columns = widgets.HBox([panel.box for panel in self.panels])
-        self._columns.add_class("sc-columns")
         self._notice, self._announce = widgets.HTML(), widgets.HTML()
         self._announce.add_class("sc-announce")
-        parts = [self._style, self.controls.pickers, self._columns, self._notice, *self.controls.rows, self._announce]
+        parts = [
+            self._style,
+            self.controls.pickers,
+            self.columns.box,
+            self._notice,
+            *self.controls.rows,
+            self._announce,
+        ]
         self.root = widgets.VBox(parts)
         self.root.add_class("smallchat")
         self._connect()
         if earlier:
-            self._take_over(earlier)
+            self.columns.take_over(earlier.columns)
         self._show_state()
+
+    @property
+    def panels(self) -> list[Panel]:
+        """The columns that are shown."""
+        return self.columns.panels
 
     @property
     def busy(self) -> bool:
@@ -77,15 +85,11 @@ class ChatWidget:
 
     def transcript(self) -> dict[str, Any]:
         """The conversation of the first model, that of the second under `compared`."""
-        first, *others = ({"model": panel.name, **panel.session.transcript()} for panel in self.panels)
-        return {"schema": 1, **first, "compared": others}
+        return self.columns.transcript()
 
     def restore(self, transcript: dict[str, Any]) -> None:
-        """Takes over a conversation, in both columns. UserError where it is no transcript."""
-        transcript = checked_transcript(transcript, "the transcript")
-        for panel in self.panels:
-            panel.session.restore(transcript)
-            panel.show()
+        """Takes over a conversation (see `Columns.restore`). UserError where it is no transcript."""
+        self.columns.restore(transcript)
         self._leave_editing()
         self._show_state()
 
@@ -93,25 +97,21 @@ class ChatWidget:
         """Stops the reply being written, frees the caches, and removes the widget wherever it is shown."""
         self._stop()
         self.wait()
-        for panel in self.panels:
-            panel.session.close()
+        self.columns.close()
         self.root.close()
 
     def as_chosen(self, given: dict[str, Any], names: list[str]) -> dict[str, Any]:
         """Model, beside and settings that another call gives, with what was chosen here since the same were given."""
-        shown = [panel.name for panel in self.panels]
-        picked = {"model": shown[0], "beside": shown[1] if len(shown) > 1 else ""}
+        shown, *beside = self.columns.names
+        picked = {"model": shown, "beside": "".join(beside)}
         chosen = self._settings | {name: value for name, value in picked.items() if value in ("", *names)}
         merged = {
             name: chosen.get(name, value) if self._given.get(name) == value else value for name, value in given.items()
         }
-        return merged | ({"beside": ""} if merged.get("beside") == merged["model"] else {})
-
-    def _take_over(self, earlier: ChatWidget) -> None:
-        conversations = {panel.name: spoken(panel.session.transcript()) for panel in earlier.panels}
-        for panel in self.panels:
-            panel.session.restore(conversations.get(panel.name, conversations[earlier.panels[0].name]))
-            panel.show()
+        if merged.get("beside") != merged["model"]:
+            return merged
+        anew = given["beside"] != self._given["beside"] and given["model"] != given["beside"]
+        return merged | ({"model": given["model"]} if anew else {"beside": ""})
 
     # ---- what the buttons do ----
 
@@ -136,7 +136,8 @@ class ChatWidget:
 
         def callback(*_: object) -> None:
             try:
-                self._say("")
+                if not self.busy:  # else the notice may say what is being loaded
+                    self._say("")
                 action()
             except Exception as error:
                 self._failed(error)
@@ -163,37 +164,31 @@ class ChatWidget:
             return
         if self._editing:
             self._leave_editing()
-            return
-        sent = [m["content"] for m in self.panels[0].session.messages if m["role"] == "user"]
-        if sent:
+        elif said := self.columns.said:
+            self._draft = self.controls.input.value
             self._set_editing(True)
-            self.controls.input.value = sent[-1]
+            self.controls.input.value = said[-1]
             self.controls.input.focus()
 
     def _clear(self) -> None:
         self._stop()
         self.wait()
         self._leave_editing()
-        for panel in self.panels:
-            panel.session.clear()
-            panel.show()
+        self.columns.clear()
         self._show_state()
 
     def _stop(self) -> None:
-        for panel in self.panels:
-            panel.session.stop()
+        self.columns.stop()
 
     def _configure(self, name: str, value: Any) -> None:
-        before = self._settings[name]
         try:
-            for panel in self.panels:
-                panel.session.configure(**{name: value})
-        except UserError:  # one of two models may refuse what the other took
-            for panel in self.panels:
-                panel.session.configure(**{name: before})
-            self.controls.show_sampling(name, before)
+            self.columns.configure(name, value)
+        except UserError:
+            self.controls.show_sampling(name, self._settings[name])
             raise
-        self._settings[name] = value
+        if not self.busy:
+            for panel in self.panels:
+                panel.show()  # what goes next depends on how long a reply may be
 
     def _upload(self) -> None:
         if self.controls.upload.value:
@@ -210,7 +205,7 @@ class ChatWidget:
         picked = [self.controls.model.value, self.controls.beside.value]
         self._stop()
         self.wait()
-        shown = [panel.name for panel in self.panels]  # only now: a model that was being loaded is shown by now
+        shown = self.columns.names  # only now: a model that was being loaded is shown by now
         names = [name for name in picked if name != NOBODY]
         if picked[0] == picked[1]:
             names = shown[::-1]
@@ -228,7 +223,7 @@ class ChatWidget:
         edited, panels = self._editing, list(self.panels)
         marks = [panel.session.bookmark() for panel in panels]
         # Refuses what cannot be sent, before anything changes.
-        streams = [start(panel.session) for panel in panels]
+        streams = self.columns.start(start)
         for panel, pieces in zip(panels, streams, strict=True):
             panel.begin(pieces, said, edited=edited)
         if said is not None:
@@ -242,8 +237,10 @@ class ChatWidget:
                 for panel, mark in zip(panels, marks, strict=True):  # in both columns the same was said, or nothing
                     panel.go_back(mark)
                 if said is not None:
+                    typed = self.controls.input.value
                     self._set_editing(edited)
-                    self.controls.fill(said)  # the message that gets no reply is not lost
+                    # Neither the message that gets no reply is lost, nor what was typed behind it.
+                    self.controls.fill(f"{said}\n{typed}" if typed.strip() else said)
                 raise
 
         self._worker.start(job, begun=lambda: self._show_busy(""))
@@ -260,33 +257,13 @@ class ChatWidget:
 
     def _change_panels(self, names: list[str]) -> None:
         try:
-            self._pick_panels(names)
+            self.columns.show(names)
         except Exception:
-            self._show_picked([panel.name for panel in self.panels])
+            self._show_picked(self.columns.names)
             raise
         self._say("")
 
-    def _pick_panels(self, names: list[str]) -> None:
-        transcript = self.panels[0].session.transcript()
-        before = {panel.name: panel for panel in self.panels}
-        panels = []
-        for name in names:
-            panel = before.pop(name, None) or self._panel(name)
-            if not panel.session.messages:
-                panel.session.restore(transcript)
-                panel.show()
-            panels.append(panel)
-        for panel in before.values():
-            panel.session.close()
-        self.panels = panels
-        self._columns.children = [panel.box for panel in panels]
-
     # ---- what is shown ----
-
-    def _panel(self, name: str) -> Panel:
-        if name not in self._loaded:
-            self._loaded[name] = self._load_model(name)
-        return Panel(self._loaded[name], self._settings)
 
     def _show_picked(self, names: list[str]) -> None:
         self._picking = True
@@ -296,7 +273,7 @@ class ChatWidget:
     def _leave_editing(self) -> None:
         if self._editing:
             self._set_editing(False)
-            self.controls.fill("")
+            self.controls.fill(self._draft)
 
     def _set_editing(self, editing: bool) -> None:
         self._editing = editing
@@ -305,7 +282,7 @@ class ChatWidget:
     def _show_state(self) -> None:
         with self._lock:
             busy = self.busy
-            self.controls.show_busy(busy, talked=any(panel.session.messages for panel in self.panels))
+            self.controls.show_busy(busy, talked=bool(self.columns.said))
             if not busy:
                 self.controls.download.value = bubbles.download_link(self.transcript())
 

@@ -279,7 +279,16 @@ def test_what_is_no_transcript_is_refused(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    "measured", [{}, 7, {"new_tokens": 3}, asdict(Measured()) | {"seconds": "x"}, asdict(Measured()) | {"ended": "?"}]
+    "measured",
+    [
+        {},
+        7,
+        {"new_tokens": 3},
+        asdict(Measured()) | {"seconds": "x"},
+        asdict(Measured()) | {"ended": "?"},
+        asdict(Measured()) | {"seconds_to_first_token": ""},
+        asdict(Measured()) | {"read_tokens": 10**400},
+    ],
 )
 def test_a_remark_on_cost_that_makes_no_sense_is_left_out(measured):
     session = ChatSession(MODEL, TOKENIZER, **GREEDY)
@@ -448,3 +457,20 @@ def test_a_system_message_that_leaves_no_room_is_told_with_the_next_message(caps
     with pytest.raises(MessageTooLongError, match="there is room for 0"):
         session.reply("hi")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_settings_that_change_before_the_first_token_do_not_overflow_the_context():
+    session = ChatSession(MODEL, TOKENIZER, context_extension="none", **GREEDY)
+    stream = session.reply("x" * 85)
+    session.configure(max_new_tokens=60)
+    list(stream)
+    assert len(session.engine.cached_ids) <= session.context.limit == 128 and session.measured.new_tokens <= 12
+
+
+def test_a_regeneration_that_is_stopped_at_once_leaves_the_old_reply():
+    session = ChatSession(ScriptedModel(TOKENIZER, ["good", "x"]), TOKENIZER, read_ahead=False)
+    list(session.reply("hi"))
+    before = session.transcript()
+    stream = session.regenerate()
+    session.stop()
+    assert list(stream) == [] and session.transcript() == before

@@ -17,6 +17,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -260,9 +261,43 @@ def test_a_conversation_is_saved_and_gone_on_with(tmp_path, monkeypatch, capsys)
         assert main_of_chat(run, "--greedy", "--max-new-tokens", "4", "--save", str(saved), *loading) == 0
     assert [m["content"] for m in read_json(saved)["messages"][::2]] == ["first", "second"]
     assert "the transcript is in" in capsys.readouterr().err
-    with pytest.raises(UserError, match="is a folder: give the path of a file"):
+    with pytest.raises(UserError, match=r"cannot be written to .*\(it is a folder\): give another path"):
         main_of_chat(run, "--save", str(tmp_path))
     with pytest.raises(UserError, match=r"cannot be written to .* give another path"):
         write_transcript(saved / "below-a-file.json", {"messages": []})
     with pytest.raises(UserError, match=r"top_p is 3.0"):
         main_of_chat(run, "--top-p", "3")
+
+
+def test_a_place_that_cannot_be_written_is_found_out_before_the_conversation(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot be written to .*file/t.json .*give another path"):
+        main_of_chat("no/such/model", "--save", str(tmp_path / "file" / "t.json"))
+
+
+def test_a_conversation_whose_place_is_lost_meanwhile_is_saved_elsewhere(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    session = ChatSession(ScriptedModel(byte_tokenizer(), ["one"]), byte_tokenizer(), read_ahead=False)
+    list(session.reply("hi"))
+    terminal._save(session, str(tmp_path / "file" / "t.json"))
+    said = capsys.readouterr().err
+    place = said.rpartition("the transcript is in ")[2].strip()
+    assert "cannot be written" in said and read_json(Path(place))["messages"][1]["content"] == "one"
+    shutil.rmtree(Path(place).parent)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_window_that_is_closed_saves_the_conversation(tmp_path, number):
+    run, saved = made_up_run(tmp_path / "run"), tmp_path / "said.json"
+    command = [sys.executable, "-m", "nbutils", "chat", str(run), "--max-new-tokens", "4", "--save", str(saved)]
+    opened = Terminal(*command)
+    try:
+        opened.wait_for(PROMPT)
+        opened.type("hello\r")
+        opened.wait_for("tokens of context")
+        opened.wait_for(PROMPT)
+        os.kill(opened.process_id, number)
+        assert opened.status() == 128 + number
+    finally:
+        opened.close()
+    assert [m["content"] for m in read_json(saved)["messages"]][0] == "hello"

@@ -144,7 +144,7 @@ def test_a_model_that_the_other_column_shows_changes_places_with_this_one(picked
     send(chat, "hi")
     assert pick(chat, **picked) == ["base", "final"]
     assert "base left" in shown(chat, 0) and "base" not in shown(chat, 1)
-    assert list(chat._columns.children) == [panel.box for panel in chat.panels]
+    assert list(chat.columns.box.children) == [panel.box for panel in chat.panels]
     send(chat, "and?")
     assert [panel.session.messages[-1]["content"] for panel in chat.panels] == ["base left again", "left again"]
     assert pick(chat, model="final") == ["final", "base"]
@@ -160,8 +160,8 @@ def test_a_model_is_not_compared_with_itself():
 
 def test_a_pick_taken_back_while_its_model_loads_counts():
     chat = widget("left", names=("final", "base"))
-    ready, load = threading.Event(), chat._load_model
-    chat._load_model = lambda name: load(name) if ready.wait(5) else None
+    ready, load = threading.Event(), chat.columns._load
+    chat.columns._load = lambda name: load(name) if ready.wait(5) else None
     chat.controls.model.value = "base"
     assert chat.busy and chat.panels[0].name == "final"
     threading.Timer(0.2, ready.set).start()
@@ -199,6 +199,98 @@ def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither():
     assert chat.controls._sampling["max_new_tokens"].value == 100
     chat.controls._sampling["max_new_tokens"].value = 120
     assert [panel.session.sampling.max_new_tokens for panel in chat.panels] == [120, 120]
+
+
+def test_a_setting_that_changes_before_a_reply_has_begun_counts_from_the_next_on():
+    """The second column's turn comes when the first one has read its history."""
+    chat = widget("word " * 90, names=("final", "base"), beside="base", reading=0.4, max_new_tokens=20)
+    send(chat, "go", wait=False)
+    time.sleep(0.1)
+    chat.controls._sampling["max_new_tokens"].value = 100
+    chat.wait(20)
+    assert [panel.session.measured.new_tokens for panel in chat.panels] == [20, 20]
+
+
+def test_columns_with_a_system_message_share_the_conversation_too():
+    chat = widget("left", "left again", names=("final", "base"), system="Be brief.")
+    assert chat.controls.regenerate.disabled, "nobody has talked yet"
+    send(chat, "hi")
+    assert pick(chat, beside="base") == ["final", "base"]
+    assert [[m["content"] for m in panel.session.messages] for panel in chat.panels] == [
+        ["Be brief.", "hi", "left"]
+    ] * 2
+    assert pick(chat, model="base", beside="nobody") == ["base"]
+    assert chat.panels[0].session.messages[-1]["content"] == "left"
+
+
+def test_a_side_by_side_conversation_is_loaded_as_it_was_saved():
+    chat = widget("mine", names=("final", "base"), beside="base")
+    send(chat, "hi")
+    other = widget("x", names=("final", "base", "more"), beside="base")
+    other.restore(json.loads(json.dumps(chat.transcript())))
+    assert [panel.session.messages[-1]["content"] for panel in other.panels] == ["mine", "base mine"]
+    assert pick(other, beside="more") == ["final", "more"]
+    other.restore(chat.transcript())
+    assert [panel.session.messages[-1]["content"] for panel in other.panels] == ["mine", "mine"]
+    with pytest.raises(UserError, match="needs a role"):
+        other.restore(chat.transcript() | {"compared": [{"model": "base", "messages": [1]}]})
+
+
+def test_a_system_message_that_was_loaded_stays_when_the_cell_runs_again():
+    talk = [{"role": r, "content": c} for r, c in (("system", "Be rude."), ("user", "a"), ("assistant", "b"))]
+    first = widget("one")
+    first.restore({"messages": talk})
+    first.close()
+    assert [m["content"] for m in widget("two", earlier=first).panels[0].session.messages] == ["Be rude.", "a", "b"]
+    own = widget("three", earlier=first, system="Be brief.")
+    assert [m["content"] for m in own.panels[0].session.messages] == ["Be brief.", "a", "b"]
+
+
+def test_a_second_model_that_the_cell_asks_for_is_shown_whatever_was_picked():
+    first = widget("left", names=("final", "base"))
+    assert pick(first, model="base") == ["base"]
+    first.close()
+    again = widget("left", names=("final", "base"), beside="base", earlier=first)
+    assert [panel.name for panel in again.panels] == ["final", "base"]
+
+
+def test_a_draft_survives_an_error_and_an_edit_that_is_taken_back(capsys):
+    chat = widget("one", "two", seconds=0.02)
+    send(chat, "hi")
+    chat.controls.input.value = "my next thought"
+    chat.controls.edit.click()
+    assert chat.controls.input.value == "hi"
+    chat.controls.edit.click()
+    assert chat.controls.input.value == "my next thought"
+    chat.panels[0].session.engine.model.failing = RuntimeError("out of memory")
+    chat.controls.input.value = ""
+    write = chat._write
+
+    def type_meanwhile() -> None:
+        chat.controls.input.value = "my next thought"
+        write()
+
+    chat._write = type_meanwhile
+    send(chat, "again")
+    assert chat.controls.input.value == "again\nmy next thought" and "RuntimeError" in capsys.readouterr().err
+
+
+def test_meter_and_notice_follow_what_happens():
+    chat = widget(*["a reply of thirty characters.."] * 40, names=("final", "base"), max_new_tokens=250)
+    for turn in range(40):
+        if "next to go" in chat.panels[0]._meter.value:
+            break
+        send(chat, f"message {turn} with some more text to fill the window")
+    chat.controls._sampling["max_new_tokens"].value = 10
+    assert "next to go" not in chat.panels[0]._meter.value, "a shorter reply leaves more room"
+    ready, load = threading.Event(), chat.columns._load
+    chat.columns._load = lambda name: load(name) if ready.wait(5) else None
+    chat.controls.model.value = "base"
+    chat.controls._sampling["temperature"].value = 1.5
+    assert "loading base" in chat._notice.value
+    ready.set()
+    chat.wait(5)
+    assert chat.panels[0].session.sampling.temperature == 1.5 and not chat._notice.value
 
 
 def test_side_by_side_each_speed_is_the_models_own():
