@@ -300,4 +300,4 @@ def test_a_window_that_is_closed_saves_the_conversation(tmp_path, number):
         assert opened.status() == 128 + number
     finally:
         opened.close()
-    assert [m["content"] for m in read_json(saved)["messages"]][0] == "hello"
+    assert next(m["content"] for m in read_json(saved)["messages"]) == "hello"
