@@ -57,11 +57,15 @@ class Series:
 
 @dataclass(frozen=True)
 class History:
-    """What a run logged: one row per logged step, one per evaluation, and the steps at which sessions began."""
+    """What a run logged: one row per logged step, one per evaluation, and the steps at which sessions began.
+
+    `reached` is the step that the run is known to have taken, where that lies behind its last row: a pause logs none.
+    """
 
     train: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
     sessions: list[Row] = field(default_factory=list)
+    reached: int = 0
     _columns: dict[tuple[str, str, bool], Series] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -107,8 +111,8 @@ class History:
 
     @property
     def last_step(self) -> int:
-        """The last optimizer step that was logged; 0 for an empty history."""
-        return max((int(rows[-1]["step"]) for rows in (self.train, self.evals) if rows), default=0)
+        """The last optimizer step that was taken; 0 for an empty history."""
+        return max([self.reached, *(int(rows[-1]["step"]) for rows in (self.train, self.evals) if rows)])
 
     @property
     def resumes(self) -> list[int]:
@@ -117,7 +121,12 @@ class History:
 
     @property
     def counts_all_tokens(self) -> bool:
-        """Whether the training loss counts (almost) all tokens and not the assistant's alone, as evaluation does."""
+        """Whether the training loss counts all tokens and not the assistant's alone, as evaluation does.
+
+        As the newest session says; of runs of an earlier smallchat, by the share of tokens that were counted.
+        """
+        if self.sessions and "supervise" in self.sessions[-1]:
+            return bool(self.sessions[-1]["supervise"] == "all")
         supervised, total = self.series("supervised_tokens").last, self.series("total_tokens").last
         return bool(supervised and total and supervised > 0.95 * total)
 
@@ -227,6 +236,8 @@ def thinned(series: Series, points: int = 2000) -> Series:
         if np.isfinite(stretch).any():
             low, high = int(np.nanargmin(stretch)), int(np.nanargmax(stretch))
             keep += [a + i for i in sorted({low, high})]
+    if keep and keep[-1] != len(series) - 1:
+        keep.append(len(series) - 1)  # what a run ended with
     return Series(series.steps[keep], series.values[keep])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -130,11 +131,19 @@ class Stage:
             "facts": facts,
             "outputs": outputs,
         }
+        if self._made_before(outputs):  # opened again, and nothing new was made: where it came from stays true
+            record |= {name: (self.verdict.record or {}).get(name) for name in ("started", "versions", "git_commit")}
         accepted = (self.verdict.record or {}).get("accepted")
         if accepted and self.verdict.state != "stale":
             record["accepted"] = accepted  # what goes on from accepted work stands on it
         write_record(self.folder / RECORD, record)
         return record
+
+    def _made_before(self, outputs: dict[str, Any]) -> bool:
+        """Whether these files are those that the stage had finished with."""
+        before = (self.verdict.record or {}).get("outputs", {})
+        hashes = ({name: entry["sha256"] for name, entry in files.items()} for files in (before, outputs))
+        return self.verdict.state == "done" and len({json.dumps(found, sort_keys=True) for found in hashes}) == 1
 
     def _write_run_record(self) -> None:
         path = self.run / "run.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, shown
 from nbutils.core.history import History, Series, trend
+from nbutils.core.record import stage_record
 from nbutils.metrics.remarks import remarks
 
 SCHEMA = 1
@@ -29,8 +31,10 @@ def read_training_settings(run: Path) -> dict[str, Any]:
 
 
 def read_history(run: Path) -> History:
-    """The training history of a run folder; UserError where there is none."""
-    return History.read(run / "train" / "metrics.jsonl")
+    """The training history of a run folder, and the step that it has reached; UserError where there is none."""
+    record = stage_record(run, "train") or {}
+    history = History.read(run / "train" / "metrics.jsonl")
+    return replace(history, reached=int(record.get("facts", {}).get("step") or 0))
 
 
 def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +63,7 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
             "eval_token_accuracy": _final(eval_accuracy) if eval_loss.ends_finite else None,
             "perplexity": math.exp(final_eval) if final_eval is not None and final_eval < 700 else None,
         },
+        "evaluated_step": int(eval_loss.finite.steps[-1]) if final_eval is not None else None,
         "best": {
             "eval_loss": _best(eval_loss, min),
             "eval_token_accuracy": _best(eval_accuracy, max),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ ENDINGS = (".png", "-dark.png")
 
 @dataclass(frozen=True)
 class Facts:
-    """The contents of the files that the card is made from; `stages` are the records of the stages before this one."""
+    """The contents of the files that the card is made from; `stages` are the records of the stages before this one.
+
+    `sessions` are the training's, each with its versions.
+    """
 
     run: Path
     stages: dict[str, dict[str, Any]]
@@ -33,6 +36,7 @@ class Facts:
     samples: list[dict[str, Any]]
     transcript: dict[str, Any]
     figures: dict[str, str]
+    sessions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def model_folder(self) -> Path:
@@ -73,11 +77,11 @@ def read_facts(run: Path) -> Facts:
     reads = spec("publish").reads
     stages = {name: _record(run, name) for name in reads}
     for name, patterns in reads.items():
-        for file in stages[name]["outputs"]:
+        for file, entry in stages[name]["outputs"].items():
             if matches(file, patterns):
-                _found(run / name / file, name)
+                _as_recorded(run, name, file, entry)
     for name, record in stages.items():
-        _read_what_lies_there(run, name, record, stages)
+        _read_the_same(run, name, record, stages)
     model = trained_model(run)
     for name in MODEL_FILES:
         _found(model / name, "train")
@@ -85,7 +89,7 @@ def read_facts(run: Path) -> Facts:
         _json(model / name, "train")
     if not list(model.glob("*.safetensors")):
         raise UserError(f"{shown(model)} holds no weights (*.safetensors): run notebooks/{spec('train').file} again.")
-    _jsonl(run / "train" / "metrics.jsonl", "train")
+    rows = _jsonl(run / "train" / "metrics.jsonl", "train")
     metrics = _json(run / "metrics" / "summary.json", "metrics")
     figures = {f"metrics/figures/{name}": caption for name, caption in metrics["figures"].items()}
     for name in figures:
@@ -103,6 +107,7 @@ def read_facts(run: Path) -> Facts:
         samples=_jsonl(run / "evaluate" / "samples.jsonl", "evaluate"),
         transcript=_json(run / "chat" / "transcript.json", "chat"),
         figures=figures,
+        sessions=[row for row in rows if row.get("kind") == "session"],
     )
 
 
@@ -120,12 +125,25 @@ def _record(run: Path, stage: str) -> dict[str, Any]:
     return record
 
 
-def _read_what_lies_there(run: Path, stage: str, record: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
-    """UserError where files of earlier stages are no longer those that this one read, unless a person accepted that."""
+def _as_recorded(run: Path, stage: str, file: str, entry: dict[str, Any]) -> None:
+    """UserError where a file that the card or the published folder needs is not what its notebook wrote."""
+    if current_hash(run / stage, file, entry) != entry["sha256"]:
+        path = _found(run / stage / file, stage)
+        raise UserError(
+            f"{shown(path)} is not what its notebook wrote (it is damaged, or was changed by hand): run "
+            f"notebooks/{spec(stage).file} again."
+        )
+
+
+def _read_the_same(run: Path, stage: str, record: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+    """UserError where earlier stages have made other files since this one read theirs, unless a person accepted that.
+
+    Of those that the card does not need itself, such as the base's weights, the record alone may be left.
+    """
     for name, sha256 in record.get("inputs", {}).items():
         upstream, _, file = name.partition("/")
         entry = stages[upstream]["outputs"].get(file, {})
-        if current_hash(run / upstream, file, entry) != sha256:
+        if sha256 not in (entry.get("sha256"), current_hash(run / upstream, file, entry)):
             raise UserError(
                 f"{shown(run / stage)} belongs to another run: {name} has changed since notebooks/{spec(stage).file} "
                 "read it; run that notebook again, or keep its work with --accept, which the card will say."

@@ -10,6 +10,7 @@ from typing import Any
 from nbutils.publish.facts import Facts
 from nbutils.publish.metadata import held_out
 from nbutils.publish.origin import TINY, dataset_name
+from nbutils.publish.sections import percent
 
 NAMES = {"run": "this model", "base": "its base"}
 """Names of the models of an evaluation in words; peers keep theirs."""
@@ -128,7 +129,8 @@ def _behaviour(behaviour: dict[str, Any] | None) -> list[str]:
     ]
     for key, least, words in BEHAVIOUR:
         if max(sampled[key], greedy[key]) > least:
-            lines.append(f"{sampled[key]:.0%} of the sampled replies and {greedy[key]:.0%} of the greedy ones {words}.")
+            shares = f"{percent(sampled[key])} of the sampled replies and {percent(greedy[key])} of the greedy ones"
+            lines.append(f"{shares} {words}.")
     lines.append(f"Of all pairs of words in the greedy replies {greedy['distinct_2']:.0%} are different ones.")
     return lines
 

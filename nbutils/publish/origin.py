@@ -62,6 +62,9 @@ def provenance(facts: Facts, settings: PublishSettings) -> Rows:
         ("git commit", train.get("git_commit") or "unknown (not run from a clone)"),
         ("versions, training", ", ".join(f"{n} {v}" for n, v in train["versions"].items() if v != "absent")),
     ]
+    for row in facts.sessions:
+        if words := _other_versions(row.get("versions", {}), train["versions"]):
+            rows.append((f"… its session {row.get('session', '?')}, from step {row.get('step', 0):,}", words))
     rows += [(f"… notebook of {stage}", words) for stage in facts.stages if (words := _otherwise(facts, stage))]
     rows.append(("base model", _base_with_revision(facts, settings)))
     if facts.base.get("sha256"):
@@ -84,14 +87,26 @@ def datasets(facts: Facts) -> Rows:
 
 
 def pinned_parameters(facts: Facts) -> dict[str, Any]:
-    """The parameters of all stages, with the revisions of base model and datasets that were really read."""
+    """The parameters of all stages, with the revisions of base model and datasets that were really read.
+
+    Without what only that machine has and the model does not come from: runs to compare with, and local peers.
+    """
     parameters = facts.parameters
-    read = {(d["path"], d["name"], d["split"]): d["revision"] for d in facts.data["datasets"] if _from_hub(d)}
-    given = ((d, read.get((d["path"], d["name"], d["split"]))) for d in parameters["datasets"])
-    pinned: dict[str, Any] = {"datasets": [d | {"revision": revision or d["revision"]} for d, revision in given]}
+    given, read = parameters["datasets"], facts.data["datasets"]
+    if [d["path"] for d in given] == [d["path"] for d in read]:
+        given = [
+            d | {"revision": r["revision"] if _from_hub(r) else d["revision"]} for d, r in zip(given, read, strict=True)
+        ]
+    peers = [peer for peer in parameters["peers"] if peer not in local_peers(facts)]
+    pinned: dict[str, Any] = {"datasets": given, "compare_runs": [], "peers": peers}
     if facts.base_model != TINY and _base_from_hub(facts):
         pinned["base_revision"] = _commit_of_base(facts)
     return parameters | pinned
+
+
+def local_peers(facts: Facts) -> list[str]:
+    """Models that were compared with and are no names of the Hub."""
+    return [peer for peer in facts.parameters["peers"] if not is_hub_id(peer.partition("@")[0])]
 
 
 def reproduce_command(facts: Facts) -> str:
@@ -121,6 +136,11 @@ def reservations(facts: Facts, settings: PublishSettings) -> list[str]:
     if local:
         names = ", ".join(f"`{dataset_name(dataset)}`" for dataset in local)
         lines.append(f"Datasets that lay on that machine alone have to be put in their place: {names}.")
+    if peers := local_peers(facts):
+        named = ", ".join(f"`{Path(peer).name}`" for peer in peers)
+        lines.append(f"Models on that machine alone were compared with too, and are left out of the file: {named}.")
+    if tasks := facts.parameters["task_path"]:
+        lines.append(f"Its own tasks lay in the folder `{Path(tasks).name}` there: write where yours lie.")
     for name, given in facts.disagreements.items():
         values = ", ".join(f"{value!r} in {stage}" for stage, value in given.items())
         lines.append(f"The notebooks were not run with one value of `{name}` ({values}); the file holds one.")
@@ -167,6 +187,9 @@ def _otherwise(facts: Facts, stage: str) -> str:
     words = []
     if record.get("git_commit") != train.get("git_commit"):
         words.append(f"git commit {record.get('git_commit') or 'unknown'}")
-    theirs = train["versions"]
-    words += [f"{n} {v}" for n, v in record["versions"].items() if v != theirs.get(n) and v != "absent"]
+    words += filter(None, [_other_versions(record["versions"], train["versions"])])
     return ", ".join(words)
+
+
+def _other_versions(these: dict[str, str], usual: dict[str, str]) -> str:
+    return ", ".join(f"{n} {v}" for n, v in these.items() if v != usual.get(n) and v != "absent")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import warnings
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.secrets import redact
+from nbutils.publish.export import MODEL_PATTERNS
 from nbutils.publish.scan import check_secrets
 from nbutils.publish.settings import PublishSettings
 
@@ -22,8 +25,9 @@ def push(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
     """Uploads the files (relative to `folder`) as one commit and returns its address.
 
     Large files go first, by content: after an interruption the next try sends only what the Hub does not hold yet, and
-    the repository changes only with the commit at the end. Figures and evidence of an earlier push that are gone from
-    the folder are deleted with it. UserError without a repo_id or token, for secrets, and where the Hub refuses.
+    the repository changes only with the commit at the end. What lies there of an earlier model, its figures and its
+    evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for a
+    public repository where `private` is on, and where the Hub refuses.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of the HTTP library that it uses
@@ -37,13 +41,18 @@ def push(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
     try:
         api = HfApi(token=token)
         api.create_repo(settings.repo_id, private=settings.private, exist_ok=True)
+        if settings.private and api.repo_info(settings.repo_id).private is False:
+            raise UserError(
+                f"{settings.repo_id} is public and private is on: make it private there, or set private to False."
+            )
+        old = [name for name in api.list_repo_files(settings.repo_id) if _of_a_model(name)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*commit a data file")  # the scored items, a few kilobytes
             commit = api.upload_folder(
                 repo_id=settings.repo_id,
                 folder_path=folder,
                 allow_patterns=[str(file) for file in files],
-                delete_patterns=["figures/*", "run/*"],
+                delete_patterns=["figures/*", "run/*", *map(glob.escape, old)],
                 commit_message=f"{settings.model_name}, published by smallchat",
             )
     except (HTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
@@ -55,3 +64,9 @@ def push(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
             "and run notebook 06 again, which sends only what is missing."
         ) from error
     return str(commit.commit_url)
+
+
+def _of_a_model(name: str) -> bool:
+    """Whether a file of a repository would be read as part of the model: what an earlier push left must not be."""
+    others = ("adapter_*", "*.bin", "*.bin.index.json", "*.model", "generation_config.json", "chat_template*")
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in (*MODEL_PATTERNS, *others))

@@ -33,7 +33,7 @@ def summary(facts: Facts, settings: PublishSettings, parameters: int) -> str:
     sources = ", ".join(f"`{dataset_name(dataset)}`" for dataset in facts.data["datasets"])
     base, steps = base_words(facts, settings), facts.metrics["steps"]
     part = read_in_part(facts)
-    share = f"{part:.0%} of the " if part else ""
+    share = f"{percent(part)} of the " if part else ""
     return (
         f"A chat model of {parameters:,} parameters: {base}, fine-tuned for {steps:,} optimizer steps on {share}"
         f"{facts.data['train']['rows']:,} conversations of {sources} with smallchat."
@@ -79,7 +79,7 @@ def training(facts: Facts) -> Rows:
 def data_sentence(facts: Facts) -> str:
     """How many rows were read and what became of them, in a sentence."""
     data, part = facts.data, read_in_part(facts)
-    fate = f"kept for training, {part:.0%} of which the optimizer steps read" if part else "trained on"
+    fate = f"kept for training, {percent(part)} of which the optimizer steps read" if part else "trained on"
     return (
         f"{data['rows']:,} rows were read. A conversation is kept whole or dropped whole, for exactly one reason; "
         f"none is cut to a length. {data['train']['rows']:,} conversations ({data['train']['tokens']:,} tokens, "
@@ -110,19 +110,26 @@ def metrics(facts: Facts) -> Rows:
     final, best, untrained = (facts.metrics[name] for name in ("final", "best", "untrained"))
     lowest = best["eval_loss"]
     over = " (all tokens)" if facts.metrics["counts_all_tokens"] else ""
+    measured = facts.metrics.get("evaluated_step")  # a paused run was measured before its last step
+    at = f", at step {measured:,}" if measured is not None and measured < facts.metrics["steps"] else ""
     rows = [
         (f"Training loss, smoothed, nats per token{over}", _form(final["loss"], "{:.3f}")),
         ("Evaluation loss, all tokens", _form(final["eval_loss_all_tokens"], "{:.3f}") if over else None),
-        ("Evaluation loss, the assistant's tokens", _form(final["eval_loss"], "{:.3f}")),
+        (f"Evaluation loss, the assistant's tokens{at}", _form(final["eval_loss"], "{:.3f}")),
         ("… before training", _form(untrained["eval_loss"], "{:.3f}")),
-        ("… lowest", _lowest(lowest) if lowest and lowest["step"] < facts.metrics["steps"] else None),
-        ("Perplexity, the assistant's tokens", _form(final["perplexity"], "{:.1f}")),
+        ("… lowest", _lowest(lowest) if lowest and lowest["step"] != measured else None),
+        (f"Perplexity, the assistant's tokens{at}", _form(final["perplexity"], "{:.1f}")),
         (f"Training token accuracy, smoothed{over}", _form(final["token_accuracy"], "{:.1%}")),
-        ("Evaluation token accuracy", _form(final["eval_token_accuracy"], "{:.1%}")),
+        (f"Evaluation token accuracy{at}", _form(final["eval_token_accuracy"], "{:.1%}")),
         ("Tokens seen", _form(facts.metrics["total_tokens"], "{:,}")),
         ("Tokens per second, median", _form(facts.metrics["tokens_per_second"], "{:,.0f}")),
     ]
     return [row for row in rows if row[1] is not None]
+
+
+def percent(share: float) -> str:
+    """A share in per cent that says more than "0%" of what is there."""
+    return f"{share:.0%}" if share == 0 or share >= 0.01 else f"{100 * share:.1g}%"
 
 
 def _lowest(best: dict[str, Any]) -> str:

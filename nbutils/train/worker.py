@@ -240,7 +240,8 @@ def _announce(job: Job, args: SFTConfig, steps: int, model: PreTrainedModel) -> 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     step = job.loader.first_step
     facts = {"session": job.session, "step": step, "world_size": args.world_size, "time": now}
-    job.records.metric({"kind": "session"} | facts | {"versions": versions()})
+    kinds = {"supervise": job.settings.supervise, "versions": versions()}
+    job.records.metric({"kind": "session"} | facts | kinds)
     logged = step - int(job.meters.window["steps"])
     job.records.progress("started", **(facts | derived), logged=logged)
 

@@ -57,6 +57,11 @@ def test_seconds_add_up_to_the_elapsed_time():
     assert sum(seconds.values()) == pytest.approx(54.0 + 4.0)
 
 
+def test_thinning_keeps_the_last_point():
+    series = Series(np.arange(5001.0), np.r_[np.sin(np.arange(5000.0)), 0.123])
+    assert thinned(series).values[-1] == 0.123 and thinned(series).steps[-1] == 5000
+
+
 def test_smoothing_keeps_a_constant_and_passes_over_gaps():
     values = np.array([2.0, 2.0, math.nan, 2.0, 2.0])
     line = smoothed(values, span=3)

@@ -65,6 +65,26 @@ def test_a_finished_stage_says_what_it_read_and_made(run):
     assert read_json(run / "run.json")["parameters"]["learning_rate"] == 0.1
 
 
+def test_a_finished_stage_that_is_opened_again_keeps_where_it_came_from(run, monkeypatch):
+    made = finish_first(run)
+    before = read_json(made.folder / "stage.json")
+    monkeypatch.setattr("nbutils.core.stage.versions", lambda: {"torch": "99"})
+    monkeypatch.setattr("nbutils.core.stage.git_commit", lambda: "c" * 40)
+    stage = Stage.begin("first", first(run))
+    record = stage.finish(made="some words")
+    for name in ("started", "versions", "git_commit"):
+        assert record[name] == before[name], name
+    stage = Stage.begin("first", first(run))
+    (stage.folder / "words.txt").write_text("other words")
+    assert stage.finish()["git_commit"] == "c" * 40
+
+
+def test_a_stage_whose_record_alone_is_missing_is_told_so(run):
+    (finish_first(run).folder / "stage.json").unlink()
+    with pytest.raises(UserError, match=r"first/stage.json is missing: run notebooks/01_first.ipynb first"):
+        Stage.begin("second", second(run))
+
+
 def test_a_missing_upstream_stage_names_its_notebook(run):
     with pytest.raises(UserError, match=r"first does not exist: run notebooks/01_first.ipynb first"):
         Stage.begin("second", second(run))

@@ -15,7 +15,7 @@ from nbutils.metrics.figures import PLOTS, duration, save_figures
 from nbutils.metrics.interactive import PLOTLY, InteractiveCurves
 from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
-from tests.metrics.histories import history_rows, session, write_training
+from tests.metrics.histories import history_rows, session, write_done, write_training
 
 
 def test_summary_of_a_resumed_run(tmp_path):
@@ -43,6 +43,26 @@ def test_a_run_that_ended_in_nan_has_no_final_value():
     final = summary["final"]
     assert final["eval_loss"] is None and final["perplexity"] is None and final["eval_token_accuracy"] is None
     assert summary["best"]["eval_loss"] == {"value": 4.0, "step": 0} and final["loss"] is not None
+
+
+def test_a_paused_run_has_taken_the_steps_behind_its_last_row(tmp_path):
+    run = write_training(tmp_path, history_rows(55))
+    write_done(run / "train", status="paused", facts={"step": 570, "steps": 1000, "fraction": 0.57})
+    history = read_history(run)
+    summary = summarise(history, {"derived": {"steps": 1000}})
+    assert (summary["steps"], summary["evaluated_step"], history.series("loss").steps[-1]) == (570, 550, 550)
+    assert next(remark["text"] for remark in summary["remarks"] if remark["kind"] == "unfinished_schedule").startswith(
+        "The schedule is unfinished: 570 of 1000 steps"
+    )
+
+
+@pytest.mark.parametrize("supervise,share", [("assistant", 0.97), ("all", 0.9)])
+def test_which_tokens_the_loss_counts_is_read_and_not_guessed(supervise, share):
+    rows = history_rows(20)
+    rows[0] |= {"supervise": supervise}
+    for row in rows[1:]:
+        row |= {"supervised_tokens": share * 1000, "total_tokens": 1000}
+    assert summarise(History.of(rows), {})["counts_all_tokens"] is (supervise == "all")
 
 
 def test_padding_counts_positions_and_not_rows():

@@ -52,7 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in names.items()])
         else:
             files = [{"rfilename": name} for name in self.server.repos[repo]["files"]]
-            self._json({"id": repo, "modelId": repo, "sha": "0" * 40, "private": True, "siblings": files})
+            self._json({"id": repo, "modelId": repo, "sha": "0" * 40, "siblings": files,
+                        "private": self.server.repos[repo].get("private", True)})  # fmt: skip
 
     def do_PUT(self) -> None:
         body = self._note()

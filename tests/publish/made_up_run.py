@@ -13,11 +13,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from nbutils.core.chatml import add_chatml, encode
-from nbutils.core.files import write_json
+from nbutils.core.files import read_json, write_json
 from nbutils.core.history import History
 from nbutils.core.models import tiny_model
 from nbutils.core.notebooks import STAGES, notebook_path
 from nbutils.core.notebooks import parameters as parameters_of
+from nbutils.core.record import outputs_of
 from nbutils.evaluate.compare import ItemTable, interval
 from nbutils.evaluate.items import Metric, to_parquet
 from nbutils.metrics.figures import save_figures
@@ -93,6 +94,15 @@ def record_stages(run: Path, *, commit: str | None = None, local: bool = False, 
     machine = {"platform": "Linux", "processor": "x86_64", "cores": 2, "memory_gib": 16.0}
     write_json(run / "run.json", {"schema": 1, "name": run.name, "parameters": everything, "versions": {},
                                   "git_commit": "f" * 40, "hardware": machine})  # fmt: skip
+
+
+def rewrite(run: Path, name: str, value: Any = None) -> None:
+    """Gives a stage's file another value, as if its notebook had written that; None takes the file as it is now."""
+    stage = name.partition("/")[0]
+    if value is not None:
+        write_json(run / name, value)
+    record = read_json(run / stage / "stage.json")
+    write_json(run / stage / "stage.json", record | {"outputs": outputs_of(run / stage)})
 
 
 def as_gpt2(run: Path) -> Path:

@@ -88,6 +88,18 @@ def test_a_training_that_read_a_part_is_not_told_as_an_epoch(published):
     assert "were trained on" not in card
 
 
+def test_a_paused_training_is_told_as_far_as_it_is(published):
+    """Its last evaluation lies before the checkpoint that is published."""
+    read = published.facts.metrics | {"steps": 570, "evaluated_step": 500, "epochs": 0.0031}
+    card = render_card(replace(published.facts, metrics=read), published.settings)
+    for expected in (
+        "fine-tuned for 570 optimizer steps on 0.3% of the 100 conversations",
+        "| Evaluation loss, the assistant's tokens, at step 500 | 3.811 |",
+        "| Perplexity, the assistant's tokens, at step 500 |",
+    ):
+        assert expected in card
+
+
 def test_sections_stand_in_order(card):
     found = re.findall(r"^## (.+)$", card, flags=re.MULTILINE)
     before = ["Architecture", "Chat format", "Training", "Data", "Metrics", "Evaluation"]

@@ -12,6 +12,7 @@ from nbutils.core.stage import Stage
 from nbutils.publish.card import render_card
 from nbutils.publish.facts import read_facts
 from tests.publish.conftest import publish, settings_for
+from tests.publish.made_up_run import rewrite
 
 DAMAGED = {
     "data/summary.json": "01_filter_data",
@@ -76,7 +77,17 @@ def test_the_card_is_about_the_training_and_not_about_the_last_notebook(spare):
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_file_is_named(spare, name):
     (spare / name).write_bytes(b'{"schema"\n\xff\xfe')
+    with pytest.raises(UserError, match=rf"{name} is not what its notebook wrote .*damaged.*{DAMAGED[name]}"):
+        read_facts(spare)
+    rewrite(spare, name)  # even if it was written like that
     with pytest.raises(UserError, match=rf"{name} is damaged .*{DAMAGED[name]}"):
+        read_facts(spare)
+
+
+def test_a_number_that_was_changed_by_hand_does_not_get_on_the_card(spare):
+    summary = read_json(spare / "metrics" / "summary.json")
+    write_json(spare / "metrics" / "summary.json", summary | {"final": summary["final"] | {"eval_loss": 1.234}})
+    with pytest.raises(UserError, match=r"metrics/summary.json is not what its notebook wrote .*03_plot_metrics"):
         read_facts(spare)
 
 
@@ -111,11 +122,19 @@ def test_numbers_of_another_training_do_not_get_on_the_card(spare, stage, name):
     read_facts(spare)
     with (spare / name).open("ab") as file:
         file.write(b"\n")
+    rewrite(spare, name)
     with pytest.raises(UserError, match=rf"{stage} belongs to another run: {name} .*{spec(stage).file}"):
         read_facts(spare)
     (spare / name).unlink()
     with pytest.raises(UserError, match=rf"{name} is missing"):
         read_facts(spare)
+
+
+def test_files_that_the_card_does_not_need_may_be_gone(spare):
+    """The base's weights, to save room: the record says which they were."""
+    read_by(spare, "evaluate", "train/base/model.safetensors")
+    (spare / "train" / "base" / "model.safetensors").unlink()
+    read_facts(spare)
 
 
 def test_work_that_a_person_kept_is_said_on_the_card(spare):

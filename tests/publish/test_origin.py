@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_file, write_json
+from nbutils.core.files import read_json, read_jsonl, sha256_of_file, write_json
 from nbutils.core.notebooks import STAGES
 from nbutils.pipeline.parameters import plan
 from nbutils.publish.card import render_card
@@ -15,7 +17,7 @@ from nbutils.publish.facts import read_facts
 from nbutils.publish.origin import is_hub_id
 from nbutils.train.base import SOURCE, ensure_base, source_of
 from tests.publish.conftest import publish, settings_for
-from tests.publish.made_up_run import record_stages
+from tests.publish.made_up_run import record_stages, rewrite
 from tests.train.runs import small_settings
 
 
@@ -35,8 +37,7 @@ def test_hub_ids_are_told_from_files_and_folders(tmp_path):
 
 def test_a_local_base_is_named_without_its_path_and_as_the_hub_knows_it(spare):
     record_stages(spare, base_model="models/base.Q4_1.gguf", local=True)
-    source = spare / "train" / "base" / SOURCE
-    write_json(source, read_json(source) | {"sha256": "5" * 64})
+    rewrite(spare, f"train/base/{SOURCE}", read_json(spare / "train" / "base" / SOURCE) | {"sha256": "5" * 64})
     card = render_card(read_facts(spare), settings_for(spare))
     assert "models/" not in card and "`base.Q4_1.gguf`, a local file, fine-tuned for" in card
     assert "base_model:" not in card and f"| base model's file, SHA-256 | `{'5' * 64}` |" in card
@@ -59,7 +60,7 @@ def test_datasets_of_the_hub_and_of_a_disk(spare):
     (dataset,) = summary["datasets"]
     hub = dataset | {"path": "me/talk", "revision": "d" * 40, "fingerprint": ""}
     local = dataset | {"path": "data/talk.jsonl"}
-    write_json(spare / "data" / "summary.json", summary | {"datasets": [hub, local]})
+    rewrite(spare, "data/summary.json", summary | {"datasets": [hub, local]})
     card = render_card(read_facts(spare), settings_for(spare))
     assert ModelCard(card).data.datasets == ["me/talk"]
     assert f"| me/talk | {'d' * 40} | 200 | — |" in card and "| talk.jsonl | — | 200 | `dddd" in card
@@ -68,14 +69,32 @@ def test_datasets_of_the_hub_and_of_a_disk(spare):
 
 def test_the_published_parameters_pin_what_was_read(spare):
     """`main` of today is not what the card lists: the file names the commits."""
-    record_stages(spare, base_model="me/base", commit="c" * 40, datasets=["me/talk", "data/talk.jsonl"])
+    twice = [{"path": "me/talk", "revision": tag} for tag in ("v1", "v2")]
+    peers = ["me/peer@v1", "/home/me/models/peer.gguf"]
+    record_stages(spare, base_model="me/base", commit="c" * 40, datasets=[*twice, "data/talk.jsonl"], peers=peers,
+                  compare_runs=["runs/mine_only"], task_path="tasks/mine")  # fmt: skip
     summary = read_json(spare / "data" / "summary.json")
     (dataset,) = summary["datasets"]
-    read = [dataset | {"path": "me/talk", "revision": "d" * 40}, dataset | {"path": "data/talk.jsonl"}]
-    write_json(spare / "data" / "summary.json", summary | {"datasets": read})
-    made = yaml.safe_load((publish(spare).folder / "run" / "parameters.yaml").read_text())
+    read = [dataset | {"path": "me/talk", "revision": "d" * 40}, dataset | {"path": "me/talk", "revision": "e" * 40}]
+    rewrite(spare, "data/summary.json", summary | {"datasets": [*read, dataset | {"path": "data/talk.jsonl"}]})
+    folder = publish(spare).folder
+    made = yaml.safe_load((folder / "run" / "parameters.yaml").read_text())
     assert made["base_revision"] == "c" * 40
-    assert [d["revision"] for d in made["datasets"]] == ["d" * 40, ""]
+    assert [d["revision"] for d in made["datasets"]] == ["d" * 40, "e" * 40, ""]
+    assert (made["peers"], made["compare_runs"]) == (["me/peer@v1"], [])
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "compared with too, and are left out of the file: `peer.gguf`" in card and "/home/me" not in card
+    assert "Its own tasks lay in the folder `mine` there" in card
+
+
+def test_sessions_with_other_libraries_are_said(spare):
+    rows = read_jsonl(spare / "train" / "metrics.jsonl")
+    first = {"kind": "session", "session": 1, "step": 0, "versions": {"torch": "2.12.0", "trl": "absent"}}
+    rows = [first, *rows[1:31], first | {"session": 2, "step": 290, "versions": {"torch": "2.13.0"}}, *rows[31:]]
+    (spare / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewrite(spare, "train/metrics.jsonl")
+    card = render_card(read_facts(spare), settings_for(spare))
+    assert "| … its session 1, from step 0 | torch 2.12.0 |" in card and "its session 2" not in card
 
 
 def test_a_base_is_kept_with_where_it_came_from(tmp_path):

@@ -69,6 +69,25 @@ def test_an_interrupted_push_goes_on(published, folder, hub):
     assert hub.uploads() - before == len(hub.blobs) - held > 0
 
 
+def test_a_public_repository_gets_nothing_private(published, folder, hub):
+    push(folder, published_files(folder), asked(published, private=False))
+    files = dict(hub.repos["me/made-up"]["files"])
+    (folder / "README.md").write_text("not for everybody")
+    with pytest.raises(UserError, match=r"me/made-up is public and private is on: make it private there"):
+        push(folder, published_files(folder), asked(published))
+    assert hub.repos["me/made-up"]["files"] == files
+
+
+def test_what_an_earlier_model_left_is_not_read_as_this_one(published, folder, hub):
+    push(folder, published_files(folder), asked(published))
+    files = hub.repos["me/made-up"]["files"]
+    left = ["adapter_config.json", "added_tokens.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"]
+    kept = ["mine.txt", "onnx/model.safetensors", ".gitattributes"]
+    files.update(dict.fromkeys([*left, *kept], b"x"))
+    push(folder, published_files(folder), asked(published))
+    assert set(hub.repos["me/made-up"]["files"]) == {*map(str, published_files(folder)), *kept}
+
+
 def test_what_an_earlier_push_had_is_deleted(published, folder, hub):
     push(folder, published_files(folder), asked(published))
     hub.repos["me/made-up"]["files"]["mine.txt"] = b"put there by hand"
