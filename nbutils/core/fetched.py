@@ -29,17 +29,24 @@ def folders() -> list[Path]:
 def entry(kind: str, name: str, revision: str = "") -> tuple[Path, dict[str, Any]] | None:
     """Folder and manifest entry of a collected `model` or `dataset`; None where it was not collected.
 
-    `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError for a copy that is
-    not complete.
+    `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
+    complete.
     """
+    problem: UserError | None = None
     for folder in folders():
         for item in manifest(folder)["items"]:
             if (item["kind"], item["name"]) != (kind, name):
                 continue
             if revision and revision not in (item["revision"], item["commit"]):
                 continue
-            _check(folder / item["folder"], item)
+            try:
+                _check(folder / item["folder"], item)
+            except UserError as error:
+                problem = problem or error
+                continue
             return folder / item["folder"], item
+    if problem:
+        raise problem
     return None
 
 
@@ -50,14 +57,23 @@ def local_copy(kind: str, name: str, revision: str = "") -> Path | None:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """What a fetched folder holds. UserError for one that a newer smallchat wrote."""
+    """What a fetched folder holds. UserError for one that a newer smallchat wrote, or that is damaged."""
     return _manifest(folder, (folder / MANIFEST).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
 def _manifest(folder: Path, _changed: int) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(folder / MANIFEST)
-    if found["schema"] > SCHEMA:
+    try:
+        found: dict[str, Any] = dict(read_json(folder / MANIFEST))
+        newer = found["schema"] > SCHEMA
+        if not newer:
+            [(i["kind"], i["name"], i["revision"], i["commit"], i["folder"], i["files"]) for i in found["items"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{shown(folder / MANIFEST)} is damaged, or not smallchat's ({type(error).__name__}: {error}): run `python "
+            "-m nbutils fetch` again where there is a network, and copy the whole folder."
+        ) from None
+    if newer:
         raise UserError(f"{shown(folder / MANIFEST)} was written by a newer smallchat; update smallchat.")
     return found
 

@@ -28,7 +28,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         record = read_json(path)
         newer = record.get("schema", 0) > SCHEMA
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
         raise UserError(f"{shown(path)} is damaged (no JSON object): delete it to make its stage run again.") from None
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -10,8 +10,8 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ PATIENCE_SECONDS = 1800.0
 """For how long a request is repeated: a push is followed for days, and a router restarts in minutes."""
 LONGEST_PAUSE = 300.0
 """Seconds between two tries, at most; the first pause is that between two looks, each later one twice as long."""
+DOWNLOAD_SECONDS = 60.0
+"""Without a byte of a file that is downloaded."""
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 """Answers of a server that may be another one soon."""
 NEW = "NEW_SCRIPT"
@@ -64,9 +66,10 @@ class Account:
         """Downloads the newest version's files whose names match; returns how many."""
 
         def ask() -> int:
-            return len(self.api.kernels_output(address, str(target), file_pattern=pattern, force=True)[0])
+            with _checked_downloads():
+                return len(self.api.kernels_output(address, str(target), file_pattern=pattern, force=True)[0])
 
-        return self._patiently(address, ask, _passes)
+        return self._patiently(address, ask, lambda error: _passes(error) or _denied(error))
 
     def gpu_hours(self) -> tuple[float, float] | None:
         """GPU-hours left this week, and given; None where Kaggle does not say."""
@@ -118,6 +121,30 @@ def signed_in() -> Any:
     return api
 
 
+@contextmanager
+def _checked_downloads() -> Iterator[None]:
+    """For the package's downloads (2.2), which have no time limit and write an error's page into the file."""
+    from kaggle.api import kaggle_api_extended as package
+
+    get = package.requests.get
+
+    def checked(url: str, **options: Any) -> Any:
+        response = get(url, timeout=DOWNLOAD_SECONDS, **options)
+        response.raise_for_status()
+        return response
+
+    package.requests.get = checked
+    try:
+        yield
+    finally:
+        package.requests.get = get
+
+
+def _denied(error: Exception) -> bool:
+    """Whether the package says that Kaggle answered 401 or 403: for a bad moment, too, of what was there just now."""
+    return isinstance(error, ValueError) and "Cannot access" in str(error)
+
+
 def _passes(error: Exception) -> bool:
     """Whether the same request may succeed a little later."""
     from requests import ConnectionError, HTTPError, Timeout
@@ -142,7 +169,7 @@ def _never_arrived(error: Exception) -> bool:
 
 def _sentence(address: str, error: Exception) -> UserError:
     response = getattr(error, "response", None)
-    if response is not None and response.status_code in (401, 403):
+    if _denied(error) or (response is not None and response.status_code in (401, 403)):
         return UserError(
             f"Kaggle lets these credentials do nothing with {address}: check that they are of the user who owns it."
         )

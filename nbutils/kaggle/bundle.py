@@ -22,7 +22,7 @@ from nbutils.kaggle.archive import first_cell, make_archive
 from nbutils.kaggle.attached import Need
 from nbutils.kaggle.options import Options
 from nbutils.kaggle.place import WHOLE
-from nbutils.pipeline.fetch import wanted_by
+from nbutils.kaggle.reach import check_reach, hub_needs
 from nbutils.pipeline.parameters import Plan, Planned
 
 BUDGET_MINUTES = 690
@@ -50,7 +50,11 @@ The first cell unpacks the program; the parameters below are those of the profil
 
 
 def write_bundles(plan: Plan, options: Options, out: Path) -> list[Path]:
-    """Writes all bundles of a plan below `out`; returns their folders in the order to push. UserError if too large."""
+    """Writes all bundles of a plan below `out`; returns their folders in the order to push.
+
+    UserError for one that is too large, and for files that a session on Kaggle cannot reach.
+    """
+    check_reach(plan)
     archive = make_archive()
     books = [(planned.stage.name, _stage_book(planned, plan, options, archive)) for planned in plan.stages]
     books.append((WHOLE, _whole_book(plan, options, archive)))
@@ -106,11 +110,6 @@ def _values(planned: Planned) -> dict[str, Any]:
     return budget | planned.injected
 
 
-def _needs(plan: Plan) -> list[Need]:
-    settings = {planned.stage.name: planned.settings for planned in plan.stages}
-    return [(item.kind, item.name, item.revision, item.purpose) for item in wanted_by(settings)]
-
-
 def _facts(plan: Plan, needs: list[Need], options: Options, name: str) -> str:
     """The arguments of `start`: stage, profile, address, and what the first cell checks before anything else."""
     facts = {
@@ -138,7 +137,7 @@ def _stage_book(planned: Planned, plan: Plan, options: Options, archive: bytes) 
     book.cells.append(_code("close", CLOSE))
     own = Plan([planned], plan.run, plan.run_dir)
     # The first of the notebooks tells what all of them will lack.
-    needs = _needs(plan if planned is plan.stages[0] else own)
+    needs = hub_needs(plan if planned is plan.stages[0] else own)
     book.cells.insert(1, _first(_facts(own, needs, options, planned.stage.name), archive))
     return book
 
@@ -148,7 +147,7 @@ def _whole_book(plan: Plan, options: Options, archive: bytes) -> Any:
     book = nbformat.v4.new_notebook()
     cells = [
         nbformat.v4.new_markdown_cell(INTRODUCTION.format(title=title, profile=options.profile)),
-        _first(_facts(plan, _needs(plan), options, WHOLE), archive),
+        _first(_facts(plan, hub_needs(plan), options, WHOLE), archive),
         _code("parameters", "\n".join(_lines(plan)), tags=["parameters"]),
         _code("resume", RESUME),
         _code("run", RUN_ALL),

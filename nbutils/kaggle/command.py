@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.pipeline.arguments import add_overrides, add_run_dir, profile_path
 
@@ -70,6 +71,8 @@ def _push(arguments: argparse.Namespace) -> int:
     from nbutils.kaggle.account import signed_in
     from nbutils.kaggle.push import Pusher, bundle_folders
 
+    if not 0 < arguments.poll < float("inf"):
+        raise UserError(f"--poll is {arguments.poll:g}; give the seconds between two looks, more than 0.")
     folders = bundle_folders(Path(arguments.folder).expanduser().absolute())
     Pusher(signed_in(), arguments.follow, arguments.poll).push_all(folders)
     return 0

@@ -20,6 +20,9 @@ from nbutils.core.record import CHECKPOINTS, RECORD, NewerRecordError, read_reco
 from nbutils.train.checkpoints import MANIFEST, damage, newest_first
 from nbutils.train.records import METRICS
 
+PARTS = ("parameters", "code", "modules", "upstream")
+NEEDED = {"status", "started", "outputs", "parts"}
+"""What every record of a stage has."""
 DEPTH = 8
 """Folders below `input/` that are looked into; a run lies at the fifth level or higher."""
 
@@ -28,7 +31,7 @@ DEPTH = 8
 class Earlier:
     """A stage as an earlier session left it. `step` and `checkpoint` are those of its newest valid checkpoint.
 
-    `fits`: its result parameters are those that are asked for.
+    `fits`: it was made with the parameters, the code and from the files that are asked for.
     """
 
     folder: Path
@@ -61,9 +64,10 @@ def run_folders(root: Path, name: str) -> list[Path]:
 
 
 def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tuple[Earlier | None, list[str]]:
-    """The copy of a stage to go on from: of the asked settings, finished, with the highest valid step, the youngest.
+    """The copy of a stage to go on from: one that fits, finished, with the highest valid step, the youngest.
 
-    `asked` are result parameters; None takes any. Damaged records and checkpoints are passed over, with a remark each.
+    `asked` are the parts of a cache key; None takes any. Of copies that do not fit, those of the same parameters come
+    first, then those of the same code. Damaged records and checkpoints are passed over, with a remark each.
     NewerRecordError where a newer smallchat has written one: that work is not to be begun anew.
     """
     found, remarks = [], list[str]()
@@ -71,8 +75,8 @@ def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tupl
         earlier, said = _read(run, stage)
         found += [earlier] if earlier else []
         remarks += said
-    chosen = max(found, key=lambda e: (_fits(e, asked), e.done, e.step, e.record["started"]), default=None)
-    return chosen and replace(chosen, fits=_fits(chosen, asked)), remarks
+    chosen = max(found, key=lambda e: (_fit(e, asked), e.done, e.step, e.record["started"]), default=None)
+    return chosen and replace(chosen, fits=all(_fit(chosen, asked))), remarks
 
 
 def bring(earlier: Earlier, target: Path, with_checkpoint: bool) -> None:
@@ -124,6 +128,8 @@ def _read(run: Path, stage: str) -> tuple[Earlier | None, list[str]]:
     folder, remarks = run / stage, list[str]()
     try:
         record = stage_record(run, stage)
+        if record is not None and not record.keys() >= NEEDED:
+            raise UserError(f"{folder / RECORD} is no record of a stage.")
     except NewerRecordError:
         raise
     except UserError:  # cut short by the session's end: it can't be known what the work belongs to
@@ -147,8 +153,11 @@ def _read(run: Path, stage: str) -> tuple[Earlier | None, list[str]]:
     return Earlier(folder, record), remarks
 
 
-def _fits(earlier: Earlier, asked: dict[str, Any] | None) -> bool:
-    return asked is None or earlier.record["parts"]["parameters"] == asked
+def _fit(earlier: Earlier, asked: dict[str, Any] | None) -> tuple[bool, bool, bool]:
+    """Whether parameters, code, and the files that were read are those that are asked for, so far as they are."""
+    parts, asked = earlier.record["parts"], asked or {}
+    same = {name: name not in asked or parts.get(name) == asked[name] for name in PARTS}
+    return same["parameters"], same["code"] and same["modules"], same["upstream"]
 
 
 def _whole(path: Path, size: int) -> bool:

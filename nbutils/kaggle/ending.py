@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ DONE, PAUSED, FAILED, UNFINISHED = "done", "paused", "failed", "unfinished"
 
 
 def write_ending(run: Path, stage: str, status: str, error: str = "") -> None:
-    """Notes how a session ended; a copy of an earlier session's note is replaced."""
-    record = {"schema": SCHEMA, "stage": stage, "status": status}
+    """Notes how a session ended, and when; a copy of an earlier session's note is replaced."""
+    record = {"schema": SCHEMA, "stage": stage, "status": status, "time": datetime.now(UTC).isoformat()}
     write_record(run / ENDING, record | ({"error": error} if error else {}))
 
 

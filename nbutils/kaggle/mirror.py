@@ -19,6 +19,7 @@ from typing import Any
 from nbutils.core.errors import UserError
 from nbutils.core.record import CHECKPOINTS
 from nbutils.kaggle.earlier import newest_checkpoint
+from nbutils.train.checkpoints import damage
 
 BESIDE = ("stage.json", "settings.json", "metrics.jsonl", "samples.jsonl")
 """Files of the training stage that go with a checkpoint."""
@@ -39,7 +40,9 @@ class Mirror:
         self._troubled = False
 
     def start(self, run: Path) -> None:
-        """Begins to send; the first time after `minutes`."""
+        """Begins to send; the first time after `minutes`. Said again, it goes on as it is."""
+        if self._thread is not None:
+            return
         self._thread = threading.Thread(target=self._loop, args=(run,), daemon=True, name="checkpoint mirror")
         self._thread.start()
 
@@ -58,6 +61,7 @@ class Mirror:
         False where the repository holds nothing newer. UserError where it cannot be read; then nothing that lies in
         `target` counts.
         """
+        from huggingface_hub import HfApi
         from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError: of its HTTP library
 
         problem: Exception | None = None
@@ -65,8 +69,12 @@ class Mirror:
             time.sleep(pause)
             try:
                 return self._fetch(name, beyond, target)
-            except RepositoryNotFoundError:
-                return False  # nothing was ever sent
+            except RepositoryNotFoundError:  # nothing was ever sent; or it is one that this token may not see
+                try:
+                    HfApi().create_repo(self.repo, private=True, exist_ok=True)
+                    return False
+                except (HTTPError, OSError) as error:
+                    problem = error
             except (HTTPError, OSError) as error:
                 problem = error
         raise UserError(
@@ -101,6 +109,10 @@ class Mirror:
                     (staged / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(run / "train" / name, staged / name)
             shutil.copyfile(run / "run.json", Path(folder) / "run.json")
+            if problem := damage(staged / CHECKPOINTS / checkpoint.name):
+                raise UserError(
+                    f"{checkpoint.name} was pruned meanwhile and {problem}"
+                )  # or it would replace a good one
             api = HfApi()
             api.create_repo(self.repo, private=True, exist_ok=True)
             if not api.repo_info(self.repo).private:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import sha256_of_file, sha256_of_json
 from nbutils.core.notebooks import stages
 from nbutils.core.record import stage_record
 from nbutils.kaggle.account import Account
@@ -21,10 +22,14 @@ RECORDS = r"(^|/)(stage|run|session)\.json$"
 
 @dataclass(frozen=True)
 class Outcome:
-    """`status`: done, paused, failed, or unfinished; `words` say the last two in a sentence."""
+    """`status`: done, paused, failed, or unfinished; `words` say the last two in a sentence.
+
+    `mark` tells one session's output from another's.
+    """
 
     status: str
     words: str = ""
+    mark: str = ""
 
 
 def outcome_of(account: Account, address: str) -> Outcome:
@@ -34,9 +39,10 @@ def outcome_of(account: Account, address: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         account.output(address, Path(folder), RECORDS)
         found = [_of_run(run, names) for run in runs_below(Path(folder))]
+        mark = sha256_of_json({str(p.relative_to(folder)): sha256_of_file(p) for p in Path(folder).rglob("*.json")})
     order = ["failed", "paused", "done", "unfinished"]
     nothing = Outcome("unfinished", f"completed, but its output holds no finished {names[-1]} stage")
-    return min(found, key=lambda outcome: order.index(outcome.status), default=nothing)
+    return replace(min(found, key=lambda outcome: order.index(outcome.status), default=nothing), mark=mark)
 
 
 def _of_run(run: Path, names: list[str]) -> Outcome:

@@ -18,7 +18,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_file, shown, write_json
 from nbutils.kaggle.account import PATIENCE_SECONDS, Account
 from nbutils.kaggle.bundle import METADATA
-from nbutils.kaggle.outcome import outcome_of
+from nbutils.kaggle.outcome import Outcome, outcome_of
 
 POLL_SECONDS = 30.0
 MOST_SESSIONS = 20
@@ -57,7 +57,7 @@ class Pusher:
             facts = read_json(folder / METADATA)
             for source in facts["kernel_sources"]:
                 if source != facts["id"]:
-                    self._upstream(source)
+                    self._upstream(source, (folder.parent / source.partition("/")[2] / PUSHED).is_file())
             self._sessions(folder, facts)
 
     def _sessions(self, folder: Path, facts: dict[str, Any]) -> None:
@@ -67,15 +67,17 @@ class Pusher:
             if self.follow:
                 self._download(folder, address)
             return
+        before = self._output_before(address) if self.follow else ""
         for _ in range(MOST_SESSIONS):
             self._push(folder, facts, mark)
-            time.sleep(self.poll)  # for a moment the version before may still count as the newest
+            time.sleep(self.poll)
             if not self.follow:
                 return
-            self._completed(address)
-            if self._state(address) == "done":
+            outcome = self._new_outcome(address, before)
+            if outcome.status == "done":
                 self._download(folder, address)
                 return
+            before = outcome.mark
             self.say(f"{address} is paused; the next session goes on from there.")
         raise UserError(
             f"{address} is still paused after {MOST_SESSIONS} sessions: look at its log; is its budget too small?"
@@ -102,7 +104,8 @@ class Pusher:
     def _push(self, folder: Path, facts: dict[str, Any], mark: dict[str, Any]) -> None:
         before = read_json(folder / PUSHED) if (folder / PUSHED).is_file() else {}
         # Kaggle's answers for a notebook that is not there are also those of a bad moment.
-        first = before.get("version") is None and self.account.status(facts["id"]) is None
+        reads_itself = facts["id"] in facts["kernel_sources"]
+        first = reads_itself and before.get("version") is None and not self._is_there(facts["id"])
         # Before the answer, which may be lost: a session that is under way then is this bundle's all the same.
         write_json(folder / PUSHED, {"schema": 1, "version": None, "mark": mark})
         with _prepared(folder, facts, without_own=first) as prepared:
@@ -123,9 +126,38 @@ class Pusher:
         if (hours := self.account.gpu_hours()) is not None:
             self.say(f"GPU quota: {hours[0]:.1f} of {hours[1]:.0f} hours left this week")
 
-    def _upstream(self, address: str) -> None:
-        """Waits until a notebook that others read from has ended; UserError unless its stage is done."""
-        if self.account.status(address) is None:
+    def _is_there(self, address: str) -> bool:
+        """Whether Kaggle knows a notebook; "no" is believed at the third look."""
+        for look in range(3):
+            if look:
+                time.sleep(self.poll)
+            if self.account.status(address) is not None:
+                return True
+        return False
+
+    def _output_before(self, address: str) -> str:
+        """The mark of the output that is there before a push; '' for none."""
+        return outcome_of(self.account, address).mark if self.account.status(address) == "COMPLETE" else ""
+
+    def _new_outcome(self, address: str, before: str) -> Outcome:
+        """How the version that was just pushed ended: for a while the one before may still count as the newest."""
+        for _ in range(MOST_UNKNOWN):
+            self._completed(address)
+            outcome = self._outcome(address)
+            if outcome.mark != before:
+                return outcome
+            time.sleep(self.poll)
+        raise UserError(
+            f"{address} shows the output of the version before, though a new one has ended: look at its page, and push "
+            "again to go on."
+        )
+
+    def _upstream(self, address: str, pushed: bool) -> None:
+        """Waits until a notebook that others read from has ended; UserError unless its stage is done.
+
+        `pushed`: it was pushed from here, so that it is there whatever Kaggle says at the first look.
+        """
+        if not pushed and self.account.status(address) is None:
             raise UserError(f"{address} is not on Kaggle yet, and later notebooks read its output: push it first.")
         self._completed(address)
         if self._state(address) == "paused":
@@ -161,10 +193,13 @@ class Pusher:
 
     def _state(self, address: str) -> str:
         """`done` or `paused`, by what the output says. UserError for everything else."""
+        return self._outcome(address).status
+
+    def _outcome(self, address: str) -> Outcome:
         outcome = outcome_of(self.account, address)
         if outcome.status not in ("done", "paused"):
             raise UserError(f"{address} {outcome.words}: read its log on its page, mend that, and push again.")
-        return outcome.status
+        return outcome
 
     def _download(self, folder: Path, address: str) -> None:
         target = folder / "output"
@@ -199,7 +234,7 @@ def _mark(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _prepared(folder: Path, facts: dict[str, Any], without_own: bool) -> Iterator[Path]:
     """The folder to push; for a first push a copy whose inputs leave the notebook itself out."""
-    if not without_own or facts["id"] not in facts["kernel_sources"]:
+    if not without_own:
         yield folder
         return
     with tempfile.TemporaryDirectory() as copy:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nbutils.core.cachekey import key_parts
 from nbutils.core.errors import UserError
 from nbutils.core.files import append_jsonl, resolve, write_json
 from nbutils.core.notebooks import spec, stages
@@ -21,8 +22,11 @@ from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.mirror import Mirror
 from nbutils.kaggle.place import WHOLE, Place
 from nbutils.kaggle.space import LIMIT, keep_under, used
-from nbutils.kaggle.standing import changed_versions, given_parameters, is_done, settings_of, stays
+from nbutils.kaggle.standing import ACCEPT, changed_versions, given_parameters, is_done, settings_of, stays
 from nbutils.kaggle.whole import LONG, run_pipeline, too_late
+
+if TYPE_CHECKING:
+    from nbutils.core.settings import Settings
 
 LOG = "kaggle.jsonl"
 """In the run folder: a row for each session, with its kind, its GPUs, its libraries and what it went on from."""
@@ -131,10 +135,10 @@ class Session:
                 continue  # the first cells are executed a second time
             own = name == self.stage or self.stage == WHOLE
             settings = settings_of(name, names) if own else None
-            asked = settings.result_parameters() if settings else None
+            asked = self._asked(name, settings) if settings else None
             earlier, remarks = best(runs, name, asked)
             if name == "train" and own and not (earlier and earlier.done and earlier.fits):
-                runs += self._mirrored(earlier if earlier and earlier.fits else None)
+                runs += self._mirrored(earlier if earlier and (earlier.fits or self.stale == ACCEPT) else None)
                 earlier, remarks = best(runs, name, asked)
             for remark in remarks:
                 print(f"Note: {remark}.")
@@ -145,6 +149,11 @@ class Session:
                     kept = None
             if name == "train" and own:
                 self._say_what_continues(kept)
+
+    def _asked(self, name: str, settings: Settings) -> dict[str, Any]:
+        """The parts of the key that work to go on from has to have; in a pipeline earlier stages may still change."""
+        parts = key_parts(spec(name), settings)
+        return {part: value for part, value in parts.items() if part != "upstream" or self.stage != WHOLE}
 
     def _mirrored(self, earlier: Earlier | None) -> list[Path]:
         """The run folder that the mirror holds, where it is further than what is attached.
@@ -172,7 +181,8 @@ class Session:
         if there + needed > LIMIT:
             raise UserError(
                 f"{earlier.folder} has {needed / 1e9:.1f} GB beside {there / 1e9:.1f} GB that are here, more than the "
-                f"{LIMIT / 1e9:.0f} GB that Kaggle keeps: lower checkpoints_kept, or use a smaller base model."
+                f"{LIMIT / 1e9:.0f} GB that Kaggle keeps: remove what else lies in the working folder, or take a "
+                "smaller base model."
             )
         bring(earlier, self.run / name, with_checkpoint=own and not earlier.done)
         for file in ("run.json", LOG) if own else ("run.json",):
@@ -227,16 +237,26 @@ class Session:
             any((train / "checkpoints").glob("step-*/manifest.json")) or (train / "final" / "config.json").is_file()
         ):
             return False
-        for name in self._own_stages():
-            record = stage_record(self.run, name)
-            if record and record["status"] != "done":
-                write_record(self.run / name / RECORD, record | {"status": FAILED, "error": str(error)})
-        write_ending(self.run, self.stage, FAILED, str(error))
         if self.place.root is not None:
-            self._tidy(self.place.root / "working", flush=True)
+            self._try("tidying up", self._tidy, self.place.root / "working", True)
+        for name in self._own_stages():
+            self._try(f"marking {name} as failed", self._mark_failed, name, error)
+        self._try("noting the end", write_ending, self.run, self.stage, FAILED, str(error))
         print(RED.format("This session failed; what it made so far is kept as its output."), flush=True)
         print(self.how_to_go_on)
         return True
+
+    def _mark_failed(self, name: str, error: BaseException) -> None:
+        record = stage_record(self.run, name)
+        if record and record["status"] != "done":
+            write_record(self.run / name / RECORD, record | {"status": FAILED, "error": str(error)})
+
+    def _try(self, what: str, work: Callable[..., None], *arguments: Any) -> None:
+        """Does what may fail on a full disk or a damaged record: neither may cost the version its output."""
+        try:
+            work(*arguments)
+        except (OSError, UserError) as error:
+            print(f"Note: {what} failed ({error}).")
 
 
 def _shell() -> Any:

@@ -17,7 +17,9 @@ class FakeKaggle(ThreadingHTTPServer):
 
     `plan` gives for each notebook the status of its stage after each session (`done` where the list has ended),
     `nothing` for an output without a record, or `error` for a session that fails. `failing` is how many requests to
-    come are answered 503; of `hidden` notebooks nothing can be learned.
+    come are answered 503; of `hidden` notebooks nothing can be learned. The next `denied` looks at a notebook are
+    answered 403. Downloads of files that end in `broken` are an error's page, `broken_times`. For so many looks as
+    `lagging` says, a notebook's version before counts as the newest.
     """
 
     def __init__(self) -> None:
@@ -30,6 +32,10 @@ class FakeKaggle(ThreadingHTTPServer):
         self.down = False
         self.failing = 0
         self.hidden: set[str] = set()
+        self.denied = 0
+        self.broken = ""
+        self.broken_times = 0
+        self.lagging: dict[str, int] = {}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -39,20 +45,23 @@ class FakeKaggle(ThreadingHTTPServer):
     def state(self, name: str) -> str:
         """How the newest session of a notebook ended."""
         planned = self.plan.get(name, [])
-        number = len(self.versions[name]) - 1
+        number = len(self.versions[name]) - 1 - (name in self.lagging)
         return planned[number] if number < len(planned) else "done"
 
     def files(self, name: str) -> dict[str, str]:
         """The output of a notebook's newest version; it holds the finished first stage, as most outputs do."""
         stage, status = stage_of(name), self.state(name)
+        number = len(self.versions[name]) - (name in self.lagging)
         found = {"runs/mine/run.json": json.dumps({"schema": 1, "name": "mine"})}
+        found["runs/mine/session.json"] = json.dumps({"schema": 1, "status": "", "time": number})
         for each in [s.name for s in STAGES] if stage == WHOLE else ["data", stage]:
             record = {"schema": 1, "stage": each, "status": "done", "error": "it broke", "facts": {}}
             record["status"] = status if each == stage else "done"
             if record["status"] != "nothing":
                 found[f"runs/mine/{each}/stage.json"] = json.dumps(record)
         if stage == WHOLE:
-            found["runs/mine/session.json"] = json.dumps({"schema": 1, "stage": stage, "status": status})
+            ending = {"schema": 1, "stage": stage, "status": status, "time": number}
+            found["runs/mine/session.json"] = json.dumps(ending)
         found["runs/mine/train/checkpoints/step-000001/weights"] = "large"
         found["runs/mine/train/final/model.safetensors"] = "weights"
         return found
@@ -75,6 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         _, _, owner, slug, name = self.path.split("/", 4)
+        if self.server.broken and name.endswith(self.server.broken) and self.server.broken_times:
+            self.server.broken_times -= 1
+            self._send(b"<Error>SlowDown</Error>", "text/xml", 503)
+            return
         self._send(self.server.files(f"{owner}/{slug}")[name].encode(), "application/octet-stream")
 
     def _SaveKernel(self, given: dict[str, Any]) -> None:
@@ -88,9 +101,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _GetKernelSessionStatus(self, given: dict[str, Any]) -> None:
         name = f"{given['userName']}/{given['kernelSlug']}"
+        if self.server.denied:
+            self.server.denied -= 1
+            self._json({"code": 403, "message": "Permission 'kernels.get' was denied"}, 403)
+            return
         if name not in self.server.versions or name in self.server.hidden:
             self._json({"code": 403, "message": "Permission 'kernels.get' was denied"}, 403)
             return
+        if self.server.lagging.get(name):
+            self.server.lagging[name] -= 1
+            self._json({"status": "COMPLETE"})
+            return
+        if self.server.lagging.pop(name, None) is not None:
+            self.server.looks[name] = 1
         self.server.looks[name] += 1
         ended = "ERROR" if self.server.state(name) == "error" else "COMPLETE"
         self._json({"status": ended if self.server.looks[name] > 1 else "RUNNING"})

@@ -12,14 +12,18 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from nbutils.core.errors import UserError
 from nbutils.core.notebooks import STAGES, code_cells, notebook_path, parameters
 from nbutils.kaggle.archive import make_archive
-from nbutils.kaggle.bundle import BUDGET_MINUTES, with_values
+from nbutils.kaggle.bundle import BUDGET_MINUTES, with_values, write_bundles
+from nbutils.kaggle.options import Options
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
 from tests.kaggle.simulated import bundles
 
-PROFILES = sorted((ROOT / "params").glob("*.yaml"))
+LAPTOP = ROOT / "params" / "laptop_135m.yaml"
+"""Its base model is a file of the machine that it is for."""
+PROFILES = sorted({*(ROOT / "params").glob("*.yaml")} - {LAPTOP})
 
 
 @pytest.fixture(scope="module", params=PROFILES, ids=lambda path: path.stem)
@@ -152,3 +156,19 @@ def test_bad_input_is_one_sentence(tmp_path, options, words):
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert ran.returncode == 1 and all(word in ran.stderr for word in words), ran.stderr
     assert len(re.findall(r"\n", ran.stderr.strip())) == 0
+
+
+def test_what_lies_on_this_machine_alone_is_listed(tmp_path):
+    options = Options("someone", "mine", "mine.yaml")
+    (tmp_path / "talk").mkdir()
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base_model: models/my.gguf\ndatasets: [my.jsonl, {tmp_path / 'talk'}, chitchat, some/hub-data]\n")
+    with pytest.raises(UserError) as raised:
+        write_bundles(plan(file, []), options, tmp_path / "out")
+    said = str(raised.value)
+    assert f"models/my.gguf, my.jsonl, {tmp_path / 'talk'}. Upload" in said and "--attach OWNER/DATASET" in said
+    assert "/kaggle/input/DATASET/my.gguf" in said and not (tmp_path / "out").exists()
+    file.write_text("base_model: /kaggle/input/things/my.gguf\ndatasets: [/kaggle/input/things/my.jsonl]\n")
+    assert len(write_bundles(plan(file, []), options, tmp_path / "out")) == 7
+    with pytest.raises(UserError, match=r"lies on this machine: models/SmolLM2.*gguf"):
+        write_bundles(plan(LAPTOP, []), options, tmp_path / "laptop")

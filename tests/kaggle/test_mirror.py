@@ -110,6 +110,30 @@ def test_a_hub_in_trouble_is_one_sentence(hub, tmp_path, broken):
     assert "checkpoint_mirror 'me/mirror' cannot be read" in said and "\n" not in said
 
 
+def test_a_checkpoint_that_is_pruned_while_it_is_staged_replaces_nothing(hub, tmp_path):
+    folder = stage_at(tmp_path / "runs" / "mine", "running")
+    checkpoint(folder, 10)
+    python(hub, SEND, REPO, folder.parent)
+    checkpoint(folder, 20)
+    prune = """
+import sys
+from pathlib import Path
+from nbutils.kaggle import mirror
+found = mirror.newest_checkpoint
+def pruned_meanwhile(stage):
+    path = found(stage)
+    (path / "manifest.json").unlink()
+    return path
+mirror.newest_checkpoint = pruned_meanwhile
+one = mirror.Mirror(sys.argv[1], 1)
+one._try(Path(sys.argv[2]))
+print(one.sent)
+"""
+    said = python(hub, prune, REPO, folder.parent)
+    assert "step-000020 was pruned meanwhile" in said and said.endswith("-1")
+    assert "mine/train/checkpoints/step-000010/manifest.json" in hub.names(REPO)
+
+
 def test_a_hub_that_stumbles_is_asked_again(hub, tmp_path):
     checkpoint(stage_at(tmp_path / "runs" / "mine", "running"), 10)
     python(hub, SEND, REPO, tmp_path / "runs" / "mine")

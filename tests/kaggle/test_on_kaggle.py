@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from nbutils.core.errors import UserError
+from nbutils.core.fetched import local_copy
 from nbutils.core.files import KAGGLE, read_json, resolve, write_json
 from nbutils.core.hardware import Gpu
 from nbutils.kaggle import packages
@@ -304,6 +306,30 @@ def test_what_is_not_attached_is_listed_all_at_once(tmp_path, monkeypatch):
     assert all(word in str(raised.value) for word in [*wanted, *commands])
 
 
+@pytest.mark.parametrize("content", ['{"schema": 1, "ite', "[]", '{"schema": 1}', '{"schema": 1, "items": [{}]}'])
+def test_a_damaged_list_of_what_is_attached_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.setenv(KAGGLE, str(tmp_path))
+    (tmp_path / "input" / "things").mkdir(parents=True)
+    (tmp_path / "input" / "things" / "fetched.json").write_text(content)
+    with pytest.raises(UserError, match=r"things/fetched.json is damaged, or not smallchat's.*nbutils fetch"):
+        local_copy("model", "a/b")
+
+
+def test_of_two_attached_copies_the_whole_one_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv(KAGGLE, str(tmp_path))
+    for name, size in (("a-cut", 9), ("b-whole", 3)):
+        folder = tmp_path / "input" / name / "models" / "m"
+        folder.mkdir(parents=True)
+        (folder / "w").write_text("abc")
+        item = {"kind": "model", "name": "a/b", "revision": "", "commit": "c", "folder": "models/m"}
+        files = {"files": {"w": {"sha256": "", "bytes": size}}}
+        write_json(folder.parents[1] / "fetched.json", {"schema": 1, "items": [item | files]})
+    assert local_copy("model", "a/b") == tmp_path / "input" / "b-whole" / "models" / "m"
+    shutil.rmtree(tmp_path / "input" / "b-whole")
+    with pytest.raises(UserError, match="damaged"):
+        local_copy("model", "a/b")
+
+
 def test_all_that_the_notebooks_need_is_collected_or_never_replaced():
     from nbutils.kaggle.wheels import BROUGHT, closure, required
 
@@ -373,11 +399,11 @@ def test_of_several_versions_the_one_with_the_highest_valid_step_is_taken(tmp_pa
         for step in steps:
             checkpoint(folder, step)
     runs = run_folders(tmp_path, "mine")
-    found, remarks = best(runs, "train", {"seed": 0})
+    found, remarks = best(runs, "train", {"parameters": {"seed": 0}})
     assert not remarks
     assert found is not None and found.step == 30 and found.date == "2026-01-02 10:00 UTC"
     (tmp_path / "b/mine/train/checkpoints/step-000030/weights").write_bytes(b"x" * 100)
-    found, remarks = best(runs, "train", {"seed": 0})
+    found, remarks = best(runs, "train", {"parameters": {"seed": 0}})
     assert found is not None and found.step == 20
     assert len(remarks) == 1 and "changed weights" in remarks[0]
 
@@ -388,11 +414,29 @@ def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_pa
     broken = stage_at(tmp_path / "c" / "mine", "paused")
     (broken / "stage.json").write_text('{"schema": 1, "sta')
     runs = run_folders(tmp_path, "mine")
-    found, remarks = best(runs, "train", {"seed": 0})
+    found, remarks = best(runs, "train", {"parameters": {"seed": 0}})
     assert len(runs) == 3 and found is not None and found.step == 10
     assert remarks == [f"{broken / 'stage.json'} is damaged, and what lies beside it is passed over"]
     assert best(runs, "metrics", None) == (None, [])
     assert best([broken.parent], "train", None)[1] == remarks  # said where nothing else is attached, too
+    for odd in ("[]", '{"schema": "x"}', '{"schema": 1, "stage": "train"}'):
+        (broken / "stage.json").write_text(odd)
+        assert best([broken.parent], "train", None) == (None, remarks)
+
+
+def test_what_fits_comes_before_what_is_further_and_does_not(tmp_path):
+    """After the code or the data has changed: the newer run is younger, and not as far."""
+    done = stage_at(tmp_path / "done" / "mine", "done")
+    far = checkpoint(stage_at(tmp_path / "far" / "mine", "paused"), 10_000).parents[1]
+    new = checkpoint(stage_at(tmp_path / "new" / "mine", "paused"), 500).parents[1]
+    for folder, upstream in ((done, "old"), (far, "old"), (new, "now")):
+        record = read_json(folder / "stage.json")
+        write_json(folder / "stage.json", record | {"parts": record["parts"] | {"upstream": {"data/x": upstream}}})
+    asked = {"parameters": {"seed": 0}, "upstream": {"data/x": "now"}}
+    found, _ = best(run_folders(tmp_path, "mine"), "train", asked)
+    assert found is not None and found.fits and found.step == 500
+    found, _ = best([done.parent, far.parent], "train", asked)
+    assert found is not None and not found.fits and found.done
 
 
 def test_work_of_a_newer_smallchat_is_not_begun_anew(tmp_path):
@@ -446,6 +490,20 @@ def test_what_is_brought_can_be_written_and_only_the_chosen_checkpoint_comes(tmp
 
 
 # Space
+
+
+def test_what_nobody_goes_on_from_is_dropped_first(tmp_path):
+    folder = stage_at(tmp_path / "runs" / "mine", "paused")
+    for step in (10, 20):
+        checkpoint(folder, step)
+    for name in ("checkpoints/step-000030.partial", "checkpoints/damaged-step-000005", "../../.mirror-x"):
+        (folder / name).mkdir()
+        (folder / name / "w").write_bytes(b"x" * 100_000)
+    os.link(folder / "checkpoints/step-000020/weights", folder / "../../.mirror-x/weights")
+    before = used(tmp_path)
+    assert before == sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) - 100
+    assert len(keep_under(tmp_path, folder.parent, limit=50_000)) == 3
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000010", "step-000020"]
 
 
 @pytest.mark.parametrize("status,left", [("paused", ["step-000020"]), ("done", [])])

@@ -218,3 +218,63 @@ def test_bad_input_is_one_sentence(tmp_path, made, folder, words):
         check=False,
     )
     assert ran.returncode == 1 and words in ran.stderr and len(ran.stderr.strip().splitlines()) == 1, ran.stderr
+
+
+def test_a_moment_of_denial_costs_no_earlier_session(kaggle, made):
+    """A notebook that nothing here says was pushed counts as new at the third look alone."""
+    kaggle.plan[TRAIN] = ["paused"]
+    push(made / "smallchat-small-01-filter-data", follow=True)
+    push(made / "smallchat-small-02-train-sft", follow=False)
+    pusher = Pusher(signed_in(), False, poll=0.01, say=lambda _: None, patience=0.1)
+    kaggle.looks[TRAIN] = 5  # ended
+    kaggle.denied = 2
+    assert pusher._is_there(TRAIN)
+    kaggle.denied = 3
+    assert not pusher._is_there(TRAIN)
+
+
+def test_a_moment_of_denial_does_not_stop_what_was_pushed_from_here(kaggle, made):
+    push(made / "smallchat-small-01-filter-data", follow=True)
+    kaggle.denied = 1
+    push(made / "smallchat-small-02-train-sft", follow=True)
+    assert pushes(kaggle) == ["01-filter-data", "02-train-sft"]
+
+
+@pytest.mark.parametrize("file", ["stage.json", "model.safetensors"])
+def test_an_errors_page_is_no_output(kaggle, made, file):
+    folder = made / "smallchat-small-01-filter-data"
+    kaggle.broken, kaggle.broken_times = file, 1
+    push(folder, follow=True, patience=10)
+    assert (folder / "output/runs/mine/train/final/model.safetensors").read_text() == "weights"
+    kaggle.broken_times = 1000
+    (folder / "pushed.json").unlink()
+    with pytest.raises(UserError, match=r"Kaggle cannot be asked about .*503"):
+        push(folder, follow=True)
+
+
+def test_the_version_before_is_not_taken_for_the_new_one(kaggle, made):
+    kaggle.plan[TRAIN] = ["paused", "done"]
+    push(made / "smallchat-small-01-filter-data", follow=True)
+    folder = made / "smallchat-small-02-train-sft"
+    push(folder, follow=False)
+    kaggle.looks[TRAIN] = 5
+    save = kaggle.RequestHandlerClass._SaveKernel
+
+    def late(self, given):
+        save(self, given)
+        kaggle.lagging[given["slug"]] = 3
+
+    class Late(kaggle.RequestHandlerClass):
+        _SaveKernel = late
+
+    kaggle.RequestHandlerClass = Late
+    push(folder, follow=True)
+    assert pushes(kaggle).count("02-train-sft") == 2, "and none more"
+    assert json.loads((folder / "output/runs/mine/session.json").read_text())["time"] == 2
+
+
+@pytest.mark.parametrize("poll", ["-1", "0", "nan", "inf"])
+def test_seconds_between_two_looks_are_checked(made, poll):
+    command = [sys.executable, "-m", "nbutils", "kaggle", "push", str(made), "--poll", poll]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and "--poll is" in ran.stderr and "Traceback" not in ran.stderr

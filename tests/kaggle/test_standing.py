@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,7 +88,9 @@ def test_force_starts_anew_and_accept_keeps_a_finished_model(kaggle):
 
 
 def test_of_two_trainings_the_one_that_fits_is_found(kaggle):
-    found, _ = best([trained(kaggle, "done", learning_rate=0.1).parent], "train", {"learning_rate": 0.003})
+    found, _ = best(
+        [trained(kaggle, "done", learning_rate=0.1).parent], "train", {"parameters": {"learning_rate": 0.003}}
+    )
     assert found is not None and not found.fits
 
 
@@ -108,6 +111,50 @@ def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kag
     assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
     assert read_json(made.run / "session.json")["status"] == "failed"
     assert "\033[1;31m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trouble", ["full disk", "damaged record"])
+def test_a_failure_that_cannot_be_marked_costs_no_output_either(kaggle, capsys, monkeypatch, trouble):
+    folder = trained(kaggle, "paused")
+    made = session(kaggle)
+    if trouble == "full disk":
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("nbutils.core.record.write_text", full)
+    else:
+        (folder / "stage.json").write_text("{")
+    assert made._keep(UserError("it broke")) is True
+    said = capsys.readouterr().out
+    assert "Note: " in said and "what it made so far is kept" in said
+
+
+@pytest.mark.parametrize("status,step", [("done", 0), ("paused", 10_000)])
+def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(kaggle, tmp_path_factory, status, step):
+    """`--force` after the data changed: the new run, in the mirror alone, is not begun anew for the old one's sake."""
+
+    class Held:
+        repo = "me/mirror"
+
+        def fetch(self, name: str, beyond: int, target: Path) -> bool:
+            assert beyond == 0
+            shutil.copytree(held, target / name)
+            return True
+
+    held = tmp_path_factory.mktemp("held") / "mine"
+    shutil.copytree(trained(kaggle, "running").parent, held)
+    old = trained(kaggle, status)
+    record = read_json(old / "stage.json")
+    parts = record["parts"] | {"upstream": {"data/train/x": "old"}}
+    write_json(old / "stage.json", record | {"parts": parts, "key": key_of(parts)})
+    if step:
+        checkpoint(old, step)
+    shutil.move(old.parent, kaggle / "input" / "it" / "mine")
+    made = Session("train", "mine", "me/it", Place(kaggle, "Batch", True, ()), "force")
+    made.run, made.mirror = kaggle / "working" / "runs" / "mine", Held()  # type: ignore[assignment]
+    made._bring(NAMES)
+    assert made.continued is not None and made.continued.step == 10
 
 
 def test_the_end_of_a_session_is_noted(kaggle):
