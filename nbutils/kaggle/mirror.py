@@ -109,10 +109,9 @@ class Mirror:
                     (staged / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(run / "train" / name, staged / name)
             shutil.copyfile(run / "run.json", Path(folder) / "run.json")
-            if problem := damage(staged / CHECKPOINTS / checkpoint.name):
-                raise UserError(
-                    f"{checkpoint.name} was pruned meanwhile and {problem}"
-                )  # or it would replace a good one
+            problem = damage(staged / CHECKPOINTS / checkpoint.name)  # it would replace a good one there
+            if problem:
+                raise UserError(f"{checkpoint.name} was pruned meanwhile: it {problem}")
             api = HfApi()
             api.create_repo(self.repo, private=True, exist_ok=True)
             if not api.repo_info(self.repo).private:

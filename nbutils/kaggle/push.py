@@ -143,9 +143,9 @@ class Pusher:
         """How the version that was just pushed ended: for a while the one before may still count as the newest."""
         for _ in range(MOST_UNKNOWN):
             self._completed(address)
-            outcome = self._outcome(address)
+            outcome = outcome_of(self.account, address)
             if outcome.mark != before:
-                return outcome
+                return self._sound(address, outcome)
             time.sleep(self.poll)
         raise UserError(
             f"{address} shows the output of the version before, though a new one has ended: look at its page, and push "
@@ -193,10 +193,9 @@ class Pusher:
 
     def _state(self, address: str) -> str:
         """`done` or `paused`, by what the output says. UserError for everything else."""
-        return self._outcome(address).status
+        return self._sound(address, outcome_of(self.account, address)).status
 
-    def _outcome(self, address: str) -> Outcome:
-        outcome = outcome_of(self.account, address)
+    def _sound(self, address: str, outcome: Outcome) -> Outcome:
         if outcome.status not in ("done", "paused"):
             raise UserError(f"{address} {outcome.words}: read its log on its page, mend that, and push again.")
         return outcome

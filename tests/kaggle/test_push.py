@@ -252,8 +252,9 @@ def test_an_errors_page_is_no_output(kaggle, made, file):
         push(folder, follow=True)
 
 
-def test_the_version_before_is_not_taken_for_the_new_one(kaggle, made):
-    kaggle.plan[TRAIN] = ["paused", "done"]
+@pytest.mark.parametrize("before", ["paused", "failed", "nothing"])
+def test_the_version_before_is_not_taken_for_the_new_one(kaggle, made, before):
+    kaggle.plan[TRAIN] = [before, "done"]
     push(made / "smallchat-small-01-filter-data", follow=True)
     folder = made / "smallchat-small-02-train-sft"
     push(folder, follow=False)
