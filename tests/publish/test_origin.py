@@ -70,7 +70,7 @@ def test_datasets_of_the_hub_and_of_a_disk(spare):
 def test_the_published_parameters_pin_what_was_read(spare):
     """`main` of today is not what the card lists: the file names the commits."""
     twice = [{"path": "me/talk", "revision": tag} for tag in ("v1", "v2")]
-    peers = ["me/peer@v1", "/home/me/models/peer.gguf"]
+    peers = ["me/peer@v1", "/elsewhere/models/peer.gguf"]
     record_stages(spare, base_model="me/base", commit="c" * 40, datasets=[*twice, "data/talk.jsonl"], peers=peers,
                   compare_runs=["runs/mine_only"], task_path="tasks/mine")  # fmt: skip
     summary = read_json(spare / "data" / "summary.json")
@@ -83,7 +83,7 @@ def test_the_published_parameters_pin_what_was_read(spare):
     assert [d["revision"] for d in made["datasets"]] == ["d" * 40, "e" * 40, ""]
     assert (made["peers"], made["compare_runs"]) == (["me/peer@v1"], [])
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "compared with too, and are left out of the file: `peer.gguf`" in card and "/home/me" not in card
+    assert "compared with too, and are left out of the file: `peer.gguf`" in card and "/elsewhere" not in card
     assert "Its own tasks lay in the folder `mine` there" in card
 
 
