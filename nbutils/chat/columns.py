@@ -95,8 +95,9 @@ class Columns:
 
     def take_over(self, earlier: Columns) -> None:
         """Goes on with the conversations of columns that were shown before, without a system message of their own."""
-        own = bool(earlier.settings.get("system"))
-        talks = {p.name: spoken(t) if own else t for p in earlier.panels for t in [p.session.transcript()]}
+        talks = {panel.name: panel.session.transcript() for panel in earlier.panels}
+        if earlier.settings.get("system"):
+            talks = {name: spoken(talk) for name, talk in talks.items()}
         for panel in self.panels:
             panel.session.restore(talks.get(panel.name, talks[earlier.names[0]]))
             panel.show()

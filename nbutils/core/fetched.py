@@ -12,6 +12,8 @@ from nbutils.core.files import kaggle_root, project_root, read_json, shown
 
 MANIFEST = "fetched.json"
 SCHEMA = 1
+ITEM = {"kind", "name", "revision", "commit", "folder", "files"}
+"""What every entry of a manifest has."""
 VARIABLE = "NBUTILS_FETCHED"
 """Environment variable that names the folder where it is not `fetched/` at the project root."""
 
@@ -66,8 +68,8 @@ def _manifest(folder: Path, _changed: int) -> dict[str, Any]:
     try:
         found: dict[str, Any] = dict(read_json(folder / MANIFEST))
         newer = found["schema"] > SCHEMA
-        if not newer:
-            [(i["kind"], i["name"], i["revision"], i["commit"], i["folder"], i["files"]) for i in found["items"]]
+        if not newer and not all(set(item) >= ITEM for item in found["items"]):
+            raise KeyError("items")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{shown(folder / MANIFEST)} is damaged, or not smallchat's ({type(error).__name__}: {error}): run `python "

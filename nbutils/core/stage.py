@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -142,8 +141,8 @@ class Stage:
     def _made_before(self, outputs: dict[str, Any]) -> bool:
         """Whether these files are those that the stage had finished with."""
         before = (self.verdict.record or {}).get("outputs", {})
-        hashes = ({name: entry["sha256"] for name, entry in files.items()} for files in (before, outputs))
-        return self.verdict.state == "done" and len({json.dumps(found, sort_keys=True) for found in hashes}) == 1
+        then, now = ({name: entry["sha256"] for name, entry in files.items()} for files in (before, outputs))
+        return self.verdict.state == "done" and then == now
 
     def _write_run_record(self) -> None:
         path = self.run / "run.json"

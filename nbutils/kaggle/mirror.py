@@ -61,20 +61,13 @@ class Mirror:
         False where the repository holds nothing newer. UserError where it cannot be read; then nothing that lies in
         `target` counts.
         """
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError: of its HTTP library
+        from huggingface_hub.errors import HTTPError  # of its HTTP library
 
         problem: Exception | None = None
         for pause in PAUSES:
             time.sleep(pause)
             try:
                 return self._fetch(name, beyond, target)
-            except RepositoryNotFoundError:  # nothing was ever sent; or it is one that this token may not see
-                try:
-                    HfApi().create_repo(self.repo, private=True, exist_ok=True)
-                    return False
-                except (HTTPError, OSError) as error:
-                    problem = error
             except (HTTPError, OSError) as error:
                 problem = error
         raise UserError(
@@ -84,8 +77,15 @@ class Mirror:
 
     def _fetch(self, name: str, beyond: int, target: Path) -> bool:
         from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import RepositoryNotFoundError
 
-        found = (re.search(rf"^{re.escape(name)}/.*/step-(\d+)/", file) for file in HfApi().list_repo_files(self.repo))
+        api = HfApi()
+        try:
+            files = api.list_repo_files(self.repo)
+        except RepositoryNotFoundError:  # nothing was ever sent; or it is one that this token may not see, which tells
+            api.create_repo(self.repo, private=True, exist_ok=True)
+            return False
+        found = (re.search(rf"^{re.escape(name)}/.*/step-(\d+)/", file) for file in files)
         if max((int(match[1]) for match in found if match), default=-1) <= beyond:
             return False
         snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)

@@ -84,10 +84,10 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def constraints(replaced: Iterable[str]) -> list[str]:
+def constraints(everything: Mapping[str, str], replaced: Iterable[str]) -> list[str]:
     """`name==version` of everything that is installed, except what has to be replaced."""
     left_out = {canonicalize_name(name) for name in replaced}
-    return sorted(f"{name}=={version}" for name, version in live_versions().items() if name not in left_out)
+    return sorted(f"{name}=={version}" for name, version in everything.items() if name not in left_out)
 
 
 def live_versions() -> dict[str, str]:
@@ -99,19 +99,24 @@ def live_versions() -> dict[str, str]:
     return found
 
 
-def install(packages: Sequence[Package], internet: bool, wheels: Sequence[Path]) -> list[Package]:
-    """Installs what does not fit yet, and returns the packages anew. UserError says what pip could not do."""
+def install(
+    packages: Sequence[Package], everything: Mapping[str, str], internet: bool, wheels: Sequence[Path]
+) -> list[Package]:
+    """Installs what does not fit yet, and returns the packages anew. UserError says what pip could not do.
+
+    `everything` are the versions of all that is there (`live_versions`), which stay as far as they can.
+    """
     lacking = [package for package in packages if not package.fits]
     if not lacking:
         return list(packages)
     names = ", ".join(str(package.requirement) for package in lacking)
-    everything = constraints(package.requirement.name for package in lacking)
+    limits = constraints(everything, (package.requirement.name for package in lacking))
     offline = [] if internet else ["--no-index"]
     links = [word for path in wheels for word in ("--find-links", str(path))]
     options = [*offline, *links, *(str(package.requirement) for package in lacking)]
-    done = _pip(everything, options)
+    done = _pip(limits, options)
     if done.returncode:  # a newcomer may need a newer helper than the image has; what counts is kept all the same
-        done = _pip([line for line in everything if line.startswith(CONSTRAINED)], options)
+        done = _pip([line for line in limits if line.startswith(CONSTRAINED)], options)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
         old = f" (for Python {sys.version_info.major}.{sys.version_info.minor})"

@@ -62,7 +62,7 @@ def start(
     if not where.internet:
         attached.check_attached(needs, before, recipe, wheels)
     everything = packages.live_versions()
-    after = packages.install(before, where.internet, wheels)
+    after = packages.install(before, everything, where.internet, wheels)
     print(packages.table(before, after, everything))
     if internet and not where.internet:
         print("Note: the hub cannot be reached; only what is attached or built in can be used.")

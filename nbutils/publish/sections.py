@@ -65,8 +65,8 @@ def training_sentence(facts: Facts) -> str:
 def training(facts: Facts) -> Rows:
     """The training configuration, and what followed from it."""
     given, derived = facts.training["settings"], facts.training["derived"]
-    limited = TRAINING if given.get("max_steps") else {n: words for n, words in TRAINING.items() if n != "max_steps"}
-    rows: Rows = [(words, _value(given[name])) for name, words in limited.items() if name in given]
+    named = [name for name in TRAINING if name in given and (name != "max_steps" or given[name])]
+    rows: Rows = [(TRAINING[name], _value(given[name])) for name in named]
     epochs = facts.metrics["epochs"]
     rows.append(("Optimizer steps taken", f"{facts.metrics['steps']:,}"))
     rows += [] if epochs is None else [("Epochs read", f"{epochs:.2f}")]

@@ -240,8 +240,8 @@ def _announce(job: Job, args: SFTConfig, steps: int, model: PreTrainedModel) -> 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     step = job.loader.first_step
     facts = {"session": job.session, "step": step, "world_size": args.world_size, "time": now}
-    kinds = {"supervise": job.settings.supervise, "versions": versions()}
-    job.records.metric({"kind": "session"} | facts | kinds)
+    made_with = {"supervise": job.settings.supervise, "versions": versions()}
+    job.records.metric({"kind": "session"} | facts | made_with)
     logged = step - int(job.meters.window["steps"])
     job.records.progress("started", **(facts | derived), logged=logged)
 

@@ -179,7 +179,7 @@ def test_what_is_there_is_kept_and_each_notebook_needs_its_own():
     for stage in ("data", "train", "evaluate", "all"):
         found = packages.inspect(packages.needed(requirements(), stage))
         assert all(package.fits for package in found)
-        assert packages.install(found, internet=False, wheels=[]) == found
+        assert packages.install(found, {}, internet=False, wheels=[]) == found
     names = {str(r.name) for r in packages.needed(requirements(), "train")}
     assert {"torch", "trl", "chitchat-dataset"} <= names and not names & {"lm-eval", "jupyterlab", "papermill"}
 
@@ -210,7 +210,7 @@ from nbutils.core.errors import UserError
 from nbutils.kaggle import packages
 before, everything = packages.inspect([Requirement(line) for line in sys.argv[2:]]), packages.live_versions()
 try:
-    after = packages.install(before, internet=False, wheels=[Path(sys.argv[1])])
+    after = packages.install(before, everything, internet=False, wheels=[Path(sys.argv[1])])
     print(packages.table(before, after, everything))
 except UserError as error:
     print(error)
