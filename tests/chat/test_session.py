@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -15,14 +14,11 @@ from nbutils.chat.extension import in_effect
 from nbutils.chat.session import ChatSession, MessageTooLongError
 from nbutils.core.chatml import encode, special_strings
 from nbutils.core.errors import UserError
-from nbutils.core.session import Measured
 from tests.chat.models import ScriptedModel, byte_tokenizer, random_model
 
 TOKENIZER = byte_tokenizer()
 MODEL = random_model(TOKENIZER, context=128)
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
-TURN = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
-
 actions = st.one_of(
     st.tuples(st.sampled_from(["send", "edit"]), st.text("abc <|im_end|>é🌙", min_size=1, max_size=60)),
     st.tuples(st.sampled_from(["stop", "abandon"]), st.integers(0, 6)),
@@ -238,87 +234,6 @@ def test_stop_between_send_and_the_first_token_is_not_lost():
     assert list(stream) == []
 
 
-def test_save_and_load(tmp_path):
-    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
-    for turn in range(10):
-        list(session.reply(f"turn {turn} é🌙"))
-    path = session.save(tmp_path / "t.json")
-    other = ChatSession(MODEL, TOKENIZER, **GREEDY)
-    other.load(path)
-    assert other.messages == session.messages
-    assert other.context.dropped == session.context.dropped > 0
-    assert "".join(other.reply("go on")) == "".join(session.reply("go on"))
-    assert json.loads(path.read_text())["messages"][1]["measured"]["new_tokens"] > 0
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "no JSON"),
-        ('{"schema": 99, "messages": []}', "newer smallchat"),
-        ('{"messages": [{"role": "user"}]}', "Message 1"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "alternate"),
-        ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]}', "alternate"),
-        ("[1]", "no transcript"),
-        ("{}", "no list of messages"),
-        (f'{{"messages": {TURN}, "turns_dropped": 2}}', "turns_dropped .* is 2, but it has 1 turns"),
-        (f'{{"messages": {TURN}, "turns_dropped": -1}}', "turns_dropped .* is -1"),
-        (f'{{"messages": {TURN}, "turns_dropped": "x"}}', "turns_dropped .* is 'x'"),
-        (f'{{"messages": {TURN}, "replies_started": 1.5}}', "replies_started .* is 1.5"),
-        (f'{{"messages": {TURN}, "schema": "new"}}', "schema .* is 'new'"),
-        (f'{{"messages": {TURN}, "schema": null}}', "schema .* is None"),
-    ],
-)
-def test_what_is_no_transcript_is_refused(tmp_path, content, words):
-    path = tmp_path / "t.json"
-    path.write_text(content)
-    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
-    with pytest.raises(UserError, match=words):
-        session.load(path)
-    assert session.messages == []
-
-
-@pytest.mark.parametrize(
-    "measured",
-    [
-        {},
-        7,
-        {"new_tokens": 3},
-        asdict(Measured()) | {"seconds": "x"},
-        asdict(Measured()) | {"ended": "?"},
-        asdict(Measured()) | {"seconds_to_first_token": ""},
-        asdict(Measured()) | {"read_tokens": 10**400},
-    ],
-)
-def test_a_remark_on_cost_that_makes_no_sense_is_left_out(measured):
-    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
-    session.restore({"messages": [{"role": "user", "content": "a"},
-                                  {"role": "assistant", "content": "b", "measured": measured}]})  # fmt: skip
-    assert session.transcript()["messages"][1] == {"role": "assistant", "content": "b"}
-
-
-def test_a_sound_remark_on_cost_is_kept_and_half_characters_become_question_marks():
-    session, cost = ChatSession(MODEL, TOKENIZER, **GREEDY), asdict(Measured(5, 2, 3, 0.1, 0.4, "end"))
-    session.restore({"messages": [{"role": "user", "content": "a\ud83d"},
-                                  {"role": "assistant", "content": "b", "measured": cost}]})  # fmt: skip
-    assert session.transcript()["messages"][1]["measured"] == cost
-    assert session.messages[0]["content"] == "a?"
-    list(session.reply("\ude00 c"))
-    assert session.messages[2]["content"] == "? c"
-
-
-def test_a_system_message_of_its_own_stays_when_a_transcript_is_loaded(tmp_path):
-    plain, other = (ChatSession(MODEL, TOKENIZER, system=system, **GREEDY) for system in ("", "Be rude."))
-    for session in (plain, other):
-        list(session.reply("hello"))
-    for said in (plain, other):
-        session = ChatSession(MODEL, TOKENIZER, system="Be brief.", **GREEDY)
-        session.load(said.save(tmp_path / "t.json"))
-        assert [m["content"] for m in session.messages[:2]] == ["Be brief.", "hello"]
-    plain.restore(other.transcript())
-    assert plain.messages[0]["content"] == "Be rude."
-
-
 def test_a_cleared_chat_repeats_itself_with_the_same_seed():
     session = ChatSession(MODEL, TOKENIZER, temperature=2.0, max_new_tokens=16)
     first = ["".join(session.reply(text)) for text in ("hello", "more")]
@@ -368,19 +283,6 @@ def test_turns_dropped_for_a_long_message_are_read_again_when_it_is_edited():
     for talk in (session, other):
         assert "".join(talk.edit("short")) and talk.context.dropped == 0
     assert session.messages == other.messages
-
-
-def test_a_conversation_is_fitted_to_a_context_of_another_length():
-    wide = ChatSession(random_model(TOKENIZER, context=512), TOKENIZER, **GREEDY)
-    narrow = ChatSession(MODEL, TOKENIZER, **GREEDY)
-    for turn in range(12):
-        list(wide.reply(f"turn {turn}, some words"))
-    assert wide.context.dropped == 0 and wide.context.used > narrow.context.limit
-    narrow.restore(wide.transcript())
-    assert narrow.context.dropped > 0 and narrow.context.used <= narrow.context.room
-    wide.restore(narrow.transcript())
-    assert wide.context.dropped == 0, "there is room for all of it again"
-    assert narrow.messages == wide.messages
 
 
 def test_the_meter_never_shows_more_than_the_limit():
@@ -447,16 +349,6 @@ def test_a_model_that_takes_no_extension_says_none():
     words = "none, since this model's position encoding cannot be extended (yarn was chosen)"
     assert words in in_effect("yarn", why, session.engine.model)
     assert in_effect("none", "as asked", session.engine.model) == "as asked"
-
-
-def test_a_system_message_that_leaves_no_room_is_told_with_the_next_message(capsys):
-    session = ChatSession(MODEL, TOKENIZER, **GREEDY)
-    talk = [{"role": r, "content": c} for r, c in (("system", "s" * 300), ("user", "a"), ("assistant", "b"))]
-    session.restore({"messages": talk})
-    session.engine.wait()
-    with pytest.raises(MessageTooLongError, match="there is room for 0"):
-        session.reply("hi")
-    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_settings_that_change_before_the_first_token_do_not_overflow_the_context():

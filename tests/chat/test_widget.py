@@ -8,56 +8,13 @@ import re
 import threading
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
 from nbutils.chat import bubbles
 from nbutils.chat.controls import MARK
-from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import Context
-from nbutils.chat.widget import ChatWidget
-from nbutils.core.errors import UserError
-from tests.chat.models import ScriptedModel, byte_tokenizer
-
-TOKENIZER = byte_tokenizer()
-
-
-def widget(
-    *replies: str,
-    seconds: float = 0.0,
-    names=("final",),
-    beside: str = "",
-    reading: float = 0.0,
-    earlier=None,
-    **settings,
-) -> ChatWidget:
-    def load(name: str) -> LoadedModel:
-        if name == "broken":
-            raise RuntimeError("disk on fire")
-        texts = [reply if name == "final" else f"{name} {reply}" for reply in replies]
-        return LoadedModel(
-            name, ScriptedModel(TOKENIZER, texts, seconds, reading=reading), TOKENIZER, f"{name} on the CPU"
-        )
-
-    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier)
-
-
-def send(chat: ChatWidget, text: str, wait: bool = True) -> None:
-    chat.controls.input.value = text
-    chat.controls.send.click()
-    if wait:
-        chat.wait(20)
-
-
-def upload(chat: ChatWidget, content: bytes) -> None:
-    file = {"name": "t.json", "type": "application/json", "size": len(content), "content": memoryview(content)}
-    chat.controls.upload.value = (file | {"last_modified": datetime.now(UTC)},)
-
-
-def shown(chat: ChatWidget, panel: int = 0) -> str:
-    column = chat.panels[panel]
-    return column._history.value + column._live.value
+from tests.chat.widgets import send, shown, upload, widget
 
 
 def test_a_conversation():
@@ -115,145 +72,6 @@ def test_another_conversation_is_not_edited_by_mistake():
     assert chat.controls.send.description == "Send" and chat.controls.input.value == ""
 
 
-def test_side_by_side_and_picking_another_model():
-    chat = widget("left", "left again", names=("final", "base"), beside="base")
-    send(chat, "hi")
-    assert "left" in shown(chat, 0) and "base left" in shown(chat, 1)
-    chat.controls.beside.value = "nobody"
-    chat.wait(5)
-    assert len(chat.panels) == 1
-    chat.controls.model.value = "base"
-    chat.wait(5)
-    assert chat.panels[0].name == "base"
-    assert chat.panels[0].session.messages[0]["content"] == "hi"  # the conversation goes on with the other model
-    assert [len(m) for m in chat.transcript()["compared"]] == []
-
-
-def pick(chat: ChatWidget, **picked: str) -> list[str]:
-    """Picks models and waits; returns what the columns show, each by its title and by what its model said last."""
-    for picker, name in picked.items():
-        getattr(chat.controls, picker).value = name
-    chat.wait(5)
-    assert [chat.controls.model.value, chat.controls.beside.value] == ([p.name for p in chat.panels] + ["nobody"])[:2]
-    return [re.search(r">(\w+) on the CPU<", panel._title.value)[1] for panel in chat.panels]
-
-
-@pytest.mark.parametrize("picked", [{"model": "base"}, {"beside": "final"}])
-def test_a_model_that_the_other_column_shows_changes_places_with_this_one(picked):
-    chat = widget("left", "left again", names=("final", "base"), beside="base")
-    send(chat, "hi")
-    assert pick(chat, **picked) == ["base", "final"]
-    assert "base left" in shown(chat, 0) and "base" not in shown(chat, 1)
-    assert list(chat.columns.box.children) == [panel.box for panel in chat.panels]
-    send(chat, "and?")
-    assert [panel.session.messages[-1]["content"] for panel in chat.panels] == ["base left again", "left again"]
-    assert pick(chat, model="final") == ["final", "base"]
-
-
-def test_a_model_is_not_compared_with_itself():
-    chat = widget("left", names=("final", "base"))
-    assert pick(chat, beside="final") == ["final"]
-    assert "final is shown already" in chat._notice.value
-    with pytest.raises(UserError, match="Both columns would show the model 'final'"):
-        widget("left", names=("final", "base"), beside="final")
-
-
-def test_a_pick_taken_back_while_its_model_loads_counts():
-    chat = widget("left", names=("final", "base"))
-    ready, load = threading.Event(), chat.columns._load
-    chat.columns._load = lambda name: load(name) if ready.wait(5) else None
-    chat.controls.model.value = "base"
-    assert chat.busy and chat.panels[0].name == "final"
-    threading.Timer(0.2, ready.set).start()
-    assert pick(chat, model="final") == ["final"]
-
-
-def test_an_error_in_one_column_leaves_both_as_they_were(capsys):
-    chat = widget("one", "two", "three", names=("final", "base"), beside="base")
-    send(chat, "hi")
-    before = [panel.session.messages for panel in chat.panels]
-    chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
-    send(chat, "again")
-    assert [panel.session.messages for panel in chat.panels] == before
-    assert chat.controls.input.value == "again" and "out of memory" in chat._notice.value
-    assert "again" not in shown(chat, 0) + shown(chat, 1)
-    chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
-    chat.controls.regenerate.click()
-    chat.wait(5)
-    assert [panel.session.messages for panel in chat.panels] == before, "the old replies stand"
-    send(chat, "again")
-    assert [len(panel.session.messages) for panel in chat.panels] == [4, 4]
-    assert "RuntimeError" in capsys.readouterr().err
-
-
-def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither():
-    def load(name: str) -> LoadedModel:
-        model = ScriptedModel(TOKENIZER, ["x"], context=1024 if name == "final" else 256)
-        return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
-
-    settings = {"read_ahead": False, "max_new_tokens": 100, "context_extension": "none"}
-    chat = ChatWidget(load, ["final", "short"], "final", settings, "short")
-    chat.controls._sampling["max_new_tokens"].value = 200
-    assert "choose at most 128" in chat._notice.value
-    assert [panel.session.sampling.max_new_tokens for panel in chat.panels] == [100, 100]
-    assert chat.controls._sampling["max_new_tokens"].value == 100
-    chat.controls._sampling["max_new_tokens"].value = 120
-    assert [panel.session.sampling.max_new_tokens for panel in chat.panels] == [120, 120]
-
-
-def test_a_setting_that_changes_before_a_reply_has_begun_counts_from_the_next_on():
-    """The second column's turn comes when the first one has read its history."""
-    chat = widget("word " * 90, names=("final", "base"), beside="base", reading=0.4, max_new_tokens=20)
-    send(chat, "go", wait=False)
-    time.sleep(0.1)
-    chat.controls._sampling["max_new_tokens"].value = 100
-    chat.wait(20)
-    assert [panel.session.measured.new_tokens for panel in chat.panels] == [20, 20]
-
-
-def test_columns_with_a_system_message_share_the_conversation_too():
-    chat = widget("left", "left again", names=("final", "base"), system="Be brief.")
-    assert chat.controls.regenerate.disabled, "nobody has talked yet"
-    send(chat, "hi")
-    assert pick(chat, beside="base") == ["final", "base"]
-    assert [[m["content"] for m in panel.session.messages] for panel in chat.panels] == [
-        ["Be brief.", "hi", "left"]
-    ] * 2
-    assert pick(chat, model="base", beside="nobody") == ["base"]
-    assert chat.panels[0].session.messages[-1]["content"] == "left"
-
-
-def test_a_side_by_side_conversation_is_loaded_as_it_was_saved():
-    chat = widget("mine", names=("final", "base"), beside="base")
-    send(chat, "hi")
-    other = widget("x", names=("final", "base", "more"), beside="base")
-    other.restore(json.loads(json.dumps(chat.transcript())))
-    assert [panel.session.messages[-1]["content"] for panel in other.panels] == ["mine", "base mine"]
-    assert pick(other, beside="more") == ["final", "more"]
-    other.restore(chat.transcript())
-    assert [panel.session.messages[-1]["content"] for panel in other.panels] == ["mine", "mine"]
-    with pytest.raises(UserError, match="needs a role"):
-        other.restore(chat.transcript() | {"compared": [{"model": "base", "messages": [1]}]})
-
-
-def test_a_system_message_that_was_loaded_stays_when_the_cell_runs_again():
-    talk = [{"role": r, "content": c} for r, c in (("system", "Be rude."), ("user", "a"), ("assistant", "b"))]
-    first = widget("one")
-    first.restore({"messages": talk})
-    first.close()
-    assert [m["content"] for m in widget("two", earlier=first).panels[0].session.messages] == ["Be rude.", "a", "b"]
-    own = widget("three", earlier=first, system="Be brief.")
-    assert [m["content"] for m in own.panels[0].session.messages] == ["Be brief.", "a", "b"]
-
-
-def test_a_second_model_that_the_cell_asks_for_is_shown_whatever_was_picked():
-    first = widget("left", names=("final", "base"))
-    assert pick(first, model="base") == ["base"]
-    first.close()
-    again = widget("left", names=("final", "base"), beside="base", earlier=first)
-    assert [panel.name for panel in again.panels] == ["final", "base"]
-
-
 def test_a_draft_survives_an_error_and_an_edit_that_is_taken_back(capsys):
     chat = widget("one", "two", seconds=0.02)
     send(chat, "hi")
@@ -291,14 +109,6 @@ def test_meter_and_notice_follow_what_happens():
     ready.set()
     chat.wait(5)
     assert chat.panels[0].session.sampling.temperature == 1.5 and not chat._notice.value
-
-
-def test_side_by_side_each_speed_is_the_models_own():
-    chat = widget("word " * 20, names=("final", "base"), beside="base", max_new_tokens=50)
-    chat.panels[1].session.engine.model.seconds = 0.02
-    send(chat, "go")
-    quick, slow = (panel.session.measured for panel in chat.panels)
-    assert slow.seconds > 0.8 and quick.seconds < slow.seconds / 2
 
 
 def test_a_message_that_is_too_long_is_refused_and_kept_in_the_input():
@@ -440,37 +250,10 @@ def test_what_the_page_sends_is_one_message():
     assert said == ["hi", "hi", f"with a {MARK} of its own"]
 
 
-def test_both_replies_are_announced():
-    chat = widget("left", names=("final", "base"), beside="base")
-    send(chat, "hi")
-    assert "final said: left. base said: base left" in chat._announce.value
-
-
 def test_copy_gives_the_reply_as_it_was_written():
     chat = widget('**bold** "quoted" <i>\n- one')
     send(chat, "hi")
     assert 'data-text="**bold** &quot;quoted&quot; &lt;i&gt;\n- one"' in shown(chat)
-
-
-def test_a_widget_made_again_keeps_what_was_picked_set_and_said():
-    names = ("final", "base", "other")
-    first = widget("left", "left again", names=names, temperature=0.5)
-    first.controls.beside.value = "other"
-    first.wait(5)
-    send(first, "hi")
-    first.controls._sampling["top_p"].value = 0.5
-    first.close()
-    again = widget("third", names=names, temperature=0.5, earlier=first)
-    assert [panel.name for panel in again.panels] == ["final", "other"]
-    assert "left" in shown(again, 0) and "other left" in shown(again, 1)
-    assert again.controls.beside.value == "other" and again.controls._sampling["top_p"].value == 0.5
-    assert {panel.session.sampling.top_p for panel in again.panels} == {0.5}
-    again.close()
-    changed = widget("third", names=("final", "base"), temperature=0.9, top_p=0.8, earlier=again)
-    assert [panel.name for panel in changed.panels] == ["final"], "what is no longer offered is not picked"
-    sampling = changed.panels[0].session.sampling
-    assert (sampling.temperature, sampling.top_p) == (0.9, 0.8), "what the cell says anew counts"
-    assert "left" in shown(changed)
 
 
 def test_two_widgets_write_at_once_and_close_stops():

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.files import read_json, sha256_of_file
+from tests.kaggle.made_stages import checkpoint, stage_at
 from tests.kaggle.mirror_hub import MirrorHub
 from tests.kaggle.simulated import DATA, SMALL, bundles, done, kill_session, wait_for
-from tests.kaggle.test_on_kaggle import checkpoint, stage_at
 
 TOKEN = "hf_" + "not-a-real-one-but-long-enough"
 REPO = "me/mirror"

@@ -28,8 +28,8 @@ from nbutils.pipeline.choice import Options as Choice
 from nbutils.pipeline.choice import chosen
 from nbutils.pipeline.parameters import plan
 from nbutils.train.control import StepControl
+from tests.kaggle.made_stages import checkpoint
 from tests.kaggle.simulated import SMALL
-from tests.kaggle.test_on_kaggle import checkpoint
 
 NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
 

@@ -1,0 +1,58 @@
+"""A chat widget without a browser: made, spoken to, and looked at."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from nbutils.chat.models import LoadedModel
+from nbutils.chat.widget import ChatWidget
+from tests.chat.models import ScriptedModel, byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+def widget(
+    *replies: str,
+    seconds: float = 0.0,
+    names=("final",),
+    beside: str = "",
+    reading: float = 0.0,
+    earlier=None,
+    **settings,
+) -> ChatWidget:
+    def load(name: str) -> LoadedModel:
+        if name == "broken":
+            raise RuntimeError("disk on fire")
+        texts = [reply if name == "final" else f"{name} {reply}" for reply in replies]
+        return LoadedModel(
+            name, ScriptedModel(TOKENIZER, texts, seconds, reading=reading), TOKENIZER, f"{name} on the CPU"
+        )
+
+    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier)
+
+
+def send(chat: ChatWidget, text: str, wait: bool = True) -> None:
+    chat.controls.input.value = text
+    chat.controls.send.click()
+    if wait:
+        chat.wait(20)
+
+
+def upload(chat: ChatWidget, content: bytes) -> None:
+    file = {"name": "t.json", "type": "application/json", "size": len(content), "content": memoryview(content)}
+    chat.controls.upload.value = (file | {"last_modified": datetime.now(UTC)},)
+
+
+def shown(chat: ChatWidget, panel: int = 0) -> str:
+    column = chat.panels[panel]
+    return column._history.value + column._live.value
+
+
+def pick(chat: ChatWidget, **picked: str) -> list[str]:
+    """Picks models and waits; returns what the columns show, each by its title and by what its model said last."""
+    for picker, name in picked.items():
+        getattr(chat.controls, picker).value = name
+    chat.wait(5)
+    assert [chat.controls.model.value, chat.controls.beside.value] == ([p.name for p in chat.panels] + ["nobody"])[:2]
+    return [re.search(r">(\w+) on the CPU<", panel._title.value)[1] for panel in chat.panels]

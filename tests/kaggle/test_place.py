@@ -1,0 +1,127 @@
+"""Where a session is: folders, internet, GPUs, secrets, and what the first cell makes of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import KAGGLE, resolve
+from nbutils.core.hardware import Gpu
+from nbutils.kaggle.place import check_gpus, has_internet, look_around, take_secret
+from nbutils.kaggle.start import start
+from tests.conftest import ROOT
+
+T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
+
+
+def test_kaggle_is_known_by_its_folders_and_not_by_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv(KAGGLE, str(tmp_path))
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR"):
+        monkeypatch.setenv(name, "someone")
+    assert look_around().root is None and resolve("runs/x") == ROOT / "runs" / "x"
+    (tmp_path / "input").mkdir()
+    (tmp_path / "working").mkdir()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert look_around().root == tmp_path and look_around().run_type == "Interactive"
+    assert resolve("runs/x") == tmp_path / "working" / "runs" / "x"
+
+
+def test_a_missing_internet_is_found_out_soon(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert has_internet() is False
+    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # nobody ever answers there (RFC 5737)
+    started = time.monotonic()
+    assert has_internet() is False and time.monotonic() - started < 3
+
+
+def test_a_name_server_that_stumbles_is_asked_again(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    asked = []
+
+    def stumble(*_, **__):
+        asked.append(True)
+        if len(asked) < 3:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return socket.socket()
+
+    monkeypatch.setattr("socket.create_connection", stumble)
+    assert has_internet() is True and len(asked) == 3
+
+
+def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    released, answered = threading.Event(), []
+
+    def resolve_slowly(*_, **__):
+        released.wait(60)
+        answered.append(True)
+        raise OSError
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve_slowly)
+    assert has_internet() is False and not answered
+    released.set()
+
+
+@pytest.mark.parametrize(
+    "gpus,processes,words",
+    [
+        ((T4, T4), 2, None),
+        ((), 0, None),
+        ((T4,), 2, ["processes is 2", "1 usable", "GPU T4 x2"]),
+        ((), 2, ["0 usable"]),
+        ((P100,), 2, ["P100", "too old"]),
+    ],
+)
+def test_fewer_gpus_than_asked_for_name_the_setting(gpus, processes, words):
+    if words is None:
+        check_gpus(gpus, processes)
+        return
+    with pytest.raises(UserError) as raised:
+        check_gpus(gpus, processes)
+    assert all(word in str(raised.value) for word in words)
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_the_token_comes_from_kaggles_secrets_where_it_is_attached(tmp_path, monkeypatch, attached):
+    answer = "return 'from-kaggle' if name == 'HF_TOKEN' else None" if attached else "raise KeyError(name)"
+    (tmp_path / "kaggle_secrets.py").write_text(
+        f"class UserSecretsClient:\n    def get_secret(self, name):\n        {answer}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "kaggle_secrets", raising=False)
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert take_secret() is attached
+    assert os.environ["HF_TOKEN"] == ("from-kaggle" if attached else "")
+
+
+@pytest.mark.parametrize("internet", [True, False])
+def test_a_mirror_without_its_secret_stops_the_first_cell(tmp_path, monkeypatch, capsys, internet):
+    """Long before a checkpoint would be lost; without internet there is nothing to send to, which is said."""
+    monkeypatch.setenv(KAGGLE, str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", None)  # no such module here
+    monkeypatch.setattr("nbutils.kaggle.place.has_internet", lambda: internet)
+    monkeypatch.setattr("nbutils.kaggle.place.nvidia_gpus", lambda: ())
+    monkeypatch.setattr("nbutils.kaggle.start.FOLDER", tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    for folder in ("input", "working"):
+        (tmp_path / folder).mkdir()
+    for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
+        monkeypatch.setenv(name, "")
+    facts = {"stage": "train", "profile": "mine", "recipe": "mine.yaml", "address": "me/it", "processes": 0}
+    if internet:
+        with pytest.raises(UserError, match=r"me/mirror.*no secret HF_TOKEN.*Add-ons → Secrets.*push again"):
+            start(internet=True, checkpoint_mirror="me/mirror", **facts)
+        monkeypatch.setenv("HF_TOKEN", "x")
+        assert start(internet=True, checkpoint_mirror="me/mirror", **facts).mirror.repo == "me/mirror"
+    else:
+        assert start(internet=True, checkpoint_mirror="me/mirror", **facts).mirror is None
+        assert "nothing is sent to checkpoint_mirror me/mirror: there is no internet" in capsys.readouterr().out
