@@ -136,6 +136,12 @@ def test_side_by_side(notebook):
     left, right = columns.nth(0).bounding_box(), columns.nth(1).bounding_box()
     assert right["x"] > left["x"] + left["width"] - 5 and abs(right["y"] - left["y"]) < 5
     notebook.screenshot("side-by-side", chat)
+    chat.get_by_role("combobox", name="Model").select_option("base")  # what the other column shows: the two change places
+    expect(columns.nth(0).locator(".sc-assistant")).to_contain_text("base: Hello!")
+    expect(columns.nth(1).locator(".sc-assistant")).to_contain_text("I am a small model")
+    expect(columns.nth(0)).to_contain_text("base: replies written by a test")
+    expect(chat.get_by_label("Beside")).to_have_value("final")
+    notebook.screenshot("swapped", chat)
 
 
 def test_the_window_rolls_and_the_meter_shows_it(notebook):
