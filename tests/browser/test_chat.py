@@ -136,7 +136,7 @@ def test_side_by_side(notebook):
     left, right = columns.nth(0).bounding_box(), columns.nth(1).bounding_box()
     assert right["x"] > left["x"] + left["width"] - 5 and abs(right["y"] - left["y"]) < 5
     notebook.screenshot("side-by-side", chat)
-    chat.get_by_role("combobox", name="Model").select_option("base")  # what the other column shows: the two change places
+    chat.get_by_role("combobox", name="Model").select_option("base")  # now the two change places
     expect(columns.nth(0).locator(".sc-assistant")).to_contain_text("base: Hello!")
     expect(columns.nth(1).locator(".sc-assistant")).to_contain_text("I am a small model")
     expect(columns.nth(0)).to_contain_text("base: replies written by a test")
