@@ -4,13 +4,18 @@
 # The Python that .venv is made from, 3.11 or newer: `make demo PYTHON=python3.12`.
 PYTHON ?= python3
 VENV := .venv/bin
-# One thread for each of torch's operations: our tensors are small, and two processes share two cores.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
+# One thread for each of torch's operations: our tensors are small, and the workers share the cores. `make test K=chat`
+# runs one room. Long tests that must have the machine for themselves (marked `alone`) run before the others.
+K :=
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest --durations=10 $(if $(K),tests/$(K))
+WORKERS := -n logical --maxprocesses 4 --dist worksteal
+# pytest's status 5 says that no test had the mark; `.ci/run` and people want 0 then.
+NONE_IS_FINE := || [ $$? -eq 5 ]
 # JupyterLab refuses root unless told; on loopback with a token that is safe (containers have only root).
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests demo test soak lint bench proof laptop lab docs lock clean
+.PHONY: help setup setup-tests demo test soak check lint bench proof laptop lab docs lock clean
 
 # Lists the targets with what each does.
 help:
@@ -29,13 +34,17 @@ setup-tests:
 demo: setup
 	@$(VENV)/python -m nbutils run params/demo.yaml
 
-# Runs every test but the long ones (15 minutes on 2 cores at most).
+# Runs every test but the long ones; `make test K=chat` those of one room.
 test: setup-tests
-	@$(PYTEST) -m "not soak" --durations=10
+	@$(PYTEST) -m "not soak" $(WORKERS)
 
-# Runs the long tests: interruption, resumption, hours in minutes.
+# Runs the long tests: interruption, resumption, a real model, a simulated Kaggle.
 soak: setup-tests
-	@$(PYTEST) -m soak --durations=10
+	@$(PYTEST) -m "alone and soak" $(NONE_IS_FINE)
+	@$(PYTEST) -m "soak and not alone" $(WORKERS) $(if $(K),$(NONE_IS_FINE))
+
+# Runs lint, the long tests and the others: what has to pass before a change lands.
+check: lint soak test
 
 # Checks style, types and the floors (ruff, mypy, import-linter); changes no file.
 lint: setup

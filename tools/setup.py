@@ -1,9 +1,9 @@
 """Makes `.venv` from requirements.lock, and touches nothing outside it.
 
-Works where the system's pip refuses with `externally-managed-environment` and where `ensurepip` is missing, because the
-environment is made without pip, and the system's pip is only asked to put the locked pip into it (`pip --python`).
-Prints the download's size before it downloads, does only what has changed since the last time, and can be interrupted:
-what is finished is kept, and `.venv/.smallchat.json` says so. Needs the standard library only.
+Works where the system's pip refuses with `externally-managed-environment`, and where `ensurepip` is missing: then the
+system's pip is asked to put pip into `.venv` (`pip --python`). Prints the download's size before it downloads, does
+only what has changed since the last time, and can be interrupted: what is finished is kept, and
+`.venv/.smallchat.json` says so. Needs the standard library only.
 
     python3 tools/setup.py             what the notebooks need (`make demo`)
     python3 tools/setup.py --tests     and what only the tests need (`make test`)
@@ -32,22 +32,19 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from setup_size import size_sentence, sizes_of
-
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = "requirements.lock"
-TEST_REQUIREMENTS = "tests/requirements-no-deps.txt"
+FILES = {"packages": "requirements.lock", "tests": "tests/requirements-no-deps.txt"}
 OLDEST_PIP = (22, 3)  # the first with `pip --python`
 
 
@@ -74,13 +71,13 @@ def project_digest(pyproject: str) -> str:
 def wanted_state(root: Path, tests: bool) -> dict[str, str]:
     """What `.venv` should hold: one key for each step, `environment` first."""
     state = {
-        # Scripts in .venv carry its path, and its packages the Python version: a change of either makes it anew.
+        # Scripts in .venv hold its path, and its packages the Python version: a change of either needs a new one.
         "environment": f"python{sys.version_info[0]}.{sys.version_info[1]} {root}",
-        "packages": digest((root / LOCK).read_text()),
+        "packages": digest((root / FILES["packages"]).read_text()),
         "project": project_digest((root / "pyproject.toml").read_text()),
     }
     if tests:
-        state["tests"] = digest((root / TEST_REQUIREMENTS).read_text())
+        state["tests"] = digest((root / FILES["tests"]).read_text())
     return state
 
 
@@ -107,14 +104,6 @@ def missing_steps(stamp: dict[str, str], wanted: dict[str, str]) -> list[str]:
     if "environment" in stamp and stamp["environment"] != wanted["environment"]:
         return list(wanted)
     return [step for step, value in wanted.items() if stamp.get(step) != value]
-
-
-def pinned(lock: str, name: str) -> str:
-    """The exact version of one package in the lock."""
-    found = re.search(rf"^{re.escape(name)}==(\S+)", lock, re.MULTILINE | re.IGNORECASE)
-    if not found:
-        raise SetupError(f"{LOCK} has no line for {name}: remake it with `make lock`.")
-    return found.group(1)
 
 
 # Running pip
@@ -153,30 +142,40 @@ def pip_version_problem(python: str, output: str) -> str:
     return ""
 
 
-def make_environment(venv: Path, lock: str, anew: bool) -> None:
-    """`.venv` with the locked pip in it. Later steps use that pip alone, so they are the same on every machine."""
-    python = venv / "bin" / "python"
-    environment = pip_environment(venv)
-    ours = (venv / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}").is_dir()
-    if anew or not ours or not python.exists():
-        clear = ["--clear"] if venv.exists() else []  # of another Python, or of one that has gone since
-        run([base_python(), "-m", "venv", "--without-pip", *clear, str(venv)], environment, f"{venv} can't be made.")
+def make_environment(venv: Path, replace: bool) -> None:
+    """`.venv` with a pip in it, which alone is used from then on."""
+    python, environment = venv / "bin" / "python", pip_environment(venv)
+    ours = (venv / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}").is_dir() and python.exists()
     remove_half_installed(venv)
-    version = pinned(lock, "pip")
-    have = subprocess.run([python, "-m", "pip", "--version"], env=environment, capture_output=True, text=True).stdout
-    if have.startswith(f"pip {version} "):
+    if not replace and ours and pip_version(str(python), environment):
         return
-    pip = [str(python), "-m", "pip"]
-    if not have:
-        output = subprocess.run(
-            [base_python(), "-m", "pip", "--version"], env=environment, capture_output=True, text=True
-        )
-        problem = pip_version_problem(base_python(), output.stdout)
+    complete = importlib.util.find_spec("ensurepip") is not None
+    options = ["--clear"] if venv.exists() and (replace or not ours) else []  # of another Python, or one that is gone
+    options += [] if complete else ["--without-pip"]
+    run([base_python(), "-m", "venv", *options, str(venv)], environment, f"{venv} can't be made.")
+    if not complete:
+        problem = pip_version_problem(base_python(), pip_version(base_python(), environment))
         if problem:
             raise SetupError(problem)
-        pip = [base_python(), "-m", "pip", "--python", str(python)]
-    print(f"Download: pip {version} (about 2 MB), which can tell the size of the rest.", flush=True)
-    run([*pip, "install", "-qq", "--no-deps", f"pip=={version}"], environment, network_failure("pip"))
+        command = [base_python(), "-m", "pip", "--python", str(python), "install", "-qq", "pip"]
+        run(command, environment, network_failure("pip"))
+
+
+def pip_install(venv: Path, *arguments: str) -> list[str]:
+    """The command with which the environment's own pip installs something."""
+    return [str(venv / "bin" / "python"), "-m", "pip", "install", *arguments]
+
+
+def pip_version(python: str, environment: dict[str, str]) -> str:
+    """What a Python's pip says of its version; empty where it has none."""
+    done = subprocess.run([python, "-m", "pip", "--version"], env=environment, capture_output=True, text=True)
+    return done.stdout
+
+
+def download_size(requirements: str) -> str:
+    """The line `# Download: …` of a file of requirements, in words."""
+    found = re.search(r"^# Download: (.+)$", requirements, re.MULTILINE)
+    return f"at most {found[1]}" if found else "size unknown"
 
 
 def network_failure(what: str) -> str:
@@ -195,44 +194,14 @@ def remove_half_installed(venv: Path) -> None:
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
 
-def missing_distributions(venv: Path, arguments: list[str]) -> list[str] | None:
-    """URLs of what `pip install` would fetch; None where it won't say. Reads only the metadata inside the wheels."""
-    with tempfile.TemporaryDirectory(dir=venv) as folder:
-        report = Path(folder) / "report.json"
-        command = [str(venv / "bin" / "python"), "-m", "pip", "install", "-qq", "--dry-run", "--report", str(report)]
-        command += [
-            "--use-feature=fast-deps",
-            *arguments,
-        ]  # without it, an index of the old kind makes pip download all
-        done = subprocess.run(command, env=pip_environment(venv), stdin=subprocess.DEVNULL, capture_output=True)
-        if done.returncode != 0 or not report.exists():
-            return None
-        return [str(item["download_info"]["url"]) for item in json.loads(report.read_text())["install"]]
-
-
-def announce_size(venv: Path, requests: list[list[str]]) -> None:
-    """Prints the size of everything still to come."""
-    print("Working out what has to be downloaded (20 seconds or so) …", flush=True)
-    found = [missing_distributions(venv, arguments) for arguments in requests]
-    urls = [url for part in found if part is not None for url in part]
-    if None in found:
-        print("Download: size unknown.", flush=True)
-    elif not urls:
-        print("Download: nothing.", flush=True)
-    else:
-        print(f"Download: {size_sentence(sizes_of(urls, venv))}, into .venv.", flush=True)
-
-
 # The steps
 
 
 def install_arguments(step: str, root: Path) -> list[str]:
     """What pip is asked for in one step."""
-    if step == "packages":
-        # With dependencies, although everything is pinned: the lock names no GPU library and nothing that only one
-        # system needs, so on Linux pip adds what the wheel of torch asks for there, on macOS what IPython does.
-        return ["-r", str(root / LOCK)]
-    return ["--no-deps", "-r", str(root / TEST_REQUIREMENTS)]
+    # The lock with dependencies, although everything is pinned: it names no GPU library and nothing that only one
+    # system needs, so on Linux pip adds what the wheel of torch asks for there, on macOS what IPython does.
+    return [*([] if step == "packages" else ["--no-deps"]), "-r", str(root / FILES[step])]
 
 
 def install_project(venv: Path, root: Path) -> None:
@@ -242,17 +211,7 @@ def install_project(venv: Path, root: Path) -> None:
     config = build / "extra.cfg"
     config.write_text(f"[egg_info]\negg_base = {build}\n[build]\nbuild_base = {build}\n")
     environment = pip_environment(venv) | {"DIST_EXTRA_CONFIG": str(config)}
-    command = [
-        str(venv / "bin" / "python"),
-        "-m",
-        "pip",
-        "install",
-        "-qq",
-        "--no-deps",
-        "--no-build-isolation",
-        "-e",
-        ".",
-    ]
+    command = pip_install(venv, "-qq", "--no-deps", "--no-build-isolation", "-e", ".")
     if subprocess.run(command, env=environment, cwd=root, stdin=subprocess.DEVNULL).returncode != 0:
         raise SetupError("smallchat itself can't be installed: see pip's words above; pyproject.toml may be faulty.")
     shutil.rmtree(build)
@@ -279,21 +238,24 @@ def set_up(root: Path, tests: bool) -> None:
     if not steps:
         return
     began = time.monotonic()
-    anew = "environment" in stamp and "environment" in steps
-    stamp = {} if anew else stamp
-    make_environment(venv, (root / LOCK).read_text(), anew)
+    replace = "environment" in stamp and "environment" in steps
+    stamp = {} if replace else stamp
+    for step in steps:
+        if step in FILES:
+            print(f"Download: {download_size((root / FILES[step]).read_text())}, into .venv.", flush=True)
+    make_environment(venv, replace)
     stamp["environment"] = wanted["environment"]
     write_stamp(venv, stamp)
-    downloads = [step for step in steps if step in ("packages", "tests")]
-    if downloads:
-        announce_size(venv, [install_arguments(step, root) for step in downloads])
     quiet = [] if sys.stdout.isatty() else ["-qq"]  # a person sees progress bars, a log only what went wrong
     for step in steps:
         if step == "project":
             install_project(venv, root)
-        elif step in downloads:
-            command = [str(venv / "bin" / "python"), "-m", "pip", "install", *quiet, *install_arguments(step, root)]
-            run(command, pip_environment(venv), network_failure("The packages"))
+        elif step in FILES:
+            run(
+                pip_install(venv, *quiet, *install_arguments(step, root)),
+                pip_environment(venv),
+                network_failure("The packages"),
+            )
         stamp[step] = wanted[step]
         write_stamp(venv, stamp)
     shutil.rmtree(venv / "pip-cache", ignore_errors=True)

@@ -4,41 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import IPython
 import pandas as pd
+from IPython.display import HTML, Javascript, display
 
 from nbutils.chat.models import LoadedModel, choices, load
 from nbutils.chat.settings import ChatSettings
 from nbutils.chat.widget import SCRIPT, ChatWidget, Load
-from nbutils.core.chatml import encode
-from nbutils.core.session import Measured
-
-if TYPE_CHECKING:
-    from IPython.display import HTML
+from nbutils.core.chat_engine.engine import Measured
+from nbutils.core.chatml import IM_END, encode
 
 SHOWN = 300
 """Characters of a reply that a table shows; an untrained model never stops."""
 
-_open: dict[str, ChatWidget] = {}
+_shown: dict[str, ChatWidget] = {}
 """The widget of each notebook cell: a cell that runs again closes its old one and takes over the conversation."""
 
 
 def show_chat(get: Load, names: Sequence[str], model: str, settings: dict[str, Any], beside: str = "") -> ChatWidget:
     """Shows a live chat below the cell and returns at once; the kernel stays free.
 
-    `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps conversation,
-    models and settings, but for arguments that have changed; other cells may show chats of their own.
+    `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps the
+    conversation, and with the same arguments what was picked and set too; other cells may show chats of their own.
     """
-    from IPython.display import Javascript, display
-
     cell = _this_cell()
-    earlier = _open.get(cell)
+    earlier = _shown.get(cell)
     if earlier is not None:
         earlier.close()  # first: two models and their caches need the room of two
-    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier)
+    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier.state if earlier else None)
     if cell:
-        _open[cell] = chat
+        _shown[cell] = chat
     display(Javascript(SCRIPT))
     display(chat.root)
     return chat
@@ -53,9 +50,9 @@ def live_chat(settings: ChatSettings, loaded: Sequence[LoadedModel]) -> ChatWidg
     return show_chat(loader(*loaded, run=settings.run_path), names, loaded[0].name, settings.session_settings())
 
 
-def as_read(loaded: LoadedModel, transcript: dict[str, Any], turns: int = 1) -> str:
-    """The first turns as the model reads them, control tokens included, with the header of the reply behind them."""
-    messages = transcript["messages"][: 2 * turns + 1]
+def as_read(loaded: LoadedModel, transcript: dict[str, Any]) -> str:
+    """The first turn and the next message as the model reads them, control tokens and the reply's header included."""
+    messages = transcript["messages"][:3]
     ids = encode(loaded.tokenizer, messages, add_generation_prompt=messages[-1]["role"] == "user").input_ids
     return str(loaded.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
@@ -67,21 +64,15 @@ def replies_by_setting(replies: dict[str, str]) -> HTML:
 
 def replies_table(transcripts: Sequence[dict[str, Any]]) -> HTML:
     """What each model replied to each message, side by side."""
-    columns: dict[str, list[str]] = {}
-    for transcript in transcripts:
-        by_role: dict[str, list[str]] = {"user": [], "assistant": []}
-        for message in transcript["messages"]:
-            by_role.setdefault(message["role"], []).append(message["content"])
-        columns.setdefault("message", by_role["user"])
-        columns[transcript["model"]] = by_role["assistant"]
-    return _whole_texts(pd.DataFrame(columns).set_index("message"))
+    replies = {transcript["model"]: _texts(transcript, "assistant") for transcript in transcripts}
+    return _whole_texts(pd.DataFrame(replies, index=pd.Index(_texts(transcripts[0], "user"), name="message")))
 
 
 def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Tokens read, reused and written for each reply, and how long a person would have waited."""
     rows = []
     for transcript in transcripts:
-        costs = [Measured(**m["measured"]) for m in transcript["messages"] if m.get("measured")]
+        costs = (Measured(**m["measured"]) for m in transcript["messages"] if m["role"] == "assistant")
         for turn, cost in enumerate(costs, 1):
             first, speed = cost.seconds_to_first_token, cost.tokens_per_second
             rows.append(
@@ -91,7 +82,7 @@ def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
                     "tokens read": cost.read_tokens,
                     "reused from the cache": cost.reused_tokens,
                     "tokens written": cost.new_tokens,
-                    "ended by": {"end": "<|im_end|>", "length": "max_new_tokens", "stopped": "stop"}[cost.ended],
+                    "ended by": {"end": IM_END, "length": "max_new_tokens", "stopped": "stop"}[cost.ended],
                     "first token after": f"{first:.3f} s" if first is not None else "–",
                     "tokens per second": f"{speed:.0f}" if speed is not None else "–",
                 }
@@ -102,19 +93,15 @@ def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def loader(*loaded: LoadedModel, run: Path | None = None) -> Load:
     """A `load` for `show_chat` that gives what is loaded already and loads the rest when it is picked."""
     known = {item.name: item for item in loaded}
+    return lambda name: known.get(name) or load(name, run)
 
-    def get(name: str) -> LoadedModel:
-        if name not in known:
-            known[name] = load(name, run)
-        return known[name]
 
-    return get
+def _texts(transcript: dict[str, Any], role: str) -> list[str]:
+    return [message["content"] for message in transcript["messages"] if message["role"] == role]
 
 
 def _whole_texts(frame: pd.DataFrame) -> HTML:
     """A table of texts, escaped; pandas would cut them off at 50 characters."""
-    from IPython.display import HTML
-
     shown = frame.map(lambda text: text[:SHOWN] + ("…" if len(text) > SHOWN else "") or "(nothing)")
     with pd.option_context("display.max_colwidth", None):
         return HTML(shown.to_html(escape=True, justify="left"))
@@ -122,8 +109,6 @@ def _whole_texts(frame: pd.DataFrame) -> HTML:
 
 def _this_cell() -> str:
     """JupyterLab's id of the cell that is running; where there is none, its text; nothing outside notebooks."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
+    shell = IPython.get_ipython()
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
     return str((parent.get("metadata") or {}).get("cellId") or (parent.get("content") or {}).get("code") or "")

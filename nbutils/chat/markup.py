@@ -1,8 +1,14 @@
-"""Untrusted text as HTML: Markdown from an allow-list, everything else escaped."""
+"""What the chat widget shows, as HTML strings.
+
+Text that a person or a model wrote is untrusted: Markdown from an allow-list, everything else escaped.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 from typing import Any
@@ -10,6 +16,10 @@ from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
 
+from nbutils.chat.session import Context
+from nbutils.core.chat_engine.engine import Measured
+
+NAMES = {"user": "You", "assistant": "Model", "system": "System"}
 LONGEST = 8_000
 """Characters up to which Markdown is read; longer text is shown as it is, so that nobody waits for the parser."""
 
@@ -65,7 +75,7 @@ def _parser() -> MarkdownIt:
 
 def _link_open(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
     href = escape(str(tokens[index].attrGet("href") or ""), quote=True)
-    return f'<a href="{href}" target="_blank" rel="noopener noreferrer nofollow">'
+    return f'<a href="{href}" target="_blank" rel="noopener noreferrer nofollow">' if href else "<a>"  # of `[text]()`
 
 
 def _fence(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
@@ -73,3 +83,78 @@ def _fence(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> st
 
 
 _PARSER = _parser()
+
+
+def bubble(message: dict[str, Any], *, state: str = "", writing: bool = False) -> str:
+    """One message; `state` is "" or a note such as "no longer read", `writing` shows a cursor at the end."""
+    role = message["role"]
+    text = message["content"]
+    body = markdown(text) if role == "assistant" else plain(text)
+    if writing:
+        body += '<span class="sc-cursor" aria-hidden="true"></span>'
+    elif role == "assistant" and not text:
+        body = '<p class="sc-note">(nothing)</p>'
+    note = f'<span class="sc-state">{escape(state)}</span>' if state else ""
+    foot = "" if writing else _footer(message)
+    faded = " sc-faded" if state else ""
+    return (
+        f'<article class="sc-bubble sc-{role}{faded}" aria-label="{NAMES[role]}">'
+        f'<div class="sc-who">{NAMES[role]}{note}</div><div class="sc-text" dir="auto">{body}</div>{foot}</article>'
+    )
+
+
+def conversation(messages: Sequence[dict[str, Any]], context: Context) -> str:
+    """All messages, those of dropped turns faded, those that go next marked."""
+    next_to_go = context.dropped + (context.next_dropped if context.nearly_full else 0)
+    parts, turn = [], 0
+    for message in messages:
+        turn += message["role"] == "user"
+        state = "no longer read" if turn <= context.dropped else "goes next" if turn <= next_to_go else ""
+        parts.append(bubble(message, state=state if turn else ""))  # a system message always stays
+    return "".join(parts)
+
+
+def meter(context: Context) -> str:
+    """Tokens used of the limit, as a bar and in words, with what is gone and what goes next."""
+    words = [f"{context.used:,} of {context.limit:,} tokens"]
+    if context.dropped:
+        words.append(f"the first {_turns(context.dropped)} no longer read")
+    if context.nearly_full:
+        words.append(f"next to go: {_turns(context.next_dropped)}")
+    filled = 100.0 * context.used / context.limit
+    level = " sc-full" if context.nearly_full else ""
+    return (
+        f'<div class="sc-meter"><div class="sc-bar" role="progressbar" aria-label="Context used" aria-valuemin="0" '
+        f'aria-valuemax="{context.limit}" aria-valuenow="{context.used}">'
+        f'<div class="sc-fill{level}" style="width:{filled:.1f}%"></div></div>'
+        f"<span>{escape(' · '.join(words))}</span></div>"
+    )
+
+
+def download_link(transcript: dict[str, Any]) -> str:
+    """A link that saves the transcript from the browser, without any server."""
+    data = base64.b64encode(json.dumps(transcript, ensure_ascii=False, indent=2).encode()).decode()
+    return f'<a class="sc-link" download="transcript.json" href="data:application/json;base64,{data}">Download</a>'
+
+
+def notice(text: str) -> str:
+    """A remark or an error, read out by screen readers."""
+    return f'<div class="sc-notice" role="alert">{escape(text)}</div>' if text else ""
+
+
+def announcement(text: str) -> str:
+    """Text for screen readers alone."""
+    return f'<div class="sc-hidden" role="status">{escape(text)}</div>'
+
+
+def _footer(message: dict[str, Any]) -> str:
+    if message["role"] != "assistant":
+        return ""
+    cost = escape(Measured(**message["measured"]).summary) if message.get("measured") else ""
+    text = escape(without_controls(message["content"]))  # as it was written, Markdown and all
+    copy = f'<button type="button" class="sc-copy" aria-label="Copy this reply" data-text="{text}">Copy</button>'
+    return f'<div class="sc-foot"><span>{cost}</span>{copy}</div>'
+
+
+def _turns(count: int) -> str:
+    return f"{count} turn" + ("" if count == 1 else "s")

@@ -1,4 +1,4 @@
-"""The models that one can talk to: those of a run, peers, folders, GGUF files, hub ids."""
+"""A model that one can talk to: loaded, on its device, with ChatML."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbutils.core.chatml import IM_END, IM_START, add_chatml
-from nbutils.core.errors import UserError
-from nbutils.core.files import resolve, shown
 from nbutils.core.hardware import choose_device, device_report
-from nbutils.core.models import load_model, raw_tokenizer, without_loading_bar
-from nbutils.core.record import trained_model
+from nbutils.core.run.layout import Run
+from nbutils.core.run.models import ModelRef, without_loading_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,56 +26,23 @@ class LoadedModel:
     line: str
 
 
-def choices(run: Path, peers: Sequence[str] = ()) -> dict[str, str]:
-    """Name → folder, file or hub id of every model that a run offers: final, checkpoints newest first, base, peers."""
-    named = {"final": _final(run), "base": run / "train" / "base"}
-    found = {name: str(folder) for name, folder in named.items() if (folder / "config.json").is_file()}
-    steps = sorted((run / "train" / "checkpoints").glob("step-*/config.json"), reverse=True)
-    found |= {path.parent.name: str(path.parent) for path in steps}
-    return found | {peer: peer for peer in peers}
-
-
-def _final(run: Path) -> Path:
-    """The trained model; of a paused training (`--allow-paused`) its newest checkpoint's."""
-    try:
-        return trained_model(run)
-    except UserError:
-        return run / "train" / "final"
-
-
-def located(name: str, run: Path | None = None) -> str:
-    """The folder, file or hub id behind a name: one of `choices`, a model's folder, or a run's (its final model)."""
-    if run is not None and name in (known := choices(run)):
-        return known[name]
-    folder = resolve(name)
-    if run is not None and not folder.exists() and name in ("final", "base"):
-        raise UserError(f"{shown(run / 'train' / name)} holds no model; run notebooks/02_train_sft.ipynb first.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        for inside in (_final(folder), folder / "final"):
-            if (inside / "config.json").is_file():
-                return str(inside)
-        offered = ", ".join(choices(folder)) if (folder / "train").is_dir() else "none"
-        raise UserError(
-            f"{shown(folder)} holds no model (no config.json; models found below it: {offered}); "
-            "give a model's folder, for example runs/demo/train/final."
-        )
-    return name
+def choices(run: Path, peers: Sequence[str] = ()) -> list[str]:
+    """The names of all models that a run offers: final, base, checkpoints, the newest first, then peers."""
+    return [*Run(run).models(), *peers]
 
 
 def load(name: str, run: Path | None = None) -> LoadedModel:
-    """Loads a model (`name`, or `id@revision` from the hub) for talking: CUDA of compute capability 7.0 or newer, else
-    MPS, else CPU; float32.
+    """Loads a model for talking: CUDA of compute capability 7.0 or newer, else MPS, else CPU; float32.
 
     A tokenizer without ChatML gets it. UserError where the model cannot be found or read.
     """
-    place, revision = located(name, run), ""
-    if not resolve(place).exists():  # a hub's id may name a revision; a folder may have an @ of its own
-        place, _, revision = place.partition("@")
+    ref = ModelRef.parse(name, run)
     with without_loading_bar():
-        model, tokenizer = load_model(place, revision), raw_tokenizer(place, revision)
+        model, tokenizer = ref.load(), ref.raw_tokenizer()
     if not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
         add_chatml(tokenizer, model)
     device, why = choose_device(device_report())
     parameters = sum(p.numel() for p in model.parameters())
-    whole = name if name != "final" or Path(place).name == name else f"{name} so far ({Path(place).name})"
+    so_far = name == "final" and ref.path is not None and ref.path.name != name
+    whole = f"{name} so far ({ref.path.name})" if so_far and ref.path else name
     return LoadedModel(name, model.to(device).eval(), tokenizer, f"{whole}: {parameters:,} parameters, {why}")

@@ -9,32 +9,30 @@ from typing import Any
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import ChatSession
 from nbutils.chat.transcript import write_transcript
-from nbutils.core.session import Measured
 
 
 def play(loaded: LoadedModel, messages: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """Sends each message and waits for the reply; returns the transcript with timings and the model's name."""
+    """Sends each message and waits for the reply; returns the transcript with the model's name.
+
+    `timings` has for each reply the seconds to its first token, its tokens, the tokens per second behind the first, and
+    what ended it.
+    """
     session = ChatSession(loaded.model, loaded.tokenizer, read_ahead=False, **settings)  # nobody pauses to read
+    timings = []
     for message in messages:
         for _ in session.reply(message):
             pass
-    transcript = {"model": loaded.name, "device": loaded.line, **session.transcript()}
+        cost = session.measured
+        timings.append(
+            {
+                "time_to_first_token": cost.seconds_to_first_token,
+                "tokens": cost.new_tokens,
+                "tokens_per_second": cost.tokens_per_second,
+                "ended": cost.ended,
+            }
+        )
     session.close()
-    return transcript | {"timings": timings(transcript)}
-
-
-def timings(transcript: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each reply: seconds to its first token, tokens, tokens per second behind the first, and what ended it."""
-    costs = [Measured(**m["measured"]) for m in transcript["messages"] if m.get("measured")]
-    return [
-        {
-            "time_to_first_token": cost.seconds_to_first_token,
-            "tokens": cost.new_tokens,
-            "tokens_per_second": cost.tokens_per_second,
-            "ended": cost.ended,
-        }
-        for cost in costs
-    ]
+    return {"model": loaded.name, "device": loaded.line, **session.transcript(), "timings": timings}
 
 
 def save(transcripts: Sequence[dict[str, Any]], path: Path) -> Path:
@@ -47,8 +45,7 @@ def ask(
     loaded: LoadedModel, message: str, variants: dict[str, dict[str, Any]], settings: dict[str, Any]
 ) -> dict[str, str]:
     """The reply to one message under each variant of the settings, by the variants' names; each in a new session."""
-    replies = {}
-    for name, changes in variants.items():
-        session = ChatSession(loaded.model, loaded.tokenizer, read_ahead=False, **settings | changes)
-        replies[name] = "".join(session.reply(message))
-    return replies
+    return {
+        name: play(loaded, [message], settings | changes)["messages"][-1]["content"]
+        for name, changes in variants.items()
+    }

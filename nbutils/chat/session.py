@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.chat.extension import AUTO, DEFAULT
-from nbutils.chat.transcript import checked_transcript, read_transcript, spoken, whole_characters, write_transcript
+from nbutils.chat.settings import AUTO, DEFAULT
+from nbutils.chat.transcript import Transcript, checked_transcript, read_transcript, whole_characters, write_transcript
+from nbutils.core.chat_engine.engine import Engine, Measured
+from nbutils.core.chat_engine.sampling import Sampling
+from nbutils.core.chat_engine.streaming import StreamDecoder
+from nbutils.core.chat_engine.window import MessageTooLongError, Plan
 from nbutils.core.errors import UserError
-from nbutils.core.sampling import Sampling
-from nbutils.core.session import Engine, Measured
-from nbutils.core.streaming import StreamDecoder
-from nbutils.core.window import MessageTooLongError, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,13 +27,13 @@ __all__ = ["ChatSession", "Context", "MessageTooLongError"]
 
 @dataclass(frozen=True)
 class Bookmark:
-    """Where a conversation stood: what `ChatSession.go_back` needs."""
+    """Where a conversation is: its messages, the turns that are no longer read, and the plan of the last reply."""
 
     messages: list[dict[str, Any]]
-    dropped: int
-    dropped_before: int
-    replies: int
-    plan: Plan | None
+    dropped: int = 0
+    dropped_before: int = 0  # before the last message, which another text or setting may take the place of
+    replies: int = 0
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,20 @@ class Context:
     next_dropped: int
     extended: bool
 
+    @property
+    def nearly_full(self) -> bool:
+        """Whether the window is so full that it is worth saying which turns go next."""
+        return self.next_dropped > 0 and self.used - self.fixed > 0.75 * self.room
+
 
 class ChatSession:
     """A conversation with one model; replies stream, and only what is new is read.
 
-    Settings: `context_extension` (see `nbutils.core.session.Engine`; `auto` is `dynamic` here, where no run is known),
-    `system` (a system message that is never dropped), `read_ahead` (whether a background thread re-reads history when
-    the window is about to roll), and those of `nbutils.core.sampling.Sampling`. `reply`, `regenerate` and `edit` check
-    their input at once (UserError) and return an iterator; the conversation changes as that is read. `stop` may be
-    called from any thread.
+    Settings: `context_extension` (see `nbutils.core.chat_engine.engine.Engine`; `auto` is `dynamic` here, where no run
+    is known), `system` (a system message that is never dropped), `read_ahead` (whether a background thread re-reads
+    history when the window is about to roll), and those of `nbutils.core.chat_engine.sampling.Sampling`. `reply`,
+    `regenerate` and `edit` check their input at once (UserError) and return an iterator; the conversation changes as
+    that is read. `stop` may be called from any thread.
     """
 
     def __init__(
@@ -74,23 +79,24 @@ class ChatSession:
         **sampling: Any,
     ) -> None:
         self.engine = Engine(model, tokenizer, DEFAULT if context_extension == AUTO else context_extension)
-        self.sampling = Sampling(**sampling)
-        self.engine.window(self.sampling)
+        self.sampling = Sampling()
+        self.configure(**sampling)
         self.read_ahead = read_ahead
-        self.measured: Measured | None = None
+        self.measured = Measured()  # of the last reply
         self._system = [{"role": "system", "content": system.strip()}] if system.strip() else []
-        self._messages: list[dict[str, Any]] = list(self._system)
-        self._dropped = 0
-        self._dropped_before = 0  # before the last message, which another text or setting may take the place of
-        self._replies = 0
-        self._plan: Plan | None = None
+        self._at = Bookmark(list(self._system))
         self._stop = threading.Event()
         self._busy = threading.Lock()
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """The conversation so far, dropped turns and a reply in the making included."""
-        return [{"role": m["role"], "content": m["content"]} for m in self._messages]
+        return [{"role": m["role"], "content": m["content"]} for m in self._at.messages]
+
+    @property
+    def plan(self) -> Plan | None:
+        """What the model read for the last reply; None before the first."""
+        return self._at.plan
 
     @property
     def busy(self) -> bool:
@@ -100,23 +106,21 @@ class ChatSession:
     @property
     def context(self) -> Context:
         """Tokens used by what the model reads (a reply in the making included), the limit, and the turns dropped."""
-        window = self.engine.window(self.sampling)
-        sizes = self.engine.sizes(self._messages)
-        used = sizes.fixed + sum(sizes.turns[self._dropped :]) + sizes.newest
-        after = window.after_eviction(sizes.fixed, sizes.turns, 0, self._dropped)
+        at, limit, window = self._at, self.engine.limit, self.engine.window(self.sampling)
+        sizes = self.engine.sizes(at.messages)
         return Context(
-            used=min(used, self.engine.limit) if len(self._messages) > len(self._system) else 0,
-            limit=self.engine.limit,
+            used=min(sizes.used(at.dropped), limit) if len(at.messages) > len(self._system) else 0,
+            limit=limit,
             fixed=sizes.fixed,
             room=max(0, window.room - sizes.fixed),
-            dropped=self._dropped,
-            next_dropped=after - self._dropped,
-            extended=self._plan is not None and self._plan.extended,
+            dropped=at.dropped,
+            next_dropped=window.after_eviction(sizes, at.dropped) - at.dropped,
+            extended=at.plan is not None and at.plan.extended,
         )
 
     def configure(self, **sampling: Any) -> None:
         """Changes sampling settings from the next reply on. UserError for values out of range."""
-        changed = replace(self.sampling, **sampling)
+        changed = self.sampling.changed(**sampling)
         self.engine.window(changed)
         self.sampling = changed
 
@@ -126,15 +130,15 @@ class ChatSession:
         MessageTooLongError (with size and room) where the message cannot fit; UserError for an empty one, or while
         another reply is being written.
         """
-        return self._start([*self._messages, _said(text)], self._dropped)
+        return self._start([*self._at.messages, _said(text)], self._at.dropped)
 
     def regenerate(self) -> Iterator[str]:
         """Another reply to the last message, in place of the one that is there; that stays if it is stopped at once."""
-        return self._start(self._messages[: self._last_user() + 1], self._dropped_before, again=True)
+        return self._start(self._at.messages[: self._last_user() + 1], self._at.dropped_before, again=True)
 
     def edit(self, text: str) -> Iterator[str]:
         """Replaces the last message that the user sent, and its reply by a new one."""
-        return self._start([*self._messages[: self._last_user()], _said(text)], self._dropped_before)
+        return self._start([*self._at.messages[: self._last_user()], _said(text)], self._at.dropped_before)
 
     def stop(self) -> None:
         """Ends the reply being written after its current token; what is there stays."""
@@ -142,19 +146,16 @@ class ChatSession:
 
     def clear(self) -> None:
         """Forgets the conversation. UserError while a reply is being written."""
-        self._check_idle()
-        self.engine.forget()
-        self._stand(Bookmark(list(self._system), 0, 0, 0, None))  # the same seed makes the same chat again
-        self.measured = None
+        self._begin_at(Bookmark(list(self._system)))  # the same seed makes the same chat again
 
     def bookmark(self) -> Bookmark:
-        """Where the conversation stands, for `go_back`."""
-        return Bookmark(self._messages, self._dropped, self._dropped_before, self._replies, self._plan)
+        """Where the conversation is, for `go_back`."""
+        return self._at
 
     def go_back(self, mark: Bookmark) -> None:
         """Makes the conversation what it was at a bookmark. UserError while a reply is being written."""
         self._check_idle()
-        self._stand(mark)
+        self._at = mark
         self._prepare()
 
     def close(self) -> None:
@@ -164,22 +165,23 @@ class ChatSession:
         if not self.busy:
             self.engine.forget()
 
-    def transcript(self) -> dict[str, Any]:
+    def transcript(self, *, own_system: bool = True) -> dict[str, Any]:
         """The conversation with settings and, under each reply, what it cost: a JSON value that `restore` takes.
 
+        Without `own_system` the system message that this session was given is left out.
         `turns_dropped` are those that the model no longer reads, `dropped_before_last` how many they were before the
         last message; both hold for a context of `context_limit` tokens.
         """
         return {
-            "settings": {"context_extension": self.engine.extension, **asdict(self.sampling)},
+            "settings": {"context_extension": self.engine.extension, **self.sampling.model_dump()},
             "context_limit": self.engine.limit,
-            "turns_dropped": self._dropped,
-            "dropped_before_last": self._dropped_before,
-            "replies_started": self._replies,
-            "messages": [dict(m) for m in self._messages],
+            "turns_dropped": self._at.dropped,
+            "dropped_before_last": self._at.dropped_before,
+            "replies_started": self._at.replies,
+            "messages": [dict(m) for m in self._at.messages[0 if own_system else len(self._system) :]],
         }
 
-    def restore(self, transcript: dict[str, Any]) -> None:
+    def restore(self, transcript: dict[str, Any] | Transcript) -> None:
         """Takes over the conversation of a transcript; this session's own settings stay, its system message included.
 
         Turns dropped for a context of another length are read again as far as they fit this one. UserError where it is
@@ -187,13 +189,14 @@ class ChatSession:
         """
         self._check_idle()
         taken = checked_transcript(transcript, "the transcript")
-        messages = [*self._system, *spoken(taken)["messages"]] if self._system else taken["messages"]
-        same = taken["context_limit"] in (0, self.engine.limit)  # 0: an earlier smallchat did not say
-        dropped = self._fitting(messages, taken["turns_dropped"] if same else 0)
-        before = min(dropped, taken["dropped_before_last"]) if same else 0
-        self.engine.forget()
-        self._stand(Bookmark(messages, dropped, before, taken["replies_started"], None))
-        self.measured = None
+        messages = [*self._system, *taken.talk(system=not self._system)]
+        sizes, limit = self.engine.sizes(messages), self.engine.limit
+        same = taken.context_limit == limit
+        dropped = taken.turns_dropped if same else 0
+        if sizes.used(dropped) > limit:
+            dropped = self.engine.window(self.sampling).after_eviction(sizes, dropped)
+        before = min(dropped, taken.dropped_before_last) if same else 0
+        self._begin_at(Bookmark(messages, dropped, before, taken.replies_started))
         self._prepare()
 
     def save(self, path: str | Path) -> Path:
@@ -205,81 +208,64 @@ class ChatSession:
         self.restore(read_transcript(path))
 
     def _start(self, messages: list[dict[str, Any]], dropped: int, *, again: bool = False) -> Iterator[str]:
+        """Writes the reply into the conversation as it is read; on an error the conversation is as it was before."""
         self._check_idle()
         sampling = self.sampling  # the plan is made for it: what is changed meanwhile counts from the next reply on
         plan = self.engine.plan(messages, dropped, sampling)
         self._stop.clear()
-        return self._answer(messages, plan, sampling, dropped, again)
 
-    def _answer(
-        self, messages: list[dict[str, Any]], plan: Plan, sampling: Sampling, dropped_before: int, again: bool
-    ) -> Iterator[str]:
-        """Writes the reply into the conversation as it is read; on an error the conversation is as it was before."""
-        if not self._busy.acquire(blocking=False):
-            raise UserError("A reply is being written; stop it first.")
-        before = self.bookmark()
-        measured = Measured()
-        answer: dict[str, Any] = {"role": "assistant", "content": ""}
-        try:
-            self._stand(Bookmark([*messages, answer], plan.dropped, dropped_before, self._replies + 1, plan))
-            yield from self._written(messages, plan, sampling, answer, measured)
-        except GeneratorExit:  # the reader has gone: as if stopped
-            pass
-        except BaseException:
-            self._stand(before)
-            raise
-        finally:
-            answer["measured"] = asdict(measured)
-            self.measured = measured
-            if again and not measured.new_tokens:
-                self._stand(before)
-            self._busy.release()
-        self._prepare()
+        def pieces() -> Iterator[str]:
+            if not self._busy.acquire(blocking=False):
+                raise _busy_error()
+            before, measured = self._at, Measured()
+            answer: dict[str, Any] = {"role": "assistant", "content": ""}
+            decoder = StreamDecoder(self.engine.tokenizer)
+            try:
+                self._at = Bookmark([*messages, answer], plan.dropped, dropped, before.replies + 1, plan)
+                generator = sampling.generator(before.replies)
+                tokens = self.engine.generate(messages, plan, sampling, generator, self._stop.is_set, measured)
+                for piece in decoder.pieces(tokens):
+                    answer["content"] = decoder.text
+                    if piece:
+                        yield piece
+            except GeneratorExit:  # the reader has gone: as if stopped
+                pass
+            except BaseException:
+                self._at = before
+                raise
+            finally:
+                answer["measured"] = measured.model_dump()
+                self.measured = measured
+                if again and not measured.new_tokens:
+                    self._at = before
+                self._busy.release()
+            self._prepare()
 
-    def _written(
-        self,
-        messages: list[dict[str, Any]],
-        plan: Plan,
-        sampling: Sampling,
-        answer: dict[str, Any],
-        measured: Measured,
-    ) -> Iterator[str]:
-        decoder = StreamDecoder(self.engine.tokenizer)
-        generator = sampling.generator(self._replies - 1)
-        for token in self.engine.generate(messages, plan, sampling, generator, self._stop.is_set, measured):
-            piece = decoder.push(token)
-            answer["content"] = decoder.text
-            if piece:
-                yield piece
-        piece = decoder.finish()
-        answer["content"] = decoder.text
-        if piece:
-            yield piece
+        return pieces()
 
-    def _stand(self, mark: Bookmark) -> None:
-        self._messages, self._dropped, self._dropped_before = mark.messages, mark.dropped, mark.dropped_before
-        self._replies, self._plan = mark.replies, mark.plan
+    def _begin_at(self, mark: Bookmark) -> None:
+        self._check_idle()
+        self.engine.forget()
+        self._at = mark
+        self.measured = Measured()
 
     def _prepare(self) -> None:
         if self.read_ahead:
-            self.engine.prepare(self._messages, self._dropped, self.sampling)
-
-    def _fitting(self, messages: list[dict[str, Any]], dropped: int) -> int:
-        """The number of turns dropped, or more where the others do not fit the context."""
-        sizes = self.engine.sizes(messages)
-        if sizes.fixed + sum(sizes.turns[dropped:]) <= self.engine.limit:
-            return dropped
-        return self.engine.window(self.sampling).after_eviction(sizes.fixed, sizes.turns, 0, dropped)
+            self.engine.prepare(self._at.messages, self._at.dropped, self.sampling)
 
     def _last_user(self) -> int:
-        users = [i for i, m in enumerate(self._messages) if m["role"] == "user"]
+        users = [i for i, m in enumerate(self._at.messages) if m["role"] == "user"]
         if not users:
             raise UserError("There is no message yet; send one first.")
         return users[-1]
 
     def _check_idle(self) -> None:
         if self.busy:
-            raise UserError("A reply is being written; stop it first.")
+            raise _busy_error()
+
+
+def _busy_error() -> UserError:
+    return UserError("A reply is being written; stop it first.")
 
 
 def _said(text: str) -> dict[str, Any]:

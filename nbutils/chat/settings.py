@@ -1,35 +1,44 @@
-"""What notebook 05 can be asked to do."""
+"""What notebook 05 can be asked to do, and which context extension suits a model."""
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, create_model, field_validator
 
-from nbutils.chat.extension import chosen_extension, run_of
-from nbutils.chat.models import located
-from nbutils.core.errors import UserError
-from nbutils.core.files import resolve
-from nbutils.core.inputs import FILES, model_hashes
-from nbutils.core.settings import STEERING, Seed
+from nbutils.core.chat_engine.sampling import Sampling
+from nbutils.core.chat_engine.window import EXTENSIONS
+from nbutils.core.files import read_json, resolve, shown
+from nbutils.core.run.layout import Run, is_run_model
+from nbutils.core.run.models import files_of
+from nbutils.core.settings import OUTSIDE, STEERING
 from nbutils.core.settings import Settings as BaseSettings
+from nbutils.core.stages import maker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+AUTO = "auto"
+"""Stands for the best extension of notebook 04's context curve, DEFAULT where there is none."""
+
+DEFAULT = "dynamic"
+"""The reference's."""
+
+_fields: dict[str, Any] = {
+    name: (Annotated[field.annotation, Field(description=field.description), *field.metadata], ...)
+    for name, field in Sampling.model_fields.items()
+}
+_SamplingSettings: Any = create_model("_SamplingSettings", __base__=BaseSettings, **_fields)
 
 
-class ChatSettings(BaseSettings):
-    """Parameters of the chat stage; their help lines stand in the notebook's parameters cell."""
+class ChatSettings(_SamplingSettings, BaseSettings):
+    """Parameters of the chat stage, those of `Sampling` among them; the notebook's parameters cell explains them."""
 
     model: Annotated[str, Field(min_length=1)]
     compare_with: str
     scripted_messages: list[str]
     context_extension: Literal["auto", "dynamic", "yarn", "linear", "none"]
-    greedy: bool
-    temperature: Annotated[float, Field(gt=0, le=5)]
-    top_p: Annotated[float, Field(gt=0, le=1)]
-    repetition_penalty: Annotated[float, Field(ge=0.5, le=5)]
-    max_new_tokens: Annotated[int, Field(ge=1)]
-    seed: Seed
     interactive: Annotated[bool, STEERING]
     peers: Annotated[list[str], STEERING]
 
@@ -44,13 +53,12 @@ class ChatSettings(BaseSettings):
 
     def session_settings(self) -> dict[str, object]:
         """The settings of a ChatSession."""
-        names = ("greedy", "temperature", "top_p", "repetition_penalty", "max_new_tokens", "seed")
-        return {"context_extension": self.extension()[0]} | {name: getattr(self, name) for name in names}
+        return {"context_extension": self.extension()[0]} | {name: getattr(self, name) for name in _fields}
 
     def extension(self) -> tuple[str, str]:
         """The context extension for `model`, and a line that says why it was chosen."""
-        of_this_run = re.fullmatch(r"final|base|step-\d+", self.model)
-        return chosen_extension(self.context_extension, self.run_path if of_this_run else run_of(resolve(self.model)))
+        run = Run(self.run_path) if is_run_model(self.model) else Run.around(resolve(self.model))
+        return chosen_extension(self.context_extension, run)
 
     def result_parameters(self) -> dict[str, Any]:
         """As ever, with what `auto` stands for: a curve that says something else makes another conversation.
@@ -59,10 +67,28 @@ class ChatSettings(BaseSettings):
         """
         files: dict[str, str] = {}
         for name in {self.model, self.compare_with} - {"final", "base", ""}:
-            with suppress(UserError):  # what is not there has no content yet; loading it says so
-                files |= {f"{name}/{file}": found for file, found in model_hashes(located(name, self.run_path)).items()}
-        found = {"context_extension": self.extension()[0]} | ({FILES: files} if files else {})
+            files |= {f"{name}/{file}": found for file, found in files_of(name, run=self.run_path).items()}
+        found = {"context_extension": self.extension()[0]} | ({OUTSIDE: files} if files else {})
         return super().result_parameters() | found
 
 
-Settings = ChatSettings
+def chosen_extension(asked: str, run: Run | None) -> tuple[str, str]:
+    """The context extension for a model of that run (None: of no run), and a line that says why it was chosen."""
+    if asked != AUTO:
+        return asked, f"context extension: {asked}, as asked"
+    if run is not None:
+        scores = run.folder(maker("scores").name)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            best: Any = read_json(scores / "results.json")["context_curve"]["best"]
+            if best in EXTENSIONS:
+                return best, f"context extension: {best}, the best of the context curve in {shown(scores)}"
+    return DEFAULT, f"context extension: {DEFAULT}, since no context curve of notebook 04 says what suits this model"
+
+
+def in_effect(chosen: str, why: str, model: PreTrainedModel) -> str:
+    """The line of `chosen_extension`, or that this model cannot take any."""
+    from nbutils.core.chat_engine.rotation import can_extend  # imports torch
+
+    if chosen == "none" or can_extend(model):
+        return why
+    return f"context extension: none, since this model's position encoding cannot be extended ({chosen} was chosen)"

@@ -7,16 +7,20 @@ import io
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from prompt_toolkit import PromptSession
+
+from nbutils.chat.models import load
+from nbutils.chat.settings import AUTO, chosen_extension, in_effect
+from nbutils.core.chat_engine.sampling import Sampling
+from nbutils.core.chat_engine.window import EXTENSIONS
 from nbutils.core.errors import UserError
 from nbutils.core.files import resolve, shown
+from nbutils.core.run.layout import Run
 
 if TYPE_CHECKING:
     from nbutils.chat.session import ChatSession
@@ -25,40 +29,28 @@ LEAVE = ("exit", "quit")
 PROMPT = "You: "
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-SAMPLING_HELP = {
-    "greedy": "always take the likeliest token",
-    "temperature": "above 0; lower is more predictable",
-    "top_p": "probability mass that is sampled from, above 0 up to 1",
-    "repetition_penalty": "divides the scores of tokens that were there already; 1 for none",
-    "max_new_tokens": "tokens of the longest reply",
-    "seed": "of the sampling",
-}
-"""Help of each setting of `nbutils.core.sampling.Sampling`, as in notebook 05's parameters."""
 _CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
 _DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `chat`: a model, and every setting of a session."""
-    from nbutils.chat.extension import AUTO
-    from nbutils.core.rotation import EXTENSIONS
-    from nbutils.core.sampling import Sampling
-
     parser.add_argument(
         "model", metavar="MODEL", help="a model's folder, a run's folder (its final model), a GGUF file or a hub id"
     )
-    for setting in fields(Sampling):
-        flag, what = f"--{setting.name.replace('_', '-')}", SAMPLING_HELP[setting.name]
-        if setting.default is False:
-            parser.add_argument(flag, action="store_true", help=what)
+    for name, field in Sampling.model_fields.items():
+        flag, default = f"--{name.replace('_', '-')}", field.default
+        if default is False:
+            parser.add_argument(flag, action="store_true", help=field.description)
         else:
-            parser.add_argument(flag, type=type(setting.default), default=setting.default, help=f"{what} (%(default)s)")
+            kind = type(default)
+            parser.add_argument(flag, type=kind, default=default, help=f"{field.description} (%(default)s)")
     parser.add_argument(
         "--context-extension", choices=(AUTO, *EXTENSIONS), default=AUTO,
         help="how to read twice the trained length; auto takes what notebook 04 found best for the run, else dynamic",
     )  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", default="", help="a system message that is never dropped")
-    parser.add_argument("--load", metavar="FILE", help="a transcript (JSON) to go on from")
+    parser.add_argument("--load", metavar="FILE", help="a transcript (JSON) to continue")
     parser.add_argument("--save", metavar="FILE", help="where the transcript is written at the end")
 
 
@@ -69,7 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
     status is 1 where a piped message got no reply, and 130 after a Ctrl-C that met no reply. UserError where the model
     or the transcript cannot be loaded, or a setting is out of range.
     """
-    from nbutils.chat.transcript import check_writable
+    from nbutils.chat.transcript import check_writable  # imports torch
 
     try:
         if arguments.save:
@@ -80,7 +72,7 @@ def main(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed window ends the conversation, and does not lose it
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _leave)
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         return talk(session, sys.stdin.isatty() and sys.stdout.isatty())
     except KeyboardInterrupt:
@@ -88,38 +80,31 @@ def main(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         if arguments.save:
-            _save(session, arguments.save)
+            save(session, arguments.save)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-def _save(session: ChatSession, path: str) -> None:
+def save(session: ChatSession, path: str) -> None:
     """Saves the conversation, in the system's folder for temporary files where the path has become unwritable."""
     try:
-        place = session.save(path)
+        saved = session.save(path)
     except UserError as error:
         _say(str(error))
-        place = session.save(Path(tempfile.mkdtemp(prefix="smallchat-")) / "transcript.json")
+        saved = session.save(Path(tempfile.mkdtemp(prefix="smallchat-")) / "transcript.json")
     with suppress(OSError):  # nobody may be left to read it
-        _say(f"the transcript is in {shown(place)}")
+        _say(f"the transcript is in {shown(saved)}")
 
 
 def _session(arguments: argparse.Namespace) -> ChatSession:
     """The session that the arguments ask for; says what it talks to."""
     from transformers.utils import logging
 
-    from nbutils.chat.extension import chosen_extension, in_effect, run_of
-    from nbutils.chat.models import load
-    from nbutils.chat.session import ChatSession
-    from nbutils.core.sampling import Sampling
+    from nbutils.chat.session import ChatSession  # imports torch
 
-    sampling = Sampling(**{setting.name: getattr(arguments, setting.name) for setting in fields(Sampling)})
+    sampling = Sampling(**{name: value for name, value in vars(arguments).items() if name in Sampling.model_fields})
     logging.disable_progress_bar()
     loaded = load(arguments.model)
-    extension, why = chosen_extension(arguments.context_extension, run_of(resolve(arguments.model)))
-    settings: dict[str, Any] = asdict(sampling) | {"context_extension": extension, "system": arguments.system}
+    extension, why = chosen_extension(arguments.context_extension, Run.around(resolve(arguments.model)))
+    settings: dict[str, Any] = {"context_extension": extension, "system": arguments.system} | sampling.model_dump()
     session = ChatSession(loaded.model, loaded.tokenizer, **settings)
     if arguments.load:
         session.load(arguments.load)
@@ -131,17 +116,17 @@ def _session(arguments: argparse.Namespace) -> ChatSession:
 def talk(session: ChatSession, interactive: bool) -> int:
     """The conversation itself, line by line; the exit status."""
     if interactive:
-        _say("exit or quit leaves, clear starts anew, Ctrl-C stops a reply, arrow keys bring back what you typed")
+        _say("exit or quit leaves, clear forgets, Ctrl-C stops a reply, arrow keys bring back what you typed")
         with _interrupt_stops(session):  # between reply and prompt too, where Ctrl-C would end the program
-            _converse(session, _typed_lines(), interactive)
+            converse(session, _typed_lines(), interactive)
         return 0
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # one wrong byte must not end the conversation
-    return int(not _converse(session, sys.stdin, interactive))
+    return int(not converse(session, sys.stdin, interactive))
 
 
-def _converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> bool:
+def converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> bool:
     """Answers line by line; whether every message got its reply."""
     answered = True
     try:
@@ -170,8 +155,7 @@ def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
     try:
         with _interrupt_stops(session):
             for piece in session.reply(text):
-                sys.stdout.write(visible(piece))
-                sys.stdout.flush()
+                print(visible(piece), end="", flush=True)
     except UserError as error:
         _say(str(error))
         return False
@@ -179,33 +163,18 @@ def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
         first = str(error).strip().split("\n")[0]
         _say(f"\nThe reply failed ({type(error).__name__}: {first}); the conversation is as it was before the message.")
         return False
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    print(flush=True)
     if session.context.dropped > dropped:
         _say(f"the oldest {session.context.dropped} turns no longer fit and are not read any more")
     if interactive:
-        _say(cost_line(session))
+        context = session.context
+        _say(f"{session.measured.summary} · {context.used:,} of {context.limit:,} tokens of context")
     return True
-
-
-def cost_line(session: ChatSession) -> str:
-    """Tokens, speed and context of the last reply, in one line."""
-    cost, context = session.measured, session.context
-    assert cost is not None
-    parts = [f"{cost.new_tokens} tokens" + (", stopped" if cost.ended == "stopped" else "")]
-    if cost.tokens_per_second:
-        parts.append(f"{cost.tokens_per_second:.0f} a second")
-    if cost.seconds_to_first_token is not None:
-        parts.append(f"first after {cost.seconds_to_first_token:.2f} s")
-    return f"{', '.join(parts)} · {context.used:,} of {context.limit:,} tokens of context"
 
 
 def _typed_lines() -> Iterator[str]:
     """Lines from the keyboard, with history; Ctrl-C empties the line, Ctrl-D ends."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import InMemoryHistory
-
-    prompt: PromptSession[str] = PromptSession(history=InMemoryHistory())
+    prompt: PromptSession[str] = PromptSession()
     while True:
         try:
             yield prompt.prompt(PROMPT)
@@ -218,9 +187,6 @@ def _typed_lines() -> Iterator[str]:
 @contextmanager
 def _interrupt_stops(session: ChatSession) -> Iterator[None]:
     """While a reply is written, Ctrl-C stops it and not the program."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, lambda *_: session.stop())
     try:
         yield

@@ -8,143 +8,139 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
+from functools import cache, wraps
 from importlib.resources import files
 from typing import Any
 
 import ipywidgets as widgets
 
-from nbutils.chat import bubbles
-from nbutils.chat.columns import Columns, Load
-from nbutils.chat.controls import NOBODY, Controls
-from nbutils.chat.panel import Panel
-from nbutils.chat.transcript import parsed_transcript
-from nbutils.chat.worker import Worker
+from nbutils.chat import markup
+from nbutils.chat.models import LoadedModel
+from nbutils.chat.parts import NOBODY, Controls, Panel, styled
+from nbutils.chat.session import ChatSession
+from nbutils.chat.transcript import Transcript, checked_transcript, parsed_transcript
+from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.errors import UserError
-from nbutils.core.sampling import Sampling
 
 STYLE = files("nbutils.chat").joinpath("widget.css").read_text(encoding="utf-8")
 SCRIPT = files("nbutils.chat").joinpath("widget.js").read_text(encoding="utf-8")
+
+Load = Callable[[str], LoadedModel]
+
+
+@dataclass(frozen=True)
+class ChatState:
+    """What a cell that runs again keeps: the conversation always, the rest where it asks for the same as before."""
+
+    asked: dict[str, Any]
+    shown: list[str]
+    sampling: Sampling
+    transcript: dict[str, Any]
+
+
+def _reported(action: Callable[..., None]) -> Callable[..., None]:
+    """An action whose error is shown to the person, with the widget as usable as before."""
+
+    @wraps(action)
+    def reported(chat: ChatWidget, *arguments: Any) -> None:
+        try:
+            if not chat.busy:  # else the notice may say what is being loaded
+                chat._say("")
+            action(chat, *arguments)
+        except Exception as error:
+            chat._failed(error)
+
+    return reported
 
 
 class ChatWidget:
     """Talks to `model`, one of `names`; `load` gives the model behind a name and is called once for each.
 
-    `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. An `earlier` widget,
-    closed, hands on its conversations, and what a person has picked and set there, but for arguments that have changed.
+    `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. `earlier` is the
+    `state` of the widget that this one takes the place of.
     """
 
     def __init__(
         self, load: Load, names: list[str], model: str, settings: dict[str, Any], beside: str = "",
-        earlier: ChatWidget | None = None,
+        earlier: ChatState | None = None,
     ) -> None:  # fmt: skip
-        self._given = asdict(Sampling()) | settings | {"model": model, "beside": beside}
-        self._settings = earlier.as_chosen(self._given, names) if earlier else dict(self._given)
-        model, beside = self._settings.pop("model"), self._settings.pop("beside")
         if model == beside:
             raise UserError(f"Both columns would show the model '{model}': give another one as beside, or none.")
-        self._worker = Worker(self._failed, self._show_state)
+        self._asked = {"names": names, "model": model, "beside": beside, "settings": settings}
+        shown = [model, beside] if beside else [model]
+        self._settings = settings
+        self._sampling = Sampling(**{name: value for name, value in settings.items() if name in Sampling.model_fields})
+        if earlier and earlier.asked == self._asked:
+            shown, self._sampling = earlier.shown, earlier.sampling
+        self._load = cache(load)
+        self._thread: threading.Thread | None = None
         self._lock = threading.RLock()
+        self.busy = False
+        """Whether a reply is being written or a model is being loaded."""
         self._editing = False
-        self._draft = ""  # what stood in the input before it held the message to edit
+        self._draft = ""  # what was in the input before it held the message to edit
         self._picking = False
-        self.controls = Controls(names, model, beside or NOBODY, self._settings)
-        self.columns = Columns(load, self._settings, [model, beside] if beside else [model])
-        self._style = widgets.HTML(f"<style>{STYLE}</style>")
-        self._style.add_class("sc-style")
-        self._notice, self._announce = widgets.HTML(), widgets.HTML()
-        self._announce.add_class("sc-announce")
-        parts = [
-            self._style,
-            self.controls.pickers,
-            self.columns.box,
-            self._notice,
-            *self.controls.rows,
-            self._announce,
-        ]
-        self.root = widgets.VBox(parts)
-        self.root.add_class("smallchat")
-        self._connect()
+        self.notice = ""
+        """The remark or the error that is shown."""
+        self.panels = [self._panel(name) for name in shown]
+        self.controls = Controls(self, names, shown, self._sampling)
+        self._columns = styled(widgets.HBox([panel.box for panel in self.panels]), "sc-columns")
+        self._notice, self.announcement = widgets.HTML(), styled(widgets.HTML(), "sc-announce")
+        style = styled(widgets.HTML(f"<style>{STYLE}</style>"), "sc-style")
+        rows = [self.controls.pickers, self._columns, self._notice, *self.controls.rows]
+        self.root = styled(widgets.VBox([style, *rows, self.announcement]), "smallchat")
         if earlier:
-            self.columns.take_over(earlier.columns)
+            self.restore(earlier.transcript)
         self._show_state()
 
     @property
-    def panels(self) -> list[Panel]:
-        """The columns that are shown."""
-        return self.columns.panels
+    def shown(self) -> list[str]:
+        """The models that are shown, from left to right."""
+        return [panel.name for panel in self.panels]
 
     @property
-    def busy(self) -> bool:
-        """Whether a reply is being written or a model is being loaded."""
-        return self._worker.busy
+    def state(self) -> ChatState:
+        """What another widget needs to take the place of this one; its system message is given by its cell."""
+        return ChatState(self._asked, self.shown, self._sampling, self.transcript(own_system=False))
 
     def wait(self, seconds: float | None = None) -> None:
-        """Waits until the worker is idle (for tests and scripts)."""
-        self._worker.wait(seconds)
+        """Waits until nothing is being written or loaded."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
-    def transcript(self) -> dict[str, Any]:
+    def transcript(self, *, own_system: bool = True) -> dict[str, Any]:
         """The conversation of the first model, that of the second under `compared`."""
-        return self.columns.transcript()
+        first, *others = (
+            {"model": panel.name, **panel.session.transcript(own_system=own_system)} for panel in self.panels
+        )
+        return {"schema": 1, **first, "compared": others}
 
-    def restore(self, transcript: dict[str, Any]) -> None:
-        """Takes over a conversation (see `Columns.restore`). UserError where it is no transcript."""
-        self.columns.restore(transcript)
+    def restore(self, transcript: dict[str, Any] | Transcript) -> None:
+        """Takes over a conversation: each column what its own model has said there, else what the first one said.
+
+        UserError where it is no transcript; then everything stays as it was.
+        """
+        first = checked_transcript(transcript, "the transcript")
+        by_model = {talk.model: talk for talk in (*first.compared, first)}
+        for panel in self.panels:
+            panel.session.restore(by_model.get(panel.name, first))
+            panel.show()
         self._leave_editing()
         self._show_state()
 
     def close(self) -> None:
         """Stops the reply being written, frees the caches, and removes the widget wherever it is shown."""
-        self._stop()
-        self.wait()
-        self.columns.close()
+        self._halt()
+        for panel in self.panels:
+            panel.session.close()
         self.root.close()
 
-    def as_chosen(self, given: dict[str, Any], names: list[str]) -> dict[str, Any]:
-        """Model, beside and settings that another call gives, with what was chosen here since the same were given."""
-        shown, *beside = self.columns.names
-        picked = {"model": shown, "beside": "".join(beside)}
-        chosen = self._settings | {name: value for name, value in picked.items() if value in ("", *names)}
-        merged = {
-            name: chosen.get(name, value) if self._given.get(name) == value else value for name, value in given.items()
-        }
-        if merged.get("beside") != merged["model"]:
-            return merged
-        anew = given["beside"] != self._given["beside"] and given["model"] != given["beside"]
-        return merged | ({"model": given["model"]} if anew else {"beside": ""})
+    # ---- what a person does ----
 
-    # ---- what the buttons do ----
-
-    def _connect(self) -> None:
-        controls = self.controls
-        for button, action in (
-            (controls.send, lambda: self._send(controls.input.value)),
-            (controls.regenerate, self._regenerate),
-            (controls.edit, self._edit),
-            (controls.clear, self._clear),
-        ):
-            button.on_click(self._guarded(action))
-        controls.stop.on_click(lambda _: self._stop())
-        controls.upload.observe(self._guarded(self._upload), "value")
-        controls.on_message(lambda text: self._guarded(lambda: self._send(text))())
-        controls.on_sampling(lambda name, value: self._guarded(lambda: self._configure(name, value))())
-        for picker in (controls.model, controls.beside):
-            picker.observe(self._guarded(self._pick), "value")
-
-    def _guarded(self, action: Callable[[], None]) -> Callable[..., None]:
-        """A callback whose error is shown to the person, with the widget as usable as before."""
-
-        def callback(*_: object) -> None:
-            try:
-                if not self.busy:  # else the notice may say what is being loaded
-                    self._say("")
-                action()
-            except Exception as error:
-                self._failed(error)
-
-        return callback
-
-    def _send(self, text: str) -> None:
+    @_reported
+    def send(self, text: str) -> None:
+        """Sends a message, or the last one again if that is being edited."""
         if not text.strip():
             return
         try:
@@ -155,115 +151,170 @@ class ChatWidget:
             self.controls.fill(text)  # the page has emptied the input
             raise
 
-    def _regenerate(self) -> None:
+    @_reported
+    def regenerate(self) -> None:
+        """Has another reply written to the last message."""
         if not self.busy:
             self._begin(lambda session: session.regenerate())
 
-    def _edit(self) -> None:
-        if self.busy:
-            return
+    @_reported
+    def edit(self) -> None:
+        """Puts the last message into the input, to be sent again; or takes that back."""
         if self._editing:
             self._leave_editing()
-        elif said := self.columns.said:
+        elif not self.busy and (said := self._said):
             self._draft = self.controls.input.value
             self._set_editing(True)
             self.controls.input.value = said[-1]
             self.controls.input.focus()
 
-    def _clear(self) -> None:
-        self._stop()
-        self.wait()
+    @_reported
+    def clear(self) -> None:
+        """Forgets the conversation."""
+        self._halt()
         self._leave_editing()
-        self.columns.clear()
+        for panel in self.panels:
+            panel.session.clear()
+            panel.show()
         self._show_state()
 
-    def _stop(self) -> None:
-        self.columns.stop()
+    def stop(self) -> None:
+        """Ends the replies that are being written."""
+        for panel in self.panels:
+            panel.session.stop()
 
-    def _configure(self, name: str, value: Any) -> None:
+    @_reported
+    def set(self, name: str, value: Any) -> None:
+        """Sets a sampling setting, for all models; where one refuses it, it stays as it was."""
+        changed = self._sampling.changed(**{name: value})
         try:
-            self.columns.configure(name, value)
-        except UserError:
-            self.controls.show_sampling(name, self._settings[name])
-            raise
-        if not self.busy:
             for panel in self.panels:
+                panel.session.engine.window(changed)  # refuses a reply that is too long, before any model takes it
+            self._sampling = changed
+        finally:
+            self.controls.sampling[name].value = getattr(self._sampling, name)
+        for panel in self.panels:
+            panel.session.sampling = changed
+            if not self.busy:
                 panel.show()  # what goes next depends on how long a reply may be
 
-    def _upload(self) -> None:
-        if self.controls.upload.value:
-            content = bytes(self.controls.upload.value[0]["content"])
-            self.controls.upload.value = ()
-            if self.busy:
-                raise UserError("A reply is being written; stop it first.")
-            self.restore(parsed_transcript(content, "The file"))
+    @_reported
+    def load(self, content: bytes) -> None:
+        """Takes over the conversation in a file's content."""
+        self.controls.upload.value = ()
+        if self.busy:
+            raise UserError("A reply is being written; stop it first.")
+        self.restore(parsed_transcript(content, "The file"))
 
-    def _pick(self) -> None:
+    @_reported
+    def pick(self) -> None:
         """Shows the picked models. Where one picker is set to what the other column shows, the two change places."""
         if self._picking:
             return
         picked = [self.controls.model.value, self.controls.beside.value]
-        self._stop()
-        self.wait()
-        shown = self.columns.names  # only now: a model that was being loaded is shown by now
-        names = [name for name in picked if name != NOBODY]
-        if picked[0] == picked[1]:
-            names = shown[::-1]
+        self._halt()
+        shown = self.shown  # only now: a model that was being loaded is shown by now
+        same = picked[0] == picked[1]
+        names = shown[::-1] if same else [name for name in picked if name != NOBODY]
         self._show_picked(names)
         if names == shown:
-            self._say(f"{shown[0]} is shown already." if picked[0] == picked[1] else "")
-            return
-        self._worker.start(
-            lambda: self._change_panels(names), begun=lambda: self._show_busy(f"loading {' and '.join(names)} …")
-        )
+            self._say(f"{shown[0]} is shown already." if same else "")
+        else:
+            self._work(lambda: self._change_panels(names), f"loading {' and '.join(names)} …")
 
     # ---- the worker ----
 
-    def _begin(self, start: Callable[[Any], Iterator[str]], said: str | None = None) -> None:
-        edited, panels = self._editing, list(self.panels)
+    def _work(self, job: Callable[[], None], remark: str = "") -> None:
+        """Does a job in a thread of its own, once the one before has shown that it is done."""
+
+        def work() -> None:
+            try:
+                job()
+            except Exception as error:
+                self._failed(error)
+            finally:
+                self.busy = False  # before the button is enabled: a click on it must not find a worker still busy
+                self._show_state()
+
+        self.wait()
+        self.busy = True
+        self._say(remark)
+        self._show_state()
+        self._thread = threading.Thread(target=work, name="chat-writes", daemon=True)
+        self._thread.start()
+
+    def _halt(self) -> None:
+        self.stop()
+        self.wait()
+
+    def _begin(self, start: Callable[[ChatSession], Iterator[str]], said: str | None = None) -> None:
+        """Writes the replies of all panels, token by token in turn; where nothing new was said the old ones stay
+        meanwhile. Where one fails, the conversations are as they were before."""
+        edited, panels = self._editing, self.panels
         marks = [panel.session.bookmark() for panel in panels]
         # Refuses what cannot be sent, before anything changes.
-        streams = self.columns.start(start)
-        for panel, pieces in zip(panels, streams, strict=True):
-            panel.begin(pieces, said, edited=edited)
+        writers = [panel.write(start(panel.session)) for panel in panels]
         if said is not None:
+            for panel in panels:
+                panel.show_waiting(said, edited=edited)
             self._set_editing(False)
             self.controls.fill("")
 
-        def job() -> None:
+        def write() -> None:
+            writing = writers[:]
             try:
-                self._write()
+                while writing:
+                    writing = [writer for writer in writing if next(writer, False)]
             except Exception:
-                for panel, mark in zip(panels, marks, strict=True):  # in both columns the same was said, or nothing
-                    panel.go_back(mark)
+                for panel, writer, mark in zip(panels, writers, marks, strict=True):
+                    writer.close()
+                    panel.session.go_back(mark)
+                    panel.show()
                 if said is not None:
                     typed = self.controls.input.value
                     self._set_editing(edited)
                     # Neither the message that gets no reply is lost, nor what was typed behind it.
                     self.controls.fill(f"{said}\n{typed}" if typed.strip() else said)
                 raise
+            names = self.shown if len(panels) > 1 else ["The model"]
+            replies = [panel.session.messages[-1]["content"][:2000] for panel in panels]
+            told = (f"{name} said: {reply}" for name, reply in zip(names, replies, strict=True))
+            self.announcement.value = markup.announcement(". ".join(told))
 
-        self._worker.start(job, begun=lambda: self._show_busy(""))
+        self._work(write)
 
-    def _write(self) -> None:
-        """Writes the replies of all panels, token by token in turn."""
-        writing = list(self.panels)
-        while writing:
-            writing = [panel for panel in writing if panel.advance()]
-        replies = [(panel.name, panel.session.messages[-1]["content"][:2000]) for panel in self.panels]
-        if len(replies) == 1:
-            replies = [("The model", replies[0][1])]
-        self._announce.value = bubbles.announcement(". ".join(f"{name} said: {reply}" for name, reply in replies))
+    def _panel(self, name: str, talk: dict[str, Any] | None = None) -> Panel:
+        panel = Panel(self._load(name), self._settings | self._sampling.model_dump())
+        if talk:
+            panel.session.restore(talk)
+        return panel
 
     def _change_panels(self, names: list[str]) -> None:
+        """Shows these models; a new one takes over the conversation of the first column.
+
+        Where one cannot be loaded everything stays as it was.
+        """
+        talk = self.panels[0].session.transcript()
+        before = {panel.name: panel for panel in self.panels}
         try:
-            self.columns.show(names)
+            panels = [before.get(name) or self._panel(name, talk) for name in names]
         except Exception:
-            self._show_picked(self.columns.names)
+            self._show_picked(self.shown)
             raise
+        for name in before.keys() - names:
+            before[name].session.close()
+        for panel in panels:
+            panel.session.sampling = self._sampling  # changed while a model was loaded, perhaps
+            panel.show()
+        self.panels = panels
+        self._columns.children = [panel.box for panel in panels]
         self._say("")
 
     # ---- what is shown ----
+
+    @property
+    def _said(self) -> list[str]:
+        return [m["content"] for m in self.panels[0].session.messages if m["role"] == "user"]
 
     def _show_picked(self, names: list[str]) -> None:
         self._picking = True
@@ -282,16 +333,13 @@ class ChatWidget:
     def _show_state(self) -> None:
         with self._lock:
             busy = self.busy
-            self.controls.show_busy(busy, talked=bool(self.columns.said))
+            self.controls.show_busy(busy, talked=bool(self._said))
             if not busy:
-                self.controls.download.value = bubbles.download_link(self.transcript())
-
-    def _show_busy(self, remark: str) -> None:
-        self._say(remark)
-        self._show_state()
+                self.controls.download.value = markup.download_link(self.transcript())
 
     def _say(self, text: str) -> None:
-        self._notice.value = bubbles.notice(text)
+        self.notice = text
+        self._notice.value = markup.notice(text)
 
     def _failed(self, error: Exception) -> None:
         """Shows an error: a UserError as its sentence, any other with its type, and its traceback on stderr."""

@@ -1,6 +1,7 @@
 """ChatML: the one function that turns messages into token ids and a mask of supervised tokens.
 
-Filtering, training, evaluation and chat all call `encode`; nothing else in the project writes control tokens.
+Filtering, training, evaluation and chat all call `encode`, or write text with `CHATML`; nothing else in the project
+writes control tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +22,34 @@ IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 TEMPLATE = files("nbutils.core").joinpath("chatml.jinja").read_text(encoding="utf-8")
 
 Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a conversation is written as text."""
+
+    start: str
+    end: str
+
+    def open(self, role: str) -> str:
+        """What stands in front of a message's text."""
+        return f"{self.start}{role}\n"
+
+    @property
+    def close(self) -> str:
+        """What stands behind a message's text."""
+        return f"{self.end}\n"
+
+    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """The token that ends a message."""
+        return int(tokenizer.convert_tokens_to_ids(self.end))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation's text; texts are stripped as `encode` strips them."""
+        return "".join([f"{self.open(m['role'])}{m['content'].strip()}{self.close}" for m in messages])
+
+
+CHATML = ChatTemplate(IM_START, IM_END)
 
 
 @dataclass(frozen=True)

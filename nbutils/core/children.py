@@ -1,4 +1,4 @@
-"""Child processes of a notebook, and of torchrun, that never outlive who started them."""
+"""Child processes that never outlive who started them, also where that one is ended by SIGKILL."""
 
 from __future__ import annotations
 
@@ -8,32 +8,16 @@ import time
 
 import psutil
 
-PARENT = "NBUTILS_PARENT"
-"""Environment variable: the process, usually a notebook's kernel, that the workers must not outlive."""
-AGENT = "TORCHELASTIC_RUN_ID"
-"""Environment variable by which torchrun's workers know that their parent is torchrun."""
 
-
-def end_with_parent() -> None:
-    """Ends this process within a second of torchrun, and of the process named in NBUTILS_PARENT where one is.
-
-    The workers are grandchildren of the notebook's kernel (torchrun stands between), so they watch the kernel itself;
-    and since each of them leads a session of its own, nothing else ends them where torchrun alone is killed. Both also
-    work under SIGKILL, and on macOS. A worker that was started without torchrun watches no parent.
-    """
-    name, agent = os.environ.get(PARENT), os.getppid()
-    if name is None and AGENT not in os.environ:
-        return
-    kernel = None
-    if name is not None:
-        try:
-            kernel = psutil.Process(int(name))
-            kernel.create_time()
-        except psutil.NoSuchProcess:
-            os._exit(1)
+def end_with(*parents: int) -> None:
+    """Ends this process within a second of the first of these processes (their ids) to end, in whatever way."""
+    try:
+        watched = [psutil.Process(pid) for pid in parents]
+    except psutil.NoSuchProcess:
+        os._exit(1)
 
     def watch() -> None:
-        while (AGENT not in os.environ or os.getppid() == agent) and (kernel is None or _lives(kernel)):
+        while all(map(_lives, watched)):
             time.sleep(0.5)
         os._exit(1)
 

@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,27 @@ def sha256_of_file(path: Path) -> str:
     """Hex digest of a file's content, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of(path: Path) -> str:
+    """As `sha256_of_file`, but a file is read again in this process only where its time or size has changed."""
+    stat = path.stat()
+    return _hash_once(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _hash_once(path: Path, _changed: int, _size: int) -> str:
+    return sha256_of_file(path)
+
+
+def local_hashes(paths: Iterable[str | Path]) -> dict[str, str]:
+    """Path as shown → 16 digits of the hash of every file among `paths` and below the folders among them.
+
+    What is not there has none.
+    """
+    found = [resolve(path) for path in paths if str(path)]
+    files = (file for path in found for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
+    return {shown(file): hash_of(file)[:16] for file in files if file.is_file()}
 
 
 @contextmanager

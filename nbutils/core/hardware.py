@@ -88,6 +88,13 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
+def visible_gpus() -> tuple[Gpu, ...]:
+    """CUDA devices that a process started from here would see. torch is asked, in a child process, and only where there
+    is a GPU at all: it knows of CUDA_VISIBLE_DEVICES, `nvidia-smi` does not.
+    """
+    return child_report().gpus if nvidia_gpus() else ()
+
+
 def usable_gpus(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
     """The devices that today's torch has kernels for."""
     return tuple(gpu for gpu in gpus if gpu.capability >= OLDEST_CAPABILITY)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from nbutils.core.errors import UserError
-from nbutils.core.files import read_jsonl, shown
+from nbutils.core.training_log import SECONDS, Metric
 
 Row = Mapping[str, Any]
-SECONDS = ("data", "forward_backward", "optimizer", "evaluation", "checkpoint")
-"""The parts that a row's `seconds` is divided into: wall seconds since the row before."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,11 @@ class Series:
         """Only the points whose value is a finite number."""
         keep = np.isfinite(self.values)
         return Series(self.steps[keep], self.values[keep])
+
+    @property
+    def broken(self) -> np.ndarray:
+        """The steps whose value is no finite number."""
+        return self.steps[~np.isfinite(self.values)]
 
     @property
     def last(self) -> float | None:
@@ -77,37 +78,18 @@ class History:
         """
         if isinstance(rows, History):
             return rows
-        train: dict[int, Row] = {}
-        evals: dict[int, Row] = {}
+        logs: dict[str, dict[int, Row]] = {"train": {}, "eval": {}}
         sessions: list[Row] = []
         for row in rows:
             kind = row.get("kind")
             if kind == "session":
-                start = int(row.get("step", 0))
-                train, evals = ({s: r for s, r in log.items() if s <= start} for log in (train, evals))
+                start = int(row["step"])
+                logs = {name: {s: r for s, r in log.items() if s <= start} for name, log in logs.items()}
                 sessions.append(row)
-            elif kind in ("train", "eval"):
-                log = train if kind == "train" else evals
-                log.pop(int(row["step"]), None)
-                log[int(row["step"])] = row
-        return cls(_ascending(train), _ascending(evals), sessions)
-
-    @classmethod
-    def read(cls, path: Path) -> Self | History:
-        """The history in a `metrics.jsonl`; UserError where there is none or where it has no row of training."""
-        if not path.is_file():
-            raise UserError(f"{shown(path)} does not exist: run notebooks/02_train_sft.ipynb first.")
-        try:
-            history = cls.of(read_jsonl(path))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or rows of another kind
-            raise UserError(
-                f"{shown(path)} is damaged ({error}): take that line out, or run notebooks/02_train_sft.ipynb again."
-            ) from None
-        if not history.train and not history.evals:
-            raise UserError(
-                f"{shown(path)} has no row of training or evaluation yet: let notebooks/02_train_sft.ipynb run on."
-            )
-        return history
+            elif kind in logs:
+                logs[kind][int(row["step"])] = row
+        train, evals = ([log[step] for step in sorted(log)] for log in logs.values())
+        return cls(train, evals, sessions)
 
     @property
     def last_step(self) -> int:
@@ -117,18 +99,16 @@ class History:
     @property
     def resumes(self) -> list[int]:
         """The steps at which a later session went on."""
-        return [int(row.get("step", 0)) for row in self.sessions[1:]]
+        return [int(row["step"]) for row in self.sessions[1:]]
 
     @property
     def counts_all_tokens(self) -> bool:
-        """Whether the training loss counts all tokens and not the assistant's alone, as evaluation does.
+        """Whether the training loss counts all tokens and not the assistant's alone, as evaluation does."""
+        return bool(self.sessions) and self.sessions[-1].get("supervise") == "all"
 
-        As the newest session says; of runs of an earlier smallchat, by the share of tokens that were counted.
-        """
-        if self.sessions and "supervise" in self.sessions[-1]:
-            return bool(self.sessions[-1]["supervise"] == "all")
-        supervised, total = self.series("supervised_tokens").last, self.series("total_tokens").last
-        return bool(supervised and total and supervised > 0.95 * total)
+    def holds(self, metric: Metric) -> bool:
+        """Whether the run logged or evaluated a metric."""
+        return any(len(s.finite) for s in (self.series(metric.column), self.eval_series(metric.evaluation)))
 
     def series(self, name: str, *, x: str = "step") -> Series:
         """A quantity of the training rows; `x` is what it is drawn over (`step`, `total_tokens`, `elapsed`)."""
@@ -151,18 +131,9 @@ class History:
         last = self.series("elapsed").last
         return None if last is None else last + self._evaluations_outside
 
+    @cached_property
     def seconds(self) -> dict[str, float]:
         """Wall seconds by part over the whole run, and `other` for what no part accounts for."""
-        return dict(self._seconds)
-
-    @cached_property
-    def _evaluations_outside(self) -> float:
-        """Seconds of the evaluations that no training row counts: before training began, and behind its last row."""
-        last = int(self.train[-1]["step"]) if self.train else 0
-        return math.fsum(r.get("seconds") or 0.0 for r in self.evals if int(r["step"]) == 0 or int(r["step"]) >= last)
-
-    @cached_property
-    def _seconds(self) -> dict[str, float]:
         rows = [row.get("seconds") or {} for row in self.train]
         parts = {part: math.fsum(row.get(part) or 0.0 for row in rows) for part in SECONDS}
         parts["evaluation"] += self._evaluations_outside
@@ -170,10 +141,18 @@ class History:
         other = elapsed - math.fsum(parts.values())
         return parts | ({"other": other} if other > 0.01 * max(elapsed, 1e-9) else {})
 
+    @cached_property
+    def _evaluations_outside(self) -> float:
+        """Seconds of the evaluations that no training row counts: before training began, and behind its last row."""
+        last = int(self.train[-1]["step"]) if self.train else 0
+        return math.fsum(r.get("seconds") or 0.0 for r in self.evals if int(r["step"]) == 0 or int(r["step"]) >= last)
+
     def _column(self, name: str, x: str, *, evaluation: bool) -> Series:
         key = (name, x, evaluation)  # read once: a long run has 200,000 rows
         if key not in self._columns:
-            self._columns[key] = _series(self.evals if evaluation else self.train, name, x)
+            rows = [row for row in (self.evals if evaluation else self.train) if name in row and x in row]
+            steps, values = (np.array([row[column] for row in rows], dtype=float) for column in (x, name))
+            self._columns[key] = Series(steps, values)  # null is NaN
         return self._columns[key]
 
     def skipped_at(self) -> list[int]:
@@ -181,36 +160,6 @@ class History:
         skipped = self.series("skipped_steps").finite
         grown = np.diff(np.r_[0.0, skipped.values]) > 0
         return [int(step) for step in skipped.steps[grown]]
-
-
-def smoothed(values: np.ndarray, span: float | None = None, steps: np.ndarray | None = None) -> np.ndarray:
-    """Exponential moving average (N,) with its start corrected; gaps (NaN) are passed over.
-
-    `span` is the number of points that it averages over: by default 4 % of them, at least 3, of a few a third. With
-    `steps` (N,) a value fades with its distance in steps, and counts for the steps since the row before: rows at 1, 2,
-    3, 25, 50 … would otherwise hold the line up at the first three.
-    Source: the bias correction of Adam (Kingma & Ba 2015), as TensorBoard's smoothing has it.
-    """
-    span = span if span is not None else max(1.0, min(3.0, len(values) / 3), len(values) * 0.04)
-    decay = 1 - 2 / (span + 1)
-    result = np.full(len(values), np.nan)
-    places = np.flatnonzero(np.isfinite(values))
-    total = weight = 0.0
-    for i, value, gap in zip(places.tolist(), values[places].tolist(), _gaps(places, steps), strict=True):
-        kept = decay**gap
-        total = kept * total + (1 - kept) * value
-        weight = kept * weight + (1 - kept)
-        result[i] = total / weight if weight else value
-    return result
-
-
-def _gaps(places: np.ndarray, steps: np.ndarray | None) -> list[float]:
-    """How far each row stands behind the one before, in the usual distance of two; the first as far as the second."""
-    if steps is None or len(places) < 2:
-        return [1.0] * len(places)
-    distances = np.maximum(np.diff(steps[places]), 0.0)
-    usual = float(np.median(distances)) or 1.0
-    return (np.r_[distances[0], distances] / usual).tolist()
 
 
 def trend(series: Series) -> Series:
@@ -222,7 +171,27 @@ def trend(series: Series) -> Series:
         edges = np.linspace(0, len(finite), 2001).astype(int)
         means = np.add.reduceat(finite.values, edges[:-1]) / np.diff(edges)
         finite = Series(finite.steps[edges[1:] - 1], means)
-    return Series(finite.steps, smoothed(finite.values, steps=finite.steps))
+    return Series(finite.steps, np.array(_smoothed(finite)))
+
+
+def _smoothed(series: Series) -> list[float]:
+    """Exponential moving average over 4 % of the points (at least 3, of a few a third), with its start corrected.
+
+    A value fades with its distance in steps, and counts for the steps since the row before: rows at 1, 2, 3, 25, 50 …
+    would otherwise hold the line up at the first three. (pandas' `ewm(times=…)` counts every row alike.)
+    Source: the bias correction of Adam (Kingma & Ba 2015), as TensorBoard's smoothing has it.
+    """
+    decay = 1 - 2 / (max(min(3.0, len(series) / 3), len(series) * 0.04) + 1)
+    distances = np.maximum(np.diff(series.steps), 0.0)
+    gaps = np.r_[distances[0], distances] / (float(np.median(distances)) or 1.0)
+    result = []
+    total = weight = 0.0
+    for value, gap in zip(series.values.tolist(), gaps.tolist(), strict=True):
+        kept = decay**gap
+        total = kept * total + (1 - kept) * value
+        weight = kept * weight + (1 - kept)
+        result.append(total / weight if weight else value)
+    return result
 
 
 def thinned(series: Series, points: int = 2000) -> Series:
@@ -239,12 +208,3 @@ def thinned(series: Series, points: int = 2000) -> Series:
     if keep and keep[-1] != len(series) - 1:
         keep.append(len(series) - 1)  # what a run ended with
     return Series(series.steps[keep], series.values[keep])
-
-
-def _series(rows: Sequence[Row], name: str, x: str) -> Series:
-    present = [row for row in rows if name in row and x in row]
-    return Series(*(np.array([row[column] for row in present], dtype=float) for column in (x, name)))  # null is NaN
-
-
-def _ascending(log: dict[int, Row]) -> list[Row]:
-    return [log[step] for step in sorted(log)]

@@ -1,10 +1,14 @@
-"""Whether anybody is looking on, and what they need not see."""
+"""What a notebook shows of itself: whether anybody looks on, what they need not see, and how something is done."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import textwrap
+from collections.abc import Callable
+from typing import Any
 
-from nbutils.core.pause import PIPELINE
+from nbutils.core.run.pause import PIPELINE
 
 
 def interactive() -> bool:
@@ -22,3 +26,11 @@ def quiet() -> None:
 
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
+
+
+def show_source(function: Callable[..., Any]) -> None:
+    """Shows the real source of a function below the cell: how it is done, not only that it is."""
+    from IPython.display import Markdown, display
+
+    source = textwrap.dedent(inspect.getsource(function)).strip()
+    display(Markdown(f"`{function.__module__}`:\n\n```python\n{source}\n```"))

@@ -1,83 +1,18 @@
-"""The six notebooks: their order, what each reads, and the code and parameters that their files hold."""
+"""The notebooks' files: where they are, their code, and their parameters cells."""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import io
 import json
 import os
 import tokenize
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """One stage: its name everywhere, its notebook's file, and the patterns of files it reads from earlier stages.
-
-    `consults`: stages that it looks into where they are there, and does without otherwise. `pausable`: it answers a
-    pause request with a checkpoint. `settings`: the module of its settings class `Settings`; empty means
-    `nbutils.<name>.settings`.
-    """
-
-    name: str
-    file: str
-    reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    consults: tuple[str, ...] = ()
-    pausable: bool = False
-    settings: str = ""
-
-    @property
-    def settings_module(self) -> str:
-        """The module whose `Settings` checks this stage's parameters."""
-        return self.settings or f"nbutils.{self.name}.settings"
-
-
-STAGES: tuple[StageSpec, ...] = (
-    StageSpec("data", "01_filter_data.ipynb"),
-    StageSpec(
-        "train", "02_train_sft.ipynb", {"data": ("train/*", "eval/*", "tokenizer/*", "summary.json")}, pausable=True
-    ),
-    StageSpec("metrics", "03_plot_metrics.ipynb", {"train": ("metrics.jsonl", "settings.json")}),
-    StageSpec(
-        "evaluate",
-        "04_evaluate.ipynb",
-        {"data": ("eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"), "train": ("final/*", "base/*")},
-    ),
-    StageSpec("chat", "05_chat.ipynb", {"train": ("final/*", "base/*")}, consults=("evaluate",)),
-    StageSpec(
-        "publish",
-        "06_publish.ipynb",
-        {
-            "data": ("summary.json", "figures/*", "eval/*"),
-            "train": ("final/*", "base/source.json", "settings.json", "metrics.jsonl"),
-            "metrics": ("figures/*", "summary.json"),
-            "evaluate": ("results.json", "comparison.md", "samples.jsonl", "items/*"),
-            "chat": ("transcript.json",),
-        },
-    ),
-)
-
-
-def stages() -> tuple[StageSpec, ...]:
-    """The stages in order: STAGES, or those of the module that NBUTILS_STAGES names (tests bring their own)."""
-    module = os.environ.get("NBUTILS_STAGES")
-    if not module:
-        return STAGES
-    given: tuple[StageSpec, ...] = importlib.import_module(module).STAGES
-    return given
-
-
-def spec(name: str) -> StageSpec:
-    """The stage of that name."""
-    for stage in stages():
-        if stage.name == name:
-            return stage
-    raise UserError(f"There is no stage '{name}'; the stages are {', '.join(stage.name for stage in stages())}.")
+from nbutils.core.stages import StageSpec
 
 
 def notebooks_folder() -> Path:

@@ -18,6 +18,9 @@ from nbutils.core.files import resolve
 STEERING = "steering"
 """Marks a parameter that steers a run (budget, logging, paths, display) without changing what comes out of it."""
 
+OUTSIDE = "files"
+"""The entry of a stage's result parameters that holds the hashes of files outside the run folder."""
+
 RunDir = Annotated[str, Field(min_length=1), STEERING]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -48,7 +51,9 @@ class Settings(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise UserError("; ".join(_sentence(cls, detail) for detail in error.errors()) + ".") from None
+            wrong = UserError("; ".join(_sentence(cls, detail) for detail in error.errors()) + ".")
+            wrong.fields = tuple(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
+            raise wrong from None
 
     @property
     def run_path(self) -> Path:

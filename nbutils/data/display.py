@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from nbutils.core.canvas import DPI, THEMES, WIDTH, Theme, new_figure, png, svg
+from nbutils.core.charts import DPI, THEMES, WIDTH, Theme, add_legend, new_figure, save
 from nbutils.core.chatml import encode
-from nbutils.core.files import replaced
 from nbutils.data.fates import KEPT, REASONS, TOO_LONG
 from nbutils.data.sources import Source
 
@@ -100,7 +99,7 @@ def waterfall(summary: dict[str, Any], folder: Path) -> Image:
 def _waterfall(summary: dict[str, Any], theme: str) -> Figure:
     fates = summary["fates"]
     shown = [reason for reason in REASONS if fates[reason]["rows"]]
-    figure, (left, right) = new_figure(1, 2, theme=theme, width=WIDTH, height=1.3 + 0.3 * (len(shown) + 2))
+    figure, (left, right) = new_figure(1, 2, theme=theme, height=1.3 + 0.3 * (len(shown) + 2))
     figure.subplots_adjust(left=0.17, wspace=0.18, right=0.94)
     for axes, unit in ((left, "rows"), (right, "tokens")):
         _fall(axes, {fate: fates[fate][unit] for fate in (*shown, KEPT)}, THEMES[theme])
@@ -150,7 +149,7 @@ def _lengths(summary: dict[str, Any], fits: np.ndarray, theme: str) -> Figure:
     colours, limit, long = THEMES[theme], summary["max_length"], summary["long_lengths"]
     width = long["bin_tokens"]
     edges = [width * i for i in range(round(limit / width) + 1)]
-    figure, (axes,) = new_figure(1, 1, theme=theme, width=WIDTH, height=3.2)
+    figure, (axes,) = new_figure(1, 1, theme=theme, height=3.2)
     axes.hist(fits, bins=edges, color=colours.first, edgecolor=colours.page, linewidth=0.6, label=f"fit: {len(fits):,}")
     if long["of"]:
         each = long["of"] / long["counted"]
@@ -167,7 +166,7 @@ def _lengths(summary: dict[str, Any], fits: np.ndarray, theme: str) -> Figure:
     axes.set_ylabel("conversations", fontsize=8)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlim(0)
-    axes.legend(fontsize=8, frameon=False, labelcolor=colours.ink, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    add_legend(axes, theme, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
 
@@ -175,13 +174,7 @@ def _saved(folder: Path, name: str, draw: Callable[[str], Figure]) -> Image:
     """Writes a figure as PNG and SVG, light and dark (`-dark`); returns the light one."""
     from IPython.display import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for theme in THEMES:
-        figure = draw(theme)
-        stem = name if theme == "light" else f"{name}-{theme}"
-        for file, data in ((f"{stem}.png", png(figure, 2 * DPI)), (f"{stem}.svg", svg(figure))):
-            with replaced(folder / file) as partial:
-                partial.write_bytes(data)
+    save(draw, folder, name)
     return Image(filename=str(folder / f"{name}.png"), width=round(WIDTH * DPI))
 
 

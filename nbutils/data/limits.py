@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbutils.core.fitting import encode_within
+from nbutils.core.encode_within import encode_within
 from nbutils.data.fates import TOO_LONG
 from nbutils.data.sampling import SampledRows
 from nbutils.data.settings import DataSettings

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pyarrow as pa
 
+from nbutils.core.children import end_with
 from nbutils.core.errors import UserError
 from nbutils.data.batches import Batch
 from nbutils.data.work import RowWork, loaded_tokenizer
@@ -73,10 +73,5 @@ def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-
-
-def _die_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+    if parent is not None and parent.pid is not None:
+        end_with(parent.pid)

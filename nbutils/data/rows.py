@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbutils.core.encode_within import encode_within
 from nbutils.core.files import replaced, sha256_of_json
-from nbutils.core.fitting import encode_within
 from nbutils.data.work import SCHEMA
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nbutils.core.inputs import FILES, TOKENIZER_FILES, local_hashes, model_hashes
-from nbutils.core.settings import STEERING, Seed, Settings
+from nbutils.core.files import local_hashes
+from nbutils.core.run.models import TOKENIZER_FILES, files_of
+from nbutils.core.settings import OUTSIDE, STEERING, Seed, Settings
 
 
 class DatasetSpec(BaseModel):
@@ -61,10 +62,10 @@ class DataSettings(Settings):
     def result_parameters(self) -> dict[str, Any]:
         """Also the hashes of the local files that are read: another content under the same name is another result."""
         tasks = self.task_path if self.contamination_tasks else ""  # nothing else here reads the folder of tasks
-        tokenizer = model_hashes(self.base_model, TOKENIZER_FILES)
+        tokenizer = files_of(self.base_model, TOKENIZER_FILES)
         files = local_hashes([*(spec.path for spec in self.datasets), tasks])
         files |= {f"{self.base_model}/{name}": found for name, found in tokenizer.items()}
-        return super().result_parameters() | {FILES: files}
+        return super().result_parameters() | {OUTSIDE: files}
 
     @field_validator("datasets", mode="before")
     @classmethod
@@ -82,6 +83,3 @@ class DataSettings(Settings):
         if twice:
             raise ValueError(f"the dataset {twice} is listed twice; list it once, its rows would only be duplicates")
         return value
-
-
-Settings = DataSettings  # type: ignore[assignment, misc]  # the name under which the pipeline finds every stage's settings

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from nbutils.core.encode_within import Measured, encode_within
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
-from nbutils.core.fitting import Measured, encode_within
-from nbutils.core.record import SCHEMA as RECORD_SCHEMA
+from nbutils.core.run.record import SCHEMA as RECORD_SCHEMA
 from nbutils.data.contamination import loaded_index
 from nbutils.data.fates import (
     CONTAMINATED,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from statistics import NormalDist, median
 from typing import TYPE_CHECKING, Any
 
+from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import IM_END, IM_START, encode_batch, special_strings
-from nbutils.core.generation import Reply, generate_replies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.record import SCHEMA
+from nbutils.core.run.record import SCHEMA
 
 _LABEL = re.compile(r"^(?P<task>.+) item (?P<number>\d+)(?:: «|$)")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.evaluate.behaviour import table
-from nbutils.evaluate.figures import EXTENSION_NAMES
+from nbutils.evaluate.figures import EXTENSION_NAMES, context_figure, save, scores_figure
+from nbutils.evaluate.models import named
 from nbutils.evaluate.report import (
     NAMES,
     difference_table,
@@ -28,6 +29,7 @@ __all__ = [
     "picture",
     "sample_texts",
     "scores",
+    "scores_picture",
 ]
 
 
@@ -37,9 +39,7 @@ SHOWN = 500
 
 def model_list(models: Sequence[Any]) -> Any:
     """The models of the table and where they are."""
-    from nbutils.core.files import shown
-
-    rows = [[NAMES.get(m.name, m.name), f"`{shown(m.path) if m.path.exists() else m.source}`"] for m in models]
+    rows = [[NAMES.get(model.name, model.name), f"`{named(model)['source']}`"] for model in models]
     return _markdown(markdown_table(["model", "where"], rows))
 
 
@@ -71,6 +71,13 @@ def _last(text: str) -> str:
 def scores(found: Mapping[str, Any]) -> Any:
     """The table of scores."""
     return _markdown(scores_table(found["scores"], found["models"]))
+
+
+def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
+    """Draws and keeps the scores with their intervals; a metric without an interval is in the table alone."""
+    if any("low" in score for score in found["scores"]):
+        save(lambda theme: scores_figure(found["scores"], found["models"], theme), folder, "scores")
+        picture(folder, "scores")
 
 
 def differences(found: Mapping[str, Any]) -> Any:
@@ -123,6 +130,7 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
             "There is no context curve: it is switched off (`context_curve: 0`), the model cannot be extended, "
             "or no held-out conversation outgrows what the model was trained to read."
         )
+    save(lambda theme: context_figure(curve, theme), folder, "context_curve")
     picture(folder, "context_curve")
     rows = [
         [EXTENSION_NAMES.get(name, name), f"{d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]", f"**{d['word']}**"]

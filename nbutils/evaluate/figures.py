@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbutils.core.canvas import THEMES, WIDTH, new_figure, png, svg
-from nbutils.core.figures import LINE_STYLES
-from nbutils.core.files import replaced
+from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure
+from nbutils.core.charts import save as save
 from nbutils.evaluate.report import NAMES, number
 
 if TYPE_CHECKING:
@@ -17,20 +15,6 @@ if TYPE_CHECKING:
 EXTENSION_NAMES = {"none": "no extension", "dynamic": "dynamic NTK", "yarn": "YaRN"}
 WIDE_RANGE = 20.0
 """Ratio of largest to smallest value from which a panel's axis is logarithmic."""
-
-
-FILE_DPI = 160
-"""Pixels per inch of a PNG file: sharp on a screen of twice the pixels."""
-
-
-def save(draw: Callable[[str], Figure], folder: Path, name: str) -> None:
-    """Writes a figure as PNG and SVG, in the light theme and, with `-dark` behind the name, in the dark one."""
-    for theme in THEMES:
-        figure = draw(theme)
-        stem = name if theme == "light" else f"{name}-{theme}"
-        for suffix, content in (("svg", svg(figure)), ("png", png(figure, FILE_DPI))):
-            with replaced(folder / f"{stem}.{suffix}") as partial:
-                partial.write_bytes(content)
 
 
 def scores_figure(
@@ -42,7 +26,7 @@ def scores_figure(
     names = [m["name"] for m in models]
     colours = THEMES[theme]
     height = 0.62 + len(panels) * (0.55 + 0.28 * len(names)) + 0.3 * (len(panels) - 1)
-    figure, axes = new_figure(max(1, len(panels)), 1, theme=theme, width=WIDTH, height=height)
+    figure, axes = new_figure(max(1, len(panels)), 1, theme=theme, height=height)
     figure.subplots_adjust(left=0.2, right=0.76, hspace=0.95, top=1 - 0.36 / height, bottom=0.4 / height)
     for ax, (task, metric) in zip(axes, panels, strict=False):
         rows = {s["model"]: s for s in shown if (s["task"], s["metric"]) == (task, metric)}
@@ -60,7 +44,7 @@ def scores_figure(
         values = [abs(rows[name]["value"]) for name in present]
         if min(values) > 0 and max(values) / min(values) > WIDE_RANGE:
             ax.set_xscale("log")
-        ax.set_title(f"{task} · {metric} ({better} is better)", loc="left", fontsize=10, color=colours.ink)
+        caption(ax, theme, f"{task} · {metric} ({better} is better)")
     return figure
 
 
@@ -69,7 +53,7 @@ def context_figure(curve: Mapping[str, Any], theme: str = "light") -> Figure:
 
     The conversations are the same for all: in the difference, what makes a passage hard cancels out.
     """
-    figure, (left, right) = new_figure(1, 2, theme=theme, width=WIDTH, height=3.2)
+    figure, (left, right) = new_figure(1, 2, theme=theme, height=3.2)
     plain = curve["curves"]["none"]
     for index, (name, values) in enumerate(curve["curves"].items()):
         ax, base = (left, [0.0] * len(plain)) if name == "none" else (right, plain)
@@ -81,9 +65,8 @@ def context_figure(curve: Mapping[str, Any], theme: str = "light") -> Figure:
         ax.axvline(curve["trained_length"], color=THEMES[theme].ink, linewidth=0.8, linestyle=":")
         ax.annotate("trained length ", (curve["trained_length"], 0.02), xycoords=("data", "axes fraction"), ha="right",
                     fontsize=8, color=THEMES[theme].ink)  # fmt: skip
-        ax.set_title(title, loc="left", fontsize=10, color=THEMES[theme].ink)
-        ax.set_xlabel("position in the conversation, tokens", fontsize=9)
+        caption(ax, theme, title, "position in the conversation, tokens")
         ax.set_xlim(0, 2 * curve["trained_length"])
         ax.margins(y=0.15)
-    right.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme].ink, loc="best")
+    add_legend(right, theme, loc="best")
     return figure

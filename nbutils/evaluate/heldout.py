@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.core.chatml import IM_END, IM_START, Message
+from nbutils.core.chatml import CHATML, IM_END, Message
 from nbutils.core.errors import UserError
 from nbutils.core.files import replaced, shown
 from nbutils.evaluate.tasks import EMBEDDED
@@ -70,12 +70,12 @@ def write_items(folder: Path, conversations: Sequence[Conversation], selection_i
 
 def rendered(messages: Sequence[Message]) -> str:
     """The ChatML text of messages, as `nbutils.core.chatml.encode` reads them."""
-    return "".join(f"{header(m['role'])}{m['content'].strip()}{IM_END}\n" for m in messages)
+    return CHATML.render(messages)
 
 
 def header(role: str) -> str:
     """What stands in front of a message's text."""
-    return f"{IM_START}{role}\n"
+    return CHATML.open(role)
 
 
 def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:

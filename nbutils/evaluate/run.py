@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_json, write_json, write_text
-from nbutils.core.hardware import choose_device, choose_precision, device_report, nvidia_gpus, usable_gpus
+from nbutils.core.hardware import Gpu, choose_device, choose_precision, device_report, usable_gpus, visible_gpus
 from nbutils.core.jupyter import quiet
-from nbutils.core.models import context_length
+from nbutils.core.run.models import context_length
 from nbutils.evaluate.behaviour import measure, speaks_chatml, user_turns
 from nbutils.evaluate.cache import Cache
 from nbutils.evaluate.compare import TOO_FEW
 from nbutils.evaluate.contamination import flagged_items
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
-from nbutils.evaluate.figures import context_figure, save, scores_figure
 from nbutils.evaluate.heldout import Conversation, read_conversations, write_items
 from nbutils.evaluate.loading import load_tasks
-from nbutils.evaluate.models import Model, check_models, identity, models_of_run, tokenizer_of
+from nbutils.evaluate.models import Model, check_models, models_of_run
 from nbutils.evaluate.processes import fill_cache
 from nbutils.evaluate.report import NAMES, comparison_markdown, keep_items, results
 from nbutils.evaluate.samples import sample_rows
 from nbutils.evaluate.score import (
     Asking,
+    Counter,
     Scored,
     collected,
     kept_when_interrupted,
@@ -40,7 +40,7 @@ from nbutils.evaluate.settings import EvaluateSettings
 from nbutils.evaluate.tasks import EMBEDDED
 
 if TYPE_CHECKING:
-    from nbutils.core.stage import Stage
+    from nbutils.core.run.stage import Stage
 
 
 LONGEST_PROMPT = 256
@@ -62,18 +62,19 @@ class Plan:
     conversations: list[Conversation]
     tokenizer: Any
     cache: Cache
+    gpus: tuple[Gpu, ...] = ()
 
     @property
     def asking(self) -> Asking:
         """How all models are asked."""
         s = self.settings
-        precision = choose_precision(s.eval_precision, nvidia_gpus())
+        precision = choose_precision(s.eval_precision, self.gpus)
         return Asking(s.limit, s.num_fewshot, s.apply_chat_template, s.max_length, precision)
 
 
 def prepare(stage: Stage) -> Plan:
     """Makes the embedded tasks' items, loads all tasks, and lists the models: base, run, peers."""
-    return plan(stage.settings, stage.folder, stage.upstream("data"), stage.trained_model())
+    return plan(stage.settings, stage.folder, stage.layout.rows, stage.trained_model())
 
 
 def plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
@@ -91,12 +92,13 @@ def plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
     models = models_of_run(folder.parent, trained, settings.peers)
     template = settings.apply_chat_template and any(map(takes_template, tasks.values()))
     check_models(models, max_length=settings.max_length, chat_template=template)
-    return Plan(settings, folder, data, trained, models, tasks, conversations, tokenizer, Cache(settings.cache_dir))
+    cache, gpus = Cache(settings.cache_dir), visible_gpus()
+    return Plan(settings, folder, data, trained, models, tasks, conversations, tokenizer, cache, gpus)
 
 
-def score_all(plan: Plan, say: Callable[[str], None] = print) -> list[Scored]:
+def score_all(plan: Plan, counter: Counter | None = None, say: Callable[[str], None] = print) -> list[Scored]:
     """Every task of every model, through as many processes as the settings ask for; cached answers come at once."""
-    gpus = len(usable_gpus(nvidia_gpus()))
+    gpus = len(usable_gpus(plan.gpus))
     processes = plan.settings.processes or max(1, gpus)
     questions = questions_of(plan.models, plan.tasks, plan.asking)
     fresh = unanswered(questions, plan.cache)
@@ -110,24 +112,23 @@ def score_all(plan: Plan, say: Callable[[str], None] = print) -> list[Scored]:
         device, where = choose_device(device_report())
         say(f"scoring {where}")
         budget = plan.settings.tokens_per_batch
-        score(plan.models, plan.tasks, plan.asking, plan.cache, device=device, tokens_per_batch=budget, say=say)
+        asked = (plan.models, plan.tasks, plan.asking, plan.cache)
+        score(*asked, device=device, tokens_per_batch=budget, counter=counter, say=say)
     say(f"{len(questions)} results: {len(fresh)} computed now, {len(questions) - len(fresh)} known from before")
     return collected(questions, plan.cache, fresh)
 
 
 def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
-    """Scores with intervals and paired differences; keeps the items in the run, writes `results.json` and figures."""
+    """Scores with intervals and paired differences; keeps the items in the run, writes `results.json`."""
     keep_items(scored, plan.folder / "items")
     flagged = flagged_items(plan.data / "ledger.parquet", plan.tasks)
     found = results(scored, plan.asking, plan.settings.resamples, plan.settings.seed, flagged)
     write_json(plan.folder / "results.json", found)
     write_text(plan.folder / "comparison.md", comparison_markdown(found))
-    if any("low" in s for s in found["scores"]):  # a metric without an interval stands in the table alone
-        save(lambda theme: scores_figure(found["scores"], found["models"], theme), plan.folder / "figures", "scores")
     return found
 
 
-def watch(plan: Plan) -> dict[str, Any]:
+def measure_behaviour(plan: Plan) -> dict[str, Any]:
     """Behaviour of every chat model on the same held-out user turns, added to `results.json`."""
     s = plan.settings
     room = min(s.max_length - s.reply_tokens, LONGEST_PROMPT)
@@ -135,7 +136,7 @@ def watch(plan: Plan) -> dict[str, Any]:
     prompts = user_turns(plan.conversations, plan.tokenizer, s.behaviour_prompts, room, s.split_seed)
     for model in plan.models if prompts else []:
         question = {"behaviour": sha256_of_json(prompts), "max_new_tokens": s.reply_tokens, "seed": s.seed,
-                    "model": identity(model)}  # fmt: skip
+                    "model": model.ref.identity()}  # fmt: skip
         answer = plan.cache.get(question)
         if answer is None:
             with _resumable(f"{NAMES.get(model.name, model.name)} replied"):
@@ -157,7 +158,7 @@ def take_samples(plan: Plan) -> list[dict[str, Any]]:
     s = plan.settings
     rows: list[dict[str, Any]] = []
     for model in sorted((m for m in plan.models if m.role != "peer"), key=lambda m: m.role != "run"):
-        question = {"samples": identity(model), "max_new_tokens": s.reply_tokens, "seed": s.seed}
+        question = {"samples": model.ref.identity(), "max_new_tokens": s.reply_tokens, "seed": s.seed}
         answer = plan.cache.get(question)
         if answer is None:
             with _resumable(f"{NAMES.get(model.name, model.name)} replied"):
@@ -170,7 +171,7 @@ def take_samples(plan: Plan) -> list[dict[str, Any]]:
 
 
 def curve(plan: Plan) -> dict[str, Any] | None:
-    """The context curve of the run's model, added to `results.json` and drawn; None where it cannot be measured."""
+    """The context curve of the run's model, added to `results.json`; None where it cannot be measured."""
     s = plan.settings
     if not s.context_curve:
         return None
@@ -180,14 +181,13 @@ def curve(plan: Plan) -> dict[str, Any] | None:
         _set_threads()  # two thousand tokens at once keep all cores busy, also of a small model
         rows = too_long_ids(plan.data, s.context_curve, context_length(loaded), s.seed)
         question = {"context_curve": sha256_of_json(rows), "resamples": s.resamples, "seed": s.seed,
-                    "model": identity(model)}  # fmt: skip
+                    "model": model.ref.identity()}  # fmt: skip
         found: dict[str, Any] | None = plan.cache.get(question)
         if found is None:
             found = measure_curve(loaded, rows, resamples=s.resamples, seed=s.seed)
     if found is not None:
         plan.cache.put(question, found)
         _add(plan.folder, "context_curve", found)
-        save(lambda theme: context_figure(found, theme), plan.folder / "figures", "context_curve")
     return found
 
 
@@ -198,13 +198,10 @@ def opened(model: Model) -> tuple[Any, Any]:
     """
     import torch
 
-    from nbutils.core.models import load_model
-
-    path = str(model.path) if model.path.exists() else model.source
     device, _ = choose_device(device_report())
-    loaded = load_model(path, model.revision).to(device).eval()
+    loaded = model.ref.load().to(device).eval()
     torch.set_num_threads(1 if loaded.num_parameters() < SMALL_PARAMETERS else os.cpu_count() or 1)
-    return loaded, tokenizer_of(model)
+    return loaded, model.ref.raw_tokenizer()
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import encode
-from nbutils.core.generation import Reply, generate_replies
-from nbutils.core.models import context_length
+from nbutils.core.run.models import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -16,7 +16,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import sha256_of_json
 from nbutils.evaluate.cache import Cache
 from nbutils.evaluate.items import item_rows, metrics_of, to_parquet
-from nbutils.evaluate.models import Model, facts_of, identity, open_model
+from nbutils.evaluate.models import Model, facts_of, open_model
 
 ITEMS = "items.parquet"
 
@@ -46,13 +46,16 @@ class Scored:
 Pair = tuple[Model, str]
 """A model and the name of a task."""
 
+Counter = Callable[..., AbstractContextManager[Any]]
+"""`(total, say, off=…)` → a context whose `update(count)` shows how far the scoring is."""
+
 
 def questions_of(models: Sequence[Model], tasks: Mapping[str, Any], asking: Asking) -> dict[Pair, dict[str, Any]]:
     """What the cache is asked for each task of each model, in the order of the table."""
     described = {name: describe(task, asking) for name, task in tasks.items()}
     return {
         (model, name): {
-            "model": identity(model),
+            "model": model.ref.identity(),
             "task": described[name],
             "asking": asdict(asking),
             "lm_eval": metadata.version("lm_eval"),
@@ -75,6 +78,7 @@ def score(
     *,
     device: str = "cpu",
     tokens_per_batch: int = 0,
+    counter: Counter | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Scored]:
     """Scores every task of every model that the cache does not know; model by model, in the order given.
@@ -96,7 +100,7 @@ def score(
                 device=device,
                 tokens_per_batch=tokens_per_batch,
             )
-            lm.say = say
+            lm.say, lm.counter = say, counter or lm.counter
             for name in wanted:
                 answer, files = ask(lm, model, name, tasks[name], asking)
                 if answer:  # only the first of several processes gets one

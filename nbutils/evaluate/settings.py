@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from nbutils.core.inputs import FILES, local_hashes, model_hashes
-from nbutils.core.settings import STEERING, Seed, Settings
+from nbutils.core.files import local_hashes
+from nbutils.core.run.models import files_of
+from nbutils.core.settings import OUTSIDE, STEERING, Seed, Settings
 
 
 class EvaluateSettings(Settings):
@@ -34,9 +35,9 @@ class EvaluateSettings(Settings):
 
     def result_parameters(self) -> dict[str, Any]:
         """Also the hashes of the user's own tasks and of local peers: what is measured, and what is compared."""
-        peers = {f"{peer}/{name}": found for peer in self.peers for name, found in model_hashes(peer).items()}
+        peers = {f"{peer}/{name}": found for peer in self.peers for name, found in files_of(peer).items()}
         files = local_hashes([self.task_path]) | peers
-        return super().result_parameters() | ({FILES: files} if files else {})
+        return super().result_parameters() | ({OUTSIDE: files} if files else {})
 
     @field_validator("tasks", "peers")
     @classmethod

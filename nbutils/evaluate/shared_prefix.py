@@ -11,8 +11,9 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 from nbutils.core.errors import UserError
 from nbutils.core.jupyter import interactive
 from nbutils.evaluate.encoding import encode_all
-from nbutils.evaluate.progress import Progress
 from nbutils.evaluate.rows import Request, Row, batches, plan_rows
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ CHUNK = 256
 """Scored positions that are normalised at once: the vocabulary-wide temporaries stay small."""
 
 
+@contextmanager
+def _uncounted(total: int, say: Callable[[str], None], *, off: bool = False) -> Iterator[Any]:
+    """Shows nothing of how far the scoring is."""
+    yield SimpleNamespace(update=lambda count: None)
+
+
 @register_model("shared-prefix")
 class SharedPrefixLM(HFLM):
     """`HFLM` that reads shared contexts once; same constructor, and `tokens_per_batch` (0: by device).
@@ -58,6 +64,7 @@ class SharedPrefixLM(HFLM):
         self.tokens_per_batch = tokens_per_batch or _tokens_per_batch(self.device.type, self.config)
         self.tokens_read = 0
         self.say: Callable[[str], None] = print
+        self.counter: Callable[..., AbstractContextManager[Any]] = _uncounted
         self._way = ""
         self._bar_off = False
         self._wanted = threading.local()
@@ -157,7 +164,7 @@ class SharedPrefixLM(HFLM):
         planned = list(batches(rows, self.tokens_per_batch))
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         off = self._bar_off or self.rank != 0
-        with self._gathering(), Progress(len(requests), self.say, off=off) as bar:
+        with self._gathering(), self.counter(len(requests), self.say, off=off) as bar:
             for scored in _each(lambda batch: self._score_batch(batch, requests), planned, self.device.type):
                 for index, answer in scored:
                     answers[index] = answer
@@ -177,7 +184,7 @@ class SharedPrefixLM(HFLM):
         if not np.isfinite(logprobs).all():
             raise UserError(
                 f"The model {self._name()} gives NaN or infinite log-likelihoods; its weights are damaged or overflow "
-                "in this precision: score it in fp32, or train it anew."
+                "in this precision: score it in fp32, or train it again."
             )
         starts = np.cumsum([0, *(len(requests[index].continuation) for index in indices[:-1])])
         sums = np.add.reduceat(logprobs, starts)

@@ -11,10 +11,11 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from nbutils.core.cachekey import PACKAGE
 from nbutils.core.files import sha256_of_bytes
-from nbutils.core.notebooks import notebook_path, stages
+from nbutils.core.notebooks import notebook_path
 from nbutils.core.provenance import git_commit
+from nbutils.core.run.key import PACKAGE
+from nbutils.core.stages import stages
 from nbutils.kaggle.start import REQUIREMENTS
 
 COMMIT = "commit.txt"
@@ -34,16 +35,16 @@ if not (folder / "{commit}").is_file():
         packed.extractall(folder)
 sys.path.insert(0, str(folder))
 
-from nbutils.kaggle.start import start
+from nbutils.kaggle.start import Bundle, start
 
-session = start(
+session = start(Bundle(
     {facts},
-)
+))
 '''
 
 
 def first_cell(archive: bytes, facts: str) -> str:
-    """The source of a bundle's first cell; `facts` are the arguments of `nbutils.kaggle.start.start`."""
+    """The source of a bundle's first cell; `facts` are the fields of `nbutils.kaggle.start.Bundle`."""
     text = "\n".join(textwrap.wrap(base64.b64encode(archive).decode(), 120))
     digest = sha256_of_bytes(archive)[:12]
     return CELL.format(archive=text, digest=digest, commit=COMMIT, facts=facts)

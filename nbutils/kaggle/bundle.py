@@ -10,27 +10,32 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import sha256_of_bytes, shown, write_json, write_text
-from nbutils.core.notebooks import code_cells, notebook_path, parameters, spec, stages
+from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes, shown, write_json, write_text
+from nbutils.core.notebooks import code_cells, notebook_path, parameters
+from nbutils.core.run.models import TINY
+from nbutils.core.stages import maker, spec, stages
+from nbutils.data.chitchat import NAME as CHITCHAT
+from nbutils.data.sources import FILE_ENDINGS
 from nbutils.kaggle.archive import first_cell, make_archive
-from nbutils.kaggle.attached import Need
-from nbutils.kaggle.options import Options
-from nbutils.kaggle.place import WHOLE
-from nbutils.kaggle.reach import check_reach, hub_needs
+from nbutils.kaggle.environment import WHOLE
+from nbutils.kaggle.start import Need
+from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 
 BUDGET_MINUTES = 690
 """Kaggle ends a session after 12 hours; half an hour is left for the last checkpoint and the rest of the notebook."""
-ON_GPU = ("train", "evaluate", WHOLE)
 LARGEST = 1_000_000
 """Bytes of a notebook that Kaggle takes."""
 METADATA = "kernel-metadata.json"
+BUILT_IN = ("", TINY, CHITCHAT)
+FILES = (*FILE_ENDINGS, ".gguf")
 RESUME = """\
 # What earlier sessions and notebooks made is found below /kaggle/input and goes on from here.
 session.resume(globals())"""
@@ -47,6 +52,27 @@ INTRODUCTION = """\
 
 The first cell unpacks the program; the parameters below are those of the profile *{profile}*.
 """
+
+MIRROR_MINUTES = 30.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Who owns the notebooks, whether they may use the internet, which Kaggle datasets (`owner/slug`) are attached.
+
+    `recipe` is the profile with its values as a command line has them. `mirror` is a private Hub repository that gets
+    the newest checkpoint every `mirror_minutes`; empty for none. `stale` says what happens to long earlier work that no
+    longer fits: accept, force, or '' to stop there.
+    """
+
+    owner: str
+    profile: str
+    recipe: str
+    internet: bool = True
+    attached: tuple[str, ...] = ()
+    mirror: str = ""
+    mirror_minutes: float = MIRROR_MINUTES
+    stale: str = ""
 
 
 def write_bundles(plan: Plan, options: Options, out: Path) -> list[Path]:
@@ -100,6 +126,10 @@ def with_values(source: str, values: dict[str, Any]) -> str:
     return "".join(lines)
 
 
+def _on_gpu(name: str) -> bool:
+    return name == WHOLE or spec(name).gpu
+
+
 def _words(name: str) -> str:
     return "whole-pipeline" if name == WHOLE else re.sub(r"[^a-z0-9]+", "-", spec(name).file.lower()[:-6])
 
@@ -111,7 +141,7 @@ def _values(planned: Planned) -> dict[str, Any]:
 
 
 def _facts(plan: Plan, needs: list[Need], options: Options, name: str) -> str:
-    """The arguments of `start`: stage, profile, address, and what the first cell checks before anything else."""
+    """The fields of `Bundle`: stage, profile, address, and what the first cell checks before anything else."""
     facts = {
         "stage": name,
         "profile": options.profile,
@@ -123,7 +153,7 @@ def _facts(plan: Plan, needs: list[Need], options: Options, name: str) -> str:
     }
     if options.stale:
         facts["stale"] = options.stale
-    if options.mirror and name in ("train", WHOLE):
+    if options.mirror and name in (maker("model").name, WHOLE):
         facts |= {"checkpoint_mirror": options.mirror, "mirror_minutes": options.mirror_minutes}
     return ",\n    ".join(f"{key}={value!r}" for key, value in facts.items())
 
@@ -180,7 +210,7 @@ def _code(name: str, source: str, **metadata: Any) -> Any:
 
 def _write(out: Path, name: str, book: Any, options: Options) -> Path:
     own = slug(options.profile, name)
-    gpu = name in ON_GPU
+    gpu = _on_gpu(name)
     book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata["kaggle"] = {  # read when a person imports the notebook by hand
         "accelerator": "nvidiaTeslaT4" if gpu else "none",
@@ -204,7 +234,7 @@ def _write(out: Path, name: str, book: Any, options: Options) -> Path:
 
 def _metadata(name: str, options: Options) -> dict[str, Any]:
     own = slug(options.profile, name)
-    shape = {"machine_shape": "NvidiaTeslaT4"} if name in ON_GPU else {}
+    shape = {"machine_shape": "NvidiaTeslaT4"} if _on_gpu(name) else {}
     return {
         "id": f"{options.owner}/{own}",
         "title": own.replace("-", " "),
@@ -212,7 +242,7 @@ def _metadata(name: str, options: Options) -> dict[str, Any]:
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
-        "enable_gpu": name in ON_GPU,
+        "enable_gpu": _on_gpu(name),
         "enable_tpu": False,
         "enable_internet": options.internet,
         **shape,
@@ -231,3 +261,29 @@ def describe(folder: Path) -> str:
     cells = len(code_cells(folder / facts["code_file"]))
     machine = "2×T4" if facts["enable_gpu"] else "CPU"
     return f"{shown(folder)}: {cells} code cells, {size / 1000:,.0f} kB, {machine}"
+
+
+def hub_needs(plan: Plan) -> list[Need]:
+    """What the notebooks of a plan take from the hub."""
+    settings = {planned.stage.name: planned.settings for planned in plan.stages}
+    return [(item.kind, item.name, item.revision, item.purpose) for item in wanted_by(settings)]
+
+
+def check_reach(plan: Plan) -> None:
+    """UserError that lists what lies on this machine alone: models, conversations, tasks, runs to compare with."""
+    local: dict[str, None] = {}
+    for planned in plan.stages:
+        values = planned.settings.model_dump(mode="json")
+        paths = [values.get("base_model", ""), values.get("task_path", "")]
+        paths += [*values.get("peers", []), *values.get("compare_runs", [])]
+        paths += [dataset["path"] for dataset in values.get("datasets", [])]
+        for path in paths:
+            there = path in BUILT_IN or Path(path).is_relative_to(kaggle_root())
+            if not there and (resolve(path).exists() or path.endswith(FILES)):
+                local[path] = None
+    if local:
+        raise UserError(
+            f"A session on Kaggle cannot reach what lies on this machine: {', '.join(local)}. Upload it as a Kaggle "
+            "dataset, bundle with --attach OWNER/DATASET, and give the path that it has there, such as "
+            f"/kaggle/input/DATASET/{Path(next(iter(local))).name}."
+        )

@@ -10,7 +10,9 @@ from statistics import median
 from typing import Any
 
 from nbutils.core.files import read_json, read_jsonl
-from nbutils.core.record import stage_record
+from nbutils.core.run.layout import Run
+from nbutils.core.run.state import State
+from nbutils.core.stages import maker
 from nbutils.train.records import METRICS
 
 WEEKLY_HOURS = 30.0
@@ -88,12 +90,13 @@ def forecast(
 
 def forecast_of(run: Path) -> Forecast | None:
     """The forecast from a run folder; None where its training has not got so far."""
-    paths = [run / "train" / METRICS, run / "data" / "summary.json", run / "train" / "settings.json"]
+    folder = Run(run)
+    paths = [folder.training / METRICS, folder.rows / "summary.json", folder.training / "settings.json"]
     if not all(path.is_file() for path in paths):
         return None
     rows, summary, settings = read_jsonl(paths[0]), read_json(paths[1]), read_json(paths[2])
     if "datasets" not in summary:
         return None
-    evaluated = stage_record(run, "evaluate") or {}
-    seconds = float(evaluated["seconds"]) if evaluated.get("status") == "done" else 0.0
+    evaluated = folder.record(maker("scores").name) or {}
+    seconds = float(evaluated["seconds"]) if evaluated.get("status") == State.DONE else 0.0
     return forecast(rows, summary, float(settings["settings"]["epochs"]), seconds)

@@ -7,7 +7,6 @@ its own and never waits for it; what is being sent is linked into a folder besid
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.record import CHECKPOINTS
-from nbutils.kaggle.earlier import newest_checkpoint
-from nbutils.train.checkpoints import damage
+from nbutils.core.run.checkpoints import Checkpoint, newest_whole, step_in
+from nbutils.core.run.layout import CHECKPOINTS, Run
+from nbutils.core.run.record import RECORD, RUN_RECORD
 
-BESIDE = ("stage.json", "settings.json", "metrics.jsonl", "samples.jsonl")
+BESIDE = (RECORD, "settings.json", "metrics.jsonl", "samples.jsonl")
 """Files of the training stage that go with a checkpoint."""
 
 PAUSES = (0.0, 2.0, 10.0)
@@ -85,8 +84,8 @@ class Mirror:
         except RepositoryNotFoundError:  # nothing was ever sent; or it is one that this token may not see, which tells
             api.create_repo(self.repo, private=True, exist_ok=True)
             return False
-        found = (re.search(rf"^{re.escape(name)}/.*/step-(\d+)/", file) for file in files)
-        if max((int(match[1]) for match in found if match), default=-1) <= beyond:
+        steps = (step_in(file) for file in files if file.startswith(f"{name}/"))
+        if max((step for step in steps if step is not None), default=-1) <= beyond:
             return False
         snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)
         return True
@@ -95,21 +94,23 @@ class Mirror:
         """Sends the newest valid checkpoint, and drops older ones there; its step, None where there is nothing new."""
         from huggingface_hub import HfApi
 
-        checkpoint = newest_checkpoint(run / "train")
-        step = int(checkpoint.name.partition("-")[2]) if checkpoint else -1
-        if checkpoint is None or step <= self.sent:
+        training = Run(run).training
+        checkpoint, _ = newest_whole(training / CHECKPOINTS)
+        if checkpoint is None or checkpoint.step <= self.sent:
             return None
+        step = checkpoint.step
         with tempfile.TemporaryDirectory(dir=run.parent, prefix=".mirror-") as folder:
-            staged = Path(folder) / "train"
-            for file in checkpoint.rglob("*"):
+            staged = Path(folder) / training.name
+            copy = Checkpoint(staged / CHECKPOINTS / checkpoint.name)
+            for file in checkpoint.path.rglob("*"):
                 if file.is_file():
-                    _link(file, staged / CHECKPOINTS / checkpoint.name / file.relative_to(checkpoint))
+                    _link(file, copy.path / file.relative_to(checkpoint.path))
             for name in BESIDE:
-                if (run / "train" / name).is_file():
+                if (training / name).is_file():
                     (staged / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(run / "train" / name, staged / name)
-            shutil.copyfile(run / "run.json", Path(folder) / "run.json")
-            problem = damage(staged / CHECKPOINTS / checkpoint.name)  # it would replace a good one there
+                    shutil.copyfile(training / name, staged / name)
+            shutil.copyfile(run / RUN_RECORD, Path(folder) / RUN_RECORD)
+            problem = copy.damage()  # it would replace a good one there
             if problem:
                 raise UserError(f"{checkpoint.name} was pruned meanwhile: it {problem}")
             api = HfApi()
@@ -121,7 +122,7 @@ class Mirror:
                 folder_path=folder,
                 path_in_repo=run.name,
                 commit_message=f"{run.name}, step {step}",
-                delete_patterns=f"train/{CHECKPOINTS}/*",
+                delete_patterns=f"{training.name}/{CHECKPOINTS}/*",
             )
         self.sent = step
         with suppress(Exception):  # tidiness alone: the Hub keeps, and counts, the files of every earlier commit

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from nbutils.core.errors import UserError
+from nbutils.core.stages import maker
 
 KEPT = ("torch", "transformers", "numpy")
 """Never replaced: too old or too new means another image."""
@@ -30,7 +31,7 @@ NEWEST = {"torch": "3", "transformers": "6", "numpy": "3"}
 NOT_THERE = ("jupyterlab",)
 """Needed where people work, not where a notebook is executed."""
 ONLY_FOR = {
-    "lm-eval": ("data", "evaluate", "all"),
+    "lm-eval": (maker("rows").name, maker("scores").name, "all"),
     "prompt-toolkit": (),
     "papermill": ("all",),
     "nbclient": ("all",),
@@ -102,7 +103,7 @@ def live_versions() -> dict[str, str]:
 def install(
     packages: Sequence[Package], everything: Mapping[str, str], internet: bool, wheels: Sequence[Path]
 ) -> list[Package]:
-    """Installs what does not fit yet, and returns the packages anew. UserError says what pip could not do.
+    """Installs what does not fit yet, and returns the packages as they are then. UserError says what pip could not do.
 
     `everything` are the versions of all that is there (`live_versions`), which stay as far as they can.
     """
@@ -120,7 +121,7 @@ def install(
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
         old = f" (for Python {sys.version_info.major}.{sys.version_info.minor})"
-        advice = "" if internet else f"collect the wheels anew with `python -m nbutils kaggle wheels`{old}, or "
+        advice = "" if internet else f"collect the wheels again with `python -m nbutils kaggle wheels`{old}, or "
         raise UserError(
             f"pip cannot install {names} beside what the image brings ({' '.join(last) or 'see its log'}): {advice}"
             "choose the newest environment in the notebook's options (Environment: Always use latest)."

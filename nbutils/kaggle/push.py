@@ -16,9 +16,10 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_file, shown, write_json
+from nbutils.core.run.state import State
 from nbutils.kaggle.account import PATIENCE_SECONDS, Account
-from nbutils.kaggle.bundle import METADATA
-from nbutils.kaggle.outcome import Outcome, outcome_of
+from nbutils.kaggle.bundle import METADATA, stage_of
+from nbutils.kaggle.version import Ended, how_it_ended
 
 POLL_SECONDS = 30.0
 MOST_SESSIONS = 20
@@ -73,11 +74,11 @@ class Pusher:
             time.sleep(self.poll)
             if not self.follow:
                 return
-            outcome = self._new_outcome(address, before)
-            if outcome.status == "done":
+            ended = self._new_end(address, before)
+            if ended.state is State.DONE:
                 self._download(folder, address)
                 return
-            before = outcome.mark
+            before = ended.mark
             self.say(f"{address} is paused; the next session goes on from there.")
         raise UserError(
             f"{address} is still paused after {MOST_SESSIONS} sessions: look at its log; is its budget too small?"
@@ -94,9 +95,9 @@ class Pusher:
                 self._wait(address)
                 return False
             self._completed(address)
-            return self._state(address) == "done"
+            return self._state(address) is State.DONE
         known = same and pushed["version"] is not None
-        if not known or status != "COMPLETE" or outcome_of(self.account, address).status != "done":
+        if not known or status != "COMPLETE" or self._ended(address).state is not State.DONE:
             return False
         self.say(f"{address}: version {pushed['version']} is done, and nothing has changed since.")
         return True
@@ -137,15 +138,19 @@ class Pusher:
 
     def _output_before(self, address: str) -> str:
         """The mark of the output that is there before a push; '' for none."""
-        return outcome_of(self.account, address).mark if self.account.status(address) == "COMPLETE" else ""
+        return self._ended(address).mark if self.account.status(address) == "COMPLETE" else ""
 
-    def _new_outcome(self, address: str, before: str) -> Outcome:
+    def _ended(self, address: str) -> Ended:
+        """How the newest version ended."""
+        return how_it_ended(self.account, address, stage_of(address))
+
+    def _new_end(self, address: str, before: str) -> Ended:
         """How the version that was just pushed ended: for a while the one before may still count as the newest."""
         for _ in range(MOST_UNKNOWN):
             self._completed(address)
-            outcome = outcome_of(self.account, address)
-            if outcome.mark != before:
-                return self._sound(address, outcome)
+            ended = self._ended(address)
+            if ended.mark != before:
+                return self._sound(address, ended)
             time.sleep(self.poll)
         raise UserError(
             f"{address} shows the output of the version before, though a new one has ended: look at its page, and push "
@@ -160,7 +165,7 @@ class Pusher:
         if not pushed and self.account.status(address) is None:
             raise UserError(f"{address} is not on Kaggle yet, and later notebooks read its output: push it first.")
         self._completed(address)
-        if self._state(address) == "paused":
+        if self._state(address) is State.PAUSED:
             raise UserError(
                 f"{address} is paused, so that later notebooks have nothing to read: push it again until it is done, "
                 "or use --follow."
@@ -191,14 +196,14 @@ class Pusher:
             time.sleep(self.poll)
         return str(status)
 
-    def _state(self, address: str) -> str:
+    def _state(self, address: str) -> State:
         """`done` or `paused`, by what the output says. UserError for everything else."""
-        return self._sound(address, outcome_of(self.account, address)).status
+        return self._sound(address, self._ended(address)).state
 
-    def _sound(self, address: str, outcome: Outcome) -> Outcome:
-        if outcome.status not in ("done", "paused"):
-            raise UserError(f"{address} {outcome.words}: read its log on its page, mend that, and push again.")
-        return outcome
+    def _sound(self, address: str, ended: Ended) -> Ended:
+        if ended.state not in (State.DONE, State.PAUSED):
+            raise UserError(f"{address} {ended.words}: read its log on its page, mend that, and push again.")
+        return ended
 
     def _download(self, folder: Path, address: str) -> None:
         target = folder / "output"

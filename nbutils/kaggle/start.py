@@ -1,4 +1,4 @@
-"""The first cell of a bundled notebook: looks around, and installs what is missing.
+"""The first cell of a bundled notebook: looks around, installs what is missing, and lists what has to be attached.
 
 Until then nothing is imported that the image might lack, or have in a version that is about to be replaced.
 """
@@ -6,17 +6,21 @@ Until then nothing is imported that the image might lack, or have in a version t
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
-from nbutils.kaggle import attached, packages, place
+from nbutils.core.fetched import local_copy
+from nbutils.kaggle import environment, packages
 
 if TYPE_CHECKING:
     from nbutils.kaggle.session import Session
 
 STARTED = "NBUTILS_STARTED"
+"""As `nbutils.core.torchrun` reads it, which cannot be imported yet."""
 REQUIREMENTS = "requirements.txt"
 """In the archive: what smallchat needs, a requirement a line."""
 NO_SECRET = (
@@ -24,68 +28,72 @@ NO_SECRET = (
     "editor and attach one (Add-ons → Secrets; a token of the Hub that may write), then Save Version or push again; or "
     "bundle without a mirror."
 )
+Need = tuple[str, str, str, str]
+"""Kind (`model` or `dataset`), name on the hub, revision ('' for any), and what it is for."""
 FOLDER = Path(__file__).resolve().parents[2]
 """Where the archive was unpacked."""
 
 
-def start(
-    *,
-    stage: str,
-    profile: str,
-    address: str,
-    processes: int,
-    internet: bool,
-    recipe: str,
-    needs: Sequence[attached.Need] = (),
-    stale: str = "",
-    checkpoint_mirror: str = "",
-    mirror_minutes: float = 30.0,
-) -> Session:
-    """The first cell: looks around, checks the GPUs, installs what is missing, and prints what was found.
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle's first cell knows of it.
 
     `recipe` is the profile with its values as a command line has them, `needs` what comes from the hub, `stale`
-    (accept, force or '') what happens to earlier work that no longer fits.
+    (accept, force or '') what happens to earlier work that is stale.
+    """
+
+    stage: str
+    profile: str
+    address: str
+    processes: int
+    internet: bool
+    recipe: str
+    needs: Sequence[Need] = ()
+    stale: str = ""
+    checkpoint_mirror: str = ""
+    mirror_minutes: float = 30.0
+
+
+def start(bundle: Bundle) -> Session:
+    """The first cell: looks around, checks the GPUs, installs what is missing, and prints what was found.
+
     UserError where the session cannot do what the profile asks for.
     """
-    where = place.look_around()
-    print(f"smallchat, {stage} of profile {profile}: {where.line}")
+    where = environment.look_around()
+    print(f"smallchat, {bundle.stage} of profile {bundle.profile}: {where.line}")
     if where.root is None:
         _share_package()
-        return _session(stage, profile, address, where, stale, recipe)
-    place.check_gpus(where.gpus, processes)
-    has_secret = where.internet and place.take_secret()
-    if checkpoint_mirror and where.internet and not has_secret:
-        raise UserError(NO_SECRET.format(repo=checkpoint_mirror))
+        return _session(bundle, where)
+    environment.check_gpus(where.gpus, bundle.processes)
+    has_secret = where.internet and environment.take_secret()
+    mirror = bundle.checkpoint_mirror
+    if mirror and where.internet and not has_secret:
+        raise UserError(NO_SECRET.format(repo=mirror))
     wheels = sorted(path.parent for path in (where.root / "input").glob(f"**/{packages.WHEELS}"))
     lines = (FOLDER / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
-    before = packages.inspect(packages.needed(lines, stage))
+    before = packages.inspect(packages.needed(lines, bundle.stage))
     if not where.internet:
-        attached.check_attached(needs, before, recipe, wheels)
+        check_attached(bundle.needs, before, bundle.recipe, wheels)
     everything = packages.live_versions()
     after = packages.install(before, everything, where.internet, wheels)
     print(packages.table(before, after, everything))
-    if internet and not where.internet:
+    if bundle.internet and not where.internet:
         print("Note: the hub cannot be reached; only what is attached or built in can be used.")
     if not where.internet:
         os.environ["HF_HUB_OFFLINE"] = "1"
     elif has_secret:
         print("HF_TOKEN is taken from the notebook's secrets.")
+    if mirror and not where.internet:
+        print(f"Note: nothing is sent to checkpoint_mirror {mirror}: there is no internet here.")
     _share_package()
     _start_clock()
-    session = _session(stage, profile, address, where, stale, recipe)
-    if checkpoint_mirror and not where.internet:
-        print(f"Note: nothing is sent to checkpoint_mirror {checkpoint_mirror}: there is no internet here.")
-    elif checkpoint_mirror:
-        from nbutils.kaggle.mirror import Mirror
-
-        session.mirror = Mirror(checkpoint_mirror, mirror_minutes)
-    return session
+    return _session(bundle, where)
 
 
-def _session(stage: str, profile: str, address: str, where: place.Place, stale: str, recipe: str) -> Session:
-    from nbutils.kaggle.session import Session
+def _session(bundle: Bundle, where: environment.Environment) -> Session:
+    from nbutils.kaggle.session import Session  # only now is everything there that it imports
 
-    return Session(stage, profile, address, where, stale, recipe)
+    return Session(bundle, where)
 
 
 def _share_package() -> None:
@@ -99,3 +107,29 @@ def _start_clock() -> None:
     import psutil
 
     os.environ.setdefault(STARTED, str(psutil.Process().create_time()))
+
+
+def check_attached(
+    needs: Sequence[Need], brought: Sequence[packages.Package], recipe: str, wheels: Sequence[Path] = ()
+) -> None:
+    """UserError that lists everything that nobody has attached, with how to add it: packages, models, datasets.
+
+    `recipe` is the profile with its values, as `bundle` and `fetch` take them.
+    Packages count as attached where there are any wheels: whether they do is for pip to say.
+    """
+    lacking = [] if wheels else [str(package.requirement) for package in brought if not package.fits]
+    absent = [f"{what} {name}" for kind, name, revision, what in needs if local_copy(kind, name, revision) is None]
+    if not lacking and not absent:
+        return
+    commands, found = [], list[str]()
+    if lacking:
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        commands.append(f"`python -m nbutils kaggle wheels --out wheels --python {python}` for the packages")
+        found.append(f"the packages {', '.join(lacking)}")
+    if absent:
+        commands.append(f"`python -m nbutils fetch {recipe} --out fetched` for models and data")
+    raise UserError(
+        f"There is no internet here, and not attached are: {', '.join(found + absent)}. Switch Internet on in the "
+        f"session's options; or run {' and '.join(commands)} where there is a network, upload each folder as a Kaggle "
+        "dataset, and attach it (Add Input, or bundle with --attach OWNER/DATASET)."
+    )

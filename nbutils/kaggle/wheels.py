@@ -13,10 +13,10 @@ from packaging.utils import canonicalize_name
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import sha256_of_file, write_json
-from nbutils.core.notebooks import stages
+from nbutils.core.stages import stages
 from nbutils.kaggle.archive import requirements
+from nbutils.kaggle.environment import WHOLE
 from nbutils.kaggle.packages import KEPT, WHEELS, needed
-from nbutils.kaggle.place import WHOLE
 
 BROUGHT = (
     *("torch", "torchvision", "torchaudio", "triton", "transformers", "tokenizers", "numpy"),

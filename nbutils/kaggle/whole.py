@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from nbutils.core.errors import UserError
-from nbutils.core.notebooks import stages
-from nbutils.train.watchdog import STARTED
+from nbutils.core.stages import maker, stages
+from nbutils.core.torchrun import STARTED
 
-LONG = "evaluate"
+LONG = maker("scores").name
 """The stage that has no time budget of its own, and is not begun with little of the session left."""
 LEAST_LEFT = 0.4
 """Share of `budget_minutes` that has to be left for it."""
@@ -21,7 +21,7 @@ LEAST_LEFT = 0.4
 def run_pipeline(profile: Path, stale: str, short: bool = False) -> None:
     """Runs the pipeline, with `short` only what comes before LONG; UserError with its last sentence if it fails.
 
-    `stale`: accept, force or '' (see `standing`).
+    `stale`: accept, force or '' (see `carry_over`).
     """
     names = [stage.name for stage in stages()]
     options = ["--until", names[names.index(LONG) - 1]] if short else []

@@ -8,14 +8,16 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
-from nbutils.metrics.compare import COMPARED, named_runs, read_runs
-from nbutils.metrics.figures import duration
-from nbutils.metrics.interactive import InteractiveComparison, InteractiveCurves
-from nbutils.metrics.settings import MetricsSettings
+from nbutils.core.run.layout import Run
+from nbutils.core.stages import maker
+from nbutils.core.training_log import METRICS
+from nbutils.metrics.compare import Compared
+from nbutils.metrics.figures import COMPARED, duration
+from nbutils.metrics.interactive import interactive_comparison, interactive_curves
 
 __all__ = [
-    "InteractiveComparison", "InteractiveCurves", "comparison", "difference_table", "interactive_comparison",
-    "number_table", "picture", "remark_list",
+    "comparison", "difference_table", "interactive_comparison", "interactive_curves", "number_table", "picture",
+    "remark_list",
 ]  # fmt: skip
 
 
@@ -24,25 +26,25 @@ def number_table(summary: dict[str, Any]) -> Any:
     final, best, untrained = summary["final"], summary["best"], summary["untrained"]
     lowest = best["eval_loss"] if best["eval_loss"] and best["eval_loss"]["step"] < summary["steps"] else None
     over = ", all tokens" if summary["counts_all_tokens"] else ""
-    rows = [
-        ("optimizer steps", _steps(summary)),
-        ("epochs", _form(summary["epochs"], "{:.2f}")),
-        (f"training loss, smoothed{over}", _form(final["loss"], "{:.3f} nats per token")),
-        ("evaluation loss, all tokens", _form(final["eval_loss_all_tokens"], "{:.3f}") if over else None),
-        ("evaluation loss, assistant's tokens", _form(final["eval_loss"], "{:.3f} nats per token")),
-        ("… before training", _form(untrained["eval_loss"], "{:.3f}")),
-        ("… lowest", lowest and f"{lowest['value']:.3f} at step {lowest['step']}"),
-        ("perplexity, assistant's tokens", _form(final["perplexity"], "{:.1f}")),
-        ("evaluation token accuracy, assistant's tokens", _form(final["eval_token_accuracy"], "{:.1%}")),
-        ("tokens seen", _tokens(summary)),
-        ("time", duration(summary["hours"] * 3600) if summary["hours"] is not None else None),
-        ("speed, median", _form(summary["tokens_per_second"], "{:,.0f} tokens per second")),
-        ("padding", _form(summary["padding"], "{:.2%} of token positions")),
-        ("peak memory", _form(summary["peak_memory_gib"], "{:.2f} GiB")),
-        ("sessions", _sessions(summary)),
-        ("fp16 steps skipped", summary["skipped_steps"] or None),
+    hours = summary["hours"]
+    rows: list[tuple[str, Any, str]] = [
+        ("optimizer steps", _steps(summary), "{}"),
+        ("epochs", summary["epochs"], "{:.2f}"),
+        (f"training loss, smoothed{over}", final["loss"], "{:.3f} nats per token"),
+        ("evaluation loss, all tokens", final["eval_loss_all_tokens"] if over else None, "{:.3f}"),
+        ("evaluation loss, assistant's tokens", final["eval_loss"], "{:.3f} nats per token"),
+        ("… before training", untrained["eval_loss"], "{:.3f}"),
+        ("… lowest", lowest, "{0[value]:.3f} at step {0[step]}"),
+        ("perplexity, assistant's tokens", final["perplexity"], "{:.1f}"),
+        ("evaluation token accuracy, assistant's tokens", final["eval_token_accuracy"], "{:.1%}"),
+        ("tokens seen", summary["total_tokens"], "{:,}"),
+        ("… supervised", summary["supervised_tokens"], "{:,}"),
+        ("time", None if hours is None else duration(hours * 3600), "{}"),
+        *((f"{m.label.lower()}, {m.over_run}", summary[m.column], m.form_with_unit) for m in METRICS if m.over_run),
+        ("sessions", _sessions(summary), "{}"),
+        ("fp16 steps skipped", summary["skipped_steps"] or None, "{}"),
     ]
-    return _markdown(["", ""], [[name, str(value)] for name, value in rows if value is not None])
+    return _markdown(["", ""], [[name, form.format(value)] for name, value, form in rows if value is not None])
 
 
 def remark_list(remarks: list[dict[str, Any]]) -> Any:
@@ -60,32 +62,27 @@ def difference_table(differences: dict[str, dict[str, Any]]) -> Any:
     return _markdown(["", *runs], [[name, *(_cell(row[run]) for run in runs)] for name, row in differences.items()])
 
 
-def comparison(differences: dict[str, dict[str, Any]], settings: MetricsSettings, folder: Path) -> Any:
+def comparison(differences: dict[str, dict[str, Any]], runs: list[Compared], folder: Path) -> Any:
     """The figures and the table of compared runs, or a line that says how to compare some.
 
     Below the differences stand the scores of notebook 04, of the runs that it has scored by now.
     """
     from IPython.display import Markdown
 
-    if not differences:
+    if not runs:
         return Markdown("No other run was named in `compare_runs`.")
     picture(folder, *COMPARED)
-    return difference_table(differences | scores(_compared(settings)))
+    return difference_table(differences | scores(runs))
 
 
-def interactive_comparison(settings: MetricsSettings) -> Any:
-    """The compared runs to zoom and hover; nothing where there are none."""
-    return InteractiveComparison(read_runs(_compared(settings))) if settings.compare_runs else None
-
-
-def scores(folders: list[str | Path]) -> dict[str, dict[str, Any]]:
+def scores(runs: list[Compared]) -> dict[str, dict[str, Any]]:
     """Each score of notebook 04 by run, with its 95 % interval and number of items; empty where no run has any."""
     found: dict[str, dict[str, str]] = {}
-    for name, run in named_runs(folders).items():
-        results = run / "evaluate" / "results.json"
+    for run in runs:
+        results = Run(run.folder).folder(maker("scores").name) / "results.json"
         rows = read_json(results)["scores"] if results.is_file() else []
         own = (row for row in rows if row["model"] == "run" and "part" not in row)
-        found[name] = {f"{row['task']}, {row['metric']}": _score(row) for row in own}
+        found[run.name] = {f"{row['task']}, {row['metric']}": _score(row) for row in own}
     names = dict.fromkeys(name for run in found.values() for name in run)
     absent = {run: "—" if rows else "not scored yet" for run, rows in found.items()}
     return {name: {run: rows.get(name, absent[run]) for run, rows in found.items()} for name in names}
@@ -110,20 +107,9 @@ def _markdown(head: list[str], rows: Iterable[list[str]]) -> Any:
     return Markdown("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
 
 
-def _form(value: float | None, form: str) -> str | None:
-    return None if value is None else form.format(value)
-
-
 def _steps(summary: dict[str, Any]) -> str:
     planned = summary["planned_steps"]
     return f"{summary['steps']:,}" + (f" of {planned:,}" if planned and planned != summary["steps"] else "")
-
-
-def _tokens(summary: dict[str, Any]) -> str | None:
-    if summary["total_tokens"] is None:
-        return None
-    supervised = summary["supervised_tokens"]
-    return f"{summary['total_tokens']:,}" + (f", {supervised:,} of them supervised" if supervised is not None else "")
 
 
 def _sessions(summary: dict[str, Any]) -> str | None:
@@ -132,10 +118,6 @@ def _sessions(summary: dict[str, Any]) -> str | None:
         return None
     listed = ", ".join(map(str, steps[:5])) + (" …" if len(steps) > 5 else "")
     return f"{summary['sessions']}, resumed at step {listed}"
-
-
-def _compared(settings: MetricsSettings) -> list[str | Path]:
-    return [settings.run_dir, *settings.compare_runs]
 
 
 def _score(row: dict[str, Any]) -> str:

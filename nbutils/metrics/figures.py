@@ -1,137 +1,156 @@
-"""The figures of a run: what each shows, and the files it becomes in light and dark."""
+"""The figures of a run and of compared runs, and the files that they become in light and dark."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbutils.core.canvas import THEMES, WIDTH, drop_legend, new_figure, png, svg
-from nbutils.core.figures import ACCURACY, LOSS, Curve, curve_figure, draw_curve
-from nbutils.core.files import replaced
-from nbutils.core.history import History
+import numpy as np
+
+from nbutils.core.charts import (
+    LINE_STYLES,
+    MARKERS,
+    THEMES,
+    WIDTH,
+    End,
+    add_legend,
+    caption,
+    draw_metric,
+    format_values,
+    label_ends,
+    new_figure,
+    save,
+)  # fmt: skip
+from nbutils.core.history import History, thinned, trend
+from nbutils.core.training_log import ACCURACY, LOSS, METRICS, SECONDS, Metric
+from nbutils.metrics.compare import Compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-FILE_DPI = 160
-"""Pixels per inch of the PNG files: twice a model card's width would be 200, at double the time and size."""
+FIGURES = {name: tuple(metrics) for name, metrics in groupby(METRICS, key=lambda metric: metric.figure)}
+"""Figures of a run: file name and the metrics that it shows, one above the other."""
 
-RATE = Curve("Learning rate", "learning_rate", form="{:.2g}", smooth=False)
-NORM = Curve("Gradient norm before clipping", "grad_norm")
-SPEED = Curve("Tokens per second", "tokens_per_second", form="{:,.0f}")
-PADDING = Curve("Padding, share of all token positions", "padding", form="{:.2%}")
-MEMORY = Curve("Peak memory, GiB", "peak_memory_gib", form="{:.2f}", smooth=False)
+OVER = {"step": "optimizer steps", "total_tokens": "tokens", "elapsed": "seconds of training"}
+"""What compared curves are drawn over: the column of the training rows, and its name on the axis."""
 
-PARTS = {
-    "data": "waiting for data",
-    "forward_backward": "forward and backward",
-    "optimizer": "optimizer step",
-    "evaluation": "evaluation",
-    "checkpoint": "checkpoints",
-    "other": "everything else",
-}
-"""Parts of the training time in plain words."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure of a run: its file name, what it shows in a sentence, and how it is drawn."""
-
-    name: str
-    caption: str
-    columns: tuple[str, ...]
-    draw: Callable[[History, str], Figure]
-
-    def has_data(self, history: History) -> bool:
-        """Whether the run logged anything that this figure shows."""
-        if self.columns == ("seconds",):
-            return sum(history.seconds().values()) > 0
-        both = (*(history.series(name) for name in self.columns), *(history.eval_series(name) for name in self.columns))
-        return any(len(series.finite) for series in both)
+COMPARED = {"compare_loss": LOSS, "compare_accuracy": ACCURACY}
+"""Figures of a comparison: file name and metric."""
 
 
 def save_figures(history: History, folder: Path) -> dict[str, str]:
-    """Writes every figure that the history has data for, as PNG and SVG, light and dark; returns name → caption.
-
-    `loss.png`, `loss.svg` are the light ones, `loss-dark.png`, `loss-dark.svg` the dark ones.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes every figure that the history has data for, as PNG and SVG, light and dark; returns name → caption."""
     written = {}
-    for plot in PLOTS:
-        if not plot.has_data(history):
-            continue
-        for theme in THEMES:
-            figure = plot.draw(history, theme)
-            name = plot.name if theme == "light" else f"{plot.name}-{theme}"
-            for file, data in ((f"{name}.png", png(figure, FILE_DPI)), (f"{name}.svg", svg(figure))):
-                with replaced(folder / file) as partial:
-                    partial.write_bytes(data)
-        written[plot.name] = plot.caption
+    for name, metrics in FIGURES.items():
+        if any(history.holds(metric) for metric in metrics):
+            save(lambda theme, shown=metrics: metric_figure(history, *shown, theme=theme), folder, name)  # type: ignore[misc]
+            words = ("training and evaluation " * bool(metric.evaluation) + metric.label for metric in metrics)
+            written[name] = " and ".join(words).capitalize()
+    if any(history.seconds.values()):
+        save(lambda theme: _seconds(history, theme), folder, "seconds")
+        written["seconds"] = "Where the time went"
     return written
 
 
-def _curve(curve: Curve) -> Callable[[History, str], Figure]:
-    return lambda history, theme: curve_figure(history, curve, theme=theme)
-
-
-def _norm(history: History, theme: str) -> Figure:
-    """The gradient norm, on a logarithmic scale where spikes would flatten everything else."""
-    figure = curve_figure(history, NORM, theme=theme)
-    values = history.series("grad_norm").finite.values
-    positive = values[values > 0]
-    if len(positive) and positive.max() > 50 * float(sorted(positive)[len(positive) // 2]):
-        figure.axes[0].set_yscale("log")
+def metric_figure(history: History, *metrics: Metric, theme: str = "light") -> Figure:
+    """Metrics over optimizer steps, one above the other."""
+    figure, panels = new_figure(len(metrics), 1, theme=theme, height=1.8 + 1.4 * len(metrics), sharex=True)
+    for place, (axes, metric) in enumerate(zip(panels, metrics, strict=True), start=1):
+        draw_metric(axes, history, metric, theme=theme)
+        values = history.series(metric.column).finite.values
+        if metric.from_zero:  # with room above what is nearly constant
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1 or 1)
+        elif len(values) and values.min() > 0 and values.max() > 50 * np.median(values):  # else spikes flatten all else
+            axes.set_yscale("log")
+        if place < len(panels):
+            axes.set_xlabel("")
+        legend = axes.get_legend()
+        if place > 1 and legend:
+            legend.remove()  # the panel above explains the same lines
     return figure
 
 
-def _throughput(history: History, theme: str) -> Figure:
-    figure, (speed, padding) = new_figure(2, 1, theme=theme, width=WIDTH, height=4.6, sharex=True)
-    draw_curve(speed, history, SPEED, theme=theme)
-    draw_curve(padding, history, PADDING, theme=theme)
-    speed.set_xlabel("")
-    drop_legend(padding)
-    for axes in (speed, padding):
-        _from_zero(axes)
-    speed.yaxis.set_major_formatter("{x:,.0f}")
+def comparison_figure(runs: list[Compared], metric: Metric, *, theme: str = "light") -> Figure:
+    """Evaluation (markers) and training curves of all runs, by steps, tokens and time side by side, over one legend."""
+    from matplotlib.ticker import EngFormatter
+
+    height = 3.7
+    figure, panels = new_figure(1, 3, theme=theme, width=WIDTH * 1.25, height=height)
+    entries = _run_entries(runs, metric, theme)
+    columns = 6 if max(len(run.name) for run in runs) < 28 else 3
+    figure.subplots_adjust(bottom=(0.55 + 0.22 * -(-len(entries) // columns)) / height)
+    for axes, (x, label) in zip(panels, OVER.items(), strict=True):
+        ends = draw_runs(axes, runs, metric, x=x, theme=theme)
+        caption(axes, theme, metric.title if axes is panels[0] else "", label)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        format_values(axes, metric)
+        label_ends(axes, ends, metric.form)
+    add_legend(figure, theme, handles=entries, loc="lower left", ncols=columns, bbox_to_anchor=(0.05, 0.0))
     return figure
 
 
-def _memory(history: History, theme: str) -> Figure:
-    figure = curve_figure(history, MEMORY, theme=theme, height=2.6)
-    _from_zero(figure.axes[0])
-    return figure
+def draw_runs(axes: Axes, runs: list[Compared], metric: Metric, *, x: str = "step", theme: str = "light") -> list[End]:
+    """Draws a metric of several runs over one another: lines smoothed, evaluations as markers.
+
+    `x` is the column of the training rows to draw over. Runs differ by colour, line style and marker. Returns the
+    final values of the evaluations; those of training where no run has any.
+    """
+    trained: list[End] = []
+    evaluated: list[End] = []
+    for index, run in enumerate(runs):
+        colour, style, marker = look(index, theme)
+        train, measured = run.history.series(metric.column, x=x), run.history.eval_series(metric.evaluation, x=x)
+        line, evals = trend(train), measured.finite
+        few = thinned(evals, 60)
+        axes.plot(line.steps, line.values, color=colour, linestyle=style, linewidth=1.2, alpha=0.8)
+        axes.plot(few.steps, few.values, marker, color=colour, markersize=4.5, markeredgecolor=THEMES[theme].page)
+        trained += [End(line.values[-1], colour)] if train.ends_finite else []
+        evaluated += [End(evals.values[-1], colour)] if measured.ends_finite else []
+    return evaluated or trained
 
 
-def _from_zero(axes: Axes) -> None:
-    """An axis from zero, with room above what is nearly constant."""
-    top = axes.get_ylim()[1]
-    axes.set_ylim(0, top * 1.1 if top > 0 else 1)
+def look(index: int, theme: str) -> tuple[str, str, str]:
+    """Colour, line style and marker of a compared run."""
+    colours = THEMES[theme].curves
+    return colours[index % len(colours)], LINE_STYLES[index % len(LINE_STYLES)], MARKERS[index % len(MARKERS)]
+
+
+def save_comparisons(runs: list[Compared], folder: Path) -> None:
+    """Writes the figures of compared runs (`COMPARED`); none where there are no runs."""
+    for name, metric in COMPARED.items() if runs else ():
+        save(lambda theme, shown=metric: comparison_figure(runs, shown, theme=theme), folder, name)  # type: ignore[misc]
+
+
+def _run_entries(runs: list[Compared], metric: Metric, theme: str) -> list[Line2D]:
+    """The legend of a comparison: an entry for each run, one for lines and one for markers."""
+    from matplotlib.lines import Line2D
+
+    ink = THEMES[theme].ink
+    looks = [(run.name, *look(index, theme)) for index, run in enumerate(runs)]
+    looks += [("lines: training, smoothed", ink, "-", "none"), ("markers: evaluation", ink, "none", "o")]
+    return [
+        Line2D([], [], label=label, color=colour, ls=style, marker=marker, markersize=4.5)
+        for label, colour, style, marker in looks
+    ]
 
 
 def _seconds(history: History, theme: str) -> Figure:
     """One bar for each part of the time, longest first, with seconds and share written beside it."""
-    parts = {part: seconds for part, seconds in history.seconds().items() if seconds > 0}
-    ordered = sorted(parts, key=parts.__getitem__)
-    total = sum(parts.values())
-    figure, (axes,) = new_figure(1, 1, theme=theme, width=WIDTH, height=0.9 + 0.34 * len(parts))
-    colours = THEMES[theme]
-    axes.barh([PARTS[part] for part in ordered], [parts[part] for part in ordered], color=colours.first, height=0.62)
-    for place, part in enumerate(ordered):
-        axes.annotate(f"{duration(parts[part])} · {parts[part] / total:.0%}", (parts[part], place), xytext=(4, 0),
-                      textcoords="offset points", va="center", fontsize=8, color=colours.ink)  # fmt: skip
-    _bar_layout(axes, figure, max(parts.values()), total, colours.ink)
-    return figure
-
-
-def _bar_layout(axes: Axes, figure: Figure, longest: float, total: float, ink: str) -> None:
-    axes.set_xlim(0, longest * 1.16)
-    axes.set_title(f"Where {duration(total)} of training went", loc="left", fontsize=10, color=ink)
-    axes.set_xlabel("seconds", fontsize=9)
-    axes.grid(False, axis="y")
+    parts = sorted(history.seconds.items(), key=lambda part: part[1])
+    spent = {SECONDS.get(part, "everything else"): seconds for part, seconds in parts if seconds > 0}
+    total = sum(spent.values())
+    figure, (axes,) = new_figure(1, 1, theme=theme, height=0.9 + 0.34 * len(spent))
     figure.subplots_adjust(left=0.18)
+    bars = axes.barh(list(spent), list(spent.values()), color=THEMES[theme].first, height=0.62)
+    words = [f"{duration(seconds)} · {seconds / total:.0%}" for seconds in spent.values()]
+    axes.bar_label(bars, words, padding=4, fontsize=8, color=THEMES[theme].ink)
+    axes.set_xlim(0, max(spent.values()) * 1.16)
+    axes.grid(False, axis="y")
+    caption(axes, theme, f"Where {duration(total)} of training went", "seconds")
+    return figure
 
 
 def duration(seconds: float) -> str:
@@ -146,19 +165,3 @@ def duration(seconds: float) -> str:
         if minutes < 60
         else f"{minutes // 60} h {minutes % 60:02d} min"
     )
-
-
-PLOTS: tuple[Plot, ...] = (
-    Plot("loss", "Training and evaluation loss", ("loss", "eval_loss"), _curve(LOSS)),
-    Plot(
-        "token_accuracy",
-        "Training and evaluation token accuracy",
-        ("token_accuracy", "eval_token_accuracy"),
-        _curve(ACCURACY),
-    ),
-    Plot("learning_rate", "Learning rate", ("learning_rate",), _curve(RATE)),
-    Plot("grad_norm", "Gradient norm", ("grad_norm",), _norm),
-    Plot("throughput", "Tokens per second and share of padding", ("tokens_per_second",), _throughput),
-    Plot("memory", "Peak memory", ("peak_memory_gib",), _memory),
-    Plot("seconds", "Where the time went", ("seconds",), _seconds),
-)

@@ -30,7 +30,7 @@ def remarks(history: History, planned_steps: int | None = None) -> list[Remark]:
 def not_a_number(history: History) -> Remark | None:
     """A loss that is NaN or infinite, in training or evaluation."""
     series = {"training loss": history.series("loss"), "evaluation loss": history.eval_series("eval_loss")}
-    broken = {name: s.steps[~np.isfinite(s.values)] for name, s in series.items()}
+    broken = {name: s.broken for name, s in series.items()}
     hit = {name: steps for name, steps in broken.items() if len(steps)}
     if not hit:
         return None
@@ -113,7 +113,7 @@ def overfitting(history: History) -> Remark | None:
 
 def starved(history: History) -> Remark | None:
     """More than 15 % of the time of training steps went into waiting for data."""
-    parts = history.seconds()
+    parts = history.seconds
     working = sum(parts[name] for name in ("data", "forward_backward", "optimizer"))
     if working <= 0 or parts["data"] < 0.15 * working:
         return None

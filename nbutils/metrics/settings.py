@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbutils.core.files import resolve, sha256_of_file
+from nbutils.core.run.layout import Run
 from nbutils.core.settings import Settings as BaseSettings
 
 
@@ -13,9 +14,14 @@ class MetricsSettings(BaseSettings):
 
     compare_runs: list[str]
 
+    @property
+    def compared(self) -> list[str]:
+        """The folders of the runs to compare, this run first; empty where no other is named."""
+        return [self.run_dir, *self.compare_runs] if self.compare_runs else []
+
     def result_parameters(self) -> dict[str, Any]:
         """The result parameters, and the state of the compared runs: their curves are part of what comes out."""
-        logs = [resolve(run) / "train" / "metrics.jsonl" for run in self.compare_runs]
+        logs = [Run(resolve(run)).training / "metrics.jsonl" for run in self.compare_runs]
         return super().result_parameters() | {
             "compare_runs": [
                 [run, sha256_of_file(log) if log.is_file() else None]

@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, shown
+from nbutils.core.files import read_json, read_jsonl, shown
 from nbutils.core.history import History, Series, trend
-from nbutils.core.record import stage_record
+from nbutils.core.run.layout import Run
+from nbutils.core.stages import maker
+from nbutils.core.training_log import LOSS, METRICS
 from nbutils.metrics.remarks import remarks
 
 SCHEMA = 1
+T = TypeVar("T")
 
 
 def read_training_settings(run: Path) -> dict[str, Any]:
     """`train/settings.json` of a run folder; UserError where it is missing or damaged."""
-    path = run / "train" / "settings.json"
-    if not path.is_file():
-        raise UserError(f"{shown(path)} does not exist: run notebooks/02_train_sft.ipynb first.")
-    try:
-        settings: dict[str, Any] = dict(read_json(path))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{shown(path)} is damaged ({error}): run notebooks/02_train_sft.ipynb again.") from None
-    return settings
+    return _read(Run(run).training / "settings.json", lambda path: dict(read_json(path)))
 
 
 def read_history(run: Path) -> History:
-    """The training history of a run folder, and the step that it has reached; UserError where there is none."""
-    record = stage_record(run, "train") or {}
-    history = History.read(run / "train" / "metrics.jsonl")
+    """The training history of a run folder, and the step that it has reached.
+
+    UserError where it is missing or damaged, or has no row of training or evaluation.
+    """
+    path = Run(run).training / "metrics.jsonl"
+    history = _read(path, lambda path: History.of(read_jsonl(path)))
+    if not history.train and not history.evals:
+        raise UserError(
+            f"{shown(path)} has no row of training or evaluation yet: let notebooks/02_train_sft.ipynb run on."
+        )
+    record = Run(run).record(maker("history").name) or {}
     return replace(history, reached=int(record.get("facts", {}).get("step") or 0))
+
+
+def _read(path: Path, read: Callable[[Path], T]) -> T:
+    if not path.is_file():
+        raise UserError(f"{shown(path)} does not exist: run notebooks/02_train_sft.ipynb first.")
+    try:
+        return read(path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or rows of another kind
+        raise UserError(
+            f"{shown(path)} is damaged ({error}): take that line out, or run notebooks/02_train_sft.ipynb again."
+        ) from None
 
 
 def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
@@ -45,63 +61,71 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
     value is no number has no final one. Perplexity is exp(final evaluation loss), per token.
     """
     derived = training.get("derived", {})
-    loss, accuracy = history.series("loss"), history.series("token_accuracy")
-    eval_loss, eval_accuracy = history.eval_series("eval_loss"), history.eval_series("eval_token_accuracy")
-    final_eval = _final(eval_loss)
+    eval_loss = history.eval_series(LOSS.evaluation)
+    trained, final_eval = history.series(LOSS.column).ends_finite, _final(eval_loss)
+    evaluated = {metric: history.eval_series(metric.evaluation) for metric in METRICS if metric.evaluation}
+    final = {metric.column: trend(history.series(metric.column)).last if trained else None for metric in evaluated}
+    final |= {m.evaluation: _final(s) if final_eval is not None else None for m, s in evaluated.items()}
+    final |= {name: _final(history.eval_series(name)) for m in evaluated if (name := m.evaluation_alike)}
+    perplexity = math.exp(final_eval) if final_eval is not None and final_eval < 700 else None
     return {
         "schema": SCHEMA,
         "steps": history.last_step,
         "planned_steps": derived.get("steps"),
         "epochs": history.series("epoch").last,
         "counts_all_tokens": history.counts_all_tokens,
-        "untrained": {"eval_loss": _at_start(eval_loss), "eval_token_accuracy": _at_start(eval_accuracy)},
-        "final": {
-            "loss": trend(loss).last if loss.ends_finite else None,
-            "token_accuracy": trend(accuracy).last if loss.ends_finite else None,
-            "eval_loss": final_eval,
-            "eval_loss_all_tokens": _final(history.eval_series("eval_loss_all_tokens")),
-            "eval_token_accuracy": _final(eval_accuracy) if eval_loss.ends_finite else None,
-            "perplexity": math.exp(final_eval) if final_eval is not None and final_eval < 700 else None,
-        },
+        "untrained": {metric.evaluation: _at_start(series) for metric, series in evaluated.items()},
+        "final": final | {"perplexity": perplexity},
         "evaluated_step": int(eval_loss.finite.steps[-1]) if final_eval is not None else None,
         "best": {
-            "eval_loss": _best(eval_loss, min),
-            "eval_token_accuracy": _best(eval_accuracy, max),
+            metric.evaluation: _best(s, max if metric.higher_is_better else min) for metric, s in evaluated.items()
         },
         **_amounts(history),
-        "seconds": {part: round(seconds, 3) for part, seconds in history.seconds().items()},
+        "seconds": {part: round(seconds, 3) for part, seconds in history.seconds.items()},
         "eval_hash": training.get("data", {}).get("eval_hash"),
         "remarks": remarks(history, derived.get("steps")),
     }
 
 
 def _amounts(history: History) -> dict[str, Any]:
-    """Tokens, time, memory, sessions and skipped steps; the speed is the median of the log rows."""
-    speed = history.series("tokens_per_second").finite.values
+    """Tokens, time, the metrics that have one value for the run, sessions and skipped steps."""
     elapsed = history.elapsed
-    memory = history.series("peak_memory_gib").finite.values
     return {
         "supervised_tokens": _whole(history.series("supervised_tokens").last),
         "total_tokens": _whole(history.series("total_tokens").last),
         "hours": elapsed / 3600 if elapsed is not None else None,
-        "tokens_per_second": float(sorted(speed)[len(speed) // 2]) if len(speed) else None,
-        "padding": _padding(history),
-        "peak_memory_gib": float(memory.max()) if len(memory) else None,
+        **{m.column: OVER_RUN[m.over_run](history, m.column) for m in METRICS if m.over_run},
         "sessions": len(history.sessions),
         "resumes": history.resumes,
         "skipped_steps": _whole(history.series("skipped_steps").last) or 0,
     }
 
 
-def _padding(history: History) -> float | None:
-    """The share of padding among all token positions of the run: each row counts by its positions."""
-    share, tokens = history.series("padding"), history.series("total_tokens")
+def _median(history: History, column: str) -> float | None:
+    values = sorted(history.series(column).finite.values)
+    return float(values[len(values) // 2]) if values else None
+
+
+def _highest(history: History, column: str) -> float | None:
+    values = history.series(column).finite.values
+    return float(values.max()) if len(values) else None
+
+
+def _mean_over_positions(history: History, column: str) -> float | None:
+    """A share over all token positions of the run: each row counts by its positions."""
+    share, tokens = history.series(column), history.series("total_tokens")
     known = np.isin(tokens.steps, share.finite.steps) & np.isfinite(tokens.values)
     if not known.any():
         return None
     own = np.diff(np.r_[0.0, tokens.values])[known]  # tokens of each row
     positions = own / (1 - share.values[np.isin(share.steps, tokens.steps[known])])
     return float(1 - own.sum() / positions.sum()) if positions.sum() > 0 else None
+
+
+OVER_RUN: dict[str, Callable[[History, str], float | None]] = {
+    "median": _median, "highest": _highest, "mean": _mean_over_positions,
+}  # fmt: skip
+"""How a metric's one value for the whole run is found."""
 
 
 def _final(series: Series) -> float | None:

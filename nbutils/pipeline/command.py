@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 import math
 
-from nbutils.pipeline.arguments import add_overrides, add_run_dir, profile_path
 from nbutils.pipeline.job import Job
+from nbutils.pipeline.profile import add_profile, profile_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `run`."""
-    parser.add_argument("profile", metavar="PROFILE", help="a YAML file of parameters, for example params/demo.yaml")
-    add_overrides(parser)
-    add_run_dir(parser)
+    add_profile(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--from", metavar="STAGE", dest="start", help="rerun this stage and all later ones")
     which.add_argument("--only", metavar="STAGE", help="run this stage alone, on the earlier ones as they stand")
     parser.add_argument("--until", metavar="STAGE", help="run no stage after this one")
     stale = parser.add_mutually_exclusive_group()
-    stale.add_argument("--accept", action="store_true", help="keep long work that no longer fits, as if it did")
-    stale.add_argument("--force", action="store_true", help="set long work that no longer fits aside and start anew")
+    stale.add_argument("--accept", action="store_true", help="keep long work that is stale, as if it were not")
+    stale.add_argument("--force", action="store_true", help="set long work that is stale aside and start again")
     parser.add_argument(
         "--allow-paused", action="store_true", help="run later stages on a paused training's checkpoint"
     )
@@ -36,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
     from nbutils.pipeline.display import Display
     from nbutils.pipeline.explain import explain
     from nbutils.pipeline.parameters import plan
-    from nbutils.pipeline.run import Run
+    from nbutils.pipeline.run import Runner
 
     display = Display()
     options = Options(
@@ -51,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
     if arguments.explain:
         return explain(planned, options, display)
-    return Run(planned, options, display, _execute).go()
+    return Runner(planned, options, display, _execute).go()
 
 
 def _minutes(text: str) -> float:

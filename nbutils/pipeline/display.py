@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -51,15 +51,14 @@ class Display:
             TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(),
             TextColumn("{task.fields[under_way]}"), TimeElapsedColumn(), console=self.console, transient=True,
         )  # fmt: skip
-        self._stages: TaskID | None = None
-        self._cells: TaskID | None = None
+        self._stages = self._bars.add_task("stages", under_way="")
+        self._cells = self._bars.add_task("cells", visible=False, under_way="")
         self._line = ""
-        self._cell_said = ""
 
     @contextmanager
     def run(self, total: int) -> Iterator[None]:
         """Shows the bars for a run of `total` stages while the block runs."""
-        self._stages = self._bars.add_task("stages", total=total, under_way="")
+        self._bars.update(self._stages, total=total)
         with self._bars if self.console.is_terminal else nullcontext():
             yield
         self.flush()
@@ -68,29 +67,24 @@ class Display:
     def stage(self, number: int, total: int, name: str, notebook: str, cells: int, reason: str) -> Iterator[None]:
         """Shows one stage at work while the block runs."""
         self.say(f"[{number}/{total}] {name}: {notebook} — {reason}", "bold")
-        self._cells = self._bars.add_task("cells", total=cells, under_way="starting the kernel")
-        assert self._stages is not None
+        self._bars.reset(self._cells, total=cells, visible=True, under_way="starting the kernel")
         self._bars.update(self._stages, under_way=name)
         try:
             yield
         finally:
             self.flush()
-            self._bars.remove_task(self._cells)
-            self._cells = None
+            self._bars.update(self._cells, visible=False)
 
     def stage_over(self) -> None:
         """Moves the stages' bar on by one."""
-        if self._stages is not None:
-            self._bars.advance(self._stages)
+        self._bars.advance(self._stages)
 
     def cell(self, number: int, total: int, title: str) -> None:
         """Says which cell is under way."""
         self.flush()
-        if self._cells is not None:
-            self._bars.update(self._cells, completed=number - 1, total=total, under_way=title)
-        self._cell_said = f"  cell {number}/{total} · {title}"
+        self._bars.update(self._cells, completed=number - 1, total=total, under_way=title)
         if not self.console.is_terminal:
-            self.say(self._cell_said)
+            self.say(f"  cell {number}/{total} · {title}")
 
     def output(self, text: str) -> None:
         """Prints what a cell writes, as it comes; of a line rewritten with carriage returns only its end."""

@@ -1,215 +1,239 @@
-"""Executing one notebook through papermill: this interpreter's kernel, live output, atomic saves, honest cell marks."""
+"""Executing one notebook: this interpreter's kernel, live output, whole saves, and a sentence on what went wrong.
+
+nbclient executes, in the way of papermill: the same parameters cell, the same marks on cells and links to an error.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import errno
 import math
-import os
 import re
+import shutil
+import signal
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-import papermill
-from ipykernel.kernelspec import RESOURCES, get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_core.utils import run_sync
-from nbclient.exceptions import CellExecutionError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
-from papermill.iorw import papermill_io
+import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from papermill.engines import NotebookExecutionManager
+from papermill.exceptions import PapermillExecutionError
+from papermill.execute import prepare_notebook_metadata, raise_for_execution_errors, remove_error_markers
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
-from nbutils.core.files import project_root, write_text
+from nbutils.core.files import project_root, shown, write_text
+from nbutils.core.run.stage import ALLOW_PAUSED
 from nbutils.core.secrets import redact
-from nbutils.core.stage import ALLOW_PAUSED
-from nbutils.pipeline.job import Job, Stopped
-from nbutils.pipeline.processes import MARK, Guardian
-
-NAME = "smallchat"
+from nbutils.pipeline.display import Display
+from nbutils.pipeline.job import Job, StageFailed
+from nbutils.pipeline.supervise import MARK, child_environment, guarded
 
 OUTPUT_SECONDS = 60
 """How long the last output of a finished cell is waited for."""
 
+_MEMORY = re.compile(
+    r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE
+)
+_LESS_MEMORY = "use a smaller tokens_per_microbatch, max_length or limit, or close other programs"
+_AGAIN = "run the same command again to go on from this stage"
+
 
 def execute(job: Job) -> None:
-    """Executes a job's notebook, saved as it goes. Raises what papermill, nbclient and the disk raise."""
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our own sentences say it
-    papermill_io.register(str(job.target), _AtomicFile())
-    papermill_engines.register(NAME, _Engine)
-    guardian = Guardian(job.mark)
-    try:
-        papermill.execute_notebook(
-            _literal(job.source),
-            _literal(job.target),
-            job.parameters,
-            engine_name=NAME,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            autosave_cell_every=job.autosave_seconds,
-            job=job,
-        )
-    finally:
-        guardian.dismiss()
+    """Executes a job's notebook, saved as it goes. StageFailed says why it did not come to its end."""
+    _Execution(job).go()
 
 
-class _Engine(Engine):
-    """papermill's engine with our client; the manager of cells and saves is papermill's own."""
+class _Book(NotebookExecutionManager):
+    """papermill's marks on a notebook and its cells, written as whole files that hold no secret."""
 
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: NotebookExecutionManager, kernel_name: str, **kwargs: Any) -> Any:
-        job: Job = kwargs["job"]
-        job.notebook = nb_man.nb
-        client = _Client(
-            nb_man,
-            kernel_name=kernel_name,
-            timeout=job.cell_seconds and math.ceil(job.cell_seconds),
-            startup_timeout=60,
-            # A cell that is done may write faster than its output can be read; that is no reason to fail it.
-            iopub_timeout=OUTPUT_SECONDS,
-            raise_on_iopub_timeout=False,
-            coalesce_streams=True,
-        )
-        client.job = job
+    def save(self, **kwargs: Any) -> None:
+        write_text(Path(self.output_path), redact(nbformat.writes(self.nb)))
+        self.last_save_time = self.now()
+
+
+class _Client(NotebookClient):
+    """nbclient's client, which shows output as it comes and saves the notebook while a long cell runs."""
+
+    book: _Book
+    display: Display
+
+    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+        if msg["msg_type"] == "stream":
+            self.display.output(msg["content"]["text"])
+        return super().process_message(msg, cell, cell_index)
+
+    async def _async_check_alive(self) -> None:  # nbclient calls it every second
+        with suppress(OSError):  # the save at the cell's end says it
+            self.book.autosave_cell()
+        await super()._async_check_alive()
+
+
+class _Execution:
+    """One notebook under way: its code cell at work, that cell's number from 1, and a dead kernel's exit status."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.cell: Any = None
+        self.number = 0
+        self.status: int | None = None
+
+    def go(self) -> None:
+        with guarded(self.job.supervisor.mark), tempfile.TemporaryFile() as errors:
+            try:
+                self._notebook(errors)
+            except StageFailed:
+                raise
+            except Exception as error:
+                interrupted = isinstance(error, DeadKernelError) or getattr(error, "ename", "") == "KeyboardInterrupt"
+                raise StageFailed(self._sentence(error, _last_line(errors)), interrupted) from error
+
+    def _notebook(self, errors: IO[bytes]) -> None:
+        job = self.job
+        nb = load_notebook_node(str(job.source))
+        if job.parameters:
+            nb = parameterize_notebook(nb, job.parameters, kernel_name="python3", language="python")
+        nb = remove_error_markers(prepare_notebook_metadata(nb, str(job.source), str(job.target)))
+        book = _Book(nb, str(job.target), progress_bar=False, autosave_cell_every=job.autosave_seconds)
+        client = _client(job, book)
+        book.notebook_start()
         try:
-            with tempfile.TemporaryFile() as errors:
-                try:
-                    return client.execute(env=_environment(job), cwd=str(project_root()), stderr=errors)
-                finally:
-                    job.kernel_said = _last_line(errors)
+            client.start_new_kernel(env=_environment(job), cwd=str(project_root()), stderr=errors)
+            job.supervisor.kernel_started(client.km.provisioner.pid)
+            with client.setup_kernel(cleanup_kc=True):
+                nb.metadata.language_info = client.wait_for_reply(client.kc.kernel_info())["content"]["language_info"]
+                self._cells(client, book)
         except BaseException:
             # papermill would mark every cell completed that was never reached.
-            for cell in nb_man.nb.cells:
-                if cell.metadata.papermill["status"] == nb_man.PENDING:
+            for cell in nb.cells:
+                if cell.metadata.papermill["status"] == book.PENDING:
                     cell.metadata.papermill["status"] = "not executed"
             raise
-
-
-class _Client(PapermillNotebookClient):
-    """papermill's client that tells the display what goes on and marks a cell failed when its kernel dies."""
-
-    job: Job
-
-    def create_kernel_manager(self) -> Any:
-        # A `python3` kernel of the user's may belong to another interpreter; this one has what the notebooks need.
-        manager = self.kernel_manager_class(kernel_name="python3", kernel_spec_manager=_ThisInterpreter())
-        self.km = manager
-        return manager
-
-    async def async_start_new_kernel(self, **kwargs: Any) -> None:
-        await super().async_start_new_kernel(**kwargs)
-        self.job.kernel_started(self.km.provisioner.pid)
-
-    start_new_kernel = run_sync(async_start_new_kernel)
-
-    async def async_execute_cell(self, *args: Any, **kwargs: Any) -> Any:
-        # papermill saves only when a message arrives; a silent cell sends none.
-        ticks = asyncio.ensure_future(self._tick())
-        try:
-            return await super().async_execute_cell(*args, **kwargs)
         finally:
-            ticks.cancel()
-
-    execute_cell = run_sync(async_execute_cell)
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(min(1.0, self.job.autosave_seconds / 2))
-            self.nb_man.autosave_cell()
-
-    def papermill_execute_cells(self) -> None:
-        """papermill's loop, but a cell whose kernel died or whose time ran out is marked failed, not completed."""
-        total = sum(cell.cell_type == "code" for cell in self.nb.cells)
-        number = 0
-        for index, cell in enumerate(self.nb.cells):
-            if cell.cell_type == "code":
-                number += 1
-                if self.job.stop():
-                    raise Stopped
-                self.job.cell = number
-                self.job.display.cell(number, total, _title(self.nb.cells, index))
-            self.nb_man.cell_start(cell, index)
+            client.set_widgets_metadata()
+            book.notebook_complete()
             try:
-                self.execute_cell(cell, index)
-            except CellExecutionError as error:
-                self.nb_man.cell_exception(self.nb.cells[index], cell_index=index, exception=error)
-                break
-            except BaseException as error:
-                self.job.kernel_exit = self._kernel_exit()
-                self.nb_man.cell_exception(cell, cell_index=index, exception=error)
+                raise_for_execution_errors(nb, None)
+            except PapermillExecutionError:
+                book.save()  # with papermill's links to the cell at fault
+
+    def _cells(self, client: Any, book: _Book) -> None:
+        cells = book.nb.cells
+        total = sum(cell.cell_type == "code" for cell in cells)
+        for index, cell in enumerate(cells):
+            if cell.cell_type == "code":
+                if self.job.supervisor.stops:
+                    raise StageFailed(f"{self.job.source.name} was stopped between two cells.", interrupted=True)
+                self.cell, self.number = cell, self.number + 1
+                self.job.display.cell(self.number, total, _title(cells, index))
+            book.cell_start(cell)
+            try:
+                client.execute_cell(cell, index)
+            except Exception:
+                self.status = client.km.provisioner.process.poll()
+                book.cell_exception(cell)
                 raise
             finally:
-                self.nb_man.cell_complete(self.nb.cells[index], cell_index=index)
+                book.cell_complete(cell)
 
-    def process_message(self, msg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if msg["msg_type"] == "stream":
-            self.job.display.output(msg["content"]["text"])
-        return super().process_message(msg, *args, **kwargs)
+    def _sentence(self, error: Exception, said: str) -> str:
+        """What ended the notebook. An error that is our own mistake is raised again."""
+        name, folder = self.job.source.name, self.job.target.parent
+        where = f"{name}, code cell {self.number}"
+        if isinstance(error, CellExecutionError):
+            return cell_sentence(error.ename, error.evalue, f"{name}, cell In [{self.cell.execution_count}]", folder)
+        if isinstance(error, DeadKernelError):
+            return dead_kernel(where, self.status, said)
+        if isinstance(error, CellTimeoutError):
+            return f"{where} took longer than --cell-minutes {(self.job.cell_seconds or 0) / 60:g} allows."
+        if isinstance(error, OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return _full_disk(folder)
+            file = f" {error.filename}" if error.filename else ""
+            return f"{error.strerror or error}{file}: check that {shown(folder)} can be read and written."
+        if self.number:
+            raise error
+        return (
+            f"The kernel for {name} did not start ({said or _first_line(str(error)) or type(error).__name__}): "
+            f"check that `{sys.executable} -m ipykernel --version` works."
+        )
 
-    def _kernel_exit(self) -> int | None:
-        """The kernel's exit status, negative for a signal; None while it lives."""
-        process = getattr(self.km and self.km.provisioner, "process", None)
-        return None if process is None else process.poll()
+
+def cell_sentence(name: str, value: str, where: str, folder: Path) -> str:
+    """For an exception in a cell, by its type's name and its text."""
+    first = _first_line(value)
+    if name == "UserError":  # the last lines of a log may follow; the notebook holds them
+        return f"{where}: {first[:-1] + '.' if first.endswith(':') else first}"
+    if name == "SystemExit":
+        return f"{where} called sys.exit({value}): a stage ends with its last cell; remove the call."
+    if name == "KeyboardInterrupt":
+        return f"{where} was interrupted; {_AGAIN}."
+    if name in ("MemoryError", "OutOfMemoryError") or _MEMORY.search(value):
+        return f"{where}: memory ran out ({first or name}); {_LESS_MEMORY}."
+    if f"[Errno {errno.ENOSPC}]" in value or "No space left on device" in value:
+        return f"{where}: {_full_disk(folder)}"
+    text = f"{where} raised {name}: {first}".removesuffix(": ")
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-class _ThisInterpreter(KernelSpecManager):
-    """Knows one kernel: IPython in the interpreter that runs the pipeline."""
+def dead_kernel(where: str, status: int | None, said: str) -> str:
+    """For a kernel that died under a cell, by its exit status and its last words."""
+    how = "the kernel died" if status is None else f"the kernel died with exit status {status}"
+    if status is not None and status < 0:
+        how = f"the kernel was ended by {signal.Signals(-status).name}"
+        if -status == signal.SIGKILL:
+            how += f" (often the system's answer to a lack of memory: {_LESS_MEMORY})"
+    words = f", saying '{said}'" if said else ""
+    return f"{where}: {how}{words}; {_AGAIN}."
 
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
 
-
-class _AtomicFile:
-    """papermill's writer for executed notebooks: whole files only, and no secret in them."""
-
-    def write(self, text: str, path: str) -> None:
-        write_text(Path(path), redact(text))
-
-    def read(self, path: str) -> str:
-        return Path(path).read_text(encoding="utf-8")
-
-    def listdir(self, path: str) -> list[str]:
-        return os.listdir(path)
-
-    def pretty_path(self, path: str) -> str:
-        return path
+def _client(job: Job, book: _Book) -> Any:
+    """A client on a new kernel, which is this interpreter's whatever kernels the user has installed."""
+    client = _Client(
+        book.nb,
+        km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
+        timeout=job.cell_seconds and math.ceil(job.cell_seconds),
+        startup_timeout=60,
+        # A cell that is done may write faster than its output can be read; that is no reason to fail it.
+        iopub_timeout=OUTPUT_SECONDS,
+        raise_on_iopub_timeout=False,
+        coalesce_streams=True,
+    )
+    client.book, client.display = book, job.display
+    return client
 
 
 def _environment(job: Job) -> dict[str, str]:
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, MARK: job.mark, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    environment["NBUTILS_NOTEBOOKS"] = str(job.source.absolute().parent)
-    environment.pop(ALLOW_PAUSED, None)
-    if job.allow_paused:
-        environment[ALLOW_PAUSED] = "1"
-    return environment
+    given = {MARK: job.supervisor.mark, "NBUTILS_NOTEBOOKS": str(job.source.absolute().parent)}
+    return child_environment(**given, **{ALLOW_PAUSED: "1" if job.allow_paused else ""})
 
 
 def _last_line(errors: IO[bytes]) -> str:
     """The last line that the kernel's process itself wrote to its standard error, its own log lines left out."""
     errors.seek(0)
     lines = [line.strip() for line in errors.read()[-10_000:].decode(errors="replace").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("[IPKernelApp]")]
-    return lines[-1] if lines else ""
+    return next((line for line in reversed(lines) if line and not line.startswith("[IPKernelApp]")), "")
 
 
 def _title(cells: list[Any], index: int) -> str:
     """What a cell is about: the nearest heading above it."""
-    if {"parameters", "injected-parameters"} & set(cells[index].metadata.get("tags", [])):
+    if {"parameters", "injected-parameters"} & set(cells[index].metadata.tags):
         return "parameters"
-    for cell in reversed(cells[:index]):
-        if cell.cell_type == "markdown":
-            headings = re.findall(r"^#+\s+(.+)$", cell.source, re.MULTILINE)
-            if headings:
-                return str(headings[-1]).strip()
-    with suppress(IndexError):
-        return str(cells[index].source.strip().split("\n")[0][:60])
-    return ""
+    text = "\n".join(cell.source for cell in cells[:index] if cell.cell_type == "markdown")
+    headings = re.findall(r"^#+\s+(.+)$", text, re.MULTILINE)
+    return str(headings[-1]).strip() if headings else ""
 
 
-def _literal(path: Path) -> str:
-    """A path as papermill takes it: it formats paths, so that braces must be doubled."""
-    return str(path).replace("{", "{{").replace("}", "}}")
+def _full_disk(folder: Path) -> str:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free / 2**20
+    return f"the disk of {shown(folder)} is full ({free:.0f} MiB free): free some space and run the same command again."
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0].strip()[:500]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nbutils.core.record import stage_status
-from nbutils.core.stage import upstream_problem
-from nbutils.core.verdict import Verdict, in_short, judge, not_continued
-from nbutils.pipeline.choice import Action, Options, asks_first, chosen, decide
+from nbutils.core.run.decide import Action, StageState, decide, inspect
+from nbutils.core.run.stage import upstream_problem
+from nbutils.core.run.state import State, in_short
+from nbutils.pipeline.choice import Options, asks_first, chosen
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import Plan, Planned
 
 LOOK = "look again"
-"""For a stage whose verdict depends on what a stage before it, which runs first, will make."""
+"""For a stage whose state depends on what a stage before it, which runs first, will make."""
 
 
 def explain(plan: Plan, options: Options, display: Display) -> int:
@@ -24,40 +24,44 @@ def explain(plan: Plan, options: Options, display: Display) -> int:
 
 def foreseen(plan: Plan, options: Options) -> Iterator[tuple[str, str, str]]:
     """Each stage of a plan, what a run would do with it, and why."""
-    picked, first = chosen(plan, options), asks_first(chosen(plan, options), options)
-    stop = first[0].stage.name if first else ""  # the stage at which the run would end
-    status: dict[str, str] = {}  # of each stage, when the next ones read it
-    anew: set[str] = set()
+    picked = chosen(plan, options)
+    first = asks_first(picked, options)
+    stop = first.spec.name if first else ""  # the stage at which the run would end
+    states: dict[str, State] = {}  # of each stage, when the next ones read it
+    again: set[str] = set()
     for planned in plan.stages:
-        name, verdict = planned.stage.name, judge(planned.stage, planned.settings)
-        status[name] = stage_status(plan.run, name)
+        name, state = planned.stage.name, inspect(planned.stage, planned.settings)
+        states[name] = state.state
         if planned not in picked:
-            yield name, "left as it stands", verdict.reason
+            yield name, "left as it is", state.reason
             continue
-        if stop and not (first and planned is first[0]):
-            yield name, f"wait for an answer to {stop}" if first else f"not reached after {stop}", verdict.reason
+        if first and first.spec.name == name:
+            yield name, Action.ASK, state.reason
             continue
-        action, reason = _foreseen(planned, verdict, options, status, anew)
-        if first:
-            action, reason = Action.ASK, verdict.reason
-        yield name, action, reason
+        if stop:
+            yield name, f"wait for an answer to {stop}" if first else f"not reached after {stop}", state.reason
+            continue
+        action, words, reason = _foreseen(planned, state, options, states, again)
+        yield name, words, reason
         if action in (Action.ASK, Action.REFUSE):
             stop = name
-        elif action not in (Action.SKIP, Action.KEEP, Action.LEAVE):
-            anew.add(name)
-            status[name] = "done"
+        elif action in (Action.RUN, Action.RESUME, None):
+            again.add(name)
+            states[name] = State.DONE
 
 
 def _foreseen(
-    planned: Planned, verdict: Verdict, options: Options, status: dict[str, str], anew: set[str]
-) -> tuple[str, str]:
-    problem = upstream_problem(planned.stage, planned.settings, options.allow_paused, lambda name: status[name])
+    planned: Planned, state: StageState, options: Options, states: dict[str, State], again: set[str]
+) -> tuple[Action | None, str, str]:
+    """The action (None: not known before an earlier stage has run), its words, and why."""
+    problem = upstream_problem(planned.stage, planned.settings, options.allow_paused, lambda name: states[name])
     if problem:
-        return Action.REFUSE, problem.rstrip(".")
-    waits = sorted(anew & {*planned.stage.reads, *planned.stage.consults})
-    if waits and verdict.state != "absent" and (options.accept or not options.anew):
-        return LOOK, f"after {', '.join(waits)}; so far {verdict.reason}"
-    action = decide(verdict, options)
-    if action is Action.REFUSE:
-        return action, f"its checkpoints belong to other settings or data: {in_short(not_continued(verdict))}"
-    return action, verdict.reason
+        return Action.REFUSE, Action.REFUSE, problem.rstrip(".")
+    waits = sorted(again & {*planned.stage.reads, *planned.stage.consults})
+    if waits and state.state is not State.ABSENT and (options.accept or not options.again):
+        return None, LOOK, f"after {', '.join(waits)}; so far {state.reason}"
+    decision = decide(state, options.policy)
+    reason = state.reason
+    if decision.action is Action.REFUSE:
+        reason = f"its checkpoints belong to other settings or data: {in_short(state.blocking)}"
+    return decision.action, str(decision), reason

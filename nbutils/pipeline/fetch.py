@@ -7,21 +7,23 @@ its files in `DIR/fetched.json`. Every loader looks there first (see `nbutils.co
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import MANIFEST, SCHEMA, VARIABLE, manifest
 from nbutils.core.files import project_root, replaced, resolve, sha256_of_file, shown, write_json
-from nbutils.core.models import TINY
+from nbutils.core.run.models import TINY
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.chitchat import NAME as CHITCHAT
 from nbutils.data.sources import FILE_ENDINGS
-from nbutils.pipeline.arguments import add_overrides, profile_path
 from nbutils.pipeline.parameters import plan
+from nbutils.pipeline.profile import add_profile, profile_path
 
 NOT_WEIGHTS = ("*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "onnx/*", "openvino/*", "coreml/*", "original/*")
 """Files of a model repository that no loader of ours reads."""
@@ -36,13 +38,12 @@ class Wanted:
     kind: str
     name: str
     revision: str
-    purpose: str
+    purpose: str = field(compare=False)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `fetch`."""
-    parser.add_argument("profile", metavar="PROFILE", help="a YAML file of parameters, for example params/demo.yaml")
-    add_overrides(parser)
+    add_profile(parser, run_dir=False)
     parser.add_argument(
         "--out", metavar="DIR", help=f"the folder (default: {VARIABLE}, or fetched/ at the project root)"
     )
@@ -51,15 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Fetches or checks; the exit status."""
-    import os
-
     given = arguments.out or os.environ.get(VARIABLE)
     folder = Path(given).expanduser().absolute() if given else project_root() / "fetched"
     if arguments.check:
         return check(folder)
     profile = profile_path(arguments.profile)
     planned = plan(profile, arguments.overrides)
-    wanted = list(wanted_by({entry.stage.name: entry.settings for entry in planned.stages}))
+    wanted = wanted_by({entry.stage.name: entry.settings for entry in planned.stages})
     if not wanted:
         print(f"{shown(profile)} takes nothing from the hub; it runs without internet as it is.")
         return 0
@@ -69,32 +68,25 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def wanted_by(settings: dict[str, Any]) -> Iterator[Wanted]:
+def wanted_by(settings: dict[str, Any]) -> list[Wanted]:
     """What the stages' settings take from the hub, each once."""
-    seen: set[tuple[str, str, str]] = set()
-    for item in _all_wanted(settings):
-        if (item.kind, item.name, item.revision) not in seen and not resolve(item.name).exists():
-            seen.add((item.kind, item.name, item.revision))
-            yield item
+    return [item for item in dict.fromkeys(_all_wanted(settings)) if not resolve(item.name).exists()]
 
 
 def _all_wanted(settings: dict[str, Any]) -> Iterator[Wanted]:
-    task_path, tasks = "", []
-    for stage in settings.values():
-        base = getattr(stage, "base_model", TINY)
-        if base != TINY and not base.endswith(".gguf"):
-            yield Wanted("model", base, getattr(stage, "base_revision", ""), "base model")
-        for spec in getattr(stage, "datasets", []):
-            if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS):
-                yield Wanted("dataset", spec.path, spec.revision, "conversations")
-        for peer in getattr(stage, "peers", []):
-            name, _, revision = peer.partition("@")
-            if not name.endswith(".gguf"):
-                yield Wanted("model", name, revision, "peer")
-        tasks += [*getattr(stage, "tasks", []), *getattr(stage, "contamination_tasks", [])]
-        task_path = getattr(stage, "task_path", "") or task_path
-    own = own_tasks(task_path)
-    for task in dict.fromkeys(tasks):
+    values = {name: value for stage in settings.values() for name, value in stage}
+    base = values.get("base_model", TINY)
+    if base != TINY and not base.endswith(".gguf"):
+        yield Wanted("model", base, values.get("base_revision", ""), "base model")
+    for spec in values.get("datasets", []):
+        if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS):
+            yield Wanted("dataset", spec.path, spec.revision, "conversations")
+    for peer in values.get("peers", []):
+        name, _, revision = peer.partition("@")
+        if not name.endswith(".gguf"):
+            yield Wanted("model", name, revision, "peer")
+    own = own_tasks(values.get("task_path", ""))
+    for task in [*values.get("tasks", []), *values.get("contamination_tasks", [])]:
         for name in dataset_of_tasks(task, own):
             yield Wanted("dataset", name, "", f"task {task}")
 
@@ -104,18 +96,18 @@ def fetch(wanted: Wanted, folder: Path) -> None:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        info = HfApi().repo_info(
+        info: Any = HfApi().repo_info(
             wanted.name, repo_type=wanted.kind, revision=wanted.revision or None, files_metadata=True
         )
         commit = str(info.sha)
-        files = {file.rfilename: file.size or 0 for file in getattr(info, "siblings", None) or []}
-        chosen = chosen_files(wanted.kind, files)
-        size = sum(files[name] for name in chosen)
-        if _is_there(wanted, commit, folder):
+        target = f"{wanted.kind}s/{wanted.name.replace('/', '--')}@{commit[:12]}"
+        if _is_there(folder, target):
             print(f"{wanted.purpose} {wanted.name}: is there at commit {commit[:12]}")
             return
-        print(f"{wanted.purpose} {wanted.name}: {len(chosen)} files, {size / 1e6:,.1f} MB, commit {commit[:12]}")
-        target = f"{wanted.kind}s/{wanted.name.replace('/', '--')}@{commit[:12]}"
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        chosen = chosen_files(wanted.kind, sizes)
+        size = sum(sizes[name] for name in chosen) / 1e6
+        print(f"{wanted.purpose} {wanted.name}: {len(chosen)} files, {size:,.1f} MB, commit {commit[:12]}")
         with replaced(folder / target) as partial:
             snapshot_download(
                 wanted.name, repo_type=wanted.kind, revision=commit, local_dir=partial, allow_patterns=chosen
@@ -130,10 +122,8 @@ def fetch(wanted: Wanted, folder: Path) -> None:
     _add(wanted, commit, folder, target)
 
 
-def chosen_files(kind: str, files: dict[str, int]) -> list[str]:
+def chosen_files(kind: str, files: Iterable[str]) -> list[str]:
     """The files of a repository that our loaders read: all of a dataset's, a model's without copies of its weights."""
-    from fnmatch import fnmatch
-
     if kind == "dataset":
         return sorted(files)
     left_out = NOT_WEIGHTS + (OLD_WEIGHTS if any(name.endswith(".safetensors") for name in files) else ())
@@ -144,14 +134,14 @@ def check(folder: Path) -> int:
     """Compares every file with its hash in the manifest; prints what differs, and the exit status."""
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{shown(folder)} holds no {MANIFEST}; run fetch without --check first, or give its --out.")
-    wrong = []
-    for item in manifest(folder)["items"]:
-        for name, facts in item["files"].items():
-            path = folder / item["folder"] / name
-            if not path.is_file() or sha256_of_file(path) != facts["sha256"]:
-                wrong.append(shown(path))
+    wrong = [
+        path
+        for item in manifest(folder)["items"]
+        for path, facts in _paths(folder, item)
+        if not path.is_file() or sha256_of_file(path) != facts["sha256"]
+    ]
     for path in wrong:
-        print(f"differs or is missing: {path}")
+        print(f"differs or is missing: {shown(path)}")
     print(f"{shown(folder)}: {'damaged, fetch it again' if wrong else 'every file is as it was fetched'}")
     return 1 if wrong else 0
 
@@ -160,12 +150,14 @@ def _items(folder: Path) -> list[dict[str, Any]]:
     return list(manifest(folder)["items"]) if (folder / MANIFEST).is_file() else []
 
 
-def _is_there(wanted: Wanted, commit: str, folder: Path) -> bool:
-    for item in _items(folder):
-        if (item["kind"], item["name"], item["commit"]) == (wanted.kind, wanted.name, commit):
-            paths = {folder / item["folder"] / name: facts["bytes"] for name, facts in item["files"].items()}
-            return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
-    return False
+def _paths(folder: Path, item: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    return [(folder / item["folder"] / name, facts) for name, facts in item["files"].items()]
+
+
+def _is_there(folder: Path, target: str) -> bool:
+    found = [item for item in _items(folder) if item["folder"] == target]
+    paths = [entry for item in found for entry in _paths(folder, item)]
+    return bool(found) and all(path.is_file() and path.stat().st_size == facts["bytes"] for path, facts in paths)
 
 
 def _add(wanted: Wanted, commit: str, folder: Path, target: str) -> None:
@@ -181,5 +173,5 @@ def _add(wanted: Wanted, commit: str, folder: Path, target: str) -> None:
             for path in files
         },
     }
-    others = [i for i in _items(folder) if (i["kind"], i["name"], i["commit"]) != (wanted.kind, wanted.name, commit)]
+    others = [other for other in _items(folder) if other["folder"] != target]
     write_json(folder / MANIFEST, {"schema": SCHEMA, "items": [*others, item]})

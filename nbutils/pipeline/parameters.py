@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.notebooks import Parameter, StageSpec, notebook_path, notebooks_folder, parameters, stages
+from nbutils.core.notebooks import Parameter, notebook_path, notebooks_folder, parameters
 from nbutils.core.settings import Settings, nearest
+from nbutils.core.stages import StageSpec, stages
 from nbutils.pipeline.profile import Given, read_override, read_profile
 
 OF_BUNDLES = ("checkpoint_mirror", "internet", "mirror_minutes")
@@ -55,17 +55,6 @@ def plan(profile: Path, overrides: list[str], run_dir: str | None = None) -> Pla
     return Plan(planned, run, name)
 
 
-def settings_class(stage: StageSpec) -> type[Settings]:
-    """The settings class of a stage, imported when it is needed."""
-    try:
-        found: type[Settings] = importlib.import_module(stage.settings_module).Settings
-    except ModuleNotFoundError as error:
-        if error.name is None or not stage.settings_module.startswith(error.name):
-            raise
-        raise UserError(f"{stage.file} has no settings: the module {stage.settings_module} is missing.") from None
-    return found
-
-
 def _check_names(given: dict[str, Given], cells: dict[str, dict[str, Parameter]]) -> None:
     known = sorted({name for cell in cells.values() for name in cell} | set(OF_BUNDLES))
     for name, entry in given.items():
@@ -75,13 +64,12 @@ def _check_names(given: dict[str, Given], cells: dict[str, dict[str, Parameter]]
 
 def _planned(stage: StageSpec, cell: dict[str, Parameter], given: dict[str, Given]) -> Planned:
     own = {name: entry for name, entry in given.items() if name in cell}
-    settings_type = settings_class(stage)
+    settings_type = stage.settings_class()
     values = {name: parameter.default for name, parameter in cell.items()} | {n: e.value for n, e in own.items()}
     try:
         settings = settings_type.checked({name: values[name] for name in settings_type.model_fields if name in values})
     except UserError as error:
-        places = [entry.where for name, entry in own.items() if f"'{name}'" in str(error)]
-        places += [entry.where for name, entry in own.items() if f"'{name}." in str(error)]
+        places = [own[name].where for name in error.fields if name in own]
         raise UserError(f"{places[0] if places else stage.file}: {error}") from None
     checked = settings.model_dump(mode="json")
     # A list or mapping is handed on as it was written; a number or text as the settings have read it.

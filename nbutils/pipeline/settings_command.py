@@ -7,27 +7,27 @@ from pathlib import Path
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown, write_json
-from nbutils.pipeline.arguments import add_overrides, add_run_dir, profile_path
+from nbutils.core.run.layout import Run
+from nbutils.core.stages import maker
+from nbutils.pipeline.parameters import plan
+from nbutils.pipeline.profile import add_profile, profile_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `settings`."""
-    parser.add_argument("profile", metavar="PROFILE", help="a YAML file of parameters")
-    add_overrides(parser)
-    add_run_dir(parser)
+    add_profile(parser)
     parser.add_argument("--out", metavar="FILE", help="where to write (default: train/settings.json in the run folder)")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Writes the file and prints the command that trains with it."""
-    from nbutils.pipeline.parameters import plan
-
     profile = profile_path(arguments.profile)
     planned = plan(profile, arguments.overrides, arguments.run_dir)
-    train = next((entry for entry in planned.stages if entry.stage.name == "train"), None)
+    stage = maker("model")
+    train = next((entry for entry in planned.stages if entry.stage == stage), None)
     if train is None:
         raise UserError("There is no training notebook among the notebooks, so there are no settings to write.")
-    path = Path(arguments.out).absolute() if arguments.out else planned.run / "train" / "settings.json"
+    path = Path(arguments.out).absolute() if arguments.out else Run(planned.run).training / "settings.json"
     write_json(path, {"schema": 1, "settings": train.settings.model_dump(mode="json")})
     print(f"Wrote {shown(path)}. On one machine:")
     print(f"  torchrun --standalone --nproc-per-node=2 -m nbutils.train.worker {shown(path)}")

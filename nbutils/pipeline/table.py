@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nbutils.core.files import shown
-from nbutils.core.record import stage_record, stage_status
+from nbutils.core.run.layout import Run
+from nbutils.core.run.state import State
 from nbutils.pipeline.display import Row
 from nbutils.pipeline.parameters import Plan, Planned
 
@@ -21,8 +22,8 @@ def all_rows(rows: list[Row], plan: Plan, chosen: list[Planned]) -> list[Row]:
 
 def made(run: Path, name: str) -> str:
     """What a stage made, in a line: its own words, or the count and size of its files."""
-    record = stage_record(run, name)
-    if record is None or record["status"] not in ("done", "paused"):
+    record = Run(run).record(name)
+    if record is None or record["status"] not in (State.DONE, State.PAUSED):
         return ""
     if words := record.get("facts", {}).get("made"):
         return str(words)
@@ -33,6 +34,6 @@ def made(run: Path, name: str) -> str:
 
 
 def _untouched(run: Path, name: str, waiting: bool) -> Row:
-    status = stage_status(run, name)
-    word = {"done": "kept", "absent": "not run"}.get(status, status)
+    state = Run(run).state(name)
+    word = {State.DONE: "kept", State.ABSENT: "not run"}.get(state, state)
     return Row(name, "not run" if waiting else word, None, "" if waiting else made(run, name))

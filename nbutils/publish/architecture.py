@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
+from nbutils.core.stages import maker
 
 PARTS = (
     ("embed", "token embedding"),
@@ -38,7 +39,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
             with safe_open(file, framework="np") as weights:
                 shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{shown(file)} is damaged ({error}): run notebooks/02_train_sft.ipynb again.") from None
+            raise UserError(f"{shown(file)} is damaged ({error}): run notebooks/{maker('model').file} again.") from None
     return shapes
 
 

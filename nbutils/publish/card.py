@@ -2,80 +2,103 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from nbutils.publish import judgement, origin, sections
-from nbutils.publish.architecture import (
-    Extension,
-    architecture,
-    context_length,
-    extension,
-    parameter_counts,
-    tensor_shapes,
-)
-from nbutils.publish.export import GENERATION, control_tokens
-from nbutils.publish.facts import Facts, data_figures
-from nbutils.publish.metadata import card_metadata
+from nbutils.core.errors import UserError
+from nbutils.core.files import shown
+from nbutils.core.text import duration
+from nbutils.publish import architecture, card_provenance, card_tables
+from nbutils.publish.architecture import Extension
+from nbutils.publish.export import GENERATION, control_tokens, published_figure
+from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
 
-LONGEST_REPLY = int(GENERATION["max_new_tokens"])
+METRIC_TYPES = {"acc": "accuracy", "acc_norm": "accuracy", "word_perplexity": "perplexity", "loss": "loss"}
+"""The Hub's word for a metric of the evaluation harness; others keep their own name."""
 
 
 def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
-    size = sum(parameter_counts(tensor_shapes(folder)).values())
-    # As the conversation on the card was held; transcripts of an earlier smallchat do not say how.
-    extended = extension(folder, facts.transcript.get("settings", {}).get("context_extension", "dynamic"))
+    model_id = settings.repo_id or "."  # what `from_pretrained` takes: the Hub's id, or the folder that the card is in
+    extension = architecture.extension(folder, facts.transcript["settings"]["context_extension"])  # as the chat had it
     text = _template("card.md.jinja").render(
+        facts=facts,
+        settings=settings,
         metadata=card_metadata(facts, settings),
-        title=settings.model_name,
-        model_id=model_id(settings),
-        on_hub=bool(settings.repo_id),
-        summary=sections.summary(facts, settings, size),
-        architecture=architecture(folder),
+        model_id=model_id,
+        model=architecture,
+        tables=card_tables,
+        provenance=card_provenance,
         tokens=[(f"`{token}`", number, purpose) for token, number, purpose in control_tokens(folder)],
-        training_sentence=sections.training_sentence(facts),
-        training=sections.training(facts),
-        data_sentence=sections.data_sentence(facts),
-        fates=sections.fates(facts),
-        data_note=sections.data_note(facts),
-        data_figures=[(f"figures/data-{name}", caption) for name, caption in data_figures(facts).items()],
-        metrics=sections.metrics(facts),
-        remarks=[remark["text"] for remark in facts.metrics["remarks"]],
-        figures=[(f"figures/{Path(name).name}", caption) for name, caption in facts.figures.items()],
-        evaluation_sentence=judgement.evaluation_sentence(facts),
-        scores_head=judgement.scores_head(facts),
-        scores=judgement.scores(facts),
-        paired=judgement.paired(facts),
-        samples=judgement.samples(facts),
-        dialogue=judgement.dialogue(facts),
-        limitations=judgement.limitations(facts, size),
-        context=f"{context_length(folder):,}",
-        extension=extended,
-        usage=usage_code(folder, model_id(settings), extended),
+        extension=extension,
+        usage=usage_code(folder, model_id, extension),
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
-        provenance=origin.provenance(facts, settings),
-        datasets=origin.datasets(facts),
-        command=origin.reproduce_command(facts),
-        reservations=origin.reservations(facts, settings),
     )
     return text.rstrip() + "\n"
 
 
-def usage_code(folder: Path, name: str, extended: Extension | None) -> str:
+def usage_code(folder: Path, name: str, extension: Extension | None) -> str:
     """A streaming chat in plain transformers, with rolling window and, where the model takes one, context extension."""
-    longest = min(LONGEST_REPLY, context_length(folder) // 4)
-    code = _template("usage.py.jinja").render(model_id=name, extension=extended, longest_reply=longest)
+    longest = min(int(GENERATION["max_new_tokens"]), architecture.context_length(folder) // 4)
+    code: str = _template("usage.py.jinja").render(model_id=name, extension=extension, longest_reply=longest)
     return code.strip()
 
 
-def model_id(settings: PublishSettings) -> str:
-    """What `from_pretrained` takes: the Hub's id, or `.` for the folder that the card lies in."""
-    return settings.repo_id or "."
+def card_metadata(facts: Facts, settings: PublishSettings) -> str:
+    """The YAML block between the card's first two lines of dashes; ValueError for what the Hub would not take."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        language=settings.languages,
+        license=settings.license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=card_provenance.hub_base(facts, settings),
+        datasets=card_provenance.hub_datasets(facts, settings) or None,
+        tags=list(dict.fromkeys(["conversational", "chatml", "sft", "smallchat", *settings.tags])),
+        model_name=settings.model_name,
+        eval_results=_eval_results(facts) or None,
+    )
+    return str(data.to_yaml(line_break="\n", original_order=None)).strip()
+
+
+def check_card(path: Path) -> dict[str, Any]:
+    """The metadata of a written card, read back with the Hub's classes; UserError where they do not take it."""
+    from huggingface_hub import ModelCard
+
+    try:
+        card = ModelCard.load(path)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"The Hub would not take the metadata of {shown(path)}: {error}.") from error
+    found: dict[str, Any] = card.data.to_dict()
+    return found
+
+
+def _eval_results(facts: Facts) -> list[Any]:
+    """The run's own scores as entries of the model index; values that are no finite number are left out."""
+    from huggingface_hub import EvalResult
+
+    scores = facts.evaluation["scores"]
+    own = [s for s in scores if s["model"] == "run" and "part" not in s and math.isfinite(s["value"])]
+    conversations = card_provenance.dataset_name(facts.data["datasets"][0])  # of which a part was held out
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=conversations if card_tables.held_out(score["task"]) else score["task"],
+            dataset_name=score["task"],
+            dataset_config=score["task"],  # without it the Hub's classes merge all tasks made from one dataset
+            metric_type=METRIC_TYPES.get(score["metric"], score["metric"]),
+            metric_name=score["metric"],
+            metric_value=round(float(score["value"]), 6),
+        )
+        for score in own
+    ]
 
 
 @lru_cache(maxsize=4)
@@ -83,5 +106,14 @@ def _template(name: str) -> Any:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    environment.filters |= {
+        "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),
+        "count": "{:,}".format,
+        "share": "{:.0%}".format,
+        "percent": card_tables.percent,
+        "duration": duration,
+        "dataset_name": lambda dataset: f"`{card_provenance.dataset_name(dataset)}`",
+        "file_name": lambda path: Path(path).name,
+        "published": published_figure,
+    }
     return environment.from_string(files("nbutils.publish").joinpath(name).read_text(encoding="utf-8"))

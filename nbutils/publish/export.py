@@ -7,10 +7,13 @@ from pathlib import Path
 
 import yaml
 
+from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chatml import IM_END, PAD
 from nbutils.core.files import read_json, replaced, write_json, write_text
-from nbutils.publish.facts import ENDINGS, Facts, data_figures
-from nbutils.publish.origin import pinned_parameters, stage_records
+from nbutils.core.run.layout import Run
+from nbutils.core.stages import maker
+from nbutils.publish.card_provenance import pinned_parameters, stage_records
+from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
 
 MODEL_PATTERNS = (
@@ -27,23 +30,16 @@ MODEL_PATTERNS = (
 """What of a trained model's folder is published; anything else in it (optimizer state, arguments) stays home."""
 
 EVIDENCE = {
-    "data": ("summary.json",),
-    "train": ("settings.json", "metrics.jsonl"),
-    "metrics": ("summary.json",),
-    "evaluate": ("results.json", "comparison.md", "samples.jsonl", "items/*.parquet"),
-    "chat": ("transcript.json",),
+    "rows": ("summary.json",),
+    "model": ("settings.json", "metrics.jsonl"),
+    "curves": ("summary.json",),
+    "scores": ("results.json", "comparison.md", "samples.jsonl", "items/*.parquet"),
+    "transcript": ("transcript.json",),
 }
-"""Files beside the model that the card's numbers come from; `run/<stage>-<name>` there."""
+"""Files beside the model that the card's numbers come from, by the stage's role; `run/<stage>-<name>` there."""
 
-GENERATION = {
-    "do_sample": True,
-    "temperature": 0.75,
-    "top_k": 0,
-    "top_p": 0.9,
-    "repetition_penalty": 1.2,
-    "max_new_tokens": 250,
-}
-"""How the chat session samples unless told otherwise (`nbutils.core.sampling`); plain transformers then does too."""
+GENERATION = Sampling().generation_config()
+"""How the chat session samples unless told otherwise; plain transformers then does too."""
 
 
 def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
@@ -55,21 +51,23 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     for file in sorted({file for pattern in MODEL_PATTERNS for file in source.glob(pattern)}):
         _copy(file, folder / file.name)
     write_json(folder / "generation_config.json", GENERATION | _token_ids(source))
-    for name in facts.figures:
-        for ending in (".png", ".svg", "-dark.png", "-dark.svg"):
-            file = facts.run / f"{name}{ending}"
-            if file.is_file():
-                _copy(file, folder / "figures" / file.name)
-    for name in data_figures(facts):
-        for ending in ENDINGS:
-            _copy(facts.run / "data" / "figures" / f"{name}{ending}", folder / "figures" / f"data-{name}{ending}")
-    for stage, patterns in EVIDENCE.items():
-        for file in sorted(file for pattern in patterns for file in (facts.run / stage).glob(pattern)):
-            _copy(file, folder / "run" / f"{stage}-{file.relative_to(facts.run / stage)}")
+    for name in (*facts.figures, *facts.data_figures):
+        for ending in (".png", "-dark.png", *((".svg", "-dark.svg") if name in facts.figures else ())):
+            _copy(facts.run / f"{name}{ending}", folder / f"{published_figure(name)}{ending}")
+    for role, patterns in EVIDENCE.items():
+        stage = Run(facts.run).folder(maker(role).name)
+        for file in sorted(file for pattern in patterns for file in stage.glob(pattern)):
+            _copy(file, folder / "run" / f"{stage.name}-{file.relative_to(stage)}")
     write_json(folder / "run" / "stages.json", stage_records(facts))
     parameters = pinned_parameters(facts) | settings.model_dump(mode="json") | {"run_dir": "runs/again", "push": False}
     write_text(folder / "run" / "parameters.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
     return published_files(folder)
+
+
+def published_figure(name: str) -> str:
+    """Where a picture of the run folder is in the published one, both without the ending."""
+    stage, _, picture = name.partition("/figures/")
+    return f"figures/{picture}" if stage == maker("curves").name else f"figures/{stage}-{picture}"
 
 
 def published_files(folder: Path) -> list[Path]:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl, shown
-from nbutils.core.notebooks import spec
-from nbutils.core.record import RECORD, current_hash, matches, stage_record, trained_model
+from nbutils.core.run.layout import Run
+from nbutils.core.run.record import RECORD, current_hash
+from nbutils.core.stages import maker, spec
 
 MODEL_FILES = ("tokenizer_config.json", "chat_template.jinja")
 """Files of the trained model that the card and the published folder cannot do without, beside the two that are read."""
-ENDINGS = (".png", "-dark.png")
-"""A figure on the card is two files: light and dark."""
+DATA_FIGURES = {"lengths": "How long conversations are, in tokens"}
+"""Pictures of the data stage that say more than the card's tables, and their captions."""
+
+Rows = list[tuple[Any, ...]]
+"""The rows of a table on the card."""
 
 
 @dataclass(frozen=True)
 class Facts:
     """The contents of the files that the card is made from; `stages` are the records of the stages before this one.
 
-    `sessions` are the training's, each with its versions.
+    `figures` and `data_figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
+    training's, each with its versions.
     """
 
     run: Path
@@ -36,140 +41,137 @@ class Facts:
     samples: list[dict[str, Any]]
     transcript: dict[str, Any]
     figures: dict[str, str]
-    sessions: list[dict[str, Any]] = field(default_factory=list)
+    data_figures: dict[str, str]
+    sessions: list[dict[str, Any]]
 
     @property
     def model_folder(self) -> Path:
         """The trained model in the run folder."""
-        return trained_model(self.run)
+        return Run(self.run).model()
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The record of the training."""
+        return self.stages[maker("model").name]
 
     @property
     def base_model(self) -> str:
         """The base as training was asked for it: `tiny`, a hub id, a folder or a file."""
-        return str(self.stages["train"]["parameters"].get("base_model", ""))
+        return str(self.trained["parameters"]["base_model"])
+
+    @property
+    def size(self) -> int:
+        """The parameters of the model, as the evaluation counted them."""
+        return next(int(model["parameters"]) for model in self.evaluation["models"] if model["name"] == "run")
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The parameters of all stages; of a name that several have, training's value counts, else the last one's."""
         merged: dict[str, Any] = {}
-        for record in (*self.stages.values(), self.stages["train"]):
+        for record in (*self.stages.values(), self.trained):
             merged |= record["parameters"]
         return merged
-
-    @property
-    def disagreements(self) -> dict[str, dict[str, Any]]:
-        """Parameters that two stages were run with different values of: name → {stage: value}."""
-        found = {}
-        for name in self.parameters:
-            given = {s: record["parameters"][name] for s, record in self.stages.items() if name in record["parameters"]}
-            if name != "run_dir" and any(value != self.parameters[name] for value in given.values()):
-                found[name] = given
-        return found
 
 
 def read_facts(run: Path) -> Facts:
     """The facts of a run; UserError names the first missing or unreadable file and the notebook that makes it.
 
-    UserError too where a stage was run on other files than those that lie there now: its numbers are of another run.
+    UserError too where a stage was run on other files than those that are there now: its numbers are of another run.
     Parameters, versions and commit come from each stage's own record: `run.json` holds those of the last notebook that
     was opened.
     """
-    reads = spec("publish").reads
-    stages = {name: _record(run, name) for name in reads}
-    for name, patterns in reads.items():
-        for file, entry in stages[name]["outputs"].items():
-            if matches(file, patterns):
-                _as_recorded(run, name, file, entry)
+    own, layout, files = maker("card"), Run(run), _Files(run)
+    stages: dict[str, dict[str, Any]] = {}
+    for name in own.reads:
+        record = layout.record(name)
+        if record is None:
+            raise files.missing(layout.folder(name) / RECORD)
+        stages[name] = record
     for name, record in stages.items():
-        _read_the_same(run, name, record, stages)
-    model = trained_model(run)
+        for file, entry in record["outputs"].items():
+            if own.needs(name, file):
+                files.check_as_recorded(layout.folder(name), file, entry)
+    for name, record in stages.items():
+        _check_inputs(layout, name, record["inputs"], stages)
+    model = layout.model()
     for name in MODEL_FILES:
-        _found(model / name, "train")
+        files.found(model / name)
     for name in ("config.json", "tokenizer.json"):
-        _json(model / name, "train")
+        files.json(model / name)
     if not list(model.glob("*.safetensors")):
-        raise UserError(f"{shown(model)} holds no weights (*.safetensors): run notebooks/{spec('train').file} again.")
-    rows = _jsonl(run / "train" / "metrics.jsonl", "train")
-    metrics = _json(run / "metrics" / "summary.json", "metrics")
-    figures = {f"metrics/figures/{name}": caption for name, caption in metrics["figures"].items()}
-    for name in figures:
-        for ending in ENDINGS:
-            _found(run / f"{name}{ending}", "metrics")
-    source = run / "train" / "base" / "source.json"
+        raise UserError(f"{shown(model)} holds no weights (*.safetensors): run notebooks/{maker('model').file} again.")
+    curves, scores = (layout.folder(maker(role).name) for role in ("curves", "scores"))
+    metrics = files.json(curves / "summary.json")
     return Facts(
         run=run,
         stages=stages,
-        data=_json(run / "data" / "summary.json", "data"),
-        training=_json(run / "train" / "settings.json", "train"),
-        base=_json(source, "train") if source.is_file() else {},  # runs of an earlier smallchat have none
+        data=files.json(layout.rows / "summary.json"),
+        training=files.json(layout.training / "settings.json"),
+        base=files.json(layout.base / "source.json"),
         metrics=metrics,
-        evaluation=_json(run / "evaluate" / "results.json", "evaluate"),
-        samples=_jsonl(run / "evaluate" / "samples.jsonl", "evaluate"),
-        transcript=_json(run / "chat" / "transcript.json", "chat"),
-        figures=figures,
-        sessions=[row for row in rows if row.get("kind") == "session"],
+        evaluation=files.json(scores / "results.json"),
+        samples=files.jsonl(scores / "samples.jsonl"),
+        transcript=files.json(layout.folder(maker("transcript").name) / "transcript.json"),
+        figures={f"{curves.name}/figures/{name}": caption for name, caption in metrics["figures"].items()},
+        data_figures={f"{layout.rows.name}/figures/{name}": caption for name, caption in DATA_FIGURES.items()},
+        sessions=[row for row in files.jsonl(layout.training / "metrics.jsonl") if row["kind"] == "session"],
     )
 
 
-def data_figures(facts: Facts) -> dict[str, str]:
-    """Names of the data stage's pictures, light and dark, that say more than the card's tables, and their captions."""
-    captions = {"lengths": "How long conversations are, in tokens"}
-    folder = facts.run / "data" / "figures"
-    return {n: c for n, c in captions.items() if all((folder / f"{n}{end}").is_file() for end in ENDINGS)}
+@dataclass(frozen=True)
+class _Files:
+    """Reads files of a run; its errors name the notebook that makes a file."""
+
+    run: Path
+
+    def json(self, path: Path) -> dict[str, Any]:
+        value = self._read(read_json, path)
+        if not isinstance(value, dict):
+            raise self._damaged(path, "is damaged (no JSON object)")
+        return value
+
+    def jsonl(self, path: Path) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self._read(read_jsonl, path)
+        return rows
+
+    def found(self, path: Path) -> Path:
+        if not path.is_file():
+            raise self.missing(path)
+        return path
+
+    def check_as_recorded(self, folder: Path, file: str, entry: dict[str, Any]) -> None:
+        """UserError where a file that the card or the published folder needs is not what its notebook wrote."""
+        if current_hash(folder, file, entry) != entry["sha256"]:
+            words = "is not what its notebook wrote (it is damaged, or was changed by hand)"
+            raise self._damaged(self.found(folder / file), words)
+
+    def missing(self, path: Path) -> UserError:
+        return UserError(f"{shown(path)} is missing: run notebooks/{self._notebook(path)}, which makes it.")
+
+    def _read(self, reader: Callable[[Path], Any], path: Path) -> Any:
+        try:
+            return reader(self.found(path))
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise self._damaged(path, f"is damaged ({error})") from None
+
+    def _damaged(self, path: Path, words: str) -> UserError:
+        return UserError(f"{shown(path)} {words}: run notebooks/{self._notebook(path)} again.")
+
+    def _notebook(self, path: Path) -> str:
+        return spec(path.relative_to(self.run).parts[0]).file
 
 
-def _record(run: Path, stage: str) -> dict[str, Any]:
-    record = stage_record(run, stage)
-    if record is None:
-        raise UserError(f"{shown(run / stage / RECORD)} is missing: run notebooks/{spec(stage).file}, which makes it.")
-    return record
-
-
-def _as_recorded(run: Path, stage: str, file: str, entry: dict[str, Any]) -> None:
-    """UserError where a file that the card or the published folder needs is not what its notebook wrote."""
-    if current_hash(run / stage, file, entry) != entry["sha256"]:
-        path = _found(run / stage / file, stage)
-        raise UserError(
-            f"{shown(path)} is not what its notebook wrote (it is damaged, or was changed by hand): run "
-            f"notebooks/{spec(stage).file} again."
-        )
-
-
-def _read_the_same(run: Path, stage: str, record: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+def _check_inputs(run: Run, stage: str, inputs: dict[str, str], stages: dict[str, dict[str, Any]]) -> None:
     """UserError where earlier stages have made other files since this one read theirs, unless a person accepted that.
 
     Of those that the card does not need itself, such as the base's weights, the record alone may be left.
     """
-    for name, sha256 in record.get("inputs", {}).items():
+    for name, sha256 in inputs.items():
         upstream, _, file = name.partition("/")
         entry = stages[upstream]["outputs"].get(file, {})
-        if sha256 not in (entry.get("sha256"), current_hash(run / upstream, file, entry)):
+        if sha256 not in (entry.get("sha256"), current_hash(run.folder(upstream), file, entry)):
             raise UserError(
-                f"{shown(run / stage)} belongs to another run: {name} has changed since notebooks/{spec(stage).file} "
-                "read it; run that notebook again, or keep its work with --accept, which the card will say."
+                f"{shown(run.folder(stage))} belongs to another run: {name} has changed since notebooks/"
+                f"{spec(stage).file} read it; run that notebook again, or keep its work with --accept, which the card "
+                "will say."
             )
-
-
-def _json(path: Path, stage: str) -> dict[str, Any]:
-    value = _read(read_json, path, stage)
-    if not isinstance(value, dict):
-        raise UserError(f"{shown(path)} is damaged (no JSON object): run notebooks/{spec(stage).file} again.")
-    return value
-
-
-def _jsonl(path: Path, stage: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = _read(read_jsonl, path, stage)
-    return rows
-
-
-def _read(reader: Callable[[Path], Any], path: Path, stage: str) -> Any:
-    try:
-        return reader(_found(path, stage))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise UserError(f"{shown(path)} is damaged ({error}): run notebooks/{spec(stage).file} again.") from None
-
-
-def _found(path: Path, stage: str) -> Path:
-    if not path.is_file():
-        raise UserError(f"{shown(path)} is missing: run notebooks/{spec(stage).file}, which makes it.")
-    return path

@@ -8,15 +8,16 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
+from nbutils.core.chat_engine.engine import Engine, Measured
+from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chatml import Message, encode_batch, special_strings
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.models import load_chat_model, without_loading_bar
-from nbutils.core.notebooks import spec
-from nbutils.core.sampling import Sampling
-from nbutils.core.session import Engine, Measured
+from nbutils.core.run.models import ModelRef, without_loading_bar
+from nbutils.core.stages import maker
 from nbutils.publish import plain_reader
 from nbutils.publish.export import GENERATION
 
@@ -35,17 +36,13 @@ def check_parity(
     `folder` is read by plain transformers in a process of its own, `session_model` by the chat session. UserError says
     in which conversation, and where in it, the two part.
     """
-    import torch
-
     rows = _rows(held_out)
-    # The other process starts first, and both work at once: with half of the threads each, or their threads would wait
-    # for one another at every operation (measured with 135M parameters on two cores: minutes instead of seconds).
-    child = _start_reader()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))
-    try:
+    command = [sys.executable, "-I", str(Path(plain_reader.__file__))]
+    # The other process starts first, to import its libraries meanwhile; it gets its job when the session's is done.
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, encoding="utf-8") as child:
         with without_loading_bar():
-            model, tokenizer = load_chat_model(session_model)
+            ref = ModelRef.parse(str(session_model))
+            model, tokenizer = ref.load().eval(), ref.raw_tokenizer()
         texts, written = _without_control_tokens(tokenizer, rows, conversations)
         if not texts:
             raise UserError(
@@ -63,15 +60,14 @@ def check_parity(
                 f"No reply can be compared before publishing: in none of {len(texts)} held-out conversations does the "
                 f"first message leave room for {tokens} tokens in the model's context; lower parity_tokens."
             )
-        job = {"folder": str(folder), "conversations": texts, "prompts": prompts, "max_new_tokens": tokens}
-        _send(child, job | {"threads": torch.get_num_threads()})
         ids = [encoding.input_ids for encoding in encode_batch(tokenizer, texts)]
         ours = [_session_reply(engine, sampling, prompt) for prompt in prompts]
-        theirs = _receive(child, folder)
-    finally:
-        torch.set_num_threads(threads)
-        child.kill()
-        child.wait()
+        job = {"folder": str(folder), "conversations": texts, "prompts": prompts, "max_new_tokens": tokens}
+        out, errors = child.communicate(json.dumps(job))
+    if child.returncode != 0:
+        last = (errors.strip() or f"exit status {child.returncode}").splitlines()[-1]
+        raise UserError(f"Plain transformers cannot read {shown(folder)}: {last}. Nothing was published.")
+    theirs = json.loads(out)
     _compare_ids(tokenizer, ids, theirs["ids"], folder)
     ties = [
         _compare_reply(tokenizer, k, *pair, folder) for k, pair in enumerate(zip(ours, theirs["replies"], strict=True))
@@ -91,14 +87,14 @@ def _rows(held_out: Path) -> list[list[dict[str, str]]]:
 
     if not (held_out / "state.json").is_file():
         raise UserError(
-            f"{shown(held_out)} is missing or incomplete: run notebooks/{spec('data').file}, which makes it."
+            f"{shown(held_out)} is missing or incomplete: run notebooks/{maker('rows').file}, which makes it."
         )
     try:
         rows: list[list[dict[str, str]]] = load_from_disk(str(held_out))["messages"][:]
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{shown(held_out)} cannot be read ({first}): run notebooks/{spec('data').file} again."
+            f"{shown(held_out)} cannot be read ({first}): run notebooks/{maker('rows').file} again."
         ) from error
     return rows
 
@@ -140,32 +136,6 @@ def _session_reply(engine: Engine, sampling: Sampling, messages: Sequence[Messag
     plan = engine.plan(messages, 0, sampling)
     stream = engine.generate(messages, plan, sampling, sampling.generator(0), lambda: False, Measured())
     return list(stream)
-
-
-def _start_reader() -> subprocess.Popen[str]:
-    command = [sys.executable, "-I", str(Path(plain_reader.__file__))]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-
-
-def _send(child: subprocess.Popen[str], job: dict[str, Any]) -> None:
-    assert child.stdin is not None
-    try:
-        json.dump(job, child.stdin)
-        child.stdin.close()
-    except BrokenPipeError:
-        pass  # it has ended already; `_receive` says why
-    child.stdin = None
-
-
-def _receive(child: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    out, errors = child.communicate()
-    if child.returncode != 0:
-        last = (errors.strip() or f"exit status {child.returncode}").splitlines()[-1]
-        raise UserError(f"Plain transformers cannot read {shown(folder)}: {last}. Nothing was published.")
-    result: dict[str, Any] = json.loads(out)
-    return result
 
 
 def _compare_ids(

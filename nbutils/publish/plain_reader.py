@@ -41,13 +41,12 @@ def greedy_replies(model: Any, tokenizer: Any, prompts: list[Any], max_new_token
 
 
 def main() -> None:
-    """Does the job: folder, conversations, prompts, max_new_tokens, threads."""
+    """Does the job: folder, conversations, prompts, max_new_tokens."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-    job = json.load(sys.stdin)  # after the imports, which the asking process needs the time of, too
+    job = json.load(sys.stdin)  # after the imports: the asking process works meanwhile
     logging.set_verbosity_error()
-    torch.set_num_threads(job["threads"])
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
     ids = token_ids(tokenizer, job["conversations"])

@@ -1,19 +1,38 @@
-"""Sending the published folder to the Hub: one commit, private unless told otherwise, and safe to repeat."""
+"""Sending the published folder to the Hub: looked through for secrets, in one commit, and safe to repeat."""
 
 from __future__ import annotations
 
 import glob
+import json
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.secrets import redact
+from nbutils.core.secrets import redact, secrets
 from nbutils.publish.export import MODEL_PATTERNS
-from nbutils.publish.scan import check_secrets
 from nbutils.publish.settings import PublishSettings
+
+START = rb"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
+"""Where a word begins, also behind a line break or tab as JSON writes it."""
+
+PATTERNS = {
+    "a Hugging Face token": START + rb"(?:hf|api_org)\\?_[A-Za-z0-9]{30,}",
+    "a GitHub token": START + rb"(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
+    "an AWS key": START + rb"(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a Google key": START + rb"AIza[A-Za-z0-9_-]{35}",
+    "a Slack token": START + rb"xox[abprs]-[A-Za-z0-9-]{10,}",
+    "an API key": START + rb"sk-[A-Za-z0-9_-]{20,}",
+    "a Kaggle key": rb'"key"\s*:\s*"[0-9a-f]{32}"',
+    "a Weights & Biases key": rb"(?i)wandb[^\n]{0,20}\b[0-9a-f]{40}\b",
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+"""What secrets look like, by the prefixes and lengths that their makers document."""
+
+NOT_TEXT = (".safetensors", ".png")
 
 
 def push_if_asked(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
@@ -70,3 +89,33 @@ def _of_a_model(name: str) -> bool:
     """Whether a file of a repository would be read as part of the model: what an earlier push left must not be."""
     others = ("adapter_*", "*.bin", "*.bin.index.json", "*.model", "generation_config.json", "chat_template*")
     return "/" not in name and any(fnmatch(name, pattern) for pattern in (*MODEL_PATTERNS, *others))
+
+
+def check_secrets(folder: Path, files: Iterable[Path]) -> int:
+    """Reads every text file; returns how many. UserError names the first file and line that hold a secret.
+
+    Secrets are what PATTERNS describes, and the values of this machine's own secret environment variables.
+    """
+    own = [form.encode() for value in secrets() for form in {value, json.dumps(value)[1:-1]}]
+    count = 0
+    for file in files:
+        if file.suffix in NOT_TEXT:
+            continue
+        count += 1
+        data = (folder / file).read_bytes()
+        for what, pattern in PATTERNS.items():
+            match = re.search(pattern, data)
+            if match:
+                raise _found(file, what, data[: match.start()])
+        for value in own:
+            if value in data:
+                raise _found(file, "the value of a secret environment variable", data[: data.index(value)])
+    return count
+
+
+def _found(file: Path, what: str, before: bytes) -> UserError:
+    line = before.count(b"\n") + 1
+    return UserError(
+        f"{file}, line {line}, holds what looks like {what}: nothing was published; remove it from the file that it "
+        "comes from, run that notebook again, and revoke it if it has ever left this machine."
+    )

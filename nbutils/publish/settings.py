@@ -9,7 +9,20 @@ from pydantic import Field, field_validator
 
 from nbutils.core.settings import STEERING, nearest
 from nbutils.core.settings import Settings as BaseSettings
-from nbutils.publish.licences import LICENCES
+
+_NAMES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+openmdw-1.0 openmdw-1.1 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
+deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4
+grok2-community gemma unknown other
+"""
+LICENCES = sorted(_NAMES.split())
+"""The licences that the Hub knows, as it spells them (docs: Hub → Repositories → Licenses, November 2026)."""
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """A name on the Hub: `owner/name`, or the `name` alone of the few old models and datasets that have no owner."""
@@ -36,7 +49,7 @@ class PublishSettings(BaseSettings):
     @classmethod
     def _known_licence(cls, value: str) -> str:
         if value not in LICENCES:
-            close = nearest(value.strip().lower().replace(" ", "-"), sorted(LICENCES))
+            close = nearest(value.strip().lower().replace(" ", "-"), LICENCES)
             raise ValueError(f"the Hub knows no such licence ('other' is for any that it does not list).{close}")
         return value
 

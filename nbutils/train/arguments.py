@@ -1,18 +1,20 @@
-"""The `SFTConfig` of a run: what smallchat sets, the checked other options, and all that is switched off."""
+"""The `SFTConfig` of a run: what smallchat sets, the few other options that a person may set, and determinism."""
 
 from __future__ import annotations
 
-import math
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from trl import SFTConfig
 
-from nbutils.core.errors import UserError
 from nbutils.core.hardware import choose_precision, device_report, usable_gpus
-from nbutils.train.determinism import make_deterministic
-from nbutils.train.options import checked_options, checked_trackers
-from nbutils.train.preflight import fp16_without_scaler, fused_with_fp16
-from nbutils.train.settings import TrainSettings
+from nbutils.train.dataset import Microbatch
+from nbutils.train.settings import TrainSettings, check_precision, checked_trackers
+
+if TYPE_CHECKING:
+    from nbutils.train.trainer import SmallchatTrainer
 
 CHECKPOINTING = (
     "activation_checkpointing"
@@ -21,24 +23,39 @@ CHECKPOINTING = (
 )
 """The option's name in this transformers: it was renamed after 5.0."""
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable without which cuBLAS may sum in another order from run to run."""
 
-def trainer_arguments(settings: TrainSettings, folder: Path) -> SFTConfig:
-    """The SFTConfig of a run: our settings, the checked other options, and everything switched off that we replace."""
+PROBE = 16
+"""Tokens of the micro-batch that asks a model for an operation without a deterministic form."""
+
+
+class Arguments(SFTConfig):
+    """An SFTConfig whose CPU is `cpu`: transformers 5.0 calls it cpu:0, where torch.load restores no optimizer."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+
+def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
+    """The SFTConfig of a run: our settings, the other options, and everything switched off that we replace."""
     gpus = usable_gpus(device_report().gpus)
     precision = choose_precision(settings.precision, gpus)
-    if problem := fp16_without_scaler(precision, gpus) or fused_with_fp16(precision, settings.optimizer):
-        raise UserError(problem)
-    make_deterministic(bool(gpus))
+    check_precision(precision, settings.optimizer, gpus)
+    if gpus:
+        make_deterministic()
     steps = {"max_steps": settings.max_steps} if settings.max_steps else {"num_train_epochs": settings.epochs}
     own = {
         "output_dir": str(folder / "checkpoints"),
         "seed": settings.seed,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
+        "lr_scheduler_type": settings.scheduler,
         "warmup_steps": settings.warmup_fraction,  # a fraction below 1 is a share of all steps
         "weight_decay": settings.weight_decay,
-        # Of a norm that is never cut, transformers 5.0 would not tell the value.
-        "max_grad_norm": settings.max_grad_norm or math.inf,
+        "max_grad_norm": settings.gradient_limit,  # of a norm that is never cut, transformers 5.0 would not tell it
         "optim": settings.optimizer,
         "fp16": precision == "fp16",
         "bf16": precision == "bf16",
@@ -55,14 +72,42 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> SFTConfig:
         "max_length": None,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "ddp_find_unused_parameters": False,
-    } | steps
-    others = checked_options(settings.trainer_options)
+    }
+    return Arguments(**(own | steps | settings.trainer_options))
+
+
+def make_deterministic() -> None:
+    """Chooses deterministic algorithms for this process's GPU; the CPU's are so already.
+
+    Strictly, without `warn_only`: under that the backward pass of memory-efficient attention, which a T4 takes, keeps
+    to its nondeterministic algorithm (aten/src/ATen/native/transformers/cuda/attention_backward.cu), and flash
+    attention's likewise.
+    """
+    os.environ.setdefault(WORKSPACE, ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+
+
+def relax_where_needed(trainer: SmallchatTrainer) -> str | None:
+    """Computes one short step; where an operation has no deterministic form, torch may warn from now on.
+
+    Returns a sentence about it for people, or None where all is deterministic. Gradients are left empty.
+    """
+    ids = torch.arange(PROBE, device=trainer.args.device)[None] % trainer.model.config.get_text_config().vocab_size
     try:
-        return SFTConfig(**(own | others))
-    except (TypeError, ValueError) as error:
-        if not others:
+        trainer.model.train()
+        with trainer.compute_loss_context_manager():
+            out = trainer.compute_loss(trainer.model, Microbatch(ids, ids))
+        out["loss_sum"].backward()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
             raise
-        first = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"trainer_options: SFTConfig does not take {others} ({first}); change or remove one."
-        ) from error
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        operation = str(error).split(" ", 1)[0]
+        return (
+            f"{operation} has no deterministic form on this device, so a resumed run will not be bit-identical to one "
+            "never disturbed."
+        )
+    finally:
+        trainer.model.zero_grad(set_to_none=True)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
-from nbutils.core.fetched import entry
-from nbutils.core.files import read_json, replaced, resolve, sha256_of_file, shown, write_json
-from nbutils.core.models import TINY, context_length, load_model, raw_tokenizer, tiny_model
+from nbutils.core.files import read_json, replaced, shown, write_json
+from nbutils.core.run.layout import holds_model
+from nbutils.core.run.models import TINY, ModelRef, context_length
+from nbutils.core.tiny import tiny_model
 from nbutils.train.settings import TrainSettings
 
 SOURCE = "source.json"
-"""In the base's folder: where it came from. The model card prints it."""
+"""In the base's folder: its provenance. The model card prints it."""
 
 
 def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
@@ -23,7 +25,7 @@ def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
 
     UserError where the data was tokenised for another base, or holds longer rows than the model can read.
     """
-    if not (folder / "config.json").is_file():
+    if not holds_model(folder):
         tokenizer = data_tokenizer(settings, data)
         model = make_base(settings, tokenizer)
         with replaced(folder) as partial:
@@ -35,21 +37,21 @@ def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
 
 def source_of(settings: TrainSettings) -> dict[str, Any]:
     """Where the base came from: its name as it was asked for, a hub model's commit, whether local, a file's hash."""
-    name, path = settings.base_model, resolve(settings.base_model)
-    commit = None if name == TINY or path.exists() else _commit(name, settings.base_revision)
-    digest = sha256_of_file(path) if path.is_file() else None
-    return {"schema": 1, "base_model": name, "local": path.exists(), "commit": commit, "sha256": digest}
+    ref = ModelRef.parse(settings.base_model, revision=settings.base_revision)
+    return {
+        "schema": 1,
+        "base_model": ref.text,
+        "local": ref.path is not None and not ref.hub,
+        "commit": _commit(ref) if ref.hub else None,
+        "sha256": ref.identity()["sha256"] if ref.gguf else None,
+    }
 
 
-def _commit(name: str, revision: str) -> str | None:
-    """The commit of a hub model that was just loaded: of its fetched copy, or of the snapshot in the Hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    fetched = entry("model", name, revision)
-    if fetched:
-        return str(fetched[1]["commit"])
-    cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
-    return Path(cached).parent.name if isinstance(cached, str) else None
+def _commit(ref: ModelRef) -> str | None:
+    """The commit of a hub model; None where it is not known."""
+    with suppress(UserError):
+        return ref.commit()
+    return None
 
 
 def data_tokenizer(settings: TrainSettings, data: Path) -> PreTrainedTokenizerBase:
@@ -73,8 +75,9 @@ def make_base(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pr
     """The untrained `tiny`, or the given base with its embedding resized for ChatML, in float32 on the CPU."""
     if settings.base_model == TINY:
         return tiny_model(tokenizer, settings.max_length, settings.seed)
-    model = load_model(settings.base_model, settings.base_revision)
-    own = add_chatml(raw_tokenizer(settings.base_model, settings.base_revision), model)
+    ref = ModelRef.parse(settings.base_model, revision=settings.base_revision)
+    model = ref.load()
+    own = add_chatml(ref.raw_tokenizer(), model)
     if own.get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"The data's tokenizer has {len(tokenizer)} tokens, that of '{settings.base_model}' {len(own)} or others; "

@@ -1,19 +1,23 @@
 """Which rows go into which optimizer step, rank and micro-batch: a pure function of lengths, seed and epoch.
 
 A step is a set of rows of about `tokens_per_step` tokens and does not depend on the number of processes; only how its
-rows are dealt out to ranks does. So every row is seen exactly once an epoch at any world size, and a run that goes on
-at another world size goes on with the same remaining rows.
+rows are dealt out to ranks does. So every row is seen exactly once an epoch at any world size, and a run that is
+resumed at another world size sees the same remaining rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+
+from nbutils.train.dataset import Microbatch, TokenRows, empty_microbatch
+from nbutils.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class BatchPlan:
     tokens_per_step: int
     tokens_per_microbatch: int
     seed: int
+
+    @classmethod
+    def of(cls, rows: TokenRows, settings: TrainSettings) -> BatchPlan:
+        """The plan that these settings ask for."""
+        return cls(rows.lengths(), settings.tokens_per_step, settings.tokens_per_microbatch, settings.seed)
 
     @property
     def block_budget(self) -> int:
@@ -73,9 +82,18 @@ class BatchPlan:
             loads[lightest] += self.padded(batch)
         return ranks
 
+    def microbatches(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The micro-batches of one step in a single process: row numbers."""
+        return self.deal(rows, 1)[0]
+
     def padded(self, rows: np.ndarray) -> int:
         """Tokens of a micro-batch with its padding."""
         return int(len(rows) * self.lengths[rows].max())
+
+    def padding(self) -> float:
+        """Share of what a single process computes in the first epoch that is padding."""
+        padded = sum(self.padded(batch) for rows in self.steps(0) for batch in self.microbatches(rows))
+        return float(1 - self.lengths.sum() / padded)
 
 
 def blocks_of(lengths: Sequence[int] | np.ndarray, budget: int) -> list[int]:
@@ -97,3 +115,73 @@ def even_cuts(tokens: np.ndarray, groups: int) -> list[int]:
     for i in reversed(range(len(cuts))):
         cuts[i] = min(cuts[i], (cuts[i + 1] if i + 1 < len(cuts) else len(tokens)) - 1)
     return [0, *(int(cut) for cut in cuts), len(tokens)]
+
+
+@dataclass
+class StepBatch:
+    """What one rank computes in one optimizer step, and what all ranks count together."""
+
+    microbatches: list[Microbatch]
+    rows: list[np.ndarray]
+    """Row numbers of each micro-batch; of a dummy one none."""
+    supervised_tokens: int
+    """Labels of the step over all ranks: the loss is their mean."""
+    tokens: int
+    """Tokens of the step over all ranks, without padding."""
+    padded_tokens: int
+    attended: int
+    """Sum of B x T x T over the micro-batches of all ranks: what attention costs."""
+
+
+class StepLoader:
+    """Iterates over the optimizer steps of one epoch, from a given step on; `set_epoch` chooses the epoch.
+
+    Its order is a function of (seed, epoch), so the position after a resume is the step number and nothing else.
+    """
+
+    def __init__(
+        self,
+        rows: TokenRows,
+        plan: BatchPlan,
+        rank: int = 0,
+        world_size: int = 1,
+        first_step: int = 0,
+        note_seconds: Callable[[str, float], None] = lambda part, seconds: None,
+    ) -> None:
+        self.rows, self.plan = rows, plan
+        self.rank, self.world_size = rank, world_size
+        self.first_step = first_step
+        self.epoch = first_step // plan.steps_per_epoch
+        self.supervised = rows.supervised_counts()
+        self.note_seconds = note_seconds
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        first_epoch, offset = divmod(self.first_step, len(self))
+        steps = self.plan.steps(self.epoch)
+        for rows in steps[offset if self.epoch == first_epoch else 0 :]:
+            started = time.perf_counter()
+            batch = self.step_batch(rows)
+            self.note_seconds("data", time.perf_counter() - started)
+            yield batch
+
+    def step_batch(self, rows: np.ndarray) -> StepBatch:
+        """The step made of these rows, as this rank sees it."""
+        plan = self.plan
+        dealt = plan.deal(rows, self.world_size)
+        padded = [(plan.padded(batch), int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
+        mine = dealt[self.rank]
+        return StepBatch(
+            microbatches=[self.rows.tensors(batch) for batch in mine] or [empty_microbatch()],
+            rows=mine or [np.array([], dtype=np.int64)],
+            supervised_tokens=int(self.supervised[rows].sum()),
+            tokens=int(plan.lengths[rows].sum()),
+            padded_tokens=sum(tokens for tokens, _ in padded),
+            attended=sum(tokens * longest for tokens, longest in padded),
+        )

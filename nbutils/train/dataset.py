@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
 
+from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.train.loss import IGNORED
+from nbutils.train.settings import TrainSettings
+
+
+class Microbatch(NamedTuple):
+    """Right-padded rows: token ids and labels, both (B, T) int64, padded with 0 and -100."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,12 @@ class TokenRows:
             raise UserError(f"{shown(folder)} holds no conversation; see data/ledger.parquet for why each was dropped.")
         return cls(rows, supervise, unsupervised_end)
 
+    @classmethod
+    def for_training(cls, data: Path, settings: TrainSettings, tokenizer: Any) -> TokenRows:
+        """The training rows in the data stage's folder, with the labels that the settings ask for."""
+        end = None if settings.supervise_end else tokenizer.convert_tokens_to_ids(IM_END)
+        return cls.load(data / "train", settings.supervise, end)
+
     def counting(self, supervise: str) -> TokenRows:
         """The same rows with labels on `assistant` texts or on `all` tokens."""
         return replace(self, supervise=supervise)
@@ -45,12 +61,11 @@ class TokenRows:
         column = self.rows.data.column("input_ids")
         return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks])
 
-    def supervised_counts(self) -> np.ndarray:
-        """Labels of each row that the loss counts, (rows,): the first token is never predicted."""
-        return self.label_counts()
+    def supervised_counts(self, token: int | None = None) -> np.ndarray:
+        """Labels of each row that the loss counts, (rows,), or only those that are `token`.
 
-    def label_counts(self, token: int | None = None) -> np.ndarray:
-        """Labels of each row, (rows,), all of them or only those that are `token`."""
+        The first token is never predicted.
+        """
         table = self.rows.data
         counts = []
         for ids, mask in zip(table.column("input_ids").chunks, table.column("supervised").chunks, strict=True):
@@ -69,8 +84,8 @@ class TokenRows:
             int(chunk.flatten().to_numpy().max(initial=0)) for chunk in self.rows.data.column("input_ids").chunks
         )
 
-    def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """One right-padded micro-batch: `input_ids` and `labels`, both (B, T) int64, padded with 0 and -100."""
+    def tensors(self, rows: np.ndarray) -> Microbatch:
+        """One micro-batch of these row numbers."""
         picked = [self.rows[int(row)] for row in rows]
         longest = max(len(row["input_ids"]) for row in picked)
         ids = np.zeros((len(picked), longest), dtype=np.int64)
@@ -79,7 +94,7 @@ class TokenRows:
             length = len(row["input_ids"])
             ids[i, :length] = row["input_ids"]
             labels[i, :length] = self._labels(row["input_ids"].astype(np.int64), row["supervised"].astype(bool))
-        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        return Microbatch(torch.from_numpy(ids), torch.from_numpy(labels))
 
     def _labels(self, ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
         counted = supervised if self.supervise == "assistant" else np.ones(len(ids), dtype=bool)
@@ -88,7 +103,7 @@ class TokenRows:
         return np.where(counted, ids, IGNORED)
 
 
-def empty_microbatch() -> dict[str, torch.Tensor]:
+def empty_microbatch() -> Microbatch:
     """What a rank without rows in a step computes, so that it takes part in the gradient exchange: zero labels."""
     ids = torch.zeros((1, 2), dtype=torch.int64)
-    return {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
+    return Microbatch(ids, torch.full_like(ids, IGNORED))

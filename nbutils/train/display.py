@@ -1,4 +1,4 @@
-"""What notebook 02 shows: supervised tokens in colour, the batch plan, replies before and after, the new tokens."""
+"""What notebook 02 shows: supervised tokens in colour, the plain loop beside the worker, replies before and after."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML, display
-
-from nbutils.core.jupyter import interactive
+from IPython.display import HTML
 
 COLOURS = "background:#2f81f733;border-bottom:2px solid #2f81f7;text-decoration:none"
 
@@ -53,25 +51,6 @@ def plain_against_worker(
             table.append((step, loss, row["loss"], norm, row["grad_norm"], off))
     columns = ["step", "loss, plain loop", "loss, worker", "gradient norm, plain loop", "gradient norm, worker"]
     return pd.DataFrame(table, columns=[*columns, "difference"]).set_index("step")
-
-
-class ProgressBar:
-    """A bar over the optimizer steps with the time left, redrawn in place; in Jupyter alone, elsewhere are lines."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._shown = interactive()
-
-    def update(self, step: int, steps: int, words: str) -> None:
-        """Draws `step` of `steps`, and `words` behind them."""
-        if not self._shown or not steps:
-            return
-        text = f"step {step:,} of {steps:,} ({step / steps:.0%})" + (f", {words}" if words and step < steps else "")
-        bar = HTML(f'<progress value="{step}" max="{steps}" style="width:20em"></progress> {html.escape(text)}')
-        if self._handle is None:
-            self._handle = display(bar, display_id=True)
-        else:
-            self._handle.update(bar)
 
 
 def _cell(sample: dict[str, Any]) -> str:

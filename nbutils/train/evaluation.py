@@ -1,19 +1,27 @@
-"""Exact evaluation loss: sums over the whole set, reduced once, the same for any batch budget and world size."""
+"""What is measured of a model: its exact loss, its replies to fixed prompts, and what it knows of control tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nbutils.core.chat_engine.generation import generate_replies
+from nbutils.core.chatml import IM_END, IM_START, PAD
+from nbutils.core.run.models import ModelRef
 from nbutils.train.batches import blocks_of
-from nbutils.train.dataset import TokenRows
+from nbutils.train.dataset import Microbatch, TokenRows
 from nbutils.train.loss import causal_lm_loss
+
+NEW_TOKENS = 60
+"""Length of a sample reply, at most."""
 
 
 @torch.no_grad()
@@ -27,8 +35,8 @@ def exact_loss(
 ) -> dict[str, float]:
     """Mean loss in nats a supervised token, and top-1 accuracy, over all rows.
 
-    Sums are kept in float64; every row counts once whatever the budget (padded tokens a micro-batch) and the number
-    of processes. All ranks must call it; `autocast` makes the context in which the model runs.
+    Sums are kept in float64 and reduced once; every row counts once whatever the budget (padded tokens a micro-batch)
+    and the number of processes. All ranks must call it; `autocast` makes the context in which the model runs.
     """
     device = next(model.parameters()).device
     lengths = rows.lengths()
@@ -38,9 +46,9 @@ def exact_loss(
     was_training = model.training
     model.eval()
     for batch in batches[rank::world_size]:
-        tensors = {name: value.to(device) for name, value in rows.tensors(batch).items()}
+        tensors = Microbatch(*(tensor.to(device) for tensor in rows.tensors(batch)))
         with autocast():
-            loss, correct = causal_lm_loss(model, tensors["input_ids"], tensors["labels"])
+            loss, correct = causal_lm_loss(model, *tensors)
         sums += torch.stack([loss.double(), correct.double()])
     model.train(was_training)
     if world_size > 1:
@@ -52,3 +60,41 @@ def exact_loss(
         "eval_token_accuracy": correct_sum / max(count, 1),
         "supervised_tokens": count,
     }
+
+
+def sample_replies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Greedy replies of at most 60 tokens, one a prompt, and whether each ended by itself."""
+    if not prompts:
+        return []
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    replies = generate_replies(model, tokenizer, conversations, max_new_tokens=NEW_TOKENS)
+    return [
+        {"prompt": prompt, "reply": reply.text, "ended": reply.ended}
+        for prompt, reply in zip(prompts, replies, strict=True)
+    ]
+
+
+@torch.no_grad()
+def control_token_report(folder: Path, rows: TokenRows, conversations: int = 8) -> dict[str, float]:
+    """Norm of each control token's output row, and the mean probability of `<|im_end|>` where a reply really ends.
+
+    Averaged over the ends of all replies of the first `conversations` evaluation rows.
+    """
+    ref = ModelRef.parse(str(folder))
+    tokenizer, model = ref.raw_tokenizer(), ref.load().eval()
+    weight = model.get_output_embeddings().weight
+    report: dict[str, float] = {
+        f"norm of {token}": weight[tokenizer.convert_tokens_to_ids(token)].norm().item()
+        for token in (IM_START, IM_END, PAD)
+    }
+    report["norm of all rows, mean"] = weight.norm(dim=1).mean().item()
+    end = tokenizer.convert_tokens_to_ids(IM_END)
+    odds: list[float] = []
+    for row in range(min(conversations, len(rows))):
+        ids, labels = rows.tensors(np.array([row]))
+        logits = model(input_ids=ids).logits[0, :-1].float()  # (T-1, V)
+        odds += logits[labels[0, 1:] == end].softmax(dim=-1)[:, end].tolist()
+    report[f"probability of {IM_END} at the end of a reply"] = sum(odds) / max(1, len(odds))
+    return report

@@ -16,7 +16,7 @@ CHUNK = 1024
 """Positions whose logits exist at one time."""
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies; the gradients are made chunk by chunk in the forward pass, while the logits exist.
 
     The idea is that of Liger Kernel's fused linear cross-entropy (Hsu et al. 2024), in plain torch.
@@ -68,7 +68,7 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk
     """
     if not torch.is_grad_enabled():  # a Function is told of a leaf's gradient also where nothing is recorded
         hidden, weight = hidden.detach(), weight.detach()
-    loss, correct = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
+    loss, correct = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
     return loss, correct
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve
-from nbutils.core.models import TINY, tiny_config
-from nbutils.train.loss import CHUNK
+from nbutils.core.run.layout import Run, holds_model
+from nbutils.core.run.models import TINY, ModelRef, context_length
+from nbutils.core.tiny import VOCABULARY, tiny_config
+from nbutils.train.loss import CHUNK, check_head
+from nbutils.train.settings import OPTIMIZERS, TrainSettings
 
 GIB = 2**30
 FRAMEWORK_BYTES = int(0.7 * GIB)
 """What a process takes before there is a model: Python, torch and its libraries, or a CUDA context."""
-
-TINY_VOCABULARY = 4096
-"""Tokens of `tiny` where its tokenizer has not been trained yet: 4,093 pieces and the three of ChatML."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,23 @@ class ModelShape:
         return 4 * self.parameters
 
 
-def empty_model(name: str, revision: str, context: int, vocabulary: int = 0) -> Any:
-    """A base model without weights (on torch's `meta` device): what its configuration alone tells.
+def base_shape(settings: TrainSettings, vocabulary: int = 0) -> ModelShape:
+    """The shape of the base model with so many tokens (0: its own), from its configuration alone.
 
-    `vocabulary` resizes it to a tokenizer's tokens; `context` is the length of `tiny`. UserError where the
-    configuration cannot be read.
+    UserError where the configuration cannot be read, or training could not use the model.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = _config(name, revision, context, vocabulary or TINY_VOCABULARY)
+    config = _config(settings, vocabulary or VOCABULARY)
     if vocabulary:
         config.get_text_config().vocab_size = vocabulary
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)
+    check_head(model)
+    if settings.max_length > context_length(model):
+        raise UserError(
+            f"max_length is {settings.max_length} tokens, but '{settings.base_model}' reads {context_length(model)}; "
+            "lower max_length."
+        )
+    return ModelShape.of(model)
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,7 @@ def memory_need(shape: ModelShape, tokens: int, *, half: bool, processes: int, o
     Recomputation): 11 values of the hidden size and 4 of the intermediate size for each token, and no attention
     matrix; under autocast about four fifths of the bytes.
     """
-    moments = 0 if optimizer == "sgd" else 2
-    states = shape.weight_bytes * (2 + moments + (1 if processes > 1 else 0))
+    states = shape.weight_bytes * (2 + OPTIMIZERS[optimizer].moments + (1 if processes > 1 else 0))
     per_token = 11 * shape.hidden + (4 if shape.gated else 8) * shape.intermediate
     layers = int(4 * (0.8 if half else 1.0) * per_token * shape.layers * tokens)
     logits = 8 * min(CHUNK, tokens) * shape.vocabulary
@@ -98,25 +102,10 @@ def memory_need(shape: ModelShape, tokens: int, *, half: bool, processes: int, o
     return MemoryNeed(states, layers + logits + head)
 
 
-def _config(name: str, revision: str, context: int, vocabulary: int) -> Any:
-    from transformers import AutoConfig
-
-    from nbutils.core.fetched import local_copy
-
-    if name == TINY:
-        return tiny_config(vocabulary, context, vocabulary - 1, vocabulary - 2)
-    path = resolve(name)
-    try:
-        if name.endswith(".gguf"):
-            return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-        if not path.is_dir():
-            path = local_copy("model", name, revision) or path
-        if path.is_dir():
-            return AutoConfig.from_pretrained(str(path))
-        return AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"The configuration of the base model '{name}' could not be read: {first} — give a hub id that can be "
-            "reached, a folder, a GGUF file, or 'tiny'."
-        ) from error
+def _config(settings: TrainSettings, vocabulary: int) -> Any:
+    if settings.base_model == TINY:
+        return tiny_config(vocabulary, settings.max_length, vocabulary - 1, vocabulary - 2)
+    kept = Run(settings.run_path).base
+    if holds_model(kept):  # the base was read before, and may be gone since
+        return ModelRef.parse(str(kept)).config()
+    return ModelRef.parse(settings.base_model, revision=settings.base_revision).config()

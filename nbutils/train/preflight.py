@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from transformers import PreTrainedTokenizerBase
 
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
@@ -26,11 +27,15 @@ from nbutils.core.hardware import (
     nvidia_gpus,
     usable_gpus,
 )
+from nbutils.core.run.layout import Run
+from nbutils.core.run.models import TINY, ModelRef
+from nbutils.train.base import data_tokenizer
+from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
-from nbutils.train.memory import GIB, ModelShape, memory_need
-from nbutils.train.settings import TrainSettings
+from nbutils.train.memory import GIB, ModelShape, base_shape, memory_need
+from nbutils.train.settings import TrainSettings, check_precision, checked_trackers
 
-STOP, NOTE, LATER, FINE = "stop", "note", "later", "ok"
+STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
 
 AMPERE = (8, 0)
@@ -67,91 +72,141 @@ def this_machine(run: Path) -> Machine:
     return Machine(report, listed, psutil.virtual_memory().available, shutil.disk_usage(folder).free)
 
 
-def device_findings(settings: TrainSettings, machine: Machine) -> list[Finding]:
-    """Which device, precision and number of processes the run gets, and what stands against it."""
-    usable, report = machine.usable, machine.report
-    precision = choose_precision(settings.precision, usable)
-    processes = choose_processes(settings.processes, report.gpus, report.cores)
-    if usable:
-        names = " and ".join(sorted({gpu.name for gpu in usable}))
-        found = [Finding(FINE, f"Training runs on {names} in {precision}, {_count(processes, 'process')}.")]
-    else:
-        found = [Finding(FINE, f"Training runs on the CPU in {precision}, {_count(processes, 'process')}.")]
-        found += _why_the_cpu(machine)
-    if problem := too_few_gpus(processes, usable):
-        found.append(Finding(STOP, problem))
-    if not usable and processes > report.cores:
-        found.append(
-            Finding(NOTE, f"{processes} processes share {_count(report.cores, 'core')}; set processes to 0 for a fit.")
+# ---- all of them
+
+
+def report(findings: Iterable[Finding]) -> list[Finding]:
+    """Prints every finding on a line of its own, as it comes, and returns them."""
+    told = []
+    for finding in findings:
+        print(f"{finding.level:>6}  {finding.text}", flush=True)
+        told.append(finding)
+    return told
+
+
+def problems(findings: Iterable[Finding]) -> list[str]:
+    """The sentences that stop a run."""
+    return [finding.text for finding in findings if finding.level == STOP]
+
+
+def preflight(settings: TrainSettings) -> None:
+    """Prints what notebook 02 finds before it starts. UserError with all that would stop or spoil the run."""
+    if stops := problems(report(run_findings(settings))):
+        raise UserError(f"{counted(len(stops), 'problem')} would stop this run or spoil it. " + " ".join(stops))
+
+
+def run_findings(settings: TrainSettings) -> Iterator[Finding]:
+    """Every finding about a run, as far as its data is there; a check that fails says so and the others go on."""
+    attempt = _Attempts()
+    data = Run(settings.run_path).rows
+    ready = (data / "summary.json").is_file()
+    attempt(lambda: checked_trackers(settings.report_to))
+    machine = attempt(lambda: this_machine(settings.run_path))
+    yield from attempt.findings()
+    if machine:
+        yield from device_findings(settings, machine)
+    tokenizer = attempt(lambda: _tokenizer(settings, data if ready else None))
+    known = not attempt.failed  # or the base would be told of twice in the same words
+    shape = attempt(lambda: base_shape(settings, len(tokenizer or ()))) if known else None
+    yield from attempt.findings()
+    if shape:
+        yield Finding(FINE, f"The base model {settings.base_model} has {shape.parameters:,} parameters.")
+    if machine and shape:
+        yield from disk_findings(settings, shape, machine.disk)
+    if tokenizer:
+        yield from tokenizer_findings(tokenizer)
+    longest = settings.max_length
+    if ready and tokenizer and (rows := attempt(lambda: TokenRows.for_training(data, settings, tokenizer))):
+        yield from attempt(lambda: list(data_findings(settings, data, tokenizer))) or ()
+        plan = BatchPlan.of(rows, settings)
+        longest, steps = int(plan.lengths.max()), plan.total_steps(settings.epochs, settings.max_steps)
+        yield Finding(FINE, f"The run takes {steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.")
+    elif not ready:
+        yield Finding(
+            LATER,
+            f"{shown(data)} is not there yet, so its rows, their supervision and the number of steps cannot be "
+            "checked; run notebook 01, then this again.",
         )
-    found += _precision_findings(precision, settings.optimizer, usable)
-    return found
+    if machine and shape:
+        yield memory_finding(settings, shape, longest, machine)
+    yield from attempt.findings()
 
 
-def too_few_gpus(processes: int, usable: Sequence[Gpu]) -> str | None:
+class _Attempts:
+    """Calls checks, and turns a UserError into a finding."""
+
+    def __init__(self) -> None:
+        self.failed: list[Finding] = []
+
+    def __call__(self, check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except UserError as error:
+            self.failed.append(Finding(STOP, str(error)))
+
+    def findings(self) -> list[Finding]:
+        """What failed since the last time."""
+        failed, self.failed = self.failed, []
+        return failed
+
+
+# ---- each of them
+
+
+def too_few_gpus(processes: int, usable: tuple[Gpu, ...]) -> str | None:
     """A sentence where a machine with GPUs has fewer than processes; None where it fits, or trains on the CPU."""
     if not usable or processes <= len(usable):
         return None
     return (
-        f"processes is {processes}, but this machine has {_count(len(usable), 'usable GPU')}; set processes to that "
+        f"processes is {processes}, but this machine has {counted(len(usable), 'usable GPU')}; set processes to that "
         "number, or to 0 for all of them."
     )
 
 
-def fp16_without_scaler(precision: str, gpus: Sequence[Gpu]) -> str | None:
-    """A sentence where fp16 is asked for on the CPU, where accelerate silently makes no loss scaler."""
-    if precision != "fp16" or gpus:
-        return None
-    return "precision is fp16, but training runs on the CPU, where gradients would underflow unscaled; set it to auto."
-
-
-def fused_with_fp16(precision: str, optimizer: str) -> str | None:
-    """A sentence where fused AdamW is asked for with fp16: it skips steps without telling anybody."""
-    if precision != "fp16" or optimizer != "adamw_torch_fused":
-        return None
-    return "optimizer adamw_torch_fused hides skipped fp16 steps; use adamw_torch with precision fp16."
-
-
-def _why_the_cpu(machine: Machine) -> list[Finding]:
-    found = []
-    for gpu in machine.report.gpus:
-        capability = ".".join(map(str, gpu.capability))
-        found.append(
-            Finding(
-                NOTE,
-                f"{gpu.name} (capability {capability}) is too old for this torch, which has kernels from 7.0 on; "
-                "training falls back to the CPU. On Kaggle choose T4 x2.",
-            )
-        )
-    if machine.listed and not machine.report.gpus:
-        build = f"was built for CUDA {machine.report.cuda_build}" if machine.report.cuda_build else "has no CUDA in it"
-        found.append(
-            Finding(
-                STOP,
-                f"nvidia-smi lists {machine.listed[0].name}, but torch {machine.report.torch} {build} and sees no GPU; "
-                "install a torch built for this driver, or set CUDA_VISIBLE_DEVICES right.",
-            )
-        )
-    return found
-
-
-def _precision_findings(precision: str, optimizer: str, usable: tuple[Gpu, ...]) -> list[Finding]:
-    found = []
-    if problem := fp16_without_scaler(precision, usable):
-        found.append(Finding(STOP, problem))
-    older = [gpu for gpu in usable if gpu.capability < AMPERE]
+def device_findings(settings: TrainSettings, machine: Machine) -> Iterator[Finding]:
+    """Which device, precision and number of processes the run gets, and what stands against it."""
+    usable, report = machine.usable, machine.report
+    precision = choose_precision(settings.precision, usable)
+    processes = choose_processes(settings.processes, report.gpus, report.cores)
+    names = " and ".join(sorted({gpu.name for gpu in usable})) or "the CPU"
+    yield Finding(FINE, f"Training runs on {names} in {precision}, {counted(processes, 'process')}.")
+    if not usable:
+        yield from _why_the_cpu(machine)
+        if processes > report.cores:
+            cores = counted(report.cores, "core")
+            yield Finding(NOTE, f"{processes} processes share {cores}; set processes to 0 for a fit.")
+    attempt = _Attempts()
+    attempt(lambda: check_precision(precision, settings.optimizer, usable))
+    yield from attempt.findings()
+    if problem := too_few_gpus(processes, usable):
+        yield Finding(STOP, problem)
+    older = [gpu.name for gpu in usable if gpu.capability < AMPERE]
     if precision == "bf16" and older:
-        found.append(Finding(NOTE, f"precision is bf16, which {older[0].name} only emulates, slowly; auto takes fp16."))
-    if problem := fused_with_fp16(precision, optimizer):
-        found.append(Finding(STOP, problem))
-    return found
+        yield Finding(NOTE, f"precision is bf16, which {older[0]} only emulates, slowly; auto takes fp16.")
 
 
-def disk_findings(settings: TrainSettings, shape: ModelShape, free: int) -> list[Finding]:
+def _why_the_cpu(machine: Machine) -> Iterator[Finding]:
+    report = machine.report
+    for gpu in report.gpus:
+        capability = ".".join(map(str, gpu.capability))
+        yield Finding(
+            NOTE,
+            f"{gpu.name} (capability {capability}) is too old for this torch, which has kernels from 7.0 on; "
+            "training falls back to the CPU. On Kaggle choose T4 x2.",
+        )
+    if machine.listed and not report.gpus:
+        build = f"was built for CUDA {report.cuda_build}" if report.cuda_build else "has no CUDA in it"
+        yield Finding(
+            STOP,
+            f"nvidia-smi lists {machine.listed[0].name}, but torch {report.torch} {build} and sees no GPU; "
+            "install a torch built for this driver, or set CUDA_VISIBLE_DEVICES right.",
+        )
+
+
+def disk_findings(settings: TrainSettings, shape: ModelShape, free: int) -> Iterator[Finding]:
     """Whether the disk holds the checkpoints that are kept, one more while it is written, base and final model."""
     folder = settings.run_path / "train"
-    moments = 0 if settings.optimizer == "sgd" else 2
-    checkpoint = shape.weight_bytes * (1 + moments)
+    checkpoint = shape.weight_bytes * settings.checkpoint_size
     base = 0 if (folder / "base" / "config.json").is_file() else shape.weight_bytes
     needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + shape.weight_bytes + base))
     there = sum(file.stat().st_size for file in (folder / "checkpoints").rglob("*") if file.is_file())
@@ -160,65 +215,59 @@ def disk_findings(settings: TrainSettings, shape: ModelShape, free: int) -> list
         f"disk of {shown(settings.run_path)} has {_size(free)} free"
     )
     if needed <= free + there:
-        return [Finding(FINE, f"{text}.")]
-    return [Finding(STOP, f"{text}; free some, lower checkpoints_kept, or choose another run_dir.")]
-
-
-def data_findings(settings: TrainSettings, data: Path, tokenizer: Any) -> list[Finding]:
-    """What the tokenised rows hold: supervision, the stop token inside the mask, ids inside the vocabulary."""
-    end = tokenizer.convert_tokens_to_ids(IM_END)
-    try:
-        rows = TokenRows.load(data / "train", settings.supervise, None if settings.supervise_end else end)
-        held_out = TokenRows.load(data / "eval", "assistant")
-    except UserError as error:
-        return [Finding(STOP, str(error))]
-    found = []
-    supervised, total = rows.supervised_counts(), len(rows)
-    tokens = int(rows.lengths().sum())
-    found.append(Finding(FINE, f"{total:,} conversations, {tokens:,} tokens, {supervised.sum():,} of them supervised."))
-    if without := int((supervised == 0).sum()):
-        text = f"{without:,} of {total:,} training conversations have no supervised token"
-        if without == total:
-            found.append(
-                Finding(STOP, f"{text}: there is nothing to learn; set supervise to all, or look at the data.")
-            )
-        else:
-            found.append(Finding(NOTE, f"{text}; they cost time and teach nothing."))
-    if not settings.supervise_end:
-        found.append(Finding(NOTE, f"supervise_end is false: the loss leaves {IM_END} out, so replies will not stop."))
-    elif unended := int((rows.counting("assistant").label_counts(end) == 0).sum()):
-        text = f"{unended:,} of {total:,} training conversations have no supervised {IM_END}"
-        level = STOP if unended == total else NOTE
-        found.append(Finding(level, f"{text}: the model would not learn to stop; run notebook 01 again."))
+        yield Finding(FINE, f"{text}.")
     else:
-        found.append(Finding(FINE, f"Every training conversation has {IM_END} inside its supervised part."))
-    if not held_out.supervised_counts().sum():
-        found.append(Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again."))
-    if (largest := max(rows.largest_id(), held_out.largest_id())) >= len(tokenizer):
-        found.append(
-            Finding(STOP, f"The rows hold the token id {largest}, but the tokenizer ends at {len(tokenizer) - 1}.")
+        yield Finding(STOP, f"{text}; free some, lower checkpoints_kept, or choose another run_dir.")
+
+
+def data_findings(settings: TrainSettings, data: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """What the tokenised rows hold: supervision, the stop token inside the mask, ids inside the vocabulary."""
+    rows = TokenRows.for_training(data, settings, tokenizer)
+    held_out = TokenRows.load(data / "eval", "assistant")
+    supervised, total = rows.supervised_counts(), len(rows)
+    yield Finding(
+        FINE,
+        f"{total:,} conversations, {rows.lengths().sum():,} tokens, {supervised.sum():,} of them supervised.",
+    )
+    without = int((supervised == 0).sum())
+    text = f"{without:,} of {total:,} training conversations have no supervised token"
+    if without == total:
+        yield Finding(STOP, f"{text}: there is nothing to learn; set supervise to all, or look at the data.")
+    elif without:
+        yield Finding(NOTE, f"{text}; they cost time and teach nothing.")
+    end = tokenizer.convert_tokens_to_ids(IM_END)
+    if not settings.supervise_end:
+        yield Finding(NOTE, f"supervise_end is false: the loss leaves {IM_END} out, so replies will not stop.")
+    elif unended := int((rows.counting("assistant").supervised_counts(end) == 0).sum()):
+        yield Finding(
+            STOP if unended == total else NOTE,
+            f"{unended:,} of {total:,} training conversations have no supervised {IM_END}: the model would not learn "
+            "to stop; run notebook 01 again.",
         )
-    return found
+    else:
+        yield Finding(FINE, f"Every training conversation has {IM_END} inside its supervised part.")
+    if not held_out.supervised_counts().sum():
+        yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
+    if (largest := max(rows.largest_id(), held_out.largest_id())) >= len(tokenizer):
+        yield Finding(STOP, f"The rows hold the token id {largest}, but the tokenizer ends at {len(tokenizer) - 1}.")
 
 
-def tokenizer_findings(tokenizer: Any) -> list[Finding]:
+def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
     """Whether the stop token is the end of a reply, and padding is another token."""
     end, eos, pad = tokenizer.convert_tokens_to_ids(IM_END), tokenizer.eos_token_id, tokenizer.pad_token_id
-    found = []
     if eos != end:
-        found.append(
-            Finding(STOP, f"The tokenizer's eos is {tokenizer.eos_token!r}, not {IM_END}: replies would not stop.")
-        )
+        yield Finding(STOP, f"The tokenizer's eos is {tokenizer.eos_token!r}, not {IM_END}: replies would not stop.")
     if pad is None or pad == eos:
         what = "has no pad token" if pad is None else f"pads with its eos, {tokenizer.pad_token!r}"
-        found.append(Finding(STOP, f"The tokenizer {what}; run notebook 01 again, which adds one of its own."))
-    return found or [Finding(FINE, f"eos is {IM_END}, and padding is another token ({tokenizer.pad_token}).")]
+        yield Finding(STOP, f"The tokenizer {what}; run notebook 01 again, which adds one of its own.")
+    elif eos == end:
+        yield Finding(FINE, f"eos is {IM_END}, and padding is another token ({tokenizer.pad_token}).")
 
 
-def memory_findings(settings: TrainSettings, shape: ModelShape, longest: int, machine: Machine) -> list[Finding]:
-    """Predicted peak memory of a process against its device's; `longest` is the longest row in tokens."""
-    usable = machine.usable
-    processes = choose_processes(settings.processes, machine.report.gpus, machine.report.cores)
+def memory_finding(settings: TrainSettings, shape: ModelShape, longest: int, machine: Machine) -> Finding:
+    """Whether a process's predicted memory fits the device; `longest` is the longest row in tokens."""
+    usable, report = machine.usable, machine.report
+    processes = choose_processes(settings.processes, report.gpus, report.cores)
     half = choose_precision(settings.precision, usable) != "fp32"
     tokens = max(settings.tokens_per_microbatch, longest)
     need = memory_need(shape, tokens, half=half, processes=processes, optimizer=settings.optimizer)
@@ -227,47 +276,30 @@ def memory_findings(settings: TrainSettings, shape: ModelShape, longest: int, ma
         there, where = smallest.memory_gib * GIB, f"{smallest.name} has {smallest.memory_gib:.1f} GiB"
     else:
         there = machine.memory / processes
-        where = f"{machine.memory / GIB:.1f} GiB are free for {_count(processes, 'process')}"
+        where = f"{machine.memory / GIB:.1f} GiB are free for {counted(processes, 'process')}"
     text = f"A process is predicted to take {need.total / GIB:.1f} GiB at its peak; {where}."
     if need.total <= 0.9 * there:
-        return [Finding(FINE, text)]
+        return Finding(FINE, text)
     advice = (
         f" Lower tokens_per_microbatch: {tokens:,} tokens take {need.activations / GIB:.1f} GiB of it."
         if need.states < 0.8 * there
         else " The model and the optimizer alone are too much: choose a smaller base_model."
     )
     # A prediction is a fifth off at times: only what is far too much stops a run.
-    return [Finding(STOP if need.total > 1.2 * there else NOTE, text + advice)]
+    return Finding(STOP if need.total > 1.2 * there else NOTE, text + advice)
 
 
-def light_preflight(settings: TrainSettings, data: Path, model: Any, tokenizer: Any) -> list[Finding]:
-    """Notebook 02's checks, all of them on what is there already; the kernel touches no device."""
-    machine = this_machine(settings.run_path)
-    shape = ModelShape.of(model)
-    return [
-        *device_findings(settings, machine),
-        *disk_findings(settings, shape, machine.disk),
-        *tokenizer_findings(tokenizer),
-        *data_findings(settings, data, tokenizer),
-        *memory_findings(settings, shape, longest_row(data), machine),
-    ]
+def _tokenizer(settings: TrainSettings, data: Path | None) -> PreTrainedTokenizerBase | None:
+    """The data's tokenizer, or before notebook 01 the base's own; None for `tiny`, whose own is not trained yet."""
+    if data is not None:
+        return data_tokenizer(settings, data)
+    if settings.base_model == TINY:
+        return None
+    return ModelRef.parse(settings.base_model, revision=settings.base_revision).tokenizer()
 
 
-def longest_row(data: Path) -> int:
-    """Tokens of the longest training row; 0 where there is no data yet."""
-    return int(TokenRows.load(data / "train", "all").lengths().max()) if (data / "train").is_dir() else 0
-
-
-def report(findings: Sequence[Finding]) -> None:
-    """Prints every finding on a line of its own. UserError naming all that stop the run, where any does."""
-    for finding in findings:
-        print(f"{finding.level.upper() if finding.level == STOP else finding.level:>6}  {finding.text}")
-    stops = [finding.text for finding in findings if finding.level == STOP]
-    if stops:
-        raise UserError(f"{_count(len(stops), 'problem')} would stop this run or spoil it. " + " ".join(stops))
-
-
-def _count(number: int, word: str) -> str:
+def counted(number: int, word: str) -> str:
+    """A number with its word, in the plural where there are several."""
     plural = f"{word}es" if word.endswith("s") else f"{word}s"
     return f"{number} {word if number == 1 else plural}"
 

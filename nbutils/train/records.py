@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.files import append_jsonl, read_jsonl, write_text
+from nbutils.core.torchrun import PROGRESS, tell
 
-METRICS, SAMPLES, PROGRESS = "metrics.jsonl", "samples.jsonl", "progress.jsonl"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class Records:
@@ -21,17 +21,16 @@ class Records:
 
     def metric(self, row: dict[str, Any]) -> None:
         """Appends a row of metrics, and shows it to whoever follows the progress."""
-        self._append(METRICS, row)
-        self._append(PROGRESS, {"event": "metric"} | row)
+        self._append(METRICS, "metric", row)
 
     def sample(self, row: dict[str, Any]) -> None:
         """Appends a sample reply."""
-        self._append(SAMPLES, row)
-        self._append(PROGRESS, {"event": "sample"} | row)
+        self._append(SAMPLES, "sample", row)
 
     def progress(self, event: str, **facts: Any) -> None:
         """Appends an event for whoever follows the progress; it is no result."""
-        self._append(PROGRESS, {"event": event, "time": round(time.time(), 3)} | facts)
+        if self.active:
+            tell(self.folder, event, **facts)
 
     def rewind(self, step: int) -> int:
         """Drops rows beyond a step, which a resumed run makes again, and half-written ones; returns the sessions.
@@ -50,6 +49,7 @@ class Records:
             write_text(self.folder / PROGRESS, "")
         return sessions
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
+    def _append(self, name: str, event: str, row: dict[str, Any]) -> None:
         if self.active:
             append_jsonl(self.folder / name, row)
+            append_jsonl(self.folder / PROGRESS, {"event": event} | row)

@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from typing_extensions import TypedDict
 
-from nbutils.core.inputs import FILES, model_hashes
-from nbutils.core.settings import STEERING, Seed
+from nbutils.core.errors import UserError
+from nbutils.core.hardware import Gpu
+from nbutils.core.run.models import files_of
+from nbutils.core.settings import OUTSIDE, STEERING, Seed, nearest
 from nbutils.core.settings import Settings as BaseSettings
+
+
+class Optimizer(NamedTuple):
+    """What the rest of training has to know of an optimizer."""
+
+    moments: int
+    """Numbers of the size of the weights that it keeps."""
+    fused: bool = False
+    """Whether it updates inside one kernel, which hides skipped fp16 steps."""
+
+
+OPTIMIZERS = {"adamw_torch": Optimizer(2), "adamw_torch_fused": Optimizer(2, fused=True), "sgd": Optimizer(0)}
+"""The optimizers by transformers' names."""
+
+
+class TrainerOptions(TypedDict, total=False):
+    """The options of trl's `SFTConfig` that have no parameter of their own, and that our parts work with."""
+
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    lr_scheduler_kwargs: dict[str, Any]
+    neftune_noise_alpha: float
+    activation_checkpointing: bool
+    gradient_checkpointing: bool  # the same in transformers 5.0
+    ddp_bucket_cap_mb: int
+    ddp_timeout: int
+    tf32: bool
+    run_name: str
+    project: str
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    for name in options:
+        if name not in TrainerOptions.__annotations__:
+            raise ValueError(f"'{name}' cannot be set here, only {', '.join(TrainerOptions.__annotations__)}")
+    return options
 
 
 class TrainSettings(BaseSettings):
@@ -23,7 +65,7 @@ class TrainSettings(BaseSettings):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(ge=0)]
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "sgd"]
+    optimizer: Literal[*OPTIMIZERS]  # type: ignore[valid-type]
     epochs: Annotated[float, Field(gt=0)]
     max_steps: Annotated[int, Field(ge=0)]
     tokens_per_step: Annotated[int, Field(ge=1)]
@@ -31,7 +73,7 @@ class TrainSettings(BaseSettings):
     supervise: Literal["assistant", "all"]
     supervise_end: bool
     precision: Literal["auto", "fp16", "bf16", "fp32"]
-    trainer_options: dict[str, Any]
+    trainer_options: Annotated[TrainerOptions, BeforeValidator(_known)]
     eval_steps: Annotated[int, Field(ge=0)]
     sample_prompts: list[str]
     log_steps: Annotated[int, Field(ge=1), STEERING]
@@ -43,10 +85,56 @@ class TrainSettings(BaseSettings):
     report_to: Annotated[list[str], STEERING]
     plain_loop_steps: Annotated[int, Field(ge=0), STEERING]
 
+    @property
+    def checkpoint_size(self) -> int:
+        """Size of a checkpoint in sizes of the model: its weights, and what the optimizer keeps."""
+        return 1 + OPTIMIZERS[self.optimizer].moments
+
+    @property
+    def gradient_limit(self) -> float:
+        """The norm to which gradients are scaled down, infinite where they never are."""
+        return self.max_grad_norm or math.inf
+
+    @property
+    def scheduler(self) -> str:
+        """transformers' name of the schedule."""
+        return "constant_with_warmup" if self.schedule == "constant" else self.schedule
+
+    def warmup_steps(self, steps: int) -> int:
+        """Optimizer steps of the warm-up, of so many in all."""
+        return math.ceil(steps * self.warmup_fraction)
+
+    @property
+    def adamw(self) -> dict[str, Any]:
+        """The options of `torch.optim.AdamW`."""
+        others = self.trainer_options
+        betas = (others.get("adam_beta1", 0.9), others.get("adam_beta2", 0.999))
+        return {"lr": self.learning_rate, "betas": betas, "weight_decay": self.weight_decay}
+
     def result_parameters(self) -> dict[str, Any]:
         """Also the hashes of a local base model's files: other weights under the same name are another base."""
-        files = model_hashes(self.base_model)
-        return super().result_parameters() | ({FILES: files} if files else {})
+        files = files_of(self.base_model)
+        return super().result_parameters() | ({OUTSIDE: files} if files else {})
 
 
-Settings = TrainSettings
+def checked_trackers(names: list[str]) -> list[str]:
+    """The trackers if each is known to transformers and its package installed; UserError otherwise."""
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UserError(f"report_to: there is no tracker '{name}'.{nearest(name, [*INTEGRATION_TO_CALLBACK])}")
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"report_to: the package of '{name}' is not installed; `pip install {name}` adds it.")
+    return names
+
+
+def check_precision(precision: str, optimizer: str, usable: Sequence[Gpu]) -> None:
+    """UserError where fp16 cannot work: on the CPU accelerate makes no loss scaler, and says nothing about it."""
+    if precision == "fp16" and not usable:
+        raise UserError(
+            "precision is fp16, but training runs on the CPU, where gradients would underflow unscaled; set it to auto."
+        )
+    if precision == "fp16" and OPTIMIZERS[optimizer].fused:
+        raise UserError(f"optimizer {optimizer} hides skipped fp16 steps; use adamw_torch with precision fp16.")

@@ -1,7 +1,7 @@
 """TRL's SFTTrainer with the parts replaced that stand in the way; each replacement is a module beside this one.
 
-Replaced: batches (`batches`, `loader`), the loss (`loss`), evaluation (`evaluation`), logging (`records`, `meters`),
-checkpoints (`checkpoints`). Kept: the loop over epochs and steps, optimizer, schedule, clipping, mixed precision,
+Replaced: batches (`batches`), the loss (`loss`), evaluation (`evaluation`), logging (`records`, `control`), checkpoints
+(`checkpoints`). Kept: the loop over epochs and steps, optimizer, schedule, clipping, mixed precision,
 DDP, state files, trackers.
 """
 
@@ -18,20 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate.utils import DistributedType
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from nbutils.core.errors import UserError
-from nbutils.train.checkpoints import PARTIAL, checkpoint_path, disk_is_full, make_room, prune, seal
-from nbutils.train.dataset import TokenRows
-from nbutils.train.evaluation import exact_loss
-from nbutils.train.loader import StepBatch, StepLoader
+from nbutils.core.run.checkpoints import Checkpoint, prune
+from nbutils.core.run.layout import CHECKPOINTS
+from nbutils.train.arguments import Arguments
+from nbutils.train.batches import StepBatch, StepLoader
+from nbutils.train.control import Budget, Counters, flops_of
+from nbutils.train.dataset import Microbatch, TokenRows
+from nbutils.train.disk import disk_is_full, make_room
+from nbutils.train.evaluation import exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
-from nbutils.train.meters import Meters
 from nbutils.train.records import Records
-from nbutils.train.samples import sample_replies
-from nbutils.train.scaler import CountingScaler
 from nbutils.train.settings import TrainSettings
 
 NAMED_ROWS = 40
@@ -48,26 +49,52 @@ class Job:
     loader: StepLoader
     eval_rows: TokenRows
     records: Records
-    meters: Meters
+    counters: Counters
+    budget: Budget
     session: int
+
+
+class CountingScaler(torch.amp.GradScaler):
+    """The fp16 loss scaler; it counts the optimizer steps that it skips.
+
+    A step is skipped where a gradient overflowed; the scale then falls, which is how it shows from outside: fused
+    optimizers skip inside their kernel, so that nobody sees whether `step` did anything.
+    """
+
+    skipped_steps = 0
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """As in torch; counts a skipped step."""
+        before = self.get_scale()
+        super().update(new_scale)
+        self.skipped_steps += int(self.get_scale() < before)
+
+    def state_dict(self) -> dict[str, float]:
+        """The scaler's state with the count of skipped steps."""
+        return super().state_dict() | {"skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Restores what `state_dict` returned."""
+        self.skipped_steps = int(state_dict["skipped_steps"])
+        super().load_state_dict(state_dict)
 
 
 class SmallchatTrainer(SFTTrainer):
     """An SFTTrainer whose training step is a whole optimizer step of micro-batches."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, job: Job) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> None:
         super().__init__(
             model=model,
             args=args,
-            train_dataset=job.loader.dataset.rows,
+            train_dataset=job.loader.rows.rows,
             eval_dataset=None,
             processing_class=tokenizer,
-            data_collator=_no_collator,
+            data_collator=lambda rows: rows,  # never called: the loader yields finished tensors
         )
         with_loss_in_forward(self.model)  # over the fused head that SFTTrainer installs
-        if args.device.type == "cpu":  # transformers 5.0 calls it cpu:0, where torch.load cannot restore an optimizer
-            vars(args)["_setup_devices"] = torch.device("cpu")
         self.job = job
+        self.stopping = False
+        self.last_rows: list[np.ndarray] = []
         if self.accelerator.scaler is not None:
             self.accelerator.scaler = CountingScaler(self.args.device.type)
 
@@ -81,7 +108,7 @@ class SmallchatTrainer(SFTTrainer):
         """Each step brings its own count of labels, known on every rank without an exchange."""
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Counted by `meters`."""
+        """Counted in `control`."""
         return 0
 
     def training_step(self, model: torch.nn.Module, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -96,28 +123,25 @@ class SmallchatTrainer(SFTTrainer):
         for index, microbatch in enumerate(inputs.microbatches):
             last = index == len(inputs.microbatches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                tensors = {name: value.to(device, non_blocking=True) for name, value in microbatch.items()}
+                tensors = Microbatch(*(tensor.to(device, non_blocking=True) for tensor in microbatch))
                 with self.compute_loss_context_manager():
                     out = self.compute_loss(model, tensors)
                 self.accelerator.backward(out["loss_sum"] * scale)
             losses.append(out["loss_sum"].detach())
             sums += torch.stack([losses[-1].double(), out["correct"].double()])
         self._share(inputs, sums, losses)
-        self.job.meters.add("forward_backward", time.perf_counter() - started)
+        self.job.counters.add("forward_backward", time.perf_counter() - started)
         return (sums[0] / max(1, inputs.supervised_tokens)).float()
 
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *_: Any, **__: Any
-    ) -> dict[str, torch.Tensor]:
+    def compute_loss(self, model: torch.nn.Module, inputs: Microbatch, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
         """Loss sum and correct count of one micro-batch, computed inside DDP's forward."""
-        out: dict[str, torch.Tensor] = model(input_ids=inputs["input_ids"], chunked_labels=inputs["labels"])
+        out: dict[str, torch.Tensor] = model(input_ids=inputs.input_ids, chunked_labels=inputs.labels)
         return out
 
     def _share(self, batch: StepBatch, sums: torch.Tensor, losses: list[torch.Tensor]) -> None:
         """One exchange a step: loss and accuracy summed over ranks, whether any loss is not finite, whether to stop."""
-        meters = self.job.meters
         bad = not bool(torch.isfinite(sums[0]))
-        shared = torch.cat([sums, sums.new_tensor([float(bad), float(meters.wants_to_stop())])])
+        shared = torch.cat([sums, sums.new_tensor([float(bad), float(self.job.budget.is_spent())])])
         if self.args.world_size > 1:
             dist.all_reduce(shared)
         loss, correct, bad_ranks, stops = shared.tolist()
@@ -125,16 +149,13 @@ class SmallchatTrainer(SFTTrainer):
             bad_rows = [rows for rows, loss in zip(batch.rows, losses, strict=True) if not bool(torch.isfinite(loss))]
             self._stop_on_nonfinite("loss", bad_rows)
         sums.copy_(shared[:2])
-        meters.count_step(batch, loss, correct)
-        meters.stopping = meters.stopping or stops > 0
+        self.job.counters.count_step(batch, loss, correct, flops_of(self.model, batch))
+        self.last_rows = batch.rows
+        self.stopping = self.stopping or stops > 0
 
     def _stop_on_nonfinite(self, what: str, mine: list[np.ndarray]) -> None:
         """Raises the same sentence on every rank, with the rows of the micro-batches that each rank gives."""
-        found = [[int(row) for rows in mine for row in rows]]
-        if self.args.world_size > 1:
-            found = found * self.args.world_size
-            dist.all_gather_object(found, found[0])
-        rows = sorted(row for rank in found for row in rank)
+        rows = sorted(gather_object([int(row) for rows in mine for row in rows]))
         named = ", ".join(map(str, rows[:NAMED_ROWS])) + (" …" if len(rows) > NAMED_ROWS else "")
         raise UserError(
             f"The {what} of step {self.state.global_step + 1} is not a finite number, so training stopped before the "
@@ -144,7 +165,7 @@ class SmallchatTrainer(SFTTrainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         norm: torch.Tensor = super()._clip_grad_norm(model)
         if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
-            self._stop_on_nonfinite("gradient norm", self.job.meters.last_batch.rows)
+            self._stop_on_nonfinite("gradient norm", self.last_rows)
         return norm
 
     # ---- what is logged ----
@@ -153,17 +174,16 @@ class SmallchatTrainer(SFTTrainer):
         """Writes our own row of exact sums in place of the stock averages; trackers get the same numbers."""
         if "loss" not in logs:
             return
-        scaler = self.accelerator.scaler
-        row = self.job.meters.row(
-            step=self.state.global_step,
-            epoch=self.state.global_step / len(self.job.loader),
+        row = self.job.counters.row(
             learning_rate=float(logs["learning_rate"]),
             grad_norm=float(logs["grad_norm"]),
-            skipped_steps=scaler.skipped_steps if isinstance(scaler, CountingScaler) else 0,
+            skipped_steps=getattr(self.accelerator.scaler, "skipped_steps", 0),
         )
-        self._record({"kind": "train"} | row | {"session": self.job.session})
+        self._record("train", row | {"session": self.job.session})
 
-    def _record(self, row: dict[str, Any]) -> None:
+    def _record(self, kind: str, row: dict[str, Any]) -> None:
+        step = self.state.global_step
+        row = {"kind": kind, "step": step, "epoch": round(step / len(self.job.loader), 4)} | row
         self.job.records.metric(row)
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
         self.callback_handler.on_log(self.args, self.state, self.control, numbers)
@@ -182,13 +202,16 @@ class SmallchatTrainer(SFTTrainer):
             model = self.accelerator.unwrap_model(self.model)
             for sample in sample_replies(model, self.processing_class, job.settings.sample_prompts):
                 job.records.sample({"step": step} | sample)
-        self._wait()
+        self.accelerator.wait_for_everyone()
         seconds = time.perf_counter() - started
-        epoch = round(step / len(job.loader), 4)
-        self._record({"kind": "eval", "step": step, "epoch": epoch} | found | {"seconds": round(seconds, 3)})
-        job.meters.add("evaluation", seconds)
-        job.meters.note_pause(seconds)
+        self._record("eval", found | {"seconds": round(seconds, 3)})
+        self._note_pause("evaluation", seconds)
         return found
+
+    def _note_pause(self, part: str, seconds: float) -> None:
+        self.job.counters.add(part, seconds)
+        self.job.counters.end_step()  # the next one begins after the pause
+        self.job.budget.note("pause", seconds)
 
     def _exact_loss(self, rows: TokenRows) -> dict[str, float]:
         return exact_loss(
@@ -206,14 +229,12 @@ class SmallchatTrainer(SFTTrainer):
         """Writes step-N whole or not at all; skipped with a remark where the disk has no room for it."""
         started = time.perf_counter()
         job = self.job
-        final = checkpoint_path(job.folder / "checkpoints", self.state.global_step)
-        partial = final.with_suffix(PARTIAL)
+        checkpoint = Checkpoint.at(job.folder / CHECKPOINTS, self.state.global_step)
+        partial = checkpoint.partial
         written = self._together(partial, self._make_room) and self._together(partial, self._write_checkpoint)
-        if written and self._together(partial, self._seal_checkpoint):
+        if written and self._together(partial, lambda _: self._seal(checkpoint)):
             job.records.progress("checkpoint", step=self.state.global_step)
-        seconds = time.perf_counter() - started
-        job.meters.add("checkpoint", seconds)
-        job.meters.note_pause(seconds)
+        self._note_pause("checkpoint", time.perf_counter() - started)
 
     def _together(self, partial: Path, work: Callable[[Path], str | None]) -> bool:
         """Whether a part of writing a checkpoint went well on every rank; a full disk costs this checkpoint alone.
@@ -226,10 +247,7 @@ class SmallchatTrainer(SFTTrainer):
             problem = disk_is_full(partial, error)
             if problem is None:
                 raise
-        if self.args.world_size > 1:
-            found: list[str | None] = [None] * self.args.world_size
-            dist.all_gather_object(found, problem)
-            problem = next((text for text in found if text), None)
+        problem = next(filter(None, gather_object([problem])), None)
         if problem and self.is_world_process_zero():
             shutil.rmtree(partial, ignore_errors=True)
             self.job.records.progress("warning", message=f"No checkpoint at this step: {problem}.")
@@ -239,8 +257,8 @@ class SmallchatTrainer(SFTTrainer):
         if not self.is_world_process_zero():
             return None
         partial.mkdir(parents=True, exist_ok=True)
-        parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return make_room(partial.parent, 3 * parameters)  # weights and two moments
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return make_room(partial.parent, self.job.settings.checkpoint_size * weights)
 
     def _write_checkpoint(self, partial: Path) -> None:
         self.save_model(str(partial), _internal_call=True)
@@ -249,19 +267,10 @@ class SmallchatTrainer(SFTTrainer):
         self._save_rng_state(str(partial))
         if self.is_world_process_zero():
             self.state.save_to_json(str(partial / "trainer_state.json"))
-            self.job.meters.save(partial)
+            self.job.counters.save(partial, slowest=self.job.budget.slowest)
 
-    def _seal_checkpoint(self, partial: Path) -> None:
+    def _seal(self, checkpoint: Checkpoint) -> None:
         if self.is_world_process_zero():
             facts = {"step": self.state.global_step, "world_size": self.args.world_size}
-            seal(partial, partial.with_suffix(""), self.job.identity, facts)
-            prune(partial.parent, self.job.settings.checkpoints_kept)
-
-    def _wait(self) -> None:
-        if self.accelerator.distributed_type != DistributedType.NO:
-            self.accelerator.wait_for_everyone()
-
-
-def _no_collator(rows: Any) -> Any:
-    """Never called: the loader yields finished tensors."""
-    return rows
+            checkpoint.seal(self.job.identity, facts)
+            prune(checkpoint.path.parent, self.job.settings.checkpoints_kept)

@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from nbutils.chat.session import ChatSession
+from nbutils.core.chat_engine.rotation import rotated
 from nbutils.core.provenance import machine
-from nbutils.core.rotation import rotated
 from tests import conftest
 
 THREADS = 2
@@ -131,7 +131,7 @@ def beyond_the_window(model: Any, tokenizer: Any, turns: int, pause: float) -> d
             session.engine.pause()
             differing += not check(session)
             checked += 1
-            session.engine.prepare(session._messages, session._dropped, session.sampling)
+            session.go_back(session.bookmark())  # reads ahead again
         if firsts:
             time.sleep(pause)
         elif pause:
@@ -183,8 +183,8 @@ def seconds_to_first(session: ChatSession, text: str, tokens: int) -> float:
 
 def from_scratch(session: ChatSession, messages: list[dict[str, str]], tokens: int) -> tuple[list[int], float]:
     """Ids and seconds of `model.generate` on all turns that are kept, with the session's rotation."""
-    engine, plan = session.engine, session._plan
-    with rotated(engine.model, engine._extended if plan.extended else engine._own):
+    engine, plan = session.engine, session.plan
+    with rotated(engine.model, engine.rotation(plan)):
         started = time.perf_counter()
         prompt = torch.tensor([engine.ids(messages, plan, prompt=True)])
         config = GenerationConfig(
@@ -197,15 +197,15 @@ def from_scratch(session: ChatSession, messages: list[dict[str, str]], tokens: i
 
 def check(session: ChatSession) -> bool:
     """Whether the last reply is the one from scratch; a close call between two tokens ends the comparison."""
-    engine, plan = session.engine, session._plan
+    engine, plan = session.engine, session.plan
     prompt = engine.ids(session.messages[:-1], plan, prompt=True)
-    ours = engine._caches[plan].ids[len(prompt) :] if engine._caches[plan].ids[: len(prompt)] == prompt else []
+    ours = engine.cached[plan][len(prompt) :] if engine.cached[plan][: len(prompt)] == prompt else []
     ours = ours[: session.measured.new_tokens - 1]
     expected, _ = from_scratch(session, session.messages[:-1], len(ours))
     assert ours, "there is nothing to compare"
     for position, (a, b) in enumerate(zip(ours, expected, strict=False)):
         if a != b:
-            with torch.inference_mode(), rotated(engine.model, engine._extended if plan.extended else engine._own):
+            with torch.inference_mode(), rotated(engine.model, engine.rotation(plan)):
                 logits = engine.model(torch.tensor([prompt + ours[:position]])).logits[0, -1]
             best = logits.topk(2).values
             close = float(best[0] - best[1]) < CLOSE_CALL

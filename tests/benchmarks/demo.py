@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from nbutils.core.files import read_json
-from nbutils.core.notebooks import STAGES
+from nbutils.core.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {"all": 300, "01-03": 180, "evaluate": 60, "second_run": 15}  # seconds

@@ -82,7 +82,8 @@ def unique_conversations() -> Any:
 
 def settings_of(folder: Path, processes: int) -> Any:
     """The demo's settings, over the folder of rows."""
-    from nbutils.core.notebooks import notebook_path, parameters, spec
+    from nbutils.core.notebooks import notebook_path, parameters
+    from nbutils.core.stages import spec
     from nbutils.data.settings import DataSettings
 
     values = {name: parameter.default for name, parameter in parameters(notebook_path(spec("data"))).items()}

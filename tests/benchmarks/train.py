@@ -28,15 +28,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from nbutils.core.files import read_jsonl
-from nbutils.core.models import tiny_config
 from nbutils.core.provenance import machine
+from nbutils.core.tiny import tiny_config
 from nbutils.train import worker
 from nbutils.train.arguments import CHECKPOINTING, trainer_arguments
-from nbutils.train.batches import BatchPlan
+from nbutils.train.batches import BatchPlan, StepLoader
+from nbutils.train.control import Budget, Counters
 from nbutils.train.dataset import TokenRows
-from nbutils.train.loader import StepLoader
 from nbutils.train.loss import IGNORED
-from nbutils.train.meters import Meters
 from nbutils.train.records import Records
 from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.builders import data_folder
@@ -171,8 +170,8 @@ def first_loss(model: LlamaForCausalLM, rows: TokenRows, plan: BatchPlan, step: 
     total = 0.0
     for row in step:
         batch = rows.tensors(np.array([row]))
-        logits = model(input_ids=batch["input_ids"]).logits[0, :-1]
-        total += torch.nn.functional.cross_entropy(logits, batch["labels"][0, 1:], reduction="sum").item()
+        logits = model(input_ids=batch.input_ids).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, batch.labels[0, 1:], reduction="sum").item()
     return total / int(rows.supervised_counts()[step].sum())
 
 
@@ -182,12 +181,12 @@ def dense(model: LlamaForCausalLM, rows: TokenRows, plan: BatchPlan, steps: list
     batches = [[rows.tensors(batch) for batch in plan.deal(step, 1)[0]] for step in steps]
     for step in batches:
         for batch in step:
-            batch["input_ids"].random_(0, 4000)
+            batch.input_ids.random_(0, 4000)
     clock = Clock()
     for step in batches:
         for batch in step:
-            hidden = model.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
-            labels = batch["labels"][:, 1:]
+            hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
+            labels = batch.labels[:, 1:]
             kept = labels != IGNORED
             torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), labels[kept], reduction="sum").backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -227,14 +226,19 @@ class ClockCallback(TrainerCallback):
 def ours(settings: worker.TrainSettings, run: Path, reference: bool, plan: BatchPlan, expected: float) -> float:
     """Seconds of our trainer for the same steps; its first loss has to be the expected one."""
     rows = TokenRows.load(run / "data" / "train", "assistant")
-    meters = Meters(lambda batch: 0.0, lambda: False)
-    loader = StepLoader(rows, plan, 0, 1, 0, meters.add)
-    job = Job(settings, run, {}, loader, rows, Records(run, active=False), meters, 1)
+    counters = Counters()
+    loader = StepLoader(rows, plan, note_seconds=counters.add)
+    job = Job(settings, run, {}, loader, rows, Records(run, active=False), counters, Budget(lambda: False), 1)
     tokenizer = worker.AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     trainer = SmallchatTrainer(model_of(settings, reference), tokenizer, trainer_arguments(settings, run), job)
 
     def check() -> None:
-        agree(meters.window["loss"] / meters.window["supervised"], expected, 1e-4, "our first loss and cross-entropy's")
+        agree(
+            counters.window["loss"] / counters.window["supervised"],
+            expected,
+            1e-4,
+            "our first loss and cross-entropy's",
+        )
 
     timer = ClockCallback(check)
     trainer.add_callback(timer)

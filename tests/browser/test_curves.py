@@ -11,9 +11,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 CELL = """
 from nbutils.core.history import History
-from nbutils.metrics.display import InteractiveCurves
+from nbutils.metrics.display import interactive_curves
 from tests.metrics.histories import history_rows, session
-InteractiveCurves(History.of([*history_rows(60), session(2, 600)]))
+interactive_curves(History.of([*history_rows(60), session(2, 600)]))
 """
 RANGES = "plot => ['xaxis', 'xaxis2', 'xaxis3', 'xaxis4'].map(name => plot._fullLayout[name].range.map(Math.round))"
 

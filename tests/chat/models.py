@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nbutils.chat.session import ChatSession
 from nbutils.core.chatml import IM_END, add_chatml
 
 
@@ -87,3 +88,9 @@ class ScriptedModel(torch.nn.Module):
         logits[0, 0, self.last] = 50.0
         self.script = self.script[1:]
         return SimpleNamespace(logits=logits)
+
+
+def scripted_session(*replies: str, **settings) -> ChatSession:
+    """A chat with a model that gives these replies."""
+    tokenizer = byte_tokenizer()
+    return ChatSession(ScriptedModel(tokenizer, list(replies)), tokenizer, read_ahead=False, **settings)

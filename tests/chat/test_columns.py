@@ -12,7 +12,7 @@ from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
 from nbutils.core.errors import UserError
 from tests.chat.models import ScriptedModel
-from tests.chat.widgets import TOKENIZER, pick, send, shown, widget
+from tests.chat.widgets import TOKENIZER, last, pick, send, shown, texts, widget
 
 
 def test_side_by_side_and_picking_another_model():
@@ -25,7 +25,7 @@ def test_side_by_side_and_picking_another_model():
     chat.controls.model.value = "base"
     chat.wait(5)
     assert chat.panels[0].name == "base"
-    assert chat.panels[0].session.messages[0]["content"] == "hi"  # the conversation goes on with the other model
+    assert texts(chat)[0] == "hi"  # the conversation goes on with the other model
     assert [len(m) for m in chat.transcript()["compared"]] == []
 
 
@@ -35,24 +35,22 @@ def test_a_model_that_the_other_column_shows_changes_places_with_this_one(picked
     send(chat, "hi")
     assert pick(chat, **picked) == ["base", "final"]
     assert "base left" in shown(chat, 0) and "base" not in shown(chat, 1)
-    assert list(chat.columns.box.children) == [panel.box for panel in chat.panels]
     send(chat, "and?")
-    assert [panel.session.messages[-1]["content"] for panel in chat.panels] == ["base left again", "left again"]
+    assert last(chat) == ["base left again", "left again"]
     assert pick(chat, model="final") == ["final", "base"]
 
 
 def test_a_model_is_not_compared_with_itself():
     chat = widget("left", names=("final", "base"))
     assert pick(chat, beside="final") == ["final"]
-    assert "final is shown already" in chat._notice.value
+    assert "final is shown already" in chat.notice
     with pytest.raises(UserError, match="Both columns would show the model 'final'"):
         widget("left", names=("final", "base"), beside="final")
 
 
 def test_a_pick_taken_back_while_its_model_loads_counts():
-    chat = widget("left", names=("final", "base"))
-    ready, load = threading.Event(), chat.columns._load
-    chat.columns._load = lambda name: load(name) if ready.wait(5) else None
+    ready = threading.Event()
+    chat = widget("left", names=("final", "base"), ready=ready)
     chat.controls.model.value = "base"
     assert chat.busy and chat.panels[0].name == "final"
     threading.Timer(0.2, ready.set).start()
@@ -66,7 +64,7 @@ def test_an_error_in_one_column_leaves_both_as_they_were(capsys):
     chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
     send(chat, "again")
     assert [panel.session.messages for panel in chat.panels] == before
-    assert chat.controls.input.value == "again" and "out of memory" in chat._notice.value
+    assert chat.controls.input.value == "again" and "out of memory" in chat.notice
     assert "again" not in shown(chat, 0) + shown(chat, 1)
     chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
     chat.controls.regenerate.click()
@@ -84,11 +82,11 @@ def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither():
 
     settings = {"read_ahead": False, "max_new_tokens": 100, "context_extension": "none"}
     chat = ChatWidget(load, ["final", "short"], "final", settings, "short")
-    chat.controls._sampling["max_new_tokens"].value = 200
-    assert "choose at most 128" in chat._notice.value
+    chat.set("max_new_tokens", 200)
+    assert "choose at most 128" in chat.notice
     assert [panel.session.sampling.max_new_tokens for panel in chat.panels] == [100, 100]
-    assert chat.controls._sampling["max_new_tokens"].value == 100
-    chat.controls._sampling["max_new_tokens"].value = 120
+    assert chat.controls.sampling["max_new_tokens"].value == 100
+    chat.set("max_new_tokens", 120)
     assert [panel.session.sampling.max_new_tokens for panel in chat.panels] == [120, 120]
 
 
@@ -97,7 +95,7 @@ def test_a_setting_that_changes_before_a_reply_has_begun_counts_from_the_next_on
     chat = widget("word " * 90, names=("final", "base"), beside="base", reading=0.4, max_new_tokens=20)
     send(chat, "go", wait=False)
     time.sleep(0.1)
-    chat.controls._sampling["max_new_tokens"].value = 100
+    chat.set("max_new_tokens", 100)
     chat.wait(20)
     assert [panel.session.measured.new_tokens for panel in chat.panels] == [20, 20]
 
@@ -111,7 +109,7 @@ def test_columns_with_a_system_message_share_the_conversation_too():
         ["Be brief.", "hi", "left"]
     ] * 2
     assert pick(chat, model="base", beside="nobody") == ["base"]
-    assert chat.panels[0].session.messages[-1]["content"] == "left"
+    assert texts(chat)[-1] == "left"
 
 
 def test_a_side_by_side_conversation_is_loaded_as_it_was_saved():
@@ -119,11 +117,11 @@ def test_a_side_by_side_conversation_is_loaded_as_it_was_saved():
     send(chat, "hi")
     other = widget("x", names=("final", "base", "more"), beside="base")
     other.restore(json.loads(json.dumps(chat.transcript())))
-    assert [panel.session.messages[-1]["content"] for panel in other.panels] == ["mine", "base mine"]
+    assert last(other) == ["mine", "base mine"]
     assert pick(other, beside="more") == ["final", "more"]
     other.restore(chat.transcript())
-    assert [panel.session.messages[-1]["content"] for panel in other.panels] == ["mine", "mine"]
-    with pytest.raises(UserError, match="needs a role"):
+    assert last(other) == ["mine", "mine"]
+    with pytest.raises(UserError, match=r"messages\.0 is 1"):
         other.restore(chat.transcript() | {"compared": [{"model": "base", "messages": [1]}]})
 
 
@@ -134,15 +132,7 @@ def test_a_system_message_that_was_loaded_stays_when_the_cell_runs_again():
     first.close()
     assert [m["content"] for m in widget("two", earlier=first).panels[0].session.messages] == ["Be rude.", "a", "b"]
     own = widget("three", earlier=first, system="Be brief.")
-    assert [m["content"] for m in own.panels[0].session.messages] == ["Be brief.", "a", "b"]
-
-
-def test_a_second_model_that_the_cell_asks_for_is_shown_whatever_was_picked():
-    first = widget("left", names=("final", "base"))
-    assert pick(first, model="base") == ["base"]
-    first.close()
-    again = widget("left", names=("final", "base"), beside="base", earlier=first)
-    assert [panel.name for panel in again.panels] == ["final", "base"]
+    assert texts(own) == ["Be brief.", "a", "b"]
 
 
 def test_side_by_side_each_speed_is_the_models_own():
@@ -156,25 +146,24 @@ def test_side_by_side_each_speed_is_the_models_own():
 def test_both_replies_are_announced():
     chat = widget("left", names=("final", "base"), beside="base")
     send(chat, "hi")
-    assert "final said: left. base said: base left" in chat._announce.value
+    assert "final said: left. base said: base left" in chat.announcement.value
 
 
-def test_a_widget_made_again_keeps_what_was_picked_set_and_said():
+def test_a_cell_that_runs_again_keeps_what_was_said_and_with_the_same_arguments_what_was_picked_and_set():
     names = ("final", "base", "other")
     first = widget("left", "left again", names=names, temperature=0.5)
-    first.controls.beside.value = "other"
-    first.wait(5)
+    assert pick(first, beside="other") == ["final", "other"]
     send(first, "hi")
-    first.controls._sampling["top_p"].value = 0.5
+    first.set("top_p", 0.5)
     first.close()
     again = widget("third", names=names, temperature=0.5, earlier=first)
-    assert [panel.name for panel in again.panels] == ["final", "other"]
+    assert again.shown == ["final", "other"] and again.controls.beside.value == "other"
     assert "left" in shown(again, 0) and "other left" in shown(again, 1)
-    assert again.controls.beside.value == "other" and again.controls._sampling["top_p"].value == 0.5
+    assert again.controls.sampling["top_p"].value == 0.5
     assert {panel.session.sampling.top_p for panel in again.panels} == {0.5}
     again.close()
-    changed = widget("third", names=("final", "base"), temperature=0.9, top_p=0.8, earlier=again)
-    assert [panel.name for panel in changed.panels] == ["final"], "what is no longer offered is not picked"
+    changed = widget("third", names=("final", "base"), beside="base", temperature=0.9, earlier=again)
+    assert changed.shown == ["final", "base"]
     sampling = changed.panels[0].session.sampling
-    assert (sampling.temperature, sampling.top_p) == (0.9, 0.8), "what the cell says anew counts"
+    assert (sampling.temperature, sampling.top_p) == (0.9, 0.9), "what the cell now asks for counts"
     assert "left" in shown(changed)

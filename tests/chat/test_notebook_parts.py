@@ -14,7 +14,8 @@ from nbutils.chat.scripted import ask, play, save
 from nbutils.chat.settings import ChatSettings
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
-from nbutils.core.notebooks import notebook_path, parameters, spec
+from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.stages import spec
 from tests.chat.runs import made_up_run
 
 
@@ -109,12 +110,11 @@ def test_a_cell_without_an_id_is_known_by_its_text(run, monkeypatch):
         return display.show_chat(display.loader(final), ["final"], "final", {"max_new_tokens": 4, "read_ahead": False})
 
     first = shown_chat()
-    first.controls.input.value = "hello"
-    first.controls.send.click()
+    first.send("hello")
     first.wait(20)
     again = shown_chat()
     assert again.panels[0].session.messages == first.panels[0].session.messages != []
-    assert not first.panels[0].session.engine.cached_ids, "its caches are freed"
+    assert not first.panels[0].session.engine.cached, "its caches are freed"
     parent["content"]["code"] = "another = show_chat()"
     assert shown_chat().panels[0].session.messages == []
 

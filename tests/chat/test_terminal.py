@@ -22,13 +22,13 @@ from pathlib import Path
 import pytest
 
 from nbutils.chat import terminal
-from nbutils.chat.models import choices, load, located
-from nbutils.chat.session import ChatSession
+from nbutils.chat.models import choices, load
 from nbutils.chat.transcript import write_transcript
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
-from nbutils.core.record import RECORD, SCHEMA, write_record
-from tests.chat.models import ScriptedModel, byte_tokenizer
+from nbutils.core.run.models import ModelRef
+from nbutils.core.run.record import RECORD, SCHEMA, write_record
+from tests.chat.models import scripted_session
 from tests.chat.runs import made_up_run
 from tests.conftest import ROOT
 
@@ -138,27 +138,24 @@ def test_piped_input_works(tmp_path):
 
 
 def test_quit_leaves_and_a_message_too_long_is_refused(capsys):
-    tokenizer = byte_tokenizer()
-    session = ChatSession(ScriptedModel(tokenizer, ["fine"]), tokenizer, read_ahead=False)
-    terminal._converse(session, ["x" * 2000, "hi", "QUIT", "never"], interactive=False)
+    session = scripted_session("fine")
+    terminal.converse(session, ["x" * 2000, "hi", "QUIT", "never"], interactive=False)
     out = capsys.readouterr()
     assert out.out == "fine\n" and "there is room for" in out.err
     assert len(session.messages) == 2
 
 
 def test_a_reply_that_runs_out_of_memory_does_not_end_the_conversation(capsys):
-    tokenizer = byte_tokenizer()
-    session = ChatSession(ScriptedModel(tokenizer, ["one", "two"]), tokenizer, read_ahead=False)
+    session = scripted_session("one", "two")
     session.engine.model.failing = RuntimeError("CUDA out of memory\nand 100 lines more")
-    assert not terminal._converse(session, ["hi", "hi again"], interactive=False)
+    assert not terminal.converse(session, ["hi", "hi again"], interactive=False)
     out = capsys.readouterr()
     assert out.out == "one\n" and "out of memory); the conversation is as it was" in out.err and "lines" not in out.err
     assert [m["content"] for m in session.messages] == ["hi again", "one"]
 
 
 def test_wrong_bytes_on_a_pipe_are_replaced(monkeypatch, capsys):
-    tokenizer = byte_tokenizer()
-    session = ChatSession(ScriptedModel(tokenizer, ["fine"]), tokenizer, read_ahead=False)
+    session = scripted_session("fine")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
     assert terminal.talk(session, interactive=False) == 0
     assert session.messages[0]["content"] == "caf\ufffd" and capsys.readouterr().out == "fine\n"
@@ -171,7 +168,7 @@ def test_ctrl_c_ends_the_program_with_a_word(tmp_path, monkeypatch, capsys, duri
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nbutils.chat.models.load" if during == "load" else "nbutils.chat.terminal.talk", interrupted)
+    monkeypatch.setattr("nbutils.chat.terminal.load" if during == "load" else "nbutils.chat.terminal.talk", interrupted)
     assert main_of_chat(run, "--save", str(saved)) == 130
     assert words in capsys.readouterr().err
     assert saved.exists() == (during == "talk")
@@ -216,10 +213,11 @@ def test_models_of_a_run_are_found(tmp_path):
     step.mkdir(parents=True)
     (step / "config.json").write_text("{}")
     assert list(choices(run, ["some/peer"])) == ["final", "base", "step-000010", "some/peer"]
-    final = str(run / "train" / "final")
-    assert located(str(run)) == located("final", run) == located(str(run / "train")) == final
-    assert located("some/peer", run) == "some/peer"
-    assert located("step-000010", run) == str(step)
+    final = run / "train" / "final"
+    asked = [ModelRef.parse(str(run)), ModelRef.parse("final", run), ModelRef.parse(str(run / "train"))]
+    assert {ref.path for ref in asked} == {final}
+    assert ModelRef.parse("some/peer", run).hub == "some/peer"
+    assert ModelRef.parse("step-000010", run).path == step
     loaded = load("base", run)
     assert loaded.name == "base" and "base: " in loaded.line and not loaded.model.training
 
@@ -232,7 +230,7 @@ def test_final_is_the_newest_checkpoint_of_a_paused_training(tmp_path):
     shutil.rmtree(run / "train" / "final")
     record = {"schema": SCHEMA, "stage": "train", "status": "paused", "facts": {"step": 10, "steps": 20}}
     write_record(run / "train" / RECORD, record)
-    assert located(str(run)) == located("final", run) == str(step)
+    assert ModelRef.parse(str(run)).path == ModelRef.parse("final", run).path == step
     assert load("final", run).line.startswith("final so far (step-000010): ")
 
 
@@ -277,9 +275,9 @@ def test_a_place_that_cannot_be_written_is_found_out_before_the_conversation(tmp
 
 def test_a_conversation_whose_place_is_lost_meanwhile_is_saved_elsewhere(tmp_path, capsys):
     (tmp_path / "file").write_text("x")
-    session = ChatSession(ScriptedModel(byte_tokenizer(), ["one"]), byte_tokenizer(), read_ahead=False)
+    session = scripted_session("one")
     list(session.reply("hi"))
-    terminal._save(session, str(tmp_path / "file" / "t.json"))
+    terminal.save(session, str(tmp_path / "file" / "t.json"))
     said = capsys.readouterr().err
     place = said.rpartition("the transcript is in ")[2].strip()
     assert "cannot be written" in said and read_json(Path(place))["messages"][1]["content"] == "one"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import pytest
 
 from nbutils.chat.session import ChatSession, MessageTooLongError
+from nbutils.core.chat_engine.engine import Measured
 from nbutils.core.errors import UserError
-from nbutils.core.session import Measured
 from tests.chat.models import byte_tokenizer, random_model
 
 TOKENIZER = byte_tokenizer()
 MODEL = random_model(TOKENIZER, context=128)
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
+COST = Measured(
+    read_tokens=5, reused_tokens=2, new_tokens=3, seconds_to_first_token=0.1, seconds=0.4, ended="end"
+).model_dump()
 TURN = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
 
 
@@ -36,17 +38,17 @@ def test_save_and_load(tmp_path):
     [
         ("{", "no JSON"),
         ('{"schema": 99, "messages": []}', "newer smallchat"),
-        ('{"messages": [{"role": "user"}]}', "Message 1"),
+        ('{"messages": [{"role": "user"}]}', "messages.0.content"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "alternate"),
         ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]}', "alternate"),
-        ("[1]", "no transcript"),
-        ("{}", "no list of messages"),
-        (f'{{"messages": {TURN}, "turns_dropped": 2}}', "turns_dropped .* is 2, but it has 1 turns"),
-        (f'{{"messages": {TURN}, "turns_dropped": -1}}', "turns_dropped .* is -1"),
-        (f'{{"messages": {TURN}, "turns_dropped": "x"}}', "turns_dropped .* is 'x'"),
-        (f'{{"messages": {TURN}, "replies_started": 1.5}}', "replies_started .* is 1.5"),
-        (f'{{"messages": {TURN}, "schema": "new"}}', "schema .* is 'new'"),
-        (f'{{"messages": {TURN}, "schema": null}}', "schema .* is None"),
+        ("[1]", "no conversation"),
+        ("{}", "messages"),
+        (f'{{"messages": {TURN}, "turns_dropped": 2}}', "turns_dropped is 2, but it has 1 turns"),
+        (f'{{"messages": {TURN}, "turns_dropped": -1}}', "turns_dropped is -1"),
+        (f'{{"messages": {TURN}, "turns_dropped": "x"}}', "turns_dropped is 'x'"),
+        (f'{{"messages": {TURN}, "replies_started": 1.5}}', "replies_started is 1.5"),
+        (f'{{"messages": {TURN}, "schema": "new"}}', "schema is 'new'"),
+        (f'{{"messages": {TURN}, "schema": null}}', "schema is None"),
     ],
 )
 def test_what_is_no_transcript_is_refused(tmp_path, content, words):
@@ -58,27 +60,17 @@ def test_what_is_no_transcript_is_refused(tmp_path, content, words):
     assert session.messages == []
 
 
-@pytest.mark.parametrize(
-    "measured",
-    [
-        {},
-        7,
-        {"new_tokens": 3},
-        asdict(Measured()) | {"seconds": "x"},
-        asdict(Measured()) | {"ended": "?"},
-        asdict(Measured()) | {"seconds_to_first_token": ""},
-        asdict(Measured()) | {"read_tokens": 10**400},
-    ],
-)
-def test_a_remark_on_cost_that_makes_no_sense_is_left_out(measured):
+@pytest.mark.parametrize("wrong", [7, {"seconds": "x"}, {"ended": "?"}, {"read_tokens": 10**400}, {"new_tokens": True}])
+def test_a_cost_that_makes_no_sense_is_named(wrong):
     session = ChatSession(MODEL, TOKENIZER, **GREEDY)
-    session.restore({"messages": [{"role": "user", "content": "a"},
-                                  {"role": "assistant", "content": "b", "measured": measured}]})  # fmt: skip
-    assert session.transcript()["messages"][1] == {"role": "assistant", "content": "b"}
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "measured": wrong}]
+    with pytest.raises(UserError, match=r"messages\.1\.measured"):
+        session.restore({"messages": talk})
+    assert session.messages == []
 
 
 def test_a_sound_remark_on_cost_is_kept_and_half_characters_become_question_marks():
-    session, cost = ChatSession(MODEL, TOKENIZER, **GREEDY), asdict(Measured(5, 2, 3, 0.1, 0.4, "end"))
+    session, cost = ChatSession(MODEL, TOKENIZER, **GREEDY), COST
     session.restore({"messages": [{"role": "user", "content": "a\ud83d"},
                                   {"role": "assistant", "content": "b", "measured": cost}]})  # fmt: skip
     assert session.transcript()["messages"][1]["measured"] == cost

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from nbutils.chat import bubbles
-from nbutils.chat.controls import MARK
+from nbutils.chat import markup
+from nbutils.chat.parts import MARK
 from nbutils.chat.session import Context
-from tests.chat.widgets import send, shown, upload, widget
+from tests.chat.widgets import send, shown, texts, upload, widget
 
 
 def test_a_conversation():
@@ -23,10 +23,10 @@ def test_a_conversation():
     assert chat.controls.input.value == ""
     assert "hi &lt;b&gt;" in shown(chat) and "<strong>you</strong>" in shown(chat)
     assert "tokens/s" in shown(chat) and "first after" in shown(chat)
-    assert "of 1,024 tokens" in chat.panels[0]._meter.value
+    assert "of 1,024 tokens" in chat.panels[0].meter.value
     send(chat, "and?")
-    assert [m["content"] for m in chat.panels[0].session.messages] == ["hi <b>", "hello **you**", "and?", "fine"]
-    assert "The model said: fine" in chat._announce.value
+    assert texts(chat) == ["hi <b>", "hello **you**", "and?", "fine"]
+    assert "The model said: fine" in chat.announcement.value
 
 
 def test_stop_ends_a_reply_and_the_buttons_follow():
@@ -40,7 +40,7 @@ def test_stop_ends_a_reply_and_the_buttons_follow():
     assert time.perf_counter() - pressed < 1
     assert not chat.controls.send.disabled and chat.controls.stop.disabled
     assert "stopped" in shown(chat)
-    assert 0 < len(chat.panels[0].session.messages[-1]["content"]) < 900
+    assert 0 < len(texts(chat)[-1]) < 900
 
 
 def test_regenerate_edit_and_clear():
@@ -49,14 +49,14 @@ def test_regenerate_edit_and_clear():
     send(chat, "hi")
     chat.controls.regenerate.click()
     chat.wait(5)
-    assert chat.panels[0].session.messages[-1]["content"] == "two"
+    assert texts(chat)[-1] == "two"
     chat.controls.edit.click()
     assert chat.controls.input.value == "hi" and chat.controls.send.description == "Send again"
     send(chat, "hi there")
-    assert [m["content"] for m in chat.panels[0].session.messages] == ["hi there", "three"]
+    assert texts(chat) == ["hi there", "three"]
     assert chat.controls.send.description == "Send"
     chat.controls.clear.click()
-    assert chat.panels[0].session.messages == [] and "Say something" in shown(chat)
+    assert texts(chat) == [] and "Say something" in shown(chat)
 
 
 def test_another_conversation_is_not_edited_by_mistake():
@@ -66,7 +66,7 @@ def test_another_conversation_is_not_edited_by_mistake():
     chat.restore({"messages": [{"role": "user", "content": "old"}, {"role": "assistant", "content": "reply"}]})
     assert chat.controls.send.description == "Send" and chat.controls.input.value == ""
     send(chat, "new")
-    assert [m["content"] for m in chat.panels[0].session.messages] == ["old", "reply", "new", "two"]
+    assert texts(chat) == ["old", "reply", "new", "two"]
     chat.controls.edit.click()
     chat.controls.clear.click()
     assert chat.controls.send.description == "Send" and chat.controls.input.value == ""
@@ -80,43 +80,36 @@ def test_a_draft_survives_an_error_and_an_edit_that_is_taken_back(capsys):
     assert chat.controls.input.value == "hi"
     chat.controls.edit.click()
     assert chat.controls.input.value == "my next thought"
-    chat.panels[0].session.engine.model.failing = RuntimeError("out of memory")
-    chat.controls.input.value = ""
-    write = chat._write
-
-    def type_meanwhile() -> None:
-        chat.controls.input.value = "my next thought"
-        write()
-
-    chat._write = type_meanwhile
+    model = chat.panels[0].session.engine.model
+    model.failing = RuntimeError("out of memory")
+    model.register_forward_pre_hook(lambda *_: setattr(chat.controls.input, "value", "my next thought"))
     send(chat, "again")
     assert chat.controls.input.value == "again\nmy next thought" and "RuntimeError" in capsys.readouterr().err
 
 
 def test_meter_and_notice_follow_what_happens():
-    chat = widget(*["a reply of thirty characters.."] * 40, names=("final", "base"), max_new_tokens=250)
+    ready = threading.Event()
+    chat = widget(*["a reply of thirty characters.."] * 40, names=("final", "base"), ready=ready, max_new_tokens=250)
     for turn in range(40):
-        if "next to go" in chat.panels[0]._meter.value:
+        if "next to go" in chat.panels[0].meter.value:
             break
         send(chat, f"message {turn} with some more text to fill the window")
-    chat.controls._sampling["max_new_tokens"].value = 10
-    assert "next to go" not in chat.panels[0]._meter.value, "a shorter reply leaves more room"
-    ready, load = threading.Event(), chat.columns._load
-    chat.columns._load = lambda name: load(name) if ready.wait(5) else None
+    chat.set("max_new_tokens", 10)
+    assert "next to go" not in chat.panels[0].meter.value, "a shorter reply leaves more room"
     chat.controls.model.value = "base"
-    chat.controls._sampling["temperature"].value = 1.5
-    assert "loading base" in chat._notice.value
+    chat.set("temperature", 1.5)
+    assert "loading base" in chat.notice
     ready.set()
     chat.wait(5)
-    assert chat.panels[0].session.sampling.temperature == 1.5 and not chat._notice.value
+    assert chat.panels[0].session.sampling.temperature == 1.5 and not chat.notice
 
 
 def test_a_message_that_is_too_long_is_refused_and_kept_in_the_input():
     chat = widget("x")
     send(chat, "y" * 2000)
     assert chat.controls.input.value == "y" * 2000
-    assert re.search(r"2,0\d\d tokens long and there is room for", chat._notice.value)
-    assert chat.panels[0].session.messages == []
+    assert re.search(r"2,0\d\d tokens long and there is room for", chat.notice)
+    assert texts(chat) == []
 
 
 def test_a_model_that_raises_is_reported_and_the_chat_goes_on(capsys):
@@ -126,24 +119,24 @@ def test_a_model_that_raises_is_reported_and_the_chat_goes_on(capsys):
     send(chat, "again")
     assert chat.controls.input.value == "again", "the message that got no reply is not lost"
     assert "again" not in shown(chat)
-    assert "out of &lt;memory&gt;" in chat._notice.value
+    assert "out of <memory>" in chat.notice and "out of &lt;memory&gt;" in markup.notice(chat.notice)
     assert not chat.controls.send.disabled
     assert "RuntimeError" in capsys.readouterr().err
     send(chat, "again")
-    assert chat.panels[0].session.messages[-1]["content"] == "two"
+    assert texts(chat)[-1] == "two"
 
 
 def test_a_callback_that_raises_is_reported_and_the_chat_goes_on(capsys):
     chat = widget("one", names=("final", "broken"))
     chat.controls.beside.value = "broken"
     chat.wait(5)
-    assert "disk on fire" in chat._notice.value and "disk on fire" in capsys.readouterr().err
+    assert "disk on fire" in chat.notice and "disk on fire" in capsys.readouterr().err
     assert chat.controls.beside.value == "nobody", "the picker says what is shown"
-    chat.panels[0].session.clear = lambda: 1 / 0
     send(chat, "hi")
+    chat.panels[0].session.clear = lambda: 1 / 0
     chat.controls.clear.click()
-    assert "ZeroDivisionError" in chat._notice.value
-    assert chat.panels[0].session.messages[-1]["content"] == "one"
+    assert "ZeroDivisionError" in chat.notice
+    assert texts(chat)[-1] == "one"
 
 
 def test_download_and_load_a_transcript():
@@ -160,10 +153,10 @@ def test_download_and_load_a_transcript():
         (b"no", "no transcript"),
         (b'{"messages": [], "schema": 2}', "newer smallchat"),
         (b'{"messages": [], "turns_dropped": 1}', "turns_dropped"),
-        (b"[1]", "no transcript"),
+        (b"[1]", "no conversation"),
     ):
         upload(other, wrong)
-        assert words in other._notice.value
+        assert words in other.notice
     assert other.panels[0].session.messages == chat.panels[0].session.messages
 
 
@@ -172,7 +165,7 @@ def test_the_meter_says_what_goes_next_and_what_is_gone():
     seen = set()
     for turn in range(16):
         send(chat, f"message {turn} with some more text to fill the window")
-        meter = chat.panels[0]._meter.value
+        meter = chat.panels[0].meter.value
         seen |= {word for word in ("next to go", "no longer read") if word in meter}
     assert seen == {"next to go", "no longer read"}
     assert "sc-faded" in shown(chat)
@@ -180,25 +173,25 @@ def test_the_meter_says_what_goes_next_and_what_is_gone():
 
 def test_turns_go_soon_when_the_room_is_nearly_full_and_not_the_context():
     half_for_the_reply = Context(used=480, limit=1000, fixed=80, room=500, dropped=0, next_dropped=1, extended=False)
-    assert bubbles.soon(half_for_the_reply)
-    assert not bubbles.soon(replace(half_for_the_reply, used=440))
-    assert not bubbles.soon(replace(half_for_the_reply, next_dropped=0))
+    assert half_for_the_reply.nearly_full
+    assert not replace(half_for_the_reply, used=440).nearly_full
+    assert not replace(half_for_the_reply, next_dropped=0).nearly_full
 
 
 def test_sampling_settings_reach_the_session():
     chat = widget("one")
-    chat.controls._sampling["temperature"].value = 1.5
-    chat.controls._sampling["greedy"].value = True
+    chat.set("temperature", 1.5)
+    chat.set("greedy", True)
     assert chat.panels[0].session.sampling.temperature == 1.5
     assert chat.panels[0].session.sampling.greedy
 
 
 def test_a_setting_beyond_its_slider_stays_until_that_is_moved():
     chat = widget("one", max_new_tokens=8, temperature=3.0)
-    chat.controls._sampling["greedy"].value = True
+    chat.set("greedy", True)
     sampling = chat.panels[0].session.sampling
     assert (sampling.greedy, sampling.max_new_tokens, sampling.temperature) == (True, 8, 3.0)
-    assert chat.controls._sampling["temperature"].value == 3.0, "the slider says so"
+    assert chat.controls.sampling["temperature"].value == 3.0, "the slider says so"
 
 
 def test_what_was_sent_is_shown_while_the_history_is_read():
@@ -225,10 +218,10 @@ def test_no_reply_is_missing_for_a_moment():
     panel, missing = chat.panels[0], []
 
     def look(_change) -> None:
-        if ">one<" not in panel._history.value + panel._live.value:
-            missing.append(panel._live.value)
+        if ">one<" not in panel.html:
+            missing.append(panel.newest.value)
 
-    for part in (panel._history, panel._live):
+    for part in (panel.history, panel.newest):
         part.observe(look, "value")
     send(chat, "and?")
     assert ">two<" in shown(chat) and not missing
@@ -240,7 +233,7 @@ def test_what_the_page_sends_is_one_message():
     chat.controls.outbox.value = f"hi{MARK}1"
     assert chat.controls.input.value == ""
     chat.controls.outbox.value = f"while it writes{MARK}2"
-    assert "is being written" in chat._notice.value and chat.controls.input.value == "while it writes"
+    assert "is being written" in chat.notice and chat.controls.input.value == "while it writes"
     chat.wait(5)
     chat.controls.outbox.value = f"hi{MARK}3"  # the same text again
     chat.wait(5)
@@ -261,7 +254,7 @@ def test_two_widgets_write_at_once_and_close_stops():
     for chat in chats:
         send(chat, "go", wait=False)
     time.sleep(0.2)
-    assert all(len(chat.panels[0].session.messages[-1]["content"]) > 5 for chat in chats)
+    assert all(len(texts(chat)[-1]) > 5 for chat in chats)
     for chat in chats:
         chat.close()
     assert not any(t.name == "chat-writes" and t.is_alive() for t in threading.enumerate())
@@ -271,4 +264,4 @@ def test_two_widgets_write_at_once_and_close_stops():
 def test_an_empty_message_is_not_sent(text):
     chat = widget("one")
     send(chat, text)
-    assert chat.panels[0].session.messages == []
+    assert texts(chat) == []

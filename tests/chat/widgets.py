@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from datetime import UTC, datetime
 
 from nbutils.chat.models import LoadedModel
@@ -18,10 +19,15 @@ def widget(
     names=("final",),
     beside: str = "",
     reading: float = 0.0,
-    earlier=None,
+    earlier: ChatWidget | None = None,
+    ready: threading.Event | None = None,
     **settings,
 ) -> ChatWidget:
+    """A chat with models that give these replies, each with its name in front; all but `final` wait for `ready`."""
+
     def load(name: str) -> LoadedModel:
+        if ready is not None and name != "final":
+            assert ready.wait(5)
         if name == "broken":
             raise RuntimeError("disk on fire")
         texts = [reply if name == "final" else f"{name} {reply}" for reply in replies]
@@ -29,12 +35,11 @@ def widget(
             name, ScriptedModel(TOKENIZER, texts, seconds, reading=reading), TOKENIZER, f"{name} on the CPU"
         )
 
-    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier)
+    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier and earlier.state)
 
 
 def send(chat: ChatWidget, text: str, wait: bool = True) -> None:
-    chat.controls.input.value = text
-    chat.controls.send.click()
+    chat.send(text)
     if wait:
         chat.wait(20)
 
@@ -45,8 +50,17 @@ def upload(chat: ChatWidget, content: bytes) -> None:
 
 
 def shown(chat: ChatWidget, panel: int = 0) -> str:
-    column = chat.panels[panel]
-    return column._history.value + column._live.value
+    return chat.panels[panel].html
+
+
+def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
+    """What was said in a column."""
+    return [message["content"] for message in chat.panels[panel].session.messages]
+
+
+def last(chat: ChatWidget) -> list[str]:
+    """What was said last in each column."""
+    return [panel.session.messages[-1]["content"] for panel in chat.panels]
 
 
 def pick(chat: ChatWidget, **picked: str) -> list[str]:
@@ -55,4 +69,4 @@ def pick(chat: ChatWidget, **picked: str) -> list[str]:
         getattr(chat.controls, picker).value = name
     chat.wait(5)
     assert [chat.controls.model.value, chat.controls.beside.value] == ([p.name for p in chat.panels] + ["nobody"])[:2]
-    return [re.search(r">(\w+) on the CPU<", panel._title.value)[1] for panel in chat.panels]
+    return [re.search(r">(\w+) on the CPU<", panel.title.value)[1] for panel in chat.panels]

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nbutils.core import figures
-from nbutils.core.canvas import THEMES, new_figure, png, svg
-from nbutils.core.figures import LOSS, LiveFigure, curve_figure, draw_runs, training_figure
+from nbutils.core import charts
+from nbutils.core.charts import THEMES, LiveFigure, draw_metric, new_figure, png, svg, training_figure
 from nbutils.core.history import History
+from nbutils.core.training_log import LOSS
 from tests.metrics.histories import evaluation, history_rows, session
+
+
+def loss_figure(rows):
+    """The loss alone."""
+    figure, (axes,) = new_figure(1, 1, theme="light", height=3.2)
+    draw_metric(axes, History.of(rows), LOSS)
+    return figure
 
 
 def texts(figure) -> list[str]:
@@ -40,34 +51,43 @@ def test_any_history_gives_a_figure(rows):
 
 def test_final_values_stand_at_the_ends():
     rows = history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.5)
-    found = texts(curve_figure(rows, LOSS))
+    found = texts(loss_figure(rows))
     assert {"4.25", "4.50", "evaluation", "training, smoothed"} <= set(found)
 
 
 def test_a_line_that_breaks_off_has_no_final_value():
     rows = history_rows(60, noise=0.0, loss=lambda f: math.nan if f > 0.5 else 4.25, eval_loss=lambda _: 4.5)
-    found = texts(curve_figure(rows, LOSS))
+    found = texts(loss_figure(rows))
     assert "4.25" not in found and {"4.50", "training, smoothed", "not a number (30 rows)"} <= set(found)
 
 
 def test_close_final_values_do_not_overlap():
-    figure = curve_figure(history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.26), LOSS)
+    figure = loss_figure(history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.26))
     png(figure)
     boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text() in ("4.25", "4.26")]
     assert len(boxes) == 2
     assert not boxes[0].overlaps(boxes[1])
 
 
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12), st.floats(0.01, 10))
+def test_labels_move_apart_in_their_order_and_no_further_than_they_must(values, gap):
+    places = np.array(charts._apart(values, gap))
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(places[order]) >= gap * (1 - 1e-6) - 1e-9).all()
+    apart = np.diff(np.array(values)[order]) >= gap
+    assert np.abs(places - values).max() <= gap * len(values) and (not apart.all() or np.allclose(places, values))
+
+
 def test_events_are_marked():
     rows = [*history_rows(30), session(2, 150), *history_rows(60, skipped_steps=3)[32:]]
     rows.append({**rows[-2], "step": 610, "loss": math.nan})
-    found = " ".join(texts(curve_figure(rows, LOSS)))
+    found = " ".join(texts(loss_figure(rows)))
     assert "resumed (1×)" in found and "fp16 steps skipped (3)" in found and "not a number (1 row)" in found
 
 
 def test_svg_is_reproducible():
     rows = history_rows(30)
-    assert svg(curve_figure(rows, LOSS)) == svg(curve_figure(rows, LOSS))
+    assert svg(loss_figure(rows)) == svg(loss_figure(rows))
 
 
 def luminance(colour: str) -> float:
@@ -86,19 +106,11 @@ def test_colours_stand_out_from_the_page(name):
         assert (light + 0.05) / (dark + 0.05) > 4.5, colour  # WCAG AA for text
 
 
-def test_compared_runs_differ_without_colour():
-    _, (axes,) = new_figure(1, 1, theme="light", width=6, height=3)
-    entries, _ = draw_runs(axes, {name: History.of(history_rows(30)) for name in "abc"}, LOSS)
-    lines = [line for line in axes.lines if line.get_linestyle() != "None"]
-    assert len({line.get_linestyle() for line in lines}) == 3
-    labels = [entry.get_label() for entry in entries]
-    assert labels == ["a", "b", "c", "lines: training, smoothed", "markers: evaluation"]
-
-
 def test_two_values_of_one_colour_are_told_apart():
-    rows = [row | {"supervised_tokens": 1000, "total_tokens": 1000} for row in history_rows(30, noise=0.0)]
+    rows = history_rows(30, noise=0.0)
+    rows[0] |= {"supervise": "all"}
     rows[-1] |= {"eval_loss_all_tokens": 3.5}
-    assert "◇3.50" in texts(curve_figure(rows, LOSS))
+    assert "◇3.50" in texts(loss_figure(rows))
 
 
 def test_the_last_values_of_a_running_training_stand_beside_its_line():
@@ -120,11 +132,13 @@ def test_live_figure_redraws_at_most_every_five_seconds(monkeypatch):
 
     monkeypatch.setattr("IPython.display.display", display)
     monkeypatch.setattr(
-        figures, "training_figure", lambda *_, **__: new_figure(1, 1, theme="light", width=2, height=2)[0]
+        charts, "training_figure", lambda *_, **__: new_figure(1, 1, theme="light", width=2, height=2)[0]
     )
     now = [0.0]
-    live = LiveFigure(clock=lambda: now[0])
+    monkeypatch.setattr(charts, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    live = LiveFigure()
     for now[0] in (0.0, 1.0, 4.9, 5.0, 6.0, 10.1):
         live.update(history_rows(1))
     assert shown == ["new", "update", "update"]
-    assert live.update([], now=True) and shown[-1] == "update"
+    live.update([], now=True)
+    assert shown == ["new", "update", "update", "update"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nbutils.core import hardware
 from nbutils.core.hardware import DeviceReport, Gpu, choose_device
 
 T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
@@ -24,3 +25,13 @@ T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16
 )
 def test_the_device_and_its_line(report, device, words):
     assert choose_device(report) == (device, words)
+
+
+def test_what_a_process_would_see_is_asked_of_torch_and_only_where_there_is_a_gpu(monkeypatch):
+    """nvidia-smi lists both cards where CUDA_VISIBLE_DEVICES leaves one."""
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (T4, T4))
+    monkeypatch.setattr(hardware, "child_report", lambda: DeviceReport((T4,)))
+    assert hardware.visible_gpus() == (T4,)
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: ())
+    monkeypatch.setattr(hardware, "child_report", lambda: pytest.fail("torch was asked"))
+    assert hardware.visible_gpus() == ()

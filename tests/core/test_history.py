@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from nbutils.core.errors import UserError
-from nbutils.core.history import History, Series, smoothed, thinned, trend
-from tests.metrics.histories import history_rows, session, write_training
+from nbutils.core.history import History, Series, thinned, trend
+from tests.metrics.histories import history_rows, session
 
 
 def test_a_resume_repeats_no_step():
@@ -28,14 +27,6 @@ def test_the_later_of_two_rows_counts():
     assert History.of([*rows, {**rows[-2], "loss": 1.0}]).train[-1]["loss"] == 1.0
 
 
-def test_missing_file_and_empty_file_say_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="02_train_sft"):
-        History.read(tmp_path / "metrics.jsonl")
-    write_training(tmp_path, [session()])
-    with pytest.raises(UserError, match=r"no row.*02_train_sft"):
-        History.read(tmp_path / "train" / "metrics.jsonl")
-
-
 def test_series_hold_numbers_only():
     history = History.of(history_rows(10, peak_memory_gib=None, grad_norm=math.nan))
     assert np.isnan(history.series("peak_memory_gib").values).all()
@@ -51,7 +42,7 @@ def test_evaluations_over_tokens_and_time():
 
 
 def test_seconds_add_up_to_the_elapsed_time():
-    seconds = History.of(history_rows(60)).seconds()
+    seconds = History.of(history_rows(60)).seconds
     assert seconds["forward_backward"] == pytest.approx(42.0)
     assert seconds["evaluation"] == pytest.approx(60 * 0.05 + 4.0)  # in rows, before the first and behind the last
     assert sum(seconds.values()) == pytest.approx(54.0 + 4.0)
@@ -63,10 +54,9 @@ def test_thinning_keeps_the_last_point():
 
 
 def test_smoothing_keeps_a_constant_and_passes_over_gaps():
-    values = np.array([2.0, 2.0, math.nan, 2.0, 2.0])
-    line = smoothed(values, span=3)
-    assert np.isnan(line[2]) and np.allclose(line[[0, 1, 3, 4]], 2.0)
-    assert smoothed(np.arange(100.0), span=9)[-1] == pytest.approx(99 - 4, abs=0.01)  # lags by half its span
+    line = trend(Series(np.arange(6.0), np.array([2.0, 2.0, math.nan, 2.0, 2.0, 2.0])))
+    assert line.steps.tolist() == [0, 1, 3, 4, 5] and np.allclose(line.values, 2.0)
+    assert trend(Series(np.arange(225.0), np.arange(225.0))).last == pytest.approx(224 - 4, abs=0.01)  # half its span
 
 
 def test_the_line_follows_a_known_curve_where_rows_stand_close_together_first():
@@ -86,7 +76,7 @@ def test_the_line_follows_a_known_curve_where_rows_stand_close_together_first():
 def test_smoothing_over_places_that_do_not_move_is_still_a_number():
     """Seconds of training as x: two rows may carry the same."""
     still = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 2.0])
-    assert np.isfinite(smoothed(np.arange(6.0), steps=still)).all()
+    assert np.isfinite(trend(Series(still, np.arange(6.0))).values).all()
 
 
 def test_thinning_keeps_every_spike():

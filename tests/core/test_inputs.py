@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from nbutils.core.inputs import TOKENIZER_FILES, hash_of, local_hashes, model_hashes
-from nbutils.core.notebooks import notebook_path, parameters, spec
+from nbutils.core.files import hash_of, local_hashes
+from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.run.models import TOKENIZER_FILES, files_of
 from nbutils.core.settings import Settings
-from nbutils.pipeline.parameters import settings_class
+from nbutils.core.stages import spec
 
 
 def settings(stage: str, run: Path, **changed) -> Settings:
     """The defaults of a real notebook, some of them changed."""
     defaults = {name: parameter.default for name, parameter in parameters(notebook_path(spec(stage))).items()}
-    return settings_class(spec(stage)).checked(defaults | {"run_dir": str(run)} | changed)
+    return spec(stage).settings_class().checked(defaults | {"run_dir": str(run)} | changed)
 
 
 def model(folder: Path) -> Path:
@@ -44,11 +45,11 @@ def test_a_file_is_read_again_only_where_it_has_changed(tmp_path):
 def test_which_files_count(tmp_path):
     folder = model(tmp_path / "model")
     weights = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
-    assert set(model_hashes(folder)) == weights
-    assert set(model_hashes(folder, TOKENIZER_FILES)) == weights - {"model.safetensors"}
+    assert set(files_of(folder)) == weights
+    assert set(files_of(folder, TOKENIZER_FILES)) == weights - {"model.safetensors"}
     (tmp_path / "model.gguf").write_text("quantised")
-    assert set(model_hashes(tmp_path / "model.gguf", TOKENIZER_FILES)) == {"model.gguf"}
-    assert model_hashes("tiny") == model_hashes("someone/on-the-hub") == model_hashes("") == {}
+    assert set(files_of(tmp_path / "model.gguf", TOKENIZER_FILES)) == {"model.gguf"}
+    assert files_of("tiny") == files_of("someone/on-the-hub") == files_of("") == {}
     assert set(local_hashes([folder / "runs", tmp_path / "absent", ""])) == {str(folder / "runs" / "events.json")}
 
 

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
-from nbutils.core.models import load_chat_model, load_model, load_tokenizer, tiny_model
+from nbutils.core.run.models import ModelRef
+from nbutils.core.tiny import tiny_model
 from tests.conftest import sentencepiece_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -44,10 +45,11 @@ def hub(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("revision", ["", COMMIT])
 def test_a_hub_id_is_loaded_by_the_real_hub_code(hub, revision):
     code = (
-        "from nbutils.core.models import load_model, raw_tokenizer\n"
+        "from nbutils.core.run.models import ModelRef\n"
         "from nbutils.core.chatml import add_chatml\n"
-        f"model = load_model('someone/small-llama', {revision!r})\n"
-        f"tokenizer = add_chatml(raw_tokenizer('someone/small-llama', {revision!r}), model)\n"
+        f"ref = ModelRef.parse('someone/small-llama', revision={revision!r})\n"
+        "model = ref.load()\n"
+        "tokenizer = add_chatml(ref.raw_tokenizer(), model)\n"
         "print(model.get_input_embeddings().weight.shape[0], tokenizer.pad_token_id, model.dtype)\n"
     )
     environment = {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(hub)}
@@ -57,23 +59,23 @@ def test_a_hub_id_is_loaded_by_the_real_hub_code(hub, revision):
 
 def test_a_hub_id_that_is_nowhere_is_a_sentence():
     with pytest.raises(UserError, match="'nobody/nothing' could not be loaded"):
-        load_model("nobody/nothing")
+        ModelRef.parse("nobody/nothing").load()
 
 
 def test_a_folder_without_a_model_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"config\.json is missing"):
-        load_model(str(tmp_path))
+        ModelRef.parse(str(tmp_path))
     with pytest.raises(UserError, match="02_train_sft"):
-        load_chat_model(tmp_path)
+        ModelRef.parse("final", tmp_path)
 
 
 def test_a_gguf_file_that_is_not_there_is_a_sentence():
     with pytest.raises(UserError, match=r"GGUF file models/none\.gguf does not exist"):
-        load_model("models/none.gguf")
+        ModelRef.parse("models/none.gguf")
 
 
 def test_a_gguf_file_gives_tokenizer_and_chatml(smollm2_gguf):
-    tokenizer = load_tokenizer(str(smollm2_gguf))
+    tokenizer = ModelRef.parse(str(smollm2_gguf)).tokenizer()
     assert tokenizer.eos_token == IM_END and tokenizer.pad_token_id == 49152
 
 

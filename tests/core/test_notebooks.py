@@ -6,7 +6,8 @@ import nbformat
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.notebooks import parameters, spec, stages
+from nbutils.core.notebooks import parameters
+from nbutils.core.stages import spec, stages
 
 
 def notebook(path, *cells: str):

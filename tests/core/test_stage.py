@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from nbutils.core import lock, pause
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
-from nbutils.core.record import trained_model
-from nbutils.core.stage import Stage, read_record, stage_status
-from nbutils.core.verdict import accept, judge, set_aside
+from nbutils.core.run import lock, pause
+from nbutils.core.run.decide import Policy, carry_out, decide, inspect, set_aside
+from nbutils.core.run.layout import Run
+from nbutils.core.run.record import read_record
+from nbutils.core.run.stage import Stage
+from nbutils.core.run.state import State
 from tests.pipeline.fake import STAGES, FirstSettings, SecondSettings, write_notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("NBUTILS_NOTEBOOKS", str(write_notebooks(tmp_path / "notebooks")))
-    monkeypatch.setenv("NBUTILS_STAGES", "tests.pipeline.fake")
+    monkeypatch.setattr("nbutils.core.stages.STAGES", STAGES)
     return tmp_path / "run"
 
 
@@ -68,8 +70,8 @@ def test_a_finished_stage_says_what_it_read_and_made(run):
 def test_a_finished_stage_that_is_opened_again_keeps_where_it_came_from(run, monkeypatch):
     made = finish_first(run)
     before = read_json(made.folder / "stage.json")
-    monkeypatch.setattr("nbutils.core.stage.versions", lambda: {"torch": "99"})
-    monkeypatch.setattr("nbutils.core.stage.git_commit", lambda: "c" * 40)
+    monkeypatch.setattr("nbutils.core.run.stage.versions", lambda: {"torch": "99"})
+    monkeypatch.setattr("nbutils.core.run.stage.git_commit", lambda: "c" * 40)
     stage = Stage.begin("first", first(run))
     record = stage.finish(made="some words")
     for name in ("started", "versions", "git_commit"):
@@ -95,7 +97,7 @@ def test_a_missing_upstream_stage_names_its_notebook(run):
 
 def test_short_work_with_another_key_is_cleared_and_a_steering_change_keeps_it(run):
     finish_first(run)
-    assert judge(STAGES[0], first(run, note="something else")).state == "done"
+    assert inspect(STAGES[0], first(run, note="something else")).fits
     stage = Stage.begin("first", first(run, words=4))
     assert sorted(path.name for path in stage.folder.iterdir()) == ["stage.json"]
 
@@ -117,8 +119,8 @@ def test_work_of_a_killed_stage_counts_by_its_newest_file(run):
     (stage.folder / "half.txt").write_text("h")
     later = time.time() + 3600
     os.utime(stage.folder / "half.txt", (later, later))
-    assert judge(STAGES[0], first(run, words=4)).protected
-    assert judge(STAGES[0], first(run)).state == "interrupted"
+    assert inspect(STAGES[0], first(run, words=4)).protected
+    assert inspect(STAGES[0], first(run)).state is State.RUNNING
 
 
 def test_seconds_of_interrupted_sessions_add_up(run):
@@ -140,9 +142,10 @@ def test_unfinished_checkpoints_ask_however_short_the_work(run):
 
 def test_accept_keeps_finished_work_and_remembers_why(run):
     finish_first(run)
+    began_long_ago(run, "first", 3000)
     changed = first(run, words=4)
-    accept(STAGES[0], changed, judge(STAGES[0], changed))
-    assert judge(STAGES[0], changed).state == "done"
+    carry_out(decide(inspect(STAGES[0], changed), Policy(accept=True)), inspect(STAGES[0], changed))
+    assert inspect(STAGES[0], changed).fits
     assert read_json(run / "first" / "stage.json")["accepted"][0]["changed"] == ["parameter words (3 → 4)"]
 
 
@@ -152,7 +155,7 @@ def test_accept_refuses_checkpoints_of_other_settings(run):
     (stage.folder / "checkpoints" / "step-000001").mkdir(parents=True)
     changed = second(run, learning_rate=0.2)
     with pytest.raises(UserError, match=r"learning_rate \(0.1 → 0.2\).*cannot be continued"):
-        accept(STAGES[1], changed, judge(STAGES[1], changed))
+        carry_out(decide(inspect(STAGES[1], changed), Policy(accept=True)), inspect(STAGES[1], changed))
 
 
 def test_set_aside_renames_with_a_date_and_deletes_nothing(run):
@@ -170,12 +173,12 @@ def test_a_changed_or_missing_upstream_file_makes_the_right_stage_stale(run):
     Stage.begin("second", second(run)).finish()
     words = run / "first" / "words.txt"
     os.utime(words, (1, 1))
-    assert judge(STAGES[1], second(run)).state == "done"
+    assert inspect(STAGES[1], second(run)).fits
     words.write_text("other words")
-    assert judge(STAGES[1], second(run)).changed == ["upstream file first/words.txt"]
-    assert judge(STAGES[0], first(run)).state == "done"
+    assert [str(change) for change in inspect(STAGES[1], second(run)).changes] == ["upstream file first/words.txt"]
+    assert inspect(STAGES[0], first(run)).fits
     words.unlink()
-    assert "words.txt is missing" in judge(STAGES[0], first(run)).changed[0]
+    assert "words.txt is missing" in str(inspect(STAGES[0], first(run)).changes[0])
 
 
 def test_a_file_that_nobody_reads_may_go(run):
@@ -184,7 +187,7 @@ def test_a_file_that_nobody_reads_may_go(run):
     (stage.folder / "notes.txt").write_text("n")
     stage.finish()
     (stage.folder / "notes.txt").unlink()
-    assert judge(STAGES[0], first(run)).state == "done"
+    assert inspect(STAGES[0], first(run)).fits
 
 
 def test_a_paused_stage_may_be_read_only_where_that_is_allowed(run, monkeypatch):
@@ -194,17 +197,17 @@ def test_a_paused_stage_may_be_read_only_where_that_is_allowed(run, monkeypatch)
     with pytest.raises(UserError, match="is paused"):
         Stage.begin("second", second(run))
     monkeypatch.setenv("NBUTILS_ALLOW_PAUSED", "1")
-    assert Stage.begin("second", second(run)).parts["upstream"]
+    assert Stage.begin("second", second(run)).before.parts["upstream"]
 
 
 def test_a_paused_training_offers_its_newest_whole_checkpoint(tmp_path):
-    assert trained_model(tmp_path) == tmp_path / "train" / "final"
+    assert Run(tmp_path).model() == tmp_path / "train" / "final"
     for step in ("000200", "001000", "000400"):
         (tmp_path / "train" / "checkpoints" / f"step-{step}").mkdir(parents=True)
         (tmp_path / "train" / "checkpoints" / f"step-{step}" / "manifest.json").touch()
     (tmp_path / "train" / "checkpoints" / "step-002000.partial").mkdir()
     write_json(tmp_path / "train" / "stage.json", {"schema": 1, "status": "paused", "facts": {}})
-    assert trained_model(tmp_path).name == "step-001000"
+    assert Run(tmp_path).model().name == "step-001000"
 
 
 def test_a_newer_damaged_or_unreadable_record_is_refused_in_words(run):
@@ -212,7 +215,7 @@ def test_a_newer_damaged_or_unreadable_record_is_refused_in_words(run):
     path = run / "first" / "stage.json"
     write_json(path, {"schema": 99})
     with pytest.raises(UserError, match="newer smallchat"):
-        stage_status(run, "first")
+        Run(run).state("first")
     path.write_text('{"schema": 1,')
     with pytest.raises(UserError, match="damaged"):
         read_record(path)
@@ -235,28 +238,27 @@ def in_another_process(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_pipeline_waits_for_a_notebook_run_by_hand(run):
     """Held from the first cell to the last, a first cell run twice included; another notebook may go on beside it."""
-    pipeline = (
-        f"from pathlib import Path; from nbutils.core import lock\nwith lock.locked(Path({str(run)!r})): print('in')"
-    )
+    held = f"with lock.locked(Path({str(run)!r})): print('in')"
+    pipeline = f"from pathlib import Path; from nbutils.core.run import lock\n{held}"
     stage = Stage.begin("first", first(run))
     Stage.begin("first", first(run))
     refused = in_another_process(pipeline)
     assert refused.returncode == 1
     assert f"notebook 01_first.ipynb, process {os.getpid()} on " in refused.stderr
     assert "finish it or shut its kernel down" in refused.stderr
-    beside = f"from pathlib import Path; from nbutils.core import lock; lock.hold(Path({str(run)!r}), 'another')"
+    beside = f"from pathlib import Path; from nbutils.core.run import lock; lock.hold(Path({str(run)!r}), 'another')"
     assert in_another_process(beside).returncode == 0
     assert f"process {os.getpid()} on " in in_another_process(pipeline).stderr  # the one that lives, not the last one
     (stage.folder / "words.txt").write_text("words")
     stage.finish()
     assert in_another_process(pipeline).stdout == "in\n"
-    assert not (run / lock.FILE).exists()
+    assert not list(run.glob(".*"))
 
 
 def test_the_notebook_that_is_named_has_not_finished(run):
     """Two kernels hold the run folder; the one that came later finishes, and its kernel lives on."""
     code = (
-        f"import sys; from pathlib import Path; from nbutils.core import lock; run = Path({str(run)!r})\n"
+        f"import sys; from pathlib import Path; from nbutils.core.run import lock; run = Path({str(run)!r})\n"
         "lock.hold(run, 'the later one'); lock.let_go(run); print('let go', flush=True); sys.stdin.read()"
     )
     Stage.begin("first", first(run))
@@ -268,9 +270,9 @@ def test_the_notebook_that_is_named_has_not_finished(run):
 
 
 def test_a_dead_kernel_holds_nothing(run):
-    hold = f"from pathlib import Path; from nbutils.core import lock; lock.hold(Path({str(run)!r}), 'n')"
+    hold = f"from pathlib import Path; from nbutils.core.run import lock; lock.hold(Path({str(run)!r}), 'n')"
     hold += "; import os; os._exit(1)"
-    assert in_another_process(hold).returncode == 1 and (run / lock.FILE).exists()
+    assert in_another_process(hold).returncode == 1 and list(run.glob(".notebook-*.lock"))
     with lock.locked(run):
         pass
 

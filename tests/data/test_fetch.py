@@ -29,7 +29,7 @@ def parquet(rows: list[dict]) -> bytes:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Iterator[FakeHub]:
     """A hub with a base model, a dataset of two splits, and the data of the task `sciq`."""
-    from nbutils.core.models import tiny_model
+    from nbutils.core.tiny import tiny_model
     from nbutils.data.tokenizer import train_bpe
 
     folder = tmp_path_factory.mktemp("model")
@@ -81,15 +81,15 @@ def profile(tmp_path) -> Path:
 
 OFFLINE = """
 import json, sys
-from nbutils.core.models import load_model, load_tokenizer
+from nbutils.core.run.models import ModelRef
 from nbutils.core.tasks import item_texts, load_named
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.sources import open_source
 
 source = open_source(DatasetSpec(path="someone/chats-2.5", split="test"), False)
 print(json.dumps({
-    "tokens": len(load_tokenizer("someone/tiny-llama")),
-    "parameters": load_model("someone/tiny-llama").num_parameters(),
+    "tokens": len(ModelRef.parse("someone/tiny-llama").tokenizer()),
+    "parameters": ModelRef.parse("someone/tiny-llama").load().num_parameters(),
     "rows": [source.rows, source.revision, sum(b.read().num_rows for b in source.batches())],
     "items": len(list(item_texts(load_named("sciq", {})["sciq"]))),
 }))

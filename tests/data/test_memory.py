@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbutils.core.models import tiny_config
+from nbutils.core.tiny import tiny_config
 from nbutils.data import chitchat
 from nbutils.data.tokenizer import train_bpe
 from nbutils.data.work import as_messages
@@ -73,6 +73,7 @@ def peak(program: str, *arguments: str) -> float:
     return highest
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(3_600)
 @pytest.mark.skipif(sys.platform != "linux", reason="proportional memory is told by Linux alone")

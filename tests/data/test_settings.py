@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.notebooks import notebook_path, parameters, spec
+from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.stages import spec
 from nbutils.data.settings import DataSettings
 from tests.data.making import chats, settings_for, write_lines
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nbutils.core.generation import Reply
-from nbutils.core.models import tiny_model
+from nbutils.core.chat_engine.generation import Reply
+from nbutils.core.tiny import tiny_model
 from nbutils.evaluate.behaviour import figures_of, speaks_chatml, table, user_turns
 from nbutils.evaluate.compare import Sums
 from nbutils.evaluate.contamination import flagged_items

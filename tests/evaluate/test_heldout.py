@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from nbutils.core.chatml import IM_END, encode
 from nbutils.core.errors import UserError
-from nbutils.core.models import tiny_model
+from nbutils.core.tiny import tiny_model
 from nbutils.evaluate.heldout import read_conversations, rendered, reply_items, selection, write_items
 from nbutils.evaluate.loading import load_tasks
 from tests.builders import data_folder

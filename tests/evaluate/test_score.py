@@ -17,10 +17,11 @@ from lm_eval.models.huggingface import HFLM
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl
+from nbutils.core.run.models import ModelRef
 from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.loading import load_tasks
-from nbutils.evaluate.models import Model, identity, models_of_run, open_model, tokenizer_of
+from nbutils.evaluate.models import Model, models_of_run, open_model
 from nbutils.evaluate.processes import fill_cache
 from nbutils.evaluate.report import keep_items, results, scores_table, settings_list
 from nbutils.evaluate.run import plan, score_all
@@ -74,6 +75,7 @@ def test_results_hold_base_and_run_with_intervals_and_differences(evaluated, run
     assert read_json(run_folder / "evaluate" / "results.json") == json.loads(json.dumps(found))
     page = (run_folder / "evaluate" / "comparison.md").read_text()
     assert "these two checkpoints" in page and "lm-evaluation-harness 0.4" in page and "1,024" not in page
+    display.scores_picture(found, run_folder / "evaluate" / "figures")
     for name in ("scores.png", "scores.svg", "scores-dark.png"):
         assert (run_folder / "evaluate" / "figures" / name).stat().st_size > 1000
 
@@ -112,11 +114,12 @@ def test_other_settings_or_other_weights_are_scored_anew(evaluated, run_folder, 
     assert len([r for r in score_all(limited, say=lambda _: None) if not r.cached]) == 4
     copy = tmp_path / "final"
     shutil.copytree(run_folder / "train" / "final", copy)
-    assert identity(Model("a", "run", str(copy))) == identity(Model("b", "peer", str(run_folder / "train" / "final")))
+    final = str(run_folder / "train" / "final")
+    assert ModelRef.parse(str(copy)).identity() == ModelRef.parse(final).identity()
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    assert identity(Model("a", "run", str(copy))) != identity(Model("b", "peer", str(run_folder / "train" / "final")))
+    assert ModelRef.parse(str(copy)).identity() != ModelRef.parse(final).identity()
 
 
 def test_an_interruption_keeps_finished_tasks(run_folder, tmp_path, monkeypatch):
@@ -183,7 +186,7 @@ def test_peers_may_be_folders_hub_ids_or_gguf_files(run_folder, smollm2_gguf, mo
         models_of_run(run_folder, final, ["nowhere.gguf"])
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="could not be loaded"):
-        identity(models[3])
+        models[3].ref.identity()
 
 
 def test_models_of_one_name_stay_apart(run_folder, tmp_path):
@@ -262,8 +265,8 @@ def test_metrics_that_are_no_mean_have_no_interval_and_no_figure(run_folder, tmp
     assert [(s["metric"], "low" in s) for s in found["scores"]] == [("mcc", False)] * 2 and found["paired"] == []
     page = (run / "evaluate" / "comparison.md").read_text()
     assert "(no interval)" in page and "`mcc` of `sane`: no interval" in page
+    display.scores_picture(found, run / "evaluate" / "figures")
     assert not (run / "evaluate" / "figures" / "scores.png").exists()
-    display.picture(run / "evaluate" / "figures", "scores")
 
 
 class Asked:
@@ -356,7 +359,7 @@ def test_a_model_that_is_not_causal_is_one_sentence(tmp_path):
         )
 
 
-@pytest.mark.parametrize("step", ["watch", "take_samples", "curve"])
+@pytest.mark.parametrize("step", ["measure_behaviour", "take_samples", "curve"])
 def test_an_interruption_of_a_later_step_is_one_sentence(run_folder, tmp_path, monkeypatch, step):
     def interrupted(model):
         raise KeyboardInterrupt
@@ -373,18 +376,18 @@ def test_all_models_reply_to_the_same_prompts_whichever_is_asked_first(evaluated
         stage, "measure", lambda model, tokenizer, prompts, **_: (given.append(prompts), {"greedy": {}})[1]
     )
     prepared = planned(run_folder, cache_dir=str(tmp_path / "cache"))
-    stage.watch(prepared)
+    stage.measure_behaviour(prepared)
     assert given[0] == given[1] and len(given[0]) == 4
     other = planned(run_folder, cache_dir=str(tmp_path / "cache"), split_seed=1)
-    stage.watch(other)
+    stage.measure_behaviour(other)
     assert len(given) == 4 and given[2] != given[0], "other prompts are another question"
-    stage.watch(other)
+    stage.measure_behaviour(other)
     assert len(given) == 4
 
 
 def test_behaviour_samples_and_curve_are_written_beside_the_scores(evaluated, run_folder):
     prepared, _, _ = evaluated
-    behaviour = stage.watch(prepared)
+    behaviour = stage.measure_behaviour(prepared)
     assert set(behaviour["models"]) == {"base", "run"}
     assert behaviour["models"]["run"]["greedy"]["replies"] == 4
     rows = stage.take_samples(prepared)
@@ -460,11 +463,11 @@ def test_a_peer_on_the_hub_is_known_by_its_commit_and_scored_by_the_real_hub_cod
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     code = (
-        "from nbutils.evaluate.models import Model, facts_of, identity, open_model\n"
+        "from nbutils.evaluate.models import Model, facts_of, open_model\n"
         "model = Model('someone/small-chat', 'peer', 'someone/small-chat')\n"
         "lm = open_model(model, max_length=256, precision='fp32', device='cpu', tokens_per_batch=0)\n"
         "facts = facts_of(model, lm)\n"
-        "print(identity(model)['commit'], facts['source'], facts['identity']['commit'], lm.way)\n"
+        "print(model.ref.identity()['commit'], facts['source'], facts['identity']['commit'], lm.way)\n"
     )
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
@@ -527,19 +530,9 @@ def test_a_gguf_peer_is_scored_as_its_unpacked_model_is(
         run_folder, tasks=["sums"], task_path=str(sums), limit=2, peers=peers, cache_dir=str(tmp_path / "cache")
     )
     assert [model.name for model in prepared.models[2:]] == [smollm2_gguf.stem, smollm2_folder.name]
-    monkeypatch.setattr("nbutils.evaluate.models.tokenizer_of", counted := Counted(tokenizer_of))
+    calls, original = [], ModelRef.raw_tokenizer
+    monkeypatch.setattr(ModelRef, "raw_tokenizer", lambda ref: calls.append(ref) or original(ref))
     scored = score_all(prepared, say=lambda _: None)
     packed, unpacked = (pq.read_table(r.items)["loglikelihoods"].to_pylist() for r in scored[2:])
     assert packed == [pytest.approx(row, abs=1e-3) for row in unpacked] and len(packed) == 2
-    assert counted.calls == 1
-
-
-class Counted:
-    """A function that counts its calls."""
-
-    def __init__(self, function):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *arguments):
-        self.calls += 1
-        return self.function(*arguments)
+    assert len(calls) == 1

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from nbutils.core.files import read_json, read_jsonl
-from nbutils.pipeline.processes import marked, run_mark
+from nbutils.pipeline.supervise import marked, run_mark
 from tests.faults.test_pipeline import last_line, wait_for
 
 pytestmark = pytest.mark.soak
@@ -63,7 +63,7 @@ class Training:
 
     def ranks(self) -> list[psutil.Process]:
         found = [p for p in marked(run_mark(self.run)) if "nbutils.train.worker" in p.cmdline()]
-        return [p for p in found if "torch.distributed.run" not in p.cmdline()]
+        return [p for p in found if "nbutils.core.torchrun" not in p.cmdline()]
 
     def record(self) -> dict:
         return read_json(self.run / "train" / "stage.json")

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbutils.core import pause
 from nbutils.core.files import read_json, read_jsonl, sha256_of_file, write_json
+from nbutils.core.run import pause
+from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.train.batches import BatchPlan
-from nbutils.train.checkpoints import damage
 from nbutils.train.dataset import TokenRows
 from tests.train.runs import small_settings, torchrun
 
@@ -37,12 +37,13 @@ def history(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in MACHINE_PARTS} for row in rows if row["kind"] != "session"]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("undisturbed")
-    done = torchrun(small_settings(run), 2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return run
+@pytest.fixture(scope="session")
+def undisturbed(made_once) -> Path:
+    def make(run: Path) -> None:
+        done = torchrun(small_settings(run), 2)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return made_once("undisturbed", make)
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_what_follows_a_damaged_newest_checkpoint_is_kept(run, undisturbed):
     wait_for_step(run, 5)
     end_all(process)
     (kept,) = (path for path in checkpoints.iterdir() if path.suffix != ".partial")
-    assert damage(kept) is None
+    assert Checkpoint(kept).damage() is None
     finish(run, undisturbed, sessions=3)
 
 

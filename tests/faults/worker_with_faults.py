@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.files import read_json
-from nbutils.train import checkpoints, trainer, worker
+from nbutils.core.run import checkpoints
+from nbutils.train import trainer, worker
 
 
 def main() -> int:
     point, nth, rank = os.environ["FAULT"].split(":")
+    worker.HANG_SECONDS = float(os.environ.get("HANG_SECONDS", worker.HANG_SECONDS))
     if rank in ("all", os.environ["RANK"]):
         done = Path(read_json(Path(sys.argv[1]))["settings"]["run_dir"]) / f"fault-{os.environ['RANK']}"
         if not done.exists():

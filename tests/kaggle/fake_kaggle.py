@@ -7,9 +7,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from nbutils.core.notebooks import STAGES
+from nbutils.core.stages import STAGES
 from nbutils.kaggle.bundle import stage_of
-from nbutils.kaggle.place import WHOLE
+from nbutils.kaggle.environment import WHOLE
 
 
 class FakeKaggle(ThreadingHTTPServer):

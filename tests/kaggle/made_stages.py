@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nbutils.core.files import write_json
-from nbutils.train.checkpoints import seal
+from nbutils.core.run.checkpoints import Checkpoint
 
 
 def stage_at(run: Path, status: str, started: str = "2026-01-01T10:00:00+00:00", **parameters) -> Path:
@@ -19,9 +19,8 @@ def stage_at(run: Path, status: str, started: str = "2026-01-01T10:00:00+00:00",
 
 
 def checkpoint(folder: Path, step: int) -> Path:
-    path = folder / "checkpoints" / f"step-{step:06d}"
-    partial = path.with_name("x.partial")
-    partial.mkdir(parents=True)
-    (partial / "weights").write_bytes(b"w" * 100)
-    seal(partial, path, {}, {"step": step})
-    return path
+    made = Checkpoint.at(folder / "checkpoints", step)
+    made.partial.mkdir(parents=True)
+    (made.partial / "weights").write_bytes(b"w" * 100)
+    made.seal({}, {"step": step})
+    return made.path

@@ -26,6 +26,7 @@ from tests.conftest import ROOT
 SMALL = ROOT / "tests" / "kaggle" / "small.yaml"
 """The profile that is bundled here."""
 DATA = "someone/smallchat-small-01-filter-data"
+EXECUTED = "__notebook__.ipynb"
 LAYOUTS = {
     "flat": lambda owner, slug: Path(slug),
     "nested": lambda owner, slug: Path("notebooks") / owner / slug,
@@ -101,7 +102,7 @@ class Kaggle:
             shutil.copytree(output, root / "input" / LAYOUTS[self.layout](owner, slug))
         _read_only(root / "input")
         attached = _hashes(root / "input")
-        executed = working / "__notebook__.ipynb"
+        executed = working / EXECUTED
         source = next(bundle.glob("*.ipynb"))
         command = [
             str(self.python),
@@ -126,7 +127,7 @@ class Kaggle:
                 during(process, working)
             said, _ = process.communicate(timeout=400)
         assert _hashes(root / "input") == attached, "the session has changed its inputs"
-        return Outcome(process.returncode, _text(executed) + said, working)
+        return Outcome(process.returncode, text_of(executed) + said, working)
 
     def _environment(self, root: Path) -> dict[str, str]:
         ours = ("PYTHON", "NBUTILS", "JUPYTER")
@@ -171,7 +172,7 @@ def is_worker(process: psutil.Process) -> bool:
         line = process.cmdline()
     except psutil.Error:
         return False
-    return "nbutils.train.worker" in line and "torch.distributed.run" not in line
+    return "nbutils.train.worker" in line and "nbutils.core.torchrun" not in line
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -179,7 +180,8 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {str(path): sha256_of_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def _text(notebook: Path) -> str:
+def text_of(notebook: Path) -> str:
+    """What the cells of an executed notebook print."""
     if not notebook.is_file():
         return ""
     cells = json.loads(notebook.read_text())["cells"]
@@ -207,4 +209,9 @@ def bundles(profile: Path, out: Path, *options: str) -> dict[str, Path]:
         "someone",
     ]
     subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+    return bundles_in(out)
+
+
+def bundles_in(out: Path) -> dict[str, Path]:
+    """The bundles in a folder by the ends of their names."""
     return {path.name.split("-", 2)[2]: path for path in sorted(out.iterdir())}

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from nbutils.core.files import read_json
-from nbutils.core.notebooks import STAGES
+from nbutils.core.stages import STAGES
 from tests.conftest import ROOT
 from tests.kaggle.attachments import BASE, FETCHED, TALK, WHEELS
 from tests.kaggle.simulated import SMALL, Kaggle, Outcome, bundles, done, is_worker, wait_for

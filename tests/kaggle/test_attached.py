@@ -12,7 +12,7 @@ from nbutils.core.fetched import local_copy
 from nbutils.core.files import KAGGLE, write_json
 from nbutils.kaggle import packages
 from nbutils.kaggle.archive import requirements
-from nbutils.kaggle.start import start
+from nbutils.kaggle.start import Bundle, start
 from tests.kaggle.made_packages import installed, wheel
 
 
@@ -30,7 +30,7 @@ def test_what_is_not_attached_is_listed_all_at_once(tmp_path, monkeypatch):
     facts["recipe"] = "params/mine.yaml -p 'datasets=[a, b]'"
     needs = [("model", "someone/base", "", "base model"), ("dataset", "someone/data", "", "conversations")]
     with pytest.raises(UserError) as raised:
-        start(stage="data", needs=needs, **facts)
+        start(Bundle(stage="data", needs=needs, **facts))
     wanted = ["plotly>=6", "base model someone/base", "conversations someone/data", "--attach"]
     commands = ["nbutils fetch params/mine.yaml -p 'datasets=[a, b]' --out fetched", "nbutils kaggle wheels"]
     assert all(word in str(raised.value) for word in [*wanted, *commands])

@@ -13,10 +13,10 @@ import nbformat
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.notebooks import STAGES, code_cells, notebook_path, parameters
+from nbutils.core.notebooks import code_cells, notebook_path, parameters
+from nbutils.core.stages import STAGES
 from nbutils.kaggle.archive import make_archive
-from nbutils.kaggle.bundle import BUDGET_MINUTES, with_values, write_bundles
-from nbutils.kaggle.options import Options
+from nbutils.kaggle.bundle import BUDGET_MINUTES, Options, with_values, write_bundles
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
 from tests.kaggle.simulated import bundles

@@ -6,7 +6,7 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
-from nbutils.kaggle.earlier import best, bring, run_folders
+from nbutils.kaggle.carry_over import best, bring, run_folders
 from tests.kaggle.made_stages import checkpoint, stage_at
 
 

@@ -119,12 +119,12 @@ def test_a_checkpoint_that_is_pruned_while_it_is_staged_replaces_nothing(hub, tm
 import sys
 from pathlib import Path
 from nbutils.kaggle import mirror
-found = mirror.newest_checkpoint
-def pruned_meanwhile(stage):
-    path = found(stage)
-    (path / "manifest.json").unlink()
-    return path
-mirror.newest_checkpoint = pruned_meanwhile
+found = mirror.newest_whole
+def pruned_meanwhile(folder):
+    checkpoint, damaged = found(folder)
+    (checkpoint.path / "manifest.json").unlink()
+    return checkpoint, damaged
+mirror.newest_whole = pruned_meanwhile
 one = mirror.Mirror(sys.argv[1], 1)
 one._try(Path(sys.argv[2]))
 print(one.sent)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from nbutils.kaggle.environment import keep_under, used
 from nbutils.kaggle.forecast import forecast
-from nbutils.kaggle.space import keep_under, used
 from tests.kaggle.made_stages import checkpoint, stage_at
 
 
@@ -39,21 +39,21 @@ def test_the_output_is_kept_below_its_limit(tmp_path, status, left):
 
 
 def test_a_kept_failure_is_red_and_costs_no_version(tmp_path):
-    """Guard in a real kernel, executed by papermill."""
+    """Guard in a real kernel, executed by papermill. In the editor a failure is one, and no cell is passed over."""
     import nbformat
 
     keep = "lambda error: 'keep' in str(error)"
     cells = [
-        f"from nbutils.kaggle.guard import Guard\nguard = Guard(get_ipython())\nguard.watch({keep})",
+        f"from nbutils.kaggle.guard import Guard\nguard = Guard(get_ipython(), editor={{editor}})\nguard.watch({keep})",
         "'a value'",
         "raise ValueError('{}')",
         "print('never' + 'reached')",
         "# session.resume(\nprint('begun' + 'again')",
     ]
-    for word, status, shown in [("keep", 0, "ValueError: keep"), ("fatal", 1, '"ename": "ValueError"')]:
-        book = nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(source.replace("{}", word)) for source in cells]
-        )
+    red, plain = "ValueError: keep", '"ename": "ValueError"'
+    for word, editor, status, shown in [("keep", False, 0, red), ("fatal", False, 1, plain), ("keep", True, 1, plain)]:
+        sources = [source.replace("{}", word).replace("{editor}", str(editor)) for source in cells]
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
         nbformat.write(book, tmp_path / f"{word}.ipynb")
         command = [sys.executable, "-m", "papermill", f"{word}.ipynb", "out.ipynb", "-k", "python3"]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -61,6 +61,7 @@ def test_a_kept_failure_is_red_and_costs_no_version(tmp_path):
         assert ran.returncode == status, ran.stderr
         assert shown in out and "neverreached" not in out and "'a value'" in out
         assert ("begunagain" in out) is (status == 0)
+        assert ("passed over" in out.replace("print('passed over')", "")) is (status == 0)
 
 
 def test_the_forecast_counts_all_of_the_data_and_all_passes():

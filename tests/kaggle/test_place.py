@@ -13,8 +13,8 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.files import KAGGLE, resolve
 from nbutils.core.hardware import Gpu
-from nbutils.kaggle.place import check_gpus, has_internet, look_around, take_secret
-from nbutils.kaggle.start import start
+from nbutils.kaggle.environment import check_gpus, has_internet, look_around, take_secret
+from nbutils.kaggle.start import Bundle, start
 from tests.conftest import ROOT
 
 T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
@@ -108,8 +108,8 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(tmp_path, monkeypatch,
     monkeypatch.setenv(KAGGLE, str(tmp_path))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setitem(sys.modules, "kaggle_secrets", None)  # no such module here
-    monkeypatch.setattr("nbutils.kaggle.place.has_internet", lambda: internet)
-    monkeypatch.setattr("nbutils.kaggle.place.nvidia_gpus", lambda: ())
+    monkeypatch.setattr("nbutils.kaggle.environment.has_internet", lambda: internet)
+    monkeypatch.setattr("nbutils.kaggle.environment.nvidia_gpus", lambda: ())
     monkeypatch.setattr("nbutils.kaggle.start.FOLDER", tmp_path)
     (tmp_path / "requirements.txt").write_text("torch\n")
     for folder in ("input", "working"):
@@ -119,9 +119,9 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(tmp_path, monkeypatch,
     facts = {"stage": "train", "profile": "mine", "recipe": "mine.yaml", "address": "me/it", "processes": 0}
     if internet:
         with pytest.raises(UserError, match=r"me/mirror.*no secret HF_TOKEN.*Add-ons → Secrets.*push again"):
-            start(internet=True, checkpoint_mirror="me/mirror", **facts)
+            start(Bundle(internet=True, checkpoint_mirror="me/mirror", **facts))
         monkeypatch.setenv("HF_TOKEN", "x")
-        assert start(internet=True, checkpoint_mirror="me/mirror", **facts).mirror.repo == "me/mirror"
+        assert start(Bundle(internet=True, checkpoint_mirror="me/mirror", **facts)).mirror.repo == "me/mirror"
     else:
-        assert start(internet=True, checkpoint_mirror="me/mirror", **facts).mirror is None
+        assert start(Bundle(internet=True, checkpoint_mirror="me/mirror", **facts)).mirror is None
         assert "nothing is sent to checkpoint_mirror me/mirror: there is no internet" in capsys.readouterr().out

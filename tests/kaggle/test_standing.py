@@ -12,17 +12,17 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from nbutils.core.cachekey import key_of, key_parts
 from nbutils.core.errors import UserError
 from nbutils.core.files import KAGGLE, read_json, write_json
-from nbutils.core.notebooks import spec
-from nbutils.core.record import stage_record
-from nbutils.kaggle.bundle import slug, stage_of
-from nbutils.kaggle.earlier import best
-from nbutils.kaggle.options import Options, options_of
-from nbutils.kaggle.place import WHOLE, Place
+from nbutils.core.run.key import key_of, key_parts
+from nbutils.core.run.layout import Run
+from nbutils.core.stages import spec
+from nbutils.kaggle.bundle import Options, slug, stage_of
+from nbutils.kaggle.carry_over import best, continues, settings_of
+from nbutils.kaggle.command import options_of
+from nbutils.kaggle.environment import WHOLE, Environment
 from nbutils.kaggle.session import Session
-from nbutils.kaggle.standing import settings_of, stays
+from nbutils.kaggle.start import Bundle
 from nbutils.kaggle.whole import too_late
 from nbutils.pipeline.choice import Options as Choice
 from nbutils.pipeline.choice import chosen
@@ -60,7 +60,7 @@ def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) 
 def kept(folder: Path, stale: str, in_pipeline: bool = False) -> bool:
     found, _ = best([folder.parent], "train", None)
     assert found is not None
-    return stays(found, "train", settings_of("train", NAMES), stale, in_pipeline)
+    return continues(found, "train", settings_of("train", NAMES), stale, in_pipeline)
 
 
 @pytest.mark.parametrize("status", ["done", "paused", "running"])
@@ -97,8 +97,9 @@ def test_of_two_trainings_the_one_that_fits_is_found(kaggle):
 # A session
 
 
-def session(kaggle: Path, stage: str = "train") -> Session:
-    made = Session(stage, "mine", "me/it", Place(kaggle, "Batch", False, ()))
+def session(kaggle: Path, stage: str = "train", internet: bool = False, stale: str = "") -> Session:
+    bundle = Bundle(stage, "mine", "me/it", processes=0, internet=internet, recipe="mine.yaml", stale=stale)
+    made = Session(bundle, Environment(kaggle, "Batch", internet, ()))
     made.run = kaggle / "working" / "runs" / "mine"
     return made
 
@@ -106,8 +107,8 @@ def session(kaggle: Path, stage: str = "train") -> Session:
 def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kaggle, capsys):
     trained(kaggle, "paused")
     made = session(kaggle)
-    assert made._keep(UserError("no room")) is True
-    record = stage_record(made.run, "train")
+    assert made.keep_output(UserError("no room")) is True
+    record = Run(made.run).record("train")
     assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
     assert read_json(made.run / "session.json")["status"] == "failed"
     assert "\033[1;31m" in capsys.readouterr().out
@@ -122,10 +123,10 @@ def test_a_failure_that_cannot_be_marked_costs_no_output_either(kaggle, capsys, 
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("nbutils.core.record.write_text", full)
+        monkeypatch.setattr("nbutils.core.run.record.write_text", full)
     else:
         (folder / "stage.json").write_text("{")
-    assert made._keep(UserError("it broke")) is True
+    assert made.keep_output(UserError("it broke")) is True
     said = capsys.readouterr().out
     assert "Note: " in said and "what it made so far is kept" in said
 
@@ -151,9 +152,9 @@ def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(kaggle, tmp_pat
     if step:
         checkpoint(old, step)
     shutil.move(old.parent, kaggle / "input" / "it" / "mine")
-    made = Session("train", "mine", "me/it", Place(kaggle, "Batch", True, ()), "force")
-    made.run, made.mirror = kaggle / "working" / "runs" / "mine", Held()  # type: ignore[assignment]
-    made._bring(NAMES)
+    made = session(kaggle, internet=True, stale="force")
+    made.mirror = Held()  # type: ignore[assignment]
+    made.bring_earlier(NAMES)
     assert made.continued is not None and made.continued.step == 10
 
 
@@ -164,7 +165,7 @@ def test_the_end_of_a_session_is_noted(kaggle):
     assert read_json(made.run / "session.json")["status"] == "done"
     made = session(kaggle, WHOLE)
     made.close()
-    assert read_json(made.run / "session.json")["status"] == "unfinished"
+    assert read_json(made.run / "session.json")["status"] == "running"
     made.waits = "evaluate waits."
     made.close()
     assert read_json(made.run / "session.json")["status"] == "paused"
@@ -179,14 +180,14 @@ def test_a_mirror_in_trouble_stops_only_who_has_nothing_else(kaggle, capsys, att
             raise UserError("me/mirror cannot be read.")
 
     found, _ = best([trained(kaggle, "paused").parent], "train", None)
-    made = Session("train", "mine", "me/it", Place(kaggle, "Batch", True, ()))
+    made = session(kaggle, internet=True)
     made.mirror = Troubled()  # type: ignore[assignment]
     if attached:
-        assert made._mirrored(found) == [] and "goes on from step 10" in capsys.readouterr().out
+        assert made.from_mirror(found) == [] and "continues from step 10" in capsys.readouterr().out
         assert made.mirror is None  # or it would replace what may be further
     else:
         with pytest.raises(UserError, match="cannot be read"):
-            made._mirrored(None)
+            made.from_mirror(None)
 
 
 @pytest.mark.parametrize("used,waits", [(30, False), (59, False), (61, True), (500, True)])
@@ -204,10 +205,9 @@ def test_what_comes_before_the_evaluation_can_be_run_alone():
 @pytest.mark.parametrize("step,pauses", [(3, False), (4, True), (8, False)])
 def test_a_rehearsal_pauses_after_its_steps_however_fast_the_machine(step, pauses):
     settings = SimpleNamespace(pause_after_steps=3, log_steps=1, eval_steps=0, checkpoint_steps=0)
-    meters = SimpleNamespace(stopping=False, end_step=lambda: None)
-    control = StepControl()
-    job = SimpleNamespace(settings=settings, meters=meters, loader=SimpleNamespace(first_step=1))
-    control.trainer = SimpleNamespace(job=job)  # type: ignore[assignment]
+    counters, budget = SimpleNamespace(end_step=lambda: 1.0), SimpleNamespace(note=lambda *_: None)
+    job = SimpleNamespace(settings=settings, counters=counters, budget=budget, loader=SimpleNamespace(first_step=1))
+    control = StepControl(SimpleNamespace(job=job, stopping=False))  # type: ignore[arg-type]
     flags = TrainerControl()
     control.on_step_end(None, TrainerState(global_step=step, max_steps=8), flags)  # type: ignore[arg-type]
     assert flags.should_save is pauses and flags.should_training_stop is (pauses or step == 8)

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.soak
 PARTS = [
     "tests/core/test_models.py",
     "tests/core/test_chatml.py",
-    "tests/core/test_session.py",
+    "tests/core/test_chat_engine.py",
     "tests/core/test_generation.py",
-    "tests/core/test_fitting.py",
+    "tests/core/test_encode_within.py",
     "tests/train/test_parts.py",
     "tests/train/test_loss.py",
     "tests/train/test_batches.py",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.files import write_json
-from nbutils.core.record import outputs_of
+from nbutils.core.run.record import outputs_of
 
 SECONDS = {"data": 0.02, "forward_backward": 0.7, "optimizer": 0.1, "evaluation": 0.05, "checkpoint": 0.01}
 

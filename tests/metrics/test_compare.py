@@ -6,12 +6,13 @@ from itertools import combinations
 
 import pytest
 
-from nbutils.core.canvas import png
+from nbutils.core.charts import new_figure, png
 from nbutils.core.errors import UserError
-from nbutils.core.figures import LOSS
 from nbutils.core.files import write_json
-from nbutils.metrics.compare import comparison_figure, differences, read_runs, save_comparisons
+from nbutils.core.training_log import LOSS
+from nbutils.metrics.compare import differences, read_runs
 from nbutils.metrics.display import comparison, difference_table, interactive_comparison
+from nbutils.metrics.figures import comparison_figure, draw_runs, save_comparisons
 from nbutils.metrics.interactive import PLOTLY
 from nbutils.metrics.settings import MetricsSettings
 from tests.metrics.histories import history_rows, write_done, write_training
@@ -26,7 +27,9 @@ def runs(tmp_path):
 
 def test_differences_and_figures(runs):
     settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[str(runs / "fast")])
-    found = save_comparisons(settings, runs / "figures")
+    both = read_runs(settings.compared)
+    save_comparisons(both, runs / "figures")
+    found = differences(both)
     assert found["learning_rate"] == {"slow": 1e-3, "fast": 1e-2}
     assert found["steps"] == {"slow": 300, "fast": 400}
     assert "epochs" not in found and "run_dir" not in found and "final eval_loss" in found
@@ -84,8 +87,8 @@ def test_the_table_holds_the_scores_of_runs_that_have_any(runs, monkeypatch):
     monkeypatch.setattr("nbutils.metrics.display.picture", lambda *_: None)
     own = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.31, "low": 0.29, "high": 0.33, "n": 1000}
     write_json(runs / "fast" / "evaluate" / "results.json", {"scores": [own, own | {"model": "base"}]})
-    settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[str(runs / "fast")])
-    table = comparison(save_comparisons(settings, runs / "figures"), settings, runs / "figures").data
+    both = read_runs([runs / "slow", runs / "fast"])
+    table = comparison(differences(both), both, runs / "figures").data
     assert "| sciq, acc | not scored yet | 0.31 [0.29, 0.33], 1,000 items |" in table
     assert sum("sciq" in line for line in table.splitlines()) == 1
 
@@ -98,9 +101,15 @@ def test_the_legend_says_what_lines_and_markers_are(runs):
     ]  # fmt: skip
 
 
+def test_compared_runs_differ_without_colour(runs):
+    _, (axes,) = new_figure(1, 1, theme="light", height=3)
+    draw_runs(axes, read_runs([runs / "slow", runs / "fast"]), LOSS)
+    assert {line.get_linestyle() for line in axes.lines} == {"-", "--", "None"}
+    assert {line.get_marker() for line in axes.lines} == {"o", "s", "None"}
+
+
 def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(runs):
-    settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[str(runs / "fast")])
-    bundle = interactive_comparison(settings)._repr_mimebundle_()
+    bundle = interactive_comparison(read_runs([runs / "slow", runs / "fast"]))._repr_mimebundle_()
     traces = bundle[PLOTLY]["data"]
     assert len(traces) == 2 * 2 * 2 * 3  # training and evaluation, runs, curves, things to draw over
     assert [t["name"] for t in traces if t["showlegend"]] == ["slow", "fast"]
@@ -120,5 +129,7 @@ def test_a_missing_run_is_named(runs):
 
 def test_nothing_to_compare(runs):
     settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[])
-    assert save_comparisons(settings, runs / "figures") == {}
-    assert interactive_comparison(settings) is None
+    alone = read_runs(settings.compared)
+    save_comparisons(alone, runs / "figures")
+    assert differences(alone) == {} and interactive_comparison(alone) is None and not (runs / "figures").exists()
+    assert "compare_runs" in comparison({}, alone, runs / "figures").data

@@ -11,8 +11,8 @@ from PIL import Image
 from nbutils.core.errors import UserError
 from nbutils.core.history import History
 from nbutils.metrics.display import number_table, picture, remark_list
-from nbutils.metrics.figures import PLOTS, duration, save_figures
-from nbutils.metrics.interactive import PLOTLY, InteractiveCurves
+from nbutils.metrics.figures import FIGURES, duration, save_figures
+from nbutils.metrics.interactive import PLOTLY, interactive_curves
 from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
 from tests.metrics.histories import history_rows, session, write_done, write_training
@@ -73,6 +73,14 @@ def test_padding_counts_positions_and_not_rows():
     assert summarise(History.of(history_rows(3, padding=None)), {})["padding"] is None
 
 
+def test_missing_file_and_empty_file_say_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="02_train_sft"):
+        read_history(tmp_path)
+    write_training(tmp_path, [session()])
+    with pytest.raises(UserError, match=r"no row.*02_train_sft"):
+        read_history(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "settings.json"])
 def test_a_damaged_file_of_the_training_is_named(tmp_path, name):
     run = write_training(tmp_path, history_rows(5))
@@ -94,7 +102,7 @@ def test_a_poor_history_gives_a_summary_and_a_table(rows):
 
 def test_figures_of_a_full_history(tmp_path):
     captions = save_figures(History.of(history_rows(60)), tmp_path)
-    assert list(captions) == [plot.name for plot in PLOTS]
+    assert list(captions) == [*FIGURES, "seconds"]
     names = {f"{n}{theme}.{form}" for n in captions for theme in ("", "-dark") for form in ("png", "svg")}
     assert {file.name for file in tmp_path.iterdir()} == names
     widths = {Image.open(file).width for file in tmp_path.glob("*.png")}
@@ -119,28 +127,28 @@ def test_a_long_history_is_drawn_from_a_few_thousand_points(tmp_path):
 def test_interactive_curves_hold_every_spike_and_a_still_picture():
     rows = history_rows(5000)
     rows[2500]["loss"] = 77.0
-    bundle = InteractiveCurves(History.of(rows))._repr_mimebundle_()
+    bundle = interactive_curves(History.of(rows))._repr_mimebundle_()
     assert "</svg>" in bundle["image/svg+xml"] and "image/png" not in bundle
     traces = bundle[PLOTLY]["data"]
     assert any(77.0 in trace["y"] for trace in traces)
-    assert {t["name"] for t in traces if "name" in t} == {"training, as logged", "training", "evaluation"}
+    assert {t["name"] for t in traces if "name" in t} == {"as logged", "training, smoothed", "training", "evaluation"}
     assert len(json.dumps(bundle[PLOTLY])) < 600_000
     titles = {note["text"] for note in bundle[PLOTLY]["layout"]["annotations"]}
-    assert len(titles) == 8 and {"Tokens per second", "Peak memory, GiB", "Where the time went, seconds"} <= titles
+    assert len(titles) == 7 and {"Speed, tokens per second", "Peak memory, GiB"} <= titles
 
 
 def test_interactive_curves_mark_events():
     rows = history_rows(60, skipped_steps=1)
     rows[40]["loss"] = math.nan
-    bundle = InteractiveCurves(History.of([*rows, session(2, 600)]))._repr_mimebundle_()[PLOTLY]
-    marks = {t["name"]: t["x"] for t in bundle["data"] if t.get("hovertemplate") == "here"}
+    bundle = interactive_curves(History.of([*rows, session(2, 600)]))._repr_mimebundle_()[PLOTLY]
+    marks = {t["name"].split(" (")[0]: t["x"] for t in bundle["data"] if t.get("hovertemplate") == "here"}
     assert marks == {"fp16 steps skipped": [10], "not a number": [rows[40]["step"]]}
     assert {shape["x0"] for shape in bundle["layout"]["shapes"]} == {600}
 
 
 def test_little_padding_is_not_written_as_none():
     summary = summarise(History.of(history_rows(60, padding=0.0004)), {})
-    assert "0.04% of token positions" in number_table(summary).data
+    assert "| padding, mean | 0.04% of all token positions |" in number_table(summary).data
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nbutils.core.files import read_json, read_jsonl
-from nbutils.core.notebooks import STAGES
+from nbutils.core.stages import STAGES
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.soak

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from nbutils.core.notebooks import STAGES, code_cells, notebook_path, parameters
+from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.settings import STEERING
+from nbutils.core.stages import STAGES
 from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.profile import read_profile
 from tests.conftest import ROOT
@@ -62,7 +62,7 @@ def test_every_parameter_is_a_typed_literal_with_help_that_papermill_reads(path:
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda s: s.name)
 def test_the_cell_and_the_settings_name_the_same_parameters_and_its_defaults_hold(stage):
-    settings = importlib.import_module(f"nbutils.{stage.name}.settings").Settings
+    settings = stage.settings_class()
     defaults = {name: p.default for name, p in parameters(notebook_path(stage)).items()}
     assert set(settings.model_fields) == set(defaults)
     settings.checked(defaults)

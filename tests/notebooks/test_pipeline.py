@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nbutils.core.files import read_json, read_jsonl, sha256_of_file
-from nbutils.core.notebooks import STAGES
+from nbutils.core.stages import STAGES
 from tests.conftest import ROOT
 
 PROFILE = ROOT / "tests" / "notebooks" / "small.yaml"
@@ -28,13 +29,21 @@ def pipeline(run: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=560, check=False)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A finished run."""
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    done = pipeline(folder)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
+@pytest.fixture(scope="session")
+def run(made_once) -> Path:
+    """A finished run; tests leave it as it is."""
+
+    def make(folder: Path) -> None:
+        done = pipeline(folder)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    return made_once("small", make)
+
+
+@pytest.fixture
+def spare(run, tmp_path) -> Path:
+    """A copy of the finished run, with the times of change of its files."""
+    return shutil.copytree(run, tmp_path / "small")
 
 
 def listing(run: Path) -> list[str]:
@@ -96,9 +105,9 @@ def test_the_published_folder_loads_without_nbutils(run):
     assert AutoModelForCausalLM.from_pretrained(run / "train" / "base").num_parameters() == 1_315_968
 
 
-def test_a_second_run_executes_nothing_and_says_so(run):
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "run.json"}
-    again = pipeline(run)
+def test_a_second_run_executes_nothing_and_says_so(spare):
+    before = {path: path.stat().st_mtime_ns for path in spare.rglob("*") if path.is_file() and path.name != "run.json"}
+    again = pipeline(spare)
     assert again.returncode == 0
     assert "cell 1/" not in again.stdout and "nothing" in again.stdout.lower()
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -111,11 +120,11 @@ def test_no_secret_is_written_anywhere(run):
             assert not any(secret.encode() in content for secret in SECRETS.values()), path
 
 
-def test_a_notebook_runs_on_its_own_from_any_directory(run, tmp_path):
+def test_a_notebook_runs_on_its_own_from_any_directory(spare, tmp_path):
     out = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "03_plot_metrics.ipynb"), str(out)]
     done = subprocess.run(
-        [*command, "-f", str(PROFILE), "-p", "run_dir", str(run), "-k", "python3"],
+        [*command, "-f", str(PROFILE), "-p", "run_dir", str(spare), "-k", "python3"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -123,7 +132,7 @@ def test_a_notebook_runs_on_its_own_from_any_directory(run, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert read_json(run / "metrics" / "stage.json")["status"] == "done"
+    assert read_json(spare / "metrics" / "stage.json")["status"] == "done"
     assert json.loads(out.read_text())["cells"]
 
 

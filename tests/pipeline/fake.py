@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Annotated
 
 import nbformat
 from pydantic import Field
 
-from nbutils.core.notebooks import StageSpec
+from nbutils.core import stages as real
+from nbutils.core.run.checkpoints import Checkpoint, in_folder
 from nbutils.core.settings import STEERING, Seed, Settings
+from nbutils.core.stages import StageSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,28 +43,38 @@ class ThirdSettings(Settings):
     title: str
 
 
-def _module(name: str, settings: type[Settings]) -> str:
-    module = types.ModuleType(f"tests.pipeline.fake_{name}_settings")
-    module.Settings = settings  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
-    return module.__name__
-
-
 STAGES = (
-    StageSpec("first", "01_first.ipynb", settings=_module("first", FirstSettings)),
+    StageSpec("first", "01_first.ipynb", makes=("rows",), settings="tests.pipeline.fake:FirstSettings"),
     StageSpec(
         "second",
         "02_second.ipynb",
         {"first": ("words.txt",)},
+        makes=("model",),
         pausable=True,
-        settings=_module("second", SecondSettings),
+        settings="tests.pipeline.fake:SecondSettings",
     ),
-    StageSpec("third", "03_third.ipynb", {"second": ("final/*",)}, settings=_module("third", ThirdSettings)),
+    StageSpec("third", "03_third.ipynb", {"second": ("final/*",)}, settings="tests.pipeline.fake:ThirdSettings"),
 )
 
+
+def install() -> None:
+    """Makes this process know these stages instead of the six, unless a test has done so already."""
+    if real.STAGES[0].name != "first":
+        real.STAGES = STAGES
+
+
+def main() -> None:
+    """The command line on these stages."""
+    from nbutils.cli import main as command_line
+
+    install()
+    sys.exit(command_line())
+
+
 FIRST = [
-    """from tests.pipeline.fake import FirstSettings, misbehave
-from nbutils.core.stage import Stage
+    """from tests.pipeline.fake import FirstSettings, install, misbehave
+from nbutils.core.run.stage import Stage
+install()
 settings = FirstSettings.from_notebook(globals())
 stage = Stage.begin("first", settings)""",
     """misbehave(settings.note, stage)
@@ -72,21 +83,21 @@ print("wrote", settings.words, "words")""",
     "stage.finish(made=f'{settings.words} words')",
 ]
 SECOND = [
-    """from tests.pipeline.fake import SecondSettings, train, misbehave
-from nbutils.core.stage import Stage
+    """from tests.pipeline.fake import SecondSettings, install, misbehave, train
+from nbutils.core.run.stage import Stage
+install()
 settings = SecondSettings.from_notebook(globals())
 stage = Stage.begin("second", settings)""",
     "misbehave(settings.fault, stage)",
-    "train(stage, settings)",
-    "stage.finish(made=f'{settings.steps} steps')",
+    "train(stage, settings, made=f'{settings.steps} steps')",
 ]
 THIRD = [
-    """from tests.pipeline.fake import ThirdSettings
-from nbutils.core.stage import Stage
+    """from tests.pipeline.fake import ThirdSettings, install
+from nbutils.core.run.stage import Stage
+install()
 settings = ThirdSettings.from_notebook(globals())
 stage = Stage.begin("third", settings)""",
-    """from nbutils.core.record import trained_model
-model = stage.upstream("second") / "final"
+    """model = stage.upstream("second") / "final"
 text = (model / "model.txt").read_text() if model.exists() else "checkpoint"
 (stage.folder / "report.txt").write_text(settings.title + text)""",
     "stage.finish()",
@@ -107,29 +118,31 @@ title: str = "report"  # first words of the report""",
 }
 
 
-def train(stage, settings) -> None:
+def train(stage, settings, made: str) -> None:
     """A loop with checkpoints that answers a pause request, in the way of the training stage."""
     import time
 
-    from nbutils.core import pause
+    from nbutils.core.run import pause
 
-    checkpoints = stage.folder / "checkpoints"
-    done = max((int(path.name) for path in checkpoints.glob("*")), default=0) if checkpoints.is_dir() else 0
+    folder = stage.folder / "checkpoints"
+    done = next((checkpoint.step for checkpoint in in_folder(folder)), 0)
     for step in range(done + 1, settings.steps + 1):
         time.sleep(settings.step_seconds)
         print("step", step, flush=True)
         if pause.requested(stage.run):
-            (checkpoints / str(step)).mkdir(parents=True)
-            (checkpoints / str(step) / "model.txt").write_text(f"model after {step}")
-            stage.finish("paused", step=step, fraction=step / settings.steps, model=f"checkpoints/{step}")
-            raise pause.StagePaused(f"paused at step {step}")
+            checkpoint = Checkpoint.at(folder, step)
+            checkpoint.partial.mkdir(parents=True)
+            (checkpoint.partial / "model.txt").write_text(f"model after {step}")
+            checkpoint.seal({}, {})
+            stage.finish("paused", step=step, fraction=step / settings.steps)
+            return
     (stage.folder / "final").mkdir(exist_ok=True)
     (stage.folder / "final" / "model.txt").write_text(f"model of rate {settings.learning_rate}")
+    stage.finish(made=made)
 
 
 def misbehave(fault: str, stage) -> None:
     """The fault of that name, for real."""
-    import signal
     import time
 
     if fault == "exception":
@@ -142,11 +155,6 @@ def misbehave(fault: str, stage) -> None:
         os._exit(7)
     if fault == "memory":
         bytearray(1 << 60)
-    if fault == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "interrupt":
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
     if fault == "secret":
         print("token", os.environ["HF_TOKEN"])
         print("half", os.environ["HF_TOKEN"][:9], end="", flush=True)
@@ -156,7 +164,9 @@ def misbehave(fault: str, stage) -> None:
         (stage.run / "child-started").touch()
         time.sleep(300)
     if fault == "silent":
-        time.sleep(4)
+        (stage.run / "silent").touch()
+        time.sleep(5)
+        (stage.run / "silent").unlink()
     if fault == "sleep":
         (stage.run / "child-started").touch()
         time.sleep(300)
@@ -182,10 +192,10 @@ def write_notebooks(folder: Path) -> Path:
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """The environment in which a pipeline sees the three notebooks."""
-    own = {"NBUTILS_NOTEBOOKS": str(folder), "NBUTILS_STAGES": "tests.pipeline.fake", "PYTHONPATH": str(ROOT)}
+    own = {"NBUTILS_NOTEBOOKS": str(folder), "PYTHONPATH": str(ROOT)}
     return {**os.environ, **own, "PYTHONUNBUFFERED": "1", **more}
 
 
 def command(*arguments: object) -> list[str]:
     """The command line of a pipeline."""
-    return [sys.executable, "-m", "nbutils", "run", *map(str, arguments)]
+    return [sys.executable, "-c", "from tests.pipeline.fake import main; main()", "run", *map(str, arguments)]

@@ -9,7 +9,9 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
-from nbutils.pipeline.choice import Action
+from nbutils.core.run.checkpoints import Checkpoint
+from nbutils.core.run.decide import Action
+from tests.pipeline.fake import STAGES as THREE
 from tests.pipeline.test_run import ALL, Pipeline, edit_cell
 
 STATES = (
@@ -30,7 +32,8 @@ OPTIONS: tuple[dict, ...] = (
     *({"start": "second"}, {"start": "second", "accept": True}, {"start": "second", "force": True}),
     *({"start": "first"}, {"start": "first", "accept": True}),
 )
-EXECUTED = {Action.RUN, Action.AGAIN, Action.ASIDE, Action.ON, Action.KEEP_ON}
+EXECUTED = {"run", "run again", "set aside and run", "resume", "keep and resume"}
+KEPT = {"keep", "keep and resume"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def finished(tmp_path_factory) -> Path:
 def in_folder(folder: Path, patch: pytest.MonkeyPatch) -> Pipeline:
     made = Pipeline(folder)
     patch.setenv("NBUTILS_NOTEBOOKS", str(made.notebooks))
-    patch.setenv("NBUTILS_STAGES", "tests.pipeline.fake")
+    patch.setattr("nbutils.core.stages.STAGES", THREE)
     patch.setenv("NBUTILS_PIPELINE", "tests")
     return made
 
@@ -59,11 +62,13 @@ def bring_about(state: str, pipeline: Pipeline) -> list[str]:
     if "paused" in state or "interrupted" in state:
         shutil.rmtree(second / "final")
         status = "paused" if "paused" in state else "running"
-        facts = {"step": 2, "fraction": 2 / 3, "model": "checkpoints/2"} if status == "paused" else {}
+        facts = {"step": 2, "fraction": 2 / 3} if status == "paused" else {}
         write_json(record, read_json(record) | {"status": status, "facts": facts, "outputs": {}})
         if state != "interrupted":
-            (second / "checkpoints" / "2").mkdir(parents=True)
-            (second / "checkpoints" / "2" / "model.txt").write_text("model after 2")
+            checkpoint = Checkpoint.at(second / "checkpoints", 2)
+            checkpoint.partial.mkdir(parents=True)
+            (checkpoint.partial / "model.txt").write_text("model after 2")
+            checkpoint.seal({}, {})
     if "code" in state:
         edit_cell(pipeline.notebooks / "02_second.ipynb", "steps'", "optimizer steps'")
     elif state.startswith("stale"):
@@ -99,12 +104,12 @@ def test_what_is_explained_is_what_happens(finished, tmp_path, monkeypatch, stat
                 break
             compared += 1
             assert (name in executed) == (action in EXECUTED), f"{case}: {executed}"
-            assert len(list(pipeline.run.glob(f"{name}-20*"))) == (action == Action.ASIDE), case
-            checkpoint = pipeline.run / name / "checkpoints" / "2"
-            if action in (Action.ON, Action.KEEP_ON, Action.LEAVE) and state != "interrupted":
+            assert len(list(pipeline.run.glob(f"{name}-20*"))) == (action == "set aside and run"), case
+            checkpoint = Checkpoint.at(pipeline.run / name / "checkpoints", 2).path
+            if action in ("resume", "keep and resume", Action.LEAVE) and state != "interrupted":
                 assert checkpoint.is_dir(), case
-            elif action in (Action.AGAIN, Action.ASIDE):
+            elif action in ("run again", "set aside and run"):
                 assert not checkpoint.exists(), case
-            if action in (Action.KEEP, Action.KEEP_ON):
+            if action in KEPT:
                 assert read_json(pipeline.run / name / "stage.json")["accepted"], case
     assert compared >= len(OPTIONS)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nbutils.core.notebooks import notebook_path, parameters, stages
-from nbutils.pipeline.parameters import OF_BUNDLES, plan, settings_class
+from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.stages import stages
+from nbutils.pipeline.parameters import OF_BUNDLES, plan
 from nbutils.pipeline.profile import read_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,11 +35,11 @@ def test_papermill_alone_gives_a_notebook_the_same_settings(path):
     for entry in plan(path, []).stages:
         cell = {name: p.default for name, p in parameters(notebook_path(entry.stage)).items()}
         values = cell | {name: value for name, value in theirs.items() if name in cell}
-        fields = settings_class(entry.stage).model_fields
-        checked = settings_class(entry.stage).checked({n: v for n, v in values.items() if n in fields})
+        fields = entry.stage.settings_class().model_fields
+        checked = entry.stage.settings_class().checked({n: v for n, v in values.items() if n in fields})
         assert checked == entry.settings
 
 
 @pytest.mark.parametrize("stage", [s for s in stages() if notebook_path(s).is_file()], ids=lambda stage: stage.name)
 def test_a_notebooks_parameters_are_its_settings(stage):
-    assert set(parameters(notebook_path(stage))) == set(settings_class(stage).model_fields)
+    assert set(parameters(notebook_path(stage))) == set(stage.settings_class().model_fields)

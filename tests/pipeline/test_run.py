@@ -7,27 +7,26 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
-from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 
-from nbutils.core import cachekey, pause
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
-from nbutils.core.lock import locked
-from nbutils.core.stage import ALLOW_PAUSED
+from nbutils.core.run import key, pause
+from nbutils.core.run.lock import locked
+from nbutils.core.run.stage import ALLOW_PAUSED
 from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.explain import explain
-from nbutils.pipeline.job import Job
+from nbutils.pipeline.job import Job, StageFailed
 from nbutils.pipeline.parameters import plan
-from nbutils.pipeline.run import Run
-from tests.pipeline.fake import write_notebooks
+from nbutils.pipeline.run import Runner
+from tests.pipeline.fake import STAGES, write_notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +53,7 @@ class Pipeline:
             in_process(job)
 
         try:
-            run = Run(plan(self.profile, list(overrides)), Options(**options), Display(console), execute)
+            run = Runner(plan(self.profile, list(overrides)), Options(**options), Display(console), execute)
             self.status = run.go()
         finally:
             self.said = console.file.getvalue()
@@ -93,7 +92,7 @@ def _cells(job: Job, names: dict) -> None:
 def pipeline(tmp_path, monkeypatch) -> Pipeline:
     made = Pipeline(tmp_path)
     monkeypatch.setenv("NBUTILS_NOTEBOOKS", str(made.notebooks))
-    monkeypatch.setenv("NBUTILS_STAGES", "tests.pipeline.fake")
+    monkeypatch.setattr("nbutils.core.stages.STAGES", STAGES)
     monkeypatch.setenv("NBUTILS_PIPELINE", "tests")  # the cells run in this process, which holds the lock
     return made
 
@@ -162,22 +161,33 @@ def test_each_notebook_reruns_what_depends_on_it(pipeline, file, old, new, rerun
 
 
 @pytest.mark.parametrize(
-    "module,text,reruns",
+    "name,text,reruns",
     [
-        ("core/chatml.py", "\nX = 1\n", []),
-        ("core/stage.py", "\n# a remark\n", []),
-        ("core/stage.py", '\n"""A remark."""\n', []),
-        ("core/stage.py", "\nX = 1\n", ALL),
-        ("core/verdict.py", "\nX = 1\n", ALL),
-        ("pipeline/run.py", "\nX = 1\n", []),
+        ("first/work.py", "\nX = 1\n", ["first"]),
+        ("first/work.py", "\n# a remark\n", []),
+        ("first/work.py", '\n"""A remark."""\n', []),
+        ("first/work.py", "\ndef f():\n    raise UserError('other words')\n", []),
+        ("second/page.jinja", "more", ["second"]),
+        ("second/page.jinja", "{# why #}", []),
+        ("first/display.py", "\nX = 1\n", []),
     ],
 )
-def test_each_module_reruns_what_depends_on_it(pipeline, tmp_path, monkeypatch, module, text, reruns):
-    copy = tmp_path / "nbutils"
-    shutil.copytree(ROOT / "nbutils", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(cachekey, "PACKAGE", copy)
+def test_each_declared_module_reruns_what_depends_on_it(pipeline, tmp_path, monkeypatch, name, text, reruns):
+    files = {
+        "first/work.py": "def f():\n    raise UserError('words')\n",
+        "second/page.jinja": "page",
+        "first/display.py": "",
+    }
+    for file, content in files.items():
+        (tmp_path / "code" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "code" / file).write_text(content)
+    monkeypatch.setattr(key, "PACKAGE", tmp_path / "code")
+    declared = {"first": ("first.work",), "second": ("second/page.jinja",)}
+    known = tuple(replace(stage, code=declared.get(stage.name, ())) for stage in STAGES)
+    monkeypatch.setattr("nbutils.core.stages.STAGES", known)
     pipeline.go()
-    (copy / module).write_text((copy / module).read_text() + text)
+    path = tmp_path / "code" / name
+    path.write_text(text if "raise" in text else path.read_text() + text)
     assert pipeline.go() == reruns
 
 
@@ -235,7 +245,7 @@ def test_force_sets_it_aside_and_leaves_the_rest_alone(pipeline):
 def test_from_reruns_a_stage_and_all_later_and_sets_long_work_aside(pipeline):
     pipeline.go()
     pipeline.long("second")
-    assert pipeline.explained(start="second")["first"].startswith("left as it stands")
+    assert pipeline.explained(start="second")["first"].startswith("left as it is")
     assert pipeline.go(start="second") == ["second", "third"]
     assert len(list(pipeline.run.glob("second-20*"))) == 1
 
@@ -245,7 +255,7 @@ def test_only_runs_one_stage_on_what_is_there_and_warns_if_that_is_stale(pipelin
         pipeline.go(only="second")
     pipeline.go()
     assert pipeline.go("words=9", "learning_rate=0.5", only="second") == ["second"]
-    assert re.search(r"Warning: first is used as it stands.*words \(3 → 9\)", pipeline.said)
+    assert re.search(r"Warning: first is used as it is.*words \(3 → 9\)", pipeline.said)
     assert pipeline.go("words=9", "learning_rate=0.5", only="second") == []
     assert "--force runs it again" in pipeline.said
     assert pipeline.go("words=9", "learning_rate=0.5", only="second", force=True) == ["second"]
@@ -267,7 +277,7 @@ def test_a_paused_run_says_how_far_it_is_and_goes_on(pipeline, monkeypatch):
     assert pipeline.go("steps=4") == ["first", "second"]
     assert pipeline.status == 0
     assert "second is paused at 50 % (step 2): run the same command again to go on. third wait" in pipeline.said
-    assert pipeline.explained("steps=4")["second"].startswith("go on (paused at 50 %")
+    assert pipeline.explained("steps=4")["second"].startswith("resume (paused at 50 %")
     assert pipeline.go("steps=4") == ["second", "third"]
     assert pipeline.go("steps=4") == []
 
@@ -305,7 +315,7 @@ def test_from_makes_unfinished_work_anew_and_sets_its_checkpoints_aside(pipeline
     write_json(record, read_json(record) | {"status": status})
     assert pipeline.go("steps=4", start="second") == ["second", "third"]
     assert "second: set the earlier work aside" in pipeline.said
-    assert len(list(pipeline.run.glob("second-20*/checkpoints/2"))) == 1
+    assert len(list(pipeline.run.glob("second-20*/checkpoints/step-000002"))) == 1
 
 
 def test_a_pause_under_from_does_not_send_one_back_to_the_start(pipeline, monkeypatch):
@@ -313,9 +323,9 @@ def test_a_pause_under_from_does_not_send_one_back_to_the_start(pipeline, monkey
     assert pipeline.go("steps=4", only="first") == ["first"]
     request_pause_at(monkeypatch, 2)
     assert pipeline.go("steps=4", start="second") == ["second"]
-    assert "Leave out --from then: with it the stage begins anew." in pipeline.said
+    assert "Leave out --from then: with it the stage starts again." in pipeline.said
     assert pipeline.go("steps=4") == ["second", "third"]
-    assert (pipeline.run / "second/checkpoints/2").is_dir()
+    assert (pipeline.run / "second/checkpoints/step-000002").is_dir()
 
 
 def test_a_pause_with_other_settings_asks_and_can_be_set_aside(pipeline, monkeypatch):
@@ -326,7 +336,7 @@ def test_a_pause_with_other_settings_asks_and_can_be_set_aside(pipeline, monkeyp
     with pytest.raises(UserError, match="cannot be continued"):
         pipeline.go("steps=4", "learning_rate=0.5", accept=True)
     assert pipeline.go("steps=4", "learning_rate=0.5", force=True) == ["second", "third"]
-    assert len(list(pipeline.run.glob("second-20*/checkpoints/2"))) == 1
+    assert len(list(pipeline.run.glob("second-20*/checkpoints/step-000002"))) == 1
 
 
 def test_a_new_library_is_reported_and_reruns_nothing(pipeline):
@@ -348,7 +358,7 @@ def test_a_new_library_is_reported_where_work_goes_on_with_it(pipeline, monkeypa
     record["versions"]["torch"] = "1.0.0"
     write_json(path, record)
     assert pipeline.go("steps=4") == ["second", "third"]
-    assert re.search(r"second was made with torch 1\.0\.0 \(now .*\); it goes on with today's", pipeline.said)
+    assert re.search(r"second was made with torch 1\.0\.0 \(now .*\); it continues with today's", pipeline.said)
 
 
 def test_what_was_accepted_is_remembered_where_work_goes_on(pipeline, monkeypatch):
@@ -366,10 +376,10 @@ def test_an_error_after_the_stage_has_finished_is_said(pipeline):
     def failing(job: Job) -> None:
         in_process(job)
         if job.source.name.startswith("02"):
-            raise PapermillExecutionError(8, 5, "1/0", "ZeroDivisionError", "division by zero", [])
+            raise StageFailed("02_second.ipynb, cell In [5] raised ZeroDivisionError: division by zero.")
 
     console = Console(file=io.StringIO(), width=300)
-    assert Run(plan(pipeline.profile, []), Options(), Display(console), failing).go() == 0
+    assert Runner(plan(pipeline.profile, []), Options(), Display(console), failing).go() == 0
     said = console.file.getvalue()
     assert "second is done, but after stage.finish() 02_second.ipynb, cell In [5] raised ZeroDivisionError" in said
 
@@ -380,7 +390,7 @@ def test_a_signal_as_a_stage_completes_ends_the_run_with_its_number(pipeline):
         os.kill(os.getpid(), signal.SIGTERM)
 
     console = Console(file=io.StringIO(), width=300)
-    assert Run(plan(pipeline.profile, []), Options(), Display(console), interrupted).go() == 128 + signal.SIGTERM
+    assert Runner(plan(pipeline.profile, []), Options(), Display(console), interrupted).go() == 128 + signal.SIGTERM
     assert "Stopped before second; run the same command again to go on." in console.file.getvalue()
     assert pipeline.go() == ["second", "third"]
 
@@ -407,6 +417,9 @@ def test_work_that_cannot_be_set_aside_is_said_in_a_sentence(pipeline, monkeypat
         ("learning_rate: 7", ["line 2, column 16", "'learning_rate' is 7", "less than 1"]),
         ("steps: yes", ["line 2", "'steps' is 'yes'", "integer"]),
         ("title: 5", ["line 2", "'title' is 5", "string"]),
+        ("steps:", ["line 2", "'steps' is None", "integer"]),
+        ("learning_rate: .nan", ["line 2", "'learning_rate' is '.nan'"]),
+        ("learning_rate: 1e400", ["line 2", "'learning_rate' is inf"]),
     ],
 )
 def test_a_wrong_profile_stops_before_anything_starts(pipeline, text, words):

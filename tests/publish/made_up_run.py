@@ -14,16 +14,15 @@ from transformers import PreTrainedTokenizerFast
 
 from nbutils.core.chatml import add_chatml, encode
 from nbutils.core.files import read_json, write_json
-from nbutils.core.history import History
-from nbutils.core.models import tiny_model
-from nbutils.core.notebooks import STAGES, notebook_path
+from nbutils.core.notebooks import notebook_path
 from nbutils.core.notebooks import parameters as parameters_of
-from nbutils.core.record import outputs_of
+from nbutils.core.run.record import outputs_of
+from nbutils.core.stages import STAGES
+from nbutils.core.tiny import tiny_model
 from nbutils.evaluate.compare import ItemTable, interval
 from nbutils.evaluate.items import Metric, to_parquet
 from nbutils.metrics.figures import save_figures
-from nbutils.metrics.summary import read_training_settings, summarise
-from nbutils.pipeline.parameters import settings_class
+from nbutils.metrics.summary import read_history, read_training_settings, summarise
 from tests.metrics.histories import history_rows, write_done, write_training
 
 CONTEXT = 256
@@ -72,7 +71,8 @@ def make_run(run: Path, **parameters: Any) -> Path:
     _metrics(run)
     _evaluation(run)
     talk = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "*how* are <b>you</b>?"}]
-    write_json(run / "chat" / "transcript.json", {"schema": 1, "messages": talk})
+    settings = {"context_extension": "dynamic"}
+    write_json(run / "chat" / "transcript.json", {"schema": 1, "settings": settings, "messages": talk})
     record_stages(run, **parameters)
     return run
 
@@ -88,9 +88,9 @@ def record_stages(run: Path, *, commit: str | None = None, local: bool = False, 
     everything: dict[str, Any] = {}
     for stage in STAGES[:-1]:
         values = {name: parameter.default for name, parameter in parameters_of(notebook_path(stage)).items()}
-        own = settings_class(stage).checked(values | {name: given[name] for name in given if name in values})
+        own = stage.settings_class().checked(values | {name: given[name] for name in given if name in values})
         everything |= own.model_dump(mode="json")
-        write_done(run / stage.name, parameters=own.model_dump(mode="json"))
+        write_done(run / stage.name, parameters=own.model_dump(mode="json"), inputs={})
     machine = {"platform": "Linux", "processor": "x86_64", "cores": 2, "memory_gib": 16.0}
     write_json(run / "run.json", {"schema": 1, "name": run.name, "parameters": everything, "versions": {},
                                   "git_commit": "f" * 40, "hardware": machine})  # fmt: skip
@@ -148,7 +148,7 @@ def _data(run: Path, tokenizer: Any) -> None:
 
 
 def _metrics(run: Path) -> None:
-    history = History.read(run / "train" / "metrics.jsonl")
+    history = read_history(run)
     captions = save_figures(history, run / "metrics" / "figures")
     summary = summarise(history, read_training_settings(run))
     write_json(run / "metrics" / "summary.json", summary | {"figures": captions})
@@ -161,7 +161,7 @@ def _evaluation(run: Path) -> None:
         "schema": 1,
         "tasks": [task],
         "settings": {},
-        "models": [{"name": "run", "parameters": 1}, {"name": "base", "parameters": 1}],
+        "models": [{"name": "run", "parameters": 1_234_567}, {"name": "base", "parameters": 1}],
         "scores": [score("run", task, metric, 210.5, False), score("base", task, metric, 9e4, False)],
         "paired": [{"model": "run", "reference": "base", "task": task, "metric": metric} | change],
     }

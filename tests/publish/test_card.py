@@ -16,11 +16,9 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from transformers import AutoModelForCausalLM
 
-from nbutils.publish.card import render_card
-from nbutils.publish.judgement import _quoted, limitations
-from nbutils.publish.metadata import check_card
+from nbutils.publish.card import check_card, render_card
+from nbutils.publish.card_tables import _quoted
 from nbutils.publish.parity import check_parity
-from nbutils.publish.sections import training_sentence
 from tests.publish.conftest import publish, settings_for
 from tests.publish.made_up_run import as_gpt2
 
@@ -52,6 +50,7 @@ def test_numbers_come_from_the_files(card):
         "| Evaluation loss, the assistant's tokens | 3.811 |",
         "| heldout_perplexity | word_perplexity ↓ | 206 | 210.5 [206.3, 214.7] | 90,000 [88,200, 91,800] |",
         "this model against its base -89,000 [-91,000, -87,000], better.",
+        "A chat model of 1,234,567 parameters: a Llama built",
         "600 optimizer steps",
         "97% end by themselves within 60 tokens (98% of the greedy ones)",
         "| Epochs, at most | 1 |",
@@ -154,22 +153,28 @@ def test_bare_addresses_are_broken_before_a_front_end_makes_links_of_them():
     assert not re.search(r"https?://|www\.|\w@", quoted, flags=re.IGNORECASE)
 
 
+def limitation(published, facts) -> str:
+    """The first limitation on the card."""
+    return render_card(facts, published.settings).split("## Limitations\n\n")[1].splitlines()[0]
+
+
 def test_limitations_are_what_was_found_out_about_this_model(published):
-    facts, size = published.facts, 135_000_000
-    begun_at_random = limitations(facts, size)[0]
+    facts = published.facts
+    begun_at_random = limitation(published, facts)
     assert "began at random" in begun_at_random and "10,000 tokens of conversation" in begun_at_random
-    train = facts.stages["train"] | {"parameters": {"base_model": "me/base"}}
-    given = replace(facts, stages=facts.stages | {"train": train})
-    assert "was not measured" in limitations(given, size)[0] and "135.0 million" in limitations(given, size)[0]
-    asked = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.5}
+    train = facts.stages["train"] | {"parameters": facts.stages["train"]["parameters"] | {"base_model": "me/base"}}
+    counted = facts.evaluation | {"models": [{"name": "run", "parameters": 135_000_000}]}
+    given = replace(facts, stages=facts.stages | {"train": train}, evaluation=counted)
+    assert "was not measured" in limitation(published, given) and "135.0 million" in limitation(published, given)
+    asked = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.5, "n": 9, "higher_is_better": True}
     measured = replace(given, evaluation=facts.evaluation | {"scores": [*facts.evaluation["scores"], asked]})
-    assert limitations(measured, size)[0].startswith("Of what it knows, sciq above are all that was measured")
+    assert limitation(published, measured).startswith("- Of what it knows, sciq above are all that was measured")
 
 
 def test_one_process_is_not_called_ddp(published):
     derived = published.facts.training["derived"] | {"world_size": 1}
     facts = replace(published.facts, training=published.facts.training | {"derived": derived})
-    assert "`SFTTrainer`: 1 process in fp32" in training_sentence(facts)
+    assert "`SFTTrainer`: 1 process in fp32" in render_card(facts, published.settings)
 
 
 def test_a_score_and_its_interval_can_be_computed_again_from_what_is_published(published, card):

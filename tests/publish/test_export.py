@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
-from nbutils.core.models import load_chat_model, without_loading_bar
+from nbutils.core.run.models import ModelRef, without_loading_bar
 from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
 from nbutils.publish.card import render_card
 from nbutils.publish.export import published_files
@@ -70,7 +70,7 @@ def test_the_extension_is_that_of_the_session(published, kind):
     """The code on the card gives the rotation that the chat session uses beyond the trained length."""
     from transformers import AutoModelForCausalLM
 
-    from nbutils.core.rotation import rotations
+    from nbutils.core.chat_engine.rotation import rotations
 
     model = AutoModelForCausalLM.from_pretrained(published.folder)
     trained = model.config.max_position_embeddings
@@ -135,7 +135,7 @@ def test_the_model_is_read_without_a_progress_bar(published, capfd):
 
     logging.enable_progress_bar()
     with without_loading_bar():
-        load_chat_model(published.facts.model_folder)
+        ModelRef.parse(str(published.facts.model_folder)).load()
     assert "Loading weights" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
 
 

@@ -6,9 +6,8 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_file, write_json
-from nbutils.core.notebooks import spec
-from nbutils.core.record import matches
-from nbutils.core.stage import Stage
+from nbutils.core.run.stage import Stage
+from nbutils.core.stages import spec
 from nbutils.publish.card import render_card
 from nbutils.publish.facts import read_facts
 from tests.publish.conftest import publish, settings_for
@@ -38,9 +37,9 @@ def test_each_missing_file_is_named_with_its_notebook(spare):
     """Every file that an earlier stage lists and publish reads, its record too."""
     needed = [
         f"{stage}/{name}"
-        for stage, patterns in spec("publish").reads.items()
+        for stage in spec("publish").reads
         for name in (*(read_json(spare / stage / "stage.json")["outputs"]), "stage.json")
-        if name == "stage.json" or matches(name, patterns)
+        if name == "stage.json" or spec("publish").needs(stage, name)
     ]
     assert len(needed) > 50 and {"data/figures/lengths.png", "metrics/figures/loss.svg", "data/eval/dataset_info.json",
                                  "evaluate/items/run--heldout_next_utterance.parquet"} <= set(needed)  # fmt: skip

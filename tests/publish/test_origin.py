@@ -10,11 +10,11 @@ from huggingface_hub import ModelCard
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl, sha256_of_file, write_json
-from nbutils.core.notebooks import STAGES
+from nbutils.core.stages import STAGES
 from nbutils.pipeline.parameters import plan
 from nbutils.publish.card import render_card
+from nbutils.publish.card_provenance import is_hub_id
 from nbutils.publish.facts import read_facts
-from nbutils.publish.origin import is_hub_id
 from nbutils.train.base import SOURCE, ensure_base, source_of
 from tests.publish.conftest import publish, settings_for
 from tests.publish.made_up_run import record_stages, rewrite

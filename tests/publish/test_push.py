@@ -9,8 +9,7 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.publish.export import published_files
-from nbutils.publish.push import push, push_if_asked
-from nbutils.publish.scan import check_secrets
+from nbutils.publish.push import check_secrets, push, push_if_asked
 from tests.publish.conftest import settings_for
 from tests.publish.fake_hub import FakeHub
 

@@ -11,13 +11,11 @@ from typing import Any
 from transformers import AutoTokenizer, PrinterCallback
 
 from nbutils.core.files import write_json
-from nbutils.core.models import tiny_model
+from nbutils.core.tiny import tiny_model
 from nbutils.train.arguments import trainer_arguments
-from nbutils.train.batches import BatchPlan
-from nbutils.train.control import StepControl
+from nbutils.train.batches import BatchPlan, StepLoader
+from nbutils.train.control import Budget, Counters, StepControl
 from nbutils.train.dataset import TokenRows
-from nbutils.train.loader import StepLoader
-from nbutils.train.meters import Meters
 from nbutils.train.records import Records
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
@@ -67,17 +65,15 @@ def trainer_of(settings: TrainSettings) -> SmallchatTrainer:
     folder, data = settings.run_path / "train", settings.run_path / "data"
     folder.mkdir(exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
-    rows = TokenRows.load(data / "train", settings.supervise)
-    plan = BatchPlan(rows.lengths(), settings.tokens_per_step, settings.tokens_per_microbatch, settings.seed)
-    meters, records = Meters(lambda batch: 0.0, lambda: False), Records(folder, active=True)
-    loader, held_out = StepLoader(rows, plan, 0, 1, 0, meters.add), TokenRows.load(data / "eval", "assistant")
-    job = Job(settings, folder, {}, loader, held_out, records, meters, session=1)
+    rows = TokenRows.for_training(data, settings, tokenizer)
+    counters, records, budget = Counters(), Records(folder, active=True), Budget(lambda: False)
+    loader = StepLoader(rows, BatchPlan.of(rows, settings), note_seconds=counters.add)
+    held_out = TokenRows.load(data / "eval", "assistant")
+    job = Job(settings, folder, {}, loader, held_out, records, counters, budget, session=1)
     model = tiny_model(tokenizer, settings.max_length, settings.seed)
     trainer = SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
-    control = StepControl()
-    control.trainer = trainer
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(control)
+    trainer.add_callback(StepControl(trainer))
     return trainer
 
 

@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 from nbutils.core.chatml import IM_END, IM_START
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
-from nbutils.core.models import TINY, load_model, load_tokenizer, tiny_model
+from nbutils.core.run.layout import Run
+from nbutils.core.run.models import TINY, ModelRef
+from nbutils.core.tiny import tiny_model
 from nbutils.train.base import ensure_base, make_base
-from nbutils.train.checkpoints import newest_model
 from tests.builders import data_folder, small_tokenizer
 from tests.train.runs import small_settings
 
@@ -74,7 +75,7 @@ def test_a_base_that_reads_less_than_max_length_is_refused(run):
 
 def test_the_base_is_made_once_from_the_seed(run):
     base = ensure_base(small_settings(run, seed=1), run / "train" / "base", run / "data")
-    weights = [load_model(str(folder)).get_input_embeddings().weight for folder in (base, run / "model")]
+    weights = [ModelRef.parse(str(folder)).load().get_input_embeddings().weight for folder in (base, run / "model")]
     assert torch.equal(*weights)
     before = (base / "model.safetensors").stat().st_mtime_ns
     ensure_base(small_settings(run, seed=5), base, run / "data")
@@ -82,20 +83,21 @@ def test_the_base_is_made_once_from_the_seed(run):
 
 
 def test_the_newest_model_is_the_final_one_or_the_newest_checkpoints_or_the_base(tmp_path):
-    assert newest_model(tmp_path) == tmp_path / "base"
-    (tmp_path / "checkpoints" / "step-000011.partial").mkdir(parents=True)
+    assert Run(tmp_path).newest_model() == tmp_path / "train" / "base"
+    training = tmp_path / "train"
+    (training / "checkpoints" / "step-000011.partial").mkdir(parents=True)
     for name in ("checkpoints/step-000009", "checkpoints/step-000010", "final"):
-        (tmp_path / name).mkdir(parents=True)
-        write_json(tmp_path / name / "config.json", {})
-        assert newest_model(tmp_path) == tmp_path / name
+        (training / name).mkdir(parents=True)
+        write_json(training / name / "config.json", {})
+        assert Run(tmp_path).newest_model() == training / name
 
 
 @pytest.mark.soak
 def test_a_gguf_file_becomes_a_base(run, smollm2_gguf):
-    tokenizer = load_tokenizer(str(smollm2_gguf))
+    tokenizer = ModelRef.parse(str(smollm2_gguf)).tokenizer()
     model = make_base(small_settings(run, base_model=str(smollm2_gguf)), tokenizer)
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
     ids = tokenizer.convert_tokens_to_ids([IM_START, IM_END])
     assert len(set(ids)) == 2 and model.get_input_embeddings().weight[ids].norm(dim=1).min() > 0
     model.save_pretrained(run / "base")  # a quantized one would refuse
-    assert load_model(str(run / "base")).num_parameters() == model.num_parameters()
+    assert ModelRef.parse(str(run / "base")).load().num_parameters() == model.num_parameters()

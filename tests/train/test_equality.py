@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from nbutils.core.files import read_jsonl
-from nbutils.core.models import load_model
 from nbutils.core.notebooks import code_cells
+from nbutils.core.run.models import ModelRef
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
 from nbutils.train.evaluation import exact_loss
@@ -50,8 +50,8 @@ def plain_loop(run: Path, root: Path, settings, monkeypatch) -> tuple[dict, dict
     weights = []
     for steps in (1, STEPS):
         rows = TokenRows.load(run / "data" / "train", "assistant")
-        plan = BatchPlan(rows.lengths(), settings.tokens_per_step, settings.tokens_per_microbatch, settings.seed)
-        model = load_model(str(run / "train" / "base"))
+        plan = BatchPlan.of(rows, settings)
+        model = ModelRef.parse("base", run).load()
         names = {"model": model, "plan": plan, "rows": rows, "settings": settings, "plain_loop_steps": steps}
         exec(f"{prepare}\n{loop}", names)
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
@@ -84,6 +84,6 @@ def test_worker_equals_the_plain_loop(run, root, world, monkeypatch):
     assert [row["step"] for row in evaluations] == [0, STEPS // 2, STEPS]
     evaluation_rows = TokenRows.load(run / "data" / "eval", "assistant")
     for budget in (512, 8192):
-        alone = exact_loss(load_model(str(run / "train" / "final")), evaluation_rows, budget)
+        alone = exact_loss(ModelRef.parse("final", run).load(), evaluation_rows, budget)
         assert evaluations[-1]["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-6)
         assert evaluations[-1]["eval_token_accuracy"] == pytest.approx(alone["eval_token_accuracy"], abs=1e-6)

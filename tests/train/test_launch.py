@@ -14,59 +14,43 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbutils.core.children import AGENT, PARENT
+from nbutils.core import torchrun
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.core.secrets import HIDDEN
-from nbutils.train import launch
+from nbutils.core.torchrun import AGENT, LOG, LOG_LINES, PARENT, Hang, Torchrun
 from nbutils.train import run as training
-from nbutils.train.launch import LOG_LINES, events_of, failure
+from nbutils.train.run import events_of
 from tests.train.runs import small_settings
 
-REPORT = """
-torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
-============================================================
-nbutils.train.worker FAILED
-------------------------------------------------------------
-Failures:
-[1]:
-  time      : 2026-01-01_00:00:00
-  rank      : 0 (local_rank: 0)
-  exitcode  : 1 (pid: 28701)
-------------------------------------------------------------
-Root Cause (first observed failure):
-[0]:
-  time      : 2026-01-01_00:00:00
-  rank      : 1 (local_rank: 1)
-  exitcode  : CODE (pid: 28702)
-============================================================
-"""
-LAUNCHERS_OWN = '\nTraceback (most recent call last):\n  File "<frozen runpy>", line 198, in _run_module_as_main\n'
+
+def told(folder: Path, log: str, **failed: object) -> str:
+    """What is said of a program that ended with status 1 after this log and this event."""
+    folder.mkdir(exist_ok=True)
+    (folder / LOG).write_text(log)
+    program = Torchrun("none", folder / "settings.json", 2, work="Training", knob="tokens_per_microbatch")
+    return program.failure(failed, 1)
 
 
-def told(log: str, code: int, status: int = 1, tmp: Path = Path("worker.log")) -> str:
-    return failure({}, log + LAUNCHERS_OWN + REPORT.replace("CODE", str(code)), tmp, status)
-
-
-def test_the_killed_rank_and_its_signal_are_named():
-    text = told("something", -9)
+def test_the_killed_rank_and_its_signal_are_named(tmp_path):
+    text = told(tmp_path, "something", rank=1, status=-9)
     assert text.startswith("Training ended: rank 1 was killed by SIGKILL (often the machine ran out of memory")
-    assert "rank 1 was killed by SIGSEGV;" in told("something", -11)
-    assert "frozen runpy" not in text and text.endswith("\nsomething")
+    assert "lower tokens_per_microbatch" in text and text.endswith("\nsomething")
+    assert "rank 1 was killed by SIGSEGV;" in told(tmp_path, "something", rank=1, status=-11)
+    assert "rank 1 was killed by signal 99;" in told(tmp_path, "something", rank=1, status=-99)
 
 
-def test_the_last_40_lines_of_the_failing_rank_are_shown():
-    log = "".join(f"[rank {i % 2}] line {i}\n" for i in range(200))
-    text = told(log, 1)
+def test_the_last_40_lines_of_the_failing_rank_are_shown(tmp_path):
+    text = told(tmp_path, "".join(f"[rank {i % 2}] line {i}\n" for i in range(200)), rank=1, status=1)
     assert text.startswith("Training ended: rank 1 failed with status 1; the last lines of")
     lines = text.splitlines()[1:]
     assert len(lines) == LOG_LINES and lines[-1] == "[rank 1] line 199" and all(x.startswith("[rank 1]") for x in lines)
 
 
-def test_without_a_report_the_status_and_the_log_have_to_do():
-    assert failure({}, "no such program", Path("w.log"), 127).startswith("Training ended with status 127; the last")
-    assert failure({"event": "error", "message": "A sentence."}, "log", Path("w.log"), 3) == "A sentence."
+def test_without_a_report_the_status_and_the_log_have_to_do(tmp_path):
+    assert told(tmp_path, "no such program").startswith("Training ended with status 1; the last lines of")
+    assert told(tmp_path, "log", event="error", message="A sentence.") == "A sentence."
 
 
 @pytest.fixture
@@ -74,10 +58,10 @@ def faulty(monkeypatch):
     """Makes `events_of` start the worker with a planted fault."""
 
     def plant(fault: str, **environment: str) -> None:
-        own = launch.torchrun_command
+        own = torchrun.command
         monkeypatch.setattr(
-            launch,
-            "torchrun_command",
+            torchrun,
+            "command",
             lambda *a: [w.replace("nbutils.train.worker", "tests.faults.worker_with_faults") for w in own(*a)],
         )
         for name, value in ({"FAULT": fault} | environment).items():
@@ -103,7 +87,7 @@ def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, faulty):
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
 def test_a_rank_that_never_joins_ends_soon_with_advice(tmp_path, faulty, point):
-    faulty(f"{point}:1:1", NBUTILS_HANG_SECONDS="3")
+    faulty(f"{point}:1:1", HANG_SECONDS="3")
     started = time.monotonic()
     with pytest.raises(UserError, match="could not reach each other; set processes to 1"):
         list(events_of(small_settings(tmp_path), tmp_path / "train"))
@@ -118,7 +102,7 @@ def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
     settings = small_settings(tmp_path, max_steps=100_000, checkpoint_steps=0, eval_steps=0)
     (tmp_path / "train").mkdir()
     code = (
-        "import json, sys; from pathlib import Path; from nbutils.train.launch import events_of\n"
+        "import json, sys; from pathlib import Path; from nbutils.train.run import events_of\n"
         "from nbutils.train.settings import TrainSettings; s = TrainSettings(**json.loads(sys.argv[1]))\n"
         "for event in events_of(s, s.run_path / 'train'): pass"
     )
@@ -139,8 +123,8 @@ def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
 def test_a_worker_ends_when_torchrun_alone_is_killed(tmp_path):
     """torchrun makes each worker the leader of a session of its own, so nothing else would end it."""
     worker = (
-        "import time; from nbutils.core.children import end_with_parent\n"
-        "end_with_parent(); print('on', flush=True); time.sleep(60)"
+        "import time; from pathlib import Path; from nbutils.core.torchrun import run_worker\n"
+        "run_worker(Path(), lambda: (print('on', flush=True), time.sleep(60)))"
     )
     agent = (
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True).wait()"
@@ -182,7 +166,7 @@ def fake_worker(tmp_path, monkeypatch):
         (tmp_path / "train" / "metrics.jsonl").touch()
         (tmp_path / "worker.py").write_text(FAKE_WORKER)
         command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path), kind]
-        monkeypatch.setattr(launch, "torchrun_command", lambda *a: command)
+        monkeypatch.setattr(torchrun, "command", lambda *a: command)
         return small_settings(tmp_path), tmp_path / "train"
 
     return start
@@ -227,10 +211,10 @@ def test_a_second_interrupt_stops_at_once(fake_worker, monkeypatch):
 def test_processes_are_those_that_torch_sees(tmp_path, monkeypatch):
     """CUDA_VISIBLE_DEVICES hides a GPU from torch, and not from nvidia-smi."""
     t4, chosen = Gpu("Tesla T4", (7, 5), 14.7), []
-    monkeypatch.setattr(launch, "nvidia_gpus", lambda: (t4, t4))
-    monkeypatch.setattr(launch, "torchrun_command", lambda file, processes: chosen.append(processes) or ["false"])
+    monkeypatch.setattr(training, "nvidia_gpus", lambda: (t4, t4))
+    monkeypatch.setattr(torchrun, "command", lambda module, file, processes: chosen.append(processes) or ["false"])
     for seen in ((t4,), ()):
-        monkeypatch.setattr(launch, "child_report", lambda seen=seen: DeviceReport(seen, cores=2))
+        monkeypatch.setattr(training, "child_report", lambda seen=seen: DeviceReport(seen, cores=2))
         with pytest.raises(UserError, match="Training ended with status 1"):
             list(events_of(small_settings(tmp_path, processes=0), tmp_path / "train"))
     assert chosen == [1, 2]  # one GPU; none, so two processes on the CPU
@@ -278,15 +262,15 @@ def alive(process: psutil.Process) -> bool:
 def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkeypatch, capsys):
     tried: list[str | None] = []
 
-    def hang(command, environment, run, folder):
-        tried.append(environment.get("NCCL_P2P_DISABLE"))
-        raise launch._Hang
+    def hang(self):
+        tried.append(self.environment.get("NCCL_P2P_DISABLE"))
+        raise Hang
         yield {}
 
-    monkeypatch.setattr(launch, "_run", hang)
+    monkeypatch.setattr(Torchrun, "events", hang)
     two = (Gpu("Tesla T4", (7, 5), 14.7),) * 2
-    monkeypatch.setattr(launch, "nvidia_gpus", lambda: two)
-    monkeypatch.setattr(launch, "child_report", lambda: DeviceReport(two, cores=2))
+    monkeypatch.setattr(training, "nvidia_gpus", lambda: two)
+    monkeypatch.setattr(training, "child_report", lambda: DeviceReport(two, cores=2))
     monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
     with pytest.raises(UserError, match="could not reach each other, also with NCCL_P2P_DISABLE=1; set processes to 1"):
         list(events_of(small_settings(tmp_path), tmp_path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from nbutils.core import figures
+from nbutils.core import charts
 from nbutils.core.history import History
 from nbutils.train import run
 from tests.metrics.histories import history_rows, session
@@ -28,7 +28,7 @@ def test_a_resumed_run_shows_its_earlier_curve_and_the_planned_steps(tmp_path, m
         yield {"event": "paused", "step": 600, "steps": 900}
 
     monkeypatch.setattr(run, "events_of", events)
-    monkeypatch.setattr(figures.LiveFigure, "update", lambda self, rows, **_: drawn.append((self.steps, list(rows))))
+    monkeypatch.setattr(charts.LiveFigure, "update", lambda self, rows, **_: drawn.append((self.steps, list(rows))))
     run.run_training(small_settings(tmp_path), folder)
     steps, rows = drawn[-1]
     history = History.of(rows)

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 from nbutils.core import hardware
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport, Gpu
-from nbutils.core.models import tiny_model
+from nbutils.core.tiny import tiny_model
 from nbutils.train import preflight
-from nbutils.train.memory import GIB, ModelShape, empty_model, memory_need
+from nbutils.train.memory import GIB, ModelShape, base_shape, memory_need
 from nbutils.train.preflight import FINE, NOTE, STOP, Finding, Machine
 from tests.builders import data_folder
 from tests.train.runs import small_settings
@@ -38,6 +38,11 @@ def texts(findings: list[Finding], level: str | None = None) -> str:
     return " ".join(finding.text for finding in findings if level in (None, finding.level))
 
 
+def every(check):
+    """The check with its findings in a list."""
+    return lambda *facts: list(check(*facts))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preflight")
@@ -55,30 +60,32 @@ def tokenizer(run):
     [((T4, T4), "Tesla T4 in fp16, 2 processes"), ((A100,), "NVIDIA A100 in bf16, 1 process."), ((), "CPU in fp32")],
 )
 def test_each_device_gets_the_precision_that_it_has(run, gpus, expected):
-    found = preflight.device_findings(small_settings(run, processes=0), machine(*gpus))
+    found = every(preflight.device_findings)(small_settings(run, processes=0), machine(*gpus))
     assert expected in texts(found, FINE) and not texts(found, STOP)
 
 
 def test_a_p100_falls_back_to_the_cpu_with_the_reason(run):
-    found = preflight.device_findings(small_settings(run, processes=0), machine(P100))
+    found = every(preflight.device_findings)(small_settings(run, processes=0), machine(P100))
     assert "on the CPU in fp32" in texts(found, FINE) and "Tesla P100-PCIE-16GB (capability 6.0) is too old" in texts(
         found, NOTE
     )
-    asked = preflight.device_findings(small_settings(run, precision="fp16"), machine(P100))
+    asked = every(preflight.device_findings)(small_settings(run, precision="fp16"), machine(P100))
     assert "precision is fp16, but training runs on the CPU" in texts(asked, STOP)
 
 
 def test_fewer_gpus_than_processes_a_torch_without_cuda_and_emulated_bf16(run):
     assert "processes is 2, but this machine has 1 usable GPU;" in texts(
-        preflight.device_findings(small_settings(run, processes=2), machine(T4)), STOP
+        every(preflight.device_findings)(small_settings(run, processes=2), machine(T4)), STOP
     )
-    blind = preflight.device_findings(small_settings(run), machine(listed=(T4,), build=""))
+    blind = every(preflight.device_findings)(small_settings(run), machine(listed=(T4,), build=""))
     assert "nvidia-smi lists Tesla T4, but torch 2.13.0 has no CUDA in it" in texts(blind, STOP)
-    slow = preflight.device_findings(small_settings(run, precision="bf16", processes=1), machine(T4))
+    slow = every(preflight.device_findings)(small_settings(run, precision="bf16", processes=1), machine(T4))
     assert "Tesla T4 only emulates" in texts(slow, NOTE)
-    fused = preflight.device_findings(small_settings(run, optimizer="adamw_torch_fused", processes=1), machine(T4))
+    fused = every(preflight.device_findings)(
+        small_settings(run, optimizer="adamw_torch_fused", processes=1), machine(T4)
+    )
     assert "hides skipped fp16 steps" in texts(fused, STOP)
-    many = preflight.device_findings(small_settings(run, processes=8), machine())
+    many = every(preflight.device_findings)(small_settings(run, processes=8), machine())
     assert "8 processes share 2 cores" in texts(many, NOTE)
 
 
@@ -93,19 +100,19 @@ def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run):
     settings = small_settings(run, checkpoints_kept=2)
     # 3 checkpoints of 12 bytes a parameter, base and final of 4, and a tenth
     needed = 1.1 * 134_110_464 * (3 * 12 + 4 + 4)
-    assert not texts(preflight.disk_findings(settings, REFERENCE, int(needed) + 1), STOP)
-    short = preflight.disk_findings(settings, REFERENCE, int(needed) - 10)
+    assert not texts(every(preflight.disk_findings)(settings, REFERENCE, int(needed) + 1), STOP)
+    short = every(preflight.disk_findings)(settings, REFERENCE, int(needed) - 10)
     assert "3 checkpoints of 1.5 GiB and the models need 6.0 GiB" in texts(short, STOP)
     old = run / "train" / "checkpoints" / "step-000001"
     old.mkdir(parents=True, exist_ok=True)
     (old / "model.safetensors").write_bytes(b"x" * 1000)  # will be replaced, so its room counts as free
-    assert not texts(preflight.disk_findings(settings, REFERENCE, int(needed) - 10), STOP)
+    assert not texts(every(preflight.disk_findings)(settings, REFERENCE, int(needed) - 10), STOP)
 
 
 def test_good_data_has_no_problem(run, tokenizer):
-    found = preflight.data_findings(small_settings(run), run / "data", tokenizer)
+    found = every(preflight.data_findings)(small_settings(run), run / "data", tokenizer)
     assert {finding.level for finding in found} == {FINE} and "inside its supervised part" in texts(found)
-    assert {finding.level for finding in preflight.tokenizer_findings(tokenizer)} == {FINE}
+    assert {finding.level for finding in every(preflight.tokenizer_findings)(tokenizer)} == {FINE}
 
 
 @pytest.mark.parametrize(
@@ -130,20 +137,20 @@ def test_data_that_is_wrong_in_one_way(tmp_path, run, tokenizer, harm, expected,
         rows[1]["input_ids"][1] = 99999
     for side in ("train", "eval"):
         Dataset.from_list(rows).save_to_disk(str(tmp_path / side))
-    found = preflight.data_findings(small_settings(run), tmp_path, tokenizer)
+    found = every(preflight.data_findings)(small_settings(run), tmp_path, tokenizer)
     assert expected in texts(found, level)
 
 
 def test_leaving_the_stop_token_out_on_purpose_is_a_note(run, tokenizer):
-    found = preflight.data_findings(small_settings(run, supervise_end=False), run / "data", tokenizer)
+    found = every(preflight.data_findings)(small_settings(run, supervise_end=False), run / "data", tokenizer)
     assert "replies will not stop" in texts(found, NOTE) and not texts(found, STOP)
 
 
 def test_padding_with_the_stop_token_and_another_eos_are_problems(tokenizer):
     tokenizer.pad_token = tokenizer.eos_token
-    assert "pads with its eos, '<|im_end|>'" in texts(preflight.tokenizer_findings(tokenizer), STOP)
+    assert "pads with its eos, '<|im_end|>'" in texts(every(preflight.tokenizer_findings)(tokenizer), STOP)
     tokenizer.eos_token = "<|pad|>"
-    assert "eos is '<|pad|>', not <|im_end|>" in texts(preflight.tokenizer_findings(tokenizer), STOP)
+    assert "eos is '<|pad|>', not <|im_end|>" in texts(every(preflight.tokenizer_findings)(tokenizer), STOP)
 
 
 def kept_for_backward(model, batch: int, length: int, half: bool) -> int:
@@ -181,30 +188,31 @@ def test_predicted_activations_are_what_autograd_keeps(kind, half):
 
 def test_memory_is_set_against_the_device(run):
     fits = small_settings(run, precision="fp16", tokens_per_microbatch=8192)
-    assert {f.level for f in preflight.memory_findings(fits, REFERENCE, 1024, machine(T4, T4))} == {FINE}
+    assert preflight.memory_finding(fits, REFERENCE, 1024, machine(T4, T4)).level == FINE
     large = small_settings(run, precision="fp16", tokens_per_microbatch=131_072)
     assert "Lower tokens_per_microbatch: 131,072 tokens take" in texts(
-        preflight.memory_findings(large, REFERENCE, 1024, machine(T4, T4)), STOP
+        [preflight.memory_finding(large, REFERENCE, 1024, machine(T4, T4))], STOP
     )
     huge = ModelShape(parameters=3 * 10**9, vocabulary=32_003, hidden=2048, layers=24, intermediate=8_192)
-    assert "choose a smaller base_model" in texts(preflight.memory_findings(fits, huge, 1024, machine(T4, T4)), STOP)
-    small = preflight.memory_findings(small_settings(run, processes=2), REFERENCE, 200, machine(memory=4))
-    assert "4.0 GiB are free for 2 processes" in texts(small)
+    assert "choose a smaller base_model" in texts([preflight.memory_finding(fits, huge, 1024, machine(T4, T4))], STOP)
+    small = preflight.memory_finding(small_settings(run, processes=2), REFERENCE, 200, machine(memory=4))
+    assert "4.0 GiB are free for 2 processes" in small.text
 
 
 def test_a_model_without_weights_has_the_shape_of_the_model(run, tokenizer):
-    empty = ModelShape.of(empty_model("tiny", "", 256, len(tokenizer)))
-    assert empty == ModelShape.of(tiny_model(tokenizer, 256, 0))
+    assert base_shape(small_settings(run), len(tokenizer)) == ModelShape.of(tiny_model(tokenizer, 256, 0))
     with pytest.raises(UserError, match=r"holds no model|could not be read"):
-        empty_model(str(run / "data"), "", 256)
+        base_shape(small_settings(run, base_model=str(run / "data")))
 
 
-def test_all_problems_are_told_at_once(capsys):
+def test_all_problems_are_told_at_once(run, monkeypatch, capsys):
     findings = [Finding(FINE, "Good."), Finding(STOP, "First."), Finding(NOTE, "Hm."), Finding(STOP, "Second.")]
+    monkeypatch.setattr(preflight, "run_findings", lambda settings: iter(findings))
     with pytest.raises(UserError, match=r"2 problems would stop this run or spoil it\. First\. Second\."):
-        preflight.report(findings)
+        preflight.preflight(small_settings(run))
     assert capsys.readouterr().out.splitlines() == ["    ok  Good.", "  STOP  First.", "  note  Hm.", "  STOP  Second."]
-    preflight.report(findings[:1])
+    monkeypatch.setattr(preflight, "run_findings", lambda settings: findings[:1])
+    preflight.preflight(small_settings(run))
 
 
 def test_the_device_is_asked_in_a_child(run, monkeypatch):
@@ -214,7 +222,7 @@ def test_the_device_is_asked_in_a_child(run, monkeypatch):
     assert found.report.torch == torch.__version__ and found.report.cores >= 1
     if not torch.cuda.is_available():
         assert "nvidia-smi lists Tesla T4, but torch" in texts(
-            preflight.device_findings(small_settings(run), found), STOP
+            every(preflight.device_findings)(small_settings(run), found), STOP
         )
     monkeypatch.setattr(hardware.sys, "executable", "/bin/false")
     with pytest.raises(UserError, match="Asking torch for its devices failed"):
@@ -232,11 +240,9 @@ def test_a_broken_driver_is_told_in_its_own_words(tmp_path, monkeypatch):
 
 def test_the_notebooks_part_never_initialises_cuda(run):
     code = (
-        "import sys, torch; from pathlib import Path; from transformers import AutoTokenizer\n"
-        "from tests.train.runs import small_settings; from nbutils.train.preflight import light_preflight, report\n"
-        "from nbutils.core.models import tiny_model\n"
-        "run = Path(sys.argv[1]); tokenizer = AutoTokenizer.from_pretrained(run / 'data' / 'tokenizer')\n"
-        "report(light_preflight(small_settings(run), run / 'data', tiny_model(tokenizer, 256, 0), tokenizer))\n"
+        "import sys, torch; from pathlib import Path\n"
+        "from tests.train.runs import small_settings; from nbutils.train.preflight import preflight\n"
+        "preflight(small_settings(Path(sys.argv[1])))\n"
         "print(torch.cuda.is_initialized())"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)

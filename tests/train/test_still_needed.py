@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, trainer_jit_checkpoint
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from nbutils.core.models import tiny_model
+from nbutils.core.tiny import tiny_model
 from nbutils.train.batches import BatchPlan
-from nbutils.train.scaler import CountingScaler
+from nbutils.train.trainer import CountingScaler
 from tests.builders import data_folder
 
 QUIET: dict[str, Any] = {
@@ -181,7 +181,9 @@ def test_only_random_order_resumes_where_it_was(stock, tmp_path, strategy):
     if strategy == "random":  # so it is the strategy, and not this test
         assert same
     else:
-        assert not same, gone("loader.py", "resumes group_by_length exactly now (check several processes, too)")
+        assert not same, gone(
+            "batches.py (StepLoader)", "resumes group_by_length exactly now (check several processes, too)"
+        )
 
 
 def test_stock_checkpoints_are_written_in_place_and_taken_unchecked(stock, tmp_path, monkeypatch):
@@ -203,7 +205,7 @@ def test_stock_checkpoints_are_written_in_place_and_taken_unchecked(stock, tmp_p
 
 def test_stock_has_no_time_budget_and_each_rank_pauses_for_itself():
     budget = [n for n in SFTConfig.__dataclass_fields__ if any(word in n for word in ("budget", "minutes", "max_time"))]
-    assert budget == [], gone("control.py and meters.py", f"has a time budget: {budget}")
+    assert budget == [], gone("control.py", f"has a time budget: {budget}")
     source = inspect.getsource(trainer_jit_checkpoint)
     assert "SIGTERM" in source and not any(word in source for word in ("all_reduce", "broadcast", "gather(")), gone(
         "control.py", "lets ranks agree on a pause"
@@ -236,7 +238,9 @@ def test_stock_sees_a_skipped_fp16_step_only_where_adamw_is_not_fused(fused):
     optimizer.step()
     assert torch.equal(weight, torch.ones(3)) and scaler.skipped_steps == 1
     if fused:
-        assert not optimizer.step_was_skipped, gone("scaler.py and options", "sees skips of fused AdamW now")
+        assert not optimizer.step_was_skipped, gone(
+            "trainer.py (CountingScaler) and OPTIMIZERS", "sees skips of fused AdamW now"
+        )
     else:
         assert optimizer.step_was_skipped
 
@@ -248,7 +252,9 @@ def test_the_stock_loop_counts_skipped_steps_as_steps():
     body = source[source.index("optimizer_step_was_skipped:") :][:900]
     lines = [line for line in body.splitlines() if "global_step += 1" in line or "lr_scheduler.step()" in line]
     indents = [len(line) - len(line.lstrip()) for line in lines[:2]]
-    assert "lr_scheduler" in lines[0] and indents[1] < indents[0], gone("scaler.py", "counts only steps taken now")
+    assert "lr_scheduler" in lines[0] and indents[1] < indents[0], gone(
+        "trainer.py (CountingScaler)", "counts only steps taken now"
+    )
 
 
 def test_accelerate_makes_no_scaler_on_the_cpu():
@@ -259,7 +265,9 @@ def test_accelerate_makes_no_scaler_on_the_cpu():
     PartialState._reset_state()
     try:
         accelerator = Accelerator(cpu=True, mixed_precision="fp16")
-        assert accelerator.scaler is None, gone("scaler.py's CPU test", "gets a scaler on the CPU from accelerate now")
+        assert accelerator.scaler is None, gone(
+            "the CPU test of CountingScaler", "gets a scaler on the CPU from accelerate now"
+        )
     finally:
         AcceleratorState._reset_state()
         PartialState._reset_state()

@@ -12,8 +12,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import arguments
-from nbutils.train.determinism import WORKSPACE, relax_where_needed
-from nbutils.train.scaler import CountingScaler
+from nbutils.train.arguments import WORKSPACE, relax_where_needed
+from nbutils.train.trainer import CountingScaler
 from tests.train.runs import small_settings, trainer_of
 
 BARE = {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "processes": 1, "max_steps": 6}
@@ -60,7 +60,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_its_rows(tmp
     def planted(model, inputs):
         out = own(model, inputs)
         if trainer.state.global_step == 2:
-            read.append(inputs["input_ids"])
+            read.append(inputs.input_ids)
             if len(read) == 2:
                 out["loss_sum"] = out["loss_sum"] * float("nan")
         return out
@@ -87,7 +87,7 @@ def strictness(monkeypatch):
 
 
 def test_a_gpu_is_made_deterministic_and_strictly(tmp_path, monkeypatch, strictness):
-    monkeypatch.setattr(arguments, "SFTConfig", lambda **options: options)
+    monkeypatch.setattr(arguments, "Arguments", lambda **options: options)
     arguments.trainer_arguments(small_settings(tmp_path), tmp_path)
     assert not torch.are_deterministic_algorithms_enabled() and WORKSPACE not in os.environ  # the CPU is so already
     monkeypatch.setattr(arguments, "device_report", lambda: DeviceReport((Gpu("Tesla T4", (7, 5), 14.7),)))

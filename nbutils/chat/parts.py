@@ -1,0 +1,185 @@
+"""The parts of the chat widget: a model's column, and everything that a person can touch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import Any
+
+import ipywidgets as widgets
+
+from nbutils.chat import markup
+from nbutils.chat.models import LoadedModel
+from nbutils.chat.session import ChatSession
+from nbutils.core.chat_engine.sampling import Sampling, Slider
+
+FRAME_SECONDS = 0.05
+"""Shortest time between two updates of a reply in the making: faster than an eye sees, slower than a browser draws."""
+
+NOBODY = "nobody"
+MARK = "\ue000"
+"""In the outbox it divides a message from a stamp that makes each one different; `widget.js` has it too."""
+
+
+def styled(part: widgets.DOMWidget, name: str) -> Any:
+    """The part, with a class that `widget.css` or `widget.js` knows."""
+    part.add_class(name)
+    return part
+
+
+class Panel:
+    """One model's column: its session, its bubbles, its context meter.
+
+    Methods may be called from any thread, one at a time.
+    """
+
+    def __init__(self, loaded: LoadedModel, settings: dict[str, Any]) -> None:
+        self.name = loaded.name
+        self.session = ChatSession(loaded.model, loaded.tokenizer, **settings)
+        self.title = widgets.HTML(f'<div class="sc-title">{markup.escape(loaded.line)}</div>')
+        self.history, self.newest, self.meter = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        flow = styled(widgets.VBox([self.history, self.newest]), "sc-flow")
+        self.box = styled(widgets.VBox([self.title, styled(widgets.VBox([flow]), "sc-log"), self.meter]), "sc-panel")
+        self.show()
+
+    @property
+    def html(self) -> str:
+        """The bubbles that are shown."""
+        return str(self.history.value + self.newest.value)
+
+    def show(self) -> None:
+        """Draws the conversation as it is."""
+        self._draw(self.session.transcript()["messages"])
+
+    def show_waiting(self, said: str, *, edited: bool) -> None:
+        """Shows a message that was just sent, with an empty bubble below it: reading a long history takes a while.
+
+        It takes the place of the last message if `edited`.
+        """
+        messages = self.session.transcript()["messages"]
+        if edited:
+            del messages[max(i for i, m in enumerate(messages) if m["role"] == "user") :]
+        waiting = [{"role": "user", "content": said.strip()}, {"role": "assistant", "content": ""}]
+        self._draw([*messages, *waiting], writing=True)
+
+    def write(self, pieces: Iterator[str]) -> Generator[bool]:
+        """Writes a reply piece by piece, and shows it when it is time to."""
+        next_frame = 0.0
+        for _ in pieces:
+            now = time.perf_counter()
+            if now >= next_frame:
+                self._draw(self.session.transcript()["messages"], writing=True)
+                drawing = time.perf_counter() - now
+                next_frame = now + max(FRAME_SECONDS, 5 * drawing)  # drawing may take a fifth of the time
+            yield True
+        self.show()
+
+    def _draw(self, messages: list[dict[str, Any]], *, writing: bool = False) -> None:
+        """The last message below the others; the others first, so that none is missing for a moment in between."""
+        context = self.session.context
+        nothing = '<div class="sc-empty">Say something.</div>'
+        self.history.value = markup.conversation(messages[:-1], context) if messages else nothing
+        self.newest.value = markup.bubble(messages[-1], writing=writing) if messages else ""
+        self.meter.value = markup.meter(context)
+
+
+class Controls:
+    """Input, buttons, pickers, sampling: each calls the method of the chat widget that does what it says."""
+
+    def __init__(self, chat: Any, names: list[str], shown: list[str], sampling: Sampling) -> None:
+        self.input = styled(
+            widgets.Textarea(
+                description="Message", placeholder="Enter sends, Shift-Enter starts a new line.",
+                continuous_update=False, rows=2,
+            ),
+            "sc-input",
+        )  # fmt: skip
+        # A text and a click are two messages, and ipywidgets may keep the first back while the second goes out. So
+        # the page writes what is to be sent here, as one; without its script, Send alone does its work.
+        self.outbox = styled(widgets.Textarea(description="Outbox", continuous_update=False), "sc-outbox")
+        _on_change(self.outbox, lambda sent: self._heard(chat, sent))
+        self.send = _button("Send", "Send the message (Enter)", lambda: chat.send(self.input.value), "primary")
+        self.stop = _button("Stop", "End the reply that is being written", chat.stop, "warning")
+        self.regenerate = _button("Regenerate", "Another reply to the last message", chat.regenerate)
+        self.edit = _button("Edit", "Change the last message and send it again", chat.edit)
+        self.clear = _button("Clear", "Forget this conversation", chat.clear)
+        self.download = widgets.HTML()
+        self.model = widgets.Dropdown(options=names, description="Model")
+        self.beside = widgets.Dropdown(options=[NOBODY, *names], description="Beside")
+        self.show_picked(shown)
+        for picker in (self.model, self.beside):
+            _on_change(picker, lambda _: chat.pick())
+        self.pickers = _line(self.model, self.beside)
+        self.pickers.layout.display = "flex" if len(names) > 1 else "none"
+        self.upload = styled(
+            widgets.FileUpload(accept=".json", description="Load transcript", layout={"width": "auto"}), "sc-upload"
+        )
+        _on_change(self.upload, lambda files: files and chat.load(bytes(files[0]["content"])))
+        self.sampling = {name: _sampling_widget(name, value) for name, value in sampling}
+        for name, widget in self.sampling.items():
+            _on_change(widget, partial(chat.set, name))
+        # An Accordion would fold too, but the keyboard cannot reach its title.
+        more = widgets.ToggleButton(description="Settings", tooltip="Show or hide sampling and loading")
+        fold = styled(widgets.VBox([*self.sampling.values(), self.upload], layout={"display": "none"}), "sc-fold")
+        _on_change(more, lambda open_: setattr(fold.layout, "display", "flex" if open_ else "none"))
+        self.rows = [
+            _line(self.input, self.outbox, styled(self.send, "sc-send"), styled(self.stop, "sc-stop")),
+            _line(self.regenerate, self.edit, self.clear, more, self.download),
+            fold,
+        ]
+
+    def _heard(self, chat: Any, sent: str) -> None:
+        if text := sent.rpartition(MARK)[0]:
+            self.outbox.value = ""  # tells the page that it was heard
+            chat.send(text)
+
+    def fill(self, text: str) -> None:
+        """Puts a text into the input, whatever is typed there that the kernel has not heard of."""
+        if self.input.value == text:
+            self.input.value = ""  # or setting it would tell the page nothing
+        self.input.value = text
+
+    def show_busy(self, busy: bool, talked: bool) -> None:
+        """Enables what makes sense now."""
+        self.send.disabled = busy
+        self.stop.disabled = not busy
+        self.regenerate.disabled = self.edit.disabled = busy or not talked
+        self.clear.disabled = not talked and not busy
+
+    def show_picked(self, names: list[str]) -> None:
+        """Sets the pickers to the models that are shown."""
+        self.model.value, self.beside.value = [*names, NOBODY][:2]
+
+    def show_editing(self, editing: bool) -> None:
+        """Whether the input holds the last message, to be sent again."""
+        self.send.description = "Send again" if editing else "Send"
+        self.edit.description = "Don't edit" if editing else "Edit"
+
+
+def _on_change(widget: widgets.Widget, action: Callable[[Any], object]) -> None:
+    widget.observe(lambda change: action(change["new"]), "value")
+
+
+def _button(label: str, tooltip: str, action: Callable[[], None], style: str = "") -> widgets.Button:
+    button = widgets.Button(description=label, tooltip=tooltip, button_style=style)
+    button.on_click(lambda _: action())
+    return button
+
+
+def _line(*parts: widgets.Widget) -> widgets.HBox:
+    return styled(widgets.HBox(parts), "sc-line")
+
+
+def _sampling_widget(name: str, value: Any) -> widgets.Widget:
+    """A slider where the field has one, else a box for a check mark or a number."""
+    field, label = Sampling.model_fields[name], name.replace("_", " ")
+    if field.annotation is bool:
+        return widgets.Checkbox(value=value, description=f"{label}: {field.description}", indent=False)
+    plain = {"value": value, "description": label, "style": {"description_width": "150px"}}
+    slider = next((found for found in field.metadata if isinstance(found, Slider)), None)
+    if slider is None:
+        return widgets.BoundedIntText(**plain, min=0, max=2**31 - 1)
+    kind = widgets.IntSlider if field.annotation is int else widgets.FloatSlider
+    low, high = min(slider.low, value), max(slider.high, value)
+    return kind(**plain, min=low, max=high, step=slider.step, continuous_update=False)

@@ -1,0 +1,297 @@
+"""How all our figures look, are saved, and draw a training run: without pyplot, so that nothing global changes.
+
+A light and a dark theme; the first two colours (Okabe & Ito 2008) are told apart by colour-blind eyes, and without
+colour by line style and marker.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from nbutils.core.files import replaced
+from nbutils.core.history import History, Row, Series, thinned, trend
+from nbutils.core.training_log import ACCURACY, LOSS, Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 8.0
+"""Inches; at DPI this is 800 pixels, the width of a model card."""
+DPI = 100
+FILE_DPI = 160
+"""Pixels per inch of the PNG files: twice a model card's width would be 200, at double the time and size."""
+
+REDRAW = 5.0
+
+LINE_STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "X")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure: page, text, grid, and those of curves."""
+
+    page: str
+    ink: str
+    faint: str
+    curves: tuple[str, ...]
+
+    @property
+    def first(self) -> str:
+        """The colour of training."""
+        return self.curves[0]
+
+    @property
+    def second(self) -> str:
+        """The colour of evaluation."""
+        return self.curves[1]
+
+
+THEMES = {
+    "light": Theme("#ffffff", "#1f2328", "#d0d7de", ("#0072b2", "#c04f00", "#00825c", "#9a4f7f", "#8a6d00", "#444444")),
+    "dark": Theme("#0d1117", "#e6edf3", "#30363d", ("#56b4e9", "#f0a030", "#2fc79a", "#e08fc0", "#f0e442", "#bbbbbb")),
+}
+
+
+class End(NamedTuple):
+    """A line's final value and colour, and a sign before the value where two lines have one colour."""
+
+    value: float
+    colour: str
+    sign: str = ""
+
+
+def new_figure(
+    rows: int, columns: int, *, theme: str, height: float, width: float = WIDTH, sharex: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure in a theme and its axes, row by row; sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours = THEMES[theme]
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=colours.page)
+    FigureCanvasAgg(figure)
+    # Fixed margins in inches: fitting them would draw each figure twice. The right one holds the final values.
+    left, right, bottom, top = 0.66, 0.62, 0.52, 0.36
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex).ravel().tolist()
+    panel = (width - (left + right) * columns) / columns
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height,
+        wspace=(left + right) / panel, hspace=0.25 if rows > 1 else None,
+    )  # fmt: skip
+    for ax in axes:
+        ax.set_facecolor(colours.page)
+        ax.tick_params(colors=colours.ink, labelsize=8, length=3)
+        ax.xaxis.label.set_color(colours.ink)
+        ax.yaxis.label.set_color(colours.ink)
+        ax.grid(True, color=colours.faint, linewidth=0.6)
+        ax.set_axisbelow(True)
+        for side, spine in ax.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(colours.faint)
+    return figure, axes
+
+
+def caption(axes: Axes, theme: str, title: str, x: str = "") -> None:
+    """Writes the title of a panel and the name of its x axis."""
+    axes.set_title(title, loc="left", fontsize=10, color=THEMES[theme].ink)
+    axes.set_xlabel(x, fontsize=9)
+
+
+def add_legend(place: Axes | Figure, theme: str, **options: Any) -> None:
+    """Adds a legend without a frame."""
+    place.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme].ink, **options)
+
+
+def format_values(axes: Axes, metric: Metric) -> None:
+    """Writes the y axis as the metric's values are written: in percent, or with commas between the thousands."""
+    from matplotlib.ticker import PercentFormatter
+
+    if metric.is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the axis needs
+    elif "," in metric.form:
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+
+
+def label_ends(axes: Axes, ends: list[End], form: str, x: float | None = None) -> None:
+    """Writes each line's final value behind the axes, or behind `x` in data; moved apart where two would overlap."""
+    if not ends:
+        return
+    axes.margins(y=0.08)
+    low, high = axes.get_ylim()
+    gap = 13.0 / axes.get_window_extent().height * (high - low)  # 13 pixels: one line of the label's text
+    at, horizontal = (1.0, "axes fraction") if x is None else (x, "data")
+    for end, place in zip(ends, _apart([end.value for end in ends], gap), strict=True):
+        axes.annotate(end.sign + form.format(end.value), (at, place), xycoords=(horizontal, "data"),
+                      xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, fontweight="bold",
+                      color=end.colour, annotation_clip=False)  # fmt: skip
+
+
+def _apart(values: Sequence[float], gap: float) -> list[float]:
+    """The values moved until neighbours are `gap` apart: the mean of moving all upwards and of moving all downwards."""
+    order, rooms = np.argsort(values, kind="stable"), gap * np.arange(len(values))
+    rest = np.asarray(values)[order] - rooms
+    up, down = np.maximum.accumulate(rest), np.minimum.accumulate(rest[::-1])[::-1]
+    places = np.empty(len(values))
+    places[order] = (up + down) / 2 + rooms
+    return places.tolist()
+
+
+def save(draw: Callable[[str], Figure], folder: Path, name: str) -> None:
+    """Writes a figure as PNG and SVG, in the light theme and, with `-dark` behind the name, in the dark one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for theme in THEMES:
+        figure = draw(theme)
+        stem = name if theme == "light" else f"{name}-{theme}"
+        for form, content in (("png", png(figure, FILE_DPI)), ("svg", svg(figure))):
+            with replaced(folder / f"{stem}.{form}") as partial:
+                partial.write_bytes(content)
+
+
+def png(figure: Figure, dpi: int = DPI) -> bytes:
+    """The figure as a PNG file."""
+    return _saved(figure, "png", dpi=dpi)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as an SVG file: the same bytes for the same figure."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "smallchat", "svg.fonttype": "none"}):
+        return _saved(figure, "svg", metadata={"Date": None})
+
+
+def _saved(figure: Figure, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, facecolor=figure.get_facecolor(), **options)
+    return buffer.getvalue()
+
+
+class Line(NamedTuple):
+    """A line or points of a metric: a key of LOOKS, the place of its colour, whether its last value is the run's."""
+
+    label: str
+    look: str
+    colour: int
+    series: Series
+    ended: bool
+
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "raw": {"marker": ".", "linestyle": "none", "alpha": 0.4, "markeredgewidth": 0, "zorder": 2},
+    "trained": {"linewidth": 1.8, "zorder": 3},
+    "alike": {"marker": "D", "linestyle": "none", "fillstyle": "none", "markersize": 5, "zorder": 4},
+    "evaluation": {"marker": "o", "linestyle": "--", "linewidth": 1.0, "markersize": 4.5, "zorder": 4},
+}
+
+
+def lines_of(history: History, metric: Metric) -> list[Line]:
+    """What a figure shows of a metric: raw points and the smoothed line of training, and the evaluations.
+
+    Where training counts all tokens and evaluation the assistant's alone, the labels say so. A line that breaks off
+    before the end of the run has not ended: its last point is no final value.
+    """
+    train, evals = history.series(metric.column), history.eval_series(metric.evaluation)
+    alike = history.eval_series(metric.evaluation_alike)
+    apart = bool(metric.evaluation) and history.counts_all_tokens
+    smooth = metric.smooth and len(train.finite) >= 5
+    trained = f"training{' (all tokens)' * apart}{', smoothed' * smooth}"
+    lines = [
+        *[Line("as logged", "raw", 0, train.finite, False)] * smooth,
+        Line(trained, "trained", 0, trend(train) if smooth else train.finite, train.ends_finite),
+        *[Line("evaluation (all tokens)", "alike", 0, alike.finite, alike.ends_finite)] * apart,
+        Line("evaluation" + " (assistant's tokens)" * apart, "evaluation", 1, evals.finite, evals.ends_finite),
+    ]
+    return [line for line in lines if len(line.series)]
+
+
+def events_of(history: History, metric: Metric) -> dict[str, list[int]]:
+    """On the loss, the steps at which fp16 steps were skipped or values were no number, by what to call that."""
+    if metric is not LOSS:
+        return {}
+    broken = history.series(LOSS.column).broken.astype(int).tolist()
+    skipped = int(history.series("skipped_steps").last or 0)
+    return {
+        f"fp16 steps skipped ({skipped})": history.skipped_at(),
+        f"not a number ({len(broken)} row{'s' if len(broken) > 1 else ''})": broken,
+    }
+
+
+def training_figure(rows: Iterable[Row] | History, *, theme: str = "light", steps: int | None = None) -> Figure:
+    """Loss and token accuracy of training and evaluation side by side, over optimizer steps.
+
+    `rows` are those of `metrics.jsonl`, so far as they are there: an empty list gives empty axes. `steps` is the
+    planned number of steps, which the axes then span.
+    """
+    history = History.of(rows)
+    figure, panels = new_figure(1, 2, theme=theme, height=WIDTH * 0.36)
+    for axes, metric in zip(panels, (LOSS, ACCURACY), strict=True):
+        draw_metric(axes, history, metric, theme=theme)
+        if steps:
+            axes.set_xlim(0, max(steps, history.last_step))
+    return figure
+
+
+def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "light") -> None:
+    """Draws a metric and its events, and writes final values at the lines' ends."""
+    colours = THEMES[theme]
+    lines = lines_of(history, metric)
+    for line in lines:
+        few = thinned(line.series)
+        dots = {"marker": "."} if len(few) < 5 else {}  # a line of one point would not be seen
+        every = -(-len(few) // 60) if line.look == "evaluation" else None
+        axes.plot(few.steps, few.values, label=line.label, color=colours.curves[line.colour], clip_on=False,
+                  markevery=every, **dots | LOOKS[line.look])  # fmt: skip
+    for step in history.resumes:
+        axes.axvline(step, color=colours.ink, linewidth=0.7, linestyle=":", alpha=0.7, zorder=1,
+                     label=f"resumed ({len(history.resumes)}×)" if step == history.resumes[0] else None)  # fmt: skip
+    for (label, steps), marker, height in zip(events_of(history, metric).items(), "|x", (0.02, 0.06), strict=False):
+        if len(steps):  # at a share of the axes' height
+            some = steps[:: -(-len(steps) // 200)]
+            axes.plot(some, [height] * len(some), marker, transform=axes.get_xaxis_transform(), label=label, zorder=3,
+                      color=colours.second if marker == "|" else colours.ink)  # fmt: skip
+    caption(axes, theme, metric.title, "optimizer steps")
+    if history.last_step:
+        axes.set_xlim(0, history.last_step)
+    ends = [
+        End(line.series.values[-1], colours.curves[line.colour], "◇" * (line.look == "alike"))
+        for line in lines
+        if line.ended
+    ]
+    label_ends(axes, ends, metric.form, history.last_step or None)
+    format_values(axes, metric)
+    if not lines:
+        axes.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", transform=axes.transAxes, color=colours.ink)
+    elif len(axes.get_legend_handles_labels()[1]) > 1 or metric.smooth:
+        add_legend(axes, theme, loc="best")
+
+
+class LiveFigure:
+    """The training figure in a notebook, redrawn in place while a run goes on, at most every REDRAW seconds."""
+
+    def __init__(self) -> None:
+        self.steps: int | None = None  # the planned optimizer steps, once they are known
+        self._handle: Any = None
+        self._drawn_at = -math.inf
+
+    def update(self, rows: Sequence[Row], *, now: bool = False) -> None:
+        """Redraws with all rows so far, unless it was done just before; `now` draws in any case."""
+        if not now and time.monotonic() - self._drawn_at < REDRAW:
+            return
+        from IPython.display import Image, display
+
+        image = Image(data=png(training_figure(rows, steps=self.steps)), format="png")
+        if self._handle is None:
+            self._handle = display(image, display_id=True)
+        else:
+            self._handle.update(image)
+        self._drawn_at = time.monotonic()

@@ -1,0 +1,259 @@
+"""The engine of a chat: from messages to the token ids of a reply, with key/value caches kept across turns.
+
+Turns, editing and transcripts live in `nbutils.chat.session`; here is what the model reads, and when.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import takewhile
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from nbutils.core.chat_engine.kvcache import KeyValueCache
+from nbutils.core.chat_engine.rotation import Rotation, can_extend, rotations
+from nbutils.core.chat_engine.sampling import Sampling, next_id
+from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, Plan, Sizes, Window
+from nbutils.core.chatml import IM_END, Message, encode
+from nbutils.core.errors import UserError
+from nbutils.core.run.models import context_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+AHEAD = 1 / 8
+"""A change of window or rotation that a next message of this share of the context causes is prepared in advance."""
+
+BACKGROUND_PIECE = 64
+"""Tokens per forward pass in the background: a new message waits for one pass at most."""
+
+MOST_CACHES = 3
+"""The one in use, the one for the next plan, and the one that a regeneration goes back to."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, lt=2**63)]
+
+
+class Measured(BaseModel):
+    """What one reply cost: tokens read and written, and seconds since the message was sent.
+
+    Seconds are those that the model worked on it: not those in which whoever reads it did something else.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    read_tokens: Count = 0
+    reused_tokens: Count = 0
+    new_tokens: Count = 0
+    seconds_to_first_token: Seconds | None = None
+    seconds: Seconds = 0.0
+    ended: Literal["end", "length", "stopped"] = "stopped"  # by `<|im_end|>`, by max_new_tokens, or by a person
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of writing behind the first token."""
+        if self.new_tokens < 2 or self.seconds_to_first_token is None:
+            return None
+        return (self.new_tokens - 1) / max(self.seconds - self.seconds_to_first_token, 1e-9)
+
+    @property
+    def summary(self) -> str:
+        """Tokens, speed, time to first token, and what ended the reply early, in words."""
+        words = [f"{self.new_tokens} tokens"]
+        if self.tokens_per_second is not None:
+            words.append(f"{self.tokens_per_second:.1f} tokens/s")
+        if self.seconds_to_first_token is not None:
+            words.append(f"first after {self.seconds_to_first_token:.2f} s")
+        if self.ended != "end":
+            words.append({"stopped": "stopped", "length": "longest reply reached"}[self.ended])
+        return " · ".join(words)
+
+
+class Engine:
+    """Replies to conversations with one model. One reply at a time; the caller sees to that.
+
+    `context_extension` is `dynamic`, `yarn`, `linear` (twice the trained length) or `none`. A model whose position
+    embeddings cannot be extended keeps its trained length: `extension` is then `none`, and `limit` says what holds.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_extension: str = "dynamic"
+    ) -> None:
+        if context_extension not in EXTENSIONS:
+            raise UserError(f"context_extension is {context_extension!r}; choose one of {', '.join(EXTENSIONS)}.")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.trained = context_length(model)
+        self.extension = context_extension if can_extend(model) else "none"
+        self.limit = self.trained * (FACTOR if self.extension != "none" else 1)
+        self._rotations = rotations(model, self.extension, self.limit)
+        self._caches: dict[Plan, KeyValueCache] = {}
+        self._current: Plan | None = None
+        self._header = encode(tokenizer, [], add_generation_prompt=True).input_ids
+        self._background: threading.Thread | None = None
+        self._hurry = threading.Event()
+        self._end = tokenizer.convert_tokens_to_ids(IM_END)
+
+        @lru_cache(maxsize=2000)  # a reply in the making leaves an entry for every length it had
+        def ids_of(role: str, text: str) -> list[int]:
+            return encode(tokenizer, [{"role": role, "content": text}]).input_ids
+
+        self._ids_of_message = ids_of
+        if model.device.type == "cpu":
+            # Where there is a mask, transformers copies all keys and values to share key/value heads among queries.
+            # CUDA's kernels need that, the CPU's do not (`integrations/sdpa_attention.py` reads the variable).
+            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+
+    def window(self, sampling: Sampling) -> Window:
+        """The window for replies of that length. UserError where a reply alone would fill the context."""
+        if sampling.max_new_tokens > self.limit // 2:
+            raise UserError(
+                f"max_new_tokens is {sampling.max_new_tokens}, more than half of the context of {self.limit} tokens; "
+                f"choose at most {self.limit // 2}."
+            )
+        return Window(self.trained, self.limit, sampling.max_new_tokens)
+
+    def rotation(self, plan: Plan) -> Rotation | None:
+        """The rotation that a plan reads with."""
+        return self._rotations[plan.extended]
+
+    def sizes(self, messages: Sequence[Message], ahead: int = 0) -> Sizes:
+        """Sizes in tokens; a user's message at the end is the newest, and no turn yet.
+
+        `ahead` stands for tokens of a message that is not there yet.
+        """
+        system, turns = _turns(messages)
+        newest = turns.pop() if messages and messages[-1]["role"] == "user" else []
+        fixed = len(self._header) + len(self._ids_of(system))
+        return Sizes(fixed, [len(self._ids_of(turn)) for turn in turns], len(self._ids_of(newest)) + ahead)
+
+    def plan(self, messages: Sequence[Message], dropped: int, sampling: Sampling, ahead: int = 0) -> Plan:
+        """What is read for the next reply; for `ahead` see `sizes`."""
+        return self.window(sampling).plan(self.sizes(messages, ahead), dropped)
+
+    def ids(self, messages: Sequence[Message], plan: Plan, *, prompt: bool) -> list[int]:
+        """Token ids of the messages that the plan keeps, with the header of a reply behind them if `prompt`."""
+        system, turns = _turns(messages)
+        kept = [*system, *(message for turn in turns[plan.dropped :] for message in turn)]
+        return self._ids_of(kept) + (self._header if prompt else [])
+
+    def _ids_of(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation are its messages' in a row (see `nbutils.core.chatml`)."""
+        return [i for message in messages for i in self._ids_of_message(message["role"], message["content"])]
+
+    @property
+    def cached(self) -> dict[Plan, list[int]]:
+        """The ids that the cache of each plan holds."""
+        return {plan: list(cache.ids) for plan, cache in self._caches.items()}
+
+    def generate(
+        self,
+        messages: Sequence[Message],
+        plan: Plan,
+        sampling: Sampling,
+        generator: torch.Generator,
+        stopped: Callable[[], bool],
+        measured: Measured,
+    ) -> Iterator[int]:
+        """Ids of the reply, one by one, without `<|im_end|>`; ends early once `stopped` says so. Fills `measured`."""
+        started = time.perf_counter()
+        self.pause()
+        cache = self._cache(plan)
+        self._current = plan
+        prompt = self.ids(messages, plan, prompt=True)
+        logits = cache.read(prompt, stopped)
+        measured.read_tokens = len(cache.ids) - cache.reused
+        measured.reused_tokens = cache.reused
+        if logits is None:
+            return
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[prompt] = True
+        while not stopped():
+            token = next_id(logits, seen, sampling, generator)
+            seen[token] = True
+            measured.new_tokens += 1
+            measured.seconds = time.perf_counter() - started
+            measured.seconds_to_first_token = measured.seconds_to_first_token or measured.seconds
+            if token == self._end:
+                measured.ended = "end"
+                return
+            left = time.perf_counter()
+            yield token
+            started += time.perf_counter() - left  # the reader's own time, another model's beside this one too
+            if measured.new_tokens >= sampling.max_new_tokens:
+                measured.ended = "length"
+                return
+            if stopped():
+                return
+            logits = cache.append(token)
+
+    def prepare(self, messages: Sequence[Message], dropped: int, sampling: Sampling) -> None:
+        """Starts reading in the background what the next reply will need, for a short and for a longer message."""
+        self.pause()
+        self._hurry.clear()
+        self._background = threading.Thread(
+            target=self._prepare, args=(list(messages), dropped, sampling), name="chat-reads-ahead"
+        )
+        self._background.start()
+
+    def pause(self) -> None:
+        """Ends the background reading; what it has read stays."""
+        self._hurry.set()
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits until the background reading is through."""
+        if self._background is not None:
+            self._background.join()
+
+    def forget(self) -> None:
+        """Frees all caches."""
+        self.pause()
+        self._caches.clear()
+        self._current = None
+
+    def _cache(self, plan: Plan) -> KeyValueCache:
+        if plan not in self._caches:
+            for old in [p for p in self._caches if p != self._current][: max(0, len(self._caches) - MOST_CACHES + 1)]:
+                del self._caches[old]
+            self._caches[plan] = KeyValueCache(self.model, self.rotation(plan))
+        return self._caches[plan]
+
+    def _prepare(self, messages: list[Message], dropped: int, sampling: Sampling) -> None:
+        room = self.window(sampling).room - self.sizes(messages).fixed
+        if room < 1:  # a system message that leaves none: the next message is refused
+            return
+        lengths = [min(length, room) for length in (1, round(AHEAD * self.limit))]
+        plans = {self.plan(messages, dropped, sampling, ahead=length) for length in lengths}
+        for plan in [p for p in self._caches if p not in plans and p != self._current]:
+            del self._caches[plan]
+        for plan in sorted(plans, key=lambda p: (p.dropped, p.extended)):
+            ids = self.ids(messages, plan, prompt=False)
+            cache = self._cache(plan)
+            if ids and cache.ids != ids:
+                try:
+                    cache.read(ids, self._must_pause, BACKGROUND_PIECE)
+                except (RuntimeError, MemoryError):  # out of memory, most likely: the reply itself may do without
+                    del self._caches[plan]
+                    return
+
+    def _must_pause(self) -> bool:
+        # The main thread is over when the program ends: this thread must not keep it waiting.
+        return self._hurry.is_set() or not threading.main_thread().is_alive()
+
+
+def _turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """The system's messages at the start, never dropped, and the turns: a user's message and what follows it."""
+    system = list(takewhile(lambda message: message["role"] == "system", messages))
+    turns: list[list[Message]] = []
+    for message in messages[len(system) :]:
+        if message["role"] == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return system, turns

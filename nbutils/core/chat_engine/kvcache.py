@@ -1,0 +1,113 @@
+"""A key/value cache that knows which token ids it holds and with which rotation they were read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from nbutils.core.chat_engine.rotation import Rotation, rotated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+READ_TOKENS = 256
+"""Tokens of a prompt read in one forward pass; between two passes a reply can be stopped."""
+
+
+class KeyValueCache:
+    """Keys and values of `ids`, all turned by one rotation.
+
+    transformers cuts caches by length alone; this one compares ids, so that an edited history reuses exactly the
+    prefix that still holds. A forward pass that fails half-way leaves `ids` true.
+    """
+
+    def __init__(self, model: PreTrainedModel, rotation: Rotation | None) -> None:
+        self.model = model
+        self.rotation = rotation
+        self.ids: list[int] = []
+        self.reused = 0
+        self._cache = Cache(layer_class_to_replicate=_GrowingLayer)
+
+    def read(
+        self, ids: list[int], interrupted: Callable[[], bool] = lambda: False, piece: int = READ_TOKENS
+    ) -> torch.Tensor | None:
+        """Makes the cache hold exactly `ids`, reading only what it lacks (the last id always).
+
+        Returns the float32 logits (V,) behind the last id, on the CPU; None if `interrupted` between two pieces, with
+        what was read so far kept. `reused` then says how many ids were there already.
+        """
+        self.reused = min(common_prefix(self.ids, ids), len(ids) - 1)
+        self._truncate(self.reused)
+        logits = None
+        for start in range(len(self.ids), len(ids), piece):
+            if interrupted():
+                return None
+            logits = self._forward(ids[start : start + piece])
+        return logits
+
+    def append(self, token_id: int) -> torch.Tensor:
+        """Reads one more id; returns the float32 logits (V,) behind it, on the CPU."""
+        return self._forward([token_id])
+
+    def _truncate(self, length: int) -> None:
+        del self.ids[length:]
+        for layer in self._cache.layers:
+            layer.length = min(layer.length, length)
+
+    def _forward(self, ids: list[int]) -> torch.Tensor:
+        self._truncate(len(self.ids))  # an earlier pass may have failed between two layers
+        with torch.inference_mode(), rotated(self.model, self.rotation):
+            tokens = torch.tensor([ids], device=self.model.device)
+            out = self.model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            logits: torch.Tensor = out.logits[0, -1].float().cpu()
+        self.ids += ids
+        return logits
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the longest common prefix."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+class _GrowingLayer(DynamicLayer):
+    """One layer's keys and values (1, H, T, D), written in place into buffers that double when they are full.
+
+    transformers' own layer copies everything it holds for each new token.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.length = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self.length + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = (x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (key_states, value_states))
+        self.keys = _with_room(self.keys, self.length, end)
+        self.values = _with_room(self.values, self.length, end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def reset(self) -> None:
+        super().reset()
+        self.length = 0
+
+
+def _with_room(buffer: torch.Tensor, length: int, needed: int) -> torch.Tensor:
+    if buffer.shape[2] >= needed:
+        return buffer
+    grown = buffer.new_empty(*buffer.shape[:2], max(256, 2 * buffer.shape[2], needed), buffer.shape[3])
+    grown[:, :, :length] = buffer[:, :, :length]
+    return grown

@@ -1,0 +1,148 @@
+"""Checkpoints that are whole or not there: a temporary folder, a manifest of hashes, one rename."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json, sha256_of_file, shown, write_json
+from nbutils.core.run.state import Kind, differences
+
+SCHEMA = 1
+STEP = "step-"
+PARTIAL = ".partial"
+MANIFEST = "manifest.json"
+DAMAGED = "damaged-"
+"""Precedes the name of a checkpoint that a resumed run passed over, so that it counts as none."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The checkpoint of one optimizer step, there or not."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, folder: Path, step: int) -> Checkpoint:
+        """The checkpoint of an optimizer step in a folder of checkpoints."""
+        return cls(folder / f"{STEP}{step:06d}")
+
+    @property
+    def name(self) -> str:
+        """`step-000500`."""
+        return self.path.name
+
+    @property
+    def step(self) -> int:
+        """The optimizer step after which it was written."""
+        return int(self.path.name.removeprefix(STEP))
+
+    @property
+    def partial(self) -> Path:
+        """The temporary folder in which it is written."""
+        return self.path.with_suffix(PARTIAL)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it was written to its end; `damage` looks at every file."""
+        return (self.path / MANIFEST).is_file()
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Identity, world size, and every file with its hash."""
+        return dict(read_json(self.path / MANIFEST))
+
+    def seal(self, identity: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Turns the temporary folder into the checkpoint: flush, manifest with sha256 of every file, rename."""
+        files = {}
+        for file in sorted(path for path in self.partial.rglob("*") if path.is_file()):
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+            files[str(file.relative_to(self.partial))] = {"sha256": sha256_of_file(file), "bytes": file.stat().st_size}
+        write_json(self.partial / MANIFEST, {"schema": SCHEMA, "identity": identity, "files": files} | facts)
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.partial.rename(self.path)
+
+    def damage(self) -> str | None:
+        """What is wrong with it, in words; None for a valid one. UserError for one of a newer schema."""
+        if not self.sealed:
+            return "has no manifest"
+        try:
+            manifest = read_json(self.path / MANIFEST)
+            files = manifest["files"]
+        except (ValueError, KeyError, TypeError):
+            return "has a manifest that cannot be read"
+        if manifest.get("schema", 0) > SCHEMA:
+            raise UserError(f"{shown(self.path)} was written by a newer smallchat; update smallchat.")
+        for name, entry in files.items():
+            file = self.path / name
+            if not file.is_file():
+                return f"lacks {name}"
+            if file.stat().st_size != entry["bytes"]:
+                return f"has {file.stat().st_size} of {entry['bytes']} bytes of {name}"
+            if sha256_of_file(file) != entry["sha256"]:
+                return f"has a changed {name}"
+        return None
+
+    def set_aside(self) -> None:
+        """Renames a damaged one: under its own name it would be counted among those that are kept."""
+        aside = self.path.with_name(DAMAGED + self.path.name)
+        if aside.exists():
+            shutil.rmtree(aside)
+        self.path.rename(aside)
+
+
+def step_in(path: str) -> int | None:
+    """The step of the checkpoint that a path leads through; None where it does not."""
+    match = re.search(rf"/{STEP}(\d+)/", path)
+    return int(match[1]) if match else None
+
+
+def in_folder(folder: Path) -> list[Checkpoint]:
+    """The finished checkpoints of a folder, the newest first."""
+    return [Checkpoint(path) for path in sorted(folder.glob(f"{STEP}*"), reverse=True) if path.suffix != PARTIAL]
+
+
+def newest_whole(folder: Path) -> tuple[Checkpoint | None, dict[Checkpoint, str]]:
+    """The newest valid checkpoint of a folder, and what is wrong with newer ones."""
+    damaged: dict[Checkpoint, str] = {}
+    for checkpoint in in_folder(folder):
+        problem = checkpoint.damage()
+        if problem is None:
+            return checkpoint, damaged
+        damaged[checkpoint] = problem
+    return None, damaged
+
+
+def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    """UserError where a checkpoint was made by other settings or from other data, naming each difference."""
+    changes = list(differences(Kind.PARAMETER, checkpoint.manifest["identity"], identity))
+    if changes:
+        words = "; ".join(f"{change.name} was {change.old!r}, is {change.new!r}" for change in changes)
+        raise UserError(
+            f"{shown(checkpoint.path)} was made with other settings or data ({words}); set them back, "
+            f"or move {shown(checkpoint.path.parent)} away to start again."
+        )
+
+
+def prune(folder: Path, kept: int) -> None:
+    """Removes all but the newest `kept` checkpoints of a folder, and damaged ones that were set aside."""
+    for path in [*(checkpoint.path for checkpoint in in_folder(folder)[kept:]), *set_aside_ones(folder)]:
+        shutil.rmtree(path)
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Temporary folders that a killed process left."""
+    return list(folder.glob(f"*{PARTIAL}"))
+
+
+def set_aside_ones(folder: Path) -> list[Path]:
+    """Damaged checkpoints under the names that `set_aside` gave them."""
+    return list(folder.glob(f"{DAMAGED}*"))

@@ -1,0 +1,251 @@
+"""What a stage's folder is worth today, and what is done with it: one decision for `run`, `--explain`, Kaggle and a
+notebook run by hand. Nothing is ever deleted that took long, unless a person says so.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import shown
+from nbutils.core.provenance import versions
+from nbutils.core.run.checkpoints import in_folder
+from nbutils.core.run.key import UPSTREAM, changes, key_of, key_parts, reads
+from nbutils.core.run.layout import CHECKPOINTS, Run
+from nbutils.core.run.record import RECORD, write_record
+from nbutils.core.run.state import Change, Kind, State, in_short
+from nbutils.core.settings import Settings
+from nbutils.core.stages import StageSpec, stages
+from nbutils.core.text import duration
+
+LONG_WORK_SECONDS = 600.0
+"""Stale work that took longer than this is never replaced without asking."""
+
+
+class Action(StrEnum):
+    """What is done with a stage."""
+
+    SKIP = "skip"
+    RUN = "run"
+    RESUME = "resume"
+    LEAVE = "leave paused"
+    ASK = "ask"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a person said about work that is there.
+
+    `accept`: keep long work that is stale. `force`: set it aside. `again`: run the stage again in any case.
+    `allow_paused`: a paused stage stays paused, and later ones read what it has made so far.
+    """
+
+    accept: bool = False
+    force: bool = False
+    again: bool = False
+    allow_paused: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`accepts`: the stale work first becomes today's. `clears`: what is there goes. `keeps_copy`: it is set aside."""
+
+    action: Action
+    accepts: bool = False
+    clears: bool = False
+    keeps_copy: bool = False
+
+    def __str__(self) -> str:
+        if self.accepts:
+            return "keep and resume" if self.action is Action.RESUME else "keep"
+        if self.keeps_copy:
+            return "set aside and run"
+        return "run again" if self.clears else self.action.value
+
+
+@dataclass(frozen=True)
+class StageState:
+    """A stage's folder under today's settings and code.
+
+    `changes`: what made it stale. `seconds`: how long the work in it took. `protected`: the work is long, or unfinished
+    with checkpoints, so that replacing it needs a person's word.
+    """
+
+    spec: StageSpec
+    folder: Path
+    parts: dict[str, Any]
+    state: State = State.ABSENT
+    changes: tuple[Change, ...] = ()
+    seconds: float = 0.0
+    protected: bool = False
+    record: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """The cache key under today's settings and code."""
+        return key_of(self.parts)
+
+    @property
+    def stale(self) -> bool:
+        """Whether something has changed that the work depends on."""
+        return bool(self.changes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is finished, and nothing has changed."""
+        return self.state is State.DONE and not self.stale
+
+    @property
+    def lasting(self) -> StageState:
+        """The same without changed upstream files: what an earlier stage of this run makes again may fit again."""
+        return replace(self, changes=tuple(change for change in self.changes if change.kind is not Kind.UPSTREAM))
+
+    @property
+    def blocking(self) -> list[Change]:
+        """The changes over which unfinished work cannot be continued, even if a person accepts it; none for finished.
+
+        Files outside the run are no such change: what the work took from them is in the stage's own folder.
+        """
+        serious = (Kind.PARAMETER, Kind.UPSTREAM)
+        return [change for change in self.changes if self.state is not State.DONE and change.kind in serious]
+
+    @property
+    def reason(self) -> str:
+        """The state in a few words."""
+        if self.stale:
+            return f"changed: {in_short(self.changes)}"
+        error = (self.record or {}).get("error")
+        return {
+            State.ABSENT: "never run",
+            State.DONE: "nothing that it depends on has changed",
+            State.PAUSED: f"paused{progress_words(self.record)}",
+        }.get(self.state, f"did not finish ({error})" if error else "was interrupted before it finished")
+
+    @property
+    def library_changes(self) -> str:
+        """'torch 2.12 (now 2.13), …' for each library that has changed since the work; '' where none has."""
+        before, now = (self.record or {}).get("versions", {}), versions()
+        return ", ".join(
+            f"{name} {before[name]} (now {now[name]})" for name in before if now.get(name) not in (None, before[name])
+        )
+
+
+def inspect(stage: StageSpec, settings: Settings) -> StageState:
+    """The state of one stage of the settings' run folder."""
+    run = Run(settings.run_path)
+    folder, record = run.folder(stage.name), run.record(stage.name)
+    parts = key_parts(stage, settings)
+    if record is None:
+        return StageState(stage, folder, parts)
+    changed = changes(record["parts"], parts)
+    missing = (name for name in record["outputs"] if _read_by_others(stage, name) and not (folder / name).is_file())
+    changed += [Change(Kind.MISSING, shown(folder / name)) for name in missing]
+    seconds, state = work_seconds(folder, record), State(record["status"])
+    protected = seconds > LONG_WORK_SECONDS or (state is not State.DONE and bool(in_folder(folder / CHECKPOINTS)))
+    return StageState(stage, folder, parts, state, tuple(changed), seconds, protected, record)
+
+
+def decide(state: StageState, policy: Policy) -> Decision:
+    """What is done with a stage once all that it reads is as it will be read."""
+    if state.state is State.ABSENT:
+        return Decision(Action.RUN)
+    if state.stale and state.protected and policy.accept:
+        if state.blocking:
+            return Decision(Action.REFUSE)
+        stays = state.state is State.DONE or (state.state is State.PAUSED and policy.allow_paused)
+        return Decision(Action.SKIP if stays else Action.RESUME, accepts=True)
+    if state.stale and state.protected and not (policy.force or policy.again):
+        return Decision(Action.ASK)
+    if state.stale or policy.again:
+        return Decision(Action.RUN, clears=True, keeps_copy=state.protected)
+    if state.state is State.DONE:
+        return Decision(Action.SKIP)
+    return Decision(Action.LEAVE if state.state is State.PAUSED and policy.allow_paused else Action.RESUME)
+
+
+def carry_out(decision: Decision, state: StageState) -> Path | None:
+    """Does to the stage's folder what was decided; where earlier work was set aside. UserError where a person decides.
+
+    OSError where the folder cannot be changed.
+    """
+    if decision.action is Action.ASK:
+        raise question(state)
+    if decision.action is Action.REFUSE:
+        raise UserError(
+            f"The checkpoints in {shown(state.folder)} belong to other settings or data "
+            f"({in_short(state.blocking)}) and cannot be continued: set those back, or use --force to start again."
+        )
+    if decision.accepts:
+        accept(state)
+    if decision.keeps_copy:
+        return set_aside(state.folder)
+    if decision.clears:
+        clear(state.folder)
+    return None
+
+
+def question(state: StageState) -> UserError:
+    """The sentence that stops a run rather than replace long or checkpointed work."""
+    return UserError(
+        f"{shown(state.folder)} holds {duration(state.seconds)} of work that is stale ({in_short(state.changes)}): "
+        "run again with --accept to keep it, with --force to set it aside and start again, or choose another run_dir."
+    )
+
+
+def accept(state: StageState) -> None:
+    """Keeps stale work as it is: its record gets today's key, and remembers what had changed."""
+    record = dict(state.record or {})
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record["accepted"] = [*record.get("accepted", []), {"at": now, "changed": [str(c) for c in state.changes]}]
+    record |= {"key": state.key, "parts": state.parts, "inputs": state.parts[UPSTREAM]}
+    record["outputs"] = {
+        name: entry
+        for name, entry in record["outputs"].items()
+        if (state.folder / name).is_file() or not _read_by_others(state.spec, name)
+    }
+    write_record(state.folder / RECORD, record)
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a stage's folder to one with the date behind its name, and says where it is now."""
+    date = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    target, number = folder.with_name(f"{folder.name}-{date}"), 2
+    while target.exists():
+        target, number = folder.with_name(f"{folder.name}-{date}-{number}"), number + 1
+    folder.rename(target)
+    return target
+
+
+def clear(folder: Path) -> None:
+    """Empties a stage's folder; the record goes first, so that nothing half looks done."""
+    (folder / RECORD).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def work_seconds(folder: Path, record: dict[str, Any]) -> float:
+    """Seconds of work in a stage's folder, those of a run that ended without a word included (by its newest file)."""
+    seconds = float(record.get("work_seconds", record.get("seconds", 0.0)))
+    if record["status"] != State.RUNNING:
+        return seconds
+    started = datetime.fromisoformat(record["started"]).timestamp()
+    newest = max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=started)
+    return seconds + max(0.0, newest - started)
+
+
+def progress_words(record: dict[str, Any] | None) -> str:
+    """' at 62 % (step 310)' from a paused stage's facts, as far as it gives them."""
+    facts = (record or {}).get("facts", {})
+    fraction = f" at {100 * facts['fraction']:.0f} %" if "fraction" in facts else ""
+    step = f" (step {facts['step']})" if "step" in facts else ""
+    return fraction + step
+
+
+def _read_by_others(stage: StageSpec, name: str) -> bool:
+    return any(reads(later, stage.name, name) for later in stages())

@@ -1,0 +1,127 @@
+"""The cache key of a stage: everything that its result depends on, each part by its own hash."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nbutils.core.files import sha256_of_bytes, sha256_of_json
+from nbutils.core.notebooks import code_cells, notebook_path
+from nbutils.core.run.layout import Run
+from nbutils.core.run.record import current_hash
+from nbutils.core.run.state import Change, Kind, State, differences
+from nbutils.core.settings import OUTSIDE, Settings
+from nbutils.core.stages import StageSpec
+
+PACKAGE = Path(__file__).resolve().parents[2]
+"""The folder of the package whose modules count."""
+
+CODE, PARAMETERS, MODULES, UPSTREAM = "code", "parameters", "modules", "upstream"
+"""The parts of a key."""
+
+
+def key_parts(stage: StageSpec, settings: Settings) -> dict[str, Any]:
+    """What the stage's result depends on: code cells, result parameters, declared modules, upstream files."""
+    cells = [cell["source"] for cell in code_cells(notebook_path(stage)) if "parameters" not in cell["tags"]]
+    return {
+        CODE: sha256_of_json([normalised(source) for source in cells]),
+        PARAMETERS: settings.result_parameters(),
+        MODULES: code_hashes(stage),
+        UPSTREAM: upstream_hashes(stage, Run(settings.run_path)),
+    }
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    """One hash over all parts."""
+    return sha256_of_json(parts)
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """What differs between the parts of two keys."""
+    kinds = {PARAMETERS: Kind.PARAMETER, MODULES: Kind.CODE, UPSTREAM: Kind.UPSTREAM}
+    found = [Change(Kind.CELLS)] if before[CODE] != after[CODE] else []
+    for part, kind in kinds.items():
+        for change in differences(kind, before[part], after[part]):
+            file = change.name.removeprefix(f"{OUTSIDE}.") if part == PARAMETERS else change.name
+            found.append(change if file == change.name else replace(change, kind=Kind.OUTSIDE, name=file))
+    return found
+
+
+def reads(stage: StageSpec, earlier: str, name: str) -> bool:
+    """Whether a stage reads a file of that name from an earlier one."""
+    return stage.needs(earlier, name)
+
+
+def upstream_hashes(stage: StageSpec, run: Run) -> dict[str, str]:
+    """Hashes of the files that a stage reads from earlier ones, as they are on disk now.
+
+    Of a paused training that includes its newest checkpoint's model.
+    """
+    hashes: dict[str, str] = {}
+    for name in stage.reads:
+        record = run.record(name)
+        if record is None:
+            continue
+        folder = run.folder(name)
+        paused = record["status"] == State.PAUSED and folder == run.training
+        newest = run.newest_sealed() if paused else None
+        model = f"{newest.path.relative_to(folder)}/" if newest else ""
+        hashes |= {
+            f"{name}/{file}": current_hash(folder, file, entry)
+            for file, entry in record["outputs"].items()
+            if reads(stage, name, file) or (model and file.startswith(model))
+        }
+    return hashes
+
+
+def code_hashes(stage: StageSpec) -> dict[str, str]:
+    """The hash of each module and resource that the stage declares as its result code."""
+    return {name: _hash_of(code_file(name)) for name in stage.code}
+
+
+def code_file(name: str) -> Path:
+    """The file of a declared module (`train.loss`) or resource (`core/chatml.jinja`)."""
+    return PACKAGE / name if "/" in name else PACKAGE / f"{name.replace('.', '/')}.py"
+
+
+@lru_cache(maxsize=1024)
+def normalised(source: str) -> str:
+    """The syntax tree of Python source without what cannot change a result: comments, layout, docstrings, and the
+    sentences of errors (the arguments of `UserError(...)`). Source that is not plain Python counts letter by letter.
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_text(statement)]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
+            node.args = []
+    return repr(_plain(tree))
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as nested tuples, without empty fields: `ast.dump` writes others in each version of Python."""
+    if isinstance(node, ast.AST):
+        fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if value not in (None, []))
+        return (type(node).__name__, *fields)
+    return [_plain(item) for item in node] if isinstance(node, list) else node
+
+
+def _hash_of(file: Path) -> str:
+    data = file.read_bytes()
+    if file.suffix == ".py":
+        data = normalised(data.decode()).encode()
+    elif file.suffix == ".jinja":
+        data = re.sub(rb"\{#.*?#\}", b"", data, flags=re.DOTALL)
+    return sha256_of_bytes(data)[:16]

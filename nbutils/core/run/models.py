@@ -1,0 +1,231 @@
+"""What a model reference is, and loading what it means: a name in a run, a folder, a GGUF file, a hub id, or `tiny`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbutils.core.chatml import add_chatml
+from nbutils.core.errors import UserError
+from nbutils.core.fetched import entry, local_copy
+from nbutils.core.files import hash_of, resolve, sha256_of_json, shown
+from nbutils.core.run.layout import Run, holds_model, is_run_model
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+TINY = "tiny"
+
+MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
+"""Files of a model's folder on which its answers depend; folders inside it are others' business."""
+
+TOKENIZER_FILES = (
+    *("tokenizer*", "*.model", "*.jinja", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    "config.json",
+)
+"""Files of a model's folder that make its tokenizer (`config.json` names its class)."""
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as people name it. `path`: where it is on this machine; None for `tiny` and what is on the hub alone.
+
+    `hub`: its id there, '' for local ones.
+    """
+
+    text: str
+    path: Path | None = None
+    hub: str = ""
+    revision: str = ""
+
+    @classmethod
+    def parse(cls, text: str, run: Path | None = None, revision: str = "") -> ModelRef:
+        """The model behind a name: `tiny`, one of a run (`final`, `base`, `step-500`), a folder, a GGUF file, or a hub
+        id (`id@revision`; `revision` wins). A run's folder means its trained model.
+
+        UserError for a name of a run that has no such model, and for a folder or file that is none.
+        """
+        if text == TINY:
+            return cls(text)
+        if run is not None and is_run_model(text):
+            known = Run(run).models()
+            if text in known:
+                return cls(text, known[text])
+            if not resolve(text).exists():
+                raise UserError(
+                    f"{shown(run)} holds no model '{text}' (found: {', '.join(known) or 'none'}); run "
+                    "notebooks/02_train_sft.ipynb first."
+                )
+        path = resolve(text)
+        if text.endswith(".gguf"):
+            if not path.is_file():
+                raise UserError(f"The GGUF file {text} does not exist; give the path of one that does.")
+            return cls(text, path)
+        if path.is_dir():
+            return cls(text, _model_in(path))
+        hub, _, named = text.partition("@")
+        revision = revision or named
+        return cls(text, local_copy("model", hub, revision), hub, revision)
+
+    @property
+    def gguf(self) -> bool:
+        """Whether the model is one GGUF file."""
+        return self.path is not None and self.path.suffix == ".gguf"
+
+    @property
+    def name(self) -> str:
+        """What it is called in a sentence."""
+        return self.text
+
+    def files(self, patterns: tuple[str, ...] = MODEL_FILES) -> dict[str, str]:
+        """File name → hash of what a local model is made of: the GGUF file, or those in its folder that fit.
+
+        Nothing for `tiny` or a hub id: their names say which they are.
+        """
+        if self.path is None or self.hub:
+            return {}
+        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        return {
+            file.name: hash_of(file)[:16]
+            for file in files
+            if file.is_file() and (file == self.path or any(fnmatch(file.name, pattern) for pattern in patterns))
+        }
+
+    def identity(self) -> dict[str, str]:
+        """What makes a model this one: the hash of its files, or the hub's commit. UserError where it can't be had."""
+        if self.hub:
+            return {"hub": self.hub, "commit": self.commit()}
+        if self.path is None:
+            return {}
+        if self.gguf:
+            return {"sha256": hash_of(self.path)}
+        files = sorted({file for pattern in MODEL_FILES for file in self.path.glob(pattern)})
+        return {"sha256": sha256_of_json({file.name: hash_of(file) for file in files})}
+
+    def commit(self) -> str:
+        """The commit of a hub model: of its fetched copy, or of the snapshot in the hub's cache, else of the hub."""
+        fetched = entry("model", self.hub, self.revision)
+        if fetched:
+            return str(fetched[1]["commit"])
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(self.hub, "config.json", revision=self.revision or None)).parent.name
+        except Exception as error:  # the hub's client raises a dozen types, requests' among them
+            raise self.unreadable(error) from error
+
+    def config(self) -> PretrainedConfig:
+        """The model's configuration. UserError where it cannot be found or read."""
+        from transformers import AutoConfig
+
+        return self._load(AutoConfig)
+
+    def raw_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as its makers left it: its length tells which rows of an embedding ChatML adds."""
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        # Of a GGUF file, AutoTokenizer of transformers 5.0 to 5.5 makes a CodeLlamaTokenizer, with other ids.
+        tokenizer: PreTrainedTokenizerBase = self._load(PreTrainedTokenizerFast if self.gguf else AutoTokenizer)
+        if self.gguf and "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):
+            # transformers 5.0 makes a special token of bytes that a byte-level BPE does not know; later ones drop them.
+            tokenizer.backend_tokenizer.model.unk_token = None
+        return tokenizer
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer with ChatML."""
+        return add_chatml(self.raw_tokenizer())
+
+    def load(self) -> PreTrainedModel:
+        """The causal language model in float32 on the CPU. UserError where it cannot be read, or isn't causal."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model: PreTrainedModel = self._load(AutoModelForCausalLM, dtype=torch.float32)
+        if getattr(model, "quantization_method", None) == "gguf":
+            # Its weights are plain float32, but transformers would not save a model that has this mark.
+            del model.hf_quantizer, model.quantization_method, model.config.quantization_config
+            model.is_quantized = False
+        return model
+
+    @property
+    def source(self) -> tuple[str, dict[str, Any]]:
+        """What transformers is asked for, and with which options."""
+        if self.path is None:
+            return self.hub, {"revision": self.revision} if self.revision else {}
+        if self.gguf:
+            return str(self.path.parent), {"gguf_file": self.path.name}
+        return str(self.path), {}
+
+    def _load(self, auto: Any, **options: Any) -> Any:
+        where, more = self.source
+        try:
+            return auto.from_pretrained(where, **more, **options)
+        except Exception as error:  # damaged weights raise neither OSError nor ValueError
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: Exception) -> UserError:
+        """The sentence on a model that could not be read."""
+        words = str(error).strip().split("\n")[0][:200]
+        if not (isinstance(error, OSError | ValueError) and words):
+            words = f"{type(error).__name__}: {words}"
+        if self.gguf:  # a file that was cut short fails in a dozen ways, all deep inside the reader
+            return UserError(
+                f"The GGUF file {self.text} could not be read ({words}); download it again, or convert it again."
+            )
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        return UserError(
+            f"The model '{self.text}' could not be loaded{offline}: {words} — give a hub id that can be reached, a "
+            "folder, a GGUF file, or 'tiny'."
+        )
+
+
+def _model_in(folder: Path) -> Path:
+    """The model of a folder: itself, a training's final one, or a run's trained one. UserError where there is none."""
+    known = Run(folder).models()
+    for inside in (folder, folder / "final", *(known[name] for name in ("final",) if name in known)):
+        if holds_model(inside):
+            return inside
+    raise UserError(
+        f"The folder {shown(folder)} holds no model: config.json is missing (models found below it: "
+        f"{', '.join(known) or 'none'}); give a model's folder, for example runs/demo/train/final."
+    )
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that the model was trained to read at once."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1024))
+
+
+@contextmanager
+def without_loading_bar() -> Iterator[None]:
+    """Without transformers' bar for reading weights, which would stay in executed notebooks; the hub keeps its own."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    enable_progress_bars()  # the line above has switched the hub's off too
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def files_of(name: str | Path, patterns: tuple[str, ...] = MODEL_FILES, run: Path | None = None) -> dict[str, str]:
+    """`ModelRef.files` of a name for a cache key; nothing for what is not there: using it says so."""
+    text = str(name)
+    if not text:
+        return {}
+    try:
+        ref = ModelRef.parse(text, run)
+    except UserError:
+        path = resolve(text)
+        ref = ModelRef(text, path if path.is_dir() else None)
+    return ref.files(patterns)

@@ -1,0 +1,81 @@
+"""States of a stage, and changes since it was made, as values. Words are made here, and nothing is read out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from itertools import zip_longest
+from typing import Any
+
+_LONGEST = 60
+"""Characters of a value that the words of a change show."""
+
+
+class State(StrEnum):
+    """What a stage's record says of it. `running` without a living process was interrupted."""
+
+    ABSENT = "absent"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FAILED = "failed"
+    DONE = "done"
+
+
+class Kind(Enum):
+    """What can change under a finished stage; the value introduces its name in a sentence."""
+
+    CELLS = "the notebook's code cells"
+    PARAMETER = "parameter"
+    OUTSIDE = "file outside the run"
+    CODE = "module"
+    UPSTREAM = "upstream file"
+    MISSING = "missing file"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between what a stage was made from and what is there today."""
+
+    kind: Kind
+    name: str = ""
+    old: Any = None
+    new: Any = None
+
+    def __str__(self) -> str:
+        if self.kind is Kind.CELLS:
+            return self.kind.value
+        if self.kind is Kind.MISSING:
+            return f"{self.name} is missing"
+        values = f" ({_short(self.old, self.new)} → {_short(self.new, self.old)})"
+        return f"{self.kind.value} {self.name}{values if self.kind in (Kind.PARAMETER, Kind.OUTSIDE) else ''}"
+
+
+def differences(kind: Kind, before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[Change]:
+    """A change for each value that differs, in a mapping for each of its own."""
+    for name in sorted(set(before) | set(after)):
+        old, new = before.get(name), after.get(name)
+        if old == new:
+            continue
+        mappings = [{} if value is None else value for value in (old, new)]
+        if all(isinstance(value, dict) for value in mappings):
+            yield from differences(kind, mappings[0], mappings[1], f"{prefix}{name}.")
+        else:
+            yield Change(kind, f"{prefix}{name}", old, new)
+
+
+def in_short(changes: Sequence[Change | str], most: int = 4) -> str:
+    """The first few changes, and how many more there are."""
+    more = len(changes) - most
+    return "; ".join(map(str, changes[:most])) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(value: Any, other: Any) -> str:
+    """A value in few characters: of a long one the part at which it begins to differ from the other."""
+    text = repr(value)
+    if len(text) <= _LONGEST:
+        return text
+    pairs = enumerate(zip_longest(text, repr(other)))
+    differs = next((place for place, (here, there) in pairs if here != there), 0)
+    start = max(0, differs - _LONGEST // 3)
+    return f"{'…' if start else ''}{text[start : start + _LONGEST]}{'…' if start + _LONGEST < len(text) else ''}"

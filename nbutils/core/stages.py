@@ -1,0 +1,176 @@
+"""The stages of a run: their order and roles, what each reads from earlier ones, and the code that it depends on."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+from nbutils.core.errors import UserError
+
+if TYPE_CHECKING:
+    from nbutils.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage. Its name is the name of its package, of its folder in a run and of its settings class.
+
+    `reads`: patterns of the files that it needs from earlier stages. `consults`: stages that it looks into if they are
+    there. `makes`: its roles, by which others find it. `code`: the modules and resources below `nbutils` that can
+    change a bit of its result; `entries`: the functions that its notebook calls to make it. `pausable`: it answers a
+    pause request with a checkpoint. `gpu`: it takes long without one. `settings`: `module:Class` of its settings.
+    """
+
+    name: str
+    file: str
+    reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    consults: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
+    pausable: bool = False
+    gpu: bool = False
+    settings: str = ""
+
+    def needs(self, earlier: str, name: str) -> bool:
+        """Whether it reads a file of that name from an earlier stage."""
+        return any(fnmatch(name, pattern) for pattern in self.reads.get(earlier, ()))
+
+    def settings_class(self) -> type[Settings]:
+        """The class that checks this stage's parameters, imported when it is needed."""
+        module, _, name = self.settings.partition(":")
+        found: type[Settings] = getattr(importlib.import_module(module), name)
+        return found
+
+
+CHATML = ("core.chatml", "core/chatml.jinja", "core.run.models")
+"""Reading a model and writing a conversation: nearly every result depends on these."""
+ENGINE = tuple(
+    f"core.chat_engine.{name}"
+    for name in ("engine", "generation", "kvcache", "rotation", "sampling", "streaming", "window")
+)
+"""From messages to a reply."""
+
+STAGES: tuple[StageSpec, ...] = (
+    StageSpec(
+        "data",
+        "01_filter_data.ipynb",
+        makes=("rows",),
+        code=(
+            *CHATML,
+            *("core.encode_within", "core.tasks", "core.tiny"),
+            *("data.batches", "data.chitchat", "data.contamination", "data.documents", "data.driver", "data.fates"),
+            *("data.hub", "data.limits", "data.lines", "data.parallel", "data.rows", "data.samples", "data.sampling"),
+            *("data.settings", "data.shapes", "data.sources", "data.splits", "data.summary", "data.tally"),
+            *("data.tokenizer", "data.work"),
+        ),
+        entries=(
+            *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.driver:filter_sources"),
+            "data.summary:write_summary",
+        ),
+        settings="nbutils.data.settings:DataSettings",
+    ),
+    StageSpec(
+        "train",
+        "02_train_sft.ipynb",
+        {"data": ("train/*", "eval/*", "tokenizer/*", "summary.json")},
+        makes=("model", "history"),
+        code=(
+            *CHATML,
+            *("core.chat_engine.generation", "core.chat_engine.sampling", "core.tiny"),
+            *("train.arguments", "train.base", "train.batches", "train.control", "train.dataset", "train.evaluation"),
+            *("train.loss", "train.records", "train.settings", "train.trainer", "train.worker"),
+        ),
+        entries=("train.worker:main",),
+        pausable=True,
+        gpu=True,
+        settings="nbutils.train.settings:TrainSettings",
+    ),
+    StageSpec(
+        "metrics",
+        "03_plot_metrics.ipynb",
+        {"train": ("metrics.jsonl", "settings.json")},
+        makes=("curves",),
+        code=("core.history", "metrics.compare", "metrics.remarks", "metrics.settings", "metrics.summary"),
+        entries=("metrics.summary:summarise", "metrics.compare:differences"),
+        settings="nbutils.metrics.settings:MetricsSettings",
+    ),
+    StageSpec(
+        "evaluate",
+        "04_evaluate.ipynb",
+        {"data": ("eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"), "train": ("final/*", "base/*")},
+        makes=("scores",),
+        code=(
+            *CHATML,
+            *("core.chat_engine.generation", "core.chat_engine.rotation", "core.chat_engine.sampling"),
+            *("core.chat_engine.window", "core.tasks"),
+            *("evaluate.behaviour", "evaluate.cache", "evaluate.compare", "evaluate.contamination"),
+            *("evaluate.context_curve", "evaluate.encoding", "evaluate.heldout", "evaluate.items", "evaluate.loading"),
+            *("evaluate.models", "evaluate.probe", "evaluate.processes", "evaluate.report", "evaluate.rows"),
+            *("evaluate.run", "evaluate.samples", "evaluate.score", "evaluate.settings", "evaluate.shared_prefix"),
+            *("evaluate/tasks/__init__.py", "evaluate.tasks.scoring"),
+            *("evaluate/tasks/heldout_next_utterance.yaml", "evaluate/tasks/heldout_perplexity.yaml"),
+        ),
+        entries=(
+            *("evaluate.run:prepare", "evaluate.run:score_all", "evaluate.run:compare", "evaluate.run:curve"),
+            *("evaluate.run:measure_behaviour", "evaluate.run:take_samples"),
+        ),
+        gpu=True,
+        settings="nbutils.evaluate.settings:EvaluateSettings",
+    ),
+    StageSpec(
+        "chat",
+        "05_chat.ipynb",
+        {"train": ("final/*", "base/*")},
+        consults=("evaluate",),
+        makes=("transcript",),
+        code=(
+            *CHATML,
+            *ENGINE,
+            *(f"chat.{name}" for name in ("models", "scripted", "session", "settings", "transcript")),
+        ),
+        entries=("chat.scripted:play", "chat.scripted:ask"),
+        settings="nbutils.chat.settings:ChatSettings",
+    ),
+    StageSpec(
+        "publish",
+        "06_publish.ipynb",
+        {
+            "data": ("summary.json", "figures/*", "eval/*"),
+            "train": ("final/*", "base/source.json", "settings.json", "metrics.jsonl"),
+            "metrics": ("figures/*", "summary.json"),
+            "evaluate": ("results.json", "comparison.md", "samples.jsonl", "items/*"),
+            "chat": ("transcript.json",),
+        },
+        makes=("card",),
+        code=(
+            *CHATML,
+            *(name for name in ENGINE if not name.endswith(("generation", "streaming"))),
+            *("publish.architecture", "publish.card", "publish.card_provenance", "publish.card_tables"),
+            *("publish.export", "publish.facts", "publish.parity", "publish.plain_reader", "publish.settings"),
+            *("publish/card.md.jinja", "publish/usage.py.jinja"),
+        ),
+        entries=("publish.card:render_card", "publish.export:export", "publish.parity:check_parity"),
+        settings="nbutils.publish.settings:PublishSettings",
+    ),
+)
+
+
+def stages() -> tuple[StageSpec, ...]:
+    """The stages in order."""
+    return STAGES
+
+
+def spec(name: str) -> StageSpec:
+    """The stage of that name. UserError where there is none."""
+    for stage in stages():
+        if stage.name == name:
+            return stage
+    raise UserError(f"There is no stage '{name}'; the stages are {', '.join(stage.name for stage in stages())}.")
+
+
+def maker(role: str) -> StageSpec:
+    """The stage that makes the `model`, the `rows`, the `history`, the `curves`, the `scores`, …"""
+    return next(stage for stage in stages() if role in stage.makes)

@@ -1,0 +1,108 @@
+"""The small parts behind the pipeline's faults; with real processes and signals they are tested in `tests/faults`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nbutils.pipeline import engine
+from nbutils.pipeline.display import Display
+from nbutils.pipeline.job import Job, StageFailed
+from nbutils.pipeline.supervise import MARK, Supervisor, end, marked, run_mark
+from tests.pipeline.fake import write_notebooks
+
+
+def test_nohup_is_respected_and_the_other_signals_are_taken(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        supervisor = Supervisor(tmp_path, print)
+        with supervisor.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert supervisor.asked is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert supervisor.asked == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_for_a_kernel_that_has_just_ended_is_no_error(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    supervisor = Supervisor(tmp_path, print)
+    with supervisor.listening(), supervisor.stage(pausable=False):
+        supervisor.kernel_started(ended.pid)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert supervisor.asked == signal.SIGINT and supervisor.stops
+
+
+def test_a_signal_before_the_kernel_has_started_is_passed_on_to_it(tmp_path):
+    supervisor = Supervisor(tmp_path, print)
+    with supervisor.listening(), supervisor.stage(pausable=False):
+        os.kill(os.getpid(), signal.SIGINT)
+        kernel = subprocess.Popen(["sleep", "60"])
+        supervisor.kernel_started(kernel.pid)
+        assert kernel.wait(timeout=5) == -signal.SIGINT
+
+
+def test_all_processes_of_a_mark_are_ended_a_stubborn_one_and_an_orphan_too(tmp_path):
+    mark = run_mark(tmp_path) + "-1"
+    stubborn = "trap '' TERM; (setsid sleep 60 &); sleep 60; sleep 60"
+    shell = subprocess.Popen(["sh", "-c", stubborn], env={**os.environ, MARK: mark + "-x"})
+    while len(marked(mark)) < 3:
+        assert shell.poll() is None
+    assert end(mark, patience=0.5) >= 3
+    assert not marked(mark) and shell.wait(timeout=5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("use", [marked, end])
+def test_no_mark_is_no_mark_of_all_processes(use):
+    with pytest.raises(ValueError, match="every process"):
+        use("")
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    notebooks = write_notebooks(tmp_path / "notebooks")
+    return Job(notebooks / "01_first.ipynb", tmp_path / "out.ipynb", {}, Supervisor(tmp_path, print), Display())
+
+
+def test_how_a_notebook_is_executed(job, monkeypatch):
+    """Saved every 30 s; a time limit in whole seconds, rounded up; a good cell may be read late."""
+    seen = {}
+
+    def start_new_kernel(self, **kwargs):
+        seen.update(timeout=self.timeout, raises=self.raise_on_iopub_timeout, autosave=self.book.autosave_cell_every)
+        raise OSError("no kernel")
+
+    monkeypatch.setattr(engine._Client, "start_new_kernel", start_new_kernel)
+    for seconds, timeout in ((0.33 * 60, 20), (None, None)):
+        job.cell_seconds = seconds
+        with job.supervisor.stage(pausable=False), pytest.raises(StageFailed):
+            engine.execute(job)
+        assert seen == {"timeout": timeout, "raises": False, "autosave": 30}
+
+
+def test_a_kernel_ended_by_sigkill_is_likely_a_matter_of_memory():
+    words = engine.dead_kernel("a.ipynb, code cell 3", -signal.SIGKILL, "")
+    assert words.startswith("a.ipynb, code cell 3: the kernel was ended by SIGKILL (often") and "memory" in words
+    assert "memory" not in engine.dead_kernel("a.ipynb, code cell 3", -signal.SIGTERM, "")
+
+
+@pytest.mark.parametrize(
+    "name,value,words",
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate", "memory ran out (CUDA out of memory"),
+        ("UserError", "There is no model:\nlast lines", "There is no model."),
+        ("OSError", "[Errno 28] No space left on device", "is full"),
+        ("ValueError", "", "raised ValueError."),
+    ],
+)
+def test_an_exception_in_a_cell_is_one_sentence(name, value, words, tmp_path):
+    sentence = engine.cell_sentence(name, value, "a.ipynb, cell In [3]", Path(tmp_path))
+    assert sentence.startswith("a.ipynb, cell In [3]") and words in sentence and "\n" not in sentence

@@ -1,0 +1,215 @@
+"""The house: who may know what. Read from the syntax trees of `nbutils`; nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbutils.core.run import key
+from nbutils.core.run.key import code_file, code_hashes
+from nbutils.core.stages import STAGES
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "nbutils"
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+NAMES = {stage.name for stage in STAGES}
+
+
+def strings(tree: ast.AST) -> Iterator[ast.Constant]:
+    """Every string in the code; docstrings are none."""
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+            yield node
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Modules of `nbutils` that the code imports anywhere, those for type checkers alone left out."""
+    only_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in only_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("nbutils.") for name in found if name.removeprefix("nbutils.") in MODULES}
+
+
+# A fact has one owner
+
+OTHERWISE = {
+    "cli": {"chat"},  # the command
+    "core.charts": {"data"},  # matplotlib's coordinates
+    "core.history": {"train"},  # a kind of row in the log
+    "core.training_log": {"data"},  # a part of a step's seconds
+    "data": {"train"},  # a side of the data, and a split of a data set
+    "evaluate.figures": {"data"},  # matplotlib's coordinates
+    "evaluate.processes": {"data"},  # a field of the request
+    "evaluate.report": {"metrics"},  # a field of an answer
+    "evaluate.score": {"metrics"},  # a field of an answer
+    "evaluate.worker": {"data"},  # a field of the request
+    "kaggle.forecast": {"train"},  # a kind of row in the log, and a side of the data
+    "metrics.remarks": {"data"},  # a part of a step's seconds
+    "metrics.summary": {"data"},  # a field of settings.json
+    "train.batches": {"data"},  # a part of a step's seconds
+    "train.worker": {"data"},  # fields of settings.json and of a checkpoint's identity
+}
+"""Modules or packages in which such a word means something else."""
+
+
+def test_a_stages_name_stands_in_its_own_package_and_in_the_list_of_stages_alone():
+    found = [
+        f"{name}:{node.lineno} {node.value!r}"
+        for name, tree in TREES.items()
+        for node in strings(tree)
+        if node.value in NAMES
+        and name != "core.stages"
+        and not name.startswith(f"{node.value}.")
+        and node.value not in OTHERWISE.get(name, OTHERWISE.get(name.split(".")[0], ()))
+    ]
+    assert not found
+
+
+def test_only_the_owner_of_the_run_folder_writes_a_checkpoints_name():
+    found = [
+        f"{name}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in strings(tree)
+        if "step-" in node.value and not name.startswith("core.run.")
+    ]
+    assert not found
+
+
+# What a stage's result depends on
+
+NEUTRAL = {
+    "core.children": "ends processes",
+    "core.errors": "sentences",
+    "core.fetched": "where a copy of a model or data set is; what it holds is hashed or pinned",
+    "core.files": "paths, hashes, atomic writes",
+    "core.hardware": "which devices there are; what follows from it is recorded",
+    "core.jupyter": "whether anybody looks on",
+    "core.provenance": "versions and commit, which are recorded",
+    "core.run.checkpoints": "what a checkpoint is; resuming is tested bit for bit",
+    "core.run.layout": "where files are",
+    "core.run.pause": "asking for a pause",
+    "core.run.record": "stage.json",
+    "core.run.state": "states and changes",
+    "core.secrets": "what is blotted out",
+    "core.settings": "parameters are part of the key themselves",
+    "core.stages": "which stage is which",
+    "core.text": "numbers as text",
+    "core.torchrun": "starting processes",
+    "core.training_log": "names of a log's columns",
+    "train.disk": "room for checkpoints",
+}
+"""Modules that declared code may import although no bit of a result depends on them, each with the reason."""
+
+SHOWS = ("display", "charts", "launch", "lock", "progress", "forecast", "preflight")
+"""Last parts of names of modules that can't change a result: nothing declared may need them."""
+
+
+def test_result_code_is_declared_whole():
+    """From the functions that the notebooks call, every import, function-local ones included, is declared."""
+    for stage in STAGES:
+        declared = set(stage.code)
+        for entry in stage.entries:
+            module, _, function = entry.partition(":")
+            defined = {node.name for node in TREES[module].body if isinstance(node, ast.FunctionDef)}
+            assert function in defined and module in declared, f"{stage.name}: {entry}"
+        for name in declared:
+            assert code_file(name).is_file(), f"{stage.name} declares {name}, which is not there"
+            if name in TREES:
+                missing = imports(TREES[name]) - declared - NEUTRAL.keys()
+                assert not missing, f"{stage.name} declares {name}, which imports {sorted(missing)}"
+                beside = {
+                    path.name: path
+                    for path in code_file(name).parent.iterdir()
+                    if path.is_file() and path.suffix != ".py"
+                }
+                used = {node.value for node in strings(TREES[name])} & beside.keys()
+                lacking = {str(beside[file].relative_to(PACKAGE)) for file in used} - declared
+                assert not lacking, f"{stage.name} declares {name}, which reads {sorted(lacking)}"
+
+
+def test_result_code_shows_nothing():
+    for stage in STAGES:
+        assert stage.entries and not [name for name in stage.code if name.rpartition(".")[2] in SHOWS], stage.name
+
+
+def changed_stages(before: dict[str, dict[str, str]]) -> set[str]:
+    return {stage.name for stage in STAGES if code_hashes(stage) != before[stage.name]}
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch) -> Path:
+    """A copy of the package whose files may be changed."""
+    for stage in STAGES:
+        for name in stage.code:
+            copy = tmp_path / code_file(name).relative_to(PACKAGE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(code_file(name).read_bytes())
+    monkeypatch.setattr(key, "PACKAGE", tmp_path)
+    return tmp_path
+
+
+def test_a_change_in_declared_code_reruns_the_stages_that_declare_it_and_words_rerun_nothing(code):
+    before = {stage.name: code_hashes(stage) for stage in STAGES}
+    for name in sorted({name for stage in STAGES for name in stage.code} & TREES.keys()):
+        path = code / MODULES[name].relative_to(PACKAGE)
+        text = path.read_text()
+        path.write_text(f'{text}\n# a remark\n"""More words."""\n')
+        assert not changed_stages(before), name
+        path.write_text(text + "\nONE_MORE = 1\n")
+        assert changed_stages(before) == {stage.name for stage in STAGES if name in stage.code}, name
+        path.write_text(text)
+
+
+CHANGED = {
+    "core.errors": set(),
+    "core.charts": set(),
+    "core.run.lock": set(),
+    "core.torchrun": set(),
+    "train.run": set(),
+    "train.preflight": set(),
+    "train.display": set(),
+    "train.loss": {"train"},
+    "train.batches": {"train"},
+    "train.trainer": {"train"},
+    "core.chatml": {"data", "train", "evaluate", "chat", "publish"},
+    "evaluate.score": {"evaluate"},
+    "evaluate.display": set(),
+    "data.fates": {"data"},
+    "data.display": set(),
+    "metrics.remarks": {"metrics"},
+    "metrics.figures": set(),
+    "chat.session": {"chat"},
+    "chat.widget": set(),
+    "publish.export": {"publish"},
+}
+"""Module and the stages that its change makes stale. By hand: the lists above could both be wrong in the same way."""
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_a_change_reruns(name):
+    assert name in MODULES
+    assert {stage.name for stage in STAGES if name in stage.code} == CHANGED[name]
+
+
+def test_the_page_on_architecture_names_files_that_are_there():
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:core|data|train|metrics|evaluate|chat|publish|pipeline|kaggle)/[\w./]+)`", page))
+    assert len(named) > 25
+    assert not [name for name in named if not any((PACKAGE / f"{name}{ending}").exists() for ending in ("", ".py"))]
