@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbutils.core import torchrun
+from nbutils.core import hardware, torchrun
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
@@ -211,10 +211,10 @@ def test_a_second_interrupt_stops_at_once(fake_worker, monkeypatch):
 def test_processes_are_those_that_torch_sees(tmp_path, monkeypatch):
     """CUDA_VISIBLE_DEVICES hides a GPU from torch, and not from nvidia-smi."""
     t4, chosen = Gpu("Tesla T4", (7, 5), 14.7), []
-    monkeypatch.setattr(training, "nvidia_gpus", lambda: (t4, t4))
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (t4, t4))
     monkeypatch.setattr(torchrun, "command", lambda module, file, processes: chosen.append(processes) or ["false"])
     for seen in ((t4,), ()):
-        monkeypatch.setattr(training, "child_report", lambda seen=seen: DeviceReport(seen, cores=2))
+        monkeypatch.setattr(hardware, "child_report", lambda seen=seen: DeviceReport(seen, cores=2))
         with pytest.raises(UserError, match="Training ended with status 1"):
             list(events_of(small_settings(tmp_path, processes=0), tmp_path / "train"))
     assert chosen == [1, 2]  # one GPU; none, so two processes on the CPU
@@ -269,8 +269,8 @@ def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkey
 
     monkeypatch.setattr(Torchrun, "events", hang)
     two = (Gpu("Tesla T4", (7, 5), 14.7),) * 2
-    monkeypatch.setattr(training, "nvidia_gpus", lambda: two)
-    monkeypatch.setattr(training, "child_report", lambda: DeviceReport(two, cores=2))
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: two)
+    monkeypatch.setattr(hardware, "child_report", lambda: DeviceReport(two, cores=2))
     monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
     with pytest.raises(UserError, match="could not reach each other, also with NCCL_P2P_DISABLE=1; set processes to 1"):
         list(events_of(small_settings(tmp_path), tmp_path))
