@@ -46,6 +46,3 @@ class EvaluateSettings(Settings):
         if twice is not None:
             raise ValueError(f"{twice!r} is empty or listed twice; name each once")
         return value
-
-
-Settings = EvaluateSettings  # type: ignore[assignment, misc]  # the name under which the pipeline finds every stage's settings

@@ -28,6 +28,3 @@ class MetricsSettings(BaseSettings):
                 for run, log in zip(self.compare_runs, logs, strict=True)
             ]
         }
-
-
-Settings = MetricsSettings

@@ -75,6 +75,3 @@ class PublishSettings(BaseSettings):
         if wrong:
             raise ValueError(f"{wrong[0]!r} is no name on the Hub, such as 'owner/name'")
         return value
-
-
-Settings = PublishSettings

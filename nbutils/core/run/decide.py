@@ -15,7 +15,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.provenance import versions
 from nbutils.core.run.checkpoints import in_folder
-from nbutils.core.run.key import UPSTREAM, changes, key_of, key_parts, reads
+from nbutils.core.run.key import UPSTREAM, changes, key_of, key_parts
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, write_record
 from nbutils.core.run.state import Change, Kind, State, in_short
@@ -248,4 +248,4 @@ def progress_words(record: dict[str, Any] | None) -> str:
 
 
 def _read_by_others(stage: StageSpec, name: str) -> bool:
-    return any(reads(later, stage.name, name) for later in stages())
+    return any(later.needs(stage.name, name) for later in stages())

@@ -51,11 +51,6 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
     return found
 
 
-def reads(stage: StageSpec, earlier: str, name: str) -> bool:
-    """Whether a stage reads a file of that name from an earlier one."""
-    return stage.needs(earlier, name)
-
-
 def upstream_hashes(stage: StageSpec, run: Run) -> dict[str, str]:
     """Hashes of the files that a stage reads from earlier ones, as they are on disk now.
 
@@ -73,7 +68,7 @@ def upstream_hashes(stage: StageSpec, run: Run) -> dict[str, str]:
         hashes |= {
             f"{name}/{file}": current_hash(folder, file, entry)
             for file, entry in record["outputs"].items()
-            if reads(stage, name, file) or (model and file.startswith(model))
+            if stage.needs(name, file) or (model and file.startswith(model))
         }
     return hashes
 

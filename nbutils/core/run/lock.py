@@ -22,6 +22,8 @@ from nbutils.core.files import read_json, shown
 
 PIPELINE = ".pipeline.lock"
 NOTEBOOK = ".notebook-{}.lock"
+PROBE_SECONDS = 0.5
+"""A notebook that begins holds the pipeline's lock for a moment, to see that it is free: others wait that long."""
 
 _held: dict[Path, FileLock] = {}
 """Run folder → the lock of this process, for a notebook run by hand."""
@@ -31,7 +33,7 @@ _held: dict[Path, FileLock] = {}
 def locked(run: Path) -> Iterator[None]:
     """Holds the run folder for a pipeline; UserError names another owner, or says why it can't be written."""
     try:
-        lock = _take(run / PIPELINE, "pipeline")
+        lock = _take(run / PIPELINE, "pipeline", PROBE_SECONDS)
         if lock is None:
             raise _taken(run, run / PIPELINE)
     except OSError as error:
@@ -58,7 +60,7 @@ def hold(run: Path, what: str) -> None:
         return
     try:
         lock = _take(run / NOTEBOOK.format(os.getpid()), what)
-        pipeline = _take(run / PIPELINE, "")
+        pipeline = _take(run / PIPELINE, "", PROBE_SECONDS)
     except OSError as error:
         print(f"Note: {shown(run)} cannot be locked ({error.strerror}): start no pipeline there meanwhile.")
         return
@@ -78,12 +80,12 @@ def let_go(run: Path) -> None:
         _drop(lock)
 
 
-def _take(path: Path, what: str) -> FileLock | None:
-    """The lock, held now, and its owner noted beside it unless `what` is empty; None where another holds it."""
+def _take(path: Path, what: str, seconds: float = 0.0) -> FileLock | None:
+    """The lock, held now, and its owner noted beside it unless `what` is empty; None where another keeps it so long."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds)
     except Timeout:
         return None
     if what:
