@@ -1,6 +1,9 @@
-"""Numbers, time spans and tables as text."""
+"""Numbers, sizes, time spans and tables as text."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def duration(seconds: float) -> str:
@@ -10,3 +13,27 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours"
+
+
+def size(count: float) -> str:
+    """A number of bytes in KiB, MiB or GiB."""
+    power, unit = (30, "GiB") if count >= 2**30 else (20, "MiB") if count >= 2**20 else (10, "KiB")
+    return f"{count / 2**power:,.1f} {unit}"
+
+
+def number(value: float, sign: str = "") -> str:
+    """A number with as many decimals as its size deserves; with `sign` '+' also a positive one has its sign."""
+    decimals = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
+    return f"{value:{sign},.{decimals}f}"
+
+
+def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """A number with the interval around it: `0.412 [0.398, 0.427]`."""
+    return f"{number(value, sign)} [{number(low, sign)}, {number(high, sign)}]"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; a `|` inside a cell stays one cell."""
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in [head, *rows])
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])

@@ -122,30 +122,3 @@ def _leaks(reply: Reply, special_ids: set[int]) -> bool:
 
 def _same(reply: str, prompt: str) -> bool:
     return " ".join(reply.casefold().split()) == " ".join(prompt.casefold().split()) != ""
-
-
-def table(behaviour: dict[str, Any]) -> list[list[str]]:
-    """Rows of the side-by-side table: one for each figure and decoding, a cell for each model."""
-    from nbutils.evaluate.report import number
-
-    rows = []
-    for key, (words, form) in WORDS.items():
-        for decoding in DECODINGS:
-            cells = [entry.get(decoding) for entry in behaviour["models"].values()]
-            shown = ["—" if c is None else f"{c[key]:.0%}" if form == "share" else number(c[key]) for c in cells]
-            ranges = [c["intervals"][key] if c and key in SHARES else None for c in cells]
-            shown = [f"{text} [{r[0]:.0%}, {r[1]:.0%}]" if r else text for text, r in zip(shown, ranges, strict=True)]
-            rows.append([words, decoding, *shown])
-    return rows
-
-
-WORDS = {
-    "ended": ("ends with `<\\|im_end\\|>`", "share"),
-    "median_tokens": ("tokens, median", "number"),
-    "repeats": ("repeats a 4-gram", "share"),
-    "distinct_1": ("different words of all words", "share"),
-    "distinct_2": ("different pairs of words", "share"),
-    "leaks": ("writes role headers or control tokens", "share"),
-    "echoes": ("repeats the message that it answers", "share"),
-    "empty": ("says nothing", "share"),
-}

@@ -17,6 +17,7 @@ import numpy as np
 from nbutils.core.chat_engine.rotation import can_extend, rotated, rotations
 from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR
 from nbutils.core.run.models import context_length
+from nbutils.core.text import with_interval
 from nbutils.evaluate.compare import FEWEST_GROUPS, Sums, paired_difference, word_for
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def advice(
 
 
 def _shown(difference: Mapping[str, Any]) -> str:
-    return f"a difference of {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return f"a difference of {with_interval(difference['value'], difference['low'], difference['high'], '+')}"
 
 
 def _beyond(rows: Sequence[np.ndarray], trained: int) -> Sums:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbutils.evaluate.behaviour import table
+from nbutils.core.text import markdown_table, number, with_interval
+from nbutils.evaluate.behaviour import DECODINGS, SHARES
 from nbutils.evaluate.figures import EXTENSION_NAMES, context_figure, save, scores_figure
 from nbutils.evaluate.models import named
 from nbutils.evaluate.report import (
     NAMES,
     difference_table,
-    markdown_table,
     scope,
     scores_table,
     settings_list,
@@ -35,6 +35,16 @@ __all__ = [
 
 SHOWN = 500
 """Characters of an item's context, and of each of its answers, that are shown."""
+WORDS = {
+    "ended": "ends with `<|im_end|>`",
+    "median_tokens": "tokens, median",
+    "repeats": "repeats a 4-gram",
+    "distinct_1": "different words of all words",
+    "distinct_2": "different pairs of words",
+    "leaks": "writes role headers or control tokens",
+    "echoes": "repeats the message that it answers",
+    "empty": "says nothing",
+}
 
 
 def model_list(models: Sequence[Any]) -> Any:
@@ -105,7 +115,26 @@ def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
         f"{replies} replies each, of at most {behaviour['max_new_tokens']} tokens; in brackets 95 % intervals of the "
         "shares (Wilson)."
     )
-    return _markdown("\n\n".join([markdown_table(head, table(dict(behaviour))), note, *left_out]))
+    return _markdown("\n\n".join([markdown_table(head, behaviour_rows(behaviour)), note, *left_out]))
+
+
+def behaviour_rows(behaviour: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the side-by-side table: one for each figure and decoding, a cell for each model."""
+    models = behaviour["models"].values()
+    return [
+        [words, decoding, *(_figure(model.get(decoding), figure) for model in models)]
+        for figure, words in WORDS.items()
+        for decoding in DECODINGS
+    ]
+
+
+def _figure(figures: Mapping[str, Any] | None, name: str) -> str:
+    if figures is None:
+        return "—"
+    if name == "median_tokens":
+        return number(figures[name])
+    between = "[{:.0%}, {:.0%}]".format(*figures["intervals"][name]) if name in SHARES else ""
+    return f"{figures[name]:.0%} {between}".strip()
 
 
 def sample_texts(rows: Sequence[Mapping[str, Any]], model: str = "run") -> Any:
@@ -133,12 +162,12 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
     save(lambda theme: context_figure(curve, theme), folder, "context_curve")
     picture(folder, "context_curve")
     rows = [
-        [EXTENSION_NAMES.get(name, name), f"{d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]", f"**{d['word']}**"]
+        [EXTENSION_NAMES.get(name, name), with_interval(d["value"], d["low"], d["high"], "+"), f"**{d['word']}**"]
         for name, d in curve["differences"].items()
     ]
-    table_ = markdown_table(["extension, against none", "nats per token beyond the trained length", "in a word"], rows)
+    table = markdown_table(["extension, against none", "nats per token beyond the trained length", "in a word"], rows)
     return _markdown(
-        f"{table_}\n\n{curve['advice']} ({curve['conversations']} conversations, {curve['tokens_beyond']:,} tokens "
+        f"{table}\n\n{curve['advice']} ({curve['conversations']} conversations, {curve['tokens_beyond']:,} tokens "
         "beyond the trained length.)"
     )
 

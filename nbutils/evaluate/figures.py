@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure
 from nbutils.core.charts import save as save
-from nbutils.evaluate.report import NAMES, number
+from nbutils.core.text import with_interval
+from nbutils.evaluate.report import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def scores_figure(
             row, colour = rows[name], colours.first if name == "run" else colours.second
             ax.plot([row["low"], row["high"]], [place, place], "-", color=colour, linewidth=2, solid_capstyle="butt")
             ax.plot(row["value"], place, "o" if name == "run" else "s", color=colour, markersize=6)
-            text = f"{number(row['value'])} [{number(row['low'])}, {number(row['high'])}]"
+            text = with_interval(row["value"], row["low"], row["high"])
             ax.annotate(text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=8,
                         color=colours.ink, annotation_clip=False)  # fmt: skip
         ax.set_yticks(range(len(present)), [NAMES.get(name, name) for name in present])

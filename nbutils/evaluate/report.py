@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nbutils.core.text import markdown_table, number, with_interval
 from nbutils.evaluate.compare import FEWEST_GROUPS, TOO_FEW, ItemTable, interval, paired_difference, word_for
 from nbutils.evaluate.items import Metric
 from nbutils.evaluate.models import items_name, named
@@ -174,7 +175,7 @@ def difference_table(paired: Sequence[Mapping[str, Any]]) -> str:
             NAMES.get(row["reference"], row["reference"]),
             f"{row['task']} ({row['part']})" if row.get("part") else row["task"],
             row["metric"],
-            f"{number(row['difference'], '+')} [{number(row['low'], '+')}, {number(row['high'], '+')}]",
+            with_interval(row["difference"], row["low"], row["high"], "+"),
             f"**{row['word']}**",
         ]
         for row in paired
@@ -220,22 +221,10 @@ def _which(model: Mapping[str, Any]) -> str:
     return f" (content {found['sha256'][:12]})" if "sha256" in found else ""
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
-
-
 def score_cell(score: Mapping[str, Any] | None) -> str:
     """A value with its interval."""
     if score is None:
         return "—"
     if "low" not in score:
         return f"{number(score['value'])} (no interval)"
-    return f"{number(score['value'])} [{number(score['low'])}, {number(score['high'])}]"
-
-
-def number(value: float, sign: str = "") -> str:
-    """A number with as many decimals as its size deserves."""
-    decimals = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
-    return f"{value:{sign},.{decimals}f}"
+    return with_interval(score["value"], score["low"], score["high"])

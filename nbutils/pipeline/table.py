@@ -7,6 +7,7 @@ from pathlib import Path
 from nbutils.core.files import shown
 from nbutils.core.run.layout import Run
 from nbutils.core.run.state import State
+from nbutils.core.text import size
 from nbutils.pipeline.display import Row
 from nbutils.pipeline.parameters import Plan, Planned
 
@@ -28,8 +29,7 @@ def made(run: Path, name: str) -> str:
     if words := record.get("facts", {}).get("made"):
         return str(words)
     outputs = record["outputs"].values()
-    size = sum(entry["bytes"] for entry in outputs)
-    amount = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+    amount = size(sum(entry["bytes"] for entry in outputs))
     return f"{len(outputs)} file{'s' if len(outputs) != 1 else ''}, {amount} in {shown(run / name)}"
 
 

@@ -29,6 +29,7 @@ from nbutils.core.hardware import (
 )
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY, ModelRef
+from nbutils.core.text import size
 from nbutils.train.base import data_tokenizer
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
@@ -211,8 +212,8 @@ def disk_findings(settings: TrainSettings, shape: ModelShape, free: int) -> Iter
     needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + shape.weight_bytes + base))
     there = sum(file.stat().st_size for file in (folder / "checkpoints").rglob("*") if file.is_file())
     text = (
-        f"{settings.checkpoints_kept + 1} checkpoints of {_size(checkpoint)} and the models need {_size(needed)}; the "
-        f"disk of {shown(settings.run_path)} has {_size(free)} free"
+        f"{settings.checkpoints_kept + 1} checkpoints of {size(checkpoint)} and the models need {size(needed)}; the "
+        f"disk of {shown(settings.run_path)} has {size(free)} free"
     )
     if needed <= free + there:
         yield Finding(FINE, f"{text}.")
@@ -302,7 +303,3 @@ def counted(number: int, word: str) -> str:
     """A number with its word, in the plural where there are several."""
     plural = f"{word}es" if word.endswith("s") else f"{word}s"
     return f"{number} {word if number == 1 else plural}"
-
-
-def _size(count: float) -> str:
-    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.0f} MiB"

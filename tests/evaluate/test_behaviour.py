@@ -8,10 +8,11 @@ import torch
 
 from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.tiny import tiny_model
-from nbutils.evaluate.behaviour import figures_of, speaks_chatml, table, user_turns
+from nbutils.evaluate.behaviour import figures_of, speaks_chatml, user_turns
 from nbutils.evaluate.compare import Sums
 from nbutils.evaluate.contamination import flagged_items
 from nbutils.evaluate.context_curve import ORDER, advice, best_of, differences, losses_of, measure_curve, too_long_ids
+from nbutils.evaluate.display import behaviour_rows
 from nbutils.evaluate.heldout import Conversation
 from tests.evaluate.runs import made_up_run
 
@@ -33,7 +34,7 @@ def test_figures_on_made_up_replies():
     low, high = figures["intervals"]["ended"]
     assert low == pytest.approx(0.15, abs=0.01) and high == pytest.approx(0.85, abs=0.01)
     assert figures["intervals"]["echoes"][0] > 0.04, "a share of 1 in 4 is not certain"
-    assert "50% [15%, 85%]" in table({"models": {"run": {"greedy": figures, "sampled": figures}}})[0]
+    assert "50% [15%, 85%]" in behaviour_rows({"models": {"run": {"greedy": figures, "sampled": figures}}})[0]
 
 
 def test_prompts_end_with_a_user_turn_and_fit(chat_tokenizers):

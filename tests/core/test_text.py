@@ -1,0 +1,26 @@
+"""Numbers, sizes and tables read as a person would write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbutils.core import text
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (text.number(0.12345), "0.123"),
+        (text.number(45.67), "45.7"),
+        (text.number(12345.6), "12,346"),
+        (text.with_interval(0.02, -0.01, 0.05, "+"), "+0.020 [-0.010, +0.050]"),
+        (text.size(512), "0.5 KiB"),
+        (text.size(3 * 2**20), "3.0 MiB"),
+        (text.size(1.5 * 2**30), "1.5 GiB"),
+        (text.duration(89), "89 seconds"),
+        (text.duration(600), "10 minutes"),
+        (text.markdown_table(["a", "b"], [["x|y", 1]]), "| a | b |\n|---|---|\n| x\\|y | 1 |"),
+    ],
+)
+def test_text(shown, expected):
+    assert shown == expected
