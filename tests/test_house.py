@@ -56,10 +56,8 @@ OTHERWISE = {
     "core.training_log": {"data"},  # a part of a step's seconds
     "data": {"train"},  # a side of the data, and a split of a data set
     "evaluate.figures": {"data"},  # matplotlib's coordinates
-    "evaluate.processes": {"data"},  # a field of the request
     "evaluate.report": {"metrics"},  # a field of an answer
     "evaluate.score": {"metrics"},  # a field of an answer
-    "evaluate.worker": {"data"},  # a field of the request
     "kaggle.forecast": {"train"},  # a kind of row in the log, and a side of the data
     "metrics.remarks": {"data"},  # a part of a step's seconds
     "metrics.summary": {"data"},  # a field of settings.json

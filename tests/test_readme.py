@@ -78,14 +78,14 @@ def test_the_replies_that_are_quoted_stand_on_the_page():
 
 def test_the_example_task_is_one_and_its_fields_are_those_of_the_guide(tmp_path):
     """The task of CONTRIBUTING.md, loaded by the stage's own loader on two rows."""
-    from nbutils.evaluate.loading import load_tasks
+    from nbutils.core.tasks import load_tasks, own_tasks
 
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     (tmp_path / "capitals.yaml").write_text(example)
     rows = [{"question": "What is the capital of Peru?", "choices": ["Lima", "Quito"], "answer": 0}] * 2
     (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = load_tasks(["capitals"], task_path=str(tmp_path), num_fewshot=0, heldout=tmp_path)
+    loaded = load_tasks(["capitals"], own_tasks(str(tmp_path)))
     assert len(list(loaded["capitals"].task_docs)) == 2
 
 

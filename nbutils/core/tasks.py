@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
@@ -23,6 +23,13 @@ _TAG = re.compile(r"^[\"']?tag[\"']?:", re.MULTILINE)
 _temporary: list[tempfile.TemporaryDirectory[str]] = []
 
 
+class Stock(NamedTuple):
+    """What lm-eval brings under a name: a `task`, a `group` or a `tag`, and its YAML, or those of the tag's tasks."""
+
+    kind: str
+    yamls: list[Path]
+
+
 def own_tasks(task_path: str) -> dict[str, Path]:
     """Task name → YAML, of all below `task_path`; nothing where it is ''. UserError where the folder is missing."""
     if not task_path:
@@ -32,36 +39,33 @@ def own_tasks(task_path: str) -> dict[str, Path]:
         raise UserError(
             f"The folder {task_path} that task_path names does not exist; name a folder of task YAMLs, or ''."
         )
-    return {name: path for name, (kind, path) in names_below(folder).items() if kind == "task"}
+    return {name: found.yamls[0] for name, found in _named_below(folder).items() if found.kind == "task"}
 
 
 @lru_cache(maxsize=1)
-def stock_names() -> dict[str, tuple[str, Path | None]]:
-    """Name → (task, group or tag; its YAML) of everything that lm-eval brings.
+def stock_tasks() -> dict[str, Stock]:
+    """Everything that lm-eval brings, by name.
 
     Read with a regular expression: lm-eval's own index of its 14,000 names takes 15 s.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     folder = Path(str(resources.files("lm_eval"))) / "tasks"
-    found: dict[str, tuple[str, Path | None]] = dict(names_below(folder))
+    tagged: dict[str, Stock] = {}
     for path in folder.glob("**/*.yaml"):
-        head = path.read_text(encoding="utf-8", errors="replace")
-        if _TAG.search(head):
-            config = load_yaml(path, resolve_func=False, recursive=False)
-            tags = config.get("tag") or []
+        if _TAG.search(path.read_text(encoding="utf-8", errors="replace")):
+            tags = load_yaml(path, resolve_func=False, recursive=False).get("tag") or []
             for tag in [tags] if isinstance(tags, str) else tags:
-                found.setdefault(tag, ("tag", None))
-    return found
+                tagged.setdefault(tag, Stock("tag", [])).yamls.append(path)
+    return tagged | _named_below(folder)
 
 
-def names_below(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Name → (task or group, YAML) of every file below `folder`."""
-    found: dict[str, tuple[str, Path]] = {}
+def _named_below(folder: Path) -> dict[str, Stock]:
+    found: dict[str, Stock] = {}
     for path in sorted(folder.glob("**/*.yaml")):
         match = _NAME.search(path.read_text(encoding="utf-8", errors="replace"))
         if match:
-            found.setdefault(match[2], (match[1], path))
+            found.setdefault(match[2], Stock(match[1], [path]))
     return found
 
 
@@ -73,40 +77,65 @@ def config_of(path: Path) -> dict[str, Any]:
     return config
 
 
-def load_named(name: str, own: Mapping[str, Path]) -> dict[str, Any]:
-    """The task of that name, or the tasks of a group or tag. UserError where nothing has it or its data is missing."""
+def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None = None) -> dict[str, Any]:
+    """Tasks of lm-eval by name, in the order given; a group or tag becomes its tasks.
+
+    `own` are YAMLs by name that win over lm-eval's. Their local data files are looked for beside the YAML, then in
+    `data`, then in the project's root. UserError for a name that nothing has (with the nearest ones), before anything
+    is loaded, and for a task whose data cannot be reached.
+    """
+    for name in names:
+        if name not in own and name not in stock_tasks():
+            near = get_close_matches(name, [*own, *stock_tasks()], n=3, cutoff=0.6)
+            hint = (
+                f"did you mean {', '.join(near)}?"
+                if near
+                else f"lm-eval has none{', nor is it ' + ' or '.join(own) if own else ''}."
+            )
+            raise UserError(f"No task is called '{name}': {hint}")
+    tasks: dict[str, Any] = {}
+    for name in names:
+        tasks |= _load_own(name, own[name], data) if name in own else _load_stock(name, own)
+    return tasks
+
+
+def _load_own(name: str, path: Path, data: Path | None) -> dict[str, Any]:
+    config = config_of(path)
+    if config.get("dataset_path") in LOCAL_FORMATS:
+        folders = [path.parent, *([data] if data else []), project_root()]
+        options = dict(config.get("dataset_kwargs") or {})
+        options |= {key: _absolute(files, folders) for key, files in options.items() if key == "data_files"}
+        # `datasets` converts local files in a folder that goes when this process goes, not in a cache that grows.
+        _temporary.append(tempfile.TemporaryDirectory(prefix="smallchat-tasks-"))
+        config["dataset_kwargs"] = options | {"cache_dir": _temporary[-1].name}
+    return _built(config, name)
+
+
+def _load_stock(name: str, own: Mapping[str, Path]) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
-    if name in own:
-        config = config_of(own[name])
-        if config.get("dataset_path") in LOCAL_FORMATS:
-            config["dataset_kwargs"] = private(
-                _with_absolute_files(config.get("dataset_kwargs") or {}, own[name].parent)
-            )
-        return built(TaskManager(include_defaults=False), config, name)
-    if name not in stock_names():
-        near = get_close_matches(name, [*own, *stock_names()], n=3, cutoff=0.6)
-        raise UserError(f"No task is called '{name}'{': did you mean ' + ', '.join(near) + '?' if near else '.'}")
-    kind, path = stock_names()[name]
-    if kind != "task" or path is None:
-        if any(local_copy("dataset", found) for found in dataset_of_tasks(name, own)):
-            members = _tagged_names(name) if path is None else config_of(path)["task"]
-            return {key: task for member in members for key, task in load_named(str(member), own).items()}
-        return built(TaskManager(), name, name)
-    copy = local_copy("dataset", str(config_of(path).get("dataset_path", "")))
-    if copy is not None:
-        return built(TaskManager(include_defaults=False), config_of(path) | {"dataset_path": str(copy)}, name)
-    return built(TaskManager(include_defaults=False, include_path=str(path.parent)), name, name)
+    kind, yamls = stock_tasks()[name]
+    if kind == "task":
+        config = config_of(yamls[0])
+        copy = local_copy("dataset", str(config.get("dataset_path", "")))
+        if copy is not None:
+            return _built(config | {"dataset_path": str(copy)}, name)
+        return _built(name, name, TaskManager(include_defaults=False, include_path=str(yamls[0].parent)))
+    if any(local_copy("dataset", dataset) for dataset in dataset_of_tasks(name, own)):
+        members = config_of(yamls[0])["task"] if kind == "group" else _tasks_in(set(yamls))
+        return load_tasks([str(member) for member in members], own)
+    return _built(name, name, TaskManager())
 
 
-def built(manager: Any, spec: str | dict[str, Any], name: str) -> dict[str, Any]:
+def _built(spec: str | dict[str, Any], name: str, manager: Any = None) -> dict[str, Any]:
     """Loads a task and its data, with errors in a sentence."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        tasks: dict[str, Any] = manager.load([spec])["tasks"]
+        tasks: dict[str, Any] = (manager or TaskManager(include_defaults=False)).load([spec])["tasks"]
         return tasks
     except (OSError, DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         first = str(error).strip().split("\n")[0][:160]
@@ -127,29 +156,18 @@ def item_texts(task: Any) -> Iterator[tuple[int, list[str]]]:
         yield number, [str(text) for text in questions]
 
 
-def private(dataset_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Has `datasets` convert local files in a folder that goes when this process goes, not in a cache that grows."""
-    _temporary.append(tempfile.TemporaryDirectory(prefix="smallchat-tasks-"))
-    return {**dataset_kwargs, "cache_dir": _temporary[-1].name}
-
-
-def _with_absolute_files(dataset_kwargs: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Relative `data_files` start at the YAML's folder, or at the project root where they are not there."""
-
-    def absolute(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: absolute(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [absolute(item) for item in value]
-        beside = folder / value
-        path = beside if "://" not in value and beside.exists() else project_root() / value
-        if "://" in value:
-            return value
-        if not path.exists() and "*" not in value:
-            raise UserError(f"The file {value} that the task in {shown(folder)} reads does not exist beside its YAML.")
-        return str(path)
-
-    return {key: absolute(value) if key == "data_files" else value for key, value in dataset_kwargs.items()}
+def _absolute(files: Any, folders: Sequence[Path]) -> Any:
+    """`data_files` with each relative path in the first of the folders that has it, else in the last."""
+    if isinstance(files, dict):
+        return {split: _absolute(file, folders) for split, file in files.items()}
+    if isinstance(files, list):
+        return [_absolute(file, folders) for file in files]
+    if "://" in files:
+        return files
+    path = next((folder / files for folder in folders if (folder / files).exists()), folders[-1] / files)
+    if not path.exists() and "*" not in files:
+        raise UserError(f"The file {files} that the task in {shown(folders[0])} reads does not exist beside its YAML.")
+    return str(path)
 
 
 def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:
@@ -157,36 +175,18 @@ def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:
 
     A name that neither the user's folder nor lm-eval has is none of ours to judge (the embedded tasks are such).
     """
-    if name in own:
-        return _dataset_of(config_of(own[name]), own)
-    if name not in stock_names():
-        return []
-    kind, path = stock_names()[name]
-    if kind == "tag" or path is None:
-        return sorted({found for yaml in _tagged(name) for found in _dataset_of(config_of(yaml), own)})
-    return _dataset_of(config_of(path), own)
+    yamls = [own[name]] if name in own else stock_tasks()[name].yamls if name in stock_tasks() else []
+    return sorted({dataset for yaml in yamls for dataset in _datasets_of(config_of(yaml), own)})
 
 
-def _dataset_of(config: Mapping[str, Any], own: Mapping[str, Path]) -> list[str]:
+def _datasets_of(config: Mapping[str, Any], own: Mapping[str, Path]) -> list[str]:
     members = config.get("task")
     if isinstance(members, list):  # a group
         names = (member if isinstance(member, str) else member.get("task", "") for member in members)
-        return sorted({found for name in names if isinstance(name, str) for found in dataset_of_tasks(name, own)})
+        return [dataset for name in names if isinstance(name, str) for dataset in dataset_of_tasks(name, own)]
     path = config.get("dataset_path")
     return [str(path)] if path and path not in LOCAL_FORMATS else []
 
 
-def _tagged_names(tag: str) -> list[str]:
-    yamls = set(_tagged(tag))
-    return [name for name, (kind, path) in stock_names().items() if kind == "task" and path in yamls]
-
-
-def _tagged(tag: str) -> Iterator[Path]:
-    """YAMLs of lm-eval's tasks that carry a tag."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    for path in (Path(str(resources.files("lm_eval"))) / "tasks").glob("**/*.yaml"):
-        if tag in path.read_text(encoding="utf-8", errors="replace"):
-            tags = load_yaml(path, resolve_func=False, recursive=False).get("tag") or []
-            if tag in ([tags] if isinstance(tags, str) else tags):
-                yield path
+def _tasks_in(yamls: set[Path]) -> list[str]:
+    return [name for name, (kind, paths) in stock_tasks().items() if kind == "task" and paths[0] in yamls]

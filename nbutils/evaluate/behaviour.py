@@ -1,4 +1,4 @@
-"""How a chat model behaves, counted on its replies to held-out user turns."""
+"""How a chat model replies: figures counted on held-out user turns, and samples to read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from statistics import NormalDist, median
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
-from nbutils.core.chatml import IM_END, IM_START, encode_batch, special_strings
+from nbutils.core.chatml import IM_END, IM_START, encode, encode_batch, special_strings
+from nbutils.core.run.models import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +23,14 @@ NGRAM = 4
 DECODINGS = ("greedy", "sampled")
 SHARES = ("ended", "repeats", "leaks", "echoes", "empty")
 """Figures that are shares of the replies, each of which has one value: these get intervals."""
+PROMPTS = (
+    "Act as a polite pirate and tell me how to find a good cup of coffee.",
+    "Pretend you are a professional chef. Give me one quick tip on how to cook a perfect egg.",
+    "Write a quick, polite email to my boss saying I will be 15 minutes late today because of traffic.",
+    "Write a very short, 4-line poem about a cat sleeping on a sunny window.",
+    "Why is the sky blue? Explain it in one simple sentence.",
+)
+"""As written on the reference card."""
 
 
 def user_turns(
@@ -45,31 +54,25 @@ def user_turns(
     return chosen
 
 
-def speaks_chatml(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a model's own tokenizer has ChatML's control tokens; one without was never taught to end a turn so."""
-    return {IM_START, IM_END} <= set(tokenizer.get_vocab())
-
-
 def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[dict[str, str]]],
-    *,
     max_new_tokens: int,
     seed: int,
-) -> dict[str, dict[str, Any]]:
-    """The figures of `figures_of` for greedy and for sampled replies."""
+) -> dict[str, Any]:
+    """The figures of `figures_of` for greedy and for sampled replies; why there are none in `left_out`."""
+    if not {IM_START, IM_END} <= set(tokenizer.get_vocab()):  # it was never taught to end a turn so
+        return {"left_out": "its tokenizer has no ChatML tokens"}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": 32}
     return {
         decoding: figures_of(
-            generate_replies(
-                model, tokenizer, prompts, max_new_tokens=max_new_tokens, greedy=decoding == "greedy", seed=seed,
-                batch_size=32,
-            ),
+            generate_replies(model, tokenizer, prompts, greedy=decoding == "greedy", **options),
             prompts,
             set(special_strings(tokenizer)),
         )
         for decoding in DECODINGS
-    }  # fmt: skip
+    }
 
 
 def figures_of(
@@ -122,3 +125,31 @@ def _leaks(reply: Reply, special_ids: set[int]) -> bool:
 
 def _same(reply: str, prompt: str) -> bool:
     return " ".join(reply.casefold().split()) == " ".join(prompt.casefold().split()) != ""
+
+
+def sample_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, max_new_tokens: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of `samples.jsonl`: the prompts answered alone, then the same ones in one conversation.
+
+    Sampled as in the reference (temperature 0.75, top-p 0.9, repetition penalty 1.2). The first sample is the one
+    shown; nothing is drawn twice. A conversation that outgrows the model loses its oldest turns, as a chat does.
+    """
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "greedy": False, "seed": seed}
+
+    def row(mode: str, turn: int, reply: Reply) -> dict[str, Any]:
+        facts = {"model": name, "mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text}
+        return facts | {"ended": reply.ended, "tokens": len(reply.token_ids)}
+
+    alone = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    rows = [row("alone", *found) for found in enumerate(generate_replies(model, tokenizer, alone, **options))]
+    messages: list[dict[str, str]] = []
+    for turn, prompt in enumerate(PROMPTS):
+        messages.append({"role": "user", "content": prompt})
+        room = context_length(model) - max_new_tokens
+        while len(messages) > 1 and len(encode(tokenizer, messages, add_generation_prompt=True)) > room:
+            messages = messages[2:]
+        reply = generate_replies(model, tokenizer, [messages], **options)[0]
+        messages.append({"role": "assistant", "content": reply.text})
+        rows.append(row("conversation", turn, reply))
+    return rows

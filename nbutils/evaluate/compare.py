@@ -9,14 +9,12 @@ the Bootstrap", section 4.3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pandas as pd
 
 from nbutils.core.errors import UserError
 from nbutils.evaluate.items import Metric, combine
@@ -39,11 +37,6 @@ class Sums:
     values: np.ndarray
     weights: np.ndarray
 
-    @property
-    def items(self) -> int:
-        """Number of groups."""
-        return len(self.groups)
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -61,61 +54,49 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-@dataclass(frozen=True)
-class ItemTable:
-    """Per-item results of one model on one task, as `nbutils.evaluate.items` writes them."""
+def read_items(path: Path, only: str = "") -> pd.DataFrame:
+    """Per-item results of one model on one task, as `nbutils.evaluate.items` writes them.
 
-    columns: dict[str, np.ndarray]
+    `only` takes the rows of one of lm-eval's filters.
+    """
+    table = pd.read_parquet(path)
+    return table[table["filter"] == only] if only else table
 
-    @classmethod
-    def read(cls, path: Path, only: str = "") -> ItemTable:
-        """Reads a Parquet file; `only` takes the rows of one of lm-eval's filters."""
-        table = pq.read_table(path)
-        columns = {name: np.array(table[name].to_pylist(), dtype=_dtype(table[name])) for name in table.column_names}
-        if only:
-            keep = columns["filter"] == only
-            columns = {name: column[keep] for name, column in columns.items()}
-        return cls(columns)
 
-    def __len__(self) -> int:
-        return len(self.columns["doc_id"])
-
-    def sums(self, metric: Metric, where: np.ndarray | None = None) -> Sums:
-        """Group sums of a metric over all items, or those that the mask `where` takes."""
-        keep = np.ones(len(self), bool) if where is None else where
-        groups, index = np.unique(self.columns["group"][keep], return_inverse=True)
-        values, weights = (
-            np.bincount(index, self.columns[name][keep].astype(float), minlength=len(groups))
-            for name in (metric.name, f"{metric.name}_weight")
+def check_same_items(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """UserError where the two tables are not about the same items."""
+    if list(one["doc_id"]) != list(other["doc_id"]):
+        raise UserError(
+            f"The two models were scored on different items ({len(one)} and {len(other)}): score both with the same "
+            "tasks and limit to compare them."
         )
-        return Sums(groups, values, weights)
 
-    def check_same_items(self, other: ItemTable) -> None:
-        """UserError where the two tables are not about the same items."""
-        if len(self) != len(other) or (self.columns["doc_id"] != other.columns["doc_id"]).any():
-            raise UserError(
-                f"The two models were scored on different items ({len(self)} and {len(other)}): score both with the "
-                "same tasks and limit to compare them."
-            )
+
+def sums_of(table: pd.DataFrame, metric: Metric) -> Sums:
+    """Group sums of a metric over all items of a table."""
+    groups, index = np.unique(table["group"], return_inverse=True)
+    values, weights = (
+        np.bincount(index, table[name].to_numpy(float), minlength=len(groups))
+        for name in (metric.name, f"{metric.name}_weight")
+    )
+    return Sums(groups, values, weights)
 
 
 def interval(sums: Sums, kind: str, resamples: int, seed: int) -> Estimate:
     """A metric with its bootstrap interval."""
     drawn = resampled(np.stack([sums.values, sums.weights], axis=1), resamples, seed)  # (R, 2)
     value = float(combine(kind, sums.values.sum(), sums.weights.sum()))
-    return _estimate(value, combine(kind, drawn[:, 0], drawn[:, 1]), sums.items)
+    return _estimate(value, combine(kind, drawn[:, 0], drawn[:, 1]), len(sums.groups))
 
 
 def paired_difference(a: Sums, b: Sums, kind: str, resamples: int, seed: int) -> Estimate:
     """Metric of `a` minus that of `b` on the same items, with the paired bootstrap's interval."""
-    if len(a.groups) != len(b.groups) or (a.groups != b.groups).any():
-        raise UserError("The two models were scored on different items: score both with the same tasks and limit.")
     columns = np.stack([a.values, a.weights, b.values, b.weights], axis=1)  # (G, 4)
     drawn = resampled(columns, resamples, seed)  # (R, 4)
     total = columns.sum(axis=0)
     value = float(combine(kind, total[0], total[1]) - combine(kind, total[2], total[3]))
     differences = combine(kind, drawn[:, 0], drawn[:, 1]) - combine(kind, drawn[:, 2], drawn[:, 3])
-    return _estimate(value, differences, a.items)
+    return _estimate(value, differences, len(a.groups))
 
 
 def word_for(difference: Estimate, higher_is_better: bool) -> str:
@@ -153,13 +134,3 @@ def tail_for(groups: int) -> float:
     # Student's t by its expansion around the normal quantile (Abramowitz & Stegun 26.7.5).
     t = z + (z**3 + z) / (4 * nu) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
     return NormalDist().cdf(t * (1 + 1 / nu) ** 0.5)
-
-
-def _dtype(column: Any) -> Any:
-    kind = str(column.type)
-    return kind if kind in ("int64", "double", "bool") and not column.null_count else object
-
-
-__all__: Sequence[str] = (
-    "Estimate", "ItemTable", "Sums", "interval", "paired_difference", "resampled", "tail_for", "word_for",
-)  # fmt: skip

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.text import markdown_table, number, with_interval
+from nbutils.core.jupyter import interactive
+from nbutils.core.text import duration, markdown_table, number, with_interval
 from nbutils.evaluate.behaviour import DECODINGS, SHARES
 from nbutils.evaluate.figures import EXTENSION_NAMES, context_figure, save, scores_figure
 from nbutils.evaluate.models import named
 from nbutils.evaluate.report import (
-    NAMES,
     difference_table,
     scope,
     scores_table,
     settings_list,
+    shown_name,
 )
-
-__all__ = [
-    "behaviour_table",
-    "curve_text",
-    "differences",
-    "how_measured",
-    "item",
-    "model_list",
-    "picture",
-    "sample_texts",
-    "scores",
-    "scores_picture",
-]
-
 
 SHOWN = 500
 """Characters of an item's context, and of each of its answers, that are shown."""
+BAR_AFTER = 5.0
+"""Seconds of scoring after which a bar appears."""
+LINE_EVERY = 60.0
+"""Seconds between two lines, where there is no bar."""
 WORDS = {
     "ended": "ends with `<|im_end|>`",
     "median_tokens": "tokens, median",
@@ -47,9 +40,47 @@ WORDS = {
 }
 
 
+@contextmanager
+def progress(
+    total: int, say: Callable[[str], None] = print, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int], None]]:
+    """Shows how far the scoring is: a bar in Jupyter that leaves nothing behind, elsewhere a line a minute.
+
+    Gives the function that counts more of them.
+    """
+    from IPython.display import HTML, display
+
+    handle: Any = None
+    bar, done, started = interactive(), 0, clock()
+    last_shown = started - (LINE_EVERY - BAR_AFTER if bar else 0.0)
+
+    def count(more: int) -> None:
+        nonlocal handle, done, last_shown
+        done, now = done + more, clock()
+        if now - last_shown < (LINE_EVERY if handle is None else 1.0):
+            return
+        last_shown = now
+        left = (now - started) / max(1, done) * (total - done)
+        text = f"{done:,} of {total:,} requests ({done / total:.0%}), about {duration(left)} left"
+        if not bar:
+            say(text)
+            return
+        drawn = HTML(f'<progress value="{done}" max="{total}" style="width:20em"></progress> {text}')
+        if handle is None:
+            handle = display(drawn, display_id=True)
+        else:
+            handle.update(drawn)
+
+    try:
+        yield count
+    finally:
+        if handle is not None:
+            handle.update(HTML(""))
+
+
 def model_list(models: Sequence[Any]) -> Any:
     """The models of the table and where they are."""
-    rows = [[NAMES.get(model.name, model.name), f"`{named(model)['source']}`"] for model in models]
+    rows = [[shown_name(model.name), f"`{named(model)['source']}`"] for model in models]
     return _markdown(markdown_table(["model", "where"], rows))
 
 
@@ -109,8 +140,8 @@ def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
             "No behaviour was measured: `behaviour_prompts` is 0, or no held-out turn leaves room for `reply_tokens`."
         )
     replies = next(iter(next(iter(behaviour["models"].values())).values()))["replies"]
-    head = ["share of replies", "decoding", *(NAMES.get(name, name) for name in behaviour["models"])]
-    left_out = [f"{NAMES.get(n, n)}: {why['left_out']}" for n, why in behaviour["left_out"].items()]
+    head = ["share of replies", "decoding", *(shown_name(name) for name in behaviour["models"])]
+    left_out = [f"{shown_name(n)}: {why['left_out']}" for n, why in behaviour["left_out"].items()]
     note = (
         f"{replies} replies each, of at most {behaviour['max_new_tokens']} tokens; in brackets 95 % intervals of the "
         "shares (Wilson)."

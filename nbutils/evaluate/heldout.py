@@ -1,4 +1,4 @@
-"""Items of the two embedded tasks, made from the held-out conversations of a run.
+"""The two embedded tasks: their YAMLs, and their items, made from the held-out conversations of a run.
 
 Contexts and choices are ChatML text. A context ends with `<|im_end|>`, and each choice brings the newline and the
 header in front of its utterance: lm-eval moves white space from the end of a context into the continuation, and so
@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Any
 from nbutils.core.chatml import CHATML, IM_END, Message
 from nbutils.core.errors import UserError
 from nbutils.core.files import replaced, shown
-from nbutils.evaluate.tasks import EMBEDDED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+EMBEDDED = {
+    "heldout_perplexity": "heldout/replies.parquet",
+    "heldout_next_utterance": "heldout/next_utterance.parquet",
+}
+"""Embedded task → the file of its items in the stage's folder, as its YAML names it."""
+YAMLS = {name: Path(__file__).with_name(f"{name}.yaml") for name in EMBEDDED}
 ALTERNATIVES = 3
 """Utterances of other conversations beside the true one."""
 
@@ -58,14 +63,20 @@ def read_conversations(data: Path, tokenizer: PreTrainedTokenizerBase) -> list[C
 
 
 def write_items(folder: Path, conversations: Sequence[Conversation], selection_items: int, seed: int) -> dict[str, int]:
-    """Writes the items of both embedded tasks below `folder`, and says how many each has."""
+    """Writes the items of both embedded tasks below the stage's folder, and says how many each has."""
     items = {
         "heldout_perplexity": list(reply_items(conversations)),
         "heldout_next_utterance": selection(conversations, selection_items, seed),
     }
     for name, rows in items.items():
-        write_parquet(folder / EMBEDDED[name][1], rows)
+        write_parquet(folder / EMBEDDED[name], rows)
     return {name: len(rows) for name, rows in items.items()}
+
+
+def reply_perplexity(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
+    """Log-likelihood of a reply with its end of turn, and the number of its words."""
+    (header, _), (whole, _) = results
+    return {"word_perplexity": (whole - header, doc["words"])}
 
 
 def rendered(messages: Sequence[Message]) -> str:

@@ -1,4 +1,7 @@
-"""Per-item results of a task as a table: what any later comparison is computed from, without a model."""
+"""Per-item results of a task as a table: what any later comparison is computed from, without a model.
+
+And which items share a run of words with a conversation of the data stage's input, so that they are scored apart.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nbutils.core.files import sha256_of_bytes
+from nbutils.core.errors import UserError
+from nbutils.core.files import sha256_of_bytes, shown
+from nbutils.core.run.record import SCHEMA
 
 KINDS = {"mean": "mean", "perplexity": "perplexity", "weighted_perplexity": "perplexity", "bits_per_byte": "bits"}
 """lm-eval's aggregations that are a function of two sums, by the name of that function here."""
@@ -98,3 +104,22 @@ def to_parquet(rows: list[dict[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
+
+
+def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]:
+    """Task → numbers of its items that the ledger of the data stage names as the reason why a row was dropped.
+
+    Those rows were not trained on; their neighbours in the same source may still be close to the item. Tasks that the
+    data stage did not look for have no entry. UserError for a ledger of a newer schema.
+    """
+    if not ledger.is_file():
+        return {}
+    if int((pq.read_schema(ledger).metadata or {}).get(b"schema", b"0")) > SCHEMA:
+        raise UserError(f"{shown(ledger)} was written by a newer smallchat; update smallchat.")
+    found: dict[str, set[int]] = {}
+    for labels in pq.read_table(ledger, columns=["matched_items"])["matched_items"].drop_null().to_pylist():
+        for label in labels:  # `hellaswag item 17`
+            task, _, number = label.rpartition(" item ")
+            if task in tasks:
+                found.setdefault(task, set()).add(int(number))
+    return found

@@ -95,8 +95,20 @@ def check_models(models: Sequence[Model], *, max_length: int, chat_template: boo
 
     `chat_template` asks for a tokenizer that has one.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     for model in models:
-        _config(model, max_length)
+        config = model.ref.config()
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise UserError(
+                f"The model {model.source} ({config.model_type}) is not a causal language model; give one that is."
+            )
+        length = int(getattr(config.get_text_config(), "max_position_embeddings", max_length) or max_length)
+        if length < max_length:
+            raise UserError(
+                f"The model {model.name} reads {length} tokens at once, and max_length is {max_length}: all models of "
+                f"a table get the same length, so set max_length to {length} or leave that model out."
+            )
         if chat_template and not model.ref.raw_tokenizer().chat_template:
             raise UserError(
                 f"The model {model.name} has no chat template: set apply_chat_template to false, or leave it out of "
@@ -109,7 +121,6 @@ def open_model(model: Model, *, max_length: int, precision: str, device: str, to
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    _config(model, max_length)
     where, options = model.ref.source
     if model.ref.gguf:  # HFLM would ask AutoTokenizer, which some releases of transformers answer with other ids
         options = options | {"tokenizer": model.ref.raw_tokenizer()}
@@ -120,26 +131,8 @@ def open_model(model: Model, *, max_length: int, precision: str, device: str, to
         )
     except (OSError, ValueError) as error:
         raise model.ref.unreadable(error) from error
-    assert lm.way  # tried out now: a model that isn't causal stops here, before any task
+    assert lm.strategy  # tried out now: a model that isn't causal stops here, before any task
     return lm
-
-
-def _config(model: Model, max_length: int) -> Any:
-    """The model's configuration. UserError where it is not causal, or reads fewer tokens than all are to read."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    config = model.ref.config()
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(
-            f"The model {model.source} ({config.model_type}) is not a causal language model; give one that is."
-        )
-    trained_length = int(getattr(config.get_text_config(), "max_position_embeddings", max_length) or max_length)
-    if trained_length < max_length:
-        raise UserError(
-            f"The model {model.name} reads {trained_length} tokens at once, and max_length is {max_length}: all models "
-            f"of a table get the same length, so set max_length to {trained_length} or leave that model out."
-        )
-    return config
 
 
 def facts_of(model: Model, lm: SharedPrefixLM) -> dict[str, Any]:
@@ -149,5 +142,5 @@ def facts_of(model: Model, lm: SharedPrefixLM) -> dict[str, Any]:
         "identity": model.ref.identity(),
         "parameters": int(lm.model.num_parameters()),
         "adds_bos": bool(lm.tok_encode("a")[:1] == [lm.tokenizer.bos_token_id]),
-        "scored_as": lm.way,
+        "scored_as": lm.strategy,
     }

@@ -7,19 +7,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import pandas as pd
 
 from nbutils.core.text import markdown_table, number, with_interval
-from nbutils.evaluate.compare import FEWEST_GROUPS, TOO_FEW, ItemTable, interval, paired_difference, word_for
+from nbutils.evaluate.compare import (
+    FEWEST_GROUPS,
+    TOO_FEW,
+    check_same_items,
+    interval,
+    paired_difference,
+    read_items,
+    sums_of,
+    word_for,
+)
 from nbutils.evaluate.items import Metric
 from nbutils.evaluate.models import items_name, named
 from nbutils.evaluate.score import Asking, Scored
 
 SCHEMA = 1
 NAMES = {"run": "this run's model", "base": "its base"}
+PARTS = ("flagged", "not flagged")
+"""Parts of a task's items that are scored apart where the data stage found some of them in its input."""
 SCOPE = "*Better* and *worse* are said of these two checkpoints on these items, and of nothing else."
+
+
+def shown_name(model: str) -> str:
+    """What a model of the table is called in a sentence."""
+    return NAMES.get(model, model)
 
 
 def keep_items(scored: Sequence[Scored], folder: Path) -> None:
@@ -40,17 +56,21 @@ def results(
     models = {r.model.name: r.answer["model"] | named(r.model) for r in scored}
     tasks = {r.task: {k: r.answer[k] for k in ("task", "version", "items", "groups", "chat_template", "num_fewshot")}
              for r in scored}  # fmt: skip
-    asked = {r.task: _asked(flagged[r.task], r) for r in scored if r.task in flagged}
-    scores, paired = [], []
+    # With a limit, later items are not evaluated at all.
+    asked = {r.task: flagged[r.task] & set(read_items(r.items)["doc_id"]) for r in scored if r.task in flagged}
+    scores: list[dict[str, Any]] = []
+    paired: list[dict[str, Any]] = []
     for task in tasks:
-        tables = {r.model.name: r for r in scored if r.task == task}
-        own = tables.get("run")
-        for part, numbers in _parts(asked.get(task, set())):
-            for result in tables.values():
-                scores += [{**row, **part} for row in _scores(result, numbers, resamples, seed)]
-            for name, result in tables.items():
+        numbers = asked.get(task, set())
+        by_model = {r.model.name: r for r in scored if r.task == task}
+        own = by_model.get("run")
+        for part in ("", *PARTS) if numbers else ("",):
+            draw = Draw(part, numbers, resamples, seed)
+            for result in by_model.values():
+                scores += _scores(result, draw)
+            for name, result in by_model.items():
                 if own is not None and name != "run":
-                    paired += [{**row, **part} for row in _differences(own, result, numbers, resamples, seed)]
+                    paired += _differences(own, result, draw)
     return {
         "schema": SCHEMA,
         "lm_eval": metadata.version("lm_eval"),
@@ -64,16 +84,23 @@ def results(
     }
 
 
-def _asked(numbers: set[int], result: Scored) -> set[int]:
-    """Those of the item numbers that were evaluated at all: with a limit, later ones are not."""
-    return numbers & set(ItemTable.read(result.items).columns["doc_id"].tolist())
+class Draw(NamedTuple):
+    """Which part of a task's items counts (all where it is ''), and how they are resampled."""
 
+    part: str
+    flagged: set[int]
+    resamples: int
+    seed: int
 
-def _parts(flagged: set[int]) -> Iterator[tuple[dict[str, str], tuple[set[int], bool] | None]]:
-    yield {}, None
-    if flagged:
-        yield {"part": "flagged"}, (flagged, True)
-        yield {"part": "not flagged"}, (flagged, False)
+    def items(self, result: Scored, filter_name: str) -> pd.DataFrame:
+        """The part's items under one of lm-eval's filters."""
+        table = read_items(result.items, filter_name)
+        return table[table["doc_id"].isin(self.flagged) == (self.part == PARTS[0])] if self.part else table
+
+    @property
+    def label(self) -> dict[str, str]:
+        """What a row of the results says of the part."""
+        return {"part": self.part} if self.part else {}
 
 
 def _metrics(result: Scored) -> Iterator[tuple[str, str, Metric]]:
@@ -86,41 +113,26 @@ def _metrics(result: Scored) -> Iterator[tuple[str, str, Metric]]:
             yield (name if len(filters) == 1 else f"{name}, {kind}"), kind, by_name[name]
 
 
-def _mask(table: ItemTable, numbers: tuple[set[int], bool] | None) -> np.ndarray | None:
-    if numbers is None:
-        return None
-    mask: np.ndarray = np.isin(table.columns["doc_id"], list(numbers[0])) == numbers[1]
-    return mask
-
-
-def _scores(
-    result: Scored, numbers: tuple[set[int], bool] | None, resamples: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def _scores(result: Scored, draw: Draw) -> Iterator[dict[str, Any]]:
     for label, filter_name, metric in _metrics(result):
+        table = draw.items(result, filter_name)
         row = {"model": result.model.name, "task": result.task, "metric": label,
-               "higher_is_better": metric.higher_is_better}  # fmt: skip
-        table = ItemTable.read(result.items, filter_name)
-        mask = _mask(table, numbers)
-        count = len(table) if mask is None else int(mask.sum())
+               "higher_is_better": metric.higher_is_better, "n": len(table)}  # fmt: skip
         if metric.kind == "none":
-            if mask is None:
-                yield row | {"n": count, "value": result.answer["values"][f"{metric.name},{filter_name}"]}
-        elif count:
-            sums = table.sums(metric, mask)
-            estimate = interval(sums, metric.kind, resamples, seed)
-            yield row | {"n": count, **asdict(estimate)}
+            if not draw.part:
+                yield row | {"value": result.answer["values"][f"{metric.name},{filter_name}"]}
+        elif len(table):
+            estimate = interval(sums_of(table, metric), metric.kind, draw.resamples, draw.seed)
+            yield row | asdict(estimate) | draw.label
 
 
-def _differences(
-    own: Scored, other: Scored, numbers: tuple[set[int], bool] | None, resamples: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def _differences(own: Scored, other: Scored, draw: Draw) -> Iterator[dict[str, Any]]:
     for label, filter_name, metric in _metrics(own):
-        a, b = ItemTable.read(own.items, filter_name), ItemTable.read(other.items, filter_name)
-        a.check_same_items(b)
-        mask = _mask(a, numbers)
-        if metric.kind == "none" or (mask is not None and not mask.any()):
+        a, b = (draw.items(result, filter_name) for result in (own, other))
+        check_same_items(a, b)
+        if metric.kind == "none" or not len(a):
             continue
-        estimate = paired_difference(a.sums(metric, mask), b.sums(metric, mask), metric.kind, resamples, seed)
+        estimate = paired_difference(sums_of(a, metric), sums_of(b, metric), metric.kind, draw.resamples, draw.seed)
         yield {
             "model": own.model.name,
             "reference": other.model.name,
@@ -131,7 +143,7 @@ def _differences(
             "high": estimate.high,
             "groups": estimate.groups,
             "word": word_for(estimate, metric.higher_is_better),
-        }
+        } | draw.label
 
 
 def comparison_markdown(found: Mapping[str, Any]) -> str:
@@ -165,14 +177,14 @@ def scores_table(scores: Sequence[Mapping[str, Any]], models: Sequence[Mapping[s
         arrow = "↑" if first["higher_is_better"] else "↓"
         label = f"{task} ({part})" if part else task
         rows.append([label, f"{metric} {arrow}", f"{first['n']:,}", *(score_cell(cell) for cell in cells)])
-    return markdown_table(["task", "metric", "items", *(NAMES.get(name, name) for name in names)], rows)
+    return markdown_table(["task", "metric", "items", *(shown_name(name) for name in names)], rows)
 
 
 def difference_table(paired: Sequence[Mapping[str, Any]]) -> str:
     """A row for each difference of the run's model from another one."""
     rows = [
         [
-            NAMES.get(row["reference"], row["reference"]),
+            shown_name(row["reference"]),
             f"{row['task']} ({row['part']})" if row.get("part") else row["task"],
             row["metric"],
             with_interval(row["difference"], row["low"], row["high"], "+"),
@@ -205,8 +217,7 @@ def settings_list(found: Mapping[str, Any]) -> str:
     for model in found["models"]:
         bos = "puts BOS in front (rolling windows score it once more)" if model["adds_bos"] else "adds no BOS"
         lines.append(
-            f"{NAMES.get(model['name'], model['name'])}: `{model['source']}`{_which(model)}, {bos}, "
-            f"read as {model['scored_as']}"
+            f"{shown_name(model['name'])}: `{model['source']}`{_which(model)}, {bos}, read as {model['scored_as']}"
         )
     if asking["apply_chat_template"]:
         lines.append("with the chat template, lm-eval moves the newline of `assistant\\n` into the continuation")

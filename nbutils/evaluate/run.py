@@ -1,43 +1,31 @@
-"""The stage's steps, as its notebook calls them: prepare, score, compare, watch the model talk, write down."""
+"""The stage's steps, as its notebook calls them: prepare, score, compare, measure behaviour, take samples, curve."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_json, write_json, write_text
-from nbutils.core.hardware import Gpu, choose_device, choose_precision, device_report, usable_gpus, visible_gpus
+from nbutils.core.hardware import choose_device, device_report, usable_gpus, visible_gpus
 from nbutils.core.jupyter import quiet
 from nbutils.core.run.models import context_length
-from nbutils.evaluate.behaviour import measure, speaks_chatml, user_turns
-from nbutils.evaluate.cache import Cache
+from nbutils.core.tasks import load_tasks, own_tasks
+from nbutils.core.torchrun import LOG, PROGRESS, Torchrun
+from nbutils.evaluate.behaviour import measure, sample_rows, user_turns
 from nbutils.evaluate.compare import TOO_FEW
-from nbutils.evaluate.contamination import flagged_items
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
-from nbutils.evaluate.heldout import Conversation, read_conversations, write_items
-from nbutils.evaluate.loading import load_tasks
+from nbutils.evaluate.heldout import EMBEDDED, YAMLS, read_conversations, write_items
+from nbutils.evaluate.items import flagged_items
 from nbutils.evaluate.models import Model, check_models, models_of_run
-from nbutils.evaluate.processes import fill_cache
-from nbutils.evaluate.report import NAMES, comparison_markdown, keep_items, results
-from nbutils.evaluate.samples import sample_rows
-from nbutils.evaluate.score import (
-    Asking,
-    Counter,
-    Scored,
-    collected,
-    kept_when_interrupted,
-    questions_of,
-    score,
-    takes_template,
-    unanswered,
-)
-from nbutils.evaluate.settings import EvaluateSettings
-from nbutils.evaluate.tasks import EMBEDDED
+from nbutils.evaluate.report import comparison_markdown, keep_items, results, shown_name
+from nbutils.evaluate.score import Cache, Plan, Scored, resumable, score, takes_template
+from nbutils.evaluate.scorer import Progress, silent
 
 if TYPE_CHECKING:
     from nbutils.core.run.stage import Stage
@@ -47,48 +35,30 @@ LONGEST_PROMPT = 256
 """Tokens of the longest beginning of a conversation whose reply is counted in the behaviour; longer ones take long."""
 SMALL_PARAMETERS = 20_000_000
 """Parameters below which one CPU thread generates as fast as several."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured: settings, folders, models, loaded tasks, held-out conversations and the run's tokenizer."""
-
-    settings: EvaluateSettings
-    folder: Path
-    data: Path
-    trained: Path
-    models: list[Model]
-    tasks: dict[str, Any]
-    conversations: list[Conversation]
-    tokenizer: Any
-    cache: Cache
-    gpus: tuple[Gpu, ...] = ()
-
-    @property
-    def asking(self) -> Asking:
-        """How all models are asked."""
-        s = self.settings
-        precision = choose_precision(s.eval_precision, self.gpus)
-        return Asking(s.limit, s.num_fewshot, s.apply_chat_template, s.max_length, precision)
+FEWSHOT_SEED = 1234
+"""lm-eval's own default: the same examples in front of the items as everybody's."""
 
 
 def prepare(stage: Stage) -> Plan:
     """Makes the embedded tasks' items, loads all tasks, and lists the models: base, run, peers."""
-    return plan(stage.settings, stage.folder, stage.layout.rows, stage.trained_model())
+    return make_plan(stage.settings, stage.folder, stage.layout.rows, stage.trained_model())
 
 
-def plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
+def make_plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
     """`prepare` for given folders: the stage's own, the data stage's, and that of the trained model."""
     from transformers import AutoTokenizer
 
-    _set_threads()
+    _use_all_cores()
     quiet()
-    heldout = folder / "heldout"
     tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
     conversations = read_conversations(data, tokenizer)
-    if not set(EMBEDDED).isdisjoint(settings.tasks):
-        write_items(heldout, conversations, settings.selection_items, settings.split_seed)
-    tasks = load_tasks(settings.tasks, task_path=settings.task_path, num_fewshot=settings.num_fewshot, heldout=heldout)
+    if not EMBEDDED.keys().isdisjoint(settings.tasks):
+        write_items(folder, conversations, settings.selection_items, settings.split_seed)
+    tasks = load_tasks(settings.tasks, YAMLS | own_tasks(settings.task_path), data=folder)
+    for task in tasks.values():  # as lm-eval's `simple_evaluate` does: a task that says 0 in its YAML stays at 0
+        if task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=settings.num_fewshot)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
     models = models_of_run(folder.parent, trained, settings.peers)
     template = settings.apply_chat_template and any(map(takes_template, tasks.values()))
     check_models(models, max_length=settings.max_length, chat_template=template)
@@ -96,26 +66,46 @@ def plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
     return Plan(settings, folder, data, trained, models, tasks, conversations, tokenizer, cache, gpus)
 
 
-def score_all(plan: Plan, counter: Counter | None = None, say: Callable[[str], None] = print) -> list[Scored]:
-    """Every task of every model, through as many processes as the settings ask for; cached answers come at once."""
+def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None] = print) -> list[Scored]:
+    """Every task of every model, through as many processes as the settings ask for; cached answers come at once.
+
+    An interruption raises UserError; what was finished stays in the cache, and the next call goes on from there.
+    """
     gpus = len(usable_gpus(plan.gpus))
     processes = plan.settings.processes or max(1, gpus)
-    questions = questions_of(plan.models, plan.tasks, plan.asking)
-    fresh = unanswered(questions, plan.cache)
-    if fresh and 0 < gpus < processes:
+    count, missing = len(plan.questions), len(plan.missing())
+    if missing and 0 < gpus < processes:
         raise UserError(f"processes is {processes}, and the GPUs here are {gpus}: set it to {gpus}, or to 0.")
-    if fresh and processes > 1:
-        say(f"scoring with {processes} processes")
-        with kept_when_interrupted(questions, plan.cache):
-            fill_cache(plan.settings, plan.folder, plan.data, plan.trained, processes, say)
-    elif fresh:
-        device, where = choose_device(device_report())
-        say(f"scoring {where}")
-        budget = plan.settings.tokens_per_batch
-        asked = (plan.models, plan.tasks, plan.asking, plan.cache)
-        score(*asked, device=device, tokens_per_batch=budget, counter=counter, say=say)
-    say(f"{len(questions)} results: {len(fresh)} computed now, {len(questions) - len(fresh)} known from before")
-    return collected(questions, plan.cache, fresh)
+    with resumable(lambda: f"scoring ({count - len(plan.missing())} of {count} results are finished)"):
+        if missing and processes > 1:
+            say(f"scoring with {processes} processes")
+            score_in_processes(plan, processes, say)
+        elif missing:
+            device, where = choose_device(device_report())
+            say(f"scoring {where}")
+            score(plan, device, progress, say)
+    say(f"{count} results: {missing} computed now, {count - missing} known from before")
+    return plan.scored()
+
+
+def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -> None:
+    """`score` by `nbutils.evaluate.worker` under torchrun: lm-eval shards each task's items by rank.
+
+    UserError with a worker's own sentence, or with the end of its log. An interruption ends the workers first.
+    """
+    request = plan.folder / "worker.json"
+    settings = plan.settings.model_dump(mode="json")
+    write_json(request, {"settings": settings, "rows": str(plan.data), "trained": str(plan.trained)})
+    program = Torchrun("nbutils.evaluate.worker", request, processes, work="Scoring", knob="tokens_per_batch")
+    try:
+        with closing(program.events()) as events:
+            for event in events:
+                if event["event"] == "said":
+                    say(event["text"])
+        (plan.folder / LOG).unlink()
+    finally:
+        request.unlink()
+        (plan.folder / PROGRESS).unlink(missing_ok=True)
 
 
 def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
@@ -137,15 +127,7 @@ def measure_behaviour(plan: Plan) -> dict[str, Any]:
     for model in plan.models if prompts else []:
         question = {"behaviour": sha256_of_json(prompts), "max_new_tokens": s.reply_tokens, "seed": s.seed,
                     "model": model.ref.identity()}  # fmt: skip
-        answer = plan.cache.get(question)
-        if answer is None:
-            with _resumable(f"{NAMES.get(model.name, model.name)} replied"):
-                loaded, tokenizer = opened(model)
-                if speaks_chatml(tokenizer):
-                    answer = measure(loaded, tokenizer, prompts, max_new_tokens=s.reply_tokens, seed=s.seed)
-                else:
-                    answer = {"left_out": "its tokenizer has no ChatML tokens"}
-            plan.cache.put(question, answer)
+        answer = _of_replies(plan, model, question, partial(measure, prompts=prompts))
         found["left_out" if "left_out" in answer else "models"][model.name] = answer
     _add(plan.folder, "behaviour", found)
     return found
@@ -153,21 +135,25 @@ def measure_behaviour(plan: Plan) -> dict[str, Any]:
 
 def take_samples(plan: Plan) -> list[dict[str, Any]]:
     """Replies of the run's model and of its base to the reference card's prompts, written to `samples.jsonl`."""
-    import json
-
     s = plan.settings
     rows: list[dict[str, Any]] = []
     for model in sorted((m for m in plan.models if m.role != "peer"), key=lambda m: m.role != "run"):
         question = {"samples": model.ref.identity(), "max_new_tokens": s.reply_tokens, "seed": s.seed}
-        answer = plan.cache.get(question)
-        if answer is None:
-            with _resumable(f"{NAMES.get(model.name, model.name)} replied"):
-                loaded, tokenizer = opened(model)
-                answer = sample_rows(model.name, loaded, tokenizer, max_new_tokens=s.reply_tokens, seed=s.seed)
-            plan.cache.put(question, answer)
-        rows += [row | {"model": model.name} for row in answer]
+        answer = _of_replies(plan, model, question, partial(sample_rows, name=model.name))
+        rows += [row | {"model": model.name} for row in answer]  # it may have had another name in another table
     write_text(plan.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
+
+
+def _of_replies(plan: Plan, model: Model, question: dict[str, Any], measured: Callable[..., Any]) -> Any:
+    """What is measured of a model's replies; known from the cache, or generated now."""
+    answer = plan.cache.get(question)
+    if answer is None:
+        with resumable(lambda: f"{shown_name(model.name)} replied"):
+            options = {"max_new_tokens": plan.settings.reply_tokens, "seed": plan.settings.seed}
+            answer = measured(*load_to_generate(model), **options)
+        plan.cache.put(question, answer)
+    return answer
 
 
 def curve(plan: Plan) -> dict[str, Any] | None:
@@ -176,9 +162,9 @@ def curve(plan: Plan) -> dict[str, Any] | None:
     if not s.context_curve:
         return None
     model = next(m for m in plan.models if m.role == "run")
-    with _resumable("the context curve was measured"):
-        loaded, _ = opened(model)
-        _set_threads()  # two thousand tokens at once keep all cores busy, also of a small model
+    with resumable(lambda: "the context curve was measured"):
+        loaded, _ = load_to_generate(model)
+        _use_all_cores()  # two thousand tokens at once keep all cores busy, also of a small model
         rows = too_long_ids(plan.data, s.context_curve, context_length(loaded), s.seed)
         question = {"context_curve": sha256_of_json(rows), "resamples": s.resamples, "seed": s.seed,
                     "model": model.ref.identity()}  # fmt: skip
@@ -191,7 +177,7 @@ def curve(plan: Plan) -> dict[str, Any] | None:
     return found
 
 
-def opened(model: Model) -> tuple[Any, Any]:
+def load_to_generate(model: Model) -> tuple[Any, Any]:
     """Model and tokenizer for generation, on the best device, with the tokenizer as its makers left it.
 
     torch gets one thread for a small model: sharing out its operations takes longer than doing them.
@@ -204,18 +190,7 @@ def opened(model: Model) -> tuple[Any, Any]:
     return loaded, model.ref.raw_tokenizer()
 
 
-@contextmanager
-def _resumable(what: str) -> Iterator[None]:
-    """Makes an interruption a sentence."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise UserError(
-            f"Interrupted while {what}; what was finished before is kept: run this cell again to go on."
-        ) from None
-
-
-def _set_threads() -> None:
+def _use_all_cores() -> None:
     """All cores for torch: a notebook's kernel may have been started with fewer."""
     import torch
 

@@ -4,21 +4,52 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import sha256_of_json
-from nbutils.evaluate.cache import Cache
+from nbutils.core.files import read_json, replaced, resolve, sha256_of_json, write_json
+from nbutils.core.hardware import Gpu, choose_precision
+from nbutils.evaluate.heldout import Conversation
 from nbutils.evaluate.items import item_rows, metrics_of, to_parquet
 from nbutils.evaluate.models import Model, facts_of, open_model
+from nbutils.evaluate.scorer import Progress, silent
+from nbutils.evaluate.settings import EvaluateSettings
 
 ITEMS = "items.parquet"
+CACHE_SCHEMA = 2
+
+
+class Cache:
+    """Results that are never computed twice: a folder for each question, named by the hash of all it depends on.
+
+    A question is any JSON value, an answer a JSON value and files.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = resolve(folder)
+
+    def path(self, question: Any) -> Path:
+        """The folder of a question's answer, whether it is there or not."""
+        return self.folder / sha256_of_json({"schema": CACHE_SCHEMA, **question})[:24]
+
+    def get(self, question: Any) -> Any | None:
+        """The answer, or None where there is none yet."""
+        file = self.path(question) / "answer.json"
+        return read_json(file)["answer"] if file.is_file() else None
+
+    def put(self, question: Any, answer: Any, files: dict[str, bytes] | None = None) -> None:
+        """Stores an answer at once or not at all."""
+        with replaced(self.path(question)) as partial_folder:
+            partial_folder.mkdir(parents=True)
+            for name, content in (files or {}).items():
+                (partial_folder / name).write_bytes(content)
+            write_json(partial_folder / "answer.json", {"question": question, "answer": answer})
 
 
 @dataclass(frozen=True)
@@ -40,107 +71,78 @@ class Scored:
     task: str
     answer: dict[str, Any]
     items: Path
-    cached: bool
 
 
-Pair = tuple[Model, str]
-"""A model and the name of a task."""
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: settings, folders, models, loaded tasks, held-out conversations and the run's tokenizer."""
 
-Counter = Callable[..., AbstractContextManager[Any]]
-"""`(total, say, off=…)` → a context whose `update(count)` shows how far the scoring is."""
+    settings: EvaluateSettings
+    folder: Path
+    data: Path
+    trained: Path
+    models: list[Model]
+    tasks: dict[str, Any]
+    conversations: list[Conversation]
+    tokenizer: Any
+    cache: Cache
+    gpus: tuple[Gpu, ...] = ()
 
+    @cached_property
+    def asking(self) -> Asking:
+        """How all models are asked."""
+        s = self.settings
+        precision = choose_precision(s.eval_precision, self.gpus)
+        return Asking(s.limit, s.num_fewshot, s.apply_chat_template, s.max_length, precision)
 
-def questions_of(models: Sequence[Model], tasks: Mapping[str, Any], asking: Asking) -> dict[Pair, dict[str, Any]]:
-    """What the cache is asked for each task of each model, in the order of the table."""
-    described = {name: describe(task, asking) for name, task in tasks.items()}
-    return {
-        (model, name): {
-            "model": model.ref.identity(),
-            "task": described[name],
-            "asking": asdict(asking),
-            "lm_eval": metadata.version("lm_eval"),
+    @cached_property
+    def questions(self) -> dict[tuple[Model, str], dict[str, Any]]:
+        """What the cache is asked for each task of each model, in the order of the table."""
+        described = {name: _described(task, self.asking) for name, task in self.tasks.items()}
+        return {
+            (model, name): {
+                "model": model.ref.identity(),
+                "task": described[name],
+                "asking": asdict(self.asking),
+                "lm_eval": metadata.version("lm_eval"),
+            }
+            for model in self.models
+            for name in self.tasks
         }
-        for model in models
-        for name in tasks
-    }
+
+    def missing(self) -> list[tuple[Model, str]]:
+        """The models and tasks to which the cache has no answer."""
+        return [pair for pair, question in self.questions.items() if self.cache.get(question) is None]
+
+    def scored(self) -> list[Scored]:
+        """The answers that the cache has."""
+        answers = {pair: self.cache.get(question) for pair, question in self.questions.items()}
+        return [
+            Scored(*pair, answer, self.cache.path(self.questions[pair]) / ITEMS)
+            for pair, answer in answers.items()
+            if answer is not None
+        ]
 
 
-def unanswered(questions: Mapping[Pair, Any], cache: Cache) -> set[Pair]:
-    """The pairs to which the cache has no answer."""
-    return {pair for pair, question in questions.items() if cache.get(question) is None}
-
-
-def score(
-    models: Sequence[Model],
-    tasks: Mapping[str, Any],
-    asking: Asking,
-    cache: Cache,
-    *,
-    device: str = "cpu",
-    tokens_per_batch: int = 0,
-    counter: Counter | None = None,
-    say: Callable[[str], None] = print,
-) -> list[Scored]:
-    """Scores every task of every model that the cache does not know; model by model, in the order given.
-
-    An interruption raises UserError; what was finished stays in the cache, and the next call goes on from there.
-    """
-    questions = questions_of(models, tasks, asking)
-    fresh = unanswered(questions, cache)
-    first = {cache.path(questions[pair]): pair for pair in reversed(questions) if pair in fresh}
-    with kept_when_interrupted(questions, cache):
-        for model in models:  # the same weights under two names are asked once
-            wanted = [name for name in tasks if (model, name) in first.values()]
-            if not wanted:
-                continue
-            lm = open_model(
-                model,
-                max_length=asking.max_length,
-                precision=asking.precision,
-                device=device,
-                tokens_per_batch=tokens_per_batch,
-            )
-            lm.say, lm.counter = say, counter or lm.counter
-            for name in wanted:
-                answer, files = ask(lm, model, name, tasks[name], asking)
-                if answer:  # only the first of several processes gets one
-                    cache.put(questions[model, name], answer, files)
-                    say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
-            del lm
-    return collected(questions, cache, fresh)
-
-
-def collected(questions: Mapping[Pair, Any], cache: Cache, fresh: set[Pair]) -> list[Scored]:
-    """The answers that the cache has; those of the pairs in `fresh` were not there before."""
-    answers = {pair: cache.get(question) for pair, question in questions.items()}
-    return [
-        Scored(model, name, answer, cache.path(questions[model, name]) / ITEMS, (model, name) not in fresh)
-        for (model, name), answer in answers.items()
-        if answer is not None
-    ]
-
-
-@contextmanager
-def kept_when_interrupted(questions: Mapping[Pair, Any], cache: Cache) -> Iterator[None]:
-    """Makes an interruption of the scoring a sentence that says how far it came."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        done = len(questions) - len(unanswered(questions, cache))
-        raise UserError(
-            f"Interrupted while scoring: {done} of {len(questions)} results are finished and kept; run this cell again "
-            "to go on."
-        ) from None
-
-
-def describe(task: Any, asking: Asking) -> dict[str, Any]:
-    """What a task's results depend on: its whole configuration, and the text of its items."""
-    config = {k: v for k, v in task.dump_config().items() if k not in ("dataset_kwargs", "dataset_path")}
-    docs = task.task_docs
-    taken = list(docs)[: asking.limit or None]
-    if asking.num_fewshot and task.get_config("num_fewshot"):
-        taken += list(task.fewshot_docs() or [])
-    return {"config": json.loads(json.dumps(config, default=_named)), "items": sha256_of_json(taken)}
+def score(plan: Plan, device: str, progress: Progress = silent, say: Callable[[str], None] = print) -> None:
+    """Puts every answer that is missing into the cache, model by model; an interruption loses one task at most."""
+    # The same weights under two names are asked once.
+    first = {plan.cache.path(plan.questions[pair]): pair for pair in reversed(plan.missing())}.values()
+    for model in plan.models:
+        wanted = [name for name in plan.tasks if (model, name) in first]
+        if not wanted:
+            continue
+        asking, budget = plan.asking, plan.settings.tokens_per_batch
+        lm = open_model(
+            model, max_length=asking.max_length, precision=asking.precision, device=device, tokens_per_batch=budget
+        )
+        lm.progress = progress
+        for name in wanted:
+            answer, files = _ask(lm, model, name, plan.tasks[name], asking)
+            if answer:  # only the first of several processes gets one
+                plan.cache.put(plan.questions[model, name], answer, files)
+                say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
+        del lm
 
 
 def takes_template(task: Any) -> bool:
@@ -148,7 +150,21 @@ def takes_template(task: Any) -> bool:
     return not (task.get_config("metadata") or {}).get("is_chatml")
 
 
-def ask(lm: Any, model: Model, name: str, task: Any, asking: Asking) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _described(task: Any, asking: Asking) -> dict[str, Any]:
+    """What a task's results depend on: its whole configuration, and the text of its items."""
+    config = {k: v for k, v in task.dump_config().items() if k not in ("dataset_kwargs", "dataset_path")}
+    taken = list(task.task_docs)[: asking.limit or None]
+    if asking.num_fewshot and task.get_config("num_fewshot"):
+        taken += list(task.fewshot_docs() or [])
+    return {"config": json.loads(json.dumps(config, default=_type_name)), "items": sha256_of_json(taken)}
+
+
+def _type_name(value: Any) -> str:
+    """A stable name for what JSON does not know: never one with a memory address."""
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _ask(lm: Any, model: Model, name: str, task: Any, asking: Asking) -> tuple[dict[str, Any], dict[str, bytes]]:
     """lm-eval's results of one task: the answer with its values, and the file of items (empty on other ranks)."""
     from lm_eval import evaluator
 
@@ -169,14 +185,12 @@ def ask(lm: Any, model: Model, name: str, task: Any, asking: Asking) -> tuple[di
     if results is None:
         return {}, {}
     metrics = metrics_of(task)
-    samples = results["samples"][name]
-    rows = item_rows(samples, metrics, str(about.get("groups", "")))
+    rows = item_rows(results["samples"][name], metrics, str(about.get("groups", "")))
     values = {key: value for key, value in results["results"][name].items() if isinstance(value, float | int)}
-    filters = {row["filter"] for row in rows}
     answer = {
         "task": name,
         "version": about.get("version", ""),
-        "items": len(rows) // max(1, len(filters)),
+        "items": len(rows) // max(1, len({row["filter"] for row in rows})),
         "groups": str(about.get("groups", "")),
         "chat_template": bool(template),
         "num_fewshot": task.get_config("num_fewshot"),
@@ -213,6 +227,12 @@ def _without_bars() -> Iterator[None]:
         module.tqdm = before
 
 
-def _named(value: Any) -> str:
-    """A stable name for what JSON does not know: never one with a memory address."""
-    return getattr(value, "__qualname__", type(value).__qualname__)
+@contextmanager
+def resumable(doing: Callable[[], str]) -> Iterator[None]:
+    """Makes an interruption a sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise UserError(
+            f"Interrupted while {doing()}; what is finished is kept: run this cell again to go on."
+        ) from None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from nbutils.core.files import read_json
 from nbutils.core.torchrun import leave, run_worker, tell
-from nbutils.evaluate.progress import Progress
-from nbutils.evaluate.run import plan
+from nbutils.evaluate.display import progress
+from nbutils.evaluate.run import make_plan
 from nbutils.evaluate.score import score
 from nbutils.evaluate.settings import EvaluateSettings
 
@@ -19,7 +20,6 @@ def fill(request: Path) -> None:
     import torch
 
     asked, folder = read_json(request), request.parent
-    settings = EvaluateSettings.checked(asked["settings"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":  # else accelerate takes each process for the only one, and each scores everything
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -28,17 +28,9 @@ def fill(request: Path) -> None:
         if os.environ.get("RANK", "0") == "0":
             tell(folder, "said", text=text)
 
-    planned = plan(settings, folder, Path(asked["data"]), Path(asked["trained"]))
-    score(
-        planned.models,
-        planned.tasks,
-        planned.asking,
-        planned.cache,
-        device=device,
-        tokens_per_batch=settings.tokens_per_batch,
-        counter=Progress,
-        say=say,
-    )
+    settings = EvaluateSettings.checked(asked["settings"])
+    plan = make_plan(settings, folder, Path(asked["rows"]), Path(asked["trained"]))
+    score(plan, device, partial(progress, say=say), say)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def timed(lm: Any, requests: list[Any]) -> tuple[float, list[Any]]:
 
 def compared(stock: Any, ours: Any, requests: list[Any]) -> dict[str, Any]:
     """Median ratio of times over interleaved repeats, and the largest difference of a log-likelihood."""
-    assert ours.way == "shared rows"
+    assert ours.strategy == "shared rows"
     ratios, seconds = [], []
     for _ in range(REPEATS):
         theirs, expected = timed(stock, requests)

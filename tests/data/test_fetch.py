@@ -82,7 +82,7 @@ def profile(tmp_path) -> Path:
 OFFLINE = """
 import json, sys
 from nbutils.core.run.models import ModelRef
-from nbutils.core.tasks import item_texts, load_named
+from nbutils.core.tasks import item_texts, load_tasks
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.sources import open_source
 
@@ -91,7 +91,7 @@ print(json.dumps({
     "tokens": len(ModelRef.parse("someone/tiny-llama").tokenizer()),
     "parameters": ModelRef.parse("someone/tiny-llama").load().num_parameters(),
     "rows": [source.rows, source.revision, sum(b.read().num_rows for b in source.batches())],
-    "items": len(list(item_texts(load_named("sciq", {})["sciq"]))),
+    "items": len(list(item_texts(load_tasks(["sciq"], {})["sciq"]))),
 }))
 """
 

@@ -8,12 +8,13 @@ import torch
 
 from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.tiny import tiny_model
-from nbutils.evaluate.behaviour import figures_of, speaks_chatml, user_turns
+from nbutils.evaluate.behaviour import figures_of, measure, user_turns
 from nbutils.evaluate.compare import Sums
-from nbutils.evaluate.contamination import flagged_items
 from nbutils.evaluate.context_curve import ORDER, advice, best_of, differences, losses_of, measure_curve, too_long_ids
 from nbutils.evaluate.display import behaviour_rows
 from nbutils.evaluate.heldout import Conversation
+from nbutils.evaluate.items import flagged_items
+from tests.conftest import sentencepiece_tokenizer
 from tests.evaluate.runs import made_up_run
 
 
@@ -45,7 +46,7 @@ def test_prompts_end_with_a_user_turn_and_fit(chat_tokenizers):
     assert len(chosen) == 12 and all(prompt[-1]["role"] == "user" for prompt in chosen)
     assert chosen == user_turns(conversations, tokenizer, 12, room=90, seed=0)
     assert user_turns(conversations, tokenizer, 12, room=5, seed=0) == []
-    assert speaks_chatml(tokenizer)
+    assert "ChatML" in measure(None, sentencepiece_tokenizer(), [], max_new_tokens=1, seed=0)["left_out"]
 
 
 def test_the_context_curve_covers_twice_the_trained_length(tmp_path):
@@ -115,17 +116,9 @@ def test_items_in_the_ledger_are_flagged(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [
-        {"fate": "contaminated", "detail": "hellaswag item 17: «a b c»"},
-        {"fate": "contaminated", "detail": "sciq item 3: «d e f»"},
-        {"fate": "kept", "detail": "hellaswag item 18: «a b c»"},
-        {"fate": "too_long", "detail": ""},
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ledger.parquet")
-    assert flagged_items(tmp_path / "ledger.parquet", {"hellaswag": None}) == {"hellaswag": {17}}
-    assert flagged_items(tmp_path / "missing.parquet", {"hellaswag": None}) == {}
     items = [["hellaswag item 17", "hellaswag item 4"], ["sciq item 3"], None, None]
-    newer = [row | {"matched_items": found} for row, found in zip(rows, items, strict=True)]
-    pq.write_table(pa.Table.from_pylist(newer), tmp_path / "ledger.parquet")
+    pq.write_table(pa.table({"matched_items": items}), tmp_path / "ledger.parquet")
+    assert flagged_items(tmp_path / "ledger.parquet", {"hellaswag": None}) == {"hellaswag": {4, 17}}
     both = flagged_items(tmp_path / "ledger.parquet", {"hellaswag": None, "sciq": None})
     assert both == {"hellaswag": {4, 17}, "sciq": {3}}, "every item that a row shares words with"
+    assert flagged_items(tmp_path / "missing.parquet", {"hellaswag": None}) == {}

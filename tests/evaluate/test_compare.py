@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.evaluate.compare import (
     TOO_FEW,
     Estimate,
-    ItemTable,
     Sums,
+    check_same_items,
     interval,
     paired_difference,
+    read_items,
     resampled,
+    sums_of,
     tail_for,
     word_for,
 )
@@ -72,7 +75,7 @@ def test_replies_of_one_conversation_are_resampled_together():
             for i, c in enumerate(by_conversation)]  # fmt: skip
     metric = Metric("acc", "mean", True)
     table = read(rows)
-    grouped = interval(table.sums(metric), "mean", 2000, 0)
+    grouped = interval(sums_of(table, metric), "mean", 2000, 0)
     alone = interval(accuracies(by_conversation), "mean", 2000, 0)
     assert grouped.value == pytest.approx(alone.value)
     assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
@@ -137,14 +140,14 @@ def test_intervals_of_few_are_as_much_wider_as_a_t_interval():
 def test_different_items_are_not_compared():
     one, other = (read([{"doc_id": i, "filter": "none", "group": i} for i in range(n)]) for n in (3, 4))
     with pytest.raises(UserError, match="different items"):
-        one.check_same_items(other)
+        check_same_items(one, other)
 
 
-def read(rows: list[dict]) -> ItemTable:
+def read(rows: list[dict]) -> pd.DataFrame:
     import tempfile
     from pathlib import Path
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "items.parquet"
         path.write_bytes(to_parquet(rows))
-        return ItemTable.read(path)
+        return read_items(path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nbutils.core.chatml import IM_END, IM_START
-from nbutils.evaluate import encoding
-from nbutils.evaluate.encoding import encode_all
+from nbutils.evaluate import shared_prefix
+from nbutils.evaluate.shared_prefix import encode_all
 from tests.conftest import sentencepiece_tokenizer
 
 TURNS = [
@@ -40,13 +40,13 @@ def test_pieces_give_the_ids_of_the_whole(chat_tokenizers, name):
 
 def test_each_piece_is_read_once(chat_tokenizers, monkeypatch):
     read: list[int] = []
-    whole = encoding._whole
+    whole = shared_prefix._whole
     monkeypatch.setattr(
-        encoding, "_whole", lambda t, texts, o: (read.append(sum(map(len, texts))), whole(t, texts, o))[1]
+        shared_prefix, "_whole", lambda t, texts, o: (read.append(sum(map(len, texts))), whole(t, texts, o))[1]
     )
     texts = conversations()
     encode_all(chat_tokenizers["byte_level"], texts)
-    longest = sum(sorted(map(len, texts))[-encoding.CHECKED :])
+    longest = sum(sorted(map(len, texts))[-shared_prefix.CHECKED :])
     assert sum(read) < longest + 1000 < sum(map(len, texts)) / 2
 
 

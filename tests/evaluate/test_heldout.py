@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 
 from nbutils.core.chatml import IM_END, encode
 from nbutils.core.errors import UserError
+from nbutils.core.tasks import load_tasks
 from nbutils.core.tiny import tiny_model
-from nbutils.evaluate.heldout import read_conversations, rendered, reply_items, selection, write_items
-from nbutils.evaluate.loading import load_tasks
+from nbutils.evaluate.heldout import YAMLS, read_conversations, rendered, reply_items, selection, write_items
 from tests.builders import data_folder
 
 
@@ -87,7 +87,7 @@ def test_assistants_turns_come_first_and_users_fill_up(conversations):
 
 def test_the_yamls_load_with_the_items_and_know_their_metrics(conversations, tmp_path):
     counts = write_items(tmp_path, conversations, 20, seed=0)
-    tasks = load_tasks(list(counts), task_path="", num_fewshot=3, heldout=tmp_path)
+    tasks = load_tasks(list(counts), YAMLS, data=tmp_path)
     assert {name: len(task.task_docs) for name, task in tasks.items()} == counts
     assert set(tasks["heldout_next_utterance"].aggregation()) == {"acc", "acc_mutual_info"}
     assert set(tasks["heldout_perplexity"].aggregation()) == {"word_perplexity"}

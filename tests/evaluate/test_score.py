@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,14 @@ from lm_eval.models.huggingface import HFLM
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl
 from nbutils.core.run.models import ModelRef
+from nbutils.core.tasks import load_tasks
 from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
-from nbutils.evaluate.loading import load_tasks
-from nbutils.evaluate.models import Model, models_of_run, open_model
-from nbutils.evaluate.processes import fill_cache
+from nbutils.evaluate.heldout import YAMLS
+from nbutils.evaluate.models import Model, check_models, models_of_run, open_model
 from nbutils.evaluate.report import keep_items, results, scores_table, settings_list
-from nbutils.evaluate.run import plan, score_all
-from nbutils.evaluate.score import score
-from nbutils.evaluate.shared_prefix import SharedPrefixLM
+from nbutils.evaluate.run import make_plan, score_all, score_in_processes
+from nbutils.evaluate.scorer import RowScorer
 from tests.evaluate.runs import made_up_run, settings_for
 
 
@@ -36,7 +36,7 @@ def run_folder(tmp_path_factory) -> Path:
 
 
 def planned(run: Path, **changes):
-    return plan(settings_for(run, **changes), run / "evaluate", run / "data", run / "train" / "final")
+    return make_plan(settings_for(run, **changes), run / "evaluate", run / "data", run / "train" / "final")
 
 
 @pytest.fixture
@@ -103,15 +103,17 @@ def test_a_second_run_scores_nothing(evaluated, run_folder, monkeypatch):
     monkeypatch.setattr("nbutils.evaluate.score.open_model", lambda *a, **k: pytest.fail("opened a model"))
     lines: list[str] = []
     again = score_all(planned(run_folder), say=lines.append)
-    assert len(again) == 4 and all(result.cached for result in again)
+    assert len(again) == 4
     assert "0 computed now, 4 known" in lines[-1]
 
 
-def test_other_settings_or_other_weights_are_scored_anew(evaluated, run_folder, tmp_path):
+def test_other_settings_or_other_weights_are_scored_again(evaluated, run_folder, tmp_path):
     prepared, _scored, _ = evaluated
     limited = planned(run_folder, limit=3)
     assert limited.asking != prepared.asking
-    assert len([r for r in score_all(limited, say=lambda _: None) if not r.cached]) == 4
+    lines: list[str] = []
+    score_all(limited, say=lines.append)
+    assert "4 computed now" in lines[-1]
     copy = tmp_path / "final"
     shutil.copytree(run_folder / "train" / "final", copy)
     final = str(run_folder / "train" / "final")
@@ -125,16 +127,16 @@ def test_other_settings_or_other_weights_are_scored_anew(evaluated, run_folder, 
 def test_an_interruption_keeps_finished_tasks(run_folder, tmp_path, monkeypatch):
     prepared = planned(run_folder, cache_dir=str(tmp_path / "cache"), limit=4)
     calls: list[int] = []
-    real = SharedPrefixLM._score
+    real = RowScorer.score
 
-    def interrupted(self, requests):
+    def interrupted(self, requests, *options):
         calls.append(len(requests))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, requests)
+        return real(self, requests, *options)
 
-    monkeypatch.setattr(SharedPrefixLM, "_score", interrupted)
-    with pytest.raises(UserError, match="1 of 4 results are finished and kept"):
+    monkeypatch.setattr(RowScorer, "score", interrupted)
+    with pytest.raises(UserError, match=r"1 of 4 results are finished.* kept: run this cell again"):
         score_all(prepared, say=lambda _: None)
     lines: list[str] = []
     assert len(score_all(prepared, say=lines.append)) == 4
@@ -144,12 +146,12 @@ def test_an_interruption_keeps_finished_tasks(run_folder, tmp_path, monkeypatch)
 def test_an_unknown_task_gets_the_nearest_names(run_folder, tmp_path):
     for name, near in (("heldout_perplexty", "heldout_perplexity"), ("helaswag", "hellaswag")):
         with pytest.raises(UserError, match=f"No task is called '{name}': did you mean .*{near}"):
-            load_tasks([name], task_path="", num_fewshot=0, heldout=tmp_path)
+            load_tasks([name], YAMLS)
 
 
 def test_a_task_without_its_data_offline_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"The data of the task 'sciq' cannot be read"):
-        load_tasks(["sciq"], task_path="", num_fewshot=0, heldout=tmp_path)
+        load_tasks(["sciq"], {})
 
 
 def test_own_tasks_with_local_data(run_folder, sums, tmp_path):
@@ -170,7 +172,7 @@ def test_the_chat_template_is_asked_for_by_name_and_never_put_around_chatml(run_
 def test_models_of_a_table_read_the_same_length(run_folder):
     model = Model("run", "run", str(run_folder / "train" / "final"))
     with pytest.raises(UserError, match="reads 256 tokens at once, and max_length is 512"):
-        open_model(model, max_length=512, precision="fp32", device="cpu", tokens_per_batch=0)
+        check_models([model], max_length=512, chat_template=False)
 
 
 def test_peers_may_be_folders_hub_ids_or_gguf_files(run_folder, smollm2_gguf, monkeypatch, tmp_path):
@@ -210,8 +212,9 @@ def test_peers_named_like_the_runs_own_models_have_columns_of_their_own(evaluate
     shutil.copytree(run_folder / "train" / "base", other / "base")
     shutil.copytree(run_folder / "train" / "final", other / "final")
     prepared = planned(run_folder, peers=[str(other / "base"), str(other / "final")], tasks=["heldout_next_utterance"])
-    scored = score_all(prepared, say=lambda _: None)
-    assert all(r.cached for r in scored), "the same weights in another place are the same model"
+    lines: list[str] = []
+    scored = score_all(prepared, say=lines.append)
+    assert "0 computed now" in lines[-1], "the same weights in another place are the same model"
     found = results(scored, prepared.asking, 200, 0, {})
     names = ["base", "run", "other/train/base", "other/train/final"]
     assert [m["name"] for m in found["models"]] == names
@@ -364,7 +367,7 @@ def test_an_interruption_of_a_later_step_is_one_sentence(run_folder, tmp_path, m
     def interrupted(model):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "opened", interrupted)
+    monkeypatch.setattr(stage, "load_to_generate", interrupted)
     prepared = planned(run_folder, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"Interrupted while .* run this cell again"):
         getattr(stage, step)(prepared)
@@ -372,9 +375,7 @@ def test_an_interruption_of_a_later_step_is_one_sentence(run_folder, tmp_path, m
 
 def test_all_models_reply_to_the_same_prompts_whichever_is_asked_first(evaluated, run_folder, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(
-        stage, "measure", lambda model, tokenizer, prompts, **_: (given.append(prompts), {"greedy": {}})[1]
-    )
+    monkeypatch.setattr(stage, "measure", lambda *_, prompts, **__: (given.append(prompts), {"greedy": {}})[1])
     prepared = planned(run_folder, cache_dir=str(tmp_path / "cache"))
     stage.measure_behaviour(prepared)
     assert given[0] == given[1] and len(given[0]) == 4
@@ -415,8 +416,8 @@ def test_two_processes_share_the_items_and_give_the_same_numbers(evaluated, run_
     for result in shared:
         one, two = result.answer["requests_by_rank"]
         assert abs(one - two) <= 8 and one + two == sum(scored_of(scored, result).answer["requests_by_rank"])
-    monkeypatch.setattr(stage, "fill_cache", lambda *_: pytest.fail("started processes for nothing"))
-    assert all(result.cached for result in score_all(prepared, say=lambda _: None))
+    monkeypatch.setattr(stage, "score_in_processes", lambda *_: pytest.fail("started processes for nothing"))
+    score_all(prepared, say=lambda _: None)
     for one, two in zip(scored, shared, strict=True):
         for name, value in one.answer["values"].items():
             assert two.answer["values"][name] == pytest.approx(value, rel=1e-5)
@@ -437,7 +438,7 @@ def test_an_interruption_ends_all_processes_and_keeps_what_is_finished(run_folde
             workers.extend(p for p in psutil.Process().children(recursive=True) if p not in others)
             raise KeyboardInterrupt
 
-    with pytest.raises(UserError, match=r"Interrupted while scoring: \d of 4 results are finished and kept"):
+    with pytest.raises(UserError, match=r"Interrupted while scoring .\d of 4 results are finished.* kept"):
         score_all(prepared, say=say)
     assert len(workers) >= 3, "torchrun and two workers"
     _, alive = psutil.wait_procs(workers, timeout=30)
@@ -445,15 +446,14 @@ def test_an_interruption_ends_all_processes_and_keeps_what_is_finished(run_folde
 
 
 def test_workers_say_in_a_sentence_what_is_wrong(run_folder, tmp_path):
-    settings = settings_for(run_folder, processes=2, cache_dir=str(tmp_path / "cache"))
+    prepared = planned(run_folder, processes=2, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="holds no model: run notebooks/02_train_sft"):
-        fill_cache(settings, run_folder / "evaluate", run_folder / "data", tmp_path, 1, print)
+        score_in_processes(replace(prepared, trained=tmp_path), 1, print)
 
 
 def test_nothing_is_scored_with_settings_that_make_no_sense(run_folder):
     with pytest.raises(UserError, match="listed twice"):
         settings_for(run_folder, tasks=["sciq", "sciq"])
-    assert score([], {}, planned(run_folder).asking, planned(run_folder).cache) == []
 
 
 def test_a_peer_on_the_hub_is_known_by_its_commit_and_scored_by_the_real_hub_code(run_folder, tmp_path):
@@ -467,7 +467,7 @@ def test_a_peer_on_the_hub_is_known_by_its_commit_and_scored_by_the_real_hub_cod
         "model = Model('someone/small-chat', 'peer', 'someone/small-chat')\n"
         "lm = open_model(model, max_length=256, precision='fp32', device='cpu', tokens_per_batch=0)\n"
         "facts = facts_of(model, lm)\n"
-        "print(model.ref.identity()['commit'], facts['source'], facts['identity']['commit'], lm.way)\n"
+        "print(model.ref.identity()['commit'], facts['source'], facts['identity']['commit'], lm.strategy)\n"
     )
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
@@ -500,11 +500,12 @@ def test_workers_end_with_a_kernel_that_is_killed(run_folder, tmp_path):
     settings = settings_for(run_folder, processes=2, cache_dir=str(tmp_path / "cache"), selection_items=100_000)
     code = (
         "from pathlib import Path; import sys, json\n"
-        "from nbutils.evaluate.processes import fill_cache\n"
+        "from nbutils.evaluate.run import make_plan, score_in_processes\n"
         "from nbutils.evaluate.settings import EvaluateSettings\n"
         f"run = Path({str(run_folder)!r})\n"
         f"settings = EvaluateSettings.checked(json.loads({settings.model_dump_json()!r}))\n"
-        "fill_cache(settings, run / 'evaluate', run / 'data', run / 'train' / 'final', 2, lambda _: None)\n"
+        "plan = make_plan(settings, run / 'evaluate', run / 'data', run / 'train' / 'final')\n"
+        "score_in_processes(plan, 2, lambda _: None)\n"
     )
     kernel = subprocess.Popen([sys.executable, "-c", code])
     workers: list[psutil.Process] = []

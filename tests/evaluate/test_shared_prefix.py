@@ -81,7 +81,7 @@ def assert_equal_scores(stock: HFLM, ours: SharedPrefixLM, requests: list[Instan
 
 def test_equals_stock_at_and_over_the_maximum_length(model, tokenizer):
     stock, ours = HFLM(model, tokenizer=tokenizer, batch_size=4), SharedPrefixLM(model, tokenizer=tokenizer)
-    assert ours.way == "shared rows"
+    assert ours.strategy == "shared rows"
     assert_equal_scores(stock, ours, multiple_choice())
 
 
@@ -116,10 +116,14 @@ def test_a_context_is_read_once(model, tokenizer):
     ours = SharedPrefixLM(model, tokenizer=tokenizer, tokens_per_batch=64)
     context = words(random.Random(3), 40)
     requests = [Instance("loglikelihood", {}, (context, f" {word}"), i) for i, word in enumerate(WORDS[:8])]
-    assert ours.way
-    ours.tokens_read = 0
+    assert ours.strategy
+    read: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
     ours.loglikelihood(requests, disable_tqdm=True)
-    assert ours.tokens_read < 60  # and not 8 × 40
+    hook.remove()
+    assert 0 < sum(read) < 60  # and not 8 × 40
 
 
 def test_learned_positions_share_too(tokenizer):
@@ -127,7 +131,7 @@ def test_learned_positions_share_too(tokenizer):
                         initializer_range=0.3)  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
     ours = SharedPrefixLM(model, tokenizer=tokenizer)
-    assert ours.way == "shared rows"
+    assert ours.strategy == "shared rows"
     assert_equal_scores(HFLM(model, tokenizer=tokenizer, batch_size=8), ours, multiple_choice(4))
 
 
@@ -137,21 +141,21 @@ def test_an_architecture_without_custom_masks_falls_back_and_says_so(tokenizer, 
     model = BloomForCausalLM(config).eval()
     options = {"tokenizer": tokenizer, "max_length": LENGTH}
     ours = SharedPrefixLM(model, **options)
-    assert ours.way == "causal rows"
+    assert ours.strategy == "causal rows"
     assert "custom attention mask" in caplog.text
     assert_equal_scores(HFLM(model, batch_size=8, **options), ours, multiple_choice(5))
 
 
 def test_a_sliding_window_is_never_replaced_by_our_mask(model, tokenizer, monkeypatch):
     monkeypatch.setattr(model.config, "sliding_window", 16, raising=False)
-    assert SharedPrefixLM(model, tokenizer=tokenizer).way == "causal rows"
+    assert SharedPrefixLM(model, tokenizer=tokenizer).strategy == "causal rows"
 
 
 def test_an_output_layer_out_of_reach_means_stock(model, tokenizer, monkeypatch, caplog):
     decoy = torch.nn.Linear(2, 2)
     monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: decoy)
     ours = SharedPrefixLM(model, tokenizer=tokenizer, batch_size=4)
-    assert ours.way == "stock" and "scored as stock" in caplog.text
+    assert ours.strategy == "stock" and "scored as stock" in caplog.text
     assert_equal_scores(HFLM(model, tokenizer=tokenizer, batch_size=4), ours, multiple_choice(6)[:12])
 
 
@@ -169,7 +173,7 @@ def test_a_model_that_is_not_causal_is_refused(tokenizer):
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=32, initializer_range=0.3)  # fmt: skip
     with pytest.raises(UserError, match="not causal"):
-        _ = SharedPrefixLM(BertLMHeadModel(config).eval(), tokenizer=tokenizer, max_length=LENGTH).way
+        _ = SharedPrefixLM(BertLMHeadModel(config).eval(), tokenizer=tokenizer, max_length=LENGTH).strategy
 
 
 def test_nan_is_one_sentence(tokenizer):
@@ -201,7 +205,7 @@ def test_equals_stock_on_smollm2(all_cores, smollm2_folder: Path, evaldata: Path
         "ours": SharedPrefixLM(str(smollm2_folder), **options),
         "stock": HFLM(str(smollm2_folder), batch_size=8, **options),
     }
-    assert lms["ours"].way == "shared rows"
+    assert lms["ours"].strategy == "shared rows"
     found = {
         side: evaluator.evaluate(lm, {"tasks": {name: task}}, limit=items, bootstrap_iters=0)
         for side, lm in lms.items()

@@ -1,0 +1,240 @@
+"""RowScorer: log-likelihoods of many requests by forward passes over the rows that they share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from nbutils.core.errors import UserError
+from nbutils.evaluate.rows import Request, Row, batches, plan_rows
+
+TOKENS_PER_BATCH = {"cuda": 16_384, "mps": 4096}
+"""Padded tokens of a batch on an accelerator, where the caller names no number."""
+CPU_CACHE_BYTES = 3 << 20
+"""On a CPU the widest activation of a batch should stay in the cache: measured on 1.3M and 135M parameters."""
+LONGEST_BRANCHED = 2048
+"""Tokens of the longest row with branches; its mask is quadratic."""
+CHUNK = 256
+"""Scored positions that are normalised at once: the vocabulary-wide temporaries stay small."""
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
+"""Nats by which log-probabilities of two correct ways may differ; a wrong mask is off by more."""
+
+Answer = tuple[float, bool]
+"""Log-likelihood of a continuation, and whether it is what greedy decoding would write."""
+Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""From a number of requests to a context with the function that counts those done."""
+
+
+def silent(_total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Shows nothing of how far the scoring has come."""
+    return nullcontext(lambda _count: None)
+
+
+class RowScorer:
+    """Scores requests with one model; of each batch the output layer sees the scored positions only.
+
+    Log-probabilities are taken in float32 whatever the model's precision.
+    """
+
+    def __init__(self, model: Any, name: str, tokens_per_batch: int = 0) -> None:
+        self.model, self.name, self.device = model, name, model.device
+        text = model.config.get_text_config()
+        hidden = int(getattr(text, "hidden_size", 768))
+        inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+        fitting = TOKENS_PER_BATCH.get(self.device.type) or min(4096, max(256, CPU_CACHE_BYTES // (4 * inner)))
+        self.tokens_per_batch = tokens_per_batch or fitting
+        # Keys at which a token's attention costs as much as its linear layers.
+        self._attention_even = (8 * hidden * hidden + 6 * hidden * inner) / (4 * hidden)
+        self._wanted = threading.local()
+
+    def score(self, requests: Sequence[Request], share: bool, progress: Progress = silent) -> list[Answer]:
+        """The answer to each request; `share` off keeps to rows that need no mask."""
+        rows = plan_rows(requests, longest=LONGEST_BRANCHED, attention_even=self._attention_even, share=share)
+        planned = list(batches(rows, self.tokens_per_batch))
+        answers: list[Answer] = [(0.0, False)] * len(requests)
+        with self._gathering(), progress(len(requests)) as count:
+            for scored in _each(lambda batch: self._score_batch(batch, requests), planned, self.device.type):
+                for index, answer in scored:
+                    answers[index] = answer
+                count(len(scored))
+        return answers
+
+    def choose_strategy(self, max_length: int) -> tuple[str, str]:
+        """(`shared rows` | `causal rows` | `stock`, why not a better one), tried on a few tokens against a plain
+        forward pass. UserError for a model that isn't causal.
+        """
+        vocabulary, seeded = self.model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
+        ids = torch.randint(vocabulary, (14,), generator=seeded).tolist()
+        context, first, second = tuple(ids[:6]), tuple(ids[6:10]), tuple(ids[10:14])
+        requests = [Request(context, first), Request(context, second), Request(context[:4], second[:2])]
+        tolerance = TOLERANCE.get(next(self.model.parameters()).dtype, 0.5)
+        expected = [self._plain(request) for request in requests]
+        if not abs(self._plain(requests[0], context[:2]) - expected[0]) <= tolerance and expected[0] == expected[0]:
+            raise UserError(
+                f"The model {self.name} is not causal: tokens that come later change the likelihood of earlier ones; "
+                "give a causal language model."
+            )
+
+        def problem(rows: list[Row]) -> str:
+            """Why scoring these rows does not give the expected log-likelihoods; empty where it does."""
+            try:
+                with self._gathering():
+                    scored = self._score_batch(rows, requests)
+            except UserError:
+                raise
+            except Exception as error:  # whatever an architecture does with inputs that it was not made for
+                return f"{type(error).__name__}: {str(error)[:80]}"
+            worst = max(abs(answer[0] - expected[index]) for index, answer in scored)
+            return "" if worst <= tolerance else f"log-likelihoods off by {worst:.2g} nats"
+
+        alone = [Row.around(0, requests[0]), Row.around(2, requests[2])]  # of two lengths: one is padded
+        if reason := problem(alone):
+            return "stock", f"its output layer cannot be given single positions ({reason})"
+        if reason := _windowed(self.model.config, max_length):
+            return "causal rows", reason
+        shared = Row.around(0, requests[0])
+        shared.add(1, requests[1], len(context))
+        shared.add(2, requests[2], len(context) - 2)
+        if reason := problem([shared]):
+            return "causal rows", f"its architecture refuses a custom attention mask ({reason})"
+        return "shared rows", ""
+
+    def _plain(self, request: Request, extra: tuple[int, ...] = ()) -> float:
+        """The request's log-likelihood by a forward pass over just its tokens (and `extra` ones behind them)."""
+        ids = torch.tensor([(*request.context, *request.continuation, *extra)], device=self.device)
+        with torch.inference_mode():
+            logprobs = self.model(ids).logits[0].float().log_softmax(-1)  # (L, V)
+        first = len(request.context)
+        return float(sum(logprobs[first - 1 + k, token] for k, token in enumerate(request.continuation)))
+
+    def _score_batch(self, batch: list[Row], requests: Sequence[Request]) -> list[tuple[int, Answer]]:
+        inputs = self._tensors(batch)
+        length = inputs["input_ids"].shape[1]
+        indices = [index for row in batch for index, _ in row.scored]
+        flat = [r * length + p for r, row in enumerate(batch) for _, positions in row.scored for p in positions]
+        targets = [token for index in indices for token in requests[index].continuation]
+        unique, which = np.unique(flat, return_inverse=True)  # continuations that begin alike share positions
+        logits = self._logits_at(inputs, torch.from_numpy(unique).to(self.device))  # (P, V)
+        logprobs, greedy = _logprobs(logits, which, np.array(targets))  # (N,), (N,)
+        if not np.isfinite(logprobs).all():
+            raise UserError(
+                f"The model {self.name} gives NaN or infinite log-likelihoods; its weights are damaged or overflow "
+                "in this precision: score it in fp32, or train it again."
+            )
+        starts = np.cumsum([0, *(len(requests[index].continuation) for index in indices[:-1])])
+        sums = np.add.reduceat(logprobs, starts)
+        hits = np.logical_and.reduceat(greedy, starts)
+        return [(i, (float(s), bool(h))) for i, s, h in zip(indices, sums, hits, strict=True)]
+
+    def _logits_at(self, inputs: dict[str, torch.Tensor], flat: torch.Tensor) -> torch.Tensor:
+        """Logits (N, V) at flat positions of a batch."""
+        self._wanted.flat = flat
+        try:
+            with torch.inference_mode():
+                logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+        finally:
+            self._wanted.flat = None
+        if logits.shape[:2] != (1, len(flat)):
+            raise ValueError(f"the output layer gave {tuple(logits.shape)} for {len(flat)} positions")
+        return logits[0]
+
+    @contextmanager
+    def _gathering(self) -> Iterator[None]:
+        """While it lasts, the output layer sees nothing but the positions that `_logits_at` wants, in each thread."""
+
+        def gather(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden, flat = arguments[0], self._wanted.flat  # (B, L, D), (N,)
+            return (hidden.reshape(-1, hidden.shape[-1])[flat][None], *arguments[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(gather)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _tensors(self, batch: list[Row]) -> dict[str, torch.Tensor]:
+        """Right-padded ids (B, L); for rows with branches also position ids (B, L) and the 4-D mask (B, 1, L, L)."""
+        length = max(map(len, batch))
+        ids = torch.zeros(len(batch), length, dtype=torch.long)
+        for r, row in enumerate(batch):
+            ids[r, : len(row)] = torch.tensor(row.ids)
+        if not batch[0].branched:
+            return {"input_ids": ids.to(self.device)}
+        segment = torch.full((len(batch), length), -1)  # padding is a segment of its own: no query sees nothing
+        start = torch.zeros(len(batch), length, dtype=torch.long)
+        offset = torch.zeros(len(batch), length, dtype=torch.long)
+        for r, row in enumerate(batch):
+            lengths = torch.tensor(row.lengths)
+            ends = lengths.cumsum(0)
+            segment[r, : len(row)] = torch.arange(len(lengths)).repeat_interleave(lengths)
+            start[r, : len(row)] = torch.tensor(row.starts).repeat_interleave(lengths)
+            offset[r, : len(row)] = torch.arange(len(row)) - (ends - lengths).repeat_interleave(lengths)
+        segment, start, offset = segment.to(self.device), start.to(self.device), offset.to(self.device)
+        index = torch.arange(length, device=self.device)
+        causal = index[None, :] <= index[:, None]  # (L, L)
+        own = segment[:, None, :] == segment[:, :, None]  # (B, L, L)
+        context = (segment[:, None, :] == 0) & (index[None, None, :] < start[:, :, None])  # (B, L, L)
+        seen = ((own & causal) | context)[:, None]  # (B, 1, L, L)
+        if getattr(self.model.config, "_attn_implementation", "sdpa") != "sdpa":  # eager adds the mask to the scores
+            dtype = next(self.model.parameters()).dtype
+            seen = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(~seen, torch.finfo(dtype).min)
+        return {"input_ids": ids.to(self.device), "position_ids": start + offset, "attention_mask": seen}
+
+
+def _each(
+    work: Callable[[list[Row]], list[tuple[int, Answer]]], planned: list[list[Row]], device: str
+) -> Iterator[list[tuple[int, Answer]]]:
+    """The work on each batch. On a CPU the batches share torch's threads out, one thread to a batch.
+
+    Threads that split every single operation wait for one another at its end: on small models that takes longer than
+    the operation, and where other programs use the cores too, many times as long.
+    """
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    if threads == 1 or len(planned) < 2 * threads:
+        yield from map(work, planned)
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(work, planned)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _logprobs(logits: torch.Tensor, which: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of each target (N,) in the row `which` (N,) of logits (P, V), and whether it is greedy's choice.
+
+    Taken in float32, given as float64 to be summed.
+    """
+    logprobs, greedy = np.empty(len(which)), np.empty(len(which), bool)
+    order = np.argsort(which, kind="stable")
+    bounds = np.searchsorted(which[order], np.arange(0, len(logits) + CHUNK, CHUNK))
+    for number, part in enumerate(logits.split(CHUNK)):
+        # Stock's own kernel: over a vocabulary of 49,152 its float32 sum is off by 7e-6 nats a token, always to the
+        # same side, which a log-sum-exp that is exact would show as 0.01 nats on a page.
+        normalised = part.float().log_softmax(dim=1)  # (p, V)
+        entries = order[bounds[number] : bounds[number + 1]]
+        row = torch.from_numpy(which[entries] - number * CHUNK).to(logits.device)  # (n,)
+        target = torch.from_numpy(targets[entries]).to(logits.device)  # (n,)
+        chosen = normalised[row, target]
+        best = chosen == normalised.amax(dim=1)[row]
+        if best.any():  # among equals the first is greedy's, and argmax is too slow to ask for every row
+            best[best.clone()] = normalised[row[best]].argmax(dim=1) == target[best]
+        logprobs[entries], greedy[entries] = chosen.double().cpu().numpy(), best.cpu().numpy()
+    return logprobs, greedy
+
+
+def _windowed(config: Any, max_length: int) -> str:
+    """Why a mask of ours would replace one that the model needs; a short probe cannot see that."""
+    text = config.get_text_config()
+    for name in ("sliding_window", "attention_chunk_size"):
+        size = getattr(text, name, None)
+        if size and size < max_length and getattr(text, f"use_{name}", True):
+            return f"its layers attend to {size} tokens only"
+    return ""
