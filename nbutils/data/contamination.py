@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nbutils.core.files import read_json, replaced, write_json
-from nbutils.core.tasks import item_texts, load_tasks, own_tasks
+from nbutils.core.tasks import item_label, item_texts, load_tasks, own_tasks
 from nbutils.data.fates import normalised
 from nbutils.data.settings import DataSettings
 
@@ -146,5 +146,5 @@ def index_tasks(settings: DataSettings, folder: Path) -> dict[str, Any] | None:
     if not settings.contamination_tasks:
         return None
     tasks = load_tasks(settings.contamination_tasks, own_tasks(settings.task_path))
-    items = ((f"{name} item {number}", texts) for name, task in tasks.items() for number, texts in item_texts(task))
+    items = ((item_label(name, number), texts) for name, task in tasks.items() for number, texts in item_texts(task))
     return {"tasks": list(tasks)} | build_index(items, settings.contamination_words, folder / "contamination")

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import IM_END, IM_START, encode, encode_batch, special_strings
 from nbutils.core.run.models import context_length
+from nbutils.evaluate.heldout import Conversation, folded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from nbutils.evaluate.heldout import Conversation
 
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
 NGRAM = 4
@@ -95,7 +94,7 @@ def figures_of(
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),
         "leaks": sum(_leaks(reply, special_ids) for reply in replies) / count,
-        "echoes": sum(_same(r.text, p[-1]["content"]) for r, p in zip(replies, prompts, strict=True)) / count,
+        "echoes": sum(map(_echoes, replies, prompts)) / count,
         "empty": sum(not reply.text.strip() for reply in replies) / count,
     }
     return figures | {"intervals": {key: list(wilson(figures[key], count)) for key in SHARES}}
@@ -119,12 +118,12 @@ def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
+def _echoes(reply: Reply, prompt: Sequence[dict[str, str]]) -> bool:
+    return folded(reply.text) == folded(prompt[-1]["content"]) != ""
+
+
 def _leaks(reply: Reply, special_ids: set[int]) -> bool:
     return not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text))
-
-
-def _same(reply: str, prompt: str) -> bool:
-    return " ".join(reply.casefold().split()) == " ".join(prompt.casefold().split()) != ""
 
 
 def sample_rows(

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from IPython.display import HTML, Image, Markdown
+from IPython.display import display as show
+
 from nbutils.core.jupyter import interactive
 from nbutils.core.text import duration, markdown_table, number, with_interval
 from nbutils.evaluate.behaviour import DECODINGS, SHARES
 from nbutils.evaluate.figures import EXTENSION_NAMES, context_figure, save, scores_figure
-from nbutils.evaluate.models import named
 from nbutils.evaluate.report import (
     difference_table,
     scope,
@@ -48,8 +50,6 @@ def progress(
 
     Gives the function that counts more of them.
     """
-    from IPython.display import HTML, display
-
     handle: Any = None
     bar, done, started = interactive(), 0, clock()
     last_shown = started - (LINE_EVERY - BAR_AFTER if bar else 0.0)
@@ -67,7 +67,7 @@ def progress(
             return
         drawn = HTML(f'<progress value="{done}" max="{total}" style="width:20em"></progress> {text}')
         if handle is None:
-            handle = display(drawn, display_id=True)
+            handle = show(drawn, display_id=True)
         else:
             handle.update(drawn)
 
@@ -80,8 +80,8 @@ def progress(
 
 def model_list(models: Sequence[Any]) -> Any:
     """The models of the table and where they are."""
-    rows = [[shown_name(model.name), f"`{named(model)['source']}`"] for model in models]
-    return _markdown(markdown_table(["model", "where"], rows))
+    rows = [[shown_name(model.name), f"`{model.facts['source']}`"] for model in models]
+    return Markdown(markdown_table(["model", "where"], rows))
 
 
 def item(task: Any, number_of_item: int = 0) -> Any:
@@ -98,7 +98,7 @@ def item(task: Any, number_of_item: int = 0) -> Any:
     context = str(target) if isinstance(question, int) else str(question)
     lines = [f"<pre>{html.escape(_last(context))}</pre>"]
     lines += [f"<pre>{mark} {html.escape(_first(str(text).strip()))}</pre>" for mark, text in answers]
-    return _html("\n".join(lines))
+    return HTML("\n".join(lines))
 
 
 def _first(text: str) -> str:
@@ -111,7 +111,7 @@ def _last(text: str) -> str:
 
 def scores(found: Mapping[str, Any]) -> Any:
     """The table of scores."""
-    return _markdown(scores_table(found["scores"], found["models"]))
+    return Markdown(scores_table(found["scores"], found["models"]))
 
 
 def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
@@ -124,19 +124,19 @@ def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
 def differences(found: Mapping[str, Any]) -> Any:
     """The table of paired differences, and what its words are about."""
     if not found["paired"]:
-        return _markdown("There is no other model to compare with.")
-    return _markdown(f"{difference_table(found['paired'])}\n\n{scope(found['paired'])}")
+        return Markdown("There is no other model to compare with.")
+    return Markdown(f"{difference_table(found['paired'])}\n\n{scope(found['paired'])}")
 
 
 def how_measured(found: Mapping[str, Any]) -> Any:
     """The settings that decide the numbers."""
-    return _markdown(settings_list(found))
+    return Markdown(settings_list(found))
 
 
 def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
     """The figures of behaviour, models side by side."""
     if not behaviour["models"]:
-        return _markdown(
+        return Markdown(
             "No behaviour was measured: `behaviour_prompts` is 0, or no held-out turn leaves room for `reply_tokens`."
         )
     replies = next(iter(next(iter(behaviour["models"].values())).values()))["replies"]
@@ -146,7 +146,7 @@ def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
         f"{replies} replies each, of at most {behaviour['max_new_tokens']} tokens; in brackets 95 % intervals of the "
         "shares (Wilson)."
     )
-    return _markdown("\n\n".join([markdown_table(head, behaviour_rows(behaviour)), note, *left_out]))
+    return Markdown("\n\n".join([markdown_table(head, behaviour_rows(behaviour)), note, *left_out]))
 
 
 def behaviour_rows(behaviour: Mapping[str, Any]) -> list[list[str]]:
@@ -180,13 +180,13 @@ def sample_texts(rows: Sequence[Mapping[str, Any]], model: str = "run") -> Any:
                 f"<p><b>User:</b> {html.escape(row['prompt'])}<br><b>Assistant:</b> "
                 f"<span style='white-space:pre-wrap'>{reply}</span>{end}</p>"
             )
-    return _html("\n".join(parts))
+    return HTML("\n".join(parts))
 
 
 def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
     """The context curve with its sentence of advice, or why there is none."""
     if curve is None:
-        return _markdown(
+        return Markdown(
             "There is no context curve: it is switched off (`context_curve: 0`), the model cannot be extended, "
             "or no held-out conversation outgrows what the model was trained to read."
         )
@@ -197,7 +197,7 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
         for name, d in curve["differences"].items()
     ]
     table = markdown_table(["extension, against none", "nats per token beyond the trained length", "in a word"], rows)
-    return _markdown(
+    return Markdown(
         f"{table}\n\n{curve['advice']} ({curve['conversations']} conversations, {curve['tokens_beyond']:,} tokens "
         "beyond the trained length.)"
     )
@@ -205,19 +205,5 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
 
 def picture(folder: Path, name: str) -> None:
     """Shows a saved figure; nothing where there was none to draw."""
-    from IPython.display import Image, display
-
     if (folder / f"{name}.png").is_file():
-        display(Image(filename=str(folder / f"{name}.png"), width=800))
-
-
-def _markdown(text: str) -> Any:
-    from IPython.display import Markdown
-
-    return Markdown(text)
-
-
-def _html(text: str) -> Any:
-    from IPython.display import HTML
-
-    return HTML(text)
+        show(Image(filename=str(folder / f"{name}.png"), width=800))

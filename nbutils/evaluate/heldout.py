@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.core.chatml import CHATML, IM_END, Message
+from nbutils.core.chatml import CHATML, IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import replaced, shown
 
@@ -48,7 +48,7 @@ def read_conversations(data: Path, tokenizer: PreTrainedTokenizerBase) -> list[C
     if not (data / "eval").is_dir():
         raise UserError(f"{shown(data / 'eval')} is missing: run notebooks/01_filter_data.ipynb first.")
     rows = load_from_disk(str(data / "eval"))
-    texts = [rendered(messages) for messages in rows["messages"]]
+    texts = [CHATML.render(messages) for messages in rows["messages"]]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
     kept = [
         Conversation(row, messages)
@@ -79,25 +79,15 @@ def reply_perplexity(doc: dict[str, Any], results: Sequence[tuple[float, bool]])
     return {"word_perplexity": (whole - header, doc["words"])}
 
 
-def rendered(messages: Sequence[Message]) -> str:
-    """The ChatML text of messages, as `nbutils.core.chatml.encode` reads them."""
-    return CHATML.render(messages)
-
-
-def header(role: str) -> str:
-    """What stands in front of a message's text."""
-    return CHATML.open(role)
-
-
 def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
     """One item for each of the assistant's turns."""
     for conversation, turn in _turns(conversations, "assistant"):
-        opening = f"\n{header('assistant')}"
+        opening = f"\n{CHATML.open('assistant')}"
         reply = conversation.messages[turn]["content"].strip()
         yield {
             "conversation": conversation.row,
             "turn": turn,
-            "context": rendered(conversation.messages[:turn]).removesuffix("\n"),
+            "context": CHATML.render(conversation.messages[:turn]).removesuffix("\n"),
             "choices": [opening, f"{opening}{reply}{IM_END}"],
             "words": len(reply.split()),
         }
@@ -147,11 +137,11 @@ def _turns(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[C
 
 def _others(pool: list[tuple[int, str]], conversation: Conversation, turn: int, rng: random.Random) -> list[str]:
     """Utterances of other conversations, all different; fewer than asked for where there are none."""
-    taken = {_folded(conversation.messages[turn]["content"])}
+    taken = {folded(conversation.messages[turn]["content"])}
     others: list[str] = []
     for row, text in rng.sample(pool, min(len(pool), 200)):
-        if row != conversation.row and _folded(text) not in taken:
-            taken.add(_folded(text))
+        if row != conversation.row and folded(text) not in taken:
+            taken.add(folded(text))
             others.append(text)
             if len(others) == ALTERNATIVES:
                 break
@@ -166,11 +156,12 @@ def _selection_item(conversation: Conversation, turn: int, others: list[str], rn
         "conversation": conversation.row,
         "turn": turn,
         "role": message["role"],
-        "context": rendered(conversation.messages[:turn]).removesuffix("\n"),
-        "choices": [f"\n{header(message['role'])}{utterance}{IM_END}" for utterance in utterances],
+        "context": CHATML.render(conversation.messages[:turn]).removesuffix("\n"),
+        "choices": [f"\n{CHATML.open(message['role'])}{utterance}{IM_END}" for utterance in utterances],
         "label": label,
     }
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """A text without differences of case and white space."""
     return " ".join(text.casefold().split())

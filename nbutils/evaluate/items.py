@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from nbutils.core.errors import UserError
 from nbutils.core.files import sha256_of_bytes, shown
 from nbutils.core.run.record import SCHEMA
+from nbutils.core.tasks import labelled_item
 
 KINDS = {"mean": "mean", "perplexity": "perplexity", "weighted_perplexity": "perplexity", "bits_per_byte": "bits"}
 """lm-eval's aggregations that are a function of two sums, by the name of that function here."""
@@ -118,8 +119,7 @@ def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]
         raise UserError(f"{shown(ledger)} was written by a newer smallchat; update smallchat.")
     found: dict[str, set[int]] = {}
     for labels in pq.read_table(ledger, columns=["matched_items"])["matched_items"].drop_null().to_pylist():
-        for label in labels:  # `hellaswag item 17`
-            task, _, number = label.rpartition(" item ")
+        for task, number in map(labelled_item, labels):
             if task in tasks:
-                found.setdefault(task, set()).add(int(number))
+                found.setdefault(task, set()).add(number)
     return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,70 +24,56 @@ USED = ("base", "run", "final")
 
 @dataclass(frozen=True)
 class Model:
-    """A model to be measured: `name` in tables, `role` (`base`, `run`, `peer`), where it is, and its revision."""
+    """A model to be measured: `name` in tables, `role` (`base`, `run`, `peer`), and what it is."""
 
     name: str
     role: str
-    source: str
-    revision: str = ""
+    ref: ModelRef
 
-    @cached_property
-    def ref(self) -> ModelRef:
-        """What the source means."""
-        return ModelRef.parse(self.source, revision=self.revision)
+    @property
+    def facts(self) -> dict[str, str]:
+        """Its name, role, place and revision in a table."""
+        place = shown(self.ref.path) if self.ref.path and not self.ref.hub else self.ref.hub or self.ref.text
+        return {"name": self.name, "role": self.role, "source": place, "revision": self.ref.revision}
 
 
 def models_of_run(run: Path, trained: Path, peers: Sequence[str]) -> list[Model]:
-    """The untrained base first, the run's trained model, then peers: hub ids (`id@revision`), folders or GGUF files."""
+    """The untrained base first, the run's trained model, then peers: hub ids (`id@revision`), folders or GGUF files.
+
+    A peer has the shortest of its names that nothing else in the table has. UserError where two share all of theirs.
+    """
     base = Run(run).base
-    models = [Model("base", "base", str(base))] if holds_model(base) else []
+    models = [Model("base", "base", ModelRef.parse(str(base)))] if holds_model(base) else []
     if not holds_model(trained):
         raise UserError(f"{shown(trained)} holds no model: run notebooks/02_train_sft.ipynb first.")
-    models.append(Model("run", "run", str(trained)))
-    found = []
-    for peer in peers:
-        ref = ModelRef.parse(peer)
-        found.append(Model("", "peer", ref.hub or peer, ref.revision))
-    return models + _with_names(found)
+    models.append(Model("run", "run", ModelRef.parse(str(trained))))
+    refs = list(map(ModelRef.parse, peers))
+    used = Counter([*USED, *(_names(ref)[0] for ref in refs)])
+    for ref in refs:
+        short, long = _names(ref)
+        models.append(Model(short if used[short] == 1 else long, "peer", ref))
+    files = Counter(items_name(model.name, "") for model in models)
+    for model in models:
+        if files[items_name(model.name, "")] > 1:
+            raise UserError(
+                f"Two of the peers would both be called '{model.name}'; list one of them, or rename its folder."
+            )
+    return models
 
 
-def _with_names(peers: Sequence[Model]) -> list[Model]:
-    """Peers under the shortest of their names that nothing else in the table has. UserError where two share all."""
-    choices = [_names(peer) for peer in peers]
-    short = [names[0] for names in choices]
-    named = []
-    for peer, names in zip(peers, choices, strict=True):
-        alone = names[0] not in USED and short.count(names[0]) == 1
-        named.append(replace(peer, name=names[0] if alone else names[-1]))
-    files = [items_name(peer.name, "") for peer in named]
-    twice = next((peer for peer, file in zip(named, files, strict=True) if files.count(file) > 1), None)
-    if twice is not None:
-        raise UserError(
-            f"Two of the peers would both be called '{twice.name}'; list one of them, or rename its folder."
-        )
-    return named
-
-
-def _names(peer: Model) -> list[str]:
+def _names(peer: ModelRef) -> tuple[str, str]:
     """What a peer may be called: its file's or folder's name, or with the folders above it (run/stage/name)."""
-    path = peer.ref.path
-    if path is None or peer.ref.hub:
-        return [peer.source, f"{peer.source}@{peer.revision}" if peer.revision else peer.source]
-    parts = Path(os.path.abspath(path)).parts[1:]
-    if peer.ref.gguf:
-        parts = (*parts[:-1], path.stem)
-    return [parts[-1], "/".join(parts[-3:])]
+    if peer.path is None or peer.hub:
+        return peer.hub or peer.text, f"{peer.hub}@{peer.revision}" if peer.revision else peer.hub or peer.text
+    parts = Path(os.path.abspath(peer.path)).parts[1:]
+    if peer.gguf:
+        parts = (*parts[:-1], peer.path.stem)
+    return parts[-1], "/".join(parts[-3:])
 
 
 def items_name(model: str, task: str) -> str:
     """The file of one model's items of one task."""
     return f"{model.replace('/', '__')}--{task}.parquet"
-
-
-def named(model: Model) -> dict[str, Any]:
-    """A model's name, role, place and revision in a table."""
-    local = model.ref.path is not None and not model.ref.hub
-    return {**asdict(model), "source": shown(model.ref.path) if local and model.ref.path else model.source}
 
 
 def check_models(models: Sequence[Model], *, max_length: int, chat_template: bool) -> None:
@@ -101,7 +87,7 @@ def check_models(models: Sequence[Model], *, max_length: int, chat_template: boo
         config = model.ref.config()
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(
-                f"The model {model.source} ({config.model_type}) is not a causal language model; give one that is."
+                f"The model {model.ref.text} ({config.model_type}) is not a causal language model; give one that is."
             )
         length = int(getattr(config.get_text_config(), "max_position_embeddings", max_length) or max_length)
         if length < max_length:
@@ -116,7 +102,7 @@ def check_models(models: Sequence[Model], *, max_length: int, chat_template: boo
             )
 
 
-def open_model(model: Model, *, max_length: int, precision: str, device: str, tokens_per_batch: int) -> SharedPrefixLM:
+def open_model(model: Model, device: str, max_length: int, precision: str, tokens_per_batch: int = 0) -> SharedPrefixLM:
     """The model ready for scoring. UserError where it cannot be loaded, or is no causal language model."""
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
 
@@ -138,7 +124,7 @@ def open_model(model: Model, *, max_length: int, precision: str, device: str, to
 def facts_of(model: Model, lm: SharedPrefixLM) -> dict[str, Any]:
     """What a table says about a model; `identity` is what was measured, whatever was asked for."""
     return {
-        **named(model),
+        **model.facts,
         "identity": model.ref.identity(),
         "parameters": int(lm.model.num_parameters()),
         "adds_bos": bool(lm.tok_encode("a")[:1] == [lm.tokenizer.bos_token_id]),

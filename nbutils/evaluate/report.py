@@ -23,8 +23,8 @@ from nbutils.evaluate.compare import (
     word_for,
 )
 from nbutils.evaluate.items import Metric
-from nbutils.evaluate.models import items_name, named
-from nbutils.evaluate.score import Asking, Scored
+from nbutils.evaluate.models import items_name
+from nbutils.evaluate.score import Plan, Scored
 
 SCHEMA = 1
 NAMES = {"run": "this run's model", "base": "its base"}
@@ -45,15 +45,13 @@ def keep_items(scored: Sequence[Scored], folder: Path) -> None:
         shutil.copyfile(result.items, folder / items_name(result.model.name, result.task))
 
 
-def results(
-    scored: Sequence[Scored], asking: Asking, resamples: int, seed: int, flagged: Mapping[str, set[int]]
-) -> dict[str, Any]:
+def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]]) -> dict[str, Any]:
     """What `results.json` holds: models, tasks, scores, and differences of the run's model from each other one.
 
     `flagged` are items by task that the data stage found in its input: they are scored apart, in addition.
     """
     # An answer may have been computed for another run, where the model had another name and place.
-    models = {r.model.name: r.answer["model"] | named(r.model) for r in scored}
+    models = {r.model.name: r.answer["model"] | r.model.facts for r in scored}
     tasks = {r.task: {k: r.answer[k] for k in ("task", "version", "items", "groups", "chat_template", "num_fewshot")}
              for r in scored}  # fmt: skip
     # With a limit, later items are not evaluated at all.
@@ -65,7 +63,7 @@ def results(
         by_model = {r.model.name: r for r in scored if r.task == task}
         own = by_model.get("run")
         for part in ("", *PARTS) if numbers else ("",):
-            draw = Draw(part, numbers, resamples, seed)
+            draw = Draw(part, numbers, plan.settings.resamples, plan.settings.seed)
             for result in by_model.values():
                 scores += _scores(result, draw)
             for name, result in by_model.items():
@@ -74,8 +72,8 @@ def results(
     return {
         "schema": SCHEMA,
         "lm_eval": metadata.version("lm_eval"),
-        "settings": asdict(asking),
-        "resamples": resamples,
+        "settings": plan.asking,
+        "resamples": plan.settings.resamples,
         "models": list(models.values()),
         "tasks": list(tasks.values()),
         "flagged": {task: sorted(numbers) for task, numbers in asked.items() if numbers},

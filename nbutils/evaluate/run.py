@@ -112,7 +112,7 @@ def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
     """Scores with intervals and paired differences; keeps the items in the run, writes `results.json`."""
     keep_items(scored, plan.folder / "items")
     flagged = flagged_items(plan.data / "ledger.parquet", plan.tasks)
-    found = results(scored, plan.asking, plan.settings.resamples, plan.settings.seed, flagged)
+    found = results(plan, scored, flagged)
     write_json(plan.folder / "results.json", found)
     write_text(plan.folder / "comparison.md", comparison_markdown(found))
     return found

@@ -38,7 +38,7 @@ class Cache:
         """The folder of a question's answer, whether it is there or not."""
         return self.folder / sha256_of_json({"schema": CACHE_SCHEMA, **question})[:24]
 
-    def get(self, question: Any) -> Any | None:
+    def get(self, question: Any) -> Any:
         """The answer, or None where there is none yet."""
         file = self.path(question) / "answer.json"
         return read_json(file)["answer"] if file.is_file() else None
@@ -50,17 +50,6 @@ class Cache:
             for name, content in (files or {}).items():
                 (partial_folder / name).write_bytes(content)
             write_json(partial_folder / "answer.json", {"question": question, "answer": answer})
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How all models of a table are asked."""
-
-    limit: int
-    num_fewshot: int
-    apply_chat_template: bool
-    max_length: int
-    precision: str
 
 
 @dataclass(frozen=True)
@@ -89,21 +78,20 @@ class Plan:
     gpus: tuple[Gpu, ...] = ()
 
     @cached_property
-    def asking(self) -> Asking:
-        """How all models are asked."""
-        s = self.settings
-        precision = choose_precision(s.eval_precision, self.gpus)
-        return Asking(s.limit, s.num_fewshot, s.apply_chat_template, s.max_length, precision)
+    def asking(self) -> dict[str, Any]:
+        """How all models of the table are asked."""
+        asked = self.settings.model_dump(include={"limit", "num_fewshot", "apply_chat_template", "max_length"})
+        return asked | {"precision": choose_precision(self.settings.eval_precision, self.gpus)}
 
     @cached_property
     def questions(self) -> dict[tuple[Model, str], dict[str, Any]]:
         """What the cache is asked for each task of each model, in the order of the table."""
-        described = {name: _described(task, self.asking) for name, task in self.tasks.items()}
+        described = {name: _described(task, self.settings) for name, task in self.tasks.items()}
         return {
             (model, name): {
                 "model": model.ref.identity(),
                 "task": described[name],
-                "asking": asdict(self.asking),
+                "asking": self.asking,
                 "lm_eval": metadata.version("lm_eval"),
             }
             for model in self.models
@@ -115,12 +103,10 @@ class Plan:
         return [pair for pair, question in self.questions.items() if self.cache.get(question) is None]
 
     def scored(self) -> list[Scored]:
-        """The answers that the cache has."""
-        answers = {pair: self.cache.get(question) for pair, question in self.questions.items()}
+        """The answers, all of them known by now."""
         return [
-            Scored(*pair, answer, self.cache.path(self.questions[pair]) / ITEMS)
-            for pair, answer in answers.items()
-            if answer is not None
+            Scored(*pair, self.cache.get(question), self.cache.path(question) / ITEMS)
+            for pair, question in self.questions.items()
         ]
 
 
@@ -128,17 +114,15 @@ def score(plan: Plan, device: str, progress: Progress = silent, say: Callable[[s
     """Puts every answer that is missing into the cache, model by model; an interruption loses one task at most."""
     # The same weights under two names are asked once.
     first = {plan.cache.path(plan.questions[pair]): pair for pair in reversed(plan.missing())}.values()
+    s = plan.settings
     for model in plan.models:
         wanted = [name for name in plan.tasks if (model, name) in first]
         if not wanted:
             continue
-        asking, budget = plan.asking, plan.settings.tokens_per_batch
-        lm = open_model(
-            model, max_length=asking.max_length, precision=asking.precision, device=device, tokens_per_batch=budget
-        )
+        lm = open_model(model, device, s.max_length, plan.asking["precision"], s.tokens_per_batch)
         lm.progress = progress
         for name in wanted:
-            answer, files = _ask(lm, model, name, plan.tasks[name], asking)
+            answer, files = _ask(lm, model, name, plan.tasks[name], s)
             if answer:  # only the first of several processes gets one
                 plan.cache.put(plan.questions[model, name], answer, files)
                 say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
@@ -150,11 +134,11 @@ def takes_template(task: Any) -> bool:
     return not (task.get_config("metadata") or {}).get("is_chatml")
 
 
-def _described(task: Any, asking: Asking) -> dict[str, Any]:
+def _described(task: Any, settings: EvaluateSettings) -> dict[str, Any]:
     """What a task's results depend on: its whole configuration, and the text of its items."""
     config = {k: v for k, v in task.dump_config().items() if k not in ("dataset_kwargs", "dataset_path")}
-    taken = list(task.task_docs)[: asking.limit or None]
-    if asking.num_fewshot and task.get_config("num_fewshot"):
+    taken = list(task.task_docs)[: settings.limit or None]
+    if settings.num_fewshot and task.get_config("num_fewshot"):
         taken += list(task.fewshot_docs() or [])
     return {"config": json.loads(json.dumps(config, default=_type_name)), "items": sha256_of_json(taken)}
 
@@ -164,18 +148,20 @@ def _type_name(value: Any) -> str:
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def _ask(lm: Any, model: Model, name: str, task: Any, asking: Asking) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _ask(
+    lm: Any, model: Model, name: str, task: Any, settings: EvaluateSettings
+) -> tuple[dict[str, Any], dict[str, bytes]]:
     """lm-eval's results of one task: the answer with its values, and the file of items (empty on other ranks)."""
     from lm_eval import evaluator
 
     about = task.get_config("metadata") or {}
-    template = asking.apply_chat_template and takes_template(task)
+    template = settings.apply_chat_template and takes_template(task)
     started = time.perf_counter()
     with _without_bars():
         results = evaluator.evaluate(
             lm,
             {"tasks": {name: task}},
-            limit=asking.limit or None,
+            limit=settings.limit or None,
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=template,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from nbutils.core.errors import UserError
 from nbutils.evaluate.rows import Request, Row, batches, plan_rows
@@ -160,22 +161,18 @@ class RowScorer:
 
     def _tensors(self, batch: list[Row]) -> dict[str, torch.Tensor]:
         """Right-padded ids (B, L); for rows with branches also position ids (B, L) and the 4-D mask (B, 1, L, L)."""
-        length = max(map(len, batch))
-        ids = torch.zeros(len(batch), length, dtype=torch.long)
-        for r, row in enumerate(batch):
-            ids[r, : len(row)] = torch.tensor(row.ids)
+
+        def padded(rows: Iterator[torch.Tensor], value: int = 0) -> torch.Tensor:
+            return pad_sequence(list(rows), batch_first=True, padding_value=value).to(self.device)
+
+        ids = padded(torch.tensor(row.ids) for row in batch)
         if not batch[0].branched:
-            return {"input_ids": ids.to(self.device)}
-        segment = torch.full((len(batch), length), -1)  # padding is a segment of its own: no query sees nothing
-        start = torch.zeros(len(batch), length, dtype=torch.long)
-        offset = torch.zeros(len(batch), length, dtype=torch.long)
-        for r, row in enumerate(batch):
-            lengths = torch.tensor(row.lengths)
-            ends = lengths.cumsum(0)
-            segment[r, : len(row)] = torch.arange(len(lengths)).repeat_interleave(lengths)
-            start[r, : len(row)] = torch.tensor(row.starts).repeat_interleave(lengths)
-            offset[r, : len(row)] = torch.arange(len(row)) - (ends - lengths).repeat_interleave(lengths)
-        segment, start, offset = segment.to(self.device), start.to(self.device), offset.to(self.device)
+            return {"input_ids": ids}
+        length, lengths = ids.shape[1], [torch.tensor(row.lengths) for row in batch]
+        # Padding is a segment of its own: no query sees nothing.
+        segment = padded((torch.arange(len(n)).repeat_interleave(n) for n in lengths), -1)
+        start = padded(torch.tensor(row.starts).repeat_interleave(n) for row, n in zip(batch, lengths, strict=True))
+        offset = padded(torch.cat([torch.arange(n) for n in row.lengths]) for row in batch)
         index = torch.arange(length, device=self.device)
         causal = index[None, :] <= index[:, None]  # (L, L)
         own = segment[:, None, :] == segment[:, :, None]  # (B, L, L)
@@ -184,7 +181,7 @@ class RowScorer:
         if getattr(self.model.config, "_attn_implementation", "sdpa") != "sdpa":  # eager adds the mask to the scores
             dtype = next(self.model.parameters()).dtype
             seen = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(~seen, torch.finfo(dtype).min)
-        return {"input_ids": ids.to(self.device), "position_ids": start + offset, "attention_mask": seen}
+        return {"input_ids": ids, "position_ids": start + offset, "attention_mask": seen}
 
 
 def _each(

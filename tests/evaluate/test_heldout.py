@@ -9,11 +9,11 @@ from datasets import Dataset, load_from_disk
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
-from nbutils.core.chatml import IM_END, encode
+from nbutils.core.chatml import CHATML, IM_END, encode
 from nbutils.core.errors import UserError
 from nbutils.core.tasks import load_tasks
 from nbutils.core.tiny import tiny_model
-from nbutils.evaluate.heldout import YAMLS, read_conversations, rendered, reply_items, selection, write_items
+from nbutils.evaluate.heldout import YAMLS, read_conversations, reply_items, selection, write_items
 from tests.builders import data_folder
 
 
@@ -68,7 +68,7 @@ def test_selection_offers_four_utterances_of_which_one_is_true(conversations):
         texts = [choice.split("\n", 2)[2].removesuffix(IM_END) for choice in item["choices"]]
         assert len({text.casefold() for text in texts}) == 4
         assert texts[item["label"]] == true["content"].strip() and true["role"] == item["role"]
-        assert item["context"] + "\n" == rendered(by_row[item["conversation"]].messages[: item["turn"]])
+        assert item["context"] + "\n" == CHATML.render(by_row[item["conversation"]].messages[: item["turn"]])
         for k, text in enumerate(texts):
             if k != item["label"]:
                 assert any(text == m["content"].strip() for c in conversations for m in c.messages

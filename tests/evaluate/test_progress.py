@@ -27,7 +27,7 @@ def test_the_bar_of_a_notebook_leaves_nothing_behind(monkeypatch):
             shown.append(what.data)
 
     monkeypatch.setattr(display, "interactive", lambda: True)
-    monkeypatch.setattr("IPython.display.display", lambda what, **_: (shown.append(what.data), Handle())[1])
+    monkeypatch.setattr(display, "show", lambda what, **_: (shown.append(what.data), Handle())[1])
     now = [0.0]
     with display.progress(100, clock=lambda: now[0]) as count:
         for _ in range(4):

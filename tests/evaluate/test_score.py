@@ -170,7 +170,7 @@ def test_the_chat_template_is_asked_for_by_name_and_never_put_around_chatml(run_
 
 
 def test_models_of_a_table_read_the_same_length(run_folder):
-    model = Model("run", "run", str(run_folder / "train" / "final"))
+    model = Model("run", "run", ModelRef.parse(str(run_folder / "train" / "final")))
     with pytest.raises(UserError, match="reads 256 tokens at once, and max_length is 512"):
         check_models([model], max_length=512, chat_template=False)
 
@@ -179,7 +179,7 @@ def test_peers_may_be_folders_hub_ids_or_gguf_files(run_folder, smollm2_gguf, mo
     final = run_folder / "train" / "final"
     peers = [str(smollm2_gguf), "owner/model@abc123", str(run_folder / "train" / "base")]
     models = models_of_run(run_folder, final, peers)
-    assert [(m.name, m.role, m.revision) for m in models[2:]] == [
+    assert [(m.name, m.role, m.ref.revision) for m in models[2:]] == [
         (smollm2_gguf.stem, "peer", ""),
         ("owner/model", "peer", "abc123"),
         ("run/train/base", "peer", ""),
@@ -215,7 +215,7 @@ def test_peers_named_like_the_runs_own_models_have_columns_of_their_own(evaluate
     lines: list[str] = []
     scored = score_all(prepared, say=lines.append)
     assert "0 computed now" in lines[-1], "the same weights in another place are the same model"
-    found = results(scored, prepared.asking, 200, 0, {})
+    found = results(prepared, scored, {})
     names = ["base", "run", "other/train/base", "other/train/final"]
     assert [m["name"] for m in found["models"]] == names
     assert [m["role"] for m in found["models"]] == ["base", "run", "peer", "peer"]
@@ -234,7 +234,7 @@ def test_flagged_items_are_scored_apart(evaluated):
     table = pq.read_table(next(r.items for r in scored if (r.model.name, r.task) == ("run", "heldout_next_utterance")))
     correct = np.array(table["acc"].to_pylist())
     flagged = set(range(0, len(correct), 3))
-    found = results(scored, prepared.asking, 200, 0, {"heldout_next_utterance": flagged | {10_000}, "elsewhere": {1}})
+    found = results(prepared, scored, {"heldout_next_utterance": flagged | {10_000}, "elsewhere": {1}})
     assert found["flagged"] == {"heldout_next_utterance": sorted(flagged)}, "those that were evaluated"
     rows = {s.get("part", "all"): s for s in found["scores"] if (s["model"], s["metric"]) == ("run", "acc")}
     assert {part: row["n"] for part, row in rows.items()} == {
@@ -357,9 +357,7 @@ def test_a_model_that_is_not_causal_is_one_sentence(tmp_path):
     config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="not a causal language model"):
-        open_model(
-            Model("t5", "peer", str(tmp_path)), max_length=64, precision="fp32", device="cpu", tokens_per_batch=0
-        )
+        open_model(Model("t5", "peer", ModelRef.parse(str(tmp_path))), "cpu", 64, "fp32")
 
 
 @pytest.mark.parametrize("step", ["measure_behaviour", "take_samples", "curve"])
@@ -463,9 +461,10 @@ def test_a_peer_on_the_hub_is_known_by_its_commit_and_scored_by_the_real_hub_cod
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     code = (
+        "from nbutils.core.run.models import ModelRef\n"
         "from nbutils.evaluate.models import Model, facts_of, open_model\n"
-        "model = Model('someone/small-chat', 'peer', 'someone/small-chat')\n"
-        "lm = open_model(model, max_length=256, precision='fp32', device='cpu', tokens_per_batch=0)\n"
+        "model = Model('someone/small-chat', 'peer', ModelRef.parse('someone/small-chat'))\n"
+        "lm = open_model(model, 'cpu', 256, 'fp32')\n"
         "facts = facts_of(model, lm)\n"
         "print(model.ref.identity()['commit'], facts['source'], facts['identity']['commit'], lm.strategy)\n"
     )
@@ -488,7 +487,7 @@ def test_a_task_that_has_the_model_write_is_scored_and_shown(run_folder, tmp_pat
     prepared = planned(run_folder, tasks=["quiz"], task_path=str(folder), cache_dir=str(tmp_path / "cache"))
     assert "✓ the ann" in display.item(prepared.tasks["quiz"]).data
     scored = score_all(prepared, say=lambda _: None)
-    found = results(scored, prepared.asking, 200, 0, {})
+    found = results(prepared, scored, {})
     assert [(s["metric"], s["n"], s["value"], "low" in s) for s in found["scores"]] == [("exact_match", 3, 0, True)] * 2
     assert all(row["response"] for row in pq.read_table(scored[0].items).to_pylist())
 
