@@ -195,7 +195,7 @@ def test_two_pipelines_at_once(bench):
     line = command(bench.profile, "--run-dir", bench.run)
     other = subprocess.run(line, env=environment(bench.notebooks), capture_output=True, text=True)
     assert other.returncode == 1
-    assert f"(process {process.pid} on " in other.stderr and "is at work in" in other.stderr
+    assert f"process {process.pid} on " in other.stderr and "is at work in" in other.stderr
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     assert bench.finish(process)[0] > 128
@@ -243,9 +243,7 @@ def test_a_second_signal_ends_it_now(bench):
 
 @pytest.mark.soak
 def test_a_stage_that_does_not_answer_is_ended_after_the_grace(bench):
-    code = (
-        "from nbutils.core import pause; pause.GRACE_SECONDS = 3; from nbutils import cli; raise SystemExit(cli.main())"
-    )
+    code = "from nbutils.core.run import pause; pause.GRACE_SECONDS = 3; from tests.pipeline.fake import main; main()"
     program = [sys.executable, "-c", code, "run", str(bench.profile), "--run-dir", str(bench.run)]
     process = bench.start("-p", "fault=child", program=program)
     wait_for((bench.run / "child-started").exists)
