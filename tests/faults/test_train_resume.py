@@ -21,7 +21,8 @@ from nbutils.core.run import pause
 from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
-from tests.train.runs import small_settings, torchrun
+from tests.train.forked import forked
+from tests.train.runs import small_settings
 
 FAULTY = "tests.faults.worker_with_faults"
 MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session", "time")
@@ -40,7 +41,7 @@ def history(run: Path) -> list[dict]:
 @pytest.fixture(scope="session")
 def undisturbed(made_once) -> Path:
     def make(run: Path) -> None:
-        done = torchrun(small_settings(run), 2)
+        done = forked(small_settings(run), 2)
         assert done.returncode == 0, done.stderr[-3000:]
 
     return made_once("undisturbed", make)
@@ -55,7 +56,7 @@ def run(undisturbed, tmp_path) -> Path:
 
 def finish(run: Path, undisturbed: Path, sessions: int = 2) -> None:
     """Starts the run again without a fault and compares its end with the undisturbed run's."""
-    done = torchrun(small_settings(run), 2)
+    done = forked(small_settings(run), 2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights(run) == weights(undisturbed)
     assert history(run) == history(undisturbed)
@@ -85,7 +86,7 @@ SLOW = [
 
 @pytest.mark.parametrize("point,rank", FAST + [pytest.param(*case, marks=pytest.mark.soak) for case in SLOW])
 def test_sigkill(run, undisturbed, point, rank):
-    killed = torchrun(small_settings(run), 2, module=FAULTY, environment={"FAULT": f"{point}:{rank}"})
+    killed = forked(small_settings(run), 2, module=FAULTY, environment={"FAULT": f"{point}:{rank}"})
     assert killed.returncode != 0 and list(run.glob("fault-*")), "the planted fault did not happen"
     finish(run, undisturbed)
 
@@ -153,7 +154,7 @@ def test_a_pause_request_is_one_decision_of_all_ranks(run, undisturbed):
 
 @pytest.mark.soak
 def test_budget_pauses_and_the_next_sessions_finish(run, undisturbed):
-    done = torchrun(small_settings(run, budget_minutes=0.01), 2)
+    done = forked(small_settings(run, budget_minutes=0.01), 2)
     assert done.returncode == 0 and last_event(run)["event"] == "paused", done.stderr[-3000:]
     finish(run, undisturbed)
 
@@ -162,7 +163,7 @@ def test_budget_pauses_and_the_next_sessions_finish(run, undisturbed):
 def test_what_follows_a_damaged_newest_checkpoint_is_kept(run, undisturbed):
     """With one checkpoint kept: the damaged one, of a later step, must not push out those that come after it."""
     settings = small_settings(run, checkpoints_kept=1)
-    torchrun(settings, 2, module=FAULTY, environment={"FAULT": "evaluation:4:all"})  # the last one, behind step 8
+    forked(settings, 2, module=FAULTY, environment={"FAULT": "evaluation:4:all"})  # the last one, behind step 8
     checkpoints = run / "train" / "checkpoints"
     with (checkpoints / "step-000008" / "optimizer.pt").open("r+b") as file:
         file.truncate(1000)
@@ -178,7 +179,7 @@ def test_what_follows_a_damaged_newest_checkpoint_is_kept(run, undisturbed):
 @pytest.mark.soak
 @pytest.mark.parametrize("harm", ["truncated", "bit_flipped", "half_a_line"])
 def test_damage_costs_only_time(run, undisturbed, harm):
-    torchrun(small_settings(run), 2, module=FAULTY, environment={"FAULT": "evaluation:3:all"})
+    forked(small_settings(run), 2, module=FAULTY, environment={"FAULT": "evaluation:3:all"})
     checkpoint = sorted((run / "train" / "checkpoints").glob("step-*"))[-1]
     file = checkpoint / "optimizer.pt"
     content = bytearray(file.read_bytes())
@@ -198,7 +199,7 @@ def test_damage_costs_only_time(run, undisturbed, harm):
 def test_a_loss_that_is_not_a_number_on_one_rank_is_told_by_all_with_its_rows(run, undisturbed, rank):
     """Before the update: see tests/train/test_trainer.py, where the weights can be looked at."""
     settings = small_settings(run)
-    done = torchrun(settings, 2, module=FAULTY, environment={"FAULT": f"not_a_number:9:{rank}"})
+    done = forked(settings, 2, module=FAULTY, environment={"FAULT": f"not_a_number:9:{rank}"})
     errors = [event for event in read_jsonl(run / "train" / "progress.jsonl") if event["event"] == "error"]
     assert done.returncode != 0 and len({error["message"] for error in errors}) == 1
     step, named = re.search(
@@ -241,7 +242,7 @@ FULL = [
 @pytest.mark.parametrize("point,leaves,then", [FULL[0], *(pytest.param(*c, marks=pytest.mark.soak) for c in FULL[1:])])
 def test_a_full_disk_costs_nothing_but_time(small_disk, undisturbed, point, leaves, then):
     fault = {"FAULT": f"{point}:0", "BALLOON_LEAVES": str(leaves)}
-    full = torchrun(small_settings(small_disk), 2, module=FAULTY, environment=fault)
+    full = forked(small_settings(small_disk), 2, module=FAULTY, environment=fault)
     assert (small_disk / "balloon").exists(), "the planted fault did not happen"
     said = (small_disk / "train" / "progress.jsonl").read_text() + full.stderr
     assert "No checkpoint at this step: " in said or not leaves
@@ -256,8 +257,8 @@ def test_a_full_disk_costs_nothing_but_time(small_disk, undisturbed, point, leav
 
 @pytest.mark.soak
 def test_another_world_size_sees_each_remaining_row_once_and_says_so(run, undisturbed):
-    torchrun(small_settings(run), 2, module=FAULTY, environment={"FAULT": "evaluation:3:all"})
-    done = torchrun(small_settings(run, processes=1), 1)
+    forked(small_settings(run), 2, module=FAULTY, environment={"FAULT": "evaluation:3:all"})
+    done = forked(small_settings(run, processes=1), 1)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "not bit-identical" in (run / "train" / "progress.jsonl").read_text()
     ours, theirs = history(run), history(undisturbed)

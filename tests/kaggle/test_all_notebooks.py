@@ -49,13 +49,13 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
     assert re.search(r"trl +\S+ +1\.16\.\d +kept", outcomes["train"].text)
 
 
-def test_the_demo_as_it_is(oldest, wheels, tmp_path):
-    """`params/demo.yaml` at its size; its model learns here what it learns with `make demo` (tests/notebooks)."""
-    made = bundles(DEMO, tmp_path / "bundles", "--offline", "--attach", WHEELS)
+def test_the_demo_on_an_image_with_the_oldest_libraries(oldest, wheels, tmp_path):
+    """`params/demo.yaml` as it is but for a shorter training; the whole of it is `make demo` (tests/notebooks)."""
+    made = bundles(DEMO, tmp_path / "bundles", "--offline", "--attach", WHEELS, "-p", "max_steps=150")
     outcomes = one_after_the_other(made, Kaggle(tmp_path, oldest), {WHEELS: wheels})
     run = outcomes["publish"].working / "runs" / "demo"
-    assert read_json(run / "train" / "stage.json")["facts"]["step"] > 700
-    assert read_json(run / "metrics" / "summary.json")["final"]["eval_loss_all_tokens"] < 4.0
+    assert read_json(run / "train" / "stage.json")["facts"]["step"] == 150
+    assert read_json(run / "metrics" / "summary.json")["final"]["eval_loss_all_tokens"] < 6.0
     versions = read_json(run / "train" / "stage.json")["versions"]
     assert versions["transformers"].startswith("5.0.")
     (better,) = [p for p in read_json(run / "evaluate" / "results.json")["paired"] if p["metric"] == "word_perplexity"]

@@ -14,7 +14,8 @@ from nbutils.core.run.models import ModelRef
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
 from nbutils.train.evaluation import exact_loss
-from tests.train.runs import small_settings, torchrun
+from tests.train.forked import forked
+from tests.train.runs import small_settings
 
 STEPS = 22  # a whole epoch, so that its last step is among them
 SGD = {
@@ -65,7 +66,7 @@ def test_worker_equals_the_plain_loop(run, root, world, monkeypatch):
     (run / "train").mkdir(exist_ok=True)
     for old in (run / "train").glob("checkpoints/*"):
         old.rename(run / f"old-{old.name}-{world}")
-    done = torchrun(settings, world)
+    done = forked(settings, world)
     assert done.returncode == 0, done.stderr[-3000:]
     one, last, losses, norms = plain_loop(run, root, settings, monkeypatch)
     base = load_file(run / "train" / "base" / "model.safetensors")

@@ -8,7 +8,8 @@ import pytest
 
 from nbutils.core.files import read_jsonl
 from tests.builders import data_folder
-from tests.train.runs import small_settings, torchrun
+from tests.train.forked import forked
+from tests.train.runs import small_settings
 
 PROMPTS = ["Hi! How are you today?", "What do you do on weekends?", "Do you have any pets?", "hello", "What's up?"]
 LONGER = {
@@ -33,7 +34,7 @@ def data(tmp_path_factory) -> Path:
 
 def outcome(run: Path, **changes) -> tuple[float, float]:
     """Final evaluation loss, and the share of sample replies that ended by themselves."""
-    done = torchrun(small_settings(run, **(LONGER | changes)), 2)
+    done = forked(small_settings(run, **(LONGER | changes)), 2)
     assert done.returncode == 0, done.stderr[-3000:]
     last = [row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "eval"][-1]
     samples = [row["ended"] for row in read_jsonl(run / "train" / "samples.jsonl") if row["step"] == last["step"]]

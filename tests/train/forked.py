@@ -1,0 +1,78 @@
+"""Training ranks as forks of one Python that has the libraries loaded: a second to start instead of ten for each.
+
+They are what torchrun starts (same program, same environment variables), and end as it ends them: where one fails, the
+others are stopped. What torchrun itself does is tested with torchrun (`tests/train/test_launch.py`, `tests/faults`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+from subprocess import CompletedProcess
+
+from nbutils.core.files import write_json
+from nbutils.train.settings import TrainSettings
+
+MODULE = "nbutils.train.worker"
+LIBRARIES = multiprocessing.get_context("forkserver")
+LIBRARIES.set_forkserver_preload([MODULE])
+STOP_SECONDS = 30
+"""How long ranks may take to end when another has failed; torchrun gives them as many."""
+
+
+def forked(
+    settings: TrainSettings,
+    processes: int,
+    *,
+    module: str = MODULE,
+    environment: dict[str, str] | None = None,
+    timeout: float = 240,
+) -> CompletedProcess[str]:
+    """Runs the training program to its end; the caller looks at the exit status. Standard error has all output."""
+    folder = settings.run_path / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "settings.json", {"settings": settings.model_dump(mode="json")})
+    output = folder.parent / "ranks.log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | (environment or {})
+    ranks = []
+    for number in range(processes):
+        own = common | {"RANK": str(number), "LOCAL_RANK": str(number)}
+        arguments = (module, str(folder / "settings.json"), own, str(output))
+        ranks.append(LIBRARIES.Process(target=_rank, args=arguments, daemon=True))
+        ranks[-1].start()
+    deadline = time.monotonic() + timeout
+    while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
+        wait([rank.sentinel for rank in ranks if rank.is_alive()], 1)
+        assert time.monotonic() < deadline, f"training did not end in {timeout} s: {output.read_text()[-3000:]}"
+    failed = any(rank.exitcode for rank in ranks)
+    for rank in ranks:
+        if failed:
+            rank.terminate()
+        rank.join(STOP_SECONDS)
+        rank.kill()
+        rank.join()
+    said = output.read_text()
+    output.unlink()
+    return CompletedProcess([module], int(failed), "", said)
+
+
+def _rank(module: str, request: str, environment: dict[str, str], output: str) -> None:
+    """One rank: what it prints goes to the end of that file."""
+    os.environ.clear()
+    os.environ.update(environment)
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = [str(Path(module.replace(".", "/"))), request]
+    sys.modules.pop(module, None)  # so that the program starts afresh, and is not warned about
+    runpy.run_module(module, run_name="__main__")
