@@ -47,10 +47,7 @@ class StageSpec:
 
 CHATML = ("core.chatml", "core/chatml.jinja", "core.run.models")
 """Reading a model and writing a conversation: nearly every result depends on these."""
-ENGINE = tuple(
-    f"core.chat_engine.{name}"
-    for name in ("engine", "generation", "kvcache", "rotation", "sampling", "streaming", "window")
-)
+ENGINE = tuple(f"core.chat_engine.{name}" for name in ("engine", "generation", "kvcache", "sampling", "window"))
 """From messages to a reply."""
 
 STAGES: tuple[StageSpec, ...] = (
@@ -60,7 +57,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("rows",),
         code=(
             *CHATML,
-            *("core.encode_within", "core.tasks", "core.tiny"),
+            *("core.encode_within", "core.tasks"),
             *("data.batches", "data.chitchat", "data.contamination", "data.documents", "data.driver", "data.fates"),
             *("data.hub", "data.limits", "data.lines", "data.parallel", "data.rows", "data.samples", "data.sampling"),
             *("data.settings", "data.shapes", "data.sources", "data.splits", "data.summary", "data.tally"),
@@ -79,7 +76,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("model", "history"),
         code=(
             *CHATML,
-            *("core.chat_engine.generation", "core.chat_engine.sampling", "core.tiny"),
+            *("core.chat_engine.generation", "core.chat_engine.sampling"),
             *("train.arguments", "train.base", "train.batches", "train.control", "train.dataset", "train.evaluation"),
             *("train.loss", "train.records", "train.settings", "train.trainer", "train.worker"),
         ),
@@ -104,8 +101,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("scores",),
         code=(
             *CHATML,
-            *("core.chat_engine.generation", "core.chat_engine.rotation", "core.chat_engine.sampling"),
-            *("core.chat_engine.window", "core.tasks"),
+            *("core.chat_engine.generation", "core.chat_engine.sampling", "core.chat_engine.window", "core.tasks"),
             *("evaluate.behaviour", "evaluate.compare", "evaluate.context_curve", "evaluate.heldout"),
             *("evaluate/heldout_next_utterance.yaml", "evaluate/heldout_perplexity.yaml"),
             *("evaluate.items", "evaluate.models", "evaluate.report", "evaluate.rows", "evaluate.run"),
@@ -145,7 +141,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("card",),
         code=(
             *CHATML,
-            *(name for name in ENGINE if not name.endswith(("generation", "streaming"))),
+            *(name for name in ENGINE if not name.endswith("generation")),
             *("publish.architecture", "publish.card", "publish.card_provenance", "publish.card_tables"),
             *("publish.export", "publish.facts", "publish.parity", "publish.plain_reader", "publish.settings"),
             *("publish/card.md.jinja", "publish/usage.py.jinja"),

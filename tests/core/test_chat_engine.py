@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from nbutils.chat.session import ChatSession
+from nbutils.core.chat_engine.engine import StreamDecoder
 from nbutils.core.chat_engine.kvcache import KeyValueCache, common_prefix
-from nbutils.core.chat_engine.rotation import rotary_module
 from nbutils.core.chat_engine.sampling import Sampling, next_id
-from nbutils.core.chat_engine.streaming import StreamDecoder
-from nbutils.core.chat_engine.window import KEPT, MessageTooLongError, Plan, Sizes, Window
+from nbutils.core.chat_engine.window import KEPT, MessageTooLongError, Plan, Sizes, Window, rotary_module
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
 from tests.chat.models import ScriptedModel, byte_tokenizer, random_model

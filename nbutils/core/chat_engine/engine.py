@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,9 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from nbutils.core.chat_engine.kvcache import KeyValueCache
-from nbutils.core.chat_engine.rotation import Rotation, can_extend, rotations
 from nbutils.core.chat_engine.sampling import Sampling, next_id
-from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, Plan, Sizes, Window
+from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, Plan, Rotation, Sizes, Window, can_extend, rotations
 from nbutils.core.chatml import IM_END, Message, encode
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import context_length
@@ -32,6 +31,8 @@ AHEAD = 1 / 8
 
 BACKGROUND_PIECE = 64
 """Tokens per forward pass in the background: a new message waits for one pass at most."""
+
+REPLACEMENT = "\ufffd"
 
 MOST_CACHES = 3
 """The one in use, the one for the next plan, and the one that a regeneration goes back to."""
@@ -257,3 +258,45 @@ def _turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Messag
             turns.append([])
         turns[-1].append(message)
     return system, turns
+
+
+class StreamDecoder:
+    """Turns ids into pieces of text whose sum is the decoded whole, stripped at both ends.
+
+    A tokenizer with byte fallback takes back a whole run of bytes where a later one makes no character of it. What is
+    out stays then, and the ids behind it are decoded by themselves.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._before = ""
+        """The text of ids that are not decoded any more."""
+        self._ids: list[int] = []
+        self._complete = 0
+        """So many of the ids have all their text in `text`."""
+        self.text = ""
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """What each id makes certain, often nothing: bytes of an unfinished character and trailing white space wait."""
+        for token_id in ids:
+            self._ids.append(token_id)
+            yield self._advance(REPLACEMENT)
+        yield self._advance("")
+
+    def _advance(self, held_back: str) -> str:
+        decoded = self._decoded()
+        certain = decoded.rstrip(held_back).rstrip()
+        if not certain.startswith(self.text):
+            self._before, self._ids, self._complete = self.text, self._ids[self._complete :], 0
+            decoded = self._decoded()
+            certain = decoded.rstrip(held_back).rstrip()
+        if certain == decoded:
+            self._complete = len(self._ids)
+        piece = certain[len(self.text) :]
+        self.text += piece
+        return piece
+
+    def _decoded(self) -> str:
+        # All ids each time: what a token decodes to depends on those before it. A reply is short; this takes 50 µs.
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._before + text if self._before else text.lstrip()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from nbutils.core.chat_engine.rotation import Rotation, rotated
+from nbutils.core.chat_engine.window import Rotation, rotated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

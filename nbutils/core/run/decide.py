@@ -13,11 +13,10 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.provenance import versions
 from nbutils.core.run.checkpoints import in_folder
 from nbutils.core.run.key import UPSTREAM, changes, key_of, key_parts
 from nbutils.core.run.layout import CHECKPOINTS, Run
-from nbutils.core.run.record import RECORD, write_record
+from nbutils.core.run.record import RECORD, versions, write_record
 from nbutils.core.run.state import Change, Kind, State, in_short
 from nbutils.core.settings import Settings
 from nbutils.core.stages import StageSpec, stages

@@ -11,11 +11,20 @@ from typing import Any, Self
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.provenance import git_commit, machine, versions
 from nbutils.core.run import lock, pause
 from nbutils.core.run.decide import Action, Policy, carry_out, decide, inspect
 from nbutils.core.run.layout import Run
-from nbutils.core.run.record import RECORD, RUN_RECORD, SCHEMA, outputs_of, read_record, write_record
+from nbutils.core.run.record import (
+    RECORD,
+    RUN_RECORD,
+    SCHEMA,
+    git_commit,
+    machine,
+    outputs_of,
+    read_record,
+    versions,
+    write_record,
+)
 from nbutils.core.run.state import State
 from nbutils.core.settings import Settings
 from nbutils.core.stages import StageSpec, spec
