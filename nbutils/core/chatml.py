@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 
@@ -24,32 +24,19 @@ TEMPLATE = files("nbutils.core").joinpath("chatml.jinja").read_text(encoding="ut
 Message = Mapping[str, str]
 
 
-@dataclass(frozen=True)
 class ChatTemplate:
     """How a conversation is written as text."""
 
-    start: str
-    end: str
-
     def open(self, role: str) -> str:
-        """What stands in front of a message's text."""
-        return f"{self.start}{role}\n"
-
-    @property
-    def close(self) -> str:
-        """What stands behind a message's text."""
-        return f"{self.end}\n"
-
-    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """The token that ends a message."""
-        return int(tokenizer.convert_tokens_to_ids(self.end))
+        """What is in front of a message's text."""
+        return f"{IM_START}{role}\n"
 
     def render(self, messages: Sequence[Message]) -> str:
         """A conversation's text; texts are stripped as `encode` strips them."""
-        return "".join([f"{self.open(m['role'])}{m['content'].strip()}{self.close}" for m in messages])
+        return "".join([f"{self.open(m['role'])}{m['content'].strip()}{IM_END}\n" for m in messages])
 
 
-CHATML = ChatTemplate(IM_START, IM_END)
+CHATML = ChatTemplate()
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Controls:
-    """What stands between the messages' texts, as ids, for one tokenizer."""
+    """What is between the messages' texts, as ids, for one tokenizer; `forbidden`: its special tokens, id → text."""
 
     im_start: int
     im_end: int
@@ -96,15 +83,20 @@ def encode_batch(
     """`encode` for many conversations, with a single call of the tokenizer."""
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
     controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
-    texts = iter(text_ids(tokenizer, controls, flat))
+    texts = iter(_text_ids(tokenizer, controls, flat))
     encodings = []
     for messages in conversations:
-        encoding = assembled(controls, messages, [next(texts) for _ in messages])
+        ids: list[int] = []
+        mask: list[bool] = []
+        for message in messages:
+            role, text = message["role"], next(texts)
+            head = [controls.im_start, *controls.headers[role]]
+            ids += [*head, *text, controls.im_end, *controls.newline]
+            mask += [False] * len(head) + [role == "assistant"] * (len(text) + 1) + [False] * len(controls.newline)
         if add_generation_prompt:
-            prompt = [controls.im_start, *controls.headers["assistant"]]
-            encoding.input_ids.extend(prompt)
-            encoding.supervised.extend([False] * len(prompt))
-        encodings.append(encoding)
+            ids += [controls.im_start, *controls.headers["assistant"]]
+            mask += [False] * (len(ids) - len(mask))
+        encodings.append(Encoded(ids, mask))
     return encodings
 
 
@@ -169,18 +161,6 @@ def _resize(
                 config.bos_token_id = tokenizer.bos_token_id
 
 
-def assembled(controls: Controls, messages: Sequence[Message], texts: Sequence[list[int]]) -> Encoded:
-    """Control tokens around the ids of each message's text."""
-    ids: list[int] = []
-    mask: list[bool] = []
-    for message, text in zip(messages, texts, strict=True):
-        head = [controls.im_start, *controls.headers[message["role"]]]
-        ids += [*head, *text, controls.im_end, *controls.newline]
-        is_assistant = message["role"] == "assistant"
-        mask += [False] * len(head) + [is_assistant] * (len(text) + 1) + [False] * len(controls.newline)
-    return Encoded(ids, mask)
-
-
 def controls_for(tokenizer: PreTrainedTokenizerBase, roles: set[str]) -> Controls:
     """The ids between the messages' texts. UserError for a tokenizer without the control tokens."""
     return _cached_controls(tokenizer, len(tokenizer), frozenset(roles))
@@ -191,28 +171,23 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
     vocabulary = tokenizer.get_vocab()
     if IM_START not in vocabulary or IM_END not in vocabulary:
         raise UserError(f"The tokenizer lacks {IM_START} or {IM_END}; call nbutils.core.chatml.add_chatml on it first.")
-    im_start, im_end = vocabulary[IM_START], vocabulary[IM_END]
 
-    def between(text: str) -> list[int]:
-        ids: list[int] = tokenizer(IM_START + text + IM_END, add_special_tokens=False)["input_ids"]
+    def between(before: str, text: str, after: str) -> list[int]:
+        ids: list[int] = tokenizer(before + text + after, add_special_tokens=False)["input_ids"]
         return ids[1:-1]
 
-    headers = {role: between(f"{role}\n") for role in sorted(roles)}
+    headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}
     lengths = dict(zip(headers, map(len, _plain_ids(tokenizer, [f"{r}\n" for r in headers])), strict=True))
-    return Controls(im_start, im_end, _newline(tokenizer), headers, lengths, special_strings(tokenizer))
+    newline, specials = between(IM_END, "\n", IM_START), special_strings(tokenizer)
+    return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, lengths, specials)
 
 
-def _newline(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids: list[int] = tokenizer(f"{IM_END}\n{IM_START}", add_special_tokens=False)["input_ids"]
-    return ids[1:-1]
-
-
-def text_ids(
+def _text_ids(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
 ) -> list[list[int]]:
-    """Ids of each text as it stands behind its header: read together with the header, which is then taken off.
+    """Ids of each text as it is behind its header: read together with the header, which is then taken off.
 
-    SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what stands before; alone,
+    SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what comes before; alone,
     a text would get other ids than inside the conversation.
     """
     joint = _plain_ids(tokenizer, [f"{role}\n{text}" for role, text in flat])
@@ -231,11 +206,8 @@ def _broken_up(tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str
         while start >= 0:
             cuts.add(start + max(1, len(special) // 2))
             start = text.find(special, start + 1)
-    edges = sorted(cuts)
-    pieces = [text[a:b] for a, b in pairwise(edges)]
-    header = controls.header_lengths[role]
-    rows = _plain_ids(tokenizer, [f"{role}\n{piece}" for piece in pieces])
-    ids = [i for row in rows for i in row[header:]]
+    rows = _plain_ids(tokenizer, [f"{role}\n{text[a:b]}" for a, b in pairwise(sorted(cuts))])
+    ids = [i for row in rows for i in row[controls.header_lengths[role] :]]
     if not controls.forbidden.keys().isdisjoint(ids):
         raise UserError(f"The tokenizer turns the text {text[:60]!r} into one of its special tokens; drop that row.")
     return ids
@@ -245,15 +217,15 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
     """Ids of texts in which special tokens are read as ordinary text."""
     if not texts:
         return []
-    options: dict[str, Any] = {
-        "add_special_tokens": False,
-        "split_special_tokens": True,
-        "return_attention_mask": False,
-        "return_token_type_ids": False,
-        "verbose": False,
-    }
     try:
-        rows: list[list[int]] = tokenizer(texts, **options)["input_ids"]
+        rows: list[list[int]] = tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
     except (TypeError, UnicodeEncodeError) as error:
         bad = next((t for t in texts if any("\ud800" <= c <= "\udfff" for c in t)), None)
         if bad is None:
