@@ -140,19 +140,17 @@ def _resize(
     """Makes the embedding exactly as long as the tokenizer; fresh rows get the mean of the rows in use before."""
     import torch
 
-    weights = [model.get_input_embeddings().weight]
-    if model.get_output_embeddings() is not None:
-        weights.append(model.get_output_embeddings().weight)
-    rows_before = weights[0].shape[0]
-    used = min(old_length, rows_before)
-    means = [weight[:used].float().mean(dim=0) if not weight.is_meta else None for weight in weights]  # each (D,)
+    def weights() -> list[torch.Tensor]:
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+        return [layer.weight for layer in layers if layer is not None]
+
+    rows_before = len(weights()[0])
+    means = [weight[:old_length].float().mean(dim=0) for weight in weights()]  # each (D,)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    fresh = sorted(set(added_ids) | set(range(rows_before, len(tokenizer))))
-    resized = [model.get_input_embeddings(), model.get_output_embeddings()]
+    fresh = sorted({*added_ids, *range(rows_before, len(tokenizer))})
     with torch.no_grad():
-        for layer, mean in zip(resized, means, strict=False):
-            if mean is not None and fresh:
-                layer.weight[fresh] = mean.to(layer.weight.dtype)
+        for weight, mean in zip(weights(), means, strict=True):
+            weight[fresh] = mean.to(weight.dtype)
     for config in (model.config, model.generation_config):
         if config is not None:
             config.eos_token_id = tokenizer.eos_token_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +33,18 @@ def entry(kind: str, name: str, revision: str = "") -> tuple[Path, dict[str, Any
     `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
     complete.
     """
-    problem: UserError | None = None
+    damaged: UserError | None = None
     for folder in folders():
         for item in manifest(folder)["items"]:
-            if (item["kind"], item["name"]) != (kind, name):
-                continue
-            if revision and revision not in (item["revision"], item["commit"]):
-                continue
-            try:
-                _check(folder / item["folder"], item)
-            except UserError as error:
-                problem = problem or error
-                continue
-            return folder / item["folder"], item
-    if problem:
-        raise problem
+            if (item["kind"], item["name"]) == (kind, name) and revision in ("", item["revision"], item["commit"]):
+                try:
+                    _check(folder / item["folder"], item)
+                except UserError as error:
+                    damaged = error
+                else:
+                    return folder / item["folder"], item
+    if damaged:
+        raise damaged
     return None
 
 
@@ -59,24 +55,16 @@ def local_copy(kind: str, name: str, revision: str = "") -> Path | None:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """What a fetched folder holds. UserError for one that a newer smallchat wrote, or that is damaged."""
-    return _manifest(folder, (folder / MANIFEST).stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _manifest(folder: Path, _changed: int) -> dict[str, Any]:
+    """What a fetched folder holds. UserError for one that is damaged."""
     try:
         found: dict[str, Any] = dict(read_json(folder / MANIFEST))
-        newer = found["schema"] > SCHEMA
-        if not newer and not all(set(item) >= ITEM for item in found["items"]):
+        if not all(set(item) >= ITEM for item in found["items"]):
             raise KeyError("items")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{shown(folder / MANIFEST)} is damaged, or not smallchat's ({type(error).__name__}: {error}): run `python "
             "-m nbutils fetch` again where there is a network, and copy the whole folder."
         ) from None
-    if newer:
-        raise UserError(f"{shown(folder / MANIFEST)} was written by a newer smallchat; update smallchat.")
     return found
 
 

@@ -130,13 +130,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
     ValueError names any other line that is no JSON.
     """
+    *lines, _ = path.read_bytes().split(b"\n")  # of bytes: the cut may be within a character
     rows = []
-    lines = path.read_bytes().split(b"\n")  # of bytes: the cut may lie within a character
-    for number, line in enumerate(lines):
-        if line.strip():
-            try:
-                rows.append(json.loads(line.decode("utf-8")))
-            except ValueError as error:
-                if number < len(lines) - 1:
-                    raise ValueError(f"line {number + 1} is no JSON: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from None
     return rows

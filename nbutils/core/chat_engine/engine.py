@@ -192,7 +192,7 @@ class Engine:
                 return
             if stopped():
                 return
-            logits = cache.append(token)
+            logits = cache.append([token])
 
     def prepare(self, messages: Sequence[Message], dropped: int, sampling: Sampling) -> None:
         """Starts reading in the background what the next reply will need, for a short and for a longer message."""

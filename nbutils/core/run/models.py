@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,12 +95,12 @@ class ModelRef:
         """
         if self.path is None or self.hub:
             return {}
-        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
-        return {
-            file.name: hash_of(file)[:16]
-            for file in files
-            if file.is_file() and (file == self.path or any(fnmatch(file.name, pattern) for pattern in patterns))
-        }
+        return {file.name: hash_of(file)[:16] for file in self._files(patterns)}
+
+    def _files(self, patterns: tuple[str, ...]) -> list[Path]:
+        if self.path is None or not self.path.is_dir():
+            return [path for path in (self.path,) if path and path.is_file()]
+        return [file for file in sorted(self.path.iterdir()) if file.is_file() and any(map(file.match, patterns))]
 
     def identity(self) -> dict[str, str]:
         """What makes a model this one: the hash of its files, or the hub's commit. UserError where it can't be had."""
@@ -111,8 +110,7 @@ class ModelRef:
             return {}
         if self.gguf:
             return {"sha256": hash_of(self.path)}
-        files = sorted({file for pattern in MODEL_FILES for file in self.path.glob(pattern)})
-        return {"sha256": sha256_of_json({file.name: hash_of(file) for file in files})}
+        return {"sha256": sha256_of_json({file.name: hash_of(file) for file in self._files(MODEL_FILES)})}
 
     def commit(self) -> str:
         """The commit of a hub model: of its fetched copy, or of the snapshot in the hub's cache, else of the hub."""
@@ -194,7 +192,7 @@ class ModelRef:
 def _model_in(folder: Path) -> Path:
     """The model of a folder: itself, a training's final one, or a run's trained one. UserError where there is none."""
     known = Run(folder).models()
-    for inside in (folder, folder / "final", *(known[name] for name in ("final",) if name in known)):
+    for inside in (folder, folder / "final", known.get("final", folder)):
         if holds_model(inside):
             return inside
     raise UserError(
