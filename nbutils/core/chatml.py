@@ -22,6 +22,7 @@ IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 TEMPLATE = files("nbutils.core").joinpath("chatml.jinja").read_text(encoding="utf-8")
 
 Message = Mapping[str, str]
+Conversation = Sequence[Message]
 
 
 class ChatTemplate:
@@ -31,7 +32,7 @@ class ChatTemplate:
         """What is in front of a message's text."""
         return f"{IM_START}{role}\n"
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Conversation) -> str:
         """A conversation's text; texts are stripped as `encode` strips them."""
         return "".join([f"{self.open(m['role'])}{m['content'].strip()}{IM_END}\n" for m in messages])
 
@@ -63,7 +64,7 @@ class Controls:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, *, add_generation_prompt: bool = False
 ) -> Encoded:
     """Token ids and supervised mask of a conversation.
 
@@ -76,7 +77,7 @@ def encode(
 
 def encode_batch(
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Sequence[Conversation],
     *,
     add_generation_prompt: bool = False,
 ) -> list[Encoded]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from nbutils.core.chatml import CHATML, Controls, Encoded, Message, controls_for, encode
+from nbutils.core.chatml import CHATML, Controls, Conversation, Encoded, controls_for, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ class Measured:
 class _Reading:
     """A conversation, the ids of its first `end` messages, and a lower bound of its tokens."""
 
-    messages: Sequence[Message]
+    messages: Conversation
     tokens: int
     ids: list[int] = field(default_factory=list)
     end: int = 0
@@ -58,7 +58,7 @@ class _Reading:
     def complete(self) -> bool:
         return self.end == len(self.messages)
 
-    def next_span(self, characters: float) -> Sequence[Message]:
+    def next_span(self, characters: float) -> Conversation:
         """The next messages, at least one, until so many characters are passed."""
         start = self.end
         while not self.complete and (characters > 0 or self.end == start):
@@ -68,7 +68,7 @@ class _Reading:
 
 
 def encode_within(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], max_length: int
 ) -> list[Measured]:
     """`chatml.encode_batch` for conversations of which those above `max_length` tokens are not wanted.
 
@@ -100,9 +100,7 @@ def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
     return Measured(Encoded(one.ids, mask) if one.tokens <= max_length else None, one.tokens, sum(mask))
 
 
-def _read(
-    tokenizer: PreTrainedTokenizerBase, controls: Controls, spans: Sequence[Sequence[Message]]
-) -> list[list[int]]:
+def _read(tokenizer: PreTrainedTokenizerBase, controls: Controls, spans: Sequence[Conversation]) -> list[list[int]]:
     """Ids of consecutive messages of each conversation, control tokens included."""
     if not reads_in_one_piece(tokenizer):
         return [encode(tokenizer, span).input_ids for span in spans]
@@ -114,7 +112,7 @@ def _read(
     ]
 
 
-def _in_one_piece(tokenizer: PreTrainedTokenizerBase, spans: Sequence[Sequence[Message]]) -> list[list[int]]:
+def _in_one_piece(tokenizer: PreTrainedTokenizerBase, spans: Sequence[Conversation]) -> list[list[int]]:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import kaggle_root, project_root, read_json, shown
+from nbutils.core.files import Json, kaggle_root, project_root, read_json, shown
 
 MANIFEST = "fetched.json"
 SCHEMA = 1
@@ -18,7 +17,7 @@ VARIABLE = "NBUTILS_FETCHED"
 
 
 def folders() -> list[Path]:
-    """Where such a folder may lie: NBUTILS_FETCHED, `fetched/` at the project root, anywhere below Kaggle's inputs."""
+    """Where such a folder may be: NBUTILS_FETCHED, `fetched/` at the project root, anywhere below Kaggle's inputs."""
     given = os.environ.get(VARIABLE)
     found = [Path(given).expanduser()] if given else [project_root() / "fetched"]
     attached = kaggle_root() / "input"
@@ -27,7 +26,7 @@ def folders() -> list[Path]:
     return [folder for folder in found if (folder / MANIFEST).is_file()]
 
 
-def entry(kind: str, name: str, revision: str = "") -> tuple[Path, dict[str, Any]] | None:
+def entry(kind: str, name: str, revision: str = "") -> tuple[Path, Json] | None:
     """Folder and manifest entry of a collected `model` or `dataset`; None where it was not collected.
 
     `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
@@ -54,10 +53,10 @@ def local_copy(kind: str, name: str, revision: str = "") -> Path | None:
     return found[0] if found else None
 
 
-def manifest(folder: Path) -> dict[str, Any]:
+def manifest(folder: Path) -> Json:
     """What a fetched folder holds. UserError for one that is damaged."""
     try:
-        found: dict[str, Any] = dict(read_json(folder / MANIFEST))
+        found: Json = dict(read_json(folder / MANIFEST))
         if not all(set(item) >= ITEM for item in found["items"]):
             raise KeyError("items")
     except (ValueError, KeyError, TypeError) as error:
@@ -68,7 +67,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check(folder: Path, item: dict[str, Any]) -> None:
+def _check(folder: Path, item: Json) -> None:
     """Sizes only: hashing gigabytes at every start would cost minutes (`fetch --check` does it)."""
     for name, facts in item["files"].items():
         path = folder / name

@@ -60,7 +60,7 @@ class Series:
 class History:
     """What a run logged: one row per logged step, one per evaluation, and the steps at which sessions began.
 
-    `reached` is the step that the run is known to have taken, where that lies behind its last row: a pause logs none.
+    `reached` is the step that the run is known to have taken, where that is behind its last row: a pause logs none.
     """
 
     train: list[Row] = field(default_factory=list)
@@ -74,7 +74,7 @@ class History:
         """A history from rows as they were written.
 
         A session that starts at step s repeats what an interrupted one had logged beyond s: those rows are dropped,
-        as they stand for work that was lost. Of two rows with the same step the later one counts.
+        since that work was lost. Of two rows with the same step the later one counts.
         """
         if isinstance(rows, History):
             return rows
@@ -98,7 +98,7 @@ class History:
 
     @property
     def resumes(self) -> list[int]:
-        """The steps at which a later session went on."""
+        """The steps at which a later session resumed."""
         return [int(row["step"]) for row in self.sessions[1:]]
 
     @property
@@ -127,7 +127,7 @@ class History:
 
     @property
     def elapsed(self) -> float | None:
-        """Wall seconds of the whole run: to its last training row, and in evaluations that lie outside all of them."""
+        """Wall seconds of the whole run: to its last training row, and in evaluations outside all of them."""
         last = self.series("elapsed").last
         return None if last is None else last + self._evaluations_outside
 
@@ -191,12 +191,10 @@ def thinned(series: Series, points: int = 2000) -> Series:
     if len(series) <= points:
         return series
     edges = np.linspace(0, len(series), points // 2 + 1).astype(int)
-    keep: list[int] = []
-    for a, b in pairwise(edges):
+    keep = {len(series) - 1}  # what a run ended with
+    for a, b in pairwise(edges.tolist()):
         stretch = series.values[a:b]
         if np.isfinite(stretch).any():
-            low, high = int(np.nanargmin(stretch)), int(np.nanargmax(stretch))
-            keep += [a + i for i in sorted({low, high})]
-    if keep and keep[-1] != len(series) - 1:
-        keep.append(len(series) - 1)  # what a run ended with
-    return Series(series.steps[keep], series.values[keep])
+            keep |= {a + int(np.nanargmin(stretch)), a + int(np.nanargmax(stretch))}
+    kept = sorted(keep)
+    return Series(series.steps[kept], series.values[kept])

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve
+from nbutils.core.files import Json, resolve
 
 STEERING = "steering"
 """Marks a parameter that steers a run (budget, logging, paths, display) without changing what comes out of it."""
@@ -58,7 +58,7 @@ class Settings(BaseModel):
         """The run folder, absolute."""
         return resolve(self.run_dir)
 
-    def result_parameters(self) -> dict[str, Any]:
+    def result_parameters(self) -> Json:
         """The parameters that change what comes out, as JSON values: part of a cache key, unlike steering ones."""
         values = self.model_dump(mode="json")
         return {name: values[name] for name in values if not is_steering(type(self), name)}

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from nbutils.core.chat_engine.sampling import Sampling
-from nbutils.core.chatml import IM_END, Message, encode_batch
+from nbutils.core.chatml import IM_END, Conversation, encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class Reply:
 def generate_replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Sequence[Conversation],
     *,
     max_new_tokens: int,
     greedy: bool = True,

@@ -9,11 +9,10 @@ import subprocess
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from nbutils import __version__
 from nbutils.core.errors import UserError
-from nbutils.core.files import project_root, read_json, sha256_of_file, shown, write_text
+from nbutils.core.files import Json, project_root, read_json, sha256_of_file, shown, write_text
 from nbutils.core.text import redact
 
 SCHEMA = 1
@@ -26,7 +25,7 @@ class NewerRecordError(UserError):
     """A record that a newer smallchat wrote."""
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> Json | None:
     """A `stage.json` or `run.json`; None where there is none. UserError for a damaged or unreadable one.
 
     NewerRecordError for one of a newer schema.
@@ -48,12 +47,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return dict(record)
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: Json) -> None:
     """Writes a `stage.json` or `run.json` atomically; a secret that found its way into it is blotted out."""
     write_text(path, redact(json.dumps(record, indent=2, ensure_ascii=False, default=str)) + "\n")
 
 
-def outputs_of(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+def outputs_of(folder: Path, earlier: Json | None = None) -> dict[str, Json]:
     """Every file that a stage has made, with sha256, bytes and time of change.
 
     A file that `earlier` lists as it is now is not hashed again.
@@ -66,13 +65,13 @@ def outputs_of(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str,
     return found
 
 
-def current_hash(folder: Path, name: str, entry: dict[str, Any]) -> str:
+def current_hash(folder: Path, name: str, entry: Json) -> str:
     """The hash of a recorded file as it is on disk now; `missing` where it is gone."""
     file = folder / name
     return str(_entry(file, entry)["sha256"]) if file.is_file() else "missing"
 
 
-def _entry(file: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
+def _entry(file: Path, earlier: Json | None) -> Json:
     stat = file.stat()
     facts = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     if earlier and all(earlier.get(name) == value for name, value in facts.items()):
@@ -107,7 +106,12 @@ def git_commit() -> str | None:
         return None
 
 
-def machine() -> dict[str, Any]:
+def provenance() -> Json:
+    """Versions and commit, as both records hold them."""
+    return {"versions": versions(), "git_commit": git_commit()}
+
+
+def machine() -> Json:
     """Processor, cores, memory and platform; accelerators are reported by the processes that use them."""
     import psutil
 
