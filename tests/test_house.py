@@ -93,23 +93,20 @@ def test_only_the_owner_of_the_run_folder_writes_a_checkpoints_name():
 # What a stage's result depends on
 
 NEUTRAL = {
-    "core.children": "ends processes",
     "core.errors": "sentences",
     "core.fetched": "where a copy of a model or data set is; what it holds is hashed or pinned",
     "core.files": "paths, hashes, atomic writes",
     "core.hardware": "which devices there are; what follows from it is recorded",
     "core.jupyter": "whether anybody looks on",
-    "core.provenance": "versions and commit, which are recorded",
     "core.run.checkpoints": "what a checkpoint is; resuming is tested bit for bit",
     "core.run.layout": "where files are",
     "core.run.pause": "asking for a pause",
-    "core.run.record": "stage.json",
+    "core.run.record": "stage.json, versions and commit, which are recorded",
     "core.run.state": "states and changes",
-    "core.secrets": "what is blotted out",
     "core.settings": "parameters are part of the key themselves",
     "core.stages": "which stage is which",
-    "core.text": "numbers as text",
-    "core.torchrun": "starting processes",
+    "core.text": "numbers as text, and what is blotted out",
+    "core.torchrun": "starting and ending processes",
     "core.training_log": "names of a log's columns",
     "train.disk": "room for checkpoints",
 }

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.chat.settings import AUTO, DEFAULT
 from nbutils.chat.transcript import Transcript, checked_transcript, read_transcript, whole_characters, write_transcript
-from nbutils.core.chat_engine.engine import Engine, Measured
+from nbutils.core.chat_engine.engine import Engine, Measured, StreamDecoder
 from nbutils.core.chat_engine.sampling import Sampling
-from nbutils.core.chat_engine.streaming import StreamDecoder
 from nbutils.core.chat_engine.window import MessageTooLongError, Plan
 from nbutils.core.errors import UserError
 

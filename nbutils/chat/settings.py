@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, create_model, field_validator
 
 from nbutils.core.chat_engine.sampling import Sampling
-from nbutils.core.chat_engine.window import EXTENSIONS
+from nbutils.core.chat_engine.window import EXTENSIONS, can_extend
 from nbutils.core.files import read_json, resolve, shown
 from nbutils.core.run.layout import Run, is_run_model
 from nbutils.core.run.models import files_of
@@ -87,8 +87,6 @@ def chosen_extension(asked: str, run: Run | None) -> tuple[str, str]:
 
 def in_effect(chosen: str, why: str, model: PreTrainedModel) -> str:
     """The line of `chosen_extension`, or that this model cannot take any."""
-    from nbutils.core.chat_engine.rotation import can_extend  # imports torch
-
     if chosen == "none" or can_extend(model):
         return why
     return f"context extension: none, since this model's position encoding cannot be extended ({chosen} was chosen)"

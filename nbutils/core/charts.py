@@ -276,7 +276,7 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
 
 
 class LiveFigure:
-    """The training figure in a notebook, redrawn in place while a run goes on, at most every REDRAW seconds."""
+    """The training figure in a notebook, redrawn in place during a run, at most every REDRAW seconds."""
 
     def __init__(self) -> None:
         self.steps: int | None = None  # the planned optimizer steps, once they are known

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 
@@ -22,34 +22,22 @@ IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 TEMPLATE = files("nbutils.core").joinpath("chatml.jinja").read_text(encoding="utf-8")
 
 Message = Mapping[str, str]
+Conversation = Sequence[Message]
 
 
-@dataclass(frozen=True)
 class ChatTemplate:
     """How a conversation is written as text."""
 
-    start: str
-    end: str
-
     def open(self, role: str) -> str:
-        """What stands in front of a message's text."""
-        return f"{self.start}{role}\n"
+        """What is in front of a message's text."""
+        return f"{IM_START}{role}\n"
 
-    @property
-    def close(self) -> str:
-        """What stands behind a message's text."""
-        return f"{self.end}\n"
-
-    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """The token that ends a message."""
-        return int(tokenizer.convert_tokens_to_ids(self.end))
-
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Conversation) -> str:
         """A conversation's text; texts are stripped as `encode` strips them."""
-        return "".join([f"{self.open(m['role'])}{m['content'].strip()}{self.close}" for m in messages])
+        return "".join([f"{self.open(m['role'])}{m['content'].strip()}{IM_END}\n" for m in messages])
 
 
-CHATML = ChatTemplate(IM_START, IM_END)
+CHATML = ChatTemplate()
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Controls:
-    """What stands between the messages' texts, as ids, for one tokenizer."""
+    """What is between the messages' texts, as ids, for one tokenizer; `forbidden`: its special tokens, id → text."""
 
     im_start: int
     im_end: int
@@ -76,7 +64,7 @@ class Controls:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, *, add_generation_prompt: bool = False
 ) -> Encoded:
     """Token ids and supervised mask of a conversation.
 
@@ -89,22 +77,27 @@ def encode(
 
 def encode_batch(
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Sequence[Conversation],
     *,
     add_generation_prompt: bool = False,
 ) -> list[Encoded]:
     """`encode` for many conversations, with a single call of the tokenizer."""
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
     controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
-    texts = iter(text_ids(tokenizer, controls, flat))
+    texts = iter(_text_ids(tokenizer, controls, flat))
     encodings = []
     for messages in conversations:
-        encoding = assembled(controls, messages, [next(texts) for _ in messages])
+        ids: list[int] = []
+        mask: list[bool] = []
+        for message in messages:
+            role, text = message["role"], next(texts)
+            head = [controls.im_start, *controls.headers[role]]
+            ids += [*head, *text, controls.im_end, *controls.newline]
+            mask += [False] * len(head) + [role == "assistant"] * (len(text) + 1) + [False] * len(controls.newline)
         if add_generation_prompt:
-            prompt = [controls.im_start, *controls.headers["assistant"]]
-            encoding.input_ids.extend(prompt)
-            encoding.supervised.extend([False] * len(prompt))
-        encodings.append(encoding)
+            ids += [controls.im_start, *controls.headers["assistant"]]
+            mask += [False] * (len(ids) - len(mask))
+        encodings.append(Encoded(ids, mask))
     return encodings
 
 
@@ -148,37 +141,23 @@ def _resize(
     """Makes the embedding exactly as long as the tokenizer; fresh rows get the mean of the rows in use before."""
     import torch
 
-    weights = [model.get_input_embeddings().weight]
-    if model.get_output_embeddings() is not None:
-        weights.append(model.get_output_embeddings().weight)
-    rows_before = weights[0].shape[0]
-    used = min(old_length, rows_before)
-    means = [weight[:used].float().mean(dim=0) if not weight.is_meta else None for weight in weights]  # each (D,)
+    def weights() -> list[torch.Tensor]:
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+        return [layer.weight for layer in layers if layer is not None]
+
+    rows_before = len(weights()[0])
+    means = [weight[:old_length].float().mean(dim=0) for weight in weights()]  # each (D,)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    fresh = sorted(set(added_ids) | set(range(rows_before, len(tokenizer))))
-    resized = [model.get_input_embeddings(), model.get_output_embeddings()]
+    fresh = sorted({*added_ids, *range(rows_before, len(tokenizer))})
     with torch.no_grad():
-        for layer, mean in zip(resized, means, strict=False):
-            if mean is not None and fresh:
-                layer.weight[fresh] = mean.to(layer.weight.dtype)
+        for weight, mean in zip(weights(), means, strict=True):
+            weight[fresh] = mean.to(weight.dtype)
     for config in (model.config, model.generation_config):
         if config is not None:
             config.eos_token_id = tokenizer.eos_token_id
             config.pad_token_id = tokenizer.pad_token_id
             if getattr(config, "bos_token_id", None) is not None:
                 config.bos_token_id = tokenizer.bos_token_id
-
-
-def assembled(controls: Controls, messages: Sequence[Message], texts: Sequence[list[int]]) -> Encoded:
-    """Control tokens around the ids of each message's text."""
-    ids: list[int] = []
-    mask: list[bool] = []
-    for message, text in zip(messages, texts, strict=True):
-        head = [controls.im_start, *controls.headers[message["role"]]]
-        ids += [*head, *text, controls.im_end, *controls.newline]
-        is_assistant = message["role"] == "assistant"
-        mask += [False] * len(head) + [is_assistant] * (len(text) + 1) + [False] * len(controls.newline)
-    return Encoded(ids, mask)
 
 
 def controls_for(tokenizer: PreTrainedTokenizerBase, roles: set[str]) -> Controls:
@@ -191,28 +170,23 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
     vocabulary = tokenizer.get_vocab()
     if IM_START not in vocabulary or IM_END not in vocabulary:
         raise UserError(f"The tokenizer lacks {IM_START} or {IM_END}; call nbutils.core.chatml.add_chatml on it first.")
-    im_start, im_end = vocabulary[IM_START], vocabulary[IM_END]
 
-    def between(text: str) -> list[int]:
-        ids: list[int] = tokenizer(IM_START + text + IM_END, add_special_tokens=False)["input_ids"]
+    def between(before: str, text: str, after: str) -> list[int]:
+        ids: list[int] = tokenizer(before + text + after, add_special_tokens=False)["input_ids"]
         return ids[1:-1]
 
-    headers = {role: between(f"{role}\n") for role in sorted(roles)}
+    headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}
     lengths = dict(zip(headers, map(len, _plain_ids(tokenizer, [f"{r}\n" for r in headers])), strict=True))
-    return Controls(im_start, im_end, _newline(tokenizer), headers, lengths, special_strings(tokenizer))
+    newline, specials = between(IM_END, "\n", IM_START), special_strings(tokenizer)
+    return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, lengths, specials)
 
 
-def _newline(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids: list[int] = tokenizer(f"{IM_END}\n{IM_START}", add_special_tokens=False)["input_ids"]
-    return ids[1:-1]
-
-
-def text_ids(
+def _text_ids(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
 ) -> list[list[int]]:
-    """Ids of each text as it stands behind its header: read together with the header, which is then taken off.
+    """Ids of each text as it is behind its header: read together with the header, which is then taken off.
 
-    SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what stands before; alone,
+    SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what comes before; alone,
     a text would get other ids than inside the conversation.
     """
     joint = _plain_ids(tokenizer, [f"{role}\n{text}" for role, text in flat])
@@ -231,11 +205,8 @@ def _broken_up(tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str
         while start >= 0:
             cuts.add(start + max(1, len(special) // 2))
             start = text.find(special, start + 1)
-    edges = sorted(cuts)
-    pieces = [text[a:b] for a, b in pairwise(edges)]
-    header = controls.header_lengths[role]
-    rows = _plain_ids(tokenizer, [f"{role}\n{piece}" for piece in pieces])
-    ids = [i for row in rows for i in row[header:]]
+    rows = _plain_ids(tokenizer, [f"{role}\n{text[a:b]}" for a, b in pairwise(sorted(cuts))])
+    ids = [i for row in rows for i in row[controls.header_lengths[role] :]]
     if not controls.forbidden.keys().isdisjoint(ids):
         raise UserError(f"The tokenizer turns the text {text[:60]!r} into one of its special tokens; drop that row.")
     return ids
@@ -245,15 +216,15 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
     """Ids of texts in which special tokens are read as ordinary text."""
     if not texts:
         return []
-    options: dict[str, Any] = {
-        "add_special_tokens": False,
-        "split_special_tokens": True,
-        "return_attention_mask": False,
-        "return_token_type_ids": False,
-        "verbose": False,
-    }
     try:
-        rows: list[list[int]] = tokenizer(texts, **options)["input_ids"]
+        rows: list[list[int]] = tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
     except (TypeError, UnicodeEncodeError) as error:
         bad = next((t for t in texts if any("\ud800" <= c <= "\udfff" for c in t)), None)
         if bad is None:

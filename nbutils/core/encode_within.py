@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from nbutils.core.chatml import CHATML, Controls, Encoded, Message, controls_for, encode
+from nbutils.core.chatml import CHATML, Controls, Conversation, Encoded, controls_for, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,14 +38,18 @@ class Measured:
     encoding: Encoded | None
     tokens: int
     supervised: int | None
-    exact: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether all of it was read."""
+        return self.supervised is not None
 
 
 @dataclass
 class _Reading:
     """A conversation, the ids of its first `end` messages, and a lower bound of its tokens."""
 
-    messages: Sequence[Message]
+    messages: Conversation
     tokens: int
     ids: list[int] = field(default_factory=list)
     end: int = 0
@@ -57,7 +58,7 @@ class _Reading:
     def complete(self) -> bool:
         return self.end == len(self.messages)
 
-    def next_span(self, characters: float) -> Sequence[Message]:
+    def next_span(self, characters: float) -> Conversation:
         """The next messages, at least one, until so many characters are passed."""
         start = self.end
         while not self.complete and (characters > 0 or self.end == start):
@@ -67,7 +68,7 @@ class _Reading:
 
 
 def encode_within(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], max_length: int
 ) -> list[Measured]:
     """`chatml.encode_batch` for conversations of which those above `max_length` tokens are not wanted.
 
@@ -83,55 +84,35 @@ def encode_within(
         for one, span, fresh in zip(waiting, spans, _read(tokenizer, controls, spans), strict=True):
             one.ids += fresh
             one.tokens += len(fresh) - sum([frame[m["role"]] for m in span])
-    masks = iter(_masks(controls, [one for one in readings if one.complete]))
-    found = []
-    for one in readings:
-        if one.complete:
-            mask = next(masks)
-            encoding = Encoded(one.ids, mask.tolist()) if one.tokens <= max_length else None
-            found.append(Measured(encoding, one.tokens, int(mask.sum()), True))
-        else:
-            found.append(Measured(None, one.tokens, None, False))
-    return found
+    return [_measured(controls, one, max_length) for one in readings]
 
 
-def _masks(controls: Controls, readings: Sequence[_Reading]) -> list[np.ndarray]:
-    """Which ids are supervised: from behind each assistant's header to its end token; one (T,) array each."""
-    if not readings:
-        return []
-    flat = np.fromiter(
-        chain.from_iterable(one.ids for one in readings), np.int32, sum(len(one.ids) for one in readings)
-    )
-    edges = np.cumsum([len(one.ids) for one in readings])[:-1]
-    assistant = np.array([m["role"] == "assistant" for one in readings for m in one.messages], bool)
-    starts = np.flatnonzero(flat == controls.im_start)[assistant] + 1 + len(controls.headers["assistant"])
-    stops = np.flatnonzero(flat == controls.im_end)[assistant] + 1
-    steps = np.zeros(len(flat) + 1, np.int8)
-    steps[starts] = 1
-    steps[stops] -= 1
-    return np.split(np.cumsum(steps[:-1], dtype=np.int8).astype(bool), edges)
+def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
+    if not one.complete:
+        return Measured(None, one.tokens, None)
+    mask = [False] * one.tokens
+    end = 0
+    for message in one.messages:  # supervised is an assistant's text, from behind its header to its end token
+        start = one.ids.index(controls.im_start, end) + 1 + len(controls.headers[message["role"]])
+        end = one.ids.index(controls.im_end, start) + 1
+        if message["role"] == "assistant":
+            mask[start:end] = [True] * (end - start)
+    return Measured(Encoded(one.ids, mask) if one.tokens <= max_length else None, one.tokens, sum(mask))
 
 
-def _read(
-    tokenizer: PreTrainedTokenizerBase, controls: Controls, spans: Sequence[Sequence[Message]]
-) -> list[list[int]]:
+def _read(tokenizer: PreTrainedTokenizerBase, controls: Controls, spans: Sequence[Conversation]) -> list[list[int]]:
     """Ids of consecutive messages of each conversation, control tokens included."""
     if not reads_in_one_piece(tokenizer):
         return [encode(tokenizer, span).input_ids for span in spans]
-    rows = _in_one_piece(tokenizer, spans)
-    specials = np.zeros(len(tokenizer), bool)
-    specials[list(controls.forbidden)] = True
-    flat = np.fromiter(chain.from_iterable(rows), np.int32, sum(map(len, rows)))
-    starts = np.cumsum([0, *map(len, rows)])[:-1]
-    found = np.add.reduceat(specials[flat], starts, dtype=np.int64)
+    special = controls.forbidden.__contains__
     # A text that spells a special token shows as one too many; it is read again message by message, which defuses it.
     return [
-        row if number == 2 * len(span) else encode(tokenizer, span).input_ids
-        for row, number, span in zip(rows, found.tolist(), spans, strict=True)
+        row if sum(map(special, row)) == 2 * len(span) else encode(tokenizer, span).input_ids
+        for row, span in zip(_in_one_piece(tokenizer, spans), spans, strict=True)
     ]
 
 
-def _in_one_piece(tokenizer: PreTrainedTokenizerBase, spans: Sequence[Sequence[Message]]) -> list[list[int]]:
+def _in_one_piece(tokenizer: PreTrainedTokenizerBase, spans: Sequence[Conversation]) -> list[list[int]]:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

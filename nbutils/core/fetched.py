@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import kaggle_root, project_root, read_json, shown
+from nbutils.core.files import Json, kaggle_root, project_root, read_json, shown
 
 MANIFEST = "fetched.json"
 SCHEMA = 1
@@ -19,7 +17,7 @@ VARIABLE = "NBUTILS_FETCHED"
 
 
 def folders() -> list[Path]:
-    """Where such a folder may lie: NBUTILS_FETCHED, `fetched/` at the project root, anywhere below Kaggle's inputs."""
+    """Where such a folder may be: NBUTILS_FETCHED, `fetched/` at the project root, anywhere below Kaggle's inputs."""
     given = os.environ.get(VARIABLE)
     found = [Path(given).expanduser()] if given else [project_root() / "fetched"]
     attached = kaggle_root() / "input"
@@ -28,27 +26,24 @@ def folders() -> list[Path]:
     return [folder for folder in found if (folder / MANIFEST).is_file()]
 
 
-def entry(kind: str, name: str, revision: str = "") -> tuple[Path, dict[str, Any]] | None:
+def entry(kind: str, name: str, revision: str = "") -> tuple[Path, Json] | None:
     """Folder and manifest entry of a collected `model` or `dataset`; None where it was not collected.
 
     `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
     complete.
     """
-    problem: UserError | None = None
+    damaged: UserError | None = None
     for folder in folders():
         for item in manifest(folder)["items"]:
-            if (item["kind"], item["name"]) != (kind, name):
-                continue
-            if revision and revision not in (item["revision"], item["commit"]):
-                continue
-            try:
-                _check(folder / item["folder"], item)
-            except UserError as error:
-                problem = problem or error
-                continue
-            return folder / item["folder"], item
-    if problem:
-        raise problem
+            if (item["kind"], item["name"]) == (kind, name) and revision in ("", item["revision"], item["commit"]):
+                try:
+                    _check(folder / item["folder"], item)
+                except UserError as error:
+                    damaged = error
+                else:
+                    return folder / item["folder"], item
+    if damaged:
+        raise damaged
     return None
 
 
@@ -58,29 +53,21 @@ def local_copy(kind: str, name: str, revision: str = "") -> Path | None:
     return found[0] if found else None
 
 
-def manifest(folder: Path) -> dict[str, Any]:
-    """What a fetched folder holds. UserError for one that a newer smallchat wrote, or that is damaged."""
-    return _manifest(folder, (folder / MANIFEST).stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _manifest(folder: Path, _changed: int) -> dict[str, Any]:
+def manifest(folder: Path) -> Json:
+    """What a fetched folder holds. UserError for one that is damaged."""
     try:
-        found: dict[str, Any] = dict(read_json(folder / MANIFEST))
-        newer = found["schema"] > SCHEMA
-        if not newer and not all(set(item) >= ITEM for item in found["items"]):
+        found: Json = dict(read_json(folder / MANIFEST))
+        if not all(set(item) >= ITEM for item in found["items"]):
             raise KeyError("items")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{shown(folder / MANIFEST)} is damaged, or not smallchat's ({type(error).__name__}: {error}): run `python "
             "-m nbutils fetch` again where there is a network, and copy the whole folder."
         ) from None
-    if newer:
-        raise UserError(f"{shown(folder / MANIFEST)} was written by a newer smallchat; update smallchat.")
     return found
 
 
-def _check(folder: Path, item: dict[str, Any]) -> None:
+def _check(folder: Path, item: Json) -> None:
     """Sizes only: hashing gigabytes at every start would cost minutes (`fetch --check` does it)."""
     for name, facts in item["files"].items():
         path = folder / name

@@ -13,6 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+Json = dict[str, Any]
+"""A JSON object."""
+
 KAGGLE = "SMALLCHAT_KAGGLE_ROOT"
 """Environment variable: a folder that stands in for `/kaggle` (tests simulate Kaggle below it)."""
 
@@ -37,7 +40,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def shown(path: str | Path) -> str:
-    """The path as a person would type it: relative to the project root where it lies below it."""
+    """The path as a person would type it: relative to the project root where it is below it."""
     path = Path(path)
     root = project_root()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
@@ -119,24 +122,22 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+def append_jsonl(path: Path, row: Json) -> None:
     """Appends one row to a JSON-lines file in one write."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[Json]:
     """The rows of a JSON-lines file; a half-written last line, as a killed process leaves it, is passed over.
 
     ValueError names any other line that is no JSON.
     """
+    *lines, _ = path.read_bytes().split(b"\n")  # of bytes: the cut may be within a character
     rows = []
-    lines = path.read_bytes().split(b"\n")  # of bytes: the cut may lie within a character
-    for number, line in enumerate(lines):
-        if line.strip():
-            try:
-                rows.append(json.loads(line.decode("utf-8")))
-            except ValueError as error:
-                if number < len(lines) - 1:
-                    raise ValueError(f"line {number + 1} is no JSON: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from None
     return rows

@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from nbutils.core.errors import UserError
 
@@ -63,15 +64,13 @@ def child_report(seconds: float = 120) -> DeviceReport:
     program = [sys.executable, "-m", "nbutils.core.hardware"]
     try:
         done = subprocess.run(program, capture_output=True, text=True, timeout=seconds, check=True)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return TypeAdapter(DeviceReport).validate_json(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
         raise UserError(
             f"Asking torch for its devices failed ({lines[-1] if lines else 'no message'}); check the GPU's driver and "
             "the installation of torch."
         ) from None
-    gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory_gib"]) for g in found.pop("gpus"))
-    return DeviceReport(gpus, **found)
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:
@@ -111,12 +110,9 @@ def choose_device(report: DeviceReport) -> tuple[str, str]:
         return f"cuda:{index}" if index else "cuda", f"on {usable[0].name}"
     if report.mps:
         return "mps", "on Apple's GPU (MPS)"
-    if report.gpus:
-        gpu = report.gpus[0]
-        return (
-            "cpu",
-            f"on the CPU: {gpu.name} (capability {gpu.capability[0]}.{gpu.capability[1]}) is too old for torch",
-        )
+    for gpu in report.gpus:
+        major, minor = gpu.capability
+        return "cpu", f"on the CPU: {gpu.name} (capability {major}.{minor}) is too old for torch"
     return "cpu", "on the CPU: no GPU found"
 
 

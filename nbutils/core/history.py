@@ -60,7 +60,7 @@ class Series:
 class History:
     """What a run logged: one row per logged step, one per evaluation, and the steps at which sessions began.
 
-    `reached` is the step that the run is known to have taken, where that lies behind its last row: a pause logs none.
+    `reached` is the step that the run is known to have taken, where that is behind its last row: a pause logs none.
     """
 
     train: list[Row] = field(default_factory=list)
@@ -74,7 +74,7 @@ class History:
         """A history from rows as they were written.
 
         A session that starts at step s repeats what an interrupted one had logged beyond s: those rows are dropped,
-        as they stand for work that was lost. Of two rows with the same step the later one counts.
+        since that work was lost. Of two rows with the same step the later one counts.
         """
         if isinstance(rows, History):
             return rows
@@ -98,7 +98,7 @@ class History:
 
     @property
     def resumes(self) -> list[int]:
-        """The steps at which a later session went on."""
+        """The steps at which a later session resumed."""
         return [int(row["step"]) for row in self.sessions[1:]]
 
     @property
@@ -127,7 +127,7 @@ class History:
 
     @property
     def elapsed(self) -> float | None:
-        """Wall seconds of the whole run: to its last training row, and in evaluations that lie outside all of them."""
+        """Wall seconds of the whole run: to its last training row, and in evaluations outside all of them."""
         last = self.series("elapsed").last
         return None if last is None else last + self._evaluations_outside
 
@@ -163,35 +163,27 @@ class History:
 
 
 def trend(series: Series) -> Series:
-    """The smoothed course of a series' finite values: its points where they are few, else at most 2,000."""
+    """The smoothed course of a series' finite values: its points where they are fewer than five.
+
+    An exponential moving average over 4 % of the points (at least 3, of a few a third), with its start corrected.
+    Source: the bias correction of Adam (Kingma & Ba 2015), as TensorBoard's smoothing has it.
+    """
     finite = series.finite
     if len(finite) < 5:
         return finite
-    if len(finite) > 2000:  # first the means of equal stretches, each far shorter than what is averaged over after
-        edges = np.linspace(0, len(finite), 2001).astype(int)
-        means = np.add.reduceat(finite.values, edges[:-1]) / np.diff(edges)
-        finite = Series(finite.steps[edges[1:] - 1], means)
-    return Series(finite.steps, np.array(_smoothed(finite)))
-
-
-def _smoothed(series: Series) -> list[float]:
-    """Exponential moving average over 4 % of the points (at least 3, of a few a third), with its start corrected.
-
-    A value fades with its distance in steps, and counts for the steps since the row before: rows at 1, 2, 3, 25, 50 …
-    would otherwise hold the line up at the first three. (pandas' `ewm(times=…)` counts every row alike.)
-    Source: the bias correction of Adam (Kingma & Ba 2015), as TensorBoard's smoothing has it.
-    """
-    decay = 1 - 2 / (max(min(3.0, len(series) / 3), len(series) * 0.04) + 1)
-    distances = np.maximum(np.diff(series.steps), 0.0)
+    # Each point counts for the steps since the row before, and fades with its distance in steps: rows at 1, 2, 3, 25 …
+    # would otherwise hold the line up at the first three. (pandas' `ewm(times=…)` counts every row alike.)
+    decay = 1 - 2 / (max(min(3.0, len(finite) / 3), len(finite) * 0.04) + 1)
+    distances = np.maximum(np.diff(finite.steps), 0.0)
     gaps = np.r_[distances[0], distances] / (float(np.median(distances)) or 1.0)
-    result = []
+    smoothed = []
     total = weight = 0.0
-    for value, gap in zip(series.values.tolist(), gaps.tolist(), strict=True):
+    for value, gap in zip(finite.values.tolist(), gaps.tolist(), strict=True):
         kept = decay**gap
         total = kept * total + (1 - kept) * value
         weight = kept * weight + (1 - kept)
-        result.append(total / weight if weight else value)
-    return result
+        smoothed.append(total / weight if weight else value)
+    return Series(finite.steps, np.array(smoothed))
 
 
 def thinned(series: Series, points: int = 2000) -> Series:
@@ -199,12 +191,10 @@ def thinned(series: Series, points: int = 2000) -> Series:
     if len(series) <= points:
         return series
     edges = np.linspace(0, len(series), points // 2 + 1).astype(int)
-    keep: list[int] = []
-    for a, b in pairwise(edges):
+    keep = {len(series) - 1}  # what a run ended with
+    for a, b in pairwise(edges.tolist()):
         stretch = series.values[a:b]
         if np.isfinite(stretch).any():
-            low, high = int(np.nanargmin(stretch)), int(np.nanargmax(stretch))
-            keep += [a + i for i in sorted({low, high})]
-    if keep and keep[-1] != len(series) - 1:
-        keep.append(len(series) - 1)  # what a run ended with
-    return Series(series.steps[keep], series.values[keep])
+            keep |= {a + int(np.nanargmin(stretch)), a + int(np.nanargmax(stretch))}
+    kept = sorted(keep)
+    return Series(series.steps[kept], series.values[kept])

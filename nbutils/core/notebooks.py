@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import Json
 from nbutils.core.stages import StageSpec
 
 
 def notebooks_folder() -> Path:
-    """Where the notebooks lie: NBUTILS_NOTEBOOKS, or `notebooks/` beside the package."""
+    """Where the notebooks are: NBUTILS_NOTEBOOKS, or `notebooks/` beside the package."""
     given = os.environ.get("NBUTILS_NOTEBOOKS")
     return Path(given) if given else Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -36,7 +37,7 @@ class Parameter:
     help: str
 
 
-def code_cells(path: Path) -> list[dict[str, Any]]:
+def code_cells(path: Path) -> list[Json]:
     """The code cells of a notebook file, each with `source` as one string and its `tags`."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -67,7 +68,7 @@ def parameters(path: Path) -> dict[str, Parameter]:
             default = ast.literal_eval(node.value)
         except ValueError:
             raise UserError(
-                f"{path.name}: the parameter '{name}' is an expression; only literals may stand there."
+                f"{path.name}: the parameter '{name}' is an expression; only literals are allowed there."
             ) from None
         found[name] = Parameter(name, ast.unparse(node.annotation), default, help_text)
     return found

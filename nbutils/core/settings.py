@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve
+from nbutils.core.files import Json, resolve
 
 STEERING = "steering"
 """Marks a parameter that steers a run (budget, logging, paths, display) without changing what comes out of it."""
@@ -51,16 +51,14 @@ class Settings(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            wrong = UserError("; ".join(_sentence(cls, detail) for detail in error.errors()) + ".")
-            wrong.fields = tuple(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
-            raise wrong from None
+            raise in_words(error, cls) from None
 
     @property
     def run_path(self) -> Path:
         """The run folder, absolute."""
         return resolve(self.run_dir)
 
-    def result_parameters(self) -> dict[str, Any]:
+    def result_parameters(self) -> Json:
         """The parameters that change what comes out, as JSON values: part of a cache key, unlike steering ones."""
         values = self.model_dump(mode="json")
         return {name: values[name] for name in values if not is_steering(type(self), name)}
@@ -77,11 +75,21 @@ def nearest(name: str, known: list[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
-def _sentence(cls: type[Settings], detail: Any) -> str:
-    name = ".".join(str(part) for part in detail["loc"]) or cls.__name__
-    if detail["type"] == "missing":
-        return f"The parameter '{name}' is missing"
-    if detail["type"] == "extra_forbidden":
-        return f"'{name}' is no parameter here.{nearest(name, list(cls.model_fields))}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"The parameter '{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+def in_words(error: ValidationError, model: type[BaseModel]) -> UserError:
+    """What is wrong with values for a model, in sentences, and what the fields are for that say so."""
+    words = []
+    for detail in error.errors():
+        name, message = ".".join(map(str, detail["loc"])) or model.__name__, detail["msg"].removeprefix("Value error, ")
+        field = model.model_fields.get(name)
+        use = f" ({field.description})" if field and field.description else ""
+        words.append(
+            {
+                "missing": f"The parameter '{name}' is missing",
+                "extra_forbidden": f"'{name}' is no parameter here.{nearest(name, list(model.model_fields))}",
+            }.get(
+                detail["type"], f"The parameter '{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}{use}"
+            )
+        )
+    wrong = UserError("; ".join(words) + ".")
+    wrong.fields = tuple(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
+    return wrong

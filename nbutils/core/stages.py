@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
@@ -45,12 +46,17 @@ class StageSpec:
         return found
 
 
+def own(package: str, *without: str) -> tuple[str, ...]:
+    """The modules and resources of a package, but for those that cannot change a result (`display` never does)."""
+    folder = Path(__file__).parents[1].joinpath(*package.split("."))
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".py", ".jinja", ".yaml"))
+    counted = [file for file in files if file.stem not in ("__init__", "display", *without)]
+    return tuple(f"{package}.{f.stem}" if f.suffix == ".py" else f"{package}/{f.name}" for f in counted)
+
+
 CHATML = ("core.chatml", "core/chatml.jinja", "core.run.models")
 """Reading a model and writing a conversation: nearly every result depends on these."""
-ENGINE = tuple(
-    f"core.chat_engine.{name}"
-    for name in ("engine", "generation", "kvcache", "rotation", "sampling", "streaming", "window")
-)
+ENGINE = own("core.chat_engine")
 """From messages to a reply."""
 
 STAGES: tuple[StageSpec, ...] = (
@@ -58,14 +64,7 @@ STAGES: tuple[StageSpec, ...] = (
         "data",
         "01_filter_data.ipynb",
         makes=("rows",),
-        code=(
-            *CHATML,
-            *("core.encode_within", "core.tasks", "core.tiny"),
-            *("data.batches", "data.chitchat", "data.contamination", "data.documents", "data.driver", "data.fates"),
-            *("data.hub", "data.limits", "data.lines", "data.parallel", "data.rows", "data.samples", "data.sampling"),
-            *("data.settings", "data.shapes", "data.sources", "data.splits", "data.summary", "data.tally"),
-            *("data.tokenizer", "data.work"),
-        ),
+        code=(*CHATML, "core.encode_within", "core.tasks", *own("data")),
         entries=(
             *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.driver:filter_sources"),
             "data.summary:write_summary",
@@ -78,10 +77,8 @@ STAGES: tuple[StageSpec, ...] = (
         {"data": ("train/*", "eval/*", "tokenizer/*", "summary.json")},
         makes=("model", "history"),
         code=(
-            *CHATML,
-            *("core.chat_engine.generation", "core.chat_engine.sampling", "core.tiny"),
-            *("train.arguments", "train.base", "train.batches", "train.control", "train.dataset", "train.evaluation"),
-            *("train.loss", "train.records", "train.settings", "train.trainer", "train.worker"),
+            *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling"),
+            *own("train", "disk", "memory", "overfit", "preflight", "run"),
         ),
         entries=("train.worker:main",),
         pausable=True,
@@ -93,7 +90,7 @@ STAGES: tuple[StageSpec, ...] = (
         "03_plot_metrics.ipynb",
         {"train": ("metrics.jsonl", "settings.json")},
         makes=("curves",),
-        code=("core.history", "metrics.compare", "metrics.remarks", "metrics.settings", "metrics.summary"),
+        code=("core.history", *own("metrics", "figures", "interactive")),
         entries=("metrics.summary:summarise", "metrics.compare:differences"),
         settings="nbutils.metrics.settings:MetricsSettings",
     ),
@@ -103,13 +100,8 @@ STAGES: tuple[StageSpec, ...] = (
         {"data": ("eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"), "train": ("final/*", "base/*")},
         makes=("scores",),
         code=(
-            *CHATML,
-            *("core.chat_engine.generation", "core.chat_engine.rotation", "core.chat_engine.sampling"),
-            *("core.chat_engine.window", "core.tasks"),
-            *("evaluate.behaviour", "evaluate.compare", "evaluate.context_curve", "evaluate.heldout"),
-            *("evaluate/heldout_next_utterance.yaml", "evaluate/heldout_perplexity.yaml"),
-            *("evaluate.items", "evaluate.models", "evaluate.report", "evaluate.rows", "evaluate.run"),
-            *("evaluate.score", "evaluate.scorer", "evaluate.settings", "evaluate.shared_prefix"),
+            *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling", "core.chat_engine.window"),
+            *("core.tasks", *own("evaluate", "figures", "worker")),
         ),
         entries=(
             *("evaluate.run:prepare", "evaluate.run:score_all", "evaluate.run:compare", "evaluate.run:curve"),
@@ -124,11 +116,7 @@ STAGES: tuple[StageSpec, ...] = (
         {"train": ("final/*", "base/*")},
         consults=("evaluate",),
         makes=("transcript",),
-        code=(
-            *CHATML,
-            *ENGINE,
-            *(f"chat.{name}" for name in ("models", "scripted", "session", "settings", "transcript")),
-        ),
+        code=(*CHATML, *ENGINE, *own("chat", "markup", "parts", "terminal", "widget")),
         entries=("chat.scripted:play", "chat.scripted:ask"),
         settings="nbutils.chat.settings:ChatSettings",
     ),
@@ -143,13 +131,7 @@ STAGES: tuple[StageSpec, ...] = (
             "chat": ("transcript.json",),
         },
         makes=("card",),
-        code=(
-            *CHATML,
-            *(name for name in ENGINE if not name.endswith(("generation", "streaming"))),
-            *("publish.architecture", "publish.card", "publish.card_provenance", "publish.card_tables"),
-            *("publish.export", "publish.facts", "publish.parity", "publish.plain_reader", "publish.settings"),
-            *("publish/card.md.jinja", "publish/usage.py.jinja"),
-        ),
+        code=(*CHATML, *(name for name in ENGINE if not name.endswith("generation")), *own("publish", "push")),
         entries=("publish.card:render_card", "publish.export:export", "publish.parity:check_parity"),
         settings="nbutils.publish.settings:PublishSettings",
     ),

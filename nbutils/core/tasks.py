@@ -122,8 +122,8 @@ def _load_stock(name: str, own: Mapping[str, Path]) -> dict[str, Any]:
             return _built(config | {"dataset_path": str(copy)}, name)
         return _built(name, name, TaskManager(include_defaults=False, include_path=str(yamls[0].parent)))
     if any(local_copy("dataset", dataset) for dataset in dataset_of_tasks(name, own)):
-        members = config_of(yamls[0])["task"] if kind == "group" else _tasks_in(set(yamls))
-        return load_tasks([str(member) for member in members], own)
+        members = [str(member) for member in config_of(yamls[0])["task"]] if kind == "group" else _tasks_in(set(yamls))
+        return load_tasks(members, own)
     return _built(name, name, TaskManager())
 
 
@@ -187,16 +187,15 @@ def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:
     A name that neither the user's folder nor lm-eval has is none of ours to judge (the embedded tasks are such).
     """
     yamls = [own[name]] if name in own else stock_tasks()[name].yamls if name in stock_tasks() else []
-    return sorted({dataset for yaml in yamls for dataset in _datasets_of(config_of(yaml), own)})
-
-
-def _datasets_of(config: Mapping[str, Any], own: Mapping[str, Path]) -> list[str]:
-    members = config.get("task")
-    if isinstance(members, list):  # a group
-        names = (member if isinstance(member, str) else member.get("task", "") for member in members)
-        return [dataset for name in names if isinstance(name, str) for dataset in dataset_of_tasks(name, own)]
-    path = config.get("dataset_path")
-    return [str(path)] if path and path not in LOCAL_FORMATS else []
+    found: set[str] = set()
+    for config in map(config_of, yamls):
+        members, path = config.get("task"), config.get("dataset_path")
+        if isinstance(members, list):  # a group
+            names = (member if isinstance(member, str) else member.get("task", "") for member in members)
+            found.update(*(dataset_of_tasks(member, own) for member in names if isinstance(member, str)))
+        elif path and path not in LOCAL_FORMATS:
+            found.add(str(path))
+    return sorted(found)
 
 
 def _tasks_in(yamls: set[Path]) -> list[str]:

@@ -1,9 +1,16 @@
-"""Numbers, sizes, time spans and tables as text."""
+"""Numbers, sizes, time spans and tables as text, and secrets kept out of it."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+HIDDEN = "[secret]"
+_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|KAGGLE_KEY|ACCESS_KEY)(_|$)", re.IGNORECASE)
+_SHORTEST = 8  # characters; a shorter value would blot out ordinary words
 
 
 def duration(seconds: float) -> str:
@@ -37,3 +44,16 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     cells = ([str(cell).replace("|", "\\|") for cell in row] for row in [head, *rows])
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def secrets() -> list[str]:
+    """Tokens and keys: values of environment variables whose names say that they are secret, the longest first."""
+    values = {value.strip() for name, value in os.environ.items() if _NAME.search(name)}
+    return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
+
+
+def redact(text: str) -> str:
+    """The text with every secret of the environment blotted out, also where JSON has escaped it."""
+    for value in secrets():
+        text = text.replace(value, HIDDEN).replace(json.dumps(value)[1:-1], HIDDEN)
+    return text

@@ -16,8 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pyarrow as pa
 
-from nbutils.core.children import end_with
 from nbutils.core.errors import UserError
+from nbutils.core.torchrun import end_with
 from nbutils.data.batches import Batch
 from nbutils.data.work import RowWork, loaded_tokenizer
 

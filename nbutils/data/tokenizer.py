@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbutils.core.files import replaced
-from nbutils.core.run.models import TINY, ModelRef
-from nbutils.core.tiny import train_bpe
+from nbutils.core.run.models import TINY, ModelRef, train_bpe
 from nbutils.data.driver import row_work
 from nbutils.data.fates import KEPT, conversation_hash, side_of
 from nbutils.data.settings import DataSettings

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbutils.core.chat_engine.rotation import can_extend, rotated, rotations
-from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR
+from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, can_extend, rotated, rotations
 from nbutils.core.run.models import context_length
 from nbutils.core.text import with_interval
 from nbutils.evaluate.compare import FEWEST_GROUPS, Sums, paired_difference, word_for

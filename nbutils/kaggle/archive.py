@@ -13,8 +13,8 @@ from pathlib import Path
 
 from nbutils.core.files import sha256_of_bytes
 from nbutils.core.notebooks import notebook_path
-from nbutils.core.provenance import git_commit
 from nbutils.core.run.key import PACKAGE
+from nbutils.core.run.record import git_commit
 from nbutils.core.stages import stages
 from nbutils.kaggle.start import REQUIREMENTS
 

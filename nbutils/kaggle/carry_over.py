@@ -17,12 +17,11 @@ from typing import Any
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.notebooks import notebook_path, parameters
-from nbutils.core.provenance import versions
 from nbutils.core.run.checkpoints import Checkpoint, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide, inspect
 from nbutils.core.run.key import CODE, MODULES, PARAMETERS, UPSTREAM
 from nbutils.core.run.layout import CHECKPOINTS, Run
-from nbutils.core.run.record import RECORD, RUN_RECORD, NewerRecordError, write_record
+from nbutils.core.run.record import RECORD, RUN_RECORD, NewerRecordError, versions, write_record
 from nbutils.core.run.state import State, in_short
 from nbutils.core.settings import Settings
 from nbutils.core.stages import spec, stages

@@ -13,10 +13,9 @@ from IPython import get_ipython
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import append_jsonl, resolve, write_json
-from nbutils.core.provenance import versions
 from nbutils.core.run.key import UPSTREAM, key_parts
 from nbutils.core.run.layout import Run, holds_model
-from nbutils.core.run.record import RECORD, RUN_RECORD, write_record
+from nbutils.core.run.record import RECORD, RUN_RECORD, versions, write_record
 from nbutils.core.run.state import State
 from nbutils.core.settings import Settings
 from nbutils.core.stages import maker, spec, stages

@@ -29,7 +29,7 @@ from papermill.parameterize import parameterize_notebook
 
 from nbutils.core.files import project_root, shown, write_text
 from nbutils.core.run.stage import ALLOW_PAUSED
-from nbutils.core.secrets import redact
+from nbutils.core.text import redact
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.job import Job, StageFailed
 from nbutils.pipeline.supervise import MARK, child_environment, guarded

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.secrets import redact, secrets
+from nbutils.core.text import redact, secrets
 from nbutils.publish.export import MODEL_PATTERNS
 from nbutils.publish.settings import PublishSettings
 

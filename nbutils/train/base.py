@@ -12,8 +12,7 @@ from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, shown, write_json
 from nbutils.core.run.layout import holds_model
-from nbutils.core.run.models import TINY, ModelRef, context_length
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import TINY, ModelRef, context_length, tiny_model
 from nbutils.train.settings import TrainSettings
 
 SOURCE = "source.json"

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.layout import Run, holds_model
-from nbutils.core.run.models import TINY, ModelRef, context_length
-from nbutils.core.tiny import VOCABULARY, tiny_config
+from nbutils.core.run.models import TINY, VOCABULARY, ModelRef, context_length, tiny_config
 from nbutils.train.loss import CHUNK, check_head
 from nbutils.train.settings import OPTIMIZERS, TrainSettings
 

@@ -19,8 +19,7 @@ from nbutils.core.chatml import Message, encode
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl, write_json
 from nbutils.core.run.layout import Run, holds_model
-from nbutils.core.run.models import TINY, ModelRef
-from nbutils.core.tiny import train_bpe
+from nbutils.core.run.models import TINY, ModelRef, train_bpe
 from nbutils.train.base import data_tokenizer, make_base
 from nbutils.train.run import events_of
 from nbutils.train.settings import TrainSettings

@@ -24,10 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, sha256_of_file, sha256_of_json, shown, write_json
-from nbutils.core.provenance import machine, versions
 from nbutils.core.run.checkpoints import check_identity, half_written, newest_whole
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
+from nbutils.core.run.record import machine, versions
 from nbutils.core.settings import OUTSIDE
 from nbutils.core.torchrun import EXIT_USER_ERROR, leave, run_worker, within
 from nbutils.train.arguments import Arguments, relax_where_needed, trainer_arguments

@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from nbutils.chat.session import ChatSession
-from nbutils.core.chat_engine.rotation import rotated
-from nbutils.core.provenance import machine
+from nbutils.core.chat_engine.window import rotated
+from nbutils.core.run.record import machine
 from tests import conftest
 
 THREADS = 2

@@ -30,7 +30,7 @@ def main() -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from nbutils.core.provenance import machine
+    from nbutils.core.run.record import machine
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
     from tests.conftest import SHARED, package_folder
     from tests.evaluate.stock_tasks import requests_of, stock_tasks

@@ -20,7 +20,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from nbutils.core.files import read_jsonl
     from nbutils.core.history import History
-    from nbutils.core.provenance import machine
+    from nbutils.core.run.record import machine
     from nbutils.metrics.figures import save_figures
     from tests.metrics.histories import history_rows
 

@@ -37,7 +37,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
 
-    from nbutils.core.provenance import machine
+    from nbutils.core.run.record import machine
 
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as name:

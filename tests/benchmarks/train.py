@@ -28,8 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from nbutils.core.files import read_jsonl
-from nbutils.core.provenance import machine
-from nbutils.core.tiny import tiny_config
+from nbutils.core.run.models import tiny_config
+from nbutils.core.run.record import machine
 from nbutils.train import worker
 from nbutils.train.arguments import CHECKPOINTING, trainer_arguments
 from nbutils.train.batches import BatchPlan, StepLoader

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from nbutils.chat.session import ChatSession
-from nbutils.core.chat_engine.kvcache import KeyValueCache, common_prefix
-from nbutils.core.chat_engine.rotation import rotary_module
+from nbutils.core.chat_engine.engine import StreamDecoder
+from nbutils.core.chat_engine.kvcache import KeyValueCache
 from nbutils.core.chat_engine.sampling import Sampling, next_id
-from nbutils.core.chat_engine.streaming import StreamDecoder
-from nbutils.core.chat_engine.window import KEPT, MessageTooLongError, Plan, Sizes, Window
+from nbutils.core.chat_engine.window import KEPT, MessageTooLongError, Plan, Sizes, Window, rotary_module
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
 from tests.chat.models import ScriptedModel, byte_tokenizer, random_model
@@ -309,9 +308,3 @@ def test_settings_out_of_range_are_refused():
             ChatSession(MODEL, TOKENIZER, **wrong)
     with pytest.raises(UserError, match="dynamic, yarn, linear, none"):
         ChatSession(MODEL, TOKENIZER, context_extension="ntk")
-
-
-def test_common_prefix():
-    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
-    assert common_prefix([], [1]) == 0
-    assert common_prefix([1, 2], [1, 2, 3]) == 2

@@ -92,5 +92,4 @@ def test_trend_of_a_long_series_ends_where_that_of_a_short_one_does():
         return trend(Series(x, 4 + 4 * np.exp(-x / n * 5)))
 
     short, long = line(1_500), line(150_000)
-    assert len(long) == 2000 and long.steps[-1] == 149_999
     assert long.last == pytest.approx(short.last, abs=0.003)

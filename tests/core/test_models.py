@@ -12,8 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
-from nbutils.core.run.models import ModelRef
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import ModelRef, tiny_model
 from tests.conftest import sentencepiece_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

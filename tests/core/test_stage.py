@@ -70,8 +70,8 @@ def test_a_finished_stage_says_what_it_read_and_made(run):
 def test_a_finished_stage_that_is_opened_again_keeps_where_it_came_from(run, monkeypatch):
     made = finish_first(run)
     before = read_json(made.folder / "stage.json")
-    monkeypatch.setattr("nbutils.core.run.stage.versions", lambda: {"torch": "99"})
-    monkeypatch.setattr("nbutils.core.run.stage.git_commit", lambda: "c" * 40)
+    monkeypatch.setattr("nbutils.core.run.record.versions", lambda: {"torch": "99"})
+    monkeypatch.setattr("nbutils.core.run.record.git_commit", lambda: "c" * 40)
     stage = Stage.begin("first", first(run))
     record = stage.finish(made="some words")
     for name in ("started", "versions", "git_commit"):

@@ -29,7 +29,7 @@ def parquet(rows: list[dict]) -> bytes:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Iterator[FakeHub]:
     """A hub with a base model, a dataset of two splits, and the data of the task `sciq`."""
-    from nbutils.core.tiny import tiny_model
+    from nbutils.core.run.models import tiny_model
     from nbutils.data.tokenizer import train_bpe
 
     folder = tmp_path_factory.mktemp("model")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbutils.core.tiny import tiny_config
+from nbutils.core.run.models import tiny_config
 from nbutils.data import chitchat
 from nbutils.data.tokenizer import train_bpe
 from nbutils.data.work import as_messages

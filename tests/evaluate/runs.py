@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.files import write_json
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.settings import EvaluateSettings
 from tests.builders import data_folder
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nbutils.core.chat_engine.generation import Reply
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.behaviour import figures_of, measure, user_turns
 from nbutils.evaluate.compare import Sums
 from nbutils.evaluate.context_curve import ORDER, advice, best_of, differences, losses_of, measure_curve, too_long_ids

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from nbutils.core.chatml import CHATML, IM_END, encode
 from nbutils.core.errors import UserError
+from nbutils.core.run.models import tiny_model
 from nbutils.core.tasks import load_tasks
-from nbutils.core.tiny import tiny_model
 from nbutils.evaluate.heldout import YAMLS, read_conversations, reply_items, selection, write_items
 from tests.builders import data_folder
 

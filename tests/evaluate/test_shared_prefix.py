@@ -14,7 +14,7 @@ from transformers import BertConfig, BertLMHeadModel, BloomConfig, BloomForCausa
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.shared_prefix import SharedPrefixLM
 from tests.conftest import sentencepiece_tokenizer
 from tests.evaluate.stock_tasks import requests_of, stock_tasks

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from nbutils.core.errors import UserError
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import tiny_model
 from nbutils.kaggle.wheels import collect_wheels
 from nbutils.pipeline.fetch import Wanted, _add
 from tests.builders import chitchat, small_tokenizer

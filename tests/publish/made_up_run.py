@@ -16,9 +16,9 @@ from nbutils.core.chatml import add_chatml, encode
 from nbutils.core.files import read_json, write_json
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.notebooks import parameters as parameters_of
+from nbutils.core.run.models import tiny_model
 from nbutils.core.run.record import outputs_of
 from nbutils.core.stages import STAGES
-from nbutils.core.tiny import tiny_model
 from nbutils.evaluate.compare import interval, read_items, sums_of
 from nbutils.evaluate.items import Metric, to_parquet
 from nbutils.metrics.figures import save_figures

@@ -70,7 +70,7 @@ def test_the_extension_is_that_of_the_session(published, kind):
     """The code on the card gives the rotation that the chat session uses beyond the trained length."""
     from transformers import AutoModelForCausalLM
 
-    from nbutils.core.chat_engine.rotation import rotations
+    from nbutils.core.chat_engine.window import rotations
 
     model = AutoModelForCausalLM.from_pretrained(published.folder)
     trained = model.config.max_position_embeddings

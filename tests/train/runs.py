@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, PrinterCallback
 
 from nbutils.core.files import write_json
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import tiny_model
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.batches import BatchPlan, StepLoader
 from nbutils.train.control import Budget, Counters, StepControl

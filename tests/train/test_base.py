@@ -12,8 +12,7 @@ from nbutils.core.chatml import IM_END, IM_START
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run.layout import Run
-from nbutils.core.run.models import TINY, ModelRef
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import TINY, ModelRef, tiny_model
 from nbutils.train.base import ensure_base, make_base
 from tests.builders import data_folder, small_tokenizer
 from tests.train.runs import small_settings

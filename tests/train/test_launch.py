@@ -18,7 +18,7 @@ from nbutils.core import hardware, torchrun
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
-from nbutils.core.secrets import HIDDEN
+from nbutils.core.text import HIDDEN
 from nbutils.core.torchrun import AGENT, LOG, LOG_LINES, PARENT, Hang, Torchrun
 from nbutils.train import run as training
 from nbutils.train.run import events_of

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 from nbutils.core import hardware
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport, Gpu
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import tiny_model
 from nbutils.train import preflight
 from nbutils.train.memory import GIB, ModelShape, base_shape, memory_need
 from nbutils.train.preflight import FINE, NOTE, STOP, Finding, Machine

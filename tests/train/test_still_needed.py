@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, trainer_jit_checkpoint
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from nbutils.core.tiny import tiny_model
+from nbutils.core.run.models import tiny_model
 from nbutils.train.batches import BatchPlan
 from nbutils.train.trainer import CountingScaler
 from tests.builders import data_folder

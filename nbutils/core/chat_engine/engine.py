@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,10 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from nbutils.core.chat_engine.kvcache import KeyValueCache
-from nbutils.core.chat_engine.rotation import Rotation, can_extend, rotations
 from nbutils.core.chat_engine.sampling import Sampling, next_id
-from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, Plan, Sizes, Window
-from nbutils.core.chatml import IM_END, Message, encode
+from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, Plan, Rotation, Sizes, Window, can_extend, rotations
+from nbutils.core.chatml import IM_END, Conversation, Message, encode
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import context_length
 
@@ -32,6 +31,8 @@ AHEAD = 1 / 8
 
 BACKGROUND_PIECE = 64
 """Tokens per forward pass in the background: a new message waits for one pass at most."""
+
+REPLACEMENT = "\ufffd"
 
 MOST_CACHES = 3
 """The one in use, the one for the next plan, and the one that a regeneration goes back to."""
@@ -123,7 +124,7 @@ class Engine:
         """The rotation that a plan reads with."""
         return self._rotations[plan.extended]
 
-    def sizes(self, messages: Sequence[Message], ahead: int = 0) -> Sizes:
+    def sizes(self, messages: Conversation, ahead: int = 0) -> Sizes:
         """Sizes in tokens; a user's message at the end is the newest, and no turn yet.
 
         `ahead` stands for tokens of a message that is not there yet.
@@ -133,17 +134,17 @@ class Engine:
         fixed = len(self._header) + len(self._ids_of(system))
         return Sizes(fixed, [len(self._ids_of(turn)) for turn in turns], len(self._ids_of(newest)) + ahead)
 
-    def plan(self, messages: Sequence[Message], dropped: int, sampling: Sampling, ahead: int = 0) -> Plan:
+    def plan(self, messages: Conversation, dropped: int, sampling: Sampling, ahead: int = 0) -> Plan:
         """What is read for the next reply; for `ahead` see `sizes`."""
         return self.window(sampling).plan(self.sizes(messages, ahead), dropped)
 
-    def ids(self, messages: Sequence[Message], plan: Plan, *, prompt: bool) -> list[int]:
+    def ids(self, messages: Conversation, plan: Plan, *, prompt: bool) -> list[int]:
         """Token ids of the messages that the plan keeps, with the header of a reply behind them if `prompt`."""
         system, turns = _turns(messages)
         kept = [*system, *(message for turn in turns[plan.dropped :] for message in turn)]
         return self._ids_of(kept) + (self._header if prompt else [])
 
-    def _ids_of(self, messages: Sequence[Message]) -> list[int]:
+    def _ids_of(self, messages: Conversation) -> list[int]:
         """Ids of a conversation are its messages' in a row (see `nbutils.core.chatml`)."""
         return [i for message in messages for i in self._ids_of_message(message["role"], message["content"])]
 
@@ -154,7 +155,7 @@ class Engine:
 
     def generate(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         plan: Plan,
         sampling: Sampling,
         generator: torch.Generator,
@@ -191,9 +192,9 @@ class Engine:
                 return
             if stopped():
                 return
-            logits = cache.append(token)
+            logits = cache.append([token])
 
-    def prepare(self, messages: Sequence[Message], dropped: int, sampling: Sampling) -> None:
+    def prepare(self, messages: Conversation, dropped: int, sampling: Sampling) -> None:
         """Starts reading in the background what the next reply will need, for a short and for a longer message."""
         self.pause()
         self._hurry.clear()
@@ -248,7 +249,7 @@ class Engine:
         return self._hurry.is_set() or not threading.main_thread().is_alive()
 
 
-def _turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+def _turns(messages: Conversation) -> tuple[list[Message], list[list[Message]]]:
     """The system's messages at the start, never dropped, and the turns: a user's message and what follows it."""
     system = list(takewhile(lambda message: message["role"] == "system", messages))
     turns: list[list[Message]] = []
@@ -257,3 +258,45 @@ def _turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Messag
             turns.append([])
         turns[-1].append(message)
     return system, turns
+
+
+class StreamDecoder:
+    """Turns ids into pieces of text whose sum is the decoded whole, stripped at both ends.
+
+    A tokenizer with byte fallback takes back a whole run of bytes where a later one makes no character of it. What is
+    out stays then, and the ids behind it are decoded by themselves.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._before = ""
+        """The text of ids that are not decoded any more."""
+        self._ids: list[int] = []
+        self._complete = 0
+        """So many of the ids have all their text in `text`."""
+        self.text = ""
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """What each id makes certain, often nothing: bytes of an unfinished character and trailing white space wait."""
+        for token_id in ids:
+            self._ids.append(token_id)
+            yield self._advance(REPLACEMENT)
+        yield self._advance("")
+
+    def _advance(self, held_back: str) -> str:
+        decoded = self._decoded()
+        certain = decoded.rstrip(held_back).rstrip()
+        if not certain.startswith(self.text):
+            self._before, self._ids, self._complete = self.text, self._ids[self._complete :], 0
+            decoded = self._decoded()
+            certain = decoded.rstrip(held_back).rstrip()
+        if certain == decoded:
+            self._complete = len(self._ids)
+        piece = certain[len(self.text) :]
+        self.text += piece
+        return piece
+
+    def _decoded(self) -> str:
+        # All ids each time: what a token decodes to depends on those before it. A reply is short; this takes 50 µs.
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._before + text if self._before else text.lstrip()

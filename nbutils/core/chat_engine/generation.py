@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from nbutils.core.chat_engine.sampling import Sampling
-from nbutils.core.chatml import IM_END, Message, encode_batch
+from nbutils.core.chatml import IM_END, Conversation, encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ class Reply:
 def generate_replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Sequence[Conversation],
     *,
     max_new_tokens: int,
     greedy: bool = True,
@@ -45,10 +46,13 @@ def generate_replies(
     (`nbutils.core.run.models.context_length`); nothing is cut here.
     """
     import torch
+    from transformers import GenerationConfig
 
     sampling = Sampling(greedy=greedy, max_new_tokens=max_new_tokens)
     if greedy:
         sampling = sampling.changed(repetition_penalty=1.0)
+    end = tokenizer.convert_tokens_to_ids(IM_END)
+    config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id, **sampling.generation_config())
     prompts = [e.input_ids for e in encode_batch(tokenizer, conversations, add_generation_prompt=True)]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: dict[int, Reply] = {}
@@ -60,30 +64,17 @@ def generate_replies(
             torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
                 rows = by_length[start : start + batch_size]
-                generated = _generate(model, tokenizer, [prompts[i] for i in rows], sampling.generation_config())
-                replies |= dict(zip(rows, (_reply(tokenizer, ids) for ids in generated), strict=True))
+                batch = tokenizer.pad(  # (B, T)
+                    {"input_ids": [prompts[i] for i in rows]}, padding_side="left", return_tensors="pt"
+                ).to(model.device)
+                out = model.generate(batch.input_ids, attention_mask=batch.attention_mask, generation_config=config)
+                new = out[:, batch.input_ids.shape[1] :].tolist()
+                replies |= {row: _reply(tokenizer, ids, end) for row, ids in zip(rows, new, strict=True)}
     finally:
         model.train(was_training)
     return [replies[i] for i in range(len(prompts))]
 
 
-def _generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], options: dict[str, Any]
-) -> list[list[int]]:
-    """New ids of each prompt, through `model.generate` on one left-padded batch (B, T)."""
-    from transformers import GenerationConfig
-
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    config = GenerationConfig(
-        eos_token_id=tokenizer.convert_tokens_to_ids(IM_END), pad_token_id=tokenizer.pad_token_id, **options
-    )
-    out = model.generate(batch.input_ids, attention_mask=batch.attention_mask, generation_config=config)
-    new: list[list[int]] = out[:, batch.input_ids.shape[1] :].tolist()
-    return new
-
-
-def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Reply:
-    end = tokenizer.convert_tokens_to_ids(IM_END)
-    ended = end in ids
-    kept = ids[: ids.index(end)] if ended else ids
-    return Reply(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept, ended)
+def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> Reply:
+    kept = list(takewhile(lambda i: i != end, ids))
+    return Reply(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept, end in ids)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from nbutils.core.chat_engine.rotation import Rotation, rotated
+from nbutils.core.chat_engine.window import Rotation, rotated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,25 +40,23 @@ class KeyValueCache:
         Returns the float32 logits (V,) behind the last id, on the CPU; None if `interrupted` between two pieces, with
         what was read so far kept. `reused` then says how many ids were there already.
         """
-        self.reused = min(common_prefix(self.ids, ids), len(ids) - 1)
+        held = zip(self.ids, ids[:-1], strict=False)
+        self.reused = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], held))
         self._truncate(self.reused)
         logits = None
         for start in range(len(self.ids), len(ids), piece):
             if interrupted():
                 return None
-            logits = self._forward(ids[start : start + piece])
+            logits = self.append(ids[start : start + piece])
         return logits
-
-    def append(self, token_id: int) -> torch.Tensor:
-        """Reads one more id; returns the float32 logits (V,) behind it, on the CPU."""
-        return self._forward([token_id])
 
     def _truncate(self, length: int) -> None:
         del self.ids[length:]
         for layer in self._cache.layers:
             layer.length = min(layer.length, length)
 
-    def _forward(self, ids: list[int]) -> torch.Tensor:
+    def append(self, ids: list[int]) -> torch.Tensor:
+        """Reads more ids in one forward pass; returns the float32 logits (V,) behind the last, on the CPU."""
         self._truncate(len(self.ids))  # an earlier pass may have failed between two layers
         with torch.inference_mode(), rotated(self.model, self.rotation):
             tokens = torch.tensor([ids], device=self.model.device)
@@ -66,11 +64,6 @@ class KeyValueCache:
             logits: torch.Tensor = out.logits[0, -1].float().cpu()
         self.ids += ids
         return logits
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """Length of the longest common prefix."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 class _GrowingLayer(DynamicLayer):
@@ -89,9 +82,13 @@ class _GrowingLayer(DynamicLayer):
         end = self.length + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = (x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (key_states, value_states))
-        self.keys = _with_room(self.keys, self.length, end)
-        self.values = _with_room(self.values, self.length, end)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        if (lack := end - self.keys.shape[2]) > 0:
+            more = (0, 0, 0, max(256, self.keys.shape[2], lack))
+            self.keys, self.values = (
+                torch.nn.functional.pad(self.keys, more),
+                torch.nn.functional.pad(self.values, more),
+            )
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -103,11 +100,3 @@ class _GrowingLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.length = 0
-
-
-def _with_room(buffer: torch.Tensor, length: int, needed: int) -> torch.Tensor:
-    if buffer.shape[2] >= needed:
-        return buffer
-    grown = buffer.new_empty(*buffer.shape[:2], max(256, 2 * buffer.shape[2], needed), buffer.shape[3])
-    grown[:, :, :length] = buffer[:, :, :length]
-    return grown

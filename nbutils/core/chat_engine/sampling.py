@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nbutils.core.errors import UserError
-from nbutils.core.settings import Seed
+from nbutils.core.settings import Seed, in_words
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +50,7 @@ class Sampling(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise UserError("; ".join(map(_sentence, error.errors())) + ".") from None
+            raise in_words(error, Sampling) from None
 
     def changed(self, **values: Any) -> Sampling:
         """These settings with other values. UserError for values out of range."""
@@ -69,13 +68,6 @@ class Sampling(BaseModel):
         import torch
 
         return torch.Generator().manual_seed((self.seed * 1_000_003 + reply) % 2**63)
-
-
-def _sentence(detail: Any) -> str:
-    name, message = str(detail["loc"][0]), detail["msg"]
-    field = Sampling.model_fields.get(name)
-    help_text = f" ({field.description})" if field else ""
-    return f"{name} is {detail['input']!r}: {message[0].lower()}{message[1:]}{help_text}"
 
 
 def next_id(logits: torch.Tensor, seen: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

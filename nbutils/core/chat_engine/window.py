@@ -1,17 +1,28 @@
-"""The rolling window of a chat: which turns the model still reads, and whether its context is extended.
+"""The context of a chat: which turns the model still reads, and its rotary embeddings beyond the trained length.
 
-Plain arithmetic over token counts; the same conversation always gets the same plan.
+The window is plain arithmetic over token counts; the same conversation always gets the same plan. transformers
+recomputes the base of `dynamic` RoPE as a sequence grows, so keys cached before and after were turned by different
+angles. Here a rotation never changes while a cache lives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
 EXTENSIONS = ("dynamic", "yarn", "linear", "none")
-"""Ways to read beyond the trained length (see `nbutils.core.chat_engine.rotation`)."""
+"""Ways to read beyond the trained length (see `rotations`)."""
 
 FACTOR = 2
 """How many times the trained length an extended context has."""
@@ -86,3 +97,80 @@ class Window:
         while dropped < len(sizes.turns) and sizes.used(dropped) - sizes.newest > allowed:
             dropped += 1
         return dropped
+
+
+# ---- rotary position embeddings
+
+_locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """What a model's rotary module is to use: inverse frequencies (D/2,) and the factor on cosine and sine."""
+
+    module: Any
+    inv_freq: torch.Tensor
+    scaling: float
+
+
+def rotary_module(model: PreTrainedModel) -> Any | None:
+    """The model's one rotary embedding; None where it has none, or one per type of layer."""
+    found = [module for module in model.modules() if hasattr(module, "inv_freq") and hasattr(module, "rope_type")]
+    return found[0] if len(found) == 1 and isinstance(found[0].rope_type, str) else None
+
+
+def can_extend(model: PreTrainedModel) -> bool:
+    """Whether the context can be extended: the model has plain RoPE, or `dynamic`, which is plain when short."""
+    rotary = rotary_module(model)
+    with _lock_of(model):
+        return rotary is not None and rotary.rope_type in ("default", "dynamic")
+
+
+def rotations(model: PreTrainedModel, extension: str, limit: int) -> tuple[Rotation | None, Rotation | None]:
+    """The rotation up to the trained length, and the one for up to `limit` tokens (None for those that do not exist).
+
+    Sources: `dynamic` is NTK-aware scaling (bloc97, emozilla 2023) with its base fixed for `limit` tokens; `yarn` is
+    Peng et al. 2023; `linear` is position interpolation (Chen et al. 2023). All by transformers'
+    `modeling_rope_utils.py`.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rotary = rotary_module(model)
+    if rotary is None:
+        return None, None
+    with _lock_of(model):  # another session of this model may be in the midst of a pass with its own rotation
+        frequencies = rotary.original_inv_freq if rotary.rope_type == "dynamic" else rotary.inv_freq
+        own = Rotation(rotary, frequencies.clone(), rotary.attention_scaling)
+    if extension == "none" or not can_extend(model):
+        return own, None
+    config = copy.deepcopy(rotary.config)
+    config.rope_parameters = {
+        **config.rope_parameters,
+        "rope_type": extension,
+        "factor": limit / config.max_position_embeddings,
+        "original_max_position_embeddings": config.max_position_embeddings,
+    }
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[extension](config, own.inv_freq.device, seq_len=limit)
+    return own, Rotation(rotary, inv_freq, scaling)
+
+
+@contextmanager
+def rotated(model: PreTrainedModel, rotation: Rotation | None) -> Iterator[None]:
+    """Holds the model to one rotation, and other threads off it, for one forward pass; then restores its own."""
+    with _lock_of(model):
+        if rotation is None:
+            yield
+            return
+        rotary = rotation.module
+        before = rotary.rope_type, rotary.inv_freq, rotary.attention_scaling
+        rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = "default", rotation.inv_freq, rotation.scaling
+        try:
+            yield
+        finally:
+            rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = before
+
+
+def _lock_of(model: PreTrainedModel) -> threading.Lock:
+    with _locks_lock:
+        return _locks.setdefault(model, threading.Lock())

@@ -8,10 +8,9 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_file, shown, write_json
+from nbutils.core.files import Json, read_json, sha256_of_file, shown, write_json
 from nbutils.core.run.state import Kind, differences
 
 SCHEMA = 1
@@ -54,11 +53,11 @@ class Checkpoint:
         return (self.path / MANIFEST).is_file()
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Json:
         """Identity, world size, and every file with its hash."""
         return dict(read_json(self.path / MANIFEST))
 
-    def seal(self, identity: dict[str, Any], facts: dict[str, Any]) -> None:
+    def seal(self, identity: Json, facts: Json) -> None:
         """Turns the temporary folder into the checkpoint: flush, manifest with sha256 of every file, rename."""
         files = {}
         for file in sorted(path for path in self.partial.rglob("*") if path.is_file()):
@@ -121,7 +120,7 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, dict[Checkpoint, str]
     return None, damaged
 
 
-def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+def check_identity(checkpoint: Checkpoint, identity: Json) -> None:
     """UserError where a checkpoint was made by other settings or from other data, naming each difference."""
     changes = list(differences(Kind.PARAMETER, checkpoint.manifest["identity"], identity))
     if changes:

@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
-from nbutils.core.provenance import versions
+from nbutils.core.files import Json, shown
 from nbutils.core.run.checkpoints import in_folder
 from nbutils.core.run.key import UPSTREAM, changes, key_of, key_parts
 from nbutils.core.run.layout import CHECKPOINTS, Run
-from nbutils.core.run.record import RECORD, write_record
+from nbutils.core.run.record import RECORD, versions, write_record
 from nbutils.core.run.state import Change, Kind, State, in_short
 from nbutils.core.settings import Settings
 from nbutils.core.stages import StageSpec, stages
@@ -79,12 +77,12 @@ class StageState:
 
     spec: StageSpec
     folder: Path
-    parts: dict[str, Any]
+    parts: Json
     state: State = State.ABSENT
     changes: tuple[Change, ...] = ()
     seconds: float = 0.0
     protected: bool = False
-    record: dict[str, Any] | None = None
+    record: Json | None = None
 
     @property
     def key(self) -> str:
@@ -225,13 +223,13 @@ def set_aside(folder: Path) -> Path:
 def clear(folder: Path) -> None:
     """Empties a stage's folder; the record goes first, so that nothing half looks done."""
     (folder / RECORD).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
-def work_seconds(folder: Path, record: dict[str, Any]) -> float:
+def work_seconds(folder: Path, record: Json) -> float:
     """Seconds of work in a stage's folder, those of a run that ended without a word included (by its newest file)."""
-    seconds = float(record.get("work_seconds", record.get("seconds", 0.0)))
+    seconds = float(record.get("work_seconds") or record.get("seconds", 0.0))
     if record["status"] != State.RUNNING:
         return seconds
     started = datetime.fromisoformat(record["started"]).timestamp()
@@ -239,7 +237,7 @@ def work_seconds(folder: Path, record: dict[str, Any]) -> float:
     return seconds + max(0.0, newest - started)
 
 
-def progress_words(record: dict[str, Any] | None) -> str:
+def progress_words(record: Json | None) -> str:
     """' at 62 % (step 310)' from a paused stage's facts, as far as it gives them."""
     facts = (record or {}).get("facts", {})
     fraction = f" at {100 * facts['fraction']:.0f} %" if "fraction" in facts else ""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.files import sha256_of_bytes, sha256_of_json
+from nbutils.core.files import Json, sha256_of_bytes, sha256_of_json
 from nbutils.core.notebooks import code_cells, notebook_path
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import current_hash
@@ -24,7 +23,7 @@ CODE, PARAMETERS, MODULES, UPSTREAM = "code", "parameters", "modules", "upstream
 """The parts of a key."""
 
 
-def key_parts(stage: StageSpec, settings: Settings) -> dict[str, Any]:
+def key_parts(stage: StageSpec, settings: Settings) -> Json:
     """What the stage's result depends on: code cells, result parameters, declared modules, upstream files."""
     cells = [cell["source"] for cell in code_cells(notebook_path(stage)) if "parameters" not in cell["tags"]]
     return {
@@ -35,20 +34,22 @@ def key_parts(stage: StageSpec, settings: Settings) -> dict[str, Any]:
     }
 
 
-def key_of(parts: dict[str, Any]) -> str:
+def key_of(parts: Json) -> str:
     """One hash over all parts."""
     return sha256_of_json(parts)
 
 
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+def changes(before: Json, after: Json) -> list[Change]:
     """What differs between the parts of two keys."""
-    kinds = {PARAMETERS: Kind.PARAMETER, MODULES: Kind.CODE, UPSTREAM: Kind.UPSTREAM}
-    found = [Change(Kind.CELLS)] if before[CODE] != after[CODE] else []
-    for part, kind in kinds.items():
-        for change in differences(kind, before[part], after[part]):
-            file = change.name.removeprefix(f"{OUTSIDE}.") if part == PARAMETERS else change.name
-            found.append(change if file == change.name else replace(change, kind=Kind.OUTSIDE, name=file))
-    return found
+    old, new = dict(before[PARAMETERS]), dict(after[PARAMETERS])
+    outside = old.pop(OUTSIDE, {}), new.pop(OUTSIDE, {})
+    return [
+        *([Change(Kind.CELLS)] if before[CODE] != after[CODE] else []),
+        *differences(Kind.PARAMETER, old, new),
+        *differences(Kind.OUTSIDE, outside[0], outside[1]),
+        *differences(Kind.CODE, before[MODULES], after[MODULES]),
+        *differences(Kind.UPSTREAM, before[UPSTREAM], after[UPSTREAM]),
+    ]
 
 
 def upstream_hashes(stage: StageSpec, run: Run) -> dict[str, str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import Json, shown
 from nbutils.core.run.checkpoints import STEP, Checkpoint, in_folder
 from nbutils.core.run.record import RECORD, RUN_RECORD, read_record
 from nbutils.core.run.state import State
@@ -42,7 +41,7 @@ class Run:
         """The folder of a stage."""
         return self.path / stage
 
-    def record(self, stage: str) -> dict[str, Any] | None:
+    def record(self, stage: str) -> Json | None:
         """The record of a stage; None where there is none. UserError for a damaged one."""
         return read_record(self.path / stage / RECORD)
 

@@ -6,7 +6,6 @@ who it is.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import socket
@@ -90,7 +89,13 @@ def _take(path: Path, what: str, seconds: float = 0.0) -> FileLock | None:
         return None
     if what:
         started = datetime.now().astimezone().isoformat(timespec="seconds")
-        who = {"user": _user(), "host": socket.gethostname(), "pid": os.getpid(), "started": started, "what": what}
+        who = {
+            "user": os.environ.get("USER") or f"user {os.getuid()}",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": started,
+            "what": what,
+        }
         path.with_suffix(".json").write_text(json.dumps(who), encoding="utf-8")
     return lock
 
@@ -111,10 +116,3 @@ def _taken(run: Path, path: Path) -> UserError:
         owner = "Another process"
     wait = "wait" if path.name == PIPELINE else "finish it or shut its kernel down"
     return UserError(f"{owner} is at work in {shown(run)}: {wait}, or choose another run_dir.")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return f"user {os.getuid()}"

@@ -1,12 +1,14 @@
-"""What a model reference is, and loading what it means: a name in a run, a folder, a GGUF file, a hub id, or `tiny`."""
+"""What a model reference is, and loading what it means: a name in a run, a folder, a GGUF file, a hub id, or `tiny`.
+
+`tiny` is the embedded base model: a small Llama made from nothing, and a tokenizer trained on the run's own texts.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,13 @@ from nbutils.core.files import hash_of, resolve, sha256_of_json, shown
 from nbutils.core.run.layout import Run, holds_model, is_run_model
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY = "tiny"
+
+PIECES = 4093
+VOCABULARY = PIECES + 3
+"""Entries of the vocabulary, with the three control tokens of ChatML."""
 
 MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 """Files of a model's folder on which its answers depend; folders inside it are others' business."""
@@ -89,12 +95,12 @@ class ModelRef:
         """
         if self.path is None or self.hub:
             return {}
-        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
-        return {
-            file.name: hash_of(file)[:16]
-            for file in files
-            if file.is_file() and (file == self.path or any(fnmatch(file.name, pattern) for pattern in patterns))
-        }
+        return {file.name: hash_of(file)[:16] for file in self._files(patterns)}
+
+    def _files(self, patterns: tuple[str, ...]) -> list[Path]:
+        if self.path is None or not self.path.is_dir():
+            return [path for path in (self.path,) if path and path.is_file()]
+        return [file for file in sorted(self.path.iterdir()) if file.is_file() and any(map(file.match, patterns))]
 
     def identity(self) -> dict[str, str]:
         """What makes a model this one: the hash of its files, or the hub's commit. UserError where it can't be had."""
@@ -104,8 +110,7 @@ class ModelRef:
             return {}
         if self.gguf:
             return {"sha256": hash_of(self.path)}
-        files = sorted({file for pattern in MODEL_FILES for file in self.path.glob(pattern)})
-        return {"sha256": sha256_of_json({file.name: hash_of(file) for file in files})}
+        return {"sha256": sha256_of_json({file.name: hash_of(file) for file in self._files(MODEL_FILES)})}
 
     def commit(self) -> str:
         """The commit of a hub model: of its fetched copy, or of the snapshot in the hub's cache, else of the hub."""
@@ -187,7 +192,7 @@ class ModelRef:
 def _model_in(folder: Path) -> Path:
     """The model of a folder: itself, a training's final one, or a run's trained one. UserError where there is none."""
     known = Run(folder).models()
-    for inside in (folder, folder / "final", *(known[name] for name in ("final",) if name in known)):
+    for inside in (folder, folder / "final", known.get("final", folder)):
         if holds_model(inside):
             return inside
     raise UserError(
@@ -229,3 +234,47 @@ def files_of(name: str | Path, patterns: tuple[str, ...] = MODEL_FILES, run: Pat
         path = resolve(text)
         ref = ModelRef(text, path if path.is_dir() else None)
     return ref.files(patterns)
+
+
+def train_bpe(texts: Iterable[str], pieces: int = PIECES) -> PreTrainedTokenizerBase:
+    """A byte-level BPE of up to `pieces` pieces (256 of them the bytes), with ChatML's control tokens on top."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=pieces, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(texts, trainer)
+    return add_chatml(PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False))
+
+
+def tiny_config(vocabulary: int, context: int, pad: int, eos: int) -> LlamaConfig:
+    """The embedded model's architecture: a Llama of 4 layers and hidden size 128."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        pad_token_id=pad,
+        bos_token_id=None,
+        eos_token_id=eos,
+        initializer_range=0.04,
+    )
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerBase, context: int, seed: int) -> PreTrainedModel:
+    """An untrained `tiny` model around a tokenizer; the same weights for the same seed."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(tiny_config(len(tokenizer), context, tokenizer.pad_token_id, tokenizer.eos_token_id))

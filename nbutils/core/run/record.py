@@ -1,25 +1,31 @@
-"""`stage.json` and `run.json`: what a run folder says about itself, and reading it back."""
+"""`stage.json` and `run.json`: what a run folder says about itself and where it comes from, and reading it back."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from nbutils import __version__
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_file, shown, write_text
-from nbutils.core.secrets import redact
+from nbutils.core.files import Json, project_root, read_json, sha256_of_file, shown, write_text
+from nbutils.core.text import redact
 
 SCHEMA = 1
 RECORD = "stage.json"
 RUN_RECORD = "run.json"
+LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers", "lm_eval", "papermill", "numpy")
 
 
 class NewerRecordError(UserError):
     """A record that a newer smallchat wrote."""
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> Json | None:
     """A `stage.json` or `run.json`; None where there is none. UserError for a damaged or unreadable one.
 
     NewerRecordError for one of a newer schema.
@@ -41,12 +47,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return dict(record)
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: Json) -> None:
     """Writes a `stage.json` or `run.json` atomically; a secret that found its way into it is blotted out."""
     write_text(path, redact(json.dumps(record, indent=2, ensure_ascii=False, default=str)) + "\n")
 
 
-def outputs_of(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+def outputs_of(folder: Path, earlier: Json | None = None) -> dict[str, Json]:
     """Every file that a stage has made, with sha256, bytes and time of change.
 
     A file that `earlier` lists as it is now is not hashed again.
@@ -59,15 +65,64 @@ def outputs_of(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str,
     return found
 
 
-def current_hash(folder: Path, name: str, entry: dict[str, Any]) -> str:
+def current_hash(folder: Path, name: str, entry: Json) -> str:
     """The hash of a recorded file as it is on disk now; `missing` where it is gone."""
     file = folder / name
     return str(_entry(file, entry)["sha256"]) if file.is_file() else "missing"
 
 
-def _entry(file: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
+def _entry(file: Path, earlier: Json | None) -> Json:
     stat = file.stat()
     facts = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     if earlier and all(earlier.get(name) == value for name, value in facts.items()):
         return earlier
     return {"sha256": sha256_of_file(file), **facts}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, smallchat and the libraries that results depend on."""
+    found = {"python": platform.python_version(), "smallchat": __version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str | None:
+    """The commit of the clone, with `+changes` behind it where the work tree differs, or that of a Kaggle bundle.
+
+    None outside both.
+    """
+    bundled = Path(__file__).resolve().parents[3] / "commit.txt"
+    if bundled.is_file():
+        return bundled.read_text(encoding="utf-8") or None
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def provenance() -> Json:
+    """Versions and commit, as both records hold them."""
+    return {"versions": versions(), "git_commit": git_commit()}
+
+
+def machine() -> Json:
+    """Processor, cores, memory and platform; accelerators are reported by the processes that use them."""
+    import psutil
+
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(project_root()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
-from nbutils.core.provenance import git_commit, machine, versions
+from nbutils.core.files import Json, shown
 from nbutils.core.run import lock, pause
 from nbutils.core.run.decide import Action, Policy, carry_out, decide, inspect
 from nbutils.core.run.layout import Run
-from nbutils.core.run.record import RECORD, RUN_RECORD, SCHEMA, outputs_of, read_record, write_record
+from nbutils.core.run.record import (
+    RECORD,
+    RUN_RECORD,
+    SCHEMA,
+    machine,
+    outputs_of,
+    provenance,
+    read_record,
+    write_record,
+)
 from nbutils.core.run.state import State
 from nbutils.core.settings import Settings
 from nbutils.core.stages import StageSpec, spec
@@ -35,6 +43,7 @@ class Stage:
         self.folder = self.layout.folder(stage.name)
         self.before = inspect(stage, settings)
         self.decision = decide(self.before, Policy())
+        self._earlier_seconds = 0.0 if self.before.stale else self.before.seconds  # of work that this run continues
         self.started = time.time()
 
     @classmethod
@@ -68,7 +77,7 @@ class Stage:
         """The folder of the trained model, or with `--allow-paused` of the newest checkpoint's model."""
         return self.layout.model()
 
-    def finish(self, status: str = State.DONE, **facts: Any) -> dict[str, Any]:
+    def finish(self, status: str = State.DONE, **facts: Any) -> Json:
         """Writes `stage.json`, last and atomically: key, inputs, outputs with sha256, seconds, status.
 
         `facts` are JSON values about the result; `made` is one line for the pipeline's table, and a paused stage
@@ -76,7 +85,7 @@ class Stage:
         """
         outputs = outputs_of(self.folder, (self.before.record or {}).get("outputs"))
         seconds = time.time() - self.started
-        earlier = self._earlier_seconds()
+        earlier = self._earlier_seconds
         work = max(seconds, earlier) if self.before.fits else seconds + earlier
         record = self._write(status, outputs, work_seconds=work, **facts)
         lock.let_go(self.run)
@@ -89,18 +98,16 @@ class Stage:
             if self.decision.action is Action.ASK or self.decision.clears:
                 carry_out(self.decision, self.before)
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_run_record()
-            self._write(State.RUNNING, {}, work_seconds=self._earlier_seconds())
+            record = read_record(self.run / RUN_RECORD) or {"schema": SCHEMA, "name": self.run.name, "parameters": {}}
+            record["parameters"] |= self.settings.model_dump(mode="json")
+            write_record(self.run / RUN_RECORD, record | provenance() | {"hardware": machine()})
+            self._write(State.RUNNING, {}, self._earlier_seconds)
         except OSError as error:
             raise UserError(
                 f"{shown(self.folder)} cannot be written ({error.strerror}): choose another run_dir, or free the disk."
             ) from error
 
-    def _earlier_seconds(self) -> float:
-        """Seconds of work that this run continues."""
-        return 0.0 if self.before.stale else self.before.seconds
-
-    def _write(self, status: str, outputs: dict[str, Any], work_seconds: float, **facts: Any) -> dict[str, Any]:
+    def _write(self, status: str, outputs: Json, work_seconds: float, **facts: Any) -> Json:
         record = {
             "schema": SCHEMA,
             "stage": self.spec.name,
@@ -112,31 +119,20 @@ class Stage:
             "parameters": self.settings.model_dump(mode="json"),
             "inputs": self.before.parts["upstream"],
             "parts": self.before.parts,
-            "versions": versions(),
-            "git_commit": git_commit(),
+            **provenance(),
             "facts": facts,
             "outputs": outputs,
         }
         earlier = self.before.record or {}
-        if self._made_before(outputs):  # opened again, and nothing new was made: its provenance stays true
+        then, now = (
+            {name: entry["sha256"] for name, entry in files.items()} for files in (earlier.get("outputs", {}), outputs)
+        )
+        if self.before.fits and then == now:  # opened again, and nothing new was made: its provenance stays true
             record |= {name: earlier.get(name) for name in ("started", "versions", "git_commit")}
         if earlier.get("accepted") and not self.before.stale:
             record["accepted"] = earlier["accepted"]  # what continues accepted work depends on it
         write_record(self.folder / RECORD, record)
         return record
-
-    def _made_before(self, outputs: dict[str, Any]) -> bool:
-        """Whether these files are those that the stage had finished with."""
-        before = (self.before.record or {}).get("outputs", {})
-        then, now = ({name: entry["sha256"] for name, entry in files.items()} for files in (before, outputs))
-        return self.before.fits and then == now
-
-    def _write_run_record(self) -> None:
-        path = self.run / RUN_RECORD
-        record = read_record(path) or {"schema": SCHEMA, "name": self.run.name, "parameters": {}}
-        record["parameters"] |= self.settings.model_dump(mode="json")
-        record |= {"versions": versions(), "git_commit": git_commit(), "hardware": machine()}
-        write_record(path, record)
 
 
 def check_upstream(stage: StageSpec, settings: Settings, allow_paused: bool) -> None:
@@ -151,13 +147,11 @@ def upstream_problem(
 ) -> str | None:
     """The sentence on a stage that this one cannot be run on, by the state of each; None where there is none."""
     for name in stage.reads:
-        state = state_of(name)
+        state, folder = state_of(name), settings.run_path / name
         if state is State.DONE or (state is State.PAUSED and allow_paused):
             continue
-        folder = settings.run_path / name
+        what = {State.ABSENT: "does not exist", State.PAUSED: "is paused"}.get(state, "is not finished")
         if state is State.ABSENT and folder.is_dir():
             folder, what = folder / RECORD, "is missing"
-        else:
-            what = {State.ABSENT: "does not exist", State.PAUSED: "is paused"}.get(state, "is not finished")
         return f"{shown(folder)} {what}: run notebooks/{spec(name).file} first (with run_dir = '{settings.run_dir}')."
     return None

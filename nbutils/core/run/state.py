@@ -8,6 +8,8 @@ from enum import Enum, StrEnum
 from itertools import zip_longest
 from typing import Any
 
+from nbutils.core.files import Json
+
 _LONGEST = 60
 """Characters of a value that the words of a change show."""
 
@@ -51,7 +53,7 @@ class Change:
         return f"{self.kind.value} {self.name}{values if self.kind in (Kind.PARAMETER, Kind.OUTSIDE) else ''}"
 
 
-def differences(kind: Kind, before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[Change]:
+def differences(kind: Kind, before: Json, after: Json, prefix: str = "") -> Iterator[Change]:
     """A change for each value that differs, in a mapping for each of its own."""
     for name in sorted(set(before) | set(after)):
         old, new = before.get(name), after.get(name)
