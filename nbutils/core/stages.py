@@ -81,7 +81,7 @@ STAGES: tuple[StageSpec, ...] = (
             *CHATML,
             *("core.chat_engine.generation", "core.chat_engine.sampling", "core.tiny"),
             *("train.arguments", "train.base", "train.batches", "train.control", "train.dataset", "train.evaluation"),
-            *("train.loss", "train.records", "train.settings", "train.trainer", "train.worker"),
+            *("train.loss", "train.settings", "train.trainer", "train.worker"),
         ),
         entries=("train.worker:main",),
         pausable=True,

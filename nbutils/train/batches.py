@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -129,8 +129,8 @@ class StepBatch:
     tokens: int
     """Tokens of the step over all ranks, without padding."""
     padded_tokens: int
-    attended: int
-    """Sum of B x T x T over the micro-batches of all ranks: what attention costs."""
+    seconds: float = 0.0
+    """What making it took."""
 
 
 class StepLoader:
@@ -146,14 +146,12 @@ class StepLoader:
         rank: int = 0,
         world_size: int = 1,
         first_step: int = 0,
-        note_seconds: Callable[[str, float], None] = lambda part, seconds: None,
     ) -> None:
         self.rows, self.plan = rows, plan
         self.rank, self.world_size = rank, world_size
         self.first_step = first_step
         self.epoch = first_step // plan.steps_per_epoch
         self.supervised = rows.supervised_counts()
-        self.note_seconds = note_seconds
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
@@ -166,22 +164,18 @@ class StepLoader:
         first_epoch, offset = divmod(self.first_step, len(self))
         steps = self.plan.steps(self.epoch)
         for rows in steps[offset if self.epoch == first_epoch else 0 :]:
-            started = time.perf_counter()
-            batch = self.step_batch(rows)
-            self.note_seconds("data", time.perf_counter() - started)
-            yield batch
+            yield self.step_batch(rows)
 
     def step_batch(self, rows: np.ndarray) -> StepBatch:
         """The step made of these rows, as this rank sees it."""
-        plan = self.plan
+        started, plan = time.perf_counter(), self.plan
         dealt = plan.deal(rows, self.world_size)
-        padded = [(plan.padded(batch), int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
         mine = dealt[self.rank]
         return StepBatch(
             microbatches=[self.rows.tensors(batch) for batch in mine] or [empty_microbatch()],
             rows=mine or [np.array([], dtype=np.int64)],
             supervised_tokens=int(self.supervised[rows].sum()),
             tokens=int(plan.lengths[rows].sum()),
-            padded_tokens=sum(tokens for tokens, _ in padded),
-            attended=sum(tokens * longest for tokens, longest in padded),
+            padded_tokens=sum(plan.padded(batch) for rank in dealt for batch in rank),
+            seconds=time.perf_counter() - started,
         )

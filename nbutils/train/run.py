@@ -24,8 +24,8 @@ from nbutils.core.jupyter import interactive
 from nbutils.core.run import pause
 from nbutils.core.text import duration
 from nbutils.core.torchrun import STARTED, Event, Hang, Torchrun, tell
+from nbutils.core.training_log import LOG
 from nbutils.train.preflight import too_few_gpus
-from nbutils.train.records import METRICS
 from nbutils.train.settings import TrainSettings
 
 LEAST_STEPS = 3
@@ -71,7 +71,7 @@ def run_training(settings: TrainSettings, folder: Path) -> Outcome:
                 last = event
             if event["event"] == "started":  # what earlier sessions logged is part of the curve
                 steps = figure.steps = event["steps"]
-                rows = read_jsonl(folder / METRICS)
+                rows = read_jsonl(folder / LOG)
                 bar.reset(steps)
                 bar.initial = event["step"]
             for line in (line_of(event, steps) + outlook.after(event, steps), outlook.sentence()):
