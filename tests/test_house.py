@@ -181,7 +181,6 @@ CHANGED = {
     "core.torchrun": set(),
     "train.run": set(),
     "train.preflight": set(),
-    "train.display": set(),
     "train.loss": {"train"},
     "train.batches": {"train"},
     "train.trainer": {"train"},

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import Gpu
-from nbutils.core.run.models import files_of
+from nbutils.core.run.models import ModelRef, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed, nearest
 from nbutils.core.settings import Settings as BaseSettings
 
@@ -86,9 +86,9 @@ class TrainSettings(BaseSettings):
     plain_loop_steps: Annotated[int, Field(ge=0), STEERING]
 
     @property
-    def checkpoint_size(self) -> int:
-        """Size of a checkpoint in sizes of the model: its weights, and what the optimizer keeps."""
-        return 1 + OPTIMIZERS[self.optimizer].moments
+    def base_ref(self) -> ModelRef:
+        """The base model that is asked for."""
+        return ModelRef.parse(self.base_model, revision=self.base_revision)
 
     @property
     def gradient_limit(self) -> float:
@@ -130,11 +130,14 @@ def checked_trackers(names: list[str]) -> list[str]:
     return names
 
 
-def check_precision(precision: str, optimizer: str, usable: Sequence[Gpu]) -> None:
-    """UserError where fp16 cannot work: on the CPU accelerate makes no loss scaler, and says nothing about it."""
-    if precision == "fp16" and not usable:
-        raise UserError(
+def precision_problem(precision: str, optimizer: str, usable: Sequence[Gpu]) -> str | None:
+    """Why fp16 cannot work, if so: on the CPU accelerate makes no loss scaler, and says nothing about it."""
+    if precision != "fp16":
+        return None
+    if not usable:
+        return (
             "precision is fp16, but training runs on the CPU, where gradients would underflow unscaled; set it to auto."
         )
-    if precision == "fp16" and OPTIMIZERS[optimizer].fused:
-        raise UserError(f"optimizer {optimizer} hides skipped fp16 steps; use adamw_torch with precision fp16.")
+    if OPTIMIZERS[optimizer].fused:
+        return f"optimizer {optimizer} hides skipped fp16 steps; use adamw_torch with precision fp16."
+    return None
