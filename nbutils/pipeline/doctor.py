@@ -29,14 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Prints every finding, problems last; the exit status is 1 where one of them would stop a run."""
     from nbutils.core.jupyter import quiet
-    from nbutils.train.preflight import LATER, counted, problems, report
+    from nbutils.train.preflight import LATER, STOP, counted, report
 
     quiet()
     found = report(findings(arguments))
-    stops = problems(found)
+    stops = found[STOP]
     if not stops:
-        later = any(finding.level == LATER for finding in found)
-        print("Nothing stands against this run" + (", as far as it can be checked yet." if later else "."))
+        print("Nothing stands against this run" + (", as far as it can be checked yet." if found[LATER] else "."))
         return 0
     print(f"\n{counted(len(stops), 'problem')} would stop this run or spoil it:")
     for number, text in enumerate(stops, start=1):

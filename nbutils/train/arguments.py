@@ -95,12 +95,10 @@ def relax_where_needed(trainer: SmallchatTrainer) -> str | None:
 
     Returns a sentence about it for people, or None where all is deterministic. Gradients are left empty.
     """
-    ids = torch.arange(PROBE, device=trainer.args.device)[None] % trainer.model.config.get_text_config().vocab_size
+    ids = torch.arange(PROBE, device=trainer.args.device)[None]
     try:
-        trainer.model.train()
         with trainer.compute_loss_context_manager():
-            out = trainer.compute_loss(trainer.model, Microbatch(ids, ids))
-        out["loss_sum"].backward()
+            trainer.compute_loss(trainer.model, Microbatch(ids, ids))["loss_sum"].backward()
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise

@@ -107,14 +107,11 @@ def blocks_of(lengths: Sequence[int] | np.ndarray, budget: int) -> list[int]:
 
 def even_cuts(tokens: np.ndarray, groups: int) -> list[int]:
     """Edges that cut a sequence of blocks into `groups` non-empty runs of about equal token counts."""
-    ends = np.cumsum(tokens)
-    targets = ends[-1] * np.arange(1, groups) / groups
-    cuts = np.searchsorted(ends, targets) + 1
-    for i in range(len(cuts)):  # non-empty from the left, then from the right
-        cuts[i] = max(cuts[i], (cuts[i - 1] if i else 0) + 1)
-    for i in reversed(range(len(cuts))):
-        cuts[i] = min(cuts[i], (cuts[i + 1] if i + 1 < len(cuts) else len(tokens)) - 1)
-    return [0, *(int(cut) for cut in cuts), len(tokens)]
+    ends, i = np.cumsum(tokens), np.arange(groups - 1)
+    cuts = np.searchsorted(ends, ends[-1] * (i + 1) / groups) + 1
+    cuts = np.maximum.accumulate(cuts - i) + i  # no run is empty, from the left
+    cuts = np.minimum(cuts, len(tokens) - groups + 1 + i)  # and from the right
+    return [0, *map(int, cuts), len(tokens)]
 
 
 @dataclass
@@ -129,6 +126,8 @@ class StepBatch:
     tokens: int
     """Tokens of the step over all ranks, without padding."""
     padded_tokens: int
+    attended: int
+    """Sum of B x T x T over the micro-batches of all ranks: what attention costs."""
     seconds: float = 0.0
     """What making it took."""
 
@@ -171,11 +170,13 @@ class StepLoader:
         started, plan = time.perf_counter(), self.plan
         dealt = plan.deal(rows, self.world_size)
         mine = dealt[self.rank]
+        padded = [(plan.padded(batch), int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
         return StepBatch(
             microbatches=[self.rows.tensors(batch) for batch in mine] or [empty_microbatch()],
             rows=mine or [np.array([], dtype=np.int64)],
             supervised_tokens=int(self.supervised[rows].sum()),
             tokens=int(plan.lengths[rows].sum()),
-            padded_tokens=sum(plan.padded(batch) for rank in dealt for batch in rank),
+            padded_tokens=sum(tokens for tokens, _ in padded),
+            attended=sum(tokens * longest for tokens, longest in padded),
             seconds=time.perf_counter() - started,
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
 from nbutils.core.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 from nbutils.core.run import pause
@@ -24,7 +24,10 @@ from nbutils.train.batches import StepBatch
 if TYPE_CHECKING:
     from nbutils.train.trainer import SmallchatTrainer
 
-COUNTERS, SAMPLES = "counters.json", "samples.jsonl"
+COUNTERS = "counters.json"
+FILES = {"metric": LOG, "sample": "samples.jsonl"}
+"""The file for each kind of row."""
+
 FIRST_STEPS = 3
 """Steps logged one by one at the start, to be compared with the plain loop of notebook 02."""
 
@@ -69,13 +72,11 @@ class Records:
     def __init__(self, folder: Path, active: bool) -> None:
         self.folder, self.active, self.session = folder, active, 1
 
-    def metric(self, row: dict[str, Any]) -> None:
-        """Appends a row of metrics, and shows it to whoever follows the progress."""
-        self._append(LOG, "metric", row)
-
-    def sample(self, row: dict[str, Any]) -> None:
-        """Appends a sample reply."""
-        self._append(SAMPLES, "sample", row)
+    def add(self, event: str, row: dict[str, Any]) -> None:
+        """Appends a row, `metric` or `sample`, to its file, and shows it to whoever follows the progress."""
+        if self.active:
+            append_jsonl(self.folder / FILES[event], row)
+            append_jsonl(self.folder / PROGRESS, {"event": event} | row)
 
     def progress(self, event: str, **facts: Any) -> None:
         """Appends an event for whoever follows the progress; it is no result."""
@@ -86,17 +87,12 @@ class Records:
         """Begins a session: drops half-written rows and those beyond a step, which it makes again; at step 0 all."""
         if not self.active:
             return
-        for name in (LOG, SAMPLES):
+        for name in FILES.values():
             path = self.folder / name
             rows = read_jsonl(path) if step and path.is_file() else []
             self.session = max([self.session, *(row["session"] + 1 for row in rows if row.get("kind") == "session")])
             write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows if r["step"] <= step))
         write_text(self.folder / PROGRESS, "")
-
-    def _append(self, name: str, event: str, row: dict[str, Any]) -> None:
-        if self.active:
-            append_jsonl(self.folder / name, row)
-            append_jsonl(self.folder / PROGRESS, {"event": event} | row)
 
 
 class Counters:
@@ -118,10 +114,10 @@ class Counters:
         self.wall = self._carried["wall"]
         self._ended = time.perf_counter()
 
-    def count_step(self, batch: StepBatch, loss: float, correct: float) -> None:
+    def count_step(self, batch: StepBatch, loss: float, correct: float, flops: float) -> None:
         """Adds one optimizer step, its sums taken over all ranks."""
         added = {"supervised": batch.supervised_tokens, "tokens": batch.tokens, "padded": batch.padded_tokens}
-        for name, value in ({"loss": loss, "correct": correct} | added).items():
+        for name, value in ({"loss": loss, "correct": correct, "flops": flops} | added).items():
             self.window[name] += value
         self.totals["supervised_tokens"] += batch.supervised_tokens
         self.totals["total_tokens"] += batch.tokens
@@ -152,6 +148,7 @@ class Counters:
             "supervised_tokens": self.totals["supervised_tokens"],
             "total_tokens": self.totals["total_tokens"],
             "tokens_per_second": round(window["tokens"] / working, 1),
+            "flops_per_second": round(window["flops"] / max(parts["forward_backward"], 1e-9)),
             "padding": round(1 - window["tokens"] / max(window["padded"], 1), 4),
             "peak_memory_gib": peak_memory_gib(),
             "seconds": {name: round(value, 3) for name, value in parts.items()},
@@ -170,7 +167,7 @@ class Counters:
         return self._carried
 
     def _begin_row(self) -> None:
-        self.window = dict.fromkeys(("loss", "correct", "supervised", "tokens", "padded"), 0.0)
+        self.window = dict.fromkeys(("loss", "correct", "supervised", "tokens", "padded", "flops"), 0.0)
         self.seconds, self.wall = dict.fromkeys(SECONDS, 0.0), 0.0
 
 
@@ -208,3 +205,16 @@ def peak_memory_gib() -> float:
         return round(torch.cuda.max_memory_allocated() / 2**30, 3)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+
+def flops_of(model: PreTrainedModel, batch: StepBatch) -> float:
+    """Floating-point operations of a step's forward and backward on all ranks: 2 + 4 for each weight used.
+
+    The count is that of Chowdhery et al. 2022 (PaLM), with half of its attention, since ours is causal; only supervised
+    tokens pass the output embedding.
+    """
+    config = model.config.get_text_config()
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    body = model.num_parameters() - embedding.numel() - (0 if head is embedding else head.numel())
+    weights = body * batch.tokens + head.numel() * batch.supervised_tokens
+    return 6.0 * (weights + config.num_hidden_layers * config.hidden_size * batch.attended)

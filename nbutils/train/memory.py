@@ -64,7 +64,7 @@ def memory_need(model: PreTrainedModel, tokens: int, *, half: bool, processes: i
     hidden, vocabulary = config.hidden_size, config.vocab_size
     gated = getattr(config, "intermediate_size", 0)
     between = 4 * gated or 8 * (getattr(config, "n_inner", None) or 4 * hidden)
-    states = weight_bytes(model) * (2 + OPTIMIZERS[optimizer].moments + int(processes > 1))
+    states = weight_bytes(model) * (2 + OPTIMIZERS[optimizer] + int(processes > 1))
     layers = int(4 * (0.8 if half else 1.0) * (11 * hidden + between) * config.num_hidden_layers * tokens)
     logits = 8 * min(CHUNK, tokens) * vocabulary
     head = 4 * vocabulary * hidden + 8 * tokens * hidden

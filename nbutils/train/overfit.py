@@ -59,21 +59,16 @@ def overfit(settings: TrainSettings, **changes: Any) -> Iterator[Finding]:
         yield Finding(STOP, f"Learning four conversations by heart failed: {error}")
         return
     yield Finding(FINE, f"Learned by heart: {settings.base_model}.")
-    wrong = [(want, reply.text) for want, reply in zip(PAIRS.values(), replies, strict=True) if reply.text != want]
-    endless = sum(not reply.ended for reply in replies)
-    if not loss < LOSS:
-        yield Finding(STOP, f"The loss on four conversations only came down to {loss:.3f}; below {LOSS} is needed.")
-    if wrong:
-        count = f"{len(wrong)} of {len(replies)} replies learned by heart came out different"
-        yield Finding(STOP, f"{count}, for example {wrong[0][1]!r} for {wrong[0][0]!r}.")
-    if endless:
-        yield Finding(STOP, f"{endless} of {len(replies)} replies did not stop by themselves.")
-    if loss < LOSS and not wrong and not endless:
-        yield Finding(
-            FINE,
-            f"The loss came down to {loss:.3f} (below {LOSS}), and all {len(replies)} replies came out word for word, "
-            "each stopping by itself.",
-        )
+    pairs = [(want, reply) for want, reply in zip(PAIRS.values(), replies, strict=True)]
+    wrong = [f"{reply.text!r} for {want!r}" for want, reply in pairs if reply.text != want or not reply.ended]
+    text = (
+        f"The loss came down to {loss:.3f} (below {LOSS} is needed), and {len(pairs) - len(wrong)} of {len(pairs)} "
+        "replies came out word for word, each stopping by itself"
+    )
+    if loss < LOSS and not wrong:
+        yield Finding(FINE, f"{text}.")
+    else:
+        yield Finding(STOP, f"{text}; others, for example {wrong[0]}." if wrong else f"{text}.")
 
 
 def _learn(settings: TrainSettings, changes: dict[str, Any]) -> tuple[float, list[Reply]]:

@@ -76,23 +76,18 @@ def this_machine(run: Path) -> Machine:
 # ---- all of them
 
 
-def report(findings: Iterable[Finding]) -> list[Finding]:
-    """Prints every finding on a line of its own, as it comes, and returns them."""
-    told = []
+def report(findings: Iterable[Finding]) -> dict[str, list[str]]:
+    """Prints every finding on a line of its own, as it comes, and returns their sentences by level."""
+    told: dict[str, list[str]] = {level: [] for level in (STOP, NOTE, LATER, FINE)}
     for finding in findings:
         print(f"{finding.level:>6}  {finding.text}", flush=True)
-        told.append(finding)
+        told[finding.level].append(finding.text)
     return told
-
-
-def problems(findings: Iterable[Finding]) -> list[str]:
-    """The sentences that stop a run."""
-    return [finding.text for finding in findings if finding.level == STOP]
 
 
 def preflight(settings: TrainSettings) -> None:
     """Prints what notebook 02 finds before it starts. UserError with all that would stop or spoil the run."""
-    if stops := problems(report(run_findings(settings))):
+    if stops := report(run_findings(settings))[STOP]:
         raise UserError(f"{counted(len(stops), 'problem')} would stop this run or spoil it. " + " ".join(stops))
 
 
@@ -121,11 +116,9 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
     if tokenizer:
         yield from tokenizer_findings(tokenizer)
     longest = settings.max_length
-    if ready and tokenizer and (rows := attempt(lambda: TokenRows.for_training(data, settings, tokenizer))):
-        yield from attempt(lambda: list(data_findings(settings, data, tokenizer))) or ()
-        plan = BatchPlan.of(rows, settings)
-        longest, steps = int(plan.lengths.max()), plan.total_steps(settings.epochs, settings.max_steps)
-        yield Finding(FINE, f"The run takes {steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.")
+    if tokenizer and ready and (rows := attempt(lambda: TokenRows.for_training(data, settings, tokenizer))):
+        longest = int(rows.lengths().max())
+        yield from attempt(lambda: list(data_findings(settings, rows, data / "eval", tokenizer))) or ()
     elif not ready:
         yield Finding(
             LATER,
@@ -186,7 +179,7 @@ def _why_the_cpu(machine: Machine) -> Iterator[Finding]:
 def disk_findings(settings: TrainSettings, model: PreTrainedModel, free: int) -> Iterator[Finding]:
     """Whether the disk holds the checkpoints that are kept, one more while it is written, base and final model."""
     run, weights = Run(settings.run_path), weight_bytes(model)
-    checkpoint = weights * (1 + OPTIMIZERS[settings.optimizer].moments)
+    checkpoint = weights * (1 + OPTIMIZERS[settings.optimizer])
     models = 1 if holds_model(run.base) else 2
     needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + models * weights))
     there = sum(file.stat().st_size for file in run.checkpoints_folder.rglob("*") if file.is_file())
@@ -200,14 +193,15 @@ def disk_findings(settings: TrainSettings, model: PreTrainedModel, free: int) ->
         yield Finding(STOP, f"{text}; free some, lower checkpoints_kept, or choose another run_dir.")
 
 
-def data_findings(settings: TrainSettings, data: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """What the tokenised rows hold: supervision, and the stop token inside the mask."""
-    rows = TokenRows.for_training(data, settings, tokenizer)
-    supervised, total = rows.supervised_counts(), len(rows)
-    yield Finding(
-        FINE,
-        f"{total:,} conversations, {rows.lengths().sum():,} tokens, {supervised.sum():,} of them supervised.",
-    )
+def data_findings(
+    settings: TrainSettings, rows: TokenRows, held_out: Path, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Finding]:
+    """What the tokenised rows hold: optimizer steps, supervision, and the stop token inside the mask."""
+    supervised, total, plan = rows.supervised_counts(), len(rows), BatchPlan.of(rows, settings)
+    steps = plan.total_steps(settings.epochs, settings.max_steps)
+    yield Finding(FINE, f"The run takes {steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.")
+    tokens = f"{plan.lengths.sum():,} tokens, {supervised.sum():,} of them supervised"
+    yield Finding(FINE, f"{total:,} conversations, {tokens}.")
     without = int((supervised == 0).sum())
     text = f"{without:,} of {total:,} training conversations have no supervised token"
     if without == total:
@@ -225,7 +219,7 @@ def data_findings(settings: TrainSettings, data: Path, tokenizer: PreTrainedToke
         )
     else:
         yield Finding(FINE, f"Every training conversation has {IM_END} inside its supervised part.")
-    if not TokenRows.load(data / "eval", "assistant").supervised_counts().sum():
+    if not TokenRows.load(held_out, "assistant").supervised_counts().sum():
         yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
 
 

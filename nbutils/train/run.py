@@ -6,7 +6,6 @@ import html
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -67,10 +66,12 @@ def run_training(settings: TrainSettings, folder: Path) -> Outcome:
     pause.clear(settings.run_path)
     figure, outlook = LiveFigure(), Outlook(settings.budget_minutes)
     rows: list[Event] = []
-    event: Event = {}
+    last: Event = {}
     steps = 0
     with closing(events_of(settings, folder)) as events:
         for event in events:
+            if event["event"] in ("finished", "paused"):
+                last = event
             if event["event"] == "started":  # what earlier sessions logged is part of the curve
                 steps = figure.steps = event["steps"]
                 rows = read_jsonl(folder / LOG)
@@ -80,7 +81,7 @@ def run_training(settings: TrainSettings, folder: Path) -> Outcome:
                 rows.append(event)
                 figure.update(rows)
     figure.update(rows, now=True)
-    return Outcome("done" if event["event"] == "finished" else "paused", event["step"], event["steps"])
+    return Outcome("done" if last["event"] == "finished" else "paused", last["step"], last["steps"])
 
 
 def events_of(settings: TrainSettings, folder: Path) -> Generator[Event, None, None]:
@@ -135,9 +136,6 @@ def _interrupts(run: Path, program: Torchrun) -> Iterator[None]:
         pause.request(run)
         tell(program.folder, "pausing")  # printed by whoever follows: the signal may have interrupted a print
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # another thread is sent no signals
-        return
     before = signal.signal(signal.SIGINT, take)
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
@@ -15,18 +15,8 @@ from nbutils.core.run.models import ModelRef, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed, nearest
 from nbutils.core.settings import Settings as BaseSettings
 
-
-class Optimizer(NamedTuple):
-    """What the rest of training has to know of an optimizer."""
-
-    moments: int
-    """Numbers of the size of the weights that it keeps."""
-    fused: bool = False
-    """Whether it updates inside one kernel, which hides skipped fp16 steps."""
-
-
-OPTIMIZERS = {"adamw_torch": Optimizer(2), "adamw_torch_fused": Optimizer(2, fused=True), "sgd": Optimizer(0)}
-"""The optimizers by transformers' names."""
+OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
+"""The optimizers by transformers' names, with how many numbers of the size of the weights each keeps."""
 
 
 class TrainerOptions(TypedDict, total=False):
@@ -138,6 +128,6 @@ def precision_problem(precision: str, optimizer: str, usable: Sequence[Gpu]) -> 
         return (
             "precision is fp16, but training runs on the CPU, where gradients would underflow unscaled; set it to auto."
         )
-    if OPTIMIZERS[optimizer].fused:
+    if "fused" in optimizer:  # it updates inside one kernel
         return f"optimizer {optimizer} hides skipped fp16 steps; use adamw_torch with precision fp16."
     return None

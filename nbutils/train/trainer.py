@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, reduce
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTTrainer
 
@@ -27,13 +26,14 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.run.checkpoints import Checkpoint, prune
 from nbutils.core.run.layout import Run
+from nbutils.core.text import size
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepBatch, StepLoader
-from nbutils.train.control import Budget, Counters, Records, StepControl
+from nbutils.train.control import Budget, Counters, Records, StepControl, flops_of
 from nbutils.train.dataset import Microbatch, TokenRows
 from nbutils.train.evaluation import exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
-from nbutils.train.settings import TrainSettings
+from nbutils.train.settings import OPTIMIZERS, TrainSettings
 
 NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
@@ -108,7 +108,7 @@ class SmallchatTrainer(SFTTrainer):
         """Each step brings its own count of labels, known on every rank without an exchange."""
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: a step is no dict of tensors here."""
+        """Counted in `control`."""
         return 0
 
     def training_step(self, model: torch.nn.Module, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -123,9 +123,8 @@ class SmallchatTrainer(SFTTrainer):
         for index, microbatch in enumerate(inputs.microbatches):
             last = index == len(inputs.microbatches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                tensors = Microbatch(*(tensor.to(device, non_blocking=True) for tensor in microbatch))
                 with self.compute_loss_context_manager():
-                    out = self.compute_loss(model, tensors)
+                    out = self.compute_loss(model, microbatch.to(device))
                 self.accelerator.backward(out["loss_sum"] * scale)
             losses.append(out["loss_sum"].detach())
             sums += torch.stack([losses[-1].double(), out["correct"].double()])
@@ -142,15 +141,14 @@ class SmallchatTrainer(SFTTrainer):
     def _share(self, batch: StepBatch, sums: torch.Tensor, losses: list[torch.Tensor]) -> None:
         """One exchange a step: loss and accuracy summed over ranks, whether any loss is not finite, whether to stop."""
         bad = not bool(torch.isfinite(sums[0]))
-        shared = torch.cat([sums, sums.new_tensor([float(bad), float(self.job.budget.is_spent())])])
-        if self.args.world_size > 1:
-            dist.all_reduce(shared)
+        mine = torch.cat([sums, sums.new_tensor([float(bad), float(self.job.budget.is_spent())])])
+        shared = reduce(mine, "sum")
         loss, correct, bad_ranks, stops = shared.tolist()
         if bad_ranks:
             bad_rows = [rows for rows, loss in zip(batch.rows, losses, strict=True) if not bool(torch.isfinite(loss))]
             self._stop_on_nonfinite("loss", bad_rows)
         sums.copy_(shared[:2])
-        self.job.counters.count_step(batch, loss, correct)
+        self.job.counters.count_step(batch, loss, correct, flops_of(self.model, batch))
         self.last_rows = batch.rows
         self.stopping = self.stopping or stops > 0
 
@@ -185,7 +183,7 @@ class SmallchatTrainer(SFTTrainer):
     def _record(self, kind: str, row: dict[str, Any]) -> None:
         step = self.state.global_step
         row = {"kind": kind, "step": step, "epoch": round(step / len(self.job.loader), 4)} | row
-        self.job.records.metric(row)
+        self.job.records.add("metric", row)
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
         self.callback_handler.on_log(self.args, self.state, self.control, numbers)
 
@@ -195,20 +193,14 @@ class SmallchatTrainer(SFTTrainer):
         """Exact loss over the whole evaluation set, and sample replies, at the step reached."""
         started, job, step = time.perf_counter(), self.job, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
-        measure = partial(
-            exact_loss,
-            model,
-            budget=job.settings.tokens_per_microbatch,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-            autocast=self.accelerator.autocast,
-        )
-        found = measure(job.eval_rows)
+        budget, autocast = job.settings.tokens_per_microbatch, self.accelerator.autocast
+        found = exact_loss(model, job.eval_rows, budget, autocast)
         if step in (0, self.state.max_steps):  # first and last: how well the whole text is predicted, headers included
-            found["eval_loss_all_tokens"] = measure(job.eval_rows.counting("all"))["eval_loss"]
+            every = exact_loss(model, job.eval_rows.counting("all"), budget, autocast)
+            found["eval_loss_all_tokens"] = every["eval_loss"]
         if self.is_world_process_zero():
             for sample in sample_replies(model, self.processing_class, job.settings.sample_prompts):
-                job.records.sample({"step": step} | sample)
+                job.records.add("sample", {"step": step} | sample)
         self.accelerator.wait_for_everyone()
         seconds = time.perf_counter() - started
         self._record("eval", found | {"seconds": round(seconds, 3)})
@@ -245,10 +237,14 @@ class SmallchatTrainer(SFTTrainer):
         except Exception as error:
             if not disk_is_full(error):
                 raise
-            problem = f"the disk of {shown(checkpoint.path.parent)} became full while it was written"
+            problem = f"writing to {shown(checkpoint.path.parent)} failed, as on a full disk ({error})"
         return next(filter(None, gather_object([problem])), None)
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        if self.is_world_process_zero():
+            checkpoint.partial.mkdir(parents=True, exist_ok=True)
+            copies = 1 + OPTIMIZERS[self.job.settings.optimizer]
+            check_room(checkpoint.partial, copies * sum(p.nbytes for p in self.model.parameters()))
         folder = str(checkpoint.partial)
         self.save_model(folder, _internal_call=True)
         self._save_optimizer_and_scheduler(folder)
@@ -261,6 +257,13 @@ class SmallchatTrainer(SFTTrainer):
     def _seal(self, checkpoint: Checkpoint) -> None:
         if self.is_world_process_zero():
             checkpoint.seal(self.job.identity, {"step": self.state.global_step, "world_size": self.args.world_size})
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """OSError where so many bytes do not fit on the disk of a folder with a tenth to spare."""
+    free = shutil.disk_usage(folder).free
+    if free < 1.1 * needed:
+        raise OSError(errno.ENOSPC, f"{size(free)} are free, a checkpoint needs {size(1.1 * needed)}")
 
 
 def disk_is_full(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from nbutils.core.errors import UserError
@@ -59,10 +59,9 @@ def read_settings(path: Path) -> TrainSettings:
     try:
         values = read_json(path)["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{shown(path)} holds no settings of a training run ({problem}); write it with `python -m nbutils settings "
-            "PROFILE`."
+            f"{shown(path)} holds no settings of a training run ({type(error).__name__}: {error}); write it with "
+            "`python -m nbutils settings PROFILE`."
         ) from None
     return TrainSettings.checked(values)
 
@@ -94,7 +93,6 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         for partial in half_written(run.checkpoints_folder):
             shutil.rmtree(partial)
     everyone.wait_for_everyone()
-    set_seed(settings.seed)
     identity = identity_of(settings, data)
     checkpoint, passed_over = newest_whole(run.checkpoints_folder)
     if checkpoint:
@@ -176,20 +174,15 @@ def _announce(trainer: SmallchatTrainer, steps: int) -> None:
         "steps_per_epoch": len(loader),
         "microbatches_per_step": round(dealt / len(loader), 2),
     }
-    data = {
-        "train_rows": len(plan.lengths),
-        "train_tokens": int(plan.lengths.sum()),
-        "train_supervised_tokens": int(loader.supervised.sum()),
-        "eval_rows": len(job.eval_rows),
-        "data_key": job.identity["data"],
-        "eval_hash": read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash"),
-    }
+    eval_hash = read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash")
+    data = {"data_key": job.identity["data"], "eval_hash": eval_hash}
     if records.active:
         given = {"schema": 1, "settings": settings.model_dump(mode="json"), "machine": machine()}
         write_json(records.folder / "settings.json", given | {"derived": derived, "data": data})
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"session": records.session, "step": loader.first_step, "world_size": args.world_size, "time": now}
-    records.metric({"kind": "session"} | facts | {"supervise": settings.supervise, "versions": versions()})
+    made_with = {"supervise": settings.supervise, "versions": versions()}
+    records.add("metric", {"kind": "session"} | facts | made_with)
     records.progress("started", **(facts | derived))
 
 

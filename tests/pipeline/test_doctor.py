@@ -91,7 +91,7 @@ def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path, own_
         data_folder(run, train=40)
     status, out = doctor(profile, run, "--overfit")
     assert status == 0, out
-    assert "all 4 replies came out word for word, each stopping by itself" in out
+    assert "4 of 4 replies came out word for word, each stopping by itself" in out
     assert "Learned by heart: tiny." in out
     assert not (run / "train").exists()
 
@@ -102,4 +102,4 @@ def test_a_set_up_that_cannot_learn_is_told(tmp_path):
 
     found = overfit.overfit(small_settings(tmp_path / "run", processes=1), learning_rate=1e-6, max_steps=5)
     stops = " ".join(finding.text for finding in found if finding.level == "STOP")
-    assert "only came down to" in stops and "came out different" in stops
+    assert "below 0.1 is needed" in stops and "of 4 replies came out word for word" in stops and "for example" in stops

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl, write_json
 from nbutils.core.run import checkpoints
 from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.train import arguments, control
-from nbutils.train.batches import StepBatch
-from nbutils.train.control import Budget, Counters, Records, pause_requests
+from nbutils.train.batches import BatchPlan, StepBatch, StepLoader
+from nbutils.train.control import Budget, Counters, Records, flops_of, pause_requests
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
 from nbutils.train.settings import TrainerOptions, TrainSettings, checked_trackers
-from nbutils.train.trainer import CountingScaler
+from nbutils.train.trainer import CountingScaler, check_room, disk_is_full
 from tests.builders import data_folder
 from tests.train.runs import small_settings
 
@@ -108,6 +110,13 @@ def test_a_newer_schema_is_named(tmp_path):
         checkpoints.newest_whole(tmp_path)
 
 
+def test_no_room_is_a_full_disk(tmp_path):
+    check_room(tmp_path, 1)
+    with pytest.raises(OSError, match="GiB are free, a checkpoint needs") as caught:
+        check_room(tmp_path, shutil.disk_usage(tmp_path).free)
+    assert disk_is_full(caught.value) and not disk_is_full(OSError("no such file"))
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_scaler_counts_skipped_steps_and_keeps_the_count(fused):
     """With accelerate's own optimizer wrapper, as in training; the scaler is torch's, on the CPU."""
@@ -174,9 +183,9 @@ def test_trackers_are_checked_by_name_and_package(monkeypatch):
 def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
     writer = Records(tmp_path, active=True)
     writer.rewind(0)
-    writer.metric({"kind": "session", "session": 1, "step": 0})
+    writer.add("metric", {"kind": "session", "session": 1, "step": 0})
     for step in (1, 2, 3):
-        writer.metric({"kind": "train", "step": step})
+        writer.add("metric", {"kind": "train", "step": step})
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write('{"kind": "train", "words": "caf\u00e9'.encode()[:-1])  # cut within a character
     writer.rewind(2)
@@ -188,7 +197,7 @@ def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
 
 
 def step_batch() -> StepBatch:
-    return StepBatch([], [], supervised_tokens=10, tokens=60, padded_tokens=80)
+    return StepBatch([], [], supervised_tokens=10, tokens=60, padded_tokens=80, attended=0)
 
 
 @pytest.fixture
@@ -203,7 +212,7 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
     first = Counters()
     first.restart()
     clock[0] += 3.0
-    first.count_step(step_batch(), 1.0, 1.0)
+    first.count_step(step_batch(), 1.0, 1.0, 0.0)
     first.add("forward_backward", 2.5)
     assert first.end_step() == 3.0
     clock[0] += 50.0  # the checkpoint being written is no part of it
@@ -214,7 +223,7 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
     clock[0] += 20.0  # start-up
     second.restart()
     clock[0] += 1.0
-    second.count_step(step_batch(), 1.0, 1.0)
+    second.count_step(step_batch(), 1.0, 1.0, 0.0)
     second.add("forward_backward", 0.5)
     second.end_step()
     row = second.row()
@@ -224,14 +233,14 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
 
 def test_a_checkpoint_of_an_earlier_smallchat_is_resumed(tmp_path, clock):
     """Its counters knew neither of seconds nor of the slowest step, and counted more."""
-    window = {"loss": 2.0, "correct": 1.0, "supervised": 10.0, "tokens": 60.0, "padded": 80.0, "flops": 1.0}
+    window = {"loss": 2.0, "correct": 1.0, "supervised": 10.0, "tokens": 60.0, "padded": 80.0, "old": 1.0}
     totals = {"supervised_tokens": 10, "total_tokens": 60, "elapsed": 3.0}
     write_json(tmp_path / "counters.json", {"window": window, "totals": totals})
     counters = Counters()
     assert "slowest" not in counters.load(tmp_path)
     counters.restart()
     clock[0] += 1.0
-    counters.count_step(step_batch(), 1.0, 1.0)
+    counters.count_step(step_batch(), 1.0, 1.0, 0.0)
     row = counters.row()
     assert (row["loss"], row["total_tokens"], row["elapsed"]) == (3.0 / 20, 120, 4.0)
 
@@ -242,9 +251,24 @@ def test_the_evaluation_before_the_first_step_is_no_part_of_its_row(clock):
     clock[0] += 7.0
     counters.restart()
     clock[0] += 2.0
-    counters.count_step(step_batch(), 1.0, 1.0)
+    counters.count_step(step_batch(), 1.0, 1.0, 0.0)
     row = counters.row()
     assert row["tokens_per_second"] == 30.0 and row["seconds"]["evaluation"] == 0.0
+
+
+def test_every_rank_counts_the_operations_of_all(data):
+    rows = TokenRows.load(data / "train", "all")
+    plan = BatchPlan(rows.lengths(), 600, 150, 1)
+    config = LlamaConfig(vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                         num_attention_heads=2, tie_word_embeddings=False)  # fmt: skip
+    model = LlamaForCausalLM(config)
+    step = plan.steps(0)[0]
+    ranks = [flops_of(model, StepLoader(rows, plan, rank, 2).step_batch(step)) for rank in (0, 1)]
+    microbatches = [batch for rank in plan.deal(step, 2) for batch in rank]
+    attention = sum(6 * 2 * 16 * len(batch) * int(plan.lengths[batch].max()) ** 2 for batch in microbatches)
+    tokens, supervised = int(plan.lengths[step].sum()), int(rows.supervised_counts()[step].sum())
+    body = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
+    assert ranks == [6 * (body * tokens + 1600 * supervised) + attention] * 2
 
 
 def test_the_budget_keeps_a_margin_for_the_slowest_pause(monkeypatch):

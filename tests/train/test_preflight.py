@@ -16,6 +16,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.core.tiny import tiny_model
 from nbutils.train import preflight
+from nbutils.train.dataset import TokenRows
 from nbutils.train.memory import GIB, memory_need, weightless_base
 from nbutils.train.preflight import FINE, NOTE, STOP, Finding, Machine
 from tests.builders import data_folder
@@ -50,6 +51,11 @@ def texts(findings: list[Finding], level: str | None = None) -> str:
 def every(check):
     """The check with its findings in a list."""
     return lambda *facts: list(check(*facts))
+
+
+def data_findings(settings, data, tokenizer) -> list[Finding]:
+    rows = TokenRows.for_training(data, settings, tokenizer)
+    return list(preflight.data_findings(settings, rows, data / "eval", tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +125,7 @@ def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run):
 
 
 def test_good_data_has_no_problem(run, tokenizer):
-    found = every(preflight.data_findings)(small_settings(run), run / "data", tokenizer)
+    found = data_findings(small_settings(run), run / "data", tokenizer)
     assert {finding.level for finding in found} == {FINE} and "inside its supervised part" in texts(found)
     assert {finding.level for finding in every(preflight.tokenizer_findings)(tokenizer)} == {FINE}
 
@@ -143,12 +149,12 @@ def test_data_that_is_wrong_in_one_way(tmp_path, run, tokenizer, harm, expected,
             row["supervised"][-1] = False
     for side in ("train", "eval"):
         Dataset.from_list(rows).save_to_disk(str(tmp_path / side))
-    found = every(preflight.data_findings)(small_settings(run), tmp_path, tokenizer)
+    found = data_findings(small_settings(run), tmp_path, tokenizer)
     assert expected in texts(found, level)
 
 
 def test_leaving_the_stop_token_out_on_purpose_is_a_note(run, tokenizer):
-    found = every(preflight.data_findings)(small_settings(run, supervise_end=False), run / "data", tokenizer)
+    found = data_findings(small_settings(run, supervise_end=False), run / "data", tokenizer)
     assert "replies will not stop" in texts(found, NOTE) and not texts(found, STOP)
 
 
