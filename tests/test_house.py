@@ -61,7 +61,7 @@ OTHERWISE = {
     "kaggle.forecast": {"train"},  # a kind of row in the log, and a side of the data
     "metrics.remarks": {"data"},  # a part of a step's seconds
     "metrics.summary": {"data"},  # a field of settings.json
-    "train.batches": {"data"},  # a part of a step's seconds
+    "train.trainer": {"data"},  # a part of a step's seconds
     "train.worker": {"data"},  # fields of settings.json and of a checkpoint's identity
 }
 """Modules or packages in which such a word means something else."""
@@ -108,7 +108,6 @@ NEUTRAL = {
     "core.text": "numbers as text, and what is blotted out",
     "core.torchrun": "starting and ending processes",
     "core.training_log": "names of a log's columns",
-    "train.disk": "room for checkpoints",
 }
 """Modules that declared code may import although no bit of a result depends on them, each with the reason."""
 
@@ -179,7 +178,6 @@ CHANGED = {
     "core.torchrun": set(),
     "train.run": set(),
     "train.preflight": set(),
-    "train.display": set(),
     "train.loss": {"train"},
     "train.batches": {"train"},
     "train.trainer": {"train"},

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LOG = "metrics.jsonl"
+"""The log's file in the folder of the training."""
+
 SECONDS = {
     "data": "waiting for data",
     "forward_backward": "forward and backward",

@@ -26,7 +26,7 @@ from nbutils.core.run.state import State, in_short
 from nbutils.core.settings import Settings
 from nbutils.core.stages import spec, stages
 from nbutils.core.text import duration
-from nbutils.train.records import METRICS
+from nbutils.core.training_log import LOG
 
 ACCEPT, FORCE = "accept", "force"
 """What a bundle can say about stale work: keep it, or start again."""
@@ -66,7 +66,7 @@ class Earlier:
     @property
     def session(self) -> int:
         """The number of the training session that wrote it."""
-        path = self.folder / METRICS
+        path = self.folder / LOG
         rows = read_jsonl(path) if path.is_file() else []
         return max((row["session"] for row in rows if row.get("kind") == "session"), default=1)
 

@@ -13,7 +13,7 @@ from nbutils.core.files import read_json, read_jsonl
 from nbutils.core.run.layout import Run
 from nbutils.core.run.state import State
 from nbutils.core.stages import maker
-from nbutils.train.records import METRICS
+from nbutils.core.training_log import LOG
 
 WEEKLY_HOURS = 30.0
 """GPU-hours that Kaggle gives a week; an hour on two T4s counts as one (kaggle.com/docs/efficient-gpu-usage)."""
@@ -91,7 +91,7 @@ def forecast(
 def forecast_of(run: Path) -> Forecast | None:
     """The forecast from a run folder; None where its training has not got so far."""
     folder = Run(run)
-    paths = [folder.training / METRICS, folder.rows / "summary.json", folder.training / "settings.json"]
+    paths = [folder.training / LOG, folder.rows / "summary.json", folder.training / "settings.json"]
     if not all(path.is_file() for path in paths):
         return None
     rows, summary, settings = read_jsonl(paths[0]), read_json(paths[1]), read_json(paths[2])

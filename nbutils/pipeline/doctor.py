@@ -12,7 +12,6 @@ from nbutils.pipeline.profile import add_profile, profile_path
 
 if TYPE_CHECKING:
     from nbutils.train.preflight import Finding
-    from nbutils.train.settings import TrainSettings
 
 DEFAULT = "params/demo.yaml"
 
@@ -30,14 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Prints every finding, problems last; the exit status is 1 where one of them would stop a run."""
     from nbutils.core.jupyter import quiet
-    from nbutils.train.preflight import LATER, counted, problems, report
+    from nbutils.train.preflight import LATER, STOP, counted, report
 
     quiet()
     found = report(findings(arguments))
-    stops = problems(found)
+    stops = found[STOP]
     if not stops:
-        later = any(finding.level == LATER for finding in found)
-        print("Nothing stands against this run" + (", as far as it can be checked yet." if later else "."))
+        print("Nothing stands against this run" + (", as far as it can be checked yet." if found[LATER] else "."))
         return 0
     print(f"\n{counted(len(stops), 'problem')} would stop this run or spoil it:")
     for number, text in enumerate(stops, start=1):
@@ -48,6 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
 def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     """Every finding, as it is made."""
     from nbutils.pipeline.parameters import plan
+    from nbutils.train.overfit import overfit
     from nbutils.train.preflight import FINE, LATER, STOP, Finding, run_findings
     from nbutils.train.settings import TrainSettings
 
@@ -63,25 +62,5 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
         if isinstance(entry.settings, TrainSettings):
             yield from run_findings(entry.settings)
             if arguments.overfit:
-                yield from _overfit(entry.settings)
-
-
-def _overfit(settings: TrainSettings) -> Iterator[Finding]:
-    from nbutils.train.overfit import LOSS, overfit
-    from nbutils.train.preflight import FINE, STOP, Finding
-
-    print("        Learning four short conversations by heart …", flush=True)
-    try:
-        found = overfit(settings)
-    except UserError as error:
-        yield Finding(STOP, f"Learning four conversations by heart failed: {error}")
-        return
-    yield Finding(FINE, f"Learned by heart: {found.subject}.")
-    for problem in found.problems:
-        yield Finding(STOP, problem)
-    if not found.problems:
-        yield Finding(
-            FINE,
-            f"The loss came down to {found.loss:.3f} (below {LOSS}), and all {len(found.replies)} replies came out "
-            "word for word, each stopping by itself.",
-        )
+                print("        Learning four short conversations by heart …", flush=True)
+                yield from overfit(entry.settings)

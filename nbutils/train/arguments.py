@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from trl import SFTConfig
 
+from nbutils.core.errors import UserError
 from nbutils.core.hardware import choose_precision, device_report, usable_gpus
 from nbutils.train.dataset import Microbatch
-from nbutils.train.settings import TrainSettings, check_precision, checked_trackers
+from nbutils.train.settings import TrainSettings, checked_trackers, precision_problem
 
 if TYPE_CHECKING:
     from nbutils.train.trainer import SmallchatTrainer
@@ -44,7 +45,8 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
     """The SFTConfig of a run: our settings, the other options, and everything switched off that we replace."""
     gpus = usable_gpus(device_report().gpus)
     precision = choose_precision(settings.precision, gpus)
-    check_precision(precision, settings.optimizer, gpus)
+    if problem := precision_problem(precision, settings.optimizer, gpus):
+        raise UserError(problem)
     if gpus:
         make_deterministic()
     steps = {"max_steps": settings.max_steps} if settings.max_steps else {"num_train_epochs": settings.epochs}
@@ -93,12 +95,10 @@ def relax_where_needed(trainer: SmallchatTrainer) -> str | None:
 
     Returns a sentence about it for people, or None where all is deterministic. Gradients are left empty.
     """
-    ids = torch.arange(PROBE, device=trainer.args.device)[None] % trainer.model.config.get_text_config().vocab_size
+    ids = torch.arange(PROBE, device=trainer.args.device)[None]
     try:
-        trainer.model.train()
         with trainer.compute_loss_context_manager():
-            out = trainer.compute_loss(trainer.model, Microbatch(ids, ids))
-        out["loss_sum"].backward()
+            trainer.compute_loss(trainer.model, Microbatch(ids, ids))["loss_sum"].backward()
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise

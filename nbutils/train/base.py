@@ -36,7 +36,7 @@ def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
 
 def source_of(settings: TrainSettings) -> dict[str, Any]:
     """Where the base came from: its name as it was asked for, a hub model's commit, whether local, a file's hash."""
-    ref = ModelRef.parse(settings.base_model, revision=settings.base_revision)
+    ref = settings.base_ref
     return {
         "schema": 1,
         "base_model": ref.text,
@@ -74,7 +74,7 @@ def make_base(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pr
     """The untrained `tiny`, or the given base with its embedding resized for ChatML, in float32 on the CPU."""
     if settings.base_model == TINY:
         return tiny_model(tokenizer, settings.max_length, settings.seed)
-    ref = ModelRef.parse(settings.base_model, revision=settings.base_revision)
+    ref = settings.base_ref
     model = ref.load()
     own = add_chatml(ref.raw_tokenizer(), model)
     if own.get_vocab() != tokenizer.get_vocab():
@@ -82,9 +82,14 @@ def make_base(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pr
             f"The data's tokenizer has {len(tokenizer)} tokens, that of '{settings.base_model}' {len(own)} or others; "
             "run notebooks/01_filter_data.ipynb again with this base_model."
         )
+    check_context(settings, model)
+    return model
+
+
+def check_context(settings: TrainSettings, model: PreTrainedModel) -> None:
+    """UserError where rows may be longer than the model reads."""
     if settings.max_length > context_length(model):
         raise UserError(
             f"max_length is {settings.max_length} tokens, but '{settings.base_model}' reads {context_length(model)}; "
             "lower max_length in notebooks 01 and 02."
         )
-    return model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -107,14 +107,11 @@ def blocks_of(lengths: Sequence[int] | np.ndarray, budget: int) -> list[int]:
 
 def even_cuts(tokens: np.ndarray, groups: int) -> list[int]:
     """Edges that cut a sequence of blocks into `groups` non-empty runs of about equal token counts."""
-    ends = np.cumsum(tokens)
-    targets = ends[-1] * np.arange(1, groups) / groups
-    cuts = np.searchsorted(ends, targets) + 1
-    for i in range(len(cuts)):  # non-empty from the left, then from the right
-        cuts[i] = max(cuts[i], (cuts[i - 1] if i else 0) + 1)
-    for i in reversed(range(len(cuts))):
-        cuts[i] = min(cuts[i], (cuts[i + 1] if i + 1 < len(cuts) else len(tokens)) - 1)
-    return [0, *(int(cut) for cut in cuts), len(tokens)]
+    ends, i = np.cumsum(tokens), np.arange(groups - 1)
+    cuts = np.searchsorted(ends, ends[-1] * (i + 1) / groups) + 1
+    cuts = np.maximum.accumulate(cuts - i) + i  # no run is empty, from the left
+    cuts = np.minimum(cuts, len(tokens) - groups + 1 + i)  # and from the right
+    return [0, *map(int, cuts), len(tokens)]
 
 
 @dataclass
@@ -131,6 +128,8 @@ class StepBatch:
     padded_tokens: int
     attended: int
     """Sum of B x T x T over the micro-batches of all ranks: what attention costs."""
+    seconds: float = 0.0
+    """What making it took."""
 
 
 class StepLoader:
@@ -146,14 +145,12 @@ class StepLoader:
         rank: int = 0,
         world_size: int = 1,
         first_step: int = 0,
-        note_seconds: Callable[[str, float], None] = lambda part, seconds: None,
     ) -> None:
         self.rows, self.plan = rows, plan
         self.rank, self.world_size = rank, world_size
         self.first_step = first_step
         self.epoch = first_step // plan.steps_per_epoch
         self.supervised = rows.supervised_counts()
-        self.note_seconds = note_seconds
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
@@ -166,17 +163,14 @@ class StepLoader:
         first_epoch, offset = divmod(self.first_step, len(self))
         steps = self.plan.steps(self.epoch)
         for rows in steps[offset if self.epoch == first_epoch else 0 :]:
-            started = time.perf_counter()
-            batch = self.step_batch(rows)
-            self.note_seconds("data", time.perf_counter() - started)
-            yield batch
+            yield self.step_batch(rows)
 
     def step_batch(self, rows: np.ndarray) -> StepBatch:
         """The step made of these rows, as this rank sees it."""
-        plan = self.plan
+        started, plan = time.perf_counter(), self.plan
         dealt = plan.deal(rows, self.world_size)
-        padded = [(plan.padded(batch), int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
         mine = dealt[self.rank]
+        padded = [(plan.padded(batch), int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
         return StepBatch(
             microbatches=[self.rows.tensors(batch) for batch in mine] or [empty_microbatch()],
             rows=mine or [np.array([], dtype=np.int64)],
@@ -184,4 +178,5 @@ class StepLoader:
             tokens=int(plan.lengths[rows].sum()),
             padded_tokens=sum(tokens for tokens, _ in padded),
             attended=sum(tokens * longest for tokens, longest in padded),
+            seconds=time.perf_counter() - started,
         )

@@ -1,7 +1,8 @@
-"""What the trainer counts, and when it logs, evaluates, saves and stops: the same decisions on every rank."""
+"""What training counts and logs, and when it evaluates, saves and stops: the same decisions on every rank."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -9,45 +10,39 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
-from nbutils.core.files import read_json, write_json
+from nbutils.core.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 from nbutils.core.run import pause
-from nbutils.core.torchrun import STARTED
-from nbutils.core.training_log import SECONDS
+from nbutils.core.torchrun import PROGRESS, STARTED, tell
+from nbutils.core.training_log import LOG, SECONDS
 from nbutils.train.batches import StepBatch
 
 if TYPE_CHECKING:
     from nbutils.train.trainer import SmallchatTrainer
 
 COUNTERS = "counters.json"
+FILES = {"metric": LOG, "sample": "samples.jsonl"}
+"""The file for each kind of row."""
+
 FIRST_STEPS = 3
 """Steps logged one by one at the start, to be compared with the plain loop of notebook 02."""
 
 
-class PauseRequests:
-    """Whether somebody asked this process to pause: SIGTERM, SIGINT, SIGHUP, or the request file in the run folder."""
+def pause_requests(run: Path) -> Callable[[], bool]:
+    """Tells whether a pause was asked for: by SIGTERM, SIGINT, SIGHUP, or the request file in the run folder.
 
-    def __init__(self, run: Path) -> None:
-        """Takes the signals from now on; they only set a flag, the step under way is finished first.
-
-        Under `nohup` SIGHUP stays ignored, as it asks for.
-        """
-        self.run = run
-        self.signalled = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._note)
-
-    def __call__(self) -> bool:
-        return self.signalled or pause.requested(self.run)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
+    The signals are taken from now on and only noted: the step under way is finished first. Under `nohup` SIGHUP stays
+    ignored, as it asks for.
+    """
+    taken: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: taken.append(number))
+    return lambda: bool(taken) or pause.requested(run)
 
 
 class Budget:
@@ -71,23 +66,58 @@ class Budget:
         return self.requested() or time.time() + margin > self.deadline
 
 
+class Records:
+    """What a run writes about itself while it trains. Only those of rank 0 are `active`, the others write nothing."""
+
+    def __init__(self, folder: Path, active: bool) -> None:
+        self.folder, self.active, self.session = folder, active, 1
+
+    def add(self, event: str, row: dict[str, Any]) -> None:
+        """Appends a row, `metric` or `sample`, to its file, and shows it to whoever follows the progress."""
+        if self.active:
+            append_jsonl(self.folder / FILES[event], row)
+            append_jsonl(self.folder / PROGRESS, {"event": event} | row)
+
+    def progress(self, event: str, **facts: Any) -> None:
+        """Appends an event for whoever follows the progress; it is no result."""
+        if self.active:
+            tell(self.folder, event, **facts)
+
+    def rewind(self, step: int) -> None:
+        """Begins a session: drops half-written rows and those beyond a step, which it makes again; at step 0 all."""
+        if not self.active:
+            return
+        for name in FILES.values():
+            path = self.folder / name
+            rows = read_jsonl(path) if step and path.is_file() else []
+            self.session = max([self.session, *(row["session"] + 1 for row in rows if row.get("kind") == "session")])
+            write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows if r["step"] <= step))
+        write_text(self.folder / PROGRESS, "")
+
+
 class Counters:
-    """Sums since the last log row, totals, and seconds by part.
+    """Sums and seconds since the last log row, and totals.
 
     They are part of a checkpoint, so that a resumed run logs the same rows.
     """
 
     def __init__(self) -> None:
-        self.window = dict.fromkeys(("loss", "correct", "supervised", "tokens", "padded", "flops", "steps"), 0.0)
-        self.seconds = dict.fromkeys(SECONDS, 0.0)
         self.totals = {"supervised_tokens": 0, "total_tokens": 0, "elapsed": 0.0}
-        self._row_began = self._step_began = time.perf_counter()
-        self._carried = (0.0, dict(self.seconds))  # wall clock and parts of a row that an earlier session began
+        self._carried: dict[str, Any] = {"window": {}, "seconds": {}, "wall": 0.0}
+        self.restart()
 
-    def count_step(self, batch: StepBatch, loss_sum: float, correct: float, flops: float) -> None:
+    def restart(self) -> None:
+        """Counts the open row from now on, on top of what an earlier session counted of it."""
+        self._begin_row()
+        self.window |= self._carried["window"]
+        self.seconds |= self._carried["seconds"]
+        self.wall = self._carried["wall"]
+        self._ended = time.perf_counter()
+
+    def count_step(self, batch: StepBatch, loss: float, correct: float, flops: float) -> None:
         """Adds one optimizer step, its sums taken over all ranks."""
-        added = (loss_sum, correct, batch.supervised_tokens, batch.tokens, batch.padded_tokens, flops, 1)
-        for name, value in zip(self.window, added, strict=True):
+        added = {"supervised": batch.supervised_tokens, "tokens": batch.tokens, "padded": batch.padded_tokens}
+        for name, value in ({"loss": loss, "correct": correct, "flops": flops} | added).items():
             self.window[name] += value
         self.totals["supervised_tokens"] += batch.supervised_tokens
         self.totals["total_tokens"] += batch.tokens
@@ -98,19 +128,19 @@ class Counters:
 
     def end_step(self) -> float:
         """Seconds since the last step, evaluation or checkpoint ended; one of them ends now."""
-        began, self._step_began = self._step_began, time.perf_counter()
-        return self._step_began - began
+        began, self._ended = self._ended, time.perf_counter()
+        self.wall += self._ended - began
+        return self._ended - began
 
     def row(self, **facts: float) -> dict[str, Any]:
         """The log row since the last one, with further facts; a new one begins."""
-        began, self._row_began = self._row_began, time.perf_counter()
-        wall = max(self._row_began - began, 1e-9)
-        window, counted = self.window, max(self.window["supervised"], 1)
+        self.end_step()
+        window, parts, wall = self.window, self.seconds, max(self.wall, 1e-9)
+        self._begin_row()
         self.totals["elapsed"] += wall
-        parts = dict(self.seconds)
         parts["optimizer"] = max(0.0, wall - sum(parts.values()))
         working = max(wall - parts["evaluation"] - parts["checkpoint"], 1e-9)
-        self.window, self.seconds = dict.fromkeys(window, 0.0), dict.fromkeys(SECONDS, 0.0)
+        counted = max(window["supervised"], 1)
         return {
             "loss": window["loss"] / counted,
             "token_accuracy": window["correct"] / counted,
@@ -127,23 +157,18 @@ class Counters:
 
     def save(self, folder: Path, **others: Any) -> None:
         """Writes the counters into a checkpoint, as they were before it was begun, with other facts."""
-        wall = max(0.0, self._step_began - self._row_began)
-        state = {"window": self.window, "totals": self.totals, "wall": wall, "seconds": self.seconds}
+        state = {"window": self.window, "totals": self.totals, "wall": self.wall, "seconds": self.seconds}
         write_json(folder / COUNTERS, state | others)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Resumes from the counters of a checkpoint, which are returned; the row that it was made in goes on."""
-        state: dict[str, Any] = read_json(folder / COUNTERS)
-        self.window, self.totals = state["window"], state["totals"]
-        self._carried = (state["wall"], state["seconds"])
-        return state
+        """Takes over the counters of a checkpoint, which are returned; one of an earlier smallchat may lack some."""
+        self._carried |= read_json(folder / COUNTERS)
+        self.totals |= self._carried["totals"]
+        return self._carried
 
-    def restart_clock(self) -> None:
-        """Starts the wall clock of the next log row now, with what an earlier session spent on the same row."""
-        wall, seconds = self._carried
-        self.seconds = dict(seconds)
-        self._step_began = time.perf_counter()
-        self._row_began = self._step_began - wall
+    def _begin_row(self) -> None:
+        self.window = dict.fromkeys(("loss", "correct", "supervised", "tokens", "padded", "flops"), 0.0)
+        self.seconds, self.wall = dict.fromkeys(SECONDS, 0.0), 0.0
 
 
 class StepControl(TrainerCallback):
@@ -152,17 +177,13 @@ class StepControl(TrainerCallback):
     def __init__(self, trainer: SmallchatTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measures the untrained model first."""
         if state.global_step == 0:
             self.trainer.evaluate()
-        self.trainer.job.counters.restart_clock()
+        self.trainer.job.counters.restart()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Logs, evaluates and saves every so many steps; on a pause saves and stops."""
         job, step = self.trainer.job, state.global_step
         settings = job.settings
@@ -176,7 +197,6 @@ class StepControl(TrainerCallback):
         control.should_save = pausing or (every > 0 and step % every == 0 and not last)
         if pausing or last:
             control.should_training_stop = True
-        return control
 
 
 def peak_memory_gib() -> float:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, load_from_disk
+from torch.nn.utils.rnn import pad_sequence
 
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
@@ -22,6 +24,10 @@ class Microbatch(NamedTuple):
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+
+    def to(self, device: torch.device) -> Microbatch:
+        """The same on a device."""
+        return Microbatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 @dataclass(frozen=True)
@@ -58,43 +64,30 @@ class TokenRows:
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row, (rows,)."""
-        column = self.rows.data.column("input_ids")
-        return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks])
+        lengths: np.ndarray = pc.list_value_length(self.rows.data.column("input_ids")).to_numpy()
+        return lengths
 
     def supervised_counts(self, token: int | None = None) -> np.ndarray:
         """Labels of each row that the loss counts, (rows,), or only those that are `token`.
 
         The first token is never predicted.
         """
-        table = self.rows.data
         counts = []
-        for ids, mask in zip(table.column("input_ids").chunks, table.column("supervised").chunks, strict=True):
-            flat = ids.flatten().to_numpy().astype(np.int64)
-            labels = self._labels(flat, mask.flatten().to_numpy(zero_copy_only=False))
-            ends = np.cumsum(np.diff(ids.offsets.to_numpy()))
-            labels[np.concatenate([[0], ends[:-1]])] = IGNORED
+        ids_and_masks = (self.rows.data.column(name).chunks for name in ("input_ids", "supervised"))
+        for ids, mask in zip(*ids_and_masks, strict=True):
+            labels = self._labels(ids.flatten().to_numpy(), mask.flatten().to_numpy(zero_copy_only=False))
             counted = labels != IGNORED if token is None else labels == token
-            totals = np.concatenate([[0], np.cumsum(counted)])[ends]
-            counts.append(np.diff(totals, prepend=0))
+            starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
+            counted[starts] = False
+            counts.append(np.add.reduceat(counted, starts, dtype=np.int64))
         return np.concatenate(counts)
-
-    def largest_id(self) -> int:
-        """The largest token id of all rows."""
-        return max(
-            int(chunk.flatten().to_numpy().max(initial=0)) for chunk in self.rows.data.column("input_ids").chunks
-        )
 
     def tensors(self, rows: np.ndarray) -> Microbatch:
         """One micro-batch of these row numbers."""
         picked = [self.rows[int(row)] for row in rows]
-        longest = max(len(row["input_ids"]) for row in picked)
-        ids = np.zeros((len(picked), longest), dtype=np.int64)
-        labels = np.full((len(picked), longest), IGNORED, dtype=np.int64)
-        for i, row in enumerate(picked):
-            length = len(row["input_ids"])
-            ids[i, :length] = row["input_ids"]
-            labels[i, :length] = self._labels(row["input_ids"].astype(np.int64), row["supervised"].astype(bool))
-        return Microbatch(torch.from_numpy(ids), torch.from_numpy(labels))
+        ids = [row["input_ids"].astype(np.int64) for row in picked]
+        labels = [self._labels(i, row["supervised"].astype(bool)) for i, row in zip(ids, picked, strict=True)]
+        return Microbatch(_padded(ids, 0), _padded(labels, IGNORED))
 
     def _labels(self, ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
         counted = supervised if self.supervise == "assistant" else np.ones(len(ids), dtype=bool)
@@ -107,3 +100,7 @@ def empty_microbatch() -> Microbatch:
     """What a rank without rows in a step computes, so that it takes part in the gradient exchange: zero labels."""
     ids = torch.zeros((1, 2), dtype=torch.int64)
     return Microbatch(ids, torch.full_like(ids, IGNORED))
+
+
+def _padded(rows: list[np.ndarray], value: int) -> torch.Tensor:
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)

@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chat_engine.generation import generate_replies
 from nbutils.core.chatml import IM_END, IM_START, PAD
 from nbutils.core.run.models import ModelRef
 from nbutils.train.batches import blocks_of
-from nbutils.train.dataset import Microbatch, TokenRows
+from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import causal_lm_loss
 
 NEW_TOKENS = 60
 """Length of a sample reply, at most."""
+REPORTED_ROWS = 8
+"""Evaluation rows in which the ends of replies are looked at."""
 
 
 @torch.no_grad()
@@ -29,8 +32,6 @@ def exact_loss(
     model: PreTrainedModel,
     rows: TokenRows,
     budget: int,
-    rank: int = 0,
-    world_size: int = 1,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, float]:
     """Mean loss in nats a supervised token, and top-1 accuracy, over all rows.
@@ -38,22 +39,19 @@ def exact_loss(
     Sums are kept in float64 and reduced once; every row counts once whatever the budget (padded tokens a micro-batch)
     and the number of processes. All ranks must call it; `autocast` makes the context in which the model runs.
     """
-    device = next(model.parameters()).device
+    state, device = PartialState(), next(model.parameters()).device
     lengths = rows.lengths()
     order = np.argsort(lengths, kind="stable")
     batches = [order[a:b] for a, b in pairwise(blocks_of(lengths[order], budget))]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
-    for batch in batches[rank::world_size]:
-        tensors = Microbatch(*(tensor.to(device) for tensor in rows.tensors(batch)))
+    for batch in batches[state.process_index :: state.num_processes]:
         with autocast():
-            loss, correct = causal_lm_loss(model, *tensors)
+            loss, correct = causal_lm_loss(model, *rows.tensors(batch).to(device))
         sums += torch.stack([loss.double(), correct.double()])
     model.train(was_training)
-    if world_size > 1:
-        dist.all_reduce(sums)
-    loss_sum, correct_sum = sums.tolist()
+    loss_sum, correct_sum = reduce(sums, "sum").tolist()
     count = int(rows.supervised_counts().sum())
     return {
         "eval_loss": loss_sum / max(count, 1),
@@ -77,22 +75,20 @@ def sample_replies(
 
 
 @torch.no_grad()
-def control_token_report(folder: Path, rows: TokenRows, conversations: int = 8) -> dict[str, float]:
+def control_token_report(folder: Path, rows: TokenRows) -> dict[str, float]:
     """Norm of each control token's output row, and the mean probability of `<|im_end|>` where a reply really ends.
 
-    Averaged over the ends of all replies of the first `conversations` evaluation rows.
+    Averaged over the ends of all replies of the first evaluation rows.
     """
     ref = ModelRef.parse(str(folder))
     tokenizer, model = ref.raw_tokenizer(), ref.load().eval()
     weight = model.get_output_embeddings().weight
-    report: dict[str, float] = {
-        f"norm of {token}": weight[tokenizer.convert_tokens_to_ids(token)].norm().item()
-        for token in (IM_START, IM_END, PAD)
-    }
+    tokens = (IM_START, IM_END, PAD)
+    report = {f"norm of {token}": weight[tokenizer.convert_tokens_to_ids(token)].norm().item() for token in tokens}
     report["norm of all rows, mean"] = weight.norm(dim=1).mean().item()
     end = tokenizer.convert_tokens_to_ids(IM_END)
     odds: list[float] = []
-    for row in range(min(conversations, len(rows))):
+    for row in range(min(REPORTED_ROWS, len(rows))):
         ids, labels = rows.tensors(np.array([row]))
         logits = model(input_ids=ids).logits[0, :-1].float()  # (T-1, V)
         odds += logits[labels[0, 1:] == end].softmax(dim=-1)[:, end].tolist()

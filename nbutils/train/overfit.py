@@ -7,20 +7,21 @@ stop, has a broken mask, template, precision or optimizer; no data set will mend
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from nbutils.core.chat_engine.generation import generate_replies
+from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import Message, encode
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl, write_json
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import TINY, ModelRef, train_bpe
-from nbutils.train.base import data_tokenizer, make_base
+from nbutils.core.training_log import LOG
+from nbutils.train.base import data_tokenizer
+from nbutils.train.preflight import FINE, STOP, Finding
 from nbutils.train.run import events_of
 from nbutils.train.settings import TrainSettings
 
@@ -33,49 +34,49 @@ LOSS = 0.1
 STEPS, RATE = {True: 150, False: 50}, {True: 5e-3, False: 3e-4}
 """Optimizer steps and learning rate for an untrained `tiny` (True) and for a pretrained base (False)."""
 
-PAIRS = (
-    ("Hi!", "Hello, who is there?"),
-    ("What is two and two?", "Four."),
-    ("Name a colour.", "Blue, like the sea."),
-    ("Bye!", "See you soon."),
-)
+PAIRS = {
+    "Hi!": "Hello, who is there?",
+    "What is two and two?": "Four.",
+    "Name a colour.": "Blue, like the sea.",
+    "Bye!": "See you soon.",
+}
+CONVERSATIONS: list[list[Message]] = [
+    [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    for question, answer in PAIRS.items()
+]
 
 
-@dataclass(frozen=True)
-class Overfitted:
-    """What came of it: the mean loss of the last steps, the replies that were wanted and those that the model wrote."""
+def overfit(settings: TrainSettings, **changes: Any) -> Iterator[Finding]:
+    """Trains on four conversations with the worker, in a temporary run, asks for their replies, and says what came out.
 
-    subject: str
-    loss: float
-    wanted: list[str]
-    replies: list[str]
-    ended: list[bool]
-
-    @property
-    def problems(self) -> list[str]:
-        """Sentences about what failed; none for a set-up that learns."""
-        found = []
-        if not self.loss < LOSS:
-            found.append(f"The loss on four conversations only came down to {self.loss:.3f}; below {LOSS} is needed.")
-        wrong = [pair for pair in zip(self.wanted, self.replies, strict=True) if pair[0] != pair[1]]
-        if wrong:
-            count = f"{len(wrong)} of {len(self.wanted)} replies learned by heart came out different"
-            found.append(f"{count}, for example {wrong[0][1]!r} for {wrong[0][0]!r}.")
-        if not all(self.ended):
-            found.append(f"{self.ended.count(False)} of {len(self.ended)} replies did not stop by themselves.")
-        return found
-
-
-def overfit(settings: TrainSettings, **changes: Any) -> Overfitted:
-    """Trains on four conversations with the worker, in a temporary run, and asks for their replies greedily.
-
-    Base and tokenizer are the run's own where notebook 01 has run, else those that the settings name, or where these
-    cannot be loaded `tiny`'s. `changes` are further parameters. UserError where the worker fails.
+    Base and tokenizer are the run's own where notebook 01 has run, else those that the settings name. `changes` are
+    further parameters.
     """
+    try:
+        loss, replies = _learn(settings, changes)
+    except UserError as error:
+        yield Finding(STOP, f"Learning four conversations by heart failed: {error}")
+        return
+    yield Finding(FINE, f"Learned by heart: {settings.base_model}.")
+    pairs = [(want, reply) for want, reply in zip(PAIRS.values(), replies, strict=True)]
+    wrong = [f"{reply.text!r} for {want!r}" for want, reply in pairs if reply.text != want or not reply.ended]
+    text = (
+        f"The loss came down to {loss:.3f} (below {LOSS} is needed), and {len(pairs) - len(wrong)} of {len(pairs)} "
+        "replies came out word for word, each stopping by itself"
+    )
+    if loss < LOSS and not wrong:
+        yield Finding(FINE, f"{text}.")
+    else:
+        yield Finding(STOP, f"{text}; others, for example {wrong[0]}." if wrong else f"{text}.")
+
+
+def _learn(settings: TrainSettings, changes: dict[str, Any]) -> tuple[float, list[Reply]]:
+    """The mean loss of the last steps, and the replies of the trained model."""
+    tiny = settings.base_model == TINY
     with tempfile.TemporaryDirectory(prefix="smallchat-overfit-") as temporary:
-        run = Path(temporary)
-        subject, tiny = _prepare(settings, run)
-        own: dict[str, Any] = {
+        run = Run(Path(temporary))
+        _prepare(settings, Run(settings.run_path), run)
+        own = {
             "run_dir": temporary,
             "learning_rate": RATE[tiny],
             "schedule": "cosine",
@@ -93,51 +94,30 @@ def overfit(settings: TrainSettings, **changes: Any) -> Overfitted:
             "pause_after_steps": 0,
             "report_to": [],
         }
-        short = TrainSettings.checked(settings.model_dump() | own | changes)
-        for _ in events_of(short, Run(run).training):
+        for _ in events_of(TrainSettings.checked(settings.model_dump() | own | changes), run.training):
             pass
-        loss = [row["loss"] for row in read_jsonl(Run(run).training / "metrics.jsonl") if row["kind"] == "train"][-1]
-        trained = ModelRef.parse("final", run)
-        model, tokenizer = trained.load().eval(), trained.raw_tokenizer()
-        replies = generate_replies(
-            model, tokenizer, [_turns(question) for question, _ in PAIRS], max_new_tokens=LONGEST
-        )
-        wanted = [answer for _, answer in PAIRS]
-        return Overfitted(subject, loss, wanted, [r.text for r in replies], [r.ended for r in replies])
+        loss = [row["loss"] for row in read_jsonl(run.training / LOG) if row["kind"] == "train"][-1]
+        trained = ModelRef.parse("final", run.path)
+        questions = [conversation[:1] for conversation in CONVERSATIONS]
+        model = trained.load().eval()
+        return loss, generate_replies(model, trained.raw_tokenizer(), questions, max_new_tokens=LONGEST)
 
 
-def _prepare(settings: TrainSettings, run: Path) -> tuple[str, bool]:
-    """Makes data and base of the temporary run; what learns, in words, and whether that is `tiny`."""
-    data, base, ours = Run(settings.run_path).rows, Run(settings.run_path).base, Run(run).base
-    subject, tiny = settings.base_model, settings.base_model == TINY
-    if (data / "tokenizer").is_dir():
-        tokenizer = data_tokenizer(settings, data)
+def _prepare(settings: TrainSettings, own: Run, run: Run) -> None:
+    """Makes the temporary run's data; its base is the own run's, or made by the worker."""
+    if (own.rows / "tokenizer").is_dir():
+        tokenizer = data_tokenizer(settings, own.rows)
+        if holds_model(own.base):
+            run.training.mkdir()
+            run.base.symlink_to(own.base, target_is_directory=True)
+    elif settings.base_model == TINY:
+        tokenizer = train_bpe((text for pair in PAIRS.items() for text in pair), 400)
     else:
-        try:
-            named = ModelRef.parse(settings.base_model, revision=settings.base_revision)
-            tokenizer = _tiny_tokenizer() if tiny else named.tokenizer()
-        except UserError as error:
-            tokenizer, tiny, subject = _tiny_tokenizer(), True, f"{TINY}, since {error}"
-    if holds_model(base) and (data / "tokenizer").is_dir():
-        ours.parent.mkdir()
-        ours.symlink_to(base, target_is_directory=True)
-    else:
-        make_base(settings.model_copy(update={"base_model": TINY}) if tiny else settings, tokenizer).save_pretrained(
-            ours
-        )
-        tokenizer.save_pretrained(ours)
-    encoded = [encode(tokenizer, _turns(*pair)) for pair in PAIRS]
+        tokenizer = settings.base_ref.tokenizer()
+    encoded = [encode(tokenizer, conversation) for conversation in CONVERSATIONS]
     rows = Dataset.from_list([{"input_ids": e.input_ids, "supervised": e.supervised} for e in encoded])
     for side in ("train", "eval"):
-        rows.save_to_disk(str(Run(run).rows / side))
-    write_json(Run(run).rows / "summary.json", {"schema": 1})
-    return subject, tiny
-
-
-def _turns(question: str, *answer: str) -> list[Message]:
-    turns: list[Message] = [{"role": "user", "content": question}]
-    return [*turns, *({"role": "assistant", "content": text} for text in answer)]
-
-
-def _tiny_tokenizer() -> PreTrainedTokenizerBase:
-    return train_bpe((text for pair in PAIRS for text in pair), 400)
+        rows.save_to_disk(str(run.rows / side))
+    tokenizer.save_pretrained(run.rows / "tokenizer")
+    made_for = {"tokenizer": {"base_model": settings.base_model}, "max_length": settings.max_length}
+    write_json(run.rows / "summary.json", made_for)

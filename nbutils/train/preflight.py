@@ -1,6 +1,6 @@
 """What can be known to go wrong before an hour is spent: machine, disk, data, tokenizer, memory.
 
-Each check is a function from plain facts to findings, so that it can be tested without the machine that it is about.
+Each check is a function from facts to findings, so that it can be tested without the machine that it is about.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
@@ -27,14 +27,14 @@ from nbutils.core.hardware import (
     nvidia_gpus,
     usable_gpus,
 )
-from nbutils.core.run.layout import Run
-from nbutils.core.run.models import TINY, ModelRef
+from nbutils.core.run.layout import Run, holds_model
+from nbutils.core.run.models import TINY
 from nbutils.core.text import size
 from nbutils.train.base import data_tokenizer
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
-from nbutils.train.memory import GIB, ModelShape, base_shape, memory_need
-from nbutils.train.settings import TrainSettings, check_precision, checked_trackers
+from nbutils.train.memory import GIB, memory_need, weight_bytes, weightless_base
+from nbutils.train.settings import OPTIMIZERS, TrainSettings, checked_trackers, precision_problem
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
@@ -76,92 +76,61 @@ def this_machine(run: Path) -> Machine:
 # ---- all of them
 
 
-def report(findings: Iterable[Finding]) -> list[Finding]:
-    """Prints every finding on a line of its own, as it comes, and returns them."""
-    told = []
+def report(findings: Iterable[Finding]) -> dict[str, list[str]]:
+    """Prints every finding on a line of its own, as it comes, and returns their sentences by level."""
+    told: dict[str, list[str]] = {level: [] for level in (STOP, NOTE, LATER, FINE)}
     for finding in findings:
         print(f"{finding.level:>6}  {finding.text}", flush=True)
-        told.append(finding)
+        told[finding.level].append(finding.text)
     return told
-
-
-def problems(findings: Iterable[Finding]) -> list[str]:
-    """The sentences that stop a run."""
-    return [finding.text for finding in findings if finding.level == STOP]
 
 
 def preflight(settings: TrainSettings) -> None:
     """Prints what notebook 02 finds before it starts. UserError with all that would stop or spoil the run."""
-    if stops := problems(report(run_findings(settings))):
+    if stops := report(run_findings(settings))[STOP]:
         raise UserError(f"{counted(len(stops), 'problem')} would stop this run or spoil it. " + " ".join(stops))
 
 
 def run_findings(settings: TrainSettings) -> Iterator[Finding]:
-    """Every finding about a run, as far as its data is there; a check that fails says so and the others go on."""
-    attempt = _Attempts()
+    """Every finding about a run, as far as its data is there; a check that fails says so at the end."""
+    failed: list[Finding] = []
+
+    def attempt(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except UserError as error:
+            failed.append(Finding(STOP, str(error)))
+
     data = Run(settings.run_path).rows
     ready = (data / "summary.json").is_file()
     attempt(lambda: checked_trackers(settings.report_to))
     machine = attempt(lambda: this_machine(settings.run_path))
-    yield from attempt.findings()
+    tokenizer = attempt(lambda: data_tokenizer(settings, data) if ready else _base_tokenizer(settings))
+    model = attempt(lambda: weightless_base(settings, len(tokenizer or ())))
     if machine:
         yield from device_findings(settings, machine)
-    tokenizer = attempt(lambda: _tokenizer(settings, data if ready else None))
-    known = not attempt.failed  # or the base would be told of twice in the same words
-    shape = attempt(lambda: base_shape(settings, len(tokenizer or ()))) if known else None
-    yield from attempt.findings()
-    if shape:
-        yield Finding(FINE, f"The base model {settings.base_model} has {shape.parameters:,} parameters.")
-    if machine and shape:
-        yield from disk_findings(settings, shape, machine.disk)
+    if model:
+        yield Finding(FINE, f"The base model {settings.base_model} has {model.num_parameters():,} parameters.")
+    if machine and model:
+        yield from disk_findings(settings, model, machine.disk)
     if tokenizer:
         yield from tokenizer_findings(tokenizer)
     longest = settings.max_length
-    if ready and tokenizer and (rows := attempt(lambda: TokenRows.for_training(data, settings, tokenizer))):
-        yield from attempt(lambda: list(data_findings(settings, data, tokenizer))) or ()
-        plan = BatchPlan.of(rows, settings)
-        longest, steps = int(plan.lengths.max()), plan.total_steps(settings.epochs, settings.max_steps)
-        yield Finding(FINE, f"The run takes {steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.")
+    if tokenizer and ready and (rows := attempt(lambda: TokenRows.for_training(data, settings, tokenizer))):
+        longest = int(rows.lengths().max())
+        yield from attempt(lambda: list(data_findings(settings, rows, data / "eval", tokenizer))) or ()
     elif not ready:
         yield Finding(
             LATER,
             f"{shown(data)} is not there yet, so its rows, their supervision and the number of steps cannot be "
             "checked; run notebook 01, then this again.",
         )
-    if machine and shape:
-        yield memory_finding(settings, shape, longest, machine)
-    yield from attempt.findings()
-
-
-class _Attempts:
-    """Calls checks, and turns a UserError into a finding."""
-
-    def __init__(self) -> None:
-        self.failed: list[Finding] = []
-
-    def __call__(self, check: Callable[[], Any]) -> Any:
-        try:
-            return check()
-        except UserError as error:
-            self.failed.append(Finding(STOP, str(error)))
-
-    def findings(self) -> list[Finding]:
-        """What failed since the last time."""
-        failed, self.failed = self.failed, []
-        return failed
+    if machine and model:
+        yield memory_finding(settings, model, longest, machine)
+    yield from dict.fromkeys(failed)  # a base that cannot be had fails twice in the same words
 
 
 # ---- each of them
-
-
-def too_few_gpus(processes: int, usable: tuple[Gpu, ...]) -> str | None:
-    """A sentence where a machine with GPUs has fewer than processes; None where it fits, or trains on the CPU."""
-    if not usable or processes <= len(usable):
-        return None
-    return (
-        f"processes is {processes}, but this machine has {counted(len(usable), 'usable GPU')}; set processes to that "
-        "number, or to 0 for all of them."
-    )
 
 
 def device_findings(settings: TrainSettings, machine: Machine) -> Iterator[Finding]:
@@ -176,10 +145,13 @@ def device_findings(settings: TrainSettings, machine: Machine) -> Iterator[Findi
         if processes > report.cores:
             cores = counted(report.cores, "core")
             yield Finding(NOTE, f"{processes} processes share {cores}; set processes to 0 for a fit.")
-    attempt = _Attempts()
-    attempt(lambda: check_precision(precision, settings.optimizer, usable))
-    yield from attempt.findings()
-    if problem := too_few_gpus(processes, usable):
+    elif processes > len(usable):
+        yield Finding(
+            STOP,
+            f"processes is {processes}, but this machine has {counted(len(usable), 'usable GPU')}; set processes to "
+            "that number, or to 0 for all of them.",
+        )
+    if problem := precision_problem(precision, settings.optimizer, usable):
         yield Finding(STOP, problem)
     older = [gpu.name for gpu in usable if gpu.capability < AMPERE]
     if precision == "bf16" and older:
@@ -204,13 +176,13 @@ def _why_the_cpu(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def disk_findings(settings: TrainSettings, shape: ModelShape, free: int) -> Iterator[Finding]:
+def disk_findings(settings: TrainSettings, model: PreTrainedModel, free: int) -> Iterator[Finding]:
     """Whether the disk holds the checkpoints that are kept, one more while it is written, base and final model."""
-    folder = settings.run_path / "train"
-    checkpoint = shape.weight_bytes * settings.checkpoint_size
-    base = 0 if (folder / "base" / "config.json").is_file() else shape.weight_bytes
-    needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + shape.weight_bytes + base))
-    there = sum(file.stat().st_size for file in (folder / "checkpoints").rglob("*") if file.is_file())
+    run, weights = Run(settings.run_path), weight_bytes(model)
+    checkpoint = weights * (1 + OPTIMIZERS[settings.optimizer])
+    models = 1 if holds_model(run.base) else 2
+    needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + models * weights))
+    there = sum(file.stat().st_size for file in run.checkpoints_folder.rglob("*") if file.is_file())
     text = (
         f"{settings.checkpoints_kept + 1} checkpoints of {size(checkpoint)} and the models need {size(needed)}; the "
         f"disk of {shown(settings.run_path)} has {size(free)} free"
@@ -221,15 +193,15 @@ def disk_findings(settings: TrainSettings, shape: ModelShape, free: int) -> Iter
         yield Finding(STOP, f"{text}; free some, lower checkpoints_kept, or choose another run_dir.")
 
 
-def data_findings(settings: TrainSettings, data: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """What the tokenised rows hold: supervision, the stop token inside the mask, ids inside the vocabulary."""
-    rows = TokenRows.for_training(data, settings, tokenizer)
-    held_out = TokenRows.load(data / "eval", "assistant")
-    supervised, total = rows.supervised_counts(), len(rows)
-    yield Finding(
-        FINE,
-        f"{total:,} conversations, {rows.lengths().sum():,} tokens, {supervised.sum():,} of them supervised.",
-    )
+def data_findings(
+    settings: TrainSettings, rows: TokenRows, held_out: Path, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Finding]:
+    """What the tokenised rows hold: optimizer steps, supervision, and the stop token inside the mask."""
+    supervised, total, plan = rows.supervised_counts(), len(rows), BatchPlan.of(rows, settings)
+    steps = plan.total_steps(settings.epochs, settings.max_steps)
+    yield Finding(FINE, f"The run takes {steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.")
+    tokens = f"{plan.lengths.sum():,} tokens, {supervised.sum():,} of them supervised"
+    yield Finding(FINE, f"{total:,} conversations, {tokens}.")
     without = int((supervised == 0).sum())
     text = f"{without:,} of {total:,} training conversations have no supervised token"
     if without == total:
@@ -247,10 +219,8 @@ def data_findings(settings: TrainSettings, data: Path, tokenizer: PreTrainedToke
         )
     else:
         yield Finding(FINE, f"Every training conversation has {IM_END} inside its supervised part.")
-    if not held_out.supervised_counts().sum():
+    if not TokenRows.load(held_out, "assistant").supervised_counts().sum():
         yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
-    if (largest := max(rows.largest_id(), held_out.largest_id())) >= len(tokenizer):
-        yield Finding(STOP, f"The rows hold the token id {largest}, but the tokenizer ends at {len(tokenizer) - 1}.")
 
 
 def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
@@ -265,13 +235,13 @@ def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
         yield Finding(FINE, f"eos is {IM_END}, and padding is another token ({tokenizer.pad_token}).")
 
 
-def memory_finding(settings: TrainSettings, shape: ModelShape, longest: int, machine: Machine) -> Finding:
+def memory_finding(settings: TrainSettings, model: PreTrainedModel, longest: int, machine: Machine) -> Finding:
     """Whether a process's predicted memory fits the device; `longest` is the longest row in tokens."""
     usable, report = machine.usable, machine.report
     processes = choose_processes(settings.processes, report.gpus, report.cores)
     half = choose_precision(settings.precision, usable) != "fp32"
     tokens = max(settings.tokens_per_microbatch, longest)
-    need = memory_need(shape, tokens, half=half, processes=processes, optimizer=settings.optimizer)
+    need = memory_need(model, tokens, half=half, processes=processes, optimizer=settings.optimizer)
     if usable:
         smallest = min(usable, key=lambda gpu: gpu.memory_gib)
         there, where = smallest.memory_gib * GIB, f"{smallest.name} has {smallest.memory_gib:.1f} GiB"
@@ -290,16 +260,11 @@ def memory_finding(settings: TrainSettings, shape: ModelShape, longest: int, mac
     return Finding(STOP if need.total > 1.2 * there else NOTE, text + advice)
 
 
-def _tokenizer(settings: TrainSettings, data: Path | None) -> PreTrainedTokenizerBase | None:
-    """The data's tokenizer, or before notebook 01 the base's own; None for `tiny`, whose own is not trained yet."""
-    if data is not None:
-        return data_tokenizer(settings, data)
-    if settings.base_model == TINY:
-        return None
-    return ModelRef.parse(settings.base_model, revision=settings.base_revision).tokenizer()
+def _base_tokenizer(settings: TrainSettings) -> PreTrainedTokenizerBase | None:
+    """Before notebook 01 the base's own; None for `tiny`, whose own is not trained yet."""
+    return None if settings.base_model == TINY else settings.base_ref.tokenizer()
 
 
 def counted(number: int, word: str) -> str:
     """A number with its word, in the plural where there are several."""
-    plural = f"{word}es" if word.endswith("s") else f"{word}s"
-    return f"{number} {word if number == 1 else plural}"
+    return f"{number} {word}" + ("" if number == 1 else "es" if word.endswith("s") else "s")

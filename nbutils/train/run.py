@@ -1,32 +1,35 @@
-"""Notebook 02's one call: train in child processes to the end or to a pause, show how it goes, and say how it went."""
+"""What notebook 02 runs and shows: training in child processes to the end or to a pause, and what came out of it."""
 
 from __future__ import annotations
 
+import html
 import math
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tqdm.auto import tqdm
+import pandas as pd
+from IPython.display import HTML
 
 from nbutils.core.charts import LiveFigure
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl, write_json
 from nbutils.core.hardware import choose_processes, usable_gpus, visible_gpus
-from nbutils.core.jupyter import interactive
 from nbutils.core.run import pause
 from nbutils.core.text import duration
 from nbutils.core.torchrun import STARTED, Event, Hang, Torchrun, tell
-from nbutils.train.preflight import too_few_gpus
-from nbutils.train.records import METRICS
+from nbutils.core.training_log import LOG
+from nbutils.train.preflight import counted
 from nbutils.train.settings import TrainSettings
+
+COLOURS = "background:#2f81f733;border-bottom:2px solid #2f81f7;text-decoration:none"
 
 LEAST_STEPS = 3
 """Steps of a run before its time left is forecast: the first is a warm-up, and one more says little."""
@@ -65,32 +68,20 @@ def run_training(settings: TrainSettings, folder: Path) -> Outcome:
     rows: list[Event] = []
     last: Event = {}
     steps = 0
-    with closing(events_of(settings, folder)) as events, tqdm(disable=not interactive(), unit="step") as bar:
+    with closing(events_of(settings, folder)) as events:
         for event in events:
             if event["event"] in ("finished", "paused"):
                 last = event
             if event["event"] == "started":  # what earlier sessions logged is part of the curve
                 steps = figure.steps = event["steps"]
-                rows = read_jsonl(folder / METRICS)
-                bar.reset(steps)
-                bar.initial = event["step"]
-            for line in (line_of(event, steps) + outlook.after(event, steps), outlook.sentence()):
-                if line:
-                    print(line, flush=True)
+                rows = read_jsonl(folder / LOG)
+            for line in outlook.lines(event, steps):
+                print(line, flush=True)
             if event["event"] == "metric":
                 rows.append(event)
-                bar.update(event["step"] - bar.n)
                 figure.update(rows)
     figure.update(rows, now=True)
     return Outcome("done" if last["event"] == "finished" else "paused", last["step"], last["steps"])
-
-
-def write_settings(settings: TrainSettings, folder: Path) -> Path:
-    """Writes what the worker reads; what an earlier session derived stays in the file until it is derived again."""
-    path = folder / "settings.json"
-    record = read_json(path) if path.is_file() else {"schema": 1}
-    write_json(path, record | {"settings": settings.model_dump(mode="json")})
-    return path
 
 
 def events_of(settings: TrainSettings, folder: Path) -> Generator[Event, None, None]:
@@ -103,15 +94,15 @@ def events_of(settings: TrainSettings, folder: Path) -> Generator[Event, None, N
     cores = os.cpu_count() or 1
     processes = choose_processes(settings.processes, gpus, cores)
     usable = usable_gpus(gpus)
-    if problem := too_few_gpus(processes, usable):
-        raise UserError(problem)
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores // processes)),  # or their threads get in each other's way
         "TOKENIZERS_PARALLELISM": "false",
         STARTED: os.environ.get(STARTED) or str(time.time()),
         **({} if usable else {"CUDA_VISIBLE_DEVICES": ""}),
     }
-    request = write_settings(settings, folder)
+    request = folder / "settings.json"
+    derived = read_json(request) if request.is_file() else {"schema": 1}  # an earlier session may have derived more
+    write_json(request, derived | {"settings": settings.model_dump(mode="json")})
     for changes in ({}, {"NCCL_P2P_DISABLE": "1"}):
         program = Torchrun("nbutils.train.worker", request, processes, work="Training",
                            knob="tokens_per_microbatch", **environment, **changes)  # fmt: skip
@@ -145,9 +136,6 @@ def _interrupts(run: Path, program: Torchrun) -> Iterator[None]:
         pause.request(run)
         tell(program.folder, "pausing")  # printed by whoever follows: the signal may have interrupted a print
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # another thread is sent no signals
-        return
     before = signal.signal(signal.SIGINT, take)
     try:
         yield
@@ -156,51 +144,50 @@ def _interrupts(run: Path, program: Torchrun) -> Iterator[None]:
 
 
 class Outlook:
-    """The time that a running session still needs, from its rows of metrics."""
+    """The lines about a running session, with the time that it still needs."""
 
-    def __init__(self, budget_minutes: float, clock: Callable[[], float] = time.time) -> None:
-        self.budget_minutes, self.clock = budget_minutes, clock
-        self.began = float(os.environ.get(STARTED) or clock())
-        self.seconds: float | None = None
+    def __init__(self, budget_minutes: float) -> None:
+        self.budget_minutes, self.began = budget_minutes, float(os.environ.get(STARTED) or time.time())
         self._first: Event | None = None
         self._said = False
 
-    def after(self, event: Event, steps: int) -> str:
-        """What the line about a training step says of the time left; empty for other events and until it is known."""
+    def lines(self, event: Event, steps: int) -> Iterator[str]:
+        """The line about an event, and once, as soon as there is one, the forecast with the sessions that it takes."""
+        seconds = self._seconds_left(event, steps)
+        left = f"about {duration(seconds)} left"
+        if line := line_of(event, steps):
+            yield f"{line}  {left}" if seconds else line
+        if seconds and not self._said:
+            self._said = True
+            yield f"Forecast: {left}{self._sessions(seconds)}."
+
+    def _seconds_left(self, event: Event, steps: int) -> float:
         if event.get("kind") != "train":
-            return ""
+            return 0.0
         self._first = self._first or event
         taken = event["step"] - self._first["step"]
         if event["step"] < LEAST_STEPS or not taken:
-            return ""
-        pace = (event["elapsed"] - self._first["elapsed"]) / taken
-        self.seconds = (steps - event["step"]) * pace
-        return f"  about {duration(self.seconds)} left" if self.seconds else ""
+            return 0.0
+        return float((steps - event["step"]) * (event["elapsed"] - self._first["elapsed"]) / taken)
 
-    def sentence(self) -> str:
-        """The forecast with the sessions that the run takes, once, as soon as there is one."""
-        if self._said or not self.seconds:
+    def _sessions(self, seconds: float) -> str:
+        budget = 60 * self.budget_minutes
+        if not budget:
             return ""
-        self._said = True
-        text = f"Forecast: about {duration(self.seconds)} left"
-        if not self.budget_minutes:
-            return f"{text}."
-        used = self.clock() - self.began
-        sessions = math.ceil((used + self.seconds) / (60 * self.budget_minutes))
-        length = f"{self.budget_minutes:g} minute{'s' if self.budget_minutes != 1 else ''}"
+        sessions = math.ceil((time.time() - self.began + seconds) / budget)
         if sessions == 1:
-            return f"{text}; it ends in this session of {length}."
-        return f"{text}: {sessions} sessions of {length}, this one included."
+            return f"; it ends in this session of {duration(budget)}"
+        return f": {sessions} sessions of {duration(budget)}, this one included"
 
 
 def line_of(event: Event, steps: int) -> str:
     """One line for people about an event, empty for those that need none."""
     match event.get("kind", event["event"]):
         case "started":
-            world, step = event["world_size"], event["step"]
+            step = event["step"]
             where = f"resumes at step {step} of {steps}" if step else f"starts, {steps} steps"
             return (
-                f"Training {where}: {world} process{'es' if world > 1 else ''}, {event['device']}, "
+                f"Training {where}: {counted(event['world_size'], 'process')}, {event['device']}, "
                 f"{event['precision']}, about {event['microbatches_per_step']} micro-batches a step"
             )
         case "train":
@@ -221,3 +208,48 @@ def line_of(event: Event, steps: int) -> str:
         case "paused":
             return f"Paused at step {event['step']} of {event['steps']} ({event['step'] / event['steps']:.0%})."
     return ""
+
+
+def supervised_text(tokenizer: Any, input_ids: Sequence[int], supervised: Sequence[bool], limit: int = 160) -> HTML:
+    """One conversation as the model reads it, up to `limit` tokens; what the loss counts is marked."""
+    pieces = []
+    pairs = list(zip(input_ids, supervised, strict=True))[:limit]
+    for marked, run in groupby(pairs, key=lambda pair: pair[1]):
+        text = html.escape(tokenizer.decode([int(token) for token, _ in run])).replace("\n", "<br>")
+        pieces.append(f'<ins style="{COLOURS}">{text}</ins>' if marked else text)
+    more = f"<br>… and {len(input_ids) - limit} more tokens" if len(input_ids) > limit else ""
+    share = f"{sum(map(bool, supervised))} of {len(supervised)} tokens are supervised (marked)."
+    body = "".join(pieces) + more
+    return HTML(f'<p>{share}</p><div style="font-family:monospace;line-height:1.7;max-width:60em">{body}</div>')
+
+
+def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
+    """The replies of the untrained and of the trained model to the same prompts, side by side and in full."""
+    if not samples:
+        return HTML("<p>There are no sample replies yet.</p>")
+    first, last = min(s["step"] for s in samples), max(s["step"] for s in samples)
+    table = {f"step {step}": {s["prompt"]: _cell(s) for s in samples if s["step"] == step} for step in (first, last)}
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(pd.DataFrame(table).rename_axis("prompt").reset_index().to_html(index=False, justify="left"))
+
+
+def plain_against_worker(
+    losses: Sequence[float], norms: Sequence[float], rows: Sequence[dict[str, Any]]
+) -> pd.DataFrame:
+    """Loss and gradient norm of the plain loop's steps beside those that the worker logged for the same steps.
+
+    `difference` is the larger of the two relative differences.
+    """
+    logged = {row["step"]: row for row in rows if row["kind"] == "train"}
+    table = []
+    for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
+        if row := logged.get(step):
+            off = max(abs(loss / row["loss"] - 1), abs(norm / row["grad_norm"] - 1))
+            table.append((step, loss, row["loss"], norm, row["grad_norm"], off))
+    columns = ["step", "loss, plain loop", "loss, worker", "gradient norm, plain loop", "gradient norm, worker"]
+    return pd.DataFrame(table, columns=[*columns, "difference"]).set_index("step")
+
+
+def _cell(sample: dict[str, Any]) -> str:
+    text = sample["reply"] or "(nothing)"
+    return text + ("" if sample["ended"] else " …(never ends)")

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
 
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import Gpu
-from nbutils.core.run.models import files_of
+from nbutils.core.run.models import ModelRef, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed, nearest
 from nbutils.core.settings import Settings as BaseSettings
 
-
-class Optimizer(NamedTuple):
-    """What the rest of training has to know of an optimizer."""
-
-    moments: int
-    """Numbers of the size of the weights that it keeps."""
-    fused: bool = False
-    """Whether it updates inside one kernel, which hides skipped fp16 steps."""
-
-
-OPTIMIZERS = {"adamw_torch": Optimizer(2), "adamw_torch_fused": Optimizer(2, fused=True), "sgd": Optimizer(0)}
-"""The optimizers by transformers' names."""
+OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
+"""The optimizers by transformers' names, with how many numbers of the size of the weights each keeps."""
 
 
 class TrainerOptions(TypedDict, total=False):
@@ -86,9 +76,9 @@ class TrainSettings(BaseSettings):
     plain_loop_steps: Annotated[int, Field(ge=0), STEERING]
 
     @property
-    def checkpoint_size(self) -> int:
-        """Size of a checkpoint in sizes of the model: its weights, and what the optimizer keeps."""
-        return 1 + OPTIMIZERS[self.optimizer].moments
+    def base_ref(self) -> ModelRef:
+        """The base model that is asked for."""
+        return ModelRef.parse(self.base_model, revision=self.base_revision)
 
     @property
     def gradient_limit(self) -> float:
@@ -130,11 +120,14 @@ def checked_trackers(names: list[str]) -> list[str]:
     return names
 
 
-def check_precision(precision: str, optimizer: str, usable: Sequence[Gpu]) -> None:
-    """UserError where fp16 cannot work: on the CPU accelerate makes no loss scaler, and says nothing about it."""
-    if precision == "fp16" and not usable:
-        raise UserError(
+def precision_problem(precision: str, optimizer: str, usable: Sequence[Gpu]) -> str | None:
+    """Why fp16 cannot work, if so: on the CPU accelerate makes no loss scaler, and says nothing about it."""
+    if precision != "fp16":
+        return None
+    if not usable:
+        return (
             "precision is fp16, but training runs on the CPU, where gradients would underflow unscaled; set it to auto."
         )
-    if precision == "fp16" and OPTIMIZERS[optimizer].fused:
-        raise UserError(f"optimizer {optimizer} hides skipped fp16 steps; use adamw_torch with precision fp16.")
+    if "fused" in optimizer:  # it updates inside one kernel
+        return f"optimizer {optimizer} hides skipped fp16 steps; use adamw_torch with precision fp16."
+    return None

@@ -1,39 +1,39 @@
-"""TRL's SFTTrainer with the parts replaced that stand in the way; each replacement is a module beside this one.
+"""TRL's SFTTrainer with some parts replaced, each by a module of its own.
 
-Replaced: batches (`batches`), the loss (`loss`), evaluation (`evaluation`), logging (`records`, `control`), checkpoints
-(`checkpoints`). Kept: the loop over epochs and steps, optimizer, schedule, clipping, mixed precision,
-DDP, state files, trackers.
+Replaced: batches (`batches`), the loss (`loss`), evaluation (`evaluation`), logging (`control`), checkpoints
+(`core/run/checkpoints`). Kept: the loop over epochs and steps, optimizer, schedule, clipping, mixed precision, DDP,
+state files, trackers.
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from accelerate.utils import gather_object, reduce
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTTrainer
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import shown
 from nbutils.core.run.checkpoints import Checkpoint, prune
-from nbutils.core.run.layout import CHECKPOINTS
+from nbutils.core.run.layout import Run
+from nbutils.core.text import size
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepBatch, StepLoader
-from nbutils.train.control import Budget, Counters, flops_of
+from nbutils.train.control import Budget, Counters, Records, StepControl, flops_of
 from nbutils.train.dataset import Microbatch, TokenRows
-from nbutils.train.disk import disk_is_full, make_room
 from nbutils.train.evaluation import exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
-from nbutils.train.records import Records
-from nbutils.train.settings import TrainSettings
+from nbutils.train.settings import OPTIMIZERS, TrainSettings
 
 NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
@@ -41,17 +41,15 @@ NAMED_ROWS = 40
 
 @dataclass(frozen=True)
 class Job:
-    """What one training run is made of, the same on every rank but for `rank`."""
+    """What one session of a training run is made of."""
 
     settings: TrainSettings
-    folder: Path
     identity: dict[str, Any]
     loader: StepLoader
     eval_rows: TokenRows
     records: Records
-    counters: Counters
     budget: Budget
-    session: int
+    counters: Counters = field(default_factory=Counters)
 
 
 class CountingScaler(torch.amp.GradScaler):
@@ -93,6 +91,8 @@ class SmallchatTrainer(SFTTrainer):
         )
         with_loss_in_forward(self.model)  # over the fused head that SFTTrainer installs
         self.job = job
+        self.remove_callback(PrinterCallback)
+        self.add_callback(StepControl(self))
         self.stopping = False
         self.last_rows: list[np.ndarray] = []
         if self.accelerator.scaler is not None:
@@ -123,13 +123,13 @@ class SmallchatTrainer(SFTTrainer):
         for index, microbatch in enumerate(inputs.microbatches):
             last = index == len(inputs.microbatches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                tensors = Microbatch(*(tensor.to(device, non_blocking=True) for tensor in microbatch))
                 with self.compute_loss_context_manager():
-                    out = self.compute_loss(model, tensors)
+                    out = self.compute_loss(model, microbatch.to(device))
                 self.accelerator.backward(out["loss_sum"] * scale)
             losses.append(out["loss_sum"].detach())
             sums += torch.stack([losses[-1].double(), out["correct"].double()])
         self._share(inputs, sums, losses)
+        self.job.counters.add("data", inputs.seconds)
         self.job.counters.add("forward_backward", time.perf_counter() - started)
         return (sums[0] / max(1, inputs.supervised_tokens)).float()
 
@@ -141,9 +141,8 @@ class SmallchatTrainer(SFTTrainer):
     def _share(self, batch: StepBatch, sums: torch.Tensor, losses: list[torch.Tensor]) -> None:
         """One exchange a step: loss and accuracy summed over ranks, whether any loss is not finite, whether to stop."""
         bad = not bool(torch.isfinite(sums[0]))
-        shared = torch.cat([sums, sums.new_tensor([float(bad), float(self.job.budget.is_spent())])])
-        if self.args.world_size > 1:
-            dist.all_reduce(shared)
+        mine = torch.cat([sums, sums.new_tensor([float(bad), float(self.job.budget.is_spent())])])
+        shared = reduce(mine, "sum")
         loss, correct, bad_ranks, stops = shared.tolist()
         if bad_ranks:
             bad_rows = [rows for rows, loss in zip(batch.rows, losses, strict=True) if not bool(torch.isfinite(loss))]
@@ -179,12 +178,12 @@ class SmallchatTrainer(SFTTrainer):
             grad_norm=float(logs["grad_norm"]),
             skipped_steps=getattr(self.accelerator.scaler, "skipped_steps", 0),
         )
-        self._record("train", row | {"session": self.job.session})
+        self._record("train", row | {"session": self.job.records.session})
 
     def _record(self, kind: str, row: dict[str, Any]) -> None:
         step = self.state.global_step
         row = {"kind": kind, "step": step, "epoch": round(step / len(self.job.loader), 4)} | row
-        self.job.records.metric(row)
+        self.job.records.add("metric", row)
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
         self.callback_handler.on_log(self.args, self.state, self.control, numbers)
 
@@ -192,16 +191,16 @@ class SmallchatTrainer(SFTTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Exact loss over the whole evaluation set, and sample replies, at the step reached."""
-        started = time.perf_counter()
-        job = self.job
-        found = self._exact_loss(job.eval_rows)
-        step = self.state.global_step
+        started, job, step = time.perf_counter(), self.job, self.state.global_step
+        model = self.accelerator.unwrap_model(self.model)
+        budget, autocast = job.settings.tokens_per_microbatch, self.accelerator.autocast
+        found = exact_loss(model, job.eval_rows, budget, autocast)
         if step in (0, self.state.max_steps):  # first and last: how well the whole text is predicted, headers included
-            found["eval_loss_all_tokens"] = self._exact_loss(job.eval_rows.counting("all"))["eval_loss"]
+            every = exact_loss(model, job.eval_rows.counting("all"), budget, autocast)
+            found["eval_loss_all_tokens"] = every["eval_loss"]
         if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model)
             for sample in sample_replies(model, self.processing_class, job.settings.sample_prompts):
-                job.records.sample({"step": step} | sample)
+                job.records.add("sample", {"step": step} | sample)
         self.accelerator.wait_for_everyone()
         seconds = time.perf_counter() - started
         self._record("eval", found | {"seconds": round(seconds, 3)})
@@ -213,64 +212,61 @@ class SmallchatTrainer(SFTTrainer):
         self.job.counters.end_step()  # the next one begins after the pause
         self.job.budget.note("pause", seconds)
 
-    def _exact_loss(self, rows: TokenRows) -> dict[str, float]:
-        return exact_loss(
-            self.accelerator.unwrap_model(self.model),
-            rows,
-            self.job.settings.tokens_per_microbatch,
-            self.args.process_index,
-            self.args.world_size,
-            self.accelerator.autocast,
-        )
-
     # ---- checkpoints ----
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        """Writes step-N whole or not at all; skipped with a remark where the disk has no room for it."""
-        started = time.perf_counter()
-        job = self.job
-        checkpoint = Checkpoint.at(job.folder / CHECKPOINTS, self.state.global_step)
-        partial = checkpoint.partial
-        written = self._together(partial, self._make_room) and self._together(partial, self._write_checkpoint)
-        if written and self._together(partial, lambda _: self._seal(checkpoint)):
-            job.records.progress("checkpoint", step=self.state.global_step)
+        """Writes step-N whole or not at all; a full disk costs this checkpoint alone."""
+        started, job, step = time.perf_counter(), self.job, self.state.global_step
+        folder = Run(job.settings.run_path).checkpoints_folder
+        checkpoint = Checkpoint.at(folder, step)
+        problem = self._tried(self._write, checkpoint) or self._tried(self._seal, checkpoint)
+        if self.is_world_process_zero():
+            shutil.rmtree(checkpoint.partial, ignore_errors=True)  # before the remark, which needs room on the disk
+            prune(folder, job.settings.checkpoints_kept)
+        if problem:
+            job.records.progress("warning", message=f"No checkpoint at this step: {problem}.")
+        else:
+            job.records.progress("checkpoint", step=step)
         self._note_pause("checkpoint", time.perf_counter() - started)
 
-    def _together(self, partial: Path, work: Callable[[Path], str | None]) -> bool:
-        """Whether a part of writing a checkpoint went well on every rank; a full disk costs this checkpoint alone.
-
-        `work` returns what is wrong in words, or None. The temporary folder goes, so that the remark fits on the disk.
-        """
+    def _tried(self, work: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> str | None:
+        """Does a part of writing a checkpoint; in words if the disk was too full for it on any rank."""
+        problem = None
         try:
-            problem = work(partial)
-        except Exception as error:  # torch's and safetensors' writers hide ENOSPC in errors of their own
-            problem = disk_is_full(partial, error)
-            if problem is None:
+            work(checkpoint)
+        except Exception as error:
+            if not disk_is_full(error):
                 raise
-        problem = next(filter(None, gather_object([problem])), None)
-        if problem and self.is_world_process_zero():
-            shutil.rmtree(partial, ignore_errors=True)
-            self.job.records.progress("warning", message=f"No checkpoint at this step: {problem}.")
-        return problem is None
+            problem = f"writing to {shown(checkpoint.path.parent)} failed, as on a full disk ({error})"
+        return next(filter(None, gather_object([problem])), None)
 
-    def _make_room(self, partial: Path) -> str | None:
-        if not self.is_world_process_zero():
-            return None
-        partial.mkdir(parents=True, exist_ok=True)
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return make_room(partial.parent, self.job.settings.checkpoint_size * weights)
-
-    def _write_checkpoint(self, partial: Path) -> None:
-        self.save_model(str(partial), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(partial))
-        self._save_scaler(str(partial))
-        self._save_rng_state(str(partial))
+    def _write(self, checkpoint: Checkpoint) -> None:
         if self.is_world_process_zero():
-            self.state.save_to_json(str(partial / "trainer_state.json"))
-            self.job.counters.save(partial, slowest=self.job.budget.slowest)
+            checkpoint.partial.mkdir(parents=True, exist_ok=True)
+            copies = 1 + OPTIMIZERS[self.job.settings.optimizer]
+            check_room(checkpoint.partial, copies * sum(p.nbytes for p in self.model.parameters()))
+        folder = str(checkpoint.partial)
+        self.save_model(folder, _internal_call=True)
+        self._save_optimizer_and_scheduler(folder)
+        self._save_scaler(folder)
+        self._save_rng_state(folder)
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(checkpoint.partial / "trainer_state.json"))
+            self.job.counters.save(checkpoint.partial, slowest=self.job.budget.slowest)
 
     def _seal(self, checkpoint: Checkpoint) -> None:
         if self.is_world_process_zero():
-            facts = {"step": self.state.global_step, "world_size": self.args.world_size}
-            checkpoint.seal(self.job.identity, facts)
-            prune(checkpoint.path.parent, self.job.settings.checkpoints_kept)
+            checkpoint.seal(self.job.identity, {"step": self.state.global_step, "world_size": self.args.world_size})
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """OSError where so many bytes do not fit on the disk of a folder with a tenth to spare."""
+    free = shutil.disk_usage(folder).free
+    if free < 1.1 * needed:
+        raise OSError(errno.ENOSPC, f"{size(free)} are free, a checkpoint needs {size(1.1 * needed)}")
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether a write failed as on a full disk; torch's writer of archives names neither the cause nor its number."""
+    words = ("No space left", "PytorchStreamWriter failed", "unexpected pos")
+    return getattr(error, "errno", None) == errno.ENOSPC or any(phrase in str(error) for phrase in words)

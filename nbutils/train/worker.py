@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from nbutils.core.errors import UserError
@@ -33,12 +34,10 @@ from nbutils.core.torchrun import EXIT_USER_ERROR, leave, run_worker, within
 from nbutils.train.arguments import Arguments, relax_where_needed, trainer_arguments
 from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan, StepLoader
-from nbutils.train.control import Budget, Counters, PauseRequests, StepControl
+from nbutils.train.control import Budget, Records, pause_requests
 from nbutils.train.dataset import TokenRows
-from nbutils.train.disk import disk_is_full
-from nbutils.train.records import Records
 from nbutils.train.settings import TrainSettings
-from nbutils.train.trainer import Job, SmallchatTrainer
+from nbutils.train.trainer import Job, SmallchatTrainer, disk_is_full
 
 HANG_SECONDS = 60.0
 """How long the workers' first exchange may take; on several machines ten times as long."""
@@ -46,16 +45,13 @@ HANG_SECONDS = 60.0
 
 def main(arguments: list[str]) -> int:
     """Runs one rank; the exit status is 0 also for a pause."""
-    if len(arguments) != 1:
-        print("usage: torchrun … -m nbutils.train.worker SETTINGS.json", file=sys.stderr)
-        return 2
     try:
-        settings = read_settings(Path(arguments[0]))
+        settings = read_settings(Path(*arguments))
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR
-    requests = PauseRequests(settings.run_path)
-    return run_worker(Run(settings.run_path).training, lambda: _train_on_a_disk_with_room(settings, requests))
+    requested = pause_requests(settings.run_path)
+    return run_worker(Run(settings.run_path).training, lambda: _train_on_a_disk_with_room(settings, requested))
 
 
 def read_settings(path: Path) -> TrainSettings:
@@ -63,19 +59,18 @@ def read_settings(path: Path) -> TrainSettings:
     try:
         values = read_json(path)["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{shown(path)} holds no settings of a training run ({problem}); write it with `python -m nbutils settings "
-            "PROFILE`."
+            f"{shown(path)} holds no settings of a training run ({type(error).__name__}: {error}); write it with "
+            "`python -m nbutils settings PROFILE`."
         ) from None
     return TrainSettings.checked(values)
 
 
-def _train_on_a_disk_with_room(settings: TrainSettings, requests: PauseRequests) -> None:
+def _train_on_a_disk_with_room(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     try:
-        train(settings, requests)
+        train(settings, requested)
     except Exception as error:
-        if isinstance(error, UserError) or not disk_is_full(Run(settings.run_path).training, error):
+        if isinstance(error, UserError) or not disk_is_full(error):
             raise
         raise UserError(
             f"The disk of {shown(settings.run_path)} is full, so training stopped; free some and run again: it resumes "
@@ -83,56 +78,51 @@ def _train_on_a_disk_with_room(settings: TrainSettings, requests: PauseRequests)
         ) from error
 
 
-def train(settings: TrainSettings, requests: PauseRequests) -> None:
+def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     """Trains from the base or the newest checkpoint to the end or to a pause."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     run = Run(settings.run_path)
-    folder, data = run.training, run.rows
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "trackers"))
-    args = _joined(settings, folder)
-    rank, world = args.process_index, args.world_size
-    records = Records(folder, active=rank == 0)
-    if rank == 0:
+    data = run.rows
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.training / "trackers"))
+    args = _joined(settings, run.training)
+    world, everyone = args.world_size, args.distributed_state
+    records = Records(run.training, active=args.process_index == 0)
+    if records.active:
         ensure_base(settings, run.base, data)
         for partial in half_written(run.checkpoints_folder):
             shutil.rmtree(partial)
-    args.distributed_state.wait_for_everyone()
-    set_seed(settings.seed)
+    everyone.wait_for_everyone()
     identity = identity_of(settings, data)
     checkpoint, passed_over = newest_whole(run.checkpoints_folder)
     if checkpoint:
         check_identity(checkpoint, identity)
     step = checkpoint.step if checkpoint else 0
-    args.distributed_state.wait_for_everyone()
-    session = records.rewind(step) + 1
-    if rank == 0:
-        for damaged in passed_over:
-            damaged.set_aside()
+    everyone.wait_for_everyone()
+    records.rewind(step)
     for damaged, words in passed_over.items():
+        if records.active:
+            damaged.set_aside()
         records.progress("warning", message=f"The checkpoint {damaged.name} {words} and is passed over.")
 
     tokenizer = AutoTokenizer.from_pretrained(run.base)
     model = ModelRef.parse(str(run.base)).load()
     rows = TokenRows.for_training(data, settings, tokenizer)
-    plan, counters = BatchPlan.of(rows, settings), Counters()
-    budget = Budget(requests, settings.budget_minutes)
-    loader = StepLoader(rows, plan, rank, world, step, counters.add)
+    plan = BatchPlan.of(rows, settings)
+    loader = StepLoader(rows, plan, args.process_index, world, step)
     eval_rows = TokenRows.load(data / "eval", "assistant")
+    job = Job(settings, identity, loader, eval_rows, records, Budget(requested, settings.budget_minutes))
     if checkpoint:
-        budget.slowest = counters.load(checkpoint.path)["slowest"]
+        job.budget.slowest |= job.counters.load(checkpoint.path).get("slowest", {})
         if checkpoint.manifest["world_size"] != world:
             records.progress("warning", message="Resumed with another number of processes: not bit-identical.")
-    job = Job(settings, folder, identity, loader, eval_rows, records, counters, budget, session)
     trainer = SmallchatTrainer(model, tokenizer, args, job)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StepControl(trainer))
     if torch.are_deterministic_algorithms_enabled() and (problem := relax_where_needed(trainer)):
         records.progress("warning", message=problem)
     steps = plan.total_steps(settings.epochs, settings.max_steps)
     _announce(trainer, steps)
-    if any(gather_object([requests()])):  # while all this was made ready: nothing is measured any more either
-        records.progress("paused", step=loader.first_step, steps=steps)
+    if any(gather_object([requested()])):  # while all this was made ready: nothing is measured any more either
+        records.progress("paused", step=step, steps=steps)
         return
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     _end(trainer, tokenizer)
@@ -173,8 +163,8 @@ def _joined(settings: TrainSettings, folder: Path) -> Arguments:
 def _announce(trainer: SmallchatTrainer, steps: int) -> None:
     """Records what was derived from settings, data and machine, and that a session begins."""
     job, args, settings = trainer.job, trainer.args, trainer.job.settings
-    loader, plan = job.loader, job.loader.plan
-    dealt = [batch for rows in plan.steps(0) for rank in plan.deal(rows, args.world_size) for batch in rank]
+    loader, plan, records = job.loader, job.loader.plan, job.records
+    dealt = sum(len(rank) for rows in plan.steps(0) for rank in plan.deal(rows, args.world_size))
     derived = {
         "world_size": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
@@ -182,38 +172,33 @@ def _announce(trainer: SmallchatTrainer, steps: int) -> None:
         "parameters": trainer.model.num_parameters(),
         "steps": steps,
         "steps_per_epoch": len(loader),
-        "microbatches_per_step": round(len(dealt) / len(loader), 2),
+        "microbatches_per_step": round(dealt / len(loader), 2),
     }
-    data = {
-        "train_rows": len(plan.lengths),
-        "train_tokens": int(plan.lengths.sum()),
-        "train_supervised_tokens": int(loader.supervised.sum()),
-        "eval_rows": len(job.eval_rows),
-        "data_key": job.identity["data"],
-        "eval_hash": read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash"),
-    }
-    if job.records.active:
+    eval_hash = read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash")
+    data = {"data_key": job.identity["data"], "eval_hash": eval_hash}
+    if records.active:
         given = {"schema": 1, "settings": settings.model_dump(mode="json"), "machine": machine()}
-        write_json(job.folder / "settings.json", given | {"derived": derived, "data": data})
+        write_json(records.folder / "settings.json", given | {"derived": derived, "data": data})
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    facts = {"session": job.session, "step": loader.first_step, "world_size": args.world_size, "time": now}
+    facts = {"session": records.session, "step": loader.first_step, "world_size": args.world_size, "time": now}
     made_with = {"supervise": settings.supervise, "versions": versions()}
-    job.records.metric({"kind": "session"} | facts | made_with)
-    job.records.progress("started", **(facts | derived))
+    records.add("metric", {"kind": "session"} | facts | made_with)
+    records.progress("started", **(facts | derived))
 
 
 def _end(trainer: SmallchatTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes the final model, then measures it; or says how far a paused run is."""
-    job, state = trainer.job, trainer.state
+    records, state = trainer.job.records, trainer.state
+    done = {"step": state.global_step, "steps": state.max_steps}
     if state.global_step < state.max_steps:
-        job.records.progress("paused", step=state.global_step, steps=state.max_steps)
+        records.progress("paused", **done)
         return
-    if trainer.is_world_process_zero():
-        with replaced(job.folder / "final") as partial:
+    if records.active:
+        with replaced(records.folder / "final") as partial:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     trainer.evaluate()
-    job.records.progress("finished", step=state.global_step, steps=state.max_steps)
+    records.progress("finished", **done)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,9 @@ from nbutils.core.run.record import machine
 from nbutils.train import worker
 from nbutils.train.arguments import CHECKPOINTING, trainer_arguments
 from nbutils.train.batches import BatchPlan, StepLoader
-from nbutils.train.control import Budget, Counters
+from nbutils.train.control import Budget, Records, StepControl
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
-from nbutils.train.records import Records
 from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.builders import data_folder
 from tests.train.runs import SMALL, torchrun
@@ -226,21 +225,20 @@ class ClockCallback(TrainerCallback):
 def ours(settings: worker.TrainSettings, run: Path, reference: bool, plan: BatchPlan, expected: float) -> float:
     """Seconds of our trainer for the same steps; its first loss has to be the expected one."""
     rows = TokenRows.load(run / "data" / "train", "assistant")
-    counters = Counters()
-    loader = StepLoader(rows, plan, note_seconds=counters.add)
-    job = Job(settings, run, {}, loader, rows, Records(run, active=False), counters, Budget(lambda: False), 1)
+    job = Job(settings, {}, StepLoader(rows, plan), rows, Records(run, active=False), Budget(lambda: False))
     tokenizer = worker.AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     trainer = SmallchatTrainer(model_of(settings, reference), tokenizer, trainer_arguments(settings, run), job)
 
     def check() -> None:
         agree(
-            counters.window["loss"] / counters.window["supervised"],
+            job.counters.window["loss"] / job.counters.window["supervised"],
             expected,
             1e-4,
             "our first loss and cross-entropy's",
         )
 
     timer = ClockCallback(check)
+    trainer.remove_callback(StepControl)  # nothing is logged or evaluated
     trainer.add_callback(timer)
     trainer.train()
     return timer.clock.total(settings.max_steps)

@@ -8,15 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import AutoTokenizer
 
 from nbutils.core.files import write_json
 from nbutils.core.run.models import tiny_model
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.batches import BatchPlan, StepLoader
-from nbutils.train.control import Budget, Counters, StepControl
+from nbutils.train.control import Budget, Records
 from nbutils.train.dataset import TokenRows
-from nbutils.train.records import Records
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.builders import data_folder
@@ -66,15 +65,11 @@ def trainer_of(settings: TrainSettings) -> SmallchatTrainer:
     folder.mkdir(exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
     rows = TokenRows.for_training(data, settings, tokenizer)
-    counters, records, budget = Counters(), Records(folder, active=True), Budget(lambda: False)
-    loader = StepLoader(rows, BatchPlan.of(rows, settings), note_seconds=counters.add)
+    loader = StepLoader(rows, BatchPlan.of(rows, settings))
     held_out = TokenRows.load(data / "eval", "assistant")
-    job = Job(settings, folder, {}, loader, held_out, records, counters, budget, session=1)
+    job = Job(settings, {}, loader, held_out, Records(folder, active=True), Budget(lambda: False))
     model = tiny_model(tokenizer, settings.max_length, settings.seed)
-    trainer = SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StepControl(trainer))
-    return trainer
+    return SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
 
 
 def torchrun(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from nbutils.train.run import Outlook, line_of
@@ -12,34 +14,29 @@ def train_row(step: int, elapsed: float) -> dict:
     return {"event": "metric", "kind": "train", "step": step, "elapsed": elapsed, **numbers}
 
 
-def said(outlook: Outlook, steps: int, *rows: dict) -> list[tuple[str, str]]:
-    return [(outlook.after(row, steps), outlook.sentence()) for row in rows]
+def said(outlook: Outlook, steps: int, *rows: dict) -> list[list[str]]:
+    """What is said of the time left, row by row."""
+    return [[line[line.index("about") :] for line in outlook.lines(row, steps) if "about" in line] for row in rows]
 
 
-def test_nothing_is_said_before_the_third_step_and_the_forecast_once(monkeypatch):
+def test_nothing_is_said_before_the_third_step_and_the_forecast_once():
     """The first step, a warm-up, took 9 s and each later one 2 s."""
     rows = [train_row(1, 9.0), train_row(2, 11.0), train_row(3, 13.0), train_row(10, 27.0), train_row(100, 207.0)]
-    assert said(Outlook(0.0), 100, {"event": "started"}, *rows) == [
-        *[("", "")] * 3,
-        ("  about 3 minutes left", "Forecast: about 3 minutes left."),
-        ("  about 3 minutes left", ""),
-        ("", ""),  # the last step: nothing is left
-    ]
+    left = "about 3 minutes left"
+    assert said(Outlook(0.0), 100, *rows) == [[], [], [left, f"{left}."], [left], []]  # at the last nothing is left
     assert "loss 2.000" in line_of(rows[0], 100)
 
 
 def test_a_resumed_session_counts_from_its_own_first_row():
-    outlook = Outlook(0.0)
-    assert outlook.after(train_row(425, 5000.0), 500) == ""
-    assert outlook.after(train_row(450, 5050.0), 500) and outlook.seconds == pytest.approx(50 * 2.0)
+    """Of 25 steps in 50 s, not of 450 in 5050 s."""
+    rows = [train_row(425, 5000.0), train_row(450, 5050.0)]
+    assert [lines[:1] for lines in said(Outlook(0.0), 500, *rows)] == [[], ["about 2 minutes left"]]
 
 
 @pytest.mark.parametrize(
-    "minutes,expected", [(5.0, "; it ends in this session of 5 minutes."), (1.0, ": 4 sessions of 1 minute, this one")]
+    "minutes,expected", [(5.0, "; it ends in this session of 5 minutes."), (2.0, ": 2 sessions of 2 minutes, this one")]
 )
 def test_sessions_of_the_budget(monkeypatch, minutes, expected):
     """194 s are left after 20 s."""
-    monkeypatch.delenv("NBUTILS_STARTED", raising=False)
-    clock = iter((1000.0, 1020.0))
-    outlook = Outlook(minutes, lambda: next(clock))
-    assert expected in said(outlook, 100, train_row(1, 9.0), train_row(3, 13.0))[1][1]
+    monkeypatch.setenv("NBUTILS_STARTED", str(time.time() - 20))
+    assert expected in said(Outlook(minutes), 100, train_row(1, 9.0), train_row(3, 13.0))[1][1]

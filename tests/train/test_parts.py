@@ -14,17 +14,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl
+from nbutils.core.files import read_json, read_jsonl, write_json
 from nbutils.core.run import checkpoints
 from nbutils.core.run.checkpoints import Checkpoint
-from nbutils.train import arguments, control, disk
+from nbutils.train import arguments, control
 from nbutils.train.batches import BatchPlan, StepBatch, StepLoader
-from nbutils.train.control import Budget, Counters, PauseRequests, flops_of
+from nbutils.train.control import Budget, Counters, Records, flops_of, pause_requests
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
-from nbutils.train.records import Records
 from nbutils.train.settings import TrainerOptions, TrainSettings, checked_trackers
-from nbutils.train.trainer import CountingScaler
+from nbutils.train.trainer import CountingScaler, check_room, disk_is_full
 from tests.builders import data_folder
 from tests.train.runs import small_settings
 
@@ -95,13 +94,6 @@ def test_a_damaged_newest_checkpoint_does_not_push_out_the_next_whole_one(tmp_pa
         assert list(tmp_path.iterdir()) == [whole.path]
 
 
-def test_damaged_checkpoints_make_way_where_room_is_short(tmp_path, monkeypatch):
-    write_checkpoint(tmp_path, 20, {}).set_aside()
-    assert disk.make_room(tmp_path, 1) is None and list(tmp_path.glob("damaged-*"))
-    monkeypatch.setattr(disk, "room_for", lambda folder, needed: "no room" if list(folder.iterdir()) else None)
-    assert disk.make_room(tmp_path, 1) is None and not list(tmp_path.iterdir())
-
-
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path):
     made = write_checkpoint(tmp_path, 5, {"parameters": {"seed": 1, "learning_rate": 0.1}, "data": "abc"})
     with pytest.raises(UserError, match=r"learning_rate was 0\.1, is 0\.2"):
@@ -118,9 +110,11 @@ def test_a_newer_schema_is_named(tmp_path):
         checkpoints.newest_whole(tmp_path)
 
 
-def test_no_room_is_a_sentence(tmp_path):
-    assert disk.room_for(tmp_path, 1) is None
-    assert "MiB free" in disk.room_for(tmp_path, shutil.disk_usage(tmp_path).free)
+def test_no_room_is_a_full_disk(tmp_path):
+    check_room(tmp_path, 1)
+    with pytest.raises(OSError, match="GiB are free, a checkpoint needs") as caught:
+        check_room(tmp_path, shutil.disk_usage(tmp_path).free)
+    assert disk_is_full(caught.value) and not disk_is_full(OSError("no such file"))
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -189,18 +183,21 @@ def test_trackers_are_checked_by_name_and_package(monkeypatch):
 def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
     writer = Records(tmp_path, active=True)
     writer.rewind(0)
-    writer.metric({"kind": "session", "session": 1, "step": 0})
+    writer.add("metric", {"kind": "session", "session": 1, "step": 0})
     for step in (1, 2, 3):
-        writer.metric({"kind": "train", "step": step})
+        writer.add("metric", {"kind": "train", "step": step})
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write('{"kind": "train", "words": "caf\u00e9'.encode()[:-1])  # cut within a character
-    assert writer.rewind(2) == 1
+    writer.rewind(2)
+    assert writer.session == 2
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2]
-    assert writer.rewind(0) == 0 and read_jsonl(tmp_path / "metrics.jsonl") == []
+    again = Records(tmp_path, active=True)
+    again.rewind(0)
+    assert again.session == 1 and read_jsonl(tmp_path / "metrics.jsonl") == []
 
 
-def step_batch(**numbers: int) -> StepBatch:
-    return StepBatch([], [], **({"supervised_tokens": 10, "tokens": 60, "padded_tokens": 80, "attended": 0} | numbers))
+def step_batch() -> StepBatch:
+    return StepBatch([], [], supervised_tokens=10, tokens=60, padded_tokens=80, attended=0)
 
 
 @pytest.fixture
@@ -213,7 +210,7 @@ def clock(monkeypatch) -> list[float]:
 
 def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
     first = Counters()
-    first.restart_clock()
+    first.restart()
     clock[0] += 3.0
     first.count_step(step_batch(), 1.0, 1.0, 0.0)
     first.add("forward_backward", 2.5)
@@ -224,7 +221,7 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
     second = Counters()
     assert second.load(tmp_path)["slowest"] == {"step": 3.0}
     clock[0] += 20.0  # start-up
-    second.restart_clock()
+    second.restart()
     clock[0] += 1.0
     second.count_step(step_batch(), 1.0, 1.0, 0.0)
     second.add("forward_backward", 0.5)
@@ -234,11 +231,25 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
     assert row["seconds"]["forward_backward"] == 3.0 and row["seconds"]["optimizer"] == 1.0
 
 
+def test_a_checkpoint_of_an_earlier_smallchat_is_resumed(tmp_path, clock):
+    """Its counters knew neither of seconds nor of the slowest step, and counted more."""
+    window = {"loss": 2.0, "correct": 1.0, "supervised": 10.0, "tokens": 60.0, "padded": 80.0, "old": 1.0}
+    totals = {"supervised_tokens": 10, "total_tokens": 60, "elapsed": 3.0}
+    write_json(tmp_path / "counters.json", {"window": window, "totals": totals})
+    counters = Counters()
+    assert "slowest" not in counters.load(tmp_path)
+    counters.restart()
+    clock[0] += 1.0
+    counters.count_step(step_batch(), 1.0, 1.0, 0.0)
+    row = counters.row()
+    assert (row["loss"], row["total_tokens"], row["elapsed"]) == (3.0 / 20, 120, 4.0)
+
+
 def test_the_evaluation_before_the_first_step_is_no_part_of_its_row(clock):
     counters = Counters()
     counters.add("evaluation", 7.0)
     clock[0] += 7.0
-    counters.restart_clock()
+    counters.restart()
     clock[0] += 2.0
     counters.count_step(step_batch(), 1.0, 1.0, 0.0)
     row = counters.row()
@@ -274,11 +285,11 @@ def test_signals_ask_for_a_pause_and_nohup_is_respected(tmp_path):
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        requests = PauseRequests(tmp_path)
+        requests = pause_requests(tmp_path)
         os.kill(os.getpid(), signal.SIGHUP)
         assert not requests()
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        requests = PauseRequests(tmp_path)
+        requests = pause_requests(tmp_path)
         os.kill(os.getpid(), signal.SIGHUP)
         assert requests()
     finally:
