@@ -15,8 +15,7 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.stages import STAGES
-from nbutils.kaggle.archive import make_archive
-from nbutils.kaggle.bundle import BUDGET_MINUTES, Options, with_values, write_bundles
+from nbutils.kaggle.bundle import BUDGET_MINUTES, Options, make_archive, with_values, write_bundles
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
 from tests.kaggle.simulated import bundles

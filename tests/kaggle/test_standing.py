@@ -14,6 +14,7 @@ from transformers import TrainerControl, TrainerState
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import KAGGLE, read_json, write_json
+from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import key_of, key_parts
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
@@ -21,9 +22,8 @@ from nbutils.kaggle.bundle import Options, slug, stage_of
 from nbutils.kaggle.carry_over import best, continues, settings_of
 from nbutils.kaggle.command import options_of
 from nbutils.kaggle.environment import WHOLE, Environment
-from nbutils.kaggle.session import Session
+from nbutils.kaggle.session import Session, too_late
 from nbutils.kaggle.start import Bundle
-from nbutils.kaggle.whole import too_late
 from nbutils.pipeline.choice import Options as Choice
 from nbutils.pipeline.choice import chosen
 from nbutils.pipeline.parameters import plan
@@ -60,7 +60,7 @@ def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) 
 def kept(folder: Path, stale: str, in_pipeline: bool = False) -> bool:
     found, _ = best([folder.parent], "train", None)
     assert found is not None
-    return continues(found, "train", settings_of("train", NAMES), stale, in_pipeline)
+    return continues(found, inspect(spec("train"), settings_of("train", NAMES)), stale, in_pipeline)
 
 
 @pytest.mark.parametrize("status", ["done", "paused", "running"])
@@ -78,7 +78,7 @@ def test_long_or_unfinished_work_of_other_settings_stops_the_session(kaggle):
         kept(folder, "")
 
 
-def test_force_starts_anew_and_accept_keeps_a_finished_model(kaggle):
+def test_force_starts_again_and_accept_keeps_a_finished_model(kaggle):
     folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
     assert kept(folder, "accept") and kept(folder, "")  # accepted once, it fits
     folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
@@ -100,7 +100,7 @@ def test_of_two_trainings_the_one_that_fits_is_found(kaggle):
 def session(kaggle: Path, stage: str = "train", internet: bool = False, stale: str = "") -> Session:
     bundle = Bundle(stage, "mine", "me/it", processes=0, internet=internet, recipe="mine.yaml", stale=stale)
     made = Session(bundle, Environment(kaggle, "Batch", internet, ()))
-    made.run = kaggle / "working" / "runs" / "mine"
+    made.run = Run(kaggle / "working" / "runs" / "mine")
     return made
 
 
@@ -108,9 +108,9 @@ def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kag
     trained(kaggle, "paused")
     made = session(kaggle)
     assert made.keep_output(UserError("no room")) is True
-    record = Run(made.run).record("train")
+    record = made.run.record("train")
     assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
-    assert read_json(made.run / "session.json")["status"] == "failed"
+    assert read_json(made.run.path / "session.json")["status"] == "failed"
     assert "\033[1;31m" in capsys.readouterr().out
 
 
@@ -133,7 +133,7 @@ def test_a_failure_that_cannot_be_marked_costs_no_output_either(kaggle, capsys, 
 
 @pytest.mark.parametrize("status,step", [("done", 0), ("paused", 10_000)])
 def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(kaggle, tmp_path_factory, status, step):
-    """`--force` after the data changed: the new run, in the mirror alone, is not begun anew for the old one's sake."""
+    """`--force` after the data changed: the new run, in the mirror alone, is not lost for the old one's sake."""
 
     class Held:
         repo = "me/mirror"
@@ -162,13 +162,13 @@ def test_the_end_of_a_session_is_noted(kaggle):
     trained(kaggle, "done")
     made = session(kaggle)
     made.close()
-    assert read_json(made.run / "session.json")["status"] == "done"
+    assert read_json(made.run.path / "session.json")["status"] == "done"
     made = session(kaggle, WHOLE)
     made.close()
-    assert read_json(made.run / "session.json")["status"] == "running"
+    assert read_json(made.run.path / "session.json")["status"] == "running"
     made.waits = "evaluate waits."
     made.close()
-    assert read_json(made.run / "session.json")["status"] == "paused"
+    assert read_json(made.run.path / "session.json")["status"] == "paused"
 
 
 @pytest.mark.parametrize("attached", [True, False])
@@ -231,9 +231,9 @@ def profile(tmp_path) -> Path:
 
 def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(profile):
     found = given(profile)
-    assert (found.internet, found.mirror, found.mirror_minutes) == (False, "me/mirror", 5.0)
+    assert (found.internet, found.checkpoint_mirror, found.mirror_minutes) == (False, "me/mirror", 5.0)
     found = given(profile, mirror="", mirror_minutes=7.0, overrides=["internet=true"], force=True)
-    assert (found.internet, found.mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
+    assert (found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
     assert given(SMALL).internet and given(SMALL).mirror_minutes == 30.0
     asked = given(SMALL, overrides=["datasets=[a b]"])
     assert asked.recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
