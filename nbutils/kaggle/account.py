@@ -87,16 +87,16 @@ class Account:
 
         return self._patiently(address, ask, lambda error: _passes(error) or _answer(error) in DENIED)
 
-    def gpu_hours(self) -> tuple[float, float] | None:
-        """GPU-hours left this week, and given; None where Kaggle does not say."""
+    def gpu_hours(self) -> str:
+        """GPU-hours left this week, and given; '' where Kaggle does not say."""
         try:
             gpu = self.api.quota_view().gpu_quota
         except (requests.RequestException, ValueError):  # no more than a courtesy
-            return None
+            return ""
         if gpu is None:
-            return None
-        total, used = gpu.total_time_allowed.total_seconds(), gpu.time_used.total_seconds()
-        return max(0.0, total - used) / 3600, total / 3600
+            return ""
+        hours, used = gpu.total_time_allowed.total_seconds() / 3600, gpu.time_used.total_seconds() / 3600
+        return f"GPU quota: {max(0.0, hours - used):.1f} of {hours:.0f} hours left this week"
 
     def _asked(self, call: str, request: Any, address: str) -> Any:
         request.user_name, request.kernel_slug = address.split("/")

@@ -60,7 +60,6 @@ The first cell unpacks the program; the parameters below are those of the profil
 """
 COMMIT = "commit.txt"
 """In the archive: the commit that it was made from."""
-
 CELL = '''\
 # smallchat as it was bundled. This cell unpacks it, looks at the machine and installs what the image lacks.
 ARCHIVE = """
@@ -75,7 +74,6 @@ if not (folder / "{commit}").is_file():
         packed.extractall(folder)
 sys.path.insert(0, str(folder))
 
-from nbutils.kaggle.packages import REQUIREMENTS, requirements
 from nbutils.kaggle.start import Bundle, start
 
 session = start({bundle!r})
@@ -253,14 +251,10 @@ def _write(out: Path, name: str, book: Any, options: Options) -> Path:
         "kernel_type": "notebook",
         "is_private": True,
         "enable_gpu": gpu,
-        "enable_tpu": False,
         "enable_internet": options.internet,
         **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
-        "keywords": [],
         "dataset_sources": list(options.attached),
-        "competition_sources": [],
         "kernel_sources": [_address(options, each) for each in reads],
-        "model_sources": [],
     }
     write_text(out / own / f"{own}.ipynb", text + "\n")
     write_json(out / own / METADATA, metadata)
@@ -296,7 +290,7 @@ def make_archive() -> bytes:
 
 
 def check_reach(plan: Plan) -> None:
-    """UserError that lists what lies on this machine alone: models, conversations, tasks, runs to compare with."""
+    """UserError that lists what is on this machine alone: models, conversations, tasks, runs to compare with."""
     local: dict[str, None] = {}
     for planned in plan.stages:
         values = planned.settings.model_dump(mode="json")
@@ -309,7 +303,7 @@ def check_reach(plan: Plan) -> None:
                 local[path] = None
     if local:
         raise UserError(
-            f"A session on Kaggle cannot reach what lies on this machine: {', '.join(local)}. Upload it as a Kaggle "
-            "dataset, bundle with --attach OWNER/DATASET, and give the path that it has there, such as "
+            f"A session on Kaggle cannot reach what is on this machine alone: {', '.join(local)}. Upload it as a "
+            "Kaggle dataset, bundle with --attach OWNER/DATASET, and give the path that it has there, such as "
             f"/kaggle/input/DATASET/{Path(next(iter(local))).name}."
         )

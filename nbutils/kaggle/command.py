@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument("--owner", metavar="NAME", required=True, help="your user name on Kaggle")
     bundle.add_argument(
         "--offline",
-        action="store_true",
+        action="append_const",
+        dest="overrides",
+        const="internet=false",
         help="without internet (internet: false in the profile): everything comes from --attach",
     )
     bundle.add_argument(
@@ -41,10 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument(
         "--mirror",
         metavar="OWNER/REPO",
+        action="append",
+        dest="overrides",
+        type="checkpoint_mirror={!r}".format,
         help="checkpoint_mirror: a private Hub repository that gets the newest checkpoint while training",
     )
     bundle.add_argument(
-        "--mirror-minutes", metavar="N", type=float, help="minutes between two of them (mirror_minutes; default: 30)"
+        "--mirror-minutes",
+        metavar="N",
+        action="append",
+        dest="overrides",
+        type="mirror_minutes={}".format,
+        help="minutes between two of them (mirror_minutes; default: 30)",
     )
     stale = bundle.add_mutually_exclusive_group()
     stale.add_argument("--accept", action="store_true", help="keep earlier sessions' work that is stale")
@@ -95,18 +105,11 @@ def _bundle(arguments: argparse.Namespace) -> int:
 
 
 def options_of(arguments: argparse.Namespace, profile: Path) -> Options:
-    """The options of `kaggle bundle`; those on the command line override the profile's own values.
+    """The options of `kaggle bundle`; its flags, and `-p`, override the profile's own values.
 
     UserError for what Kaggle or the Hub would refuse.
     """
     given = read_profile(profile) | dict(read_override(text) for text in arguments.overrides)
-    given = {name: given[name] for name in OF_BUNDLES if name in given}
-    if arguments.offline:
-        given["internet"] = Given(False, "--offline")
-    if arguments.mirror is not None:
-        given["checkpoint_mirror"] = Given(arguments.mirror, "--mirror")
-    if arguments.mirror_minutes is not None:
-        given["mirror_minutes"] = Given(arguments.mirror_minutes, "--mirror-minutes")
     place = shown(profile)
     name = profile.name if Path(place).is_absolute() else place  # no place on this machine goes into a notebook
     return Options(
@@ -115,7 +118,7 @@ def options_of(arguments: argparse.Namespace, profile: Path) -> Options:
         recipe=shlex.join([name, *(word for text in arguments.overrides for word in ("-p", text))]),
         attached=tuple(_checked("dataset", Given(name, "--attach")) for name in arguments.attach),
         stale="accept" if arguments.accept else "force" if arguments.force else "",
-        **{name: _checked(name, entry) for name, entry in given.items()},
+        **{name: _checked(name, given[name]) for name in OF_BUNDLES if name in given},
     )
 
 

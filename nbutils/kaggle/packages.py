@@ -93,7 +93,8 @@ def needed(stage: str) -> list[Requirement]:
 
 def inspect(requirements: Iterable[Requirement]) -> list[Package]:
     """What is installed of the requirements. UserError where the image is too old or too new for us."""
-    packages = [Package(requirement, installed_version(requirement.name)) for requirement in requirements]
+    found = live_versions()
+    packages = [Package(each, found.get(canonicalize_name(each.name))) for each in requirements]
     for package in packages:
         if package.name not in NEWEST or package.version is None:
             continue
@@ -112,14 +113,6 @@ def inspect(requirements: Iterable[Requirement]) -> list[Package]:
     return packages
 
 
-def installed_version(name: str) -> str | None:
-    """The installed version of a distribution, None where there is none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def live_versions() -> dict[str, str]:
     """Name → version of everything that is installed at this moment."""
     found: dict[str, str] = {}
@@ -129,22 +122,36 @@ def live_versions() -> dict[str, str]:
     return found
 
 
-def install(
-    packages: Sequence[Package], everything: Mapping[str, str], internet: bool, wheels: Sequence[Path]
-) -> list[Package]:
-    """Installs what does not fit yet, and returns the packages as they are then. UserError says what pip could not do.
+def install(packages: Sequence[Package], internet: bool, wheels: Sequence[Path]) -> str:
+    """Installs what does not fit yet; a table of what is kept and what was changed, helpers of the new included.
 
-    `everything` are the versions of all that is there (`live_versions`), which stay as far as they can.
+    What else is there stays as far as it can. UserError says what pip could not do.
     """
+    before = live_versions()
     lacking = [package for package in packages if not package.fits]
-    if not lacking:
-        return list(packages)
-    names = ", ".join(str(package.requirement) for package in lacking)
-    replaced = {package.name for package in lacking}
-    limits = sorted(f"{name}=={version}" for name, version in everything.items() if name not in replaced)
-    offline = [] if internet else ["--no-index"]
+    if lacking:
+        _install_all(lacking, before, internet, wheels)
+        importlib.invalidate_caches()
+    now = live_versions()
+    rows = [("package", "needed", "found", "installed")]
+    for package in packages:
+        old, new = package.version or "nothing", now.get(package.name, "nothing")
+        if old != new or package.name in (*NEWEST, "trl", "datasets"):
+            requirement = package.requirement
+            rows.append((requirement.name, str(requirement.specifier), old, new if new != old else "kept"))
+    own = [package.name for package in packages]
+    helpers = [name for name in sorted(now) if name not in own and now[name] != before.get(name)]
+    rows += [(name, "a helper", before.get(name, "nothing"), now[name]) for name in helpers]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _install_all(lacking: Sequence[Package], before: Mapping[str, str], internet: bool, wheels: Sequence[Path]) -> None:
+    replaced = [package.name for package in lacking]
+    limits = sorted(f"{name}=={version}" for name, version in before.items() if name not in replaced)
+    names = [str(package.requirement) for package in lacking]
     links = [word for path in wheels for word in ("--find-links", str(path))]
-    options = [*offline, *links, *(str(package.requirement) for package in lacking)]
+    options = [*([] if internet else ["--no-index"]), *links, *names]
     done = _install(limits, options)
     if done.returncode:  # a newcomer may need a newer helper than the image has; what counts is kept all the same
         done = _install([line for line in limits if line.startswith(CONSTRAINED)], options)
@@ -153,11 +160,9 @@ def install(
         old = f" (for Python {sys.version_info.major}.{sys.version_info.minor})"
         advice = "" if internet else f"collect the wheels again with `python -m nbutils kaggle wheels`{old}, or "
         raise UserError(
-            f"pip cannot install {names} beside what the image brings ({' '.join(last) or 'see its log'}): {advice}"
-            "choose the newest environment in the notebook's options (Environment: Always use latest)."
+            f"pip cannot install {', '.join(names)} beside what the image brings ({' '.join(last) or 'see its log'}): "
+            f"{advice}choose the newest environment in the notebook's options (Environment: Always use latest)."
         )
-    importlib.invalidate_caches()
-    return [Package(package.requirement, installed_version(package.requirement.name)) for package in packages]
 
 
 def _install(limits: Sequence[str], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -170,26 +175,6 @@ def _install(limits: Sequence[str], options: Sequence[str]) -> subprocess.Comple
 def _pip(action: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pip", action, "-q", *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def table(before: Sequence[Package], after: Sequence[Package], everything: Mapping[str, str]) -> str:
-    """What was found and what was installed, a line each for what is kept and for what was changed.
-
-    `everything` are the versions of all that was there before: helpers that the new packages brought or raised are
-    listed too.
-    """
-    rows = [("package", "needed", "found", "installed")]
-    for old, new in zip(before, after, strict=True):
-        if old.version != new.version or old.name in (*NEWEST, "trl", "datasets"):
-            changed = new.version if new.version != old.version else ""
-            requirement = old.requirement
-            rows.append((requirement.name, str(requirement.specifier), old.version or "nothing", changed or "kept"))
-    own = {package.name for package in before}
-    for name, version in sorted(live_versions().items()):
-        if name not in own and everything.get(name) != version:
-            rows.append((name, "a helper", everything.get(name, "nothing"), version))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 # ---- on a machine with a network

@@ -69,7 +69,7 @@ class Pusher:
         self.say = say
 
     def push_all(self, folders: list[Path]) -> None:
-        """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot go on."""
+        """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot continue."""
         for folder in folders:
             facts = read_json(folder / METADATA)
             for source in facts["kernel_sources"]:
@@ -142,8 +142,8 @@ class Pusher:
                 )
         write_json(folder / PUSHED, {"schema": 1, "version": answer.version_number, "mark": mark})
         self.say(f"{address}: version {answer.version_number} pushed, {answer.url}")
-        if (hours := self.account.gpu_hours()) is not None:
-            self.say(f"GPU quota: {hours[0]:.1f} of {hours[1]:.0f} hours left this week")
+        if quota := self.account.gpu_hours():
+            self.say(quota)
 
     def _is_there(self, address: str) -> bool:
         """Whether Kaggle knows a notebook; "no" is believed at the third look."""

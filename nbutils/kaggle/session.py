@@ -1,4 +1,4 @@
-"""A bundled notebook's session behind its first cell: what it goes on from (`resume`), and its end (`close`)."""
+"""A bundled notebook's session behind its first cell: what it continues (`resume`), and its end (`close`)."""
 
 from __future__ import annotations
 

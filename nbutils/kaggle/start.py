@@ -82,9 +82,7 @@ def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> 
     before = packages.inspect(packages.needed(bundle.stage))
     if not where.internet:
         check_attached(bundle.needs, before, bundle.recipe, wheels)
-    everything = packages.live_versions()
-    after = packages.install(before, everything, where.internet, wheels)
-    print(packages.table(before, after, everything))
+    print(packages.install(before, where.internet, wheels))
     if has_secret:
         print("HF_TOKEN is taken from the notebook's secrets.")
     if where.internet:

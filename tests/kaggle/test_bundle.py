@@ -157,7 +157,7 @@ def test_bad_input_is_one_sentence(tmp_path, options, words):
     assert len(re.findall(r"\n", ran.stderr.strip())) == 0
 
 
-def test_what_lies_on_this_machine_alone_is_listed(tmp_path):
+def test_what_is_on_this_machine_alone_is_listed(tmp_path):
     options = Options("someone", "mine", "mine.yaml")
     (tmp_path / "talk").mkdir()
     file = tmp_path / "mine.yaml"
@@ -169,5 +169,5 @@ def test_what_lies_on_this_machine_alone_is_listed(tmp_path):
     assert "/kaggle/input/DATASET/my.gguf" in said and not (tmp_path / "out").exists()
     file.write_text("base_model: /kaggle/input/things/my.gguf\ndatasets: [/kaggle/input/things/my.jsonl]\n")
     assert len(write_bundles(plan(file, []), options, tmp_path / "out")) == 7
-    with pytest.raises(UserError, match=r"lies on this machine: models/SmolLM2.*gguf"):
+    with pytest.raises(UserError, match=r"is on this machine alone: models/SmolLM2.*gguf"):
         write_bundles(plan(LAPTOP, []), options, tmp_path / "laptop")

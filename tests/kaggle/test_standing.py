@@ -20,7 +20,7 @@ from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
 from nbutils.kaggle.bundle import Options, slug, stage_of
 from nbutils.kaggle.carry_over import best, continues, settings_of
-from nbutils.kaggle.command import options_of
+from nbutils.kaggle.command import add_arguments, options_of
 from nbutils.kaggle.environment import WHOLE, Environment
 from nbutils.kaggle.session import Session, too_late
 from nbutils.kaggle.start import Bundle
@@ -44,7 +44,7 @@ def kaggle(tmp_path, monkeypatch) -> Path:
 
 
 def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) -> Path:
-    """The training of an earlier session, as it would lie in the run folder, with these settings but for `changes`."""
+    """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of("train", NAMES | changes)
     parts = key_parts(spec("train"), settings)
     folder = settings.run_path / "train"
@@ -216,10 +216,11 @@ def test_a_rehearsal_pauses_after_its_steps_however_fast_the_machine(step, pause
 # Options
 
 
-def given(profile: Path, **changes: object) -> Options:
-    values = {"owner": "someone", "overrides": [], "offline": False, "attach": [], "mirror": None}
-    values |= {"mirror_minutes": None, "accept": False, "force": False, "profile": str(profile)}
-    return options_of(argparse.Namespace(**(values | changes)), profile)
+def given(profile: Path, *words: str) -> Options:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    always = ["bundle", str(profile), "--out", "x", "--owner", "someone"]
+    return options_of(parser.parse_args([*always, *words]), profile)
 
 
 @pytest.fixture
@@ -232,28 +233,30 @@ def profile(tmp_path) -> Path:
 def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(profile):
     found = given(profile)
     assert (found.internet, found.checkpoint_mirror, found.mirror_minutes) == (False, "me/mirror", 5.0)
-    found = given(profile, mirror="", mirror_minutes=7.0, overrides=["internet=true"], force=True)
+    found = given(profile, "--mirror", "", "--mirror-minutes", "7", "-p", "internet=true", "--force")
     assert (found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
+    assert not given(SMALL, "--offline").internet
     assert given(SMALL).internet and given(SMALL).mirror_minutes == 30.0
-    asked = given(SMALL, overrides=["datasets=[a b]"])
+    asked = given(SMALL, "-p", "datasets=[a b]")
     assert asked.recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
     assert given(profile).recipe == "mine.yaml", "no place on this machine goes into a notebook"
     assert len(plan(profile, []).stages) == 6  # `run` knows the names and passes over them
 
 
 @pytest.mark.parametrize(
-    "changes,words",
+    "options,words",
     [
-        ({"attach": ["foo"]}, ["--attach", "'foo'", "OWNER/DATASET"]),
-        ({"mirror_minutes": 0.0}, ["--mirror-minutes", "more than 0"]),
-        ({"mirror": "foo"}, ["--mirror", "owner/name"]),
-        ({"overrides": ["mirror_minutes=0"]}, ["mirror_minutes", "more than 0"]),
-        ({"overrides": ["internet=2"]}, ["internet", "true or false"]),
+        (["--attach", "foo"], ["--attach", "'foo'", "OWNER/DATASET"]),
+        (["--mirror-minutes", "0"], ["mirror_minutes", "more than 0"]),
+        (["--mirror-minutes", "soon"], ["mirror_minutes", "more than 0"]),
+        (["--mirror", "foo"], ["mirror", "'foo'", "owner/name"]),
+        (["-p", "mirror_minutes=0"], ["mirror_minutes", "more than 0"]),
+        (["-p", "internet=2"], ["internet", "true or false"]),
     ],
 )
-def test_what_kaggle_would_refuse_is_one_sentence(profile, changes, words):
+def test_what_kaggle_would_refuse_is_one_sentence(profile, options, words):
     with pytest.raises(UserError) as raised:
-        given(profile, **changes)
+        given(profile, *options)
     assert all(word in str(raised.value) for word in words)
 
 
