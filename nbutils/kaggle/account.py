@@ -1,21 +1,24 @@
 """An account on Kaggle: the requests that a push makes, asked again while network or server are in trouble.
 
-Requests go through the `kaggle` package (2.2: `KaggleApi.kernels_push`, `kernels_status`, `kernels_output`,
-`quota_view`).
+Pushes go through `KaggleApi.kernels_push`, which checks the metadata; what is asked goes to the same package's client
+(kaggle 2.2): `kernels_output` downloads without a time limit, and writes an error's page into the file.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
+import requests
+from urllib3.exceptions import NewConnectionError
+
 from nbutils.core.errors import UserError
+from nbutils.core.files import replaced, write_text
 
 PATIENCE_SECONDS = 1800.0
 """For how long a request is repeated: a push is followed for days, and a router restarts in minutes."""
@@ -23,8 +26,10 @@ LONGEST_PAUSE = 300.0
 """Seconds between two tries, at most; the first pause is that between two looks, each later one twice as long."""
 DOWNLOAD_SECONDS = 60.0
 """Without a byte of a file that is downloaded."""
-PASSING = (408, 425, 429, 500, 502, 503, 504)
-"""Answers of a server that may be another one soon."""
+PASSING = (None, 408, 425, 429, 500, 502, 503, 504)
+"""Answers of a server that may be another one soon; None for no answer."""
+DENIED = (401, 403)
+"""Kaggle's answers for unknown names too, and in a bad moment for what was there just now."""
 NEW = "NEW_SCRIPT"
 """The status of a notebook that was never run."""
 T = TypeVar("T")
@@ -34,24 +39,23 @@ class Account:
     """An authenticated `KaggleApi` that has `patience` seconds for each request."""
 
     def __init__(self, api: Any, pause: float, patience: float, say: Callable[[str], None]) -> None:
+        from kagglesdk.kernels.types import kernels_api_service  # of the package kaggle, which may be absent
+
         self.api = api
+        self.requests = kernels_api_service
         self.pause = pause
         self.patience = patience
         self.say = say
 
     def status(self, address: str) -> str | None:
         """The state of the newest version; None where there is no such notebook, or none that was ever run."""
-        from requests import HTTPError
 
         def ask() -> str | None:
             try:
-                name = str(self.api.kernels_status(address).status.name)
-            except json.JSONDecodeError:
-                raise
-            except ValueError:  # how the package says 401 and 403, which Kaggle answers for unknown names too
-                return None
-            except HTTPError as error:
-                if error.response is not None and error.response.status_code == 404:
+                request = self.requests.ApiGetKernelSessionStatusRequest()
+                name = str(self._asked("get_kernel_session_status", request, address).status.name)
+            except requests.HTTPError as error:
+                if _answer(error) in (*DENIED, 404):
                     return None
                 raise
             return None if name == NEW else name
@@ -63,36 +67,49 @@ class Account:
         return self._patiently(address, lambda: self.api.kernels_push(str(folder)), _never_arrived)
 
     def output(self, address: str, target: Path, pattern: str) -> int:
-        """Downloads the newest version's files whose names match; returns how many."""
+        """Downloads the newest version's files whose names match, and its log; returns how many."""
 
         def ask() -> int:
-            with _checked_downloads():
-                return len(self.api.kernels_output(address, str(target), file_pattern=pattern, force=True)[0])
+            request, files, log = self.requests.ApiListKernelSessionOutputRequest(), dict[str, str](), ""
+            while True:
+                answer = self._asked("list_kernel_session_output", request, address)
+                log = log or answer.log or ""
+                files |= {file.file_name: file.url for file in answer.files or []}
+                if not answer.next_page_token:
+                    break
+                request.page_token = answer.next_page_token
+            chosen = [name for name in files if re.search(pattern, name)]
+            for name in chosen:
+                _download(files[name], target / name)
+            if log:
+                write_text(target / f"{address.partition('/')[2]}.log", log)
+            return len(chosen) + bool(log)
 
-        return self._patiently(address, ask, lambda error: _passes(error) or _denied(error))
+        return self._patiently(address, ask, lambda error: _passes(error) or _answer(error) in DENIED)
 
-    def gpu_hours(self) -> tuple[float, float] | None:
-        """GPU-hours left this week, and given; None where Kaggle does not say."""
-        from requests import RequestException
-
+    def gpu_hours(self) -> str:
+        """GPU-hours left this week, and given; '' where Kaggle does not say."""
         try:
             gpu = self.api.quota_view().gpu_quota
-        except (RequestException, ValueError):  # no more than a courtesy
-            return None
+        except (requests.RequestException, ValueError):  # no more than a courtesy
+            return ""
         if gpu is None:
-            return None
-        total, used = gpu.total_time_allowed.total_seconds(), gpu.time_used.total_seconds()
-        return max(0.0, total - used) / 3600, total / 3600
+            return ""
+        hours, used = gpu.total_time_allowed.total_seconds() / 3600, gpu.time_used.total_seconds() / 3600
+        return f"GPU quota: {max(0.0, hours - used):.1f} of {hours:.0f} hours left this week"
+
+    def _asked(self, call: str, request: Any, address: str) -> Any:
+        request.user_name, request.kernel_slug = address.split("/")
+        with self.api.build_kaggle_client() as client:
+            return getattr(client.kernels.kernels_api_client, call)(request)
 
     def _patiently(self, address: str, ask: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
         """The answer to a request; UserError where it fails for good, or for longer than there is patience."""
-        from requests import RequestException
-
         began, pause = time.monotonic(), self.pause
         while True:
             try:
                 return ask()
-            except (RequestException, ValueError, OSError) as error:
+            except (ValueError, OSError) as error:  # RequestException is an OSError
                 left = self.patience - (time.monotonic() - began)
                 if not passes(error) or left <= 0:
                     raise _sentence(address, error) from None
@@ -121,59 +138,35 @@ def signed_in() -> Any:
     return api
 
 
-@contextmanager
-def _checked_downloads() -> Iterator[None]:
-    """For the package's downloads (2.2), which have no time limit and write an error's page into the file."""
-    from kaggle.api import kaggle_api_extended as package
-
-    get = package.requests.get
-
-    def checked(url: str, **options: Any) -> Any:
-        response = get(url, timeout=DOWNLOAD_SECONDS, **options)
+def _download(url: str, path: Path) -> None:
+    with requests.get(url, stream=True, timeout=DOWNLOAD_SECONDS) as response:
         response.raise_for_status()
-        return response
-
-    package.requests.get = checked
-    try:
-        yield
-    finally:
-        package.requests.get = get
+        with replaced(path) as partial, partial.open("wb") as file:
+            file.writelines(response.iter_content(2**20))
 
 
-def _denied(error: Exception) -> bool:
-    """Whether the package says that Kaggle answered 401 or 403: for a bad moment, too, of what was there just now."""
-    return isinstance(error, ValueError) and "Cannot access" in str(error)
+def _answer(error: Exception) -> int | None:
+    """The status of the answer that an error is about; None for no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _passes(error: Exception) -> bool:
     """Whether the same request may succeed a little later."""
-    from requests import ConnectionError, HTTPError, Timeout
-    from requests.exceptions import ChunkedEncodingError
-
-    if isinstance(error, HTTPError):
-        return error.response is None or error.response.status_code in PASSING
-    return isinstance(error, ConnectionError | Timeout | ChunkedEncodingError | json.JSONDecodeError)
+    return isinstance(error, requests.RequestException) and _answer(error) in PASSING
 
 
 def _never_arrived(error: Exception) -> bool:
     """Whether a request surely was not taken: a second version of a notebook costs a second session."""
-    from requests import ConnectionError, ConnectTimeout, HTTPError
-
-    if isinstance(error, HTTPError):
-        return error.response is not None and error.response.status_code in (429, 503)
-    unheard = ("NewConnectionError", "NameResolutionError")
-    return isinstance(error, ConnectTimeout) or (
-        isinstance(error, ConnectionError) and any(word in repr(error) for word in unheard)
-    )
+    unheard = isinstance(getattr(error.args[0], "reason", None), NewConnectionError) if error.args else False
+    return unheard or isinstance(error, requests.ConnectTimeout) or _answer(error) in (429, 503)
 
 
 def _sentence(address: str, error: Exception) -> UserError:
-    response = getattr(error, "response", None)
-    if _denied(error) or (response is not None and response.status_code in (401, 403)):
+    if _answer(error) in DENIED:
         return UserError(
             f"Kaggle lets these credentials do nothing with {address}: check that they are of the user who owns it."
         )
-    if isinstance(error, ValueError) and not _passes(error):
+    if not isinstance(error, OSError):
         return UserError(f"The kaggle package refuses {address} ({_words(error)}): mend its kernel-metadata.json.")
     return UserError(f"Kaggle cannot be asked about {address} ({_words(error)}): check the network and try again.")
 

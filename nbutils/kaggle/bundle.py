@@ -8,24 +8,30 @@ two T4s, "NvidiaTeslaP100" and no value at all give one P100, for which today's 
 from __future__ import annotations
 
 import ast
-import json
+import base64
+import io
+import lzma
 import re
-from dataclasses import dataclass
+import tarfile
+import textwrap
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes, shown, write_json, write_text
-from nbutils.core.notebooks import code_cells, notebook_path, parameters
+from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes, write_json, write_text
+from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.models import TINY
+from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
 from nbutils.data.chitchat import NAME as CHITCHAT
 from nbutils.data.sources import FILE_ENDINGS
-from nbutils.kaggle.archive import first_cell, make_archive
 from nbutils.kaggle.environment import WHOLE
-from nbutils.kaggle.start import Need
+from nbutils.kaggle.packages import REQUIREMENTS, requirements
+from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 
@@ -37,13 +43,13 @@ METADATA = "kernel-metadata.json"
 BUILT_IN = ("", TINY, CHITCHAT)
 FILES = (*FILE_ENDINGS, ".gguf")
 RESUME = """\
-# What earlier sessions and notebooks made is found below /kaggle/input and goes on from here.
+# What earlier sessions and notebooks made is found below /kaggle/input and continued.
 session.resume(globals())"""
 CLOSE = """\
-# How to go on, and a last look at the size of the output.
+# How to continue, and a last look at the size of the output.
 session.close()"""
 RUN_ALL = """\
-# All six notebooks in order; what is done is skipped. They stand in runs/<run>/notebooks/ as executed.
+# All six notebooks in order; what is done is skipped. As executed they are in runs/<run>/notebooks/.
 session.run_all(globals())"""
 INTRODUCTION = """\
 # {title}
@@ -52,17 +58,35 @@ INTRODUCTION = """\
 
 The first cell unpacks the program; the parameters below are those of the profile *{profile}*.
 """
+COMMIT = "commit.txt"
+"""In the archive: the commit that it was made from."""
+CELL = '''\
+# smallchat as it was bundled. This cell unpacks it, looks at the machine and installs what the image lacks.
+ARCHIVE = """
+{archive}
+"""
 
-MIRROR_MINUTES = 30.0
+import base64, io, pathlib, sys, tarfile, tempfile
+
+folder = pathlib.Path(tempfile.gettempdir()) / "smallchat-{digest}"
+if not (folder / "{commit}").is_file():
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(ARCHIVE)), mode="r:xz") as packed:
+        packed.extractall(folder)
+sys.path.insert(0, str(folder))
+
+from nbutils.kaggle.start import Bundle, start
+
+session = start({bundle!r})
+'''
 
 
 @dataclass(frozen=True)
 class Options:
     """Who owns the notebooks, whether they may use the internet, which Kaggle datasets (`owner/slug`) are attached.
 
-    `recipe` is the profile with its values as a command line has them. `mirror` is a private Hub repository that gets
-    the newest checkpoint every `mirror_minutes`; empty for none. `stale` says what happens to long earlier work that no
-    longer fits: accept, force, or '' to stop there.
+    `recipe` is the profile with its values as a command line has them. `checkpoint_mirror` is a private Hub repository
+    that gets the newest checkpoint every `mirror_minutes`; empty for none. `stale` says what happens to long
+    earlier work that no longer fits: accept, force, or '' to stop there.
     """
 
     owner: str
@@ -70,8 +94,8 @@ class Options:
     recipe: str
     internet: bool = True
     attached: tuple[str, ...] = ()
-    mirror: str = ""
-    mirror_minutes: float = MIRROR_MINUTES
+    checkpoint_mirror: str = ""
+    mirror_minutes: float = 30.0
     stale: str = ""
 
 
@@ -105,11 +129,8 @@ def stage_of(address: str) -> str:
     return next((stage.name for stage in stages() if address.endswith(f"-{_words(stage.name)}")), WHOLE)
 
 
-def sources(options: Options, name: str) -> list[str]:
-    """The notebooks whose output a bundle reads; of what can take several sessions, itself too."""
-    upstream = [] if name == WHOLE else [*spec(name).reads, *spec(name).consults]
-    own = [name] if name == WHOLE or spec(name).pausable else []
-    return [f"{options.owner}/{slug(options.profile, each)}" for each in (*upstream, *own)]
+def _address(options: Options, name: str) -> str:
+    return f"{options.owner}/{slug(options.profile, name)}"
 
 
 def with_values(source: str, values: dict[str, Any]) -> str:
@@ -126,10 +147,6 @@ def with_values(source: str, values: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-def _on_gpu(name: str) -> bool:
-    return name == WHOLE or spec(name).gpu
-
-
 def _words(name: str) -> str:
     return "whole-pipeline" if name == WHOLE else re.sub(r"[^a-z0-9]+", "-", spec(name).file.lower()[:-6])
 
@@ -140,22 +157,24 @@ def _values(planned: Planned) -> dict[str, Any]:
     return budget | planned.injected
 
 
-def _facts(plan: Plan, needs: list[Need], options: Options, name: str) -> str:
-    """The fields of `Bundle`: stage, profile, address, and what the first cell checks before anything else."""
-    facts = {
-        "stage": name,
-        "profile": options.profile,
-        "address": f"{options.owner}/{slug(options.profile, name)}",
-        "processes": max(getattr(planned.settings, "processes", 0) for planned in plan.stages),
-        "internet": options.internet,
-        "recipe": options.recipe,
-        "needs": needs,
-    }
-    if options.stale:
-        facts["stale"] = options.stale
-    if options.mirror and name in (maker("model").name, WHOLE):
-        facts |= {"checkpoint_mirror": options.mirror, "mirror_minutes": options.mirror_minutes}
-    return ",\n    ".join(f"{key}={value!r}" for key, value in facts.items())
+def _first(plan: Plan, reads: list[Planned], options: Options, name: str, archive: bytes) -> Any:
+    """The first cell; `reads` are the stages whose models and data it looks for before anything else."""
+    wanted = wanted_by({planned.stage.name: planned.settings for planned in reads})
+    bundle = Bundle(
+        stage=name,
+        profile=options.profile,
+        address=_address(options, name),
+        processes=max(getattr(planned.settings, "processes", 0) for planned in plan.stages),
+        internet=options.internet,
+        recipe=options.recipe,
+        needs=[astuple(item) for item in wanted],
+        stale=options.stale,
+        checkpoint_mirror=options.checkpoint_mirror if name in (maker("model").name, WHOLE) else "",
+        mirror_minutes=options.mirror_minutes,
+    )
+    cell = _code("first", first_cell(archive, bundle))
+    cell.metadata |= {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
+    return cell
 
 
 def _stage_book(planned: Planned, plan: Plan, options: Options, archive: bytes) -> Any:
@@ -165,10 +184,10 @@ def _stage_book(planned: Planned, plan: Plan, options: Options, archive: bytes) 
     cell.source = with_values(cell.source, _values(planned))
     book.cells.insert(number + 1, _code("resume", RESUME))
     book.cells.append(_code("close", CLOSE))
-    own = Plan([planned], plan.run, plan.run_dir)
     # The first of the notebooks tells what all of them will lack.
-    needs = hub_needs(plan if planned is plan.stages[0] else own)
-    book.cells.insert(1, _first(_facts(own, needs, options, planned.stage.name), archive))
+    reads = plan.stages if planned is plan.stages[0] else [planned]
+    only = Plan([planned], plan.run, plan.run_dir)
+    book.cells.insert(1, _first(only, reads, options, planned.stage.name, archive))
     return book
 
 
@@ -177,7 +196,7 @@ def _whole_book(plan: Plan, options: Options, archive: bytes) -> Any:
     book = nbformat.v4.new_notebook()
     cells = [
         nbformat.v4.new_markdown_cell(INTRODUCTION.format(title=title, profile=options.profile)),
-        _first(_facts(plan, hub_needs(plan), options, WHOLE), archive),
+        _first(plan, plan.stages, options, WHOLE, archive),
         _code("parameters", "\n".join(_lines(plan)), tags=["parameters"]),
         _code("resume", RESUME),
         _code("run", RUN_ALL),
@@ -198,19 +217,16 @@ def _lines(plan: Plan) -> list[str]:
     return list(found.values())
 
 
-def _first(facts: str, archive: bytes) -> Any:
-    cell = _code("first", first_cell(archive, facts))
-    cell.metadata |= {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
-    return cell
-
-
 def _code(name: str, source: str, **metadata: Any) -> Any:
     return nbformat.v4.new_code_cell(source, id=f"smallchat-{name}", metadata=metadata)
 
 
 def _write(out: Path, name: str, book: Any, options: Options) -> Path:
     own = slug(options.profile, name)
-    gpu = _on_gpu(name)
+    reads = [] if name == WHOLE else [*spec(name).reads, *spec(name).consults]
+    if name == WHOLE or spec(name).pausable:
+        reads.append(name)  # what can take several sessions reads its own output
+    gpu = name == WHOLE or spec(name).gpu
     book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata["kaggle"] = {  # read when a person imports the notebook by hand
         "accelerator": "nvidiaTeslaT4" if gpu else "none",
@@ -227,50 +243,54 @@ def _write(out: Path, name: str, book: Any, options: Options) -> Path:
             f"The bundle of {name} is {len(text.encode()):,} bytes, and Kaggle takes {LARGEST:,}: shorten the lists in "
             "the profile, or move files that do not belong there out of nbutils/."
         )
-    write_text(out / own / f"{own}.ipynb", text + "\n")
-    write_json(out / own / METADATA, _metadata(name, options))
-    return out / own
-
-
-def _metadata(name: str, options: Options) -> dict[str, Any]:
-    own = slug(options.profile, name)
-    shape = {"machine_shape": "NvidiaTeslaT4"} if _on_gpu(name) else {}
-    return {
-        "id": f"{options.owner}/{own}",
+    metadata = {
+        "id": _address(options, name),
         "title": own.replace("-", " "),
         "code_file": f"{own}.ipynb",
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
-        "enable_gpu": _on_gpu(name),
-        "enable_tpu": False,
+        "enable_gpu": gpu,
         "enable_internet": options.internet,
-        **shape,
-        "keywords": [],
+        **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
         "dataset_sources": list(options.attached),
-        "competition_sources": [],
-        "kernel_sources": sources(options, name),
-        "model_sources": [],
+        "kernel_sources": [_address(options, each) for each in reads],
     }
+    write_text(out / own / f"{own}.ipynb", text + "\n")
+    write_json(out / own / METADATA, metadata)
+    return out / own
 
 
-def describe(folder: Path) -> str:
-    """One line about a bundle: its folder, its size, and what it runs on."""
-    facts = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    size = (folder / facts["code_file"]).stat().st_size
-    cells = len(code_cells(folder / facts["code_file"]))
-    machine = "2×T4" if facts["enable_gpu"] else "CPU"
-    return f"{shown(folder)}: {cells} code cells, {size / 1000:,.0f} kB, {machine}"
+def first_cell(archive: bytes, bundle: Bundle) -> str:
+    """The source of a bundle's first cell."""
+    text = "\n".join(textwrap.wrap(base64.b64encode(archive).decode(), 120))
+    digest = sha256_of_bytes(archive)[:12]
+    return CELL.format(archive=text, digest=digest, commit=COMMIT, bundle=bundle)
 
 
-def hub_needs(plan: Plan) -> list[Need]:
-    """What the notebooks of a plan take from the hub."""
-    settings = {planned.stage.name: planned.settings for planned in plan.stages}
-    return [(item.kind, item.name, item.revision, item.purpose) for item in wanted_by(settings)]
+def make_archive() -> bytes:
+    """The package, the notebooks and the list of requirements, packed; the same bytes for the same files."""
+    files = {
+        f"nbutils/{path.relative_to(PACKAGE)}": path.read_bytes()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    for stage in stages():
+        files[f"notebooks/{stage.file}"] = notebook_path(stage).read_bytes()
+    files[REQUIREMENTS] = "\n".join(requirements()).encode()
+    files[COMMIT] = (git_commit() or "").encode()
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as packed:
+        # The commit last: where it was unpacked, all else was.
+        for name in sorted(files, key=lambda name: (name == COMMIT, name)):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(files[name]), 0o644
+            packed.addfile(entry, io.BytesIO(files[name]))
+    return lzma.compress(raw.getvalue(), preset=9 | lzma.PRESET_EXTREME)
 
 
 def check_reach(plan: Plan) -> None:
-    """UserError that lists what lies on this machine alone: models, conversations, tasks, runs to compare with."""
+    """UserError that lists what is on this machine alone: models, conversations, tasks, runs to compare with."""
     local: dict[str, None] = {}
     for planned in plan.stages:
         values = planned.settings.model_dump(mode="json")
@@ -283,7 +303,7 @@ def check_reach(plan: Plan) -> None:
                 local[path] = None
     if local:
         raise UserError(
-            f"A session on Kaggle cannot reach what lies on this machine: {', '.join(local)}. Upload it as a Kaggle "
-            "dataset, bundle with --attach OWNER/DATASET, and give the path that it has there, such as "
+            f"A session on Kaggle cannot reach what is on this machine alone: {', '.join(local)}. Upload it as a "
+            "Kaggle dataset, bundle with --attach OWNER/DATASET, and give the path that it has there, such as "
             f"/kaggle/input/DATASET/{Path(next(iter(local))).name}."
         )

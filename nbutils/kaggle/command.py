@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import read_json, shown
 from nbutils.kaggle.account import signed_in
-from nbutils.kaggle.bundle import MIRROR_MINUTES, Options, describe, write_bundles
+from nbutils.kaggle.bundle import METADATA, Options, write_bundles
+from nbutils.kaggle.packages import collect_wheels
 from nbutils.kaggle.push import Pusher, bundle_folders
-from nbutils.kaggle.wheels import collect_wheels
 from nbutils.pipeline.parameters import OF_BUNDLES, plan
 from nbutils.pipeline.profile import Given, add_profile, profile_path, read_override, read_profile
 
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument("--owner", metavar="NAME", required=True, help="your user name on Kaggle")
     bundle.add_argument(
         "--offline",
-        action="store_true",
+        action="append_const",
+        dest="overrides",
+        const="internet=false",
         help="without internet (internet: false in the profile): everything comes from --attach",
     )
     bundle.add_argument(
@@ -40,10 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bundle.add_argument(
         "--mirror",
         metavar="OWNER/REPO",
+        action="append",
+        dest="overrides",
+        type="checkpoint_mirror={!r}".format,
         help="checkpoint_mirror: a private Hub repository that gets the newest checkpoint while training",
     )
     bundle.add_argument(
-        "--mirror-minutes", metavar="N", type=float, help="minutes between two of them (mirror_minutes; default: 30)"
+        "--mirror-minutes",
+        metavar="N",
+        action="append",
+        dest="overrides",
+        type="mirror_minutes={}".format,
+        help="minutes between two of them (mirror_minutes; default: 30)",
     )
     stale = bundle.add_mutually_exclusive_group()
     stale.add_argument("--accept", action="store_true", help="keep earlier sessions' work that is stale")
@@ -72,7 +83,7 @@ def _wheels(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    if not 0 < arguments.poll < float("inf"):
+    if not _number(arguments.poll):
         raise UserError(f"--poll is {arguments.poll:g}; give the seconds between two looks, more than 0.")
     folders = bundle_folders(Path(arguments.folder).expanduser().absolute())
     Pusher(signed_in(), arguments.follow, arguments.poll).push_all(folders)
@@ -85,76 +96,55 @@ def _bundle(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out).expanduser().absolute()
     folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), options, out)
     for folder in folders:
-        print(describe(folder))
+        facts = read_json(folder / METADATA)
+        size, machine = (folder / facts["code_file"]).stat().st_size, "2×T4" if facts["enable_gpu"] else "CPU"
+        print(f"{shown(folder)}: {size / 1000:,.0f} kB, {machine}")
     print(f"One notebook after the other: python -m nbutils kaggle push {shown(out)} --follow")
     print(f"The whole pipeline at once: python -m nbutils kaggle push {shown(folders[-1])} --follow")
     return 0
 
 
 def options_of(arguments: argparse.Namespace, profile: Path) -> Options:
-    """The options of `kaggle bundle`; those on the command line override the profile's own values.
+    """The options of `kaggle bundle`; its flags, and `-p`, override the profile's own values.
 
     UserError for what Kaggle or the Hub would refuse.
     """
     given = read_profile(profile) | dict(read_override(text) for text in arguments.overrides)
-    values = {name: _checked(name, given[name]) for name in OF_BUNDLES if name in given}
-    mirror, minutes = arguments.mirror, arguments.mirror_minutes
+    place = shown(profile)
+    name = profile.name if Path(place).is_absolute() else place  # no place on this machine goes into a notebook
     return Options(
-        owner=checked_owner(arguments.owner),
+        owner=_checked("owner", Given(arguments.owner, "--owner")),
         profile=profile.stem,
-        recipe=shlex.join([_as_written(profile), *(word for text in arguments.overrides for word in ("-p", text))]),
-        internet=not arguments.offline and values.get("internet", True),
-        attached=tuple(checked_dataset(name) for name in arguments.attach),
-        mirror=checked_repository(mirror) if mirror is not None else values.get("checkpoint_mirror", ""),
-        mirror_minutes=values.get("mirror_minutes", MIRROR_MINUTES) if minutes is None else checked_minutes(minutes),
+        recipe=shlex.join([name, *(word for text in arguments.overrides for word in ("-p", text))]),
+        attached=tuple(_checked("dataset", Given(name, "--attach")) for name in arguments.attach),
         stale="accept" if arguments.accept else "force" if arguments.force else "",
+        **{name: _checked(name, given[name]) for name in OF_BUNDLES if name in given},
     )
 
 
-def _as_written(profile: Path) -> str:
-    """Where a profile lies, as it may stand in a notebook: below this project, or its name alone."""
-    place = shown(profile)
-    return profile.name if Path(place).is_absolute() else place
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def checked_owner(owner: str) -> str:
-    """A Kaggle user name as it stands in addresses. UserError for anything else."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
-        raise UserError(
-            f"--owner is {owner!r}; give your user name as it stands in kaggle.com/<name>: letters, digits, hyphens."
-        )
-    return owner
+def _matches(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-def checked_dataset(name: str) -> str:
-    """A Kaggle dataset's address, with or without a version. UserError for anything else."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*(/\d+)?", name):
-        raise UserError(f"--attach is {name!r}; give a Kaggle dataset as it stands in its address: OWNER/DATASET.")
-    return name
-
-
-def checked_repository(name: str, where: str = "--mirror") -> str:
-    """A Hub repository's name, or '' for none. UserError for anything else."""
-    if name and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"{where} is {name!r}; give a private Hub repository as owner/name.")
-    return name
-
-
-def checked_minutes(value: float, where: str = "--mirror-minutes") -> float:
-    """Minutes between two checkpoints that are sent. UserError for none at all."""
-    if not 0 < value < float("inf"):
-        raise UserError(f"{where} is {value:g}; give the minutes between two checkpoints, more than 0.")
-    return value
+VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "owner": (_matches(r"[A-Za-z0-9][\w-]*"), "your user name as in kaggle.com/<name>: letters, digits, hyphens"),
+    "dataset": (_matches(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*(/\d+)?"), "its address on Kaggle: OWNER/DATASET"),
+    "internet": (lambda value: isinstance(value, bool), "true or false"),
+    "checkpoint_mirror": (
+        _matches(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)?"),
+        "owner/name of a private Hub repository",
+    ),
+    "mirror_minutes": (_number, "the minutes between two checkpoints, more than 0"),
+}
+"""What a bundle can be told: which values are right, and what to give."""
 
 
 def _checked(name: str, given: Given) -> Any:
-    """A value that a profile gives to its bundles, of the right kind. UserError names its place."""
-    value, where = given.value, f"{given.where}: {name}"
-    if name == "internet" and isinstance(value, bool):
-        return value
-    if name == "checkpoint_mirror" and isinstance(value, str):
-        return checked_repository(value, where)
-    if name == "mirror_minutes" and isinstance(value, int | float) and not isinstance(value, bool):
-        return checked_minutes(float(value), where)
-    wanted = {"internet": "true or false", "checkpoint_mirror": "owner/name of a private Hub repository"}
-    raise UserError(f"{where} is {value!r}; give {wanted.get(name, 'a number of minutes')}.")
+    is_right, wanted = VALID[name]
+    if not is_right(given.value):
+        raise UserError(f"{given.where}: {name} is {given.value!r}; give {wanted}.")
+    return given.value

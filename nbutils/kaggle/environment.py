@@ -120,14 +120,14 @@ def used(folder: Path) -> int:
     return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 
 
-def keep_under(working: Path, run: Path, limit: int = LIMIT) -> list[str]:
+def keep_under(working: Path, run: Run, limit: int = LIMIT) -> list[str]:
     """Drops what can be missed until `working` is below the limit, and says what: what is half written, caches, then
     checkpoints.
 
     Of an unfinished training the newest valid checkpoint stays whatever its size; of a finished one none is needed.
     """
     dropped: list[str] = []
-    for candidate in _candidates(working, Run(run)):
+    for candidate in _candidates(working, run):
         if used(working) <= limit:
             break
         shutil.rmtree(candidate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,78 +24,44 @@ WARM_UP = 3
 """First rows of a session that say little about its speed."""
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What all passes over all of the data take, at the speed that was seen.
-
-    `evaluation_seconds`: of one evaluation during training; `notebook_seconds`: of notebook 04. How often and how much
-    the full run evaluates is not known to a rehearsal, so that these are named and not counted.
-    """
-
-    tokens: float
-    tokens_per_second: float
-    evaluation_seconds: float = 0.0
-    notebook_seconds: float = 0.0
-
-    @property
-    def hours(self) -> float:
-        """Hours of training, without evaluations and starts."""
-        return self.tokens / self.tokens_per_second / 3600
-
-    @property
-    def sessions(self) -> int:
-        """How many sessions of Kaggle that takes."""
-        return max(1, math.ceil(self.hours / (SESSION_HOURS - START_HOURS)))
-
-    @property
-    def gpu_hours(self) -> float:
-        """What is taken from the weekly quota."""
-        return self.hours + self.sessions * START_HOURS
-
-    @property
-    def sentence(self) -> str:
-        """The forecast for people."""
-        weeks = math.ceil(self.gpu_hours / WEEKLY_HOURS)
-        return (
-            f"At {self.tokens_per_second:,.0f} tokens a second, the training steps of the full run "
-            f"({self.tokens / 1e6:,.1f} million tokens) take about {self.gpu_hours:.1f} GPU-hours in {self.sessions} "
-            f"session(s); Kaggle gives {WEEKLY_HOURS:.0f} hours a week, so {weeks} week(s). {self._beside}"
-        )
-
-    @property
-    def _beside(self) -> str:
-        evaluation = f" (here {self.evaluation_seconds:.0f} s each)" if self.evaluation_seconds else ""
-        notebook = f" (here {self.notebook_seconds:.0f} s)" if self.notebook_seconds else ""
-        return f"Evaluations on the way{evaluation} and notebook 04{notebook} come on top."
-
-
 def forecast(
     rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], epochs: float, notebook_seconds: float = 0.0
-) -> Forecast | None:
-    """The full run's forecast from rows of `metrics.jsonl` and `data/summary.json`; None where there are too few rows.
+) -> str:
+    """What all passes over all of the data take, for people; '' where there are too few rows to tell.
 
-    Datasets that were read in part are counted in full: their tokens are scaled by rows in the source over rows read.
+    `rows` are those of `metrics.jsonl`, `summary` is `data/summary.json`. Datasets that were read in part are counted
+    in full: their tokens are scaled by rows in the source over rows read. How often and how much the full run evaluates
+    is not known to a rehearsal, so that the evaluations and notebook 04 are named and not counted.
     """
     speeds = [row["tokens_per_second"] for row in rows if row.get("kind") == "train"]
     speeds = speeds[WARM_UP:] or speeds[-1:]
     read = sum(source["rows"] for source in summary["datasets"])
     if not speeds or not read:
-        return None
+        return ""
+    speed = median(speeds)
     scale = sum(source.get("rows_in_source") or source["rows"] for source in summary["datasets"]) / read
-    evaluation = max((float(row.get("seconds") or 0.0) for row in rows if row.get("kind") == "eval"), default=0.0)
     tokens = summary["train"]["tokens"] * scale * epochs
-    return Forecast(tokens, float(median(speeds)), evaluation, notebook_seconds)
+    hours = tokens / speed / 3600
+    sessions = max(1, math.ceil(hours / (SESSION_HOURS - START_HOURS)))
+    hours += sessions * START_HOURS
+    seconds = max((float(row.get("seconds") or 0.0) for row in rows if row.get("kind") == "eval"), default=0.0)
+    evaluation = f" (here {seconds:.0f} s each)" if seconds else ""
+    notebook = f" (here {notebook_seconds:.0f} s)" if notebook_seconds else ""
+    return (
+        f"At {speed:,.0f} tokens a second, the training steps of the full run ({tokens / 1e6:,.1f} million tokens) "
+        f"take about {hours:.1f} GPU-hours in {sessions} session(s); Kaggle gives {WEEKLY_HOURS:.0f} hours a week, so "
+        f"{math.ceil(hours / WEEKLY_HOURS)} week(s). Evaluations on the way{evaluation} and notebook 04{notebook} come "
+        "on top."
+    )
 
 
-def forecast_of(run: Path) -> Forecast | None:
-    """The forecast from a run folder; None where its training has not got so far."""
+def forecast_of(run: Path) -> str:
+    """The forecast from a run folder; '' where its training has not got so far."""
     folder = Run(run)
     paths = [folder.training / LOG, folder.rows / "summary.json", folder.training / "settings.json"]
     if not all(path.is_file() for path in paths):
-        return None
+        return ""
     rows, summary, settings = read_jsonl(paths[0]), read_json(paths[1]), read_json(paths[2])
-    if "datasets" not in summary:
-        return None
     evaluated = folder.record(maker("scores").name) or {}
-    seconds = float(evaluated["seconds"]) if evaluated.get("status") == State.DONE else 0.0
-    return forecast(rows, summary, float(settings["settings"]["epochs"]), seconds)
+    seconds = evaluated["seconds"] if evaluated.get("status") == State.DONE else 0.0
+    return forecast(rows, summary, settings["settings"]["epochs"], seconds)

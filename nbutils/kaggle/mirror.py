@@ -24,7 +24,7 @@ BESIDE = (RECORD, "settings.json", "metrics.jsonl", "samples.jsonl")
 """Files of the training stage that go with a checkpoint."""
 
 PAUSES = (0.0, 2.0, 10.0)
-"""Seconds before each try to read what lies there."""
+"""Seconds before each try to read what is there."""
 
 
 class Mirror:
@@ -39,7 +39,7 @@ class Mirror:
         self._troubled = False
 
     def start(self, run: Path) -> None:
-        """Begins to send; the first time after `minutes`. Said again, it goes on as it is."""
+        """Begins to send; the first time after `minutes`. A second call changes nothing."""
         if self._thread is not None:
             return
         self._thread = threading.Thread(target=self._loop, args=(run,), daemon=True, name="checkpoint mirror")
@@ -57,7 +57,7 @@ class Mirror:
     def fetch(self, name: str, beyond: int, target: Path) -> bool:
         """Downloads the mirrored run of that name into `target` if it is further than step `beyond`.
 
-        False where the repository holds nothing newer. UserError where it cannot be read; then nothing that lies in
+        False where the repository holds nothing newer. UserError where it cannot be read; then nothing in
         `target` counts.
         """
         from huggingface_hub.errors import HTTPError  # of its HTTP library
@@ -102,12 +102,9 @@ class Mirror:
         with tempfile.TemporaryDirectory(dir=run.parent, prefix=".mirror-") as folder:
             staged = Path(folder) / training.name
             copy = Checkpoint(staged / CHECKPOINTS / checkpoint.name)
-            for file in checkpoint.path.rglob("*"):
-                if file.is_file():
-                    _link(file, copy.path / file.relative_to(checkpoint.path))
+            shutil.copytree(checkpoint.path, copy.path, copy_function=_link)
             for name in BESIDE:
                 if (training / name).is_file():
-                    (staged / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(training / name, staged / name)
             shutil.copyfile(run / RUN_RECORD, Path(folder) / RUN_RECORD)
             problem = copy.damage()  # it would replace a good one there
@@ -136,14 +133,13 @@ class Mirror:
     def _try(self, run: Path) -> None:
         try:
             self.send(run)
-        except Exception as error:  # the Hub's client raises many kinds; training must go on whatever happens
+        except Exception as error:  # the Hub's client raises many kinds; training must continue whatever happens
             if not self._troubled:
                 print(f"Note: the checkpoint could not be sent to {self.repo} ({_first_line(error)}).", flush=True)
             self._troubled = True
 
 
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

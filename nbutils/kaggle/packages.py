@@ -1,4 +1,4 @@
-"""What the image brings and what it lacks: a table, and an installation that replaces nothing it does not have to.
+"""The packages that smallchat needs on Kaggle: what an image brings and lacks, what is installed, what is collected.
 
 Kaggle's image brings torch built for its driver, and transformers and numpy that its other packages fit. pip is
 therefore given a constraints file made from what is installed at this moment.
@@ -10,6 +10,7 @@ import importlib
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,27 +21,40 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from nbutils.core.errors import UserError
-from nbutils.core.stages import maker
+from nbutils.core.files import sha256_of_file, write_json
+from nbutils.core.stages import maker, stages
+from nbutils.kaggle.environment import WHOLE
 
-KEPT = ("torch", "transformers", "numpy")
-"""Never replaced: too old or too new means another image."""
+FOLDER = Path(__file__).resolve().parents[2]
+"""Where the archive was unpacked; the clone, where it is made."""
+REQUIREMENTS = "requirements.txt"
+"""In the archive: what smallchat needs, a requirement a line."""
+
 CONSTRAINED = ("torch==", "torchvision==", "torchaudio==", "triton==", "transformers==", "numpy==", "nvidia-", "cuda-")
 """How the lines of a constraints file begin that hold even where the others cannot."""
 NEWEST = {"torch": "3", "transformers": "6", "numpy": "3"}
-"""Major versions that nothing here was tried with."""
+"""Never replaced: too old or too new means another image. Major versions that nothing here was tried with."""
 NOT_THERE = ("jupyterlab",)
 """Needed where people work, not where a notebook is executed."""
 ONLY_FOR = {
-    "lm-eval": (maker("rows").name, maker("scores").name, "all"),
+    "lm-eval": (maker("rows").name, maker("scores").name, WHOLE),
     "prompt-toolkit": (),
-    "papermill": ("all",),
-    "nbclient": ("all",),
-    "nbformat": ("all",),
-    "ipykernel": ("all",),  # that of the image runs this notebook already
+    "papermill": (WHOLE,),
+    "nbclient": (WHOLE,),
+    "nbformat": (WHOLE,),
+    "ipykernel": (WHOLE,),  # that of the image runs this notebook already
 }
 """Requirements that only some notebooks have."""
 WHEELS = "wheels.json"
 """Marks a folder of wheels that `python -m nbutils kaggle wheels` made."""
+
+
+BROUGHT = (
+    *("torch", "torchvision", "torchaudio", "triton", "transformers", "tokenizers", "numpy"),
+    *("scipy", "scikit-learn", "pandas", "setuptools"),
+)
+"""Heavy, and surely in the image, or never replaced there: neither they nor what only they need is collected."""
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 @dataclass(frozen=True)
@@ -51,44 +65,52 @@ class Package:
     version: str | None
 
     @property
+    def name(self) -> str:
+        """As indexes write it."""
+        return canonicalize_name(self.requirement.name)
+
+    @property
     def fits(self) -> bool:
         """Whether what is installed satisfies the requirement."""
         return self.version is not None and self.requirement.specifier.contains(self.version, prereleases=True)
 
 
-def needed(lines: Iterable[str], stage: str) -> list[Requirement]:
+def requirements() -> list[str]:
+    """What smallchat needs at run time, as the archive, `pyproject.toml` of the clone or the installed package says."""
+    if (FOLDER / REQUIREMENTS).is_file():
+        return (FOLDER / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
+    project = FOLDER / "pyproject.toml"
+    if project.is_file():
+        return list(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"])
+    return [line for line in metadata.requires("smallchat") or [] if "extra ==" not in line]
+
+
+def needed(stage: str) -> list[Requirement]:
     """The requirements of a notebook, out of those of the whole project."""
-    found = []
-    for line in lines:
-        requirement = Requirement(line)
-        name = canonicalize_name(requirement.name)
-        if name not in NOT_THERE and stage in ONLY_FOR.get(name, (stage,)):
-            found.append(requirement)
-    return found
+    found = {canonicalize_name(each.name): each for each in map(Requirement, requirements())}
+    return [each for name, each in found.items() if name not in NOT_THERE and stage in ONLY_FOR.get(name, (stage,))]
 
 
 def inspect(requirements: Iterable[Requirement]) -> list[Package]:
     """What is installed of the requirements. UserError where the image is too old or too new for us."""
-    packages = [Package(requirement, installed_version(requirement.name)) for requirement in requirements]
+    found = live_versions()
+    packages = [Package(each, found.get(canonicalize_name(each.name))) for each in requirements]
     for package in packages:
-        name = canonicalize_name(package.requirement.name)
-        if name in KEPT and package.version is not None:
-            _check_kept(package, NEWEST[name])
+        if package.name not in NEWEST or package.version is None:
+            continue
+        name, version, newest = package.name, package.version, NEWEST[package.name]
+        if not package.fits:
+            raise UserError(
+                f"The image's {name} is {version}, and smallchat needs {package.requirement.specifier}: choose "
+                "the newest environment in the notebook's options (Environment: Always use latest), then save a new "
+                "version."
+            )
+        if Version(version) >= Version(newest):
+            raise UserError(
+                f"The image's {name} is {version}, and smallchat was never tried with {newest} or newer: update "
+                "smallchat, or pin the environment of an earlier version in the notebook's options."
+            )
     return packages
-
-
-def installed_version(name: str) -> str | None:
-    """The installed version of a distribution, None where there is none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def constraints(everything: Mapping[str, str], replaced: Iterable[str]) -> list[str]:
-    """`name==version` of everything that is installed, except what has to be replaced."""
-    left_out = {canonicalize_name(name) for name in replaced}
-    return sorted(f"{name}=={version}" for name, version in everything.items() if name not in left_out)
 
 
 def live_versions() -> dict[str, str]:
@@ -100,73 +122,116 @@ def live_versions() -> dict[str, str]:
     return found
 
 
-def install(
-    packages: Sequence[Package], everything: Mapping[str, str], internet: bool, wheels: Sequence[Path]
-) -> list[Package]:
-    """Installs what does not fit yet, and returns the packages as they are then. UserError says what pip could not do.
+def install(packages: Sequence[Package], internet: bool, wheels: Sequence[Path]) -> str:
+    """Installs what does not fit yet; a table of what is kept and what was changed, helpers of the new included.
 
-    `everything` are the versions of all that is there (`live_versions`), which stay as far as they can.
+    What else is there stays as far as it can. UserError says what pip could not do.
     """
+    before = live_versions()
     lacking = [package for package in packages if not package.fits]
-    if not lacking:
-        return list(packages)
-    names = ", ".join(str(package.requirement) for package in lacking)
-    limits = constraints(everything, (package.requirement.name for package in lacking))
-    offline = [] if internet else ["--no-index"]
+    if lacking:
+        _install_all(lacking, before, internet, wheels)
+        importlib.invalidate_caches()
+    now = live_versions()
+    rows = [("package", "needed", "found", "installed")]
+    for package in packages:
+        old, new = package.version or "nothing", now.get(package.name, "nothing")
+        if old != new or package.name in (*NEWEST, "trl", "datasets"):
+            requirement = package.requirement
+            rows.append((requirement.name, str(requirement.specifier), old, new if new != old else "kept"))
+    own = [package.name for package in packages]
+    helpers = [name for name in sorted(now) if name not in own and now[name] != before.get(name)]
+    rows += [(name, "a helper", before.get(name, "nothing"), now[name]) for name in helpers]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _install_all(lacking: Sequence[Package], before: Mapping[str, str], internet: bool, wheels: Sequence[Path]) -> None:
+    replaced = [package.name for package in lacking]
+    limits = sorted(f"{name}=={version}" for name, version in before.items() if name not in replaced)
+    names = [str(package.requirement) for package in lacking]
     links = [word for path in wheels for word in ("--find-links", str(path))]
-    options = [*offline, *links, *(str(package.requirement) for package in lacking)]
-    done = _pip(limits, options)
+    options = [*([] if internet else ["--no-index"]), *links, *names]
+    done = _install(limits, options)
     if done.returncode:  # a newcomer may need a newer helper than the image has; what counts is kept all the same
-        done = _pip([line for line in limits if line.startswith(CONSTRAINED)], options)
+        done = _install([line for line in limits if line.startswith(CONSTRAINED)], options)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
         old = f" (for Python {sys.version_info.major}.{sys.version_info.minor})"
         advice = "" if internet else f"collect the wheels again with `python -m nbutils kaggle wheels`{old}, or "
         raise UserError(
-            f"pip cannot install {names} beside what the image brings ({' '.join(last) or 'see its log'}): {advice}"
-            "choose the newest environment in the notebook's options (Environment: Always use latest)."
+            f"pip cannot install {', '.join(names)} beside what the image brings ({' '.join(last) or 'see its log'}): "
+            f"{advice}choose the newest environment in the notebook's options (Environment: Always use latest)."
         )
-    importlib.invalidate_caches()
-    return [Package(package.requirement, installed_version(package.requirement.name)) for package in packages]
 
 
-def _pip(limits: Sequence[str], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _install(limits: Sequence[str], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "constraints.txt"
         path.write_text("\n".join(limits) + "\n")
-        command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(path), *options]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return _pip("install", "-c", str(path), *options)
 
 
-def table(before: Sequence[Package], after: Sequence[Package], everything: Mapping[str, str]) -> str:
-    """What was found and what was installed, a line each for what is kept and for what was changed.
+def _pip(action: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", action, "-q", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    `everything` are the versions of all that was there before: helpers that the new packages brought or raised are
-    listed too.
+
+# ---- on a machine with a network
+
+
+def required() -> list[str]:
+    """What smallchat's notebooks need on Kaggle, whichever of them; without what is never replaced there."""
+    notebooks = [*(stage.name for stage in stages()), WHOLE]
+    names = {canonicalize_name(each.name) for notebook in notebooks for each in needed(notebook)}
+    return sorted(names - set(NEWEST))
+
+
+def collect_wheels(folder: Path, python: str, names: Iterable[str] | None = None) -> list[Path]:
+    """Downloads wheels of what an image may lack or have too old, for that version of Python, as installed here.
+
+    `names` are `required` where not given; what they need comes too. A package without wheels on the index is built,
+    which works for pure Python. UserError where pip can't.
     """
-    rows = [("package", "needed", "found", "installed")]
-    for old, new in zip(before, after, strict=True):
-        if old.version != new.version or canonicalize_name(old.requirement.name) in (*KEPT, "trl", "datasets"):
-            changed = new.version if new.version != old.version else ""
-            requirement = old.requirement
-            rows.append((requirement.name, str(requirement.specifier), old.version or "nothing", changed or "kept"))
-    own = {canonicalize_name(package.requirement.name) for package in before}
-    for name, version in sorted(live_versions().items()):
-        if name not in own and everything.get(name) != version:
-            rows.append((name, "a helper", everything.get(name, "nothing"), version))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    pinned = [f"{name}=={version}" for name, version in sorted(closure(required() if names is None else names).items())]
+    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+    download = [
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        python,
+        *platforms,
+        "-d",
+        str(folder),
+    ]
+    at_once = _pip(*download, *pinned).returncode == 0
+    for wanted in [] if at_once else pinned:
+        if _pip(*download, wanted).returncode == 0:
+            continue
+        built = _pip("wheel", "--no-deps", "-w", str(folder), wanted)
+        if built.returncode:
+            last = (built.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(f"There is no wheel of {wanted} for Python {python} ({last}): check the network.")
+    wheels = sorted(folder.glob("*.whl"))
+    entries = {path.name: sha256_of_file(path) for path in wheels}
+    write_json(folder / WHEELS, {"schema": 1, "python": python, "wheels": entries})
+    return wheels
 
 
-def _check_kept(package: Package, newest: str) -> None:
-    name, version = package.requirement.name, package.version or ""
-    if not package.fits:
-        raise UserError(
-            f"The image's {name} is {version}, and smallchat needs {package.requirement.specifier}: choose the newest "
-            "environment in the notebook's options (Environment: Always use latest), then save a new version."
-        )
-    if Version(version) >= Version(newest):
-        raise UserError(
-            f"The image's {name} is {version}, and smallchat was never tried with {newest} or newer: update smallchat, "
-            "or pin the environment of an earlier version in the notebook's options."
-        )
+def closure(names: Iterable[str]) -> dict[str, str]:
+    """Installed name → version of the packages and all that they need, without BROUGHT."""
+    waiting, found = list(names), dict[str, str]()
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found or name in BROUGHT:
+            continue
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # needed on another system only
+        found[name] = distribution.version
+        needs = map(Requirement, distribution.requires or [])
+        waiting += [each.name for each in needs if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return found

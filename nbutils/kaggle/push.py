@@ -1,6 +1,6 @@
 """`python -m nbutils kaggle push`: bundles to Kaggle in order, each when what it reads is there, until all are done.
 
-What is done or under way already is not pushed again, so that the same command goes on wherever it was cut off.
+What is done or under way already is not pushed again, so that the same command continues wherever it was cut off.
 Kaggle answers a push with inputs it does not know as a success, and runs the notebook without them.
 """
 
@@ -9,28 +9,44 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_file, shown, write_json
+from nbutils.core.files import read_json, sha256_of_file, sha256_of_json, shown, write_json
+from nbutils.core.run.layout import Run
+from nbutils.core.run.record import read_record
 from nbutils.core.run.state import State
+from nbutils.core.stages import stages
 from nbutils.kaggle.account import PATIENCE_SECONDS, Account
 from nbutils.kaggle.bundle import METADATA, stage_of
-from nbutils.kaggle.version import Ended, how_it_ended
+from nbutils.kaggle.carry_over import NOTE, runs_below
+from nbutils.kaggle.environment import WHOLE
 
 POLL_SECONDS = 30.0
 MOST_SESSIONS = 20
 """Pushes of one notebook; more than that is a mistake, not a long training."""
 MOST_UNKNOWN = 10
 """Looks in a row at a pushed notebook of which Kaggle knows nothing."""
+RECORDS = r"(^|/)(stage|run|session)\.json$"
+"""What is downloaded of an output to look at."""
 RESULTS = r"^(?!.*(/checkpoints/|\.partial))"
 """What is downloaded at the end: everything but checkpoints."""
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
 PUSHED = "pushed.json"
 """Beside a bundle: which notebook was pushed last, as which version, on which versions of what it reads."""
+
+
+class Ended(NamedTuple):
+    """How a version ended. `running`: it completed, but its output holds no finished stage; `words` say why.
+
+    `mark` tells one session's output from another's.
+    """
+
+    state: State
+    words: str = ""
+    mark: str = ""
 
 
 class Pusher:
@@ -53,12 +69,12 @@ class Pusher:
         self.say = say
 
     def push_all(self, folders: list[Path]) -> None:
-        """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot go on."""
+        """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot continue."""
         for folder in folders:
             facts = read_json(folder / METADATA)
             for source in facts["kernel_sources"]:
                 if source != facts["id"]:
-                    self._upstream(source, (folder.parent / source.partition("/")[2] / PUSHED).is_file())
+                    self._upstream(source, bool(_pushed(_beside(folder, source))))
             self._sessions(folder, facts)
 
     def _sessions(self, folder: Path, facts: dict[str, Any]) -> None:
@@ -68,34 +84,34 @@ class Pusher:
             if self.follow:
                 self._download(folder, address)
             return
-        before = self._output_before(address) if self.follow else ""
+        before = ""
+        if self.follow and self.account.status(address) == "COMPLETE":
+            before = self._ended(address).mark
         for _ in range(MOST_SESSIONS):
             self._push(folder, facts, mark)
             time.sleep(self.poll)
             if not self.follow:
                 return
-            ended = self._new_end(address, before)
+            ended = self._result(address, before)
             if ended.state is State.DONE:
                 self._download(folder, address)
                 return
             before = ended.mark
-            self.say(f"{address} is paused; the next session goes on from there.")
+            self.say(f"{address} is paused; the next session continues it.")
         raise UserError(
             f"{address} is still paused after {MOST_SESSIONS} sessions: look at its log; is its budget too small?"
         )
 
     def _is_done(self, folder: Path, address: str, mark: dict[str, Any]) -> bool:
         """Whether the newest version is this bundle's and done, after waiting for one that is under way."""
-        pushed = read_json(folder / PUSHED) if (folder / PUSHED).is_file() else {}
+        pushed, status = _pushed(folder), self.account.status(address)
         same = pushed.get("mark") == mark
-        status = self.account.status(address)
         if status is not None and status not in ENDED:
             self.say(f"{address} is under way already: waiting for it (cancel it on its page to push at once).")
-            if not same:
-                self._wait(address)
-                return False
-            self._completed(address)
-            return self._state(address) is State.DONE
+            if same:
+                return self._result(address).state is State.DONE
+            self._wait(address)
+            return False
         known = same and pushed["version"] is not None
         if not known or status != "COMPLETE" or self._ended(address).state is not State.DONE:
             return False
@@ -103,29 +119,31 @@ class Pusher:
         return True
 
     def _push(self, folder: Path, facts: dict[str, Any], mark: dict[str, Any]) -> None:
-        before = read_json(folder / PUSHED) if (folder / PUSHED).is_file() else {}
+        address, sources = facts["id"], facts["kernel_sources"]
         # Kaggle's answers for a notebook that is not there are also those of a bad moment.
-        reads_itself = facts["id"] in facts["kernel_sources"]
-        first = reads_itself and before.get("version") is None and not self._is_there(facts["id"])
+        if address in sources and _pushed(folder).get("version") is None and not self._is_there(address):
+            sources = [source for source in sources if source != address]
         # Before the answer, which may be lost: a session that is under way then is this bundle's all the same.
         write_json(folder / PUSHED, {"schema": 1, "version": None, "mark": mark})
-        with _prepared(folder, facts, without_own=first) as prepared:
-            answer = self.account.push(facts["id"], prepared)
+        with tempfile.TemporaryDirectory() as copy:
+            shutil.copy(folder / facts["code_file"], copy)
+            write_json(Path(copy) / METADATA, facts | {"kernel_sources": sources})
+            answer = self.account.push(address, Path(copy))
         if answer.error:
             (folder / PUSHED).unlink()
-            raise UserError(f"Kaggle refuses {facts['id']}: {answer.error}")
+            raise UserError(f"Kaggle refuses {address}: {answer.error}")
         for kind in ("kernel", "dataset", "model"):
             if unknown := getattr(answer, f"invalid_{kind}_sources", None):
                 (folder / PUSHED).unlink()  # or its output would be taken for this bundle's
                 raise UserError(
-                    f"Kaggle does not know these {kind} inputs of {facts['id']}: {', '.join(unknown)}. It runs the "
+                    f"Kaggle does not know these {kind} inputs of {address}: {', '.join(unknown)}. It runs the "
                     "notebook without them all the same: stop that version on its page, check the names and whether "
                     "they are yours, and push again."
                 )
         write_json(folder / PUSHED, {"schema": 1, "version": answer.version_number, "mark": mark})
-        self.say(f"{facts['id']}: version {answer.version_number} pushed, {answer.url}")
-        if (hours := self.account.gpu_hours()) is not None:
-            self.say(f"GPU quota: {hours[0]:.1f} of {hours[1]:.0f} hours left this week")
+        self.say(f"{address}: version {answer.version_number} pushed, {answer.url}")
+        if quota := self.account.gpu_hours():
+            self.say(quota)
 
     def _is_there(self, address: str) -> bool:
         """Whether Kaggle knows a notebook; "no" is believed at the third look."""
@@ -136,27 +154,6 @@ class Pusher:
                 return True
         return False
 
-    def _output_before(self, address: str) -> str:
-        """The mark of the output that is there before a push; '' for none."""
-        return self._ended(address).mark if self.account.status(address) == "COMPLETE" else ""
-
-    def _ended(self, address: str) -> Ended:
-        """How the newest version ended."""
-        return how_it_ended(self.account, address, stage_of(address))
-
-    def _new_end(self, address: str, before: str) -> Ended:
-        """How the version that was just pushed ended: for a while the one before may still count as the newest."""
-        for _ in range(MOST_UNKNOWN):
-            self._completed(address)
-            ended = self._ended(address)
-            if ended.mark != before:
-                return self._sound(address, ended)
-            time.sleep(self.poll)
-        raise UserError(
-            f"{address} shows the output of the version before, though a new one has ended: look at its page, and push "
-            "again to go on."
-        )
-
     def _upstream(self, address: str, pushed: bool) -> None:
         """Waits until a notebook that others read from has ended; UserError unless its stage is done.
 
@@ -164,21 +161,35 @@ class Pusher:
         """
         if not pushed and self.account.status(address) is None:
             raise UserError(f"{address} is not on Kaggle yet, and later notebooks read its output: push it first.")
-        self._completed(address)
-        if self._state(address) is State.PAUSED:
+        if self._result(address).state is State.PAUSED:
             raise UserError(
                 f"{address} is paused, so that later notebooks have nothing to read: push it again until it is done, "
                 "or use --follow."
             )
 
-    def _completed(self, address: str) -> None:
-        """Waits for the newest version; UserError if it failed."""
-        status = self._wait(address)
-        if status != "COMPLETE":
-            raise UserError(
-                f"{address} ended as {status.lower()}: read its log on its page; push again, and it goes on from the "
-                "last output that it published."
-            )
+    def _result(self, address: str, before: str = "") -> Ended:
+        """How the newest version has ended, when it has. UserError for everything but `done` and `paused`.
+
+        `before` is the mark of the output before a push: for a while that version may still count as the newest.
+        """
+        for _ in range(MOST_UNKNOWN):
+            status = self._wait(address)
+            if status != "COMPLETE":
+                raise UserError(
+                    f"{address} ended as {status.lower()}: read its log on its page; push again, and it continues from "
+                    "the last output that it published."
+                )
+            ended = self._ended(address)
+            if ended.mark == before:
+                time.sleep(self.poll)
+                continue
+            if ended.state not in (State.DONE, State.PAUSED):
+                raise UserError(f"{address} {ended.words}: read its log on its page, mend that, and push again.")
+            return ended
+        raise UserError(
+            f"{address} shows the output of the version before, though a new one has ended: look at its page, and push "
+            "again to continue."
+        )
 
     def _wait(self, address: str) -> str:
         """How the newest version has ended, when it has. UserError where Kaggle does not know the notebook."""
@@ -196,14 +207,17 @@ class Pusher:
             time.sleep(self.poll)
         return str(status)
 
-    def _state(self, address: str) -> State:
-        """`done` or `paused`, by what the output says. UserError for everything else."""
-        return self._sound(address, self._ended(address)).state
-
-    def _sound(self, address: str, ended: Ended) -> Ended:
-        if ended.state not in (State.DONE, State.PAUSED):
-            raise UserError(f"{address} {ended.words}: read its log on its page, mend that, and push again.")
-        return ended
+    def _ended(self, address: str) -> Ended:
+        """What the output of the newest version says, which has to be complete."""
+        stage = stage_of(address)
+        names = [each.name for each in stages()] if stage == WHOLE else [stage]
+        with tempfile.TemporaryDirectory() as folder:
+            self.account.output(address, Path(folder), RECORDS)
+            found = [_of_run(run, names) for run in runs_below(Path(folder))]
+            mark = sha256_of_json({str(p.relative_to(folder)): sha256_of_file(p) for p in Path(folder).rglob("*.json")})
+        order = [State.FAILED, State.PAUSED, State.DONE, State.RUNNING]
+        nothing = Ended(State.RUNNING, f"completed, but its output holds no finished {names[-1]} stage")
+        return min(found, key=lambda ended: order.index(ended.state), default=nothing)._replace(mark=mark)
 
     def _download(self, folder: Path, address: str) -> None:
         target = folder / "output"
@@ -224,25 +238,41 @@ def bundle_folders(folder: Path) -> list[Path]:
     return found
 
 
+def _of_run(run: Path, names: list[str]) -> Ended:
+    try:
+        note = read_record(run / NOTE) or {}
+        records = {name: Run(run).record(name) or {} for name in names}
+    except UserError as error:
+        return Ended(State.RUNNING, f"completed, but its output cannot be read ({error})")
+    for record in (note, *records.values()):
+        if record.get("status") == State.FAILED:
+            reason = record.get("error", "see its log")
+            return Ended(State.FAILED, f"has published a failed {record['stage']} ({reason})")
+    if State.PAUSED in [record.get("status") for record in (note, *records.values())]:
+        return Ended(State.PAUSED)
+    for name, record in records.items():
+        if record.get("status") != State.DONE:
+            how = f"it says {record['status']}" if record else "there is none"
+            return Ended(State.RUNNING, f"completed, but its output holds no finished {name} stage ({how})")
+    return Ended(State.DONE)
+
+
+def _pushed(folder: Path) -> dict[str, Any]:
+    """What a bundle's PUSHED says; empty where it was never pushed from here."""
+    path = folder / PUSHED
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _beside(folder: Path, source: str) -> Path:
+    """Where the bundle of a notebook that this one reads would be."""
+    return folder.parent / source.partition("/")[2]
+
+
 def _mark(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a bundle's version stands on: its files, and the versions of what it reads that were pushed from here."""
-    versions = {}
-    for source in facts["kernel_sources"]:
-        beside = folder.parent / source.partition("/")[2] / PUSHED
-        if source != facts["id"] and beside.is_file():
-            versions[source] = read_json(beside)["version"]
-    hashes = {"notebook": sha256_of_file(folder / facts["code_file"]), "metadata": sha256_of_file(folder / METADATA)}
-    return hashes | {"reads": versions}
-
-
-@contextmanager
-def _prepared(folder: Path, facts: dict[str, Any], without_own: bool) -> Iterator[Path]:
-    """The folder to push; for a first push a copy whose inputs leave the notebook itself out."""
-    if not without_own:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        shutil.copy(folder / facts["code_file"], copy)
-        sources = [source for source in facts["kernel_sources"] if source != facts["id"]]
-        write_json(Path(copy) / METADATA, facts | {"kernel_sources": sources})
-        yield Path(copy)
+    """What a bundle's version depends on: its files, and the versions of what it reads that were pushed from here."""
+    sources = {source: _pushed(_beside(folder, source)) for source in facts["kernel_sources"] if source != facts["id"]}
+    return {
+        "notebook": sha256_of_file(folder / facts["code_file"]),
+        "metadata": sha256_of_file(folder / METADATA),
+        "reads": {source: pushed["version"] for source, pushed in sources.items() if pushed},
+    }

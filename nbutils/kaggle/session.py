@@ -1,10 +1,14 @@
-"""A bundled notebook's session behind its first cell: what it goes on from (`resume`), and its end (`close`)."""
+"""A bundled notebook's session behind its first cell: what it continues (`resume`), and its end (`close`)."""
 
 from __future__ import annotations
 
-import shutil
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,38 +16,28 @@ from typing import Any
 from IPython import get_ipython
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import append_jsonl, resolve, write_json
+from nbutils.core.files import append_jsonl, kaggle_root, resolve, write_json
+from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import UPSTREAM, key_parts
 from nbutils.core.run.layout import Run, holds_model
-from nbutils.core.run.record import RECORD, RUN_RECORD, versions, write_record
+from nbutils.core.run.record import RECORD, SCHEMA, versions, write_record
 from nbutils.core.run.state import State
-from nbutils.core.settings import Settings
 from nbutils.core.stages import maker, spec, stages
-from nbutils.kaggle.carry_over import (
-    ACCEPT,
-    Earlier,
-    best,
-    bring,
-    changed_versions,
-    continues,
-    given_parameters,
-    is_done,
-    run_folders,
-    settings_of,
-    size,
-)
+from nbutils.core.torchrun import STARTED
+from nbutils.kaggle.carry_over import ACCEPT, LOG, NOTE, Earlier, best, bring, continues, run_folders, settings_of
 from nbutils.kaggle.environment import LIMIT, WHOLE, Environment, keep_under, used
 from nbutils.kaggle.forecast import forecast_of
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.mirror import Mirror
 from nbutils.kaggle.start import Bundle, check_attached
-from nbutils.kaggle.version import note_end
-from nbutils.kaggle.whole import LONG, run_pipeline, too_late
 from nbutils.pipeline.fetch import wanted_by
 
 TRAINING = maker("model").name
-LOG = "kaggle.jsonl"
-"""In the run folder: a row for each session, with its kind, its GPUs, its libraries and what it went on from."""
+LONG = maker("scores").name
+"""The stage that has no time budget of its own, and is not begun with little of the session left."""
+LEAST_LEFT = 0.4
+"""Share of `budget_minutes` that has to be left for it."""
 
 
 class Session:
@@ -52,9 +46,10 @@ class Session:
     def __init__(self, bundle: Bundle, environment: Environment) -> None:
         self.bundle = bundle
         self.stage = bundle.stage
+        self.stages = [each.name for each in stages()] if self.stage == WHOLE else [self.stage]
         self.environment = environment
         self.waits = ""
-        self.run = Path()
+        self.run = Run(Path())
         self.continued: Earlier | None = None
         self.mirror: Mirror | None = None
         if bundle.checkpoint_mirror and environment.root is not None and environment.internet:
@@ -63,23 +58,21 @@ class Session:
 
     def resume(self, names: Mapping[str, Any]) -> None:
         """Brings what earlier sessions and notebooks made, and passes over a stage that is finished already."""
-        self.run = resolve(str(names["run_dir"]))
+        self.run = Run(resolve(str(names["run_dir"])))
         if self.environment.root is None:
             return
         if not self.environment.internet:
-            wanted = wanted_by({name: settings_of(name, names) for name in self._own_stages()})
-            check_attached(
-                [(item.kind, item.name, item.revision, item.purpose) for item in wanted], [], self.bundle.recipe
-            )
+            wanted = wanted_by({name: settings_of(name, names) for name in self.stages})
+            check_attached([astuple(item) for item in wanted], [], self.bundle.recipe)
         self.bring_earlier(names)
-        self._note_session()
+        self._log_session()
         self.guard.watch(self.keep_output)
-        if self.stage != WHOLE and is_done(self.stage, names):
+        if self.stage != WHOLE and self._is_done(self.stage, names):
             print(f"{self.stage} is finished already; the cells below are passed over, and its output is handed on.")
             self.close()
             self.guard.pass_over()
-        elif self.mirror is not None and self.environment.internet:
-            self.mirror.start(self.run)
+        elif self.mirror is not None:
+            self.mirror.start(self.run.path)
 
     def run_all(self, names: Mapping[str, Any]) -> None:
         """Runs the pipeline with the parameters of this notebook; UserError with its last sentence if it fails.
@@ -88,49 +81,50 @@ class Session:
         then nothing of the training would be published. A session that only hands a finished training on goes ahead.
         """
         self.waits = ""
-        profile = self.run.parent / f"{self.bundle.profile}.yaml"
-        write_json(profile, dict(given_parameters(names)))  # JSON is YAML
-        run_pipeline(profile, self.bundle.stale, short=True)
-        if Run(self.run).state(TRAINING) is not State.DONE:
+        profile = self.run.path.parent / f"{self.bundle.profile}.yaml"
+        known = {name for stage in stages() for name in parameters(notebook_path(stage))}
+        write_json(profile, {name: names[name] for name in sorted(known & names.keys())})  # JSON is YAML
+        options = [f"--{self.bundle.stale}"] if self.bundle.stale else []
+        _run_pipeline(str(profile), *options, "--until", self.stages[self.stages.index(LONG) - 1])
+        if self.run.state(TRAINING) is not State.DONE:
             return
         trained = self.continued is None or not self.continued.done
-        if trained and self.environment.root is not None and not is_done(LONG, names):
+        if trained and self.environment.root is not None and not self._is_done(LONG, names):
             self.waits = too_late(float(names.get("budget_minutes") or 0))
         if not self.waits:
-            run_pipeline(profile, self.bundle.stale)
+            _run_pipeline(str(profile), *options)
 
     def close(self) -> None:
-        """Says how to go on, keeps the output below Kaggle's limit, and notes how the session ended."""
+        """Says how to continue, keeps the output below Kaggle's limit, and notes how the session ended."""
         if self.environment.root is None:
             return
-        working = self.environment.root / "working"
-        self._tidy(working)
-        record = Run(self.run).record(TRAINING) if self.trains else None
-        paused = bool(record and record["status"] == State.PAUSED)
-        if record and paused:
-            print(f"{_at(record)} {self.how_to_go_on}")
-        elif self.waits:
-            print(f"{self.waits} {self.how_to_go_on}")
-        done = all(Run(self.run).state(name) is State.DONE for name in self._own_stages())
-        note_end(self.run, self.stage, State.PAUSED if paused or self.waits else State.DONE if done else State.RUNNING)
-        expected = forecast_of(self.run) if self.trains else None
-        if expected is not None:
-            print(expected.sentence)
-        print(f"The output is {used(working) / 1e9:.2f} GB of {LIMIT / 1e9:.0f} GB.")
+        self._tidy()
+        waits = self.waits
+        record = self.run.record(TRAINING) if self.trains else None
+        if record and record["status"] == State.PAUSED:
+            facts = record["facts"]
+            waits = f"Training is paused at step {facts['step']} of {facts['steps']} ({facts['fraction']:.0%})."
+        if waits:
+            print(f"{waits} {self.how_to_continue}")
+        done = all(self.run.state(name) is State.DONE for name in self.stages)
+        self._note_end(State.PAUSED if waits else State.DONE if done else State.RUNNING)
+        if self.trains and (expected := forecast_of(self.run.path)):
+            print(expected)
+        print(f"The output is {used(kaggle_root() / 'working') / 1e9:.2f} GB of {LIMIT / 1e9:.0f} GB.")
 
-    def _tidy(self, working: Path, flush: bool = False) -> None:
+    def _tidy(self, flush: bool = False) -> None:
         """Ends the mirror, where asked with one last checkpoint, and drops what the output has no room for."""
         if self.mirror is not None:
-            self.mirror.stop(self.run if flush else None)
-        for name in keep_under(working, self.run):
+            self.mirror.stop(self.run.path if flush else None)
+        for name in keep_under(kaggle_root() / "working", self.run):
             print(f"Dropped {name}: the output was larger than {LIMIT / 1e9:.0f} GB.")
 
     @property
-    def how_to_go_on(self) -> str:
+    def how_to_continue(self) -> str:
         """What a person does after a pause or a failure."""
         own = self.bundle.address.partition("/")[2]
         return (
-            f"To go on: attach this notebook's own output (Add Input → Your Work → {own}) "
+            f"To continue: attach this notebook's own output (Add Input → Your Work → {own}) "
             "where it is not among its inputs yet, and Save Version → Save & Run All once more; `python -m nbutils "
             "kaggle push` does both."
         )
@@ -138,53 +132,60 @@ class Session:
     @property
     def trains(self) -> bool:
         """Whether this notebook trains a model."""
-        return self.stage in (TRAINING, WHOLE)
+        return TRAINING in self.stages
 
-    def _own_stages(self) -> list[str]:
-        return [s.name for s in stages()] if self.stage == WHOLE else [self.stage]
+    def _is_done(self, name: str, names: Mapping[str, Any]) -> bool:
+        """Whether a stage is finished, with these settings, this code and what it reads as it is here."""
+        return inspect(spec(name), settings_of(name, names)).fits
+
+    def _note_end(self, status: State, error: str = "") -> None:
+        """Notes how the session ended, and when; `running` is one that finished nothing."""
+        note = {"schema": SCHEMA, "stage": self.stage, "status": status, "time": datetime.now(UTC).isoformat()}
+        write_record(self.run.path / NOTE, note | ({"error": error} if error else {}))
 
     # ---- what came before ----
 
     def bring_earlier(self, names: Mapping[str, Any]) -> None:
         """Copies what earlier sessions and notebooks made into the run folder."""
-        assert self.environment.root is not None
-        runs = run_folders(self.environment.root / "input", self.run.name)
+        runs = run_folders(kaggle_root() / "input", self.run.path.name)
         upstream = [] if self.stage == WHOLE else [*spec(self.stage).reads, *spec(self.stage).consults]
-        for name in [*upstream, *self._own_stages()]:
-            if (self.run / name / RECORD).is_file():
+        for name in [*upstream, *self.stages]:
+            if (self.run.folder(name) / RECORD).is_file():
                 continue  # the first cells are executed a second time
-            own = name == self.stage or self.stage == WHOLE
-            settings = settings_of(name, names) if own else None
-            asked = self._asked(name, settings) if settings else None
-            earlier, remarks = best(runs, name, asked)
-            if name == TRAINING and own and not (earlier and earlier.done and earlier.fits):
-                runs += self.from_mirror(earlier if earlier and (earlier.fits or self.bundle.stale == ACCEPT) else None)
-                earlier, remarks = best(runs, name, asked)
-            for remark in remarks:
-                print(f"Note: {remark}.")
-            kept = earlier
-            if earlier is not None:
-                self._copy(name, earlier, own)
-                if settings and not continues(earlier, name, settings, self.bundle.stale, self.stage == WHOLE):
-                    kept = None
-            if name == TRAINING and own:
-                self._say_what_continues(kept)
+            if name in upstream:
+                self._bring(*best(runs, name, None))
+                continue
+            settings = settings_of(name, names)
+            asked = key_parts(spec(name), settings)
+            if self.stage == WHOLE:
+                del asked[UPSTREAM]  # earlier stages may still change
+            found, remarks = best(runs, name, asked)
+            if name == TRAINING and not (found and found.done and found.fits):
+                runs += self.from_mirror(found if found and (found.fits or self.bundle.stale == ACCEPT) else None)
+                found, remarks = best(runs, name, asked)
+            self._bring(found, remarks, own=True)
+            state = inspect(spec(name), settings)
+            if found is not None and not continues(found, state, self.bundle.stale, self.stage == WHOLE):
+                found = None
+            if name == TRAINING:
+                self._say_what_continues(found, state.library_changes)
 
-    def _asked(self, name: str, settings: Settings) -> dict[str, Any]:
-        """The parts of the key that work to go on from has to have; in a pipeline earlier stages may still change."""
-        parts = key_parts(spec(name), settings)
-        return {part: value for part, value in parts.items() if part != UPSTREAM or self.stage != WHOLE}
+    def _bring(self, found: Earlier | None, remarks: list[str], own: bool = False) -> None:
+        for remark in remarks:
+            print(f"Note: {remark}.")
+        if found is not None:
+            bring(found, self.run, own)
 
     def from_mirror(self, earlier: Earlier | None) -> list[Path]:
         """The run folder that the mirror holds, where it is further than what is attached.
 
         UserError where it can't be read and nothing is attached: training would start at step 0, and replace it.
         """
-        if self.mirror is None or not self.environment.internet:
+        if self.mirror is None:
             return []
         folder, step = Path(tempfile.mkdtemp(prefix="smallchat-mirror-")), earlier.step if earlier else 0
         try:
-            if not self.mirror.fetch(self.run.name, step, folder):
+            if not self.mirror.fetch(self.run.path.name, step, folder):
                 return []
         except UserError as error:
             if not step:
@@ -193,25 +194,9 @@ class Session:
             print(f"Note: {error} This session continues from step {step}, which is attached, and sends nothing there.")
             return []
         print(f"The mirror {self.mirror.repo} is further than what is attached.")
-        return run_folders(folder, self.run.name)
+        return run_folders(folder, self.run.path.name)
 
-    def _copy(self, name: str, earlier: Earlier, own: bool) -> None:
-        assert self.environment.root is not None
-        needed, there = size(earlier, own), used(self.environment.root / "working")
-        if there + needed > LIMIT:
-            raise UserError(
-                f"{earlier.folder} has {needed / 1e9:.1f} GB beside {there / 1e9:.1f} GB that are here, more than the "
-                f"{LIMIT / 1e9:.0f} GB that Kaggle keeps: remove what else lies in the working folder, or take a "
-                "smaller base model."
-            )
-        bring(earlier, self.run / name, with_checkpoint=own and not earlier.done)
-        for file in (RUN_RECORD, LOG) if own else (RUN_RECORD,):
-            source = earlier.folder.parent / file
-            if source.is_file() and not (self.run / file).is_file():
-                shutil.copyfile(source, self.run / file)
-        print(f"{name}: taken from {earlier.folder} ({needed / 1e6:,.1f} MB)")
-
-    def _say_what_continues(self, earlier: Earlier | None) -> None:
+    def _say_what_continues(self, earlier: Earlier | None, changed: str) -> None:
         if earlier is None or (not earlier.done and earlier.checkpoint is None):
             print(
                 "No checkpoint of an earlier session is attached: training starts at step 0. If a session was ended "
@@ -226,11 +211,11 @@ class Session:
             f"Continues session {earlier.session} of {earlier.date} at step {earlier.step}; steps that a later session "
             "took without publishing them are lost and taken again."
         )
-        for line in changed_versions(earlier.record):
-            print(line)
+        if changed:
+            print(f"Libraries have changed since then: {changed}; that is recorded, and the run continues.")
 
-    def _note_session(self) -> None:
-        self.run.mkdir(parents=True, exist_ok=True)
+    def _log_session(self) -> None:
+        self.run.path.mkdir(parents=True, exist_ok=True)
         row = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "stage": self.stage,
@@ -241,7 +226,7 @@ class Session:
             "step": self.continued.step if self.continued else 0,
             "versions": versions(),
         }
-        append_jsonl(self.run / LOG, row)
+        append_jsonl(self.run.path / LOG, row)
 
     # ---- failures ----
 
@@ -250,22 +235,21 @@ class Session:
 
         A stage that was brought keeps its own word (`paused`, say) until it is begun: that is no longer true here.
         """
-        run = Run(self.run)
-        if not self.trains or not (run.newest_sealed() or holds_model(run.final)):
+        if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
         if self.environment.root is not None:
-            self._try("tidying up", self._tidy, self.environment.root / "working", True)
-        for name in self._own_stages():
+            self._try("tidying up", self._tidy, True)
+        for name in self.stages:
             self._try(f"marking {name} as failed", self._mark_failed, name, error)
-        self._try("noting the end", note_end, self.run, self.stage, State.FAILED, str(error))
+        self._try("noting the end", self._note_end, State.FAILED, str(error))
         print(RED.format("This session failed; what it made so far is kept as its output."), flush=True)
-        print(self.how_to_go_on)
+        print(self.how_to_continue)
         return True
 
     def _mark_failed(self, name: str, error: BaseException) -> None:
-        record = Run(self.run).record(name)
+        record = self.run.record(name)
         if record and record["status"] != State.DONE:
-            write_record(self.run / name / RECORD, record | {"status": State.FAILED, "error": str(error)})
+            write_record(self.run.folder(name) / RECORD, record | {"status": State.FAILED, "error": str(error)})
 
     def _try(self, what: str, work: Callable[..., None], *arguments: Any) -> None:
         """Does what may fail on a full disk or a damaged record: neither may cost the version its output."""
@@ -275,6 +259,28 @@ class Session:
             print(f"Note: {what} failed ({error}).")
 
 
-def _at(record: dict[str, Any]) -> str:
-    facts = record["facts"]
-    return f"Training is paused at step {facts['step']} of {facts['steps']} ({facts['fraction']:.0%})."
+def _run_pipeline(*options: str) -> None:
+    """Runs the pipeline; UserError with its last sentence if it fails."""
+    command = [sys.executable, "-m", "nbutils", "run", *options]
+    last = ""
+    # ipykernel 7 asks all programs for colours, which makes redrawn bars of what is a log here.
+    environment = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    if process.returncode:
+        raise UserError(f"The pipeline ended with status {process.returncode}: {last}")
+
+
+def too_late(budget_minutes: float) -> str:
+    """Why LONG waits for the next session, or '' where there is time enough (or no budget)."""
+    if not budget_minutes or STARTED not in os.environ:
+        return ""
+    left = 1 - (time.time() - float(os.environ[STARTED])) / (60 * budget_minutes)
+    if left >= LEAST_LEFT:
+        return ""
+    return f"{LONG} waits for the next session: {max(0.0, left):.0%} of budget_minutes ({budget_minutes:g}) is left."

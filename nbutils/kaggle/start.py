@@ -19,10 +19,6 @@ from nbutils.kaggle import environment, packages
 if TYPE_CHECKING:
     from nbutils.kaggle.session import Session
 
-STARTED = "NBUTILS_STARTED"
-"""As `nbutils.core.torchrun` reads it, which cannot be imported yet."""
-REQUIREMENTS = "requirements.txt"
-"""In the archive: what smallchat needs, a requirement a line."""
 NO_SECRET = (
     "checkpoint_mirror is {repo}, and this notebook has no secret HF_TOKEN to write there with: open it in Kaggle's "
     "editor and attach one (Add-ons → Secrets; a token of the Hub that may write), then Save Version or push again; or "
@@ -30,8 +26,6 @@ NO_SECRET = (
 )
 Need = tuple[str, str, str, str]
 """Kind (`model` or `dataset`), name on the hub, revision ('' for any), and what it is for."""
-FOLDER = Path(__file__).resolve().parents[2]
-"""Where the archive was unpacked."""
 
 
 @dataclass(frozen=True)
@@ -61,52 +55,43 @@ def start(bundle: Bundle) -> Session:
     """
     where = environment.look_around()
     print(f"smallchat, {bundle.stage} of profile {bundle.profile}: {where.line}")
-    if where.root is None:
-        _share_package()
-        return _session(bundle, where)
+    if where.root is not None:
+        _prepare(bundle, where, where.root / "input")
+    # The processes that the notebook starts import the unpacked package too.
+    paths = [str(packages.FOLDER), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+
+    import psutil  # only now is everything there that these import
+
+    from nbutils.core.torchrun import STARTED
+    from nbutils.kaggle.session import Session
+
+    if where.root is not None:
+        # The time budget counts from the start of this kernel: Kaggle's does too, a little earlier.
+        os.environ.setdefault(STARTED, str(psutil.Process().create_time()))
+    return Session(bundle, where)
+
+
+def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> None:
     environment.check_gpus(where.gpus, bundle.processes)
     has_secret = where.internet and environment.take_secret()
     mirror = bundle.checkpoint_mirror
     if mirror and where.internet and not has_secret:
         raise UserError(NO_SECRET.format(repo=mirror))
-    wheels = sorted(path.parent for path in (where.root / "input").glob(f"**/{packages.WHEELS}"))
-    lines = (FOLDER / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
-    before = packages.inspect(packages.needed(lines, bundle.stage))
+    wheels = sorted(path.parent for path in attached.glob(f"**/{packages.WHEELS}"))
+    before = packages.inspect(packages.needed(bundle.stage))
     if not where.internet:
         check_attached(bundle.needs, before, bundle.recipe, wheels)
-    everything = packages.live_versions()
-    after = packages.install(before, everything, where.internet, wheels)
-    print(packages.table(before, after, everything))
-    if bundle.internet and not where.internet:
-        print("Note: the hub cannot be reached; only what is attached or built in can be used.")
-    if not where.internet:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    elif has_secret:
+    print(packages.install(before, where.internet, wheels))
+    if has_secret:
         print("HF_TOKEN is taken from the notebook's secrets.")
-    if mirror and not where.internet:
+    if where.internet:
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if bundle.internet:
+        print("Note: the hub cannot be reached; only what is attached or built in can be used.")
+    if mirror:
         print(f"Note: nothing is sent to checkpoint_mirror {mirror}: there is no internet here.")
-    _share_package()
-    _start_clock()
-    return _session(bundle, where)
-
-
-def _session(bundle: Bundle, where: environment.Environment) -> Session:
-    from nbutils.kaggle.session import Session  # only now is everything there that it imports
-
-    return Session(bundle, where)
-
-
-def _share_package() -> None:
-    """Lets the processes that the notebook starts import the unpacked package too."""
-    paths = [str(FOLDER), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-
-
-def _start_clock() -> None:
-    """The time budget counts from the start of this kernel: Kaggle's does too, a little earlier."""
-    import psutil
-
-    os.environ.setdefault(STARTED, str(psutil.Process().create_time()))
 
 
 def check_attached(

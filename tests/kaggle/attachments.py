@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import tiny_model
-from nbutils.kaggle.wheels import collect_wheels
+from nbutils.kaggle.packages import collect_wheels
 from nbutils.pipeline.fetch import Wanted, _add
 from tests.builders import chitchat, small_tokenizer
 from tests.conftest import missing

@@ -35,7 +35,7 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
     """On an image with Kaggle's libraries: model, conversations and packages are attached as Kaggle datasets.
 
     Each notebook installs what it lacks into the image, which later ones find there: sessions of the real Kaggle start
-    from the image anew.
+    from the image again.
     """
     offline = ["--offline", "--attach", FETCHED, "--attach", WHEELS, "-p", f"base_model={BASE}"]
     made = bundles(SMALL, tmp_path / "bundles", *offline, "-p", f"datasets=[{TALK}]")

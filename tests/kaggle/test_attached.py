@@ -11,7 +11,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
 from nbutils.core.files import KAGGLE, write_json
 from nbutils.kaggle import packages
-from nbutils.kaggle.archive import requirements
+from nbutils.kaggle.packages import BROUGHT, NEWEST, closure, collect_wheels, required
 from nbutils.kaggle.start import Bundle, start
 from tests.kaggle.made_packages import installed, wheel
 
@@ -22,8 +22,8 @@ def test_what_is_not_attached_is_listed_all_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv(KAGGLE, str(tmp_path))
     for folder in ("input", "working"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "requirements.txt").write_text("\n".join(requirements()))
-    monkeypatch.setattr("nbutils.kaggle.start.FOLDER", tmp_path)
+    (tmp_path / "requirements.txt").write_text("\n".join(packages.requirements()))
+    monkeypatch.setattr("nbutils.kaggle.packages.FOLDER", tmp_path)
     installed(tmp_path, "plotly", "5.24.1")
     monkeypatch.syspath_prepend(str(tmp_path))
     facts = {"profile": "mine", "address": "me/it", "processes": 0, "internet": False}
@@ -61,19 +61,15 @@ def test_of_two_attached_copies_the_whole_one_counts(tmp_path, monkeypatch):
 
 
 def test_all_that_the_notebooks_need_is_collected_or_never_replaced():
-    from nbutils.kaggle.wheels import BROUGHT, closure, required
-
     found = closure(required())
     assert {"plotly", "nbclient", "ipykernel", "psutil", "trl", "lm-eval"} <= set(found)
     for stage in ("data", "train", "metrics", "evaluate", "chat", "publish", "all"):
-        names = {canonicalize_name(needed.name) for needed in packages.needed(requirements(), stage)}
-        assert names <= set(found) | set(packages.KEPT), stage
+        names = {canonicalize_name(needed.name) for needed in packages.needed(stage)}
+        assert names <= set(found) | set(NEWEST), stage
     assert not set(found) & set(BROUGHT) and {"torch", "transformers", "numpy"} <= set(BROUGHT)
 
 
 def test_wheels_are_collected_with_what_they_need_but_not_with_what_the_image_has(tmp_path, monkeypatch):
-    from nbutils.kaggle.wheels import collect_wheels
-
     there, index, out = tmp_path / "there", tmp_path / "index", tmp_path / "out"
     for folder in (there, index):
         folder.mkdir()

@@ -15,8 +15,7 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.stages import STAGES
-from nbutils.kaggle.archive import make_archive
-from nbutils.kaggle.bundle import BUDGET_MINUTES, Options, with_values, write_bundles
+from nbutils.kaggle.bundle import BUDGET_MINUTES, Options, make_archive, with_values, write_bundles
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
 from tests.kaggle.simulated import bundles
@@ -158,7 +157,7 @@ def test_bad_input_is_one_sentence(tmp_path, options, words):
     assert len(re.findall(r"\n", ran.stderr.strip())) == 0
 
 
-def test_what_lies_on_this_machine_alone_is_listed(tmp_path):
+def test_what_is_on_this_machine_alone_is_listed(tmp_path):
     options = Options("someone", "mine", "mine.yaml")
     (tmp_path / "talk").mkdir()
     file = tmp_path / "mine.yaml"
@@ -170,5 +169,5 @@ def test_what_lies_on_this_machine_alone_is_listed(tmp_path):
     assert "/kaggle/input/DATASET/my.gguf" in said and not (tmp_path / "out").exists()
     file.write_text("base_model: /kaggle/input/things/my.gguf\ndatasets: [/kaggle/input/things/my.jsonl]\n")
     assert len(write_bundles(plan(file, []), options, tmp_path / "out")) == 7
-    with pytest.raises(UserError, match=r"lies on this machine: models/SmolLM2.*gguf"):
+    with pytest.raises(UserError, match=r"is on this machine alone: models/SmolLM2.*gguf"):
         write_bundles(plan(LAPTOP, []), options, tmp_path / "laptop")

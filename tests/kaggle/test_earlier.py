@@ -6,6 +6,7 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
+from nbutils.core.run.layout import Run
 from nbutils.kaggle.carry_over import best, bring, run_folders
 from tests.kaggle.made_stages import checkpoint, stage_at
 
@@ -40,7 +41,7 @@ def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_pa
     runs = run_folders(tmp_path, "mine")
     found, remarks = best(runs, "train", {"parameters": {"seed": 0}})
     assert len(runs) == 3 and found is not None and found.step == 10
-    assert remarks == [f"{broken / 'stage.json'} is damaged, and what lies beside it is passed over"]
+    assert remarks == [f"{broken / 'stage.json'} is damaged, and what is beside it is passed over"]
     assert best(runs, "metrics", None) == (None, [])
     assert best([broken.parent], "train", None)[1] == remarks  # said where nothing else is attached, too
     for odd in ("[]", '{"schema": "x"}', '{"schema": 1, "stage": "train"}'):
@@ -63,7 +64,7 @@ def test_what_fits_comes_before_what_is_further_and_does_not(tmp_path):
     assert found is not None and not found.fits and found.done
 
 
-def test_work_of_a_newer_smallchat_is_not_begun_anew(tmp_path):
+def test_work_of_a_newer_smallchat_is_not_started_again(tmp_path):
     newer = stage_at(tmp_path / "a" / "mine", "paused")
     write_json(newer / "stage.json", read_json(newer / "stage.json") | {"schema": 99})
     with pytest.raises(UserError, match=r"newer smallchat \(schema 99.*update smallchat"):
@@ -94,8 +95,8 @@ def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path):
     (folder / "final" / "model").write_bytes(b"1")
     found, remarks = best([folder.parent], "train", None)
     assert found is not None and not found.done and "final/model" in remarks[0]
-    bring(found, tmp_path / "here", with_checkpoint=True)
-    record = read_json(tmp_path / "here" / "stage.json")
+    bring(found, Run(tmp_path / "here"), own=True)
+    record = read_json(tmp_path / "here" / "train" / "stage.json")
     assert record["status"] != "done" and not record["outputs"]
 
 
@@ -107,7 +108,7 @@ def test_what_is_brought_can_be_written_and_only_the_chosen_checkpoint_comes(tmp
     (folder / "metrics.jsonl").chmod(0o444)
     found, _ = best([folder.parent], "train", None)
     assert found is not None
-    bring(found, tmp_path / "here", with_checkpoint=True)
-    assert [path.name for path in (tmp_path / "here" / "checkpoints").iterdir()] == ["step-000020"]
-    copy = tmp_path / "here" / "metrics.jsonl"
+    bring(found, Run(tmp_path / "here"), own=True)
+    assert [path.name for path in (tmp_path / "here" / "train" / "checkpoints").iterdir()] == ["step-000020"]
+    copy = tmp_path / "here" / "train" / "metrics.jsonl"
     assert copy.stat().st_mode & 0o200 and copy.stat().st_mtime_ns == (folder / "metrics.jsonl").stat().st_mtime_ns

@@ -13,7 +13,6 @@ from packaging.requirements import Requirement
 
 from nbutils.core.errors import UserError
 from nbutils.kaggle import packages
-from nbutils.kaggle.archive import requirements
 from tests.conftest import ROOT
 from tests.kaggle.made_packages import installed, wheel
 
@@ -39,10 +38,11 @@ def test_an_image_too_old_or_too_new_is_one_sentence(tmp_path, monkeypatch, vers
 
 def test_what_is_there_is_kept_and_each_notebook_needs_its_own():
     for stage in ("data", "train", "evaluate", "all"):
-        found = packages.inspect(packages.needed(requirements(), stage))
+        found = packages.inspect(packages.needed(stage))
         assert all(package.fits for package in found)
-        assert packages.install(found, {}, internet=False, wheels=[]) == found
-    names = {str(r.name) for r in packages.needed(requirements(), "train")}
+        rows = [line.split() for line in packages.install(found, internet=False, wheels=[]).splitlines()[1:]]
+        assert rows and all(row[-1] == "kept" for row in rows)
+    names = {str(r.name) for r in packages.needed("train")}
     assert {"torch", "trl", "chitchat-dataset"} <= names and not names & {"lm-eval", "jupyterlab", "papermill"}
 
 
@@ -52,10 +52,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from nbutils.core.errors import UserError
 from nbutils.kaggle import packages
-before, everything = packages.inspect([Requirement(line) for line in sys.argv[2:]]), packages.live_versions()
+before = packages.inspect([Requirement(line) for line in sys.argv[2:]])
 try:
-    after = packages.install(before, everything, internet=False, wheels=[Path(sys.argv[1])])
-    print(packages.table(before, after, everything))
+    print(packages.install(before, internet=False, wheels=[Path(sys.argv[1])]))
 except UserError as error:
     print(error)
 """

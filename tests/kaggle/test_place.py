@@ -110,7 +110,7 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(tmp_path, monkeypatch,
     monkeypatch.setitem(sys.modules, "kaggle_secrets", None)  # no such module here
     monkeypatch.setattr("nbutils.kaggle.environment.has_internet", lambda: internet)
     monkeypatch.setattr("nbutils.kaggle.environment.nvidia_gpus", lambda: ())
-    monkeypatch.setattr("nbutils.kaggle.start.FOLDER", tmp_path)
+    monkeypatch.setattr("nbutils.kaggle.packages.FOLDER", tmp_path)
     (tmp_path / "requirements.txt").write_text("torch\n")
     for folder in ("input", "working"):
         (tmp_path / folder).mkdir()

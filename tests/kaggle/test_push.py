@@ -136,7 +136,7 @@ def test_the_same_command_goes_on_where_it_was_cut_off(kaggle, made, monkeypatch
     assert any("02-train-sft is under way already" in line for line in said)
 
     book = next((made / "smallchat-small-02-train-sft").glob("*.ipynb"))
-    book.write_text(book.read_text() + "\n")  # another bundle: it runs anew, and all that reads it
+    book.write_text(book.read_text() + "\n")  # another bundle: it runs again, and all that reads it
     push(made, follow=True)
     again = ["02-train-sft", "03-plot-metrics", "04-evaluate", "05-chat", "06-publish"]
     assert pushes(kaggle)[7:] == again and pushes(kaggle).count("01-filter-data") == 1

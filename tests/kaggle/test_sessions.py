@@ -94,9 +94,9 @@ def test_a_killed_session_whose_output_was_kept_goes_on(account, unhurried, data
     outcome = done(account.run(unhurried["02-train-sft"], {DATA: data, TRAIN: killed.working}))
     assert "Continues session 1 of" in outcome.text and weights(outcome) == weights(undisturbed)
 
-    anew = done(account.run(unhurried["02-train-sft"], {DATA: data}))  # Kaggle has published nothing of it
-    assert "starts at step 0" in anew.text and "its work is lost" in anew.text
-    assert weights(anew) == weights(undisturbed)
+    again = done(account.run(unhurried["02-train-sft"], {DATA: data}))  # Kaggle has published nothing of it
+    assert "starts at step 0" in again.text and "its work is lost" in again.text
+    assert weights(again) == weights(undisturbed)
 
 
 def test_other_settings_stop_before_anything_is_run(account, data, paused, tmp_path):

@@ -14,16 +14,16 @@ from transformers import TrainerControl, TrainerState
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import KAGGLE, read_json, write_json
+from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import key_of, key_parts
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
 from nbutils.kaggle.bundle import Options, slug, stage_of
 from nbutils.kaggle.carry_over import best, continues, settings_of
-from nbutils.kaggle.command import options_of
+from nbutils.kaggle.command import add_arguments, options_of
 from nbutils.kaggle.environment import WHOLE, Environment
-from nbutils.kaggle.session import Session
+from nbutils.kaggle.session import Session, too_late
 from nbutils.kaggle.start import Bundle
-from nbutils.kaggle.whole import too_late
 from nbutils.pipeline.choice import Options as Choice
 from nbutils.pipeline.choice import chosen
 from nbutils.pipeline.parameters import plan
@@ -44,7 +44,7 @@ def kaggle(tmp_path, monkeypatch) -> Path:
 
 
 def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) -> Path:
-    """The training of an earlier session, as it would lie in the run folder, with these settings but for `changes`."""
+    """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of("train", NAMES | changes)
     parts = key_parts(spec("train"), settings)
     folder = settings.run_path / "train"
@@ -60,7 +60,7 @@ def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) 
 def kept(folder: Path, stale: str, in_pipeline: bool = False) -> bool:
     found, _ = best([folder.parent], "train", None)
     assert found is not None
-    return continues(found, "train", settings_of("train", NAMES), stale, in_pipeline)
+    return continues(found, inspect(spec("train"), settings_of("train", NAMES)), stale, in_pipeline)
 
 
 @pytest.mark.parametrize("status", ["done", "paused", "running"])
@@ -78,7 +78,7 @@ def test_long_or_unfinished_work_of_other_settings_stops_the_session(kaggle):
         kept(folder, "")
 
 
-def test_force_starts_anew_and_accept_keeps_a_finished_model(kaggle):
+def test_force_starts_again_and_accept_keeps_a_finished_model(kaggle):
     folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
     assert kept(folder, "accept") and kept(folder, "")  # accepted once, it fits
     folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
@@ -100,7 +100,7 @@ def test_of_two_trainings_the_one_that_fits_is_found(kaggle):
 def session(kaggle: Path, stage: str = "train", internet: bool = False, stale: str = "") -> Session:
     bundle = Bundle(stage, "mine", "me/it", processes=0, internet=internet, recipe="mine.yaml", stale=stale)
     made = Session(bundle, Environment(kaggle, "Batch", internet, ()))
-    made.run = kaggle / "working" / "runs" / "mine"
+    made.run = Run(kaggle / "working" / "runs" / "mine")
     return made
 
 
@@ -108,9 +108,9 @@ def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kag
     trained(kaggle, "paused")
     made = session(kaggle)
     assert made.keep_output(UserError("no room")) is True
-    record = Run(made.run).record("train")
+    record = made.run.record("train")
     assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
-    assert read_json(made.run / "session.json")["status"] == "failed"
+    assert read_json(made.run.path / "session.json")["status"] == "failed"
     assert "\033[1;31m" in capsys.readouterr().out
 
 
@@ -133,7 +133,7 @@ def test_a_failure_that_cannot_be_marked_costs_no_output_either(kaggle, capsys, 
 
 @pytest.mark.parametrize("status,step", [("done", 0), ("paused", 10_000)])
 def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(kaggle, tmp_path_factory, status, step):
-    """`--force` after the data changed: the new run, in the mirror alone, is not begun anew for the old one's sake."""
+    """`--force` after the data changed: the new run, in the mirror alone, is not lost for the old one's sake."""
 
     class Held:
         repo = "me/mirror"
@@ -162,13 +162,13 @@ def test_the_end_of_a_session_is_noted(kaggle):
     trained(kaggle, "done")
     made = session(kaggle)
     made.close()
-    assert read_json(made.run / "session.json")["status"] == "done"
+    assert read_json(made.run.path / "session.json")["status"] == "done"
     made = session(kaggle, WHOLE)
     made.close()
-    assert read_json(made.run / "session.json")["status"] == "running"
+    assert read_json(made.run.path / "session.json")["status"] == "running"
     made.waits = "evaluate waits."
     made.close()
-    assert read_json(made.run / "session.json")["status"] == "paused"
+    assert read_json(made.run.path / "session.json")["status"] == "paused"
 
 
 @pytest.mark.parametrize("attached", [True, False])
@@ -216,10 +216,11 @@ def test_a_rehearsal_pauses_after_its_steps_however_fast_the_machine(step, pause
 # Options
 
 
-def given(profile: Path, **changes: object) -> Options:
-    values = {"owner": "someone", "overrides": [], "offline": False, "attach": [], "mirror": None}
-    values |= {"mirror_minutes": None, "accept": False, "force": False, "profile": str(profile)}
-    return options_of(argparse.Namespace(**(values | changes)), profile)
+def given(profile: Path, *words: str) -> Options:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    always = ["bundle", str(profile), "--out", "x", "--owner", "someone"]
+    return options_of(parser.parse_args([*always, *words]), profile)
 
 
 @pytest.fixture
@@ -231,29 +232,31 @@ def profile(tmp_path) -> Path:
 
 def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(profile):
     found = given(profile)
-    assert (found.internet, found.mirror, found.mirror_minutes) == (False, "me/mirror", 5.0)
-    found = given(profile, mirror="", mirror_minutes=7.0, overrides=["internet=true"], force=True)
-    assert (found.internet, found.mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
+    assert (found.internet, found.checkpoint_mirror, found.mirror_minutes) == (False, "me/mirror", 5.0)
+    found = given(profile, "--mirror", "", "--mirror-minutes", "7", "-p", "internet=true", "--force")
+    assert (found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
+    assert not given(SMALL, "--offline").internet
     assert given(SMALL).internet and given(SMALL).mirror_minutes == 30.0
-    asked = given(SMALL, overrides=["datasets=[a b]"])
+    asked = given(SMALL, "-p", "datasets=[a b]")
     assert asked.recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
     assert given(profile).recipe == "mine.yaml", "no place on this machine goes into a notebook"
     assert len(plan(profile, []).stages) == 6  # `run` knows the names and passes over them
 
 
 @pytest.mark.parametrize(
-    "changes,words",
+    "options,words",
     [
-        ({"attach": ["foo"]}, ["--attach", "'foo'", "OWNER/DATASET"]),
-        ({"mirror_minutes": 0.0}, ["--mirror-minutes", "more than 0"]),
-        ({"mirror": "foo"}, ["--mirror", "owner/name"]),
-        ({"overrides": ["mirror_minutes=0"]}, ["mirror_minutes", "more than 0"]),
-        ({"overrides": ["internet=2"]}, ["internet", "true or false"]),
+        (["--attach", "foo"], ["--attach", "'foo'", "OWNER/DATASET"]),
+        (["--mirror-minutes", "0"], ["mirror_minutes", "more than 0"]),
+        (["--mirror-minutes", "soon"], ["mirror_minutes", "more than 0"]),
+        (["--mirror", "foo"], ["mirror", "'foo'", "owner/name"]),
+        (["-p", "mirror_minutes=0"], ["mirror_minutes", "more than 0"]),
+        (["-p", "internet=2"], ["internet", "true or false"]),
     ],
 )
-def test_what_kaggle_would_refuse_is_one_sentence(profile, changes, words):
+def test_what_kaggle_would_refuse_is_one_sentence(profile, options, words):
     with pytest.raises(UserError) as raised:
-        given(profile, **changes)
+        given(profile, *options)
     assert all(word in str(raised.value) for word in words)
 
 
