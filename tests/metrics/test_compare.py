@@ -11,9 +11,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.training_log import LOSS
 from nbutils.metrics.compare import differences, read_runs
-from nbutils.metrics.display import comparison, difference_table, interactive_comparison
+from nbutils.metrics.display import PLOTLY, comparison, difference_table, interactive_comparison
 from nbutils.metrics.figures import comparison_figure, draw_runs, save_comparisons
-from nbutils.metrics.interactive import PLOTLY
 from nbutils.metrics.settings import MetricsSettings
 from tests.metrics.histories import history_rows, write_done, write_training
 
@@ -65,7 +64,7 @@ def test_names_go_as_far_up_as_they_must(tmp_path):
 
 
 def test_a_run_is_not_compared_with_itself(runs):
-    with pytest.raises(UserError, match="slow stands twice"):
+    with pytest.raises(UserError, match="slow is in the comparison twice"):
         read_runs([runs / "slow", runs / "fast", runs / "fast" / ".." / "slow"])
 
 
@@ -89,7 +88,7 @@ def test_the_table_holds_the_scores_of_runs_that_have_any(runs, monkeypatch):
     write_json(runs / "fast" / "evaluate" / "results.json", {"scores": [own, own | {"model": "base"}]})
     both = read_runs([runs / "slow", runs / "fast"])
     table = comparison(differences(both), both, runs / "figures").data
-    assert "| sciq, acc | not scored yet | 0.31 [0.29, 0.33], 1,000 items |" in table
+    assert "| sciq, acc | not scored yet | 0.310 [0.290, 0.330], 1,000 items |" in table
     assert sum("sciq" in line for line in table.splitlines()) == 1
 
 

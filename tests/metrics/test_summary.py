@@ -10,9 +10,8 @@ from PIL import Image
 
 from nbutils.core.errors import UserError
 from nbutils.core.history import History
-from nbutils.metrics.display import number_table, picture, remark_list
-from nbutils.metrics.figures import FIGURES, duration, save_figures
-from nbutils.metrics.interactive import PLOTLY, interactive_curves
+from nbutils.metrics.display import PLOTLY, interactive_curves, number_table, picture, remark_list
+from nbutils.metrics.figures import FIGURES, save_figures
 from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
 from tests.metrics.histories import history_rows, session, write_done, write_training
@@ -149,14 +148,6 @@ def test_interactive_curves_mark_events():
 def test_little_padding_is_not_written_as_none():
     summary = summarise(History.of(history_rows(60, padding=0.0004)), {})
     assert "| padding, mean | 0.04% of all token positions |" in number_table(summary).data
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(4.24, "4.2 s"), (42, "42 s"), (200, "3 min 20 s"), (3599, "1 h 00 min"), (18_120, "5 h 02 min")],
-)
-def test_durations(seconds, words):
-    assert duration(seconds) == words
 
 
 def test_the_cache_key_sees_a_compared_run_change(tmp_path):
