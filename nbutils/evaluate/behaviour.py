@@ -84,12 +84,12 @@ def figures_of(
     or a control token; `echoes`: equals the user's last message; `empty`: says nothing. `intervals` holds the 95 %
     interval of each share.
     """
-    count = max(1, len(replies))
+    count = len(replies)
     words = [reply.text.casefold().split() for reply in replies]
     figures: dict[str, Any] = {
-        "replies": len(replies),
+        "replies": count,
         "ended": sum(reply.ended for reply in replies) / count,
-        "median_tokens": float(median(len(reply.token_ids) for reply in replies)) if replies else 0.0,
+        "median_tokens": float(median(len(reply.token_ids) for reply in replies)),
         "repeats": sum(_repeats(reply.token_ids) for reply in replies) / count,
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),

@@ -10,7 +10,6 @@ the Bootstrap", section 4.3).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -47,20 +46,6 @@ class Estimate:
     low: float
     high: float
     groups: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies wholly on one side of zero."""
-        return self.low > 0 or self.high < 0
-
-
-def read_items(path: Path, only: str = "") -> pd.DataFrame:
-    """Per-item results of one model on one task, as `nbutils.evaluate.items` writes them.
-
-    `only` takes the rows of one of lm-eval's filters.
-    """
-    table = pd.read_parquet(path)
-    return table[table["filter"] == only] if only else table
 
 
 def check_same_items(one: pd.DataFrame, other: pd.DataFrame) -> None:
@@ -103,7 +88,7 @@ def word_for(difference: Estimate, higher_is_better: bool) -> str:
     """`better`, `worse`, `not distinguishable` or `too few items`: of these two checkpoints on these items alone."""
     if difference.groups < FEWEST_GROUPS:
         return TOO_FEW
-    if not difference.excludes_zero:
+    if difference.low <= 0 <= difference.high:
         return "not distinguishable"
     return "better" if (difference.low > 0) == higher_is_better else "worse"
 

@@ -61,11 +61,13 @@ def measure_curve(
     losses = {name: losses_of(model, rows, name) for name in ORDER}  # each a list of (T - 1,)
     edges = np.linspace(0, FACTOR * trained, BUCKETS + 1).astype(int)
     beyond = {name: _beyond(found, trained) for name, found in losses.items()}
-    within = {name: _mean([row[: trained - 1] for row in found]) for name, found in losses.items()}
+    within = {
+        name: float(np.concatenate([row[: trained - 1] for row in found]).mean()) for name, found in losses.items()
+    }
     means = {name: float(sums.values.sum() / sums.weights.sum()) for name, sums in beyond.items()}
     best = best_of(beyond, resamples, seed)
-    against = {name: differences(beyond, name, resamples, seed) for name in {"none": 0, best: 0}}
-    return {
+    words = differences(beyond, best, resamples, seed)
+    curve = {
         "trained_length": trained,
         "conversations": len(rows),
         "tokens_beyond": int(beyond["none"].weights.sum()),
@@ -73,10 +75,11 @@ def measure_curve(
         "curves": {name: _by_position(found, edges) for name, found in losses.items()},
         "within": within,
         "beyond": means,
-        "differences": against["none"],
+        "differences": differences(beyond, "none", resamples, seed),
         "best": best if len(rows) >= FEWEST_GROUPS else None,
-        "advice": advice(best, means, against, within["none"], trained, len(rows)),
     }
+    alike = [name for name, difference in words.items() if difference["word"] == "not distinguishable"]
+    return curve | {"advice": advice(curve, alike)}
 
 
 def losses_of(model: PreTrainedModel, rows: Sequence[Sequence[int]], extension: str) -> list[np.ndarray]:
@@ -115,42 +118,30 @@ def best_of(beyond: Mapping[str, Sums], resamples: int, seed: int) -> str:
     return min(able, key=lambda name: able[name].values.sum(), default="none")
 
 
-def advice(
-    best: str,
-    beyond: Mapping[str, float],
-    against: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    within: float,
-    trained: int,
-    conversations: int,
-) -> str:
-    """A sentence about what to choose as `context_extension`, with its evidence.
-
-    `against` holds `differences` from no extension, and from the best one.
-    """
-    if conversations < FEWEST_GROUPS:
+def advice(curve: Mapping[str, Any], alike: Sequence[str]) -> str:
+    """A sentence about what to choose as `context_extension`, with its evidence; `alike` are as good as the best."""
+    trained, beyond, best = curve["trained_length"], curve["beyond"], curve["best"]
+    if best is None:
         return (
-            f"{conversations} conversations beyond {trained:,} tokens are too few to tell whether an extension helps: "
-            f"raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then `context_extension: "
-            "auto` takes `dynamic`, as the reference does."
+            f"{curve['conversations']} conversations beyond {trained:,} tokens are too few to tell whether an "
+            f"extension helps: raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then "
+            "`context_extension: auto` takes `dynamic`, as the reference does."
         )
+    shown = best if best != "none" else min(curve["differences"], key=lambda name: beyond[name])
+    gain = curve["differences"][shown]
+    difference = f"a difference of {with_interval(gain['value'], gain['low'], gain['high'], '+')}"
     if best == "none":
-        lowest = min((name for name in beyond if name != "none"), key=lambda name: beyond[name])
         return (
             f"Beyond {trained:,} tokens no extension is distinguishably better than none: {beyond['none']:.2f} nats a "
-            f"token without, {beyond[lowest]:.2f} with `{lowest}`, {_shown(against['none'][lowest])}. A chat is best "
-            f"kept within {trained:,} tokens (`context_extension: none`)."
+            f"token without, {beyond[shown]:.2f} with `{shown}`, {difference}. A chat is best kept within "
+            f"{trained:,} tokens (`context_extension: none`)."
         )
-    alike = [f"`{name}`" for name, found in against[best].items() if found["word"] == "not distinguishable"]
-    equal = f" Not distinguishable from it: {', '.join(alike)}." if alike else ""
+    equal = f" Not distinguishable from it: {', '.join(f'`{name}`' for name in alike)}." if alike else ""
     return (
         f"Beyond {trained:,} tokens `{best}` loses {beyond[best]:.2f} nats a token, against {beyond['none']:.2f} "
-        f"without extension, {_shown(against['none'][best])}, and {within:.2f} within the trained length. Choose "
+        f"without extension, {difference}, and {curve['within']['none']:.2f} within the trained length. Choose "
         f"`context_extension: {best}` for chats that grow so long.{equal}"
     )
-
-
-def _shown(difference: Mapping[str, Any]) -> str:
-    return f"a difference of {with_interval(difference['value'], difference['low'], difference['high'], '+')}"
 
 
 def _beyond(rows: Sequence[np.ndarray], trained: int) -> Sums:
@@ -159,10 +150,6 @@ def _beyond(rows: Sequence[np.ndarray], trained: int) -> Sums:
     return Sums(
         np.arange(len(parts)), np.array([part.sum() for part in parts], float), np.array([len(p) for p in parts], float)
     )
-
-
-def _mean(rows: Sequence[np.ndarray]) -> float:
-    return float(np.concatenate(rows).mean())
 
 
 def _by_position(rows: Sequence[np.ndarray], edges: np.ndarray) -> list[float | None]:

@@ -81,9 +81,6 @@ def _results(summary: dict[str, Any]) -> dict[str, Any]:
     final = summary["final"]
     return {
         **{name: summary[name] for name in ("steps", "total_tokens", "hours", "tokens_per_second")},
-        **{
-            f"final {name}": summary["final"][name]
-            for name in ("loss", "eval_loss", "eval_token_accuracy", "perplexity")
-        },
+        **{f"final {name}": final[name] for name in ("loss", "eval_loss", "eval_token_accuracy", "perplexity")},
         "best eval_loss": (summary["best"]["eval_loss"] or {}).get("value"),
     }

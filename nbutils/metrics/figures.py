@@ -89,14 +89,8 @@ def comparison_figure(runs: list[Compared], metric: Metric, *, theme: str = "lig
         label_ends(axes, ends, metric.form)
     for label, style, marker in (("lines: training, smoothed", "-", ""), ("markers: evaluation", "", "o")):
         panels[0].plot([], [], label=label, color=THEMES[theme].ink, ls=style, marker=marker, markersize=4.5)
-    add_legend(
-        figure,
-        theme,
-        handles=panels[0].get_legend_handles_labels()[0],
-        loc="lower left",
-        ncols=columns,
-        bbox_to_anchor=(0.05, 0.0),
-    )
+    entries, _ = panels[0].get_legend_handles_labels()
+    add_legend(figure, theme, handles=entries, loc="lower left", ncols=columns, bbox_to_anchor=(0.05, 0.0))
     return figure
 
 
