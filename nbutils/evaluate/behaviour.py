@@ -127,7 +127,7 @@ def _leaks(reply: Reply, special_ids: set[int]) -> bool:
 
 
 def sample_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, max_new_tokens: int, seed: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of `samples.jsonl`: the prompts answered alone, then the same ones in one conversation.
 
@@ -137,7 +137,7 @@ def sample_rows(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "greedy": False, "seed": seed}
 
     def row(mode: str, turn: int, reply: Reply) -> dict[str, Any]:
-        facts = {"model": name, "mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text}
+        facts = {"mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text}
         return facts | {"ended": reply.ended, "tokens": len(reply.token_ids)}
 
     alone = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]

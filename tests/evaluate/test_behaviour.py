@@ -9,7 +9,7 @@ import torch
 from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.tiny import tiny_model
 from nbutils.evaluate.behaviour import figures_of, measure, user_turns
-from nbutils.evaluate.compare import Sums
+from nbutils.evaluate.compare import FEWEST_GROUPS, Sums
 from nbutils.evaluate.context_curve import ORDER, advice, best_of, differences, losses_of, measure_curve, too_long_ids
 from nbutils.evaluate.display import behaviour_rows
 from nbutils.evaluate.heldout import Conversation
@@ -87,10 +87,17 @@ def beyond_of(conversations: int, **gains: float) -> dict[str, Sums]:
 
 
 def advised(beyond: dict[str, Sums]) -> tuple[str, str]:
-    best = best_of(beyond, 1000, 0)
-    means = {name: sums.values.sum() / sums.weights.sum() for name, sums in beyond.items()}
-    against = {name: differences(beyond, name, 1000, 0) for name in ("none", best)}
-    return best, advice(best, means, against, 3.0, 1024, len(beyond["none"].values))
+    best, conversations = best_of(beyond, 1000, 0), len(beyond["none"].values)
+    words = differences(beyond, best, 1000, 0)
+    curve = {
+        "trained_length": 1024,
+        "conversations": conversations,
+        "within": {"none": 3.0},
+        "beyond": {name: sums.values.sum() / sums.weights.sum() for name, sums in beyond.items()},
+        "differences": differences(beyond, "none", 1000, 0),
+        "best": best if conversations >= FEWEST_GROUPS else None,
+    }
+    return best, advice(curve, [name for name, found in words.items() if found["word"] == "not distinguishable"])
 
 
 def test_advice_is_given_only_where_conversations_show_a_difference():
