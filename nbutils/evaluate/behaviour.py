@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist, median
 from typing import TYPE_CHECKING, Any
@@ -109,8 +108,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def _repeats(ids: Sequence[int]) -> bool:
-    grams = Counter(tuple(ids[k : k + NGRAM]) for k in range(len(ids) - NGRAM + 1))
-    return any(times > 1 for times in grams.values())
+    grams = [tuple(ids[k : k + NGRAM]) for k in range(len(ids) - NGRAM + 1)]
+    return len(set(grams)) < len(grams)
 
 
 def _distinct(words: Sequence[Sequence[str]], n: int) -> float:

@@ -18,7 +18,7 @@ from nbutils.core.chat_engine.rotation import can_extend, rotated, rotations
 from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR
 from nbutils.core.run.models import context_length
 from nbutils.core.text import with_interval
-from nbutils.evaluate.compare import FEWEST_GROUPS, Sums, paired_difference, word_for
+from nbutils.evaluate.compare import FEWEST_GROUPS, paired_difference, word_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,17 +60,20 @@ def measure_curve(
         return None
     losses = {name: losses_of(model, rows, name) for name in ORDER}  # each a list of (T - 1,)
     edges = np.linspace(0, FACTOR * trained, BUCKETS + 1).astype(int)
-    beyond = {name: _beyond(found, trained) for name, found in losses.items()}
+    beyond = {  # each (G, 2): the sum of a conversation's losses beyond the trained length, and their number
+        name: np.array([(row[trained - 1 :].sum(), len(row[trained - 1 :])) for row in found], float)
+        for name, found in losses.items()
+    }
     within = {
         name: float(np.concatenate([row[: trained - 1] for row in found]).mean()) for name, found in losses.items()
     }
-    means = {name: float(sums.values.sum() / sums.weights.sum()) for name, sums in beyond.items()}
+    means = {name: float(sums[:, 0].sum() / sums[:, 1].sum()) for name, sums in beyond.items()}
     best = best_of(beyond, resamples, seed)
     words = differences(beyond, best, resamples, seed)
     curve = {
         "trained_length": trained,
         "conversations": len(rows),
-        "tokens_beyond": int(beyond["none"].weights.sum()),
+        "tokens_beyond": int(beyond["none"][:, 1].sum()),
         "positions": [int(p) for p in (edges[:-1] + edges[1:]) // 2],
         "curves": {name: _by_position(found, edges) for name, found in losses.items()},
         "within": within,
@@ -97,7 +100,9 @@ def losses_of(model: PreTrainedModel, rows: Sequence[Sequence[int]], extension: 
     return found
 
 
-def differences(beyond: Mapping[str, Sums], reference: str, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+def differences(
+    beyond: Mapping[str, np.ndarray], reference: str, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Loss of each extension beyond the trained length minus that of the reference, with interval and word."""
     found = {}
     for name, sums in beyond.items():
@@ -107,7 +112,7 @@ def differences(beyond: Mapping[str, Sums], reference: str, resamples: int, seed
     return found
 
 
-def best_of(beyond: Mapping[str, Sums], resamples: int, seed: int) -> str:
+def best_of(beyond: Mapping[str, np.ndarray], resamples: int, seed: int) -> str:
     """Of the extensions distinguishably better than none the first than which no other of them is; else `none`."""
     gains = differences(beyond, "none", resamples, seed)
     able = {name: beyond[name] for name in ORDER if name in gains and gains[name]["word"] == "better"}
@@ -115,7 +120,7 @@ def best_of(beyond: Mapping[str, Sums], resamples: int, seed: int) -> str:
         if all(d["word"] != "better" for d in differences(able, name, resamples, seed).values()):
             return name
     # Each has a better one (a circle of close calls), or there is none.
-    return min(able, key=lambda name: able[name].values.sum(), default="none")
+    return min(able, key=lambda name: able[name][:, 0].sum(), default="none")
 
 
 def advice(curve: Mapping[str, Any], alike: Sequence[str]) -> str:
@@ -144,20 +149,9 @@ def advice(curve: Mapping[str, Any], alike: Sequence[str]) -> str:
     )
 
 
-def _beyond(rows: Sequence[np.ndarray], trained: int) -> Sums:
-    """Sums over each conversation's tokens beyond the trained length."""
-    parts = [row[trained - 1 :] for row in rows]
-    return Sums(
-        np.arange(len(parts)), np.array([part.sum() for part in parts], float), np.array([len(p) for p in parts], float)
-    )
-
-
 def _by_position(rows: Sequence[np.ndarray], edges: np.ndarray) -> list[float | None]:
     """Mean loss between neighbouring edges, over all rows; None where no row reaches."""
-    sums, counts = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
-    for row in rows:
-        bucket = np.searchsorted(edges, np.arange(1, len(row) + 1), side="right") - 1
-        keep = bucket < len(sums)
-        sums += np.bincount(bucket[keep], row[keep], minlength=len(sums))
-        counts += np.bincount(bucket[keep], minlength=len(sums))
+    positions = np.concatenate([np.arange(1, len(row) + 1) for row in rows])
+    bucket = np.searchsorted(edges, positions, side="right") - 1
+    sums, counts = (np.bincount(bucket, x, minlength=BUCKETS) for x in (np.concatenate(rows), None))
     return [float(s / c) if c else None for s, c in zip(sums, counts, strict=True)]

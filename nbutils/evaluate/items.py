@@ -33,9 +33,9 @@ class Metric:
     higher_is_better: bool
 
 
-def combine(kind: str, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The metric from sums of per-item values and weights (any shape, the same for both)."""
-    ratio = values / weights
+def combine(kind: str, sums: np.ndarray) -> np.ndarray:
+    """The metric (…,) from sums of per-item values and weights (…, 2)."""
+    ratio = sums[..., 0] / sums[..., 1]
     if kind == "perplexity":
         return np.exp(-ratio)
     return -ratio / math.log(2) if kind == "bits" else ratio

@@ -110,7 +110,7 @@ def open_model(model: Model, device: str, max_length: int, precision: str, token
     where, options = model.ref.source
     if model.ref.gguf:  # HFLM would ask AutoTokenizer, which some releases of transformers answer with other ids
         options = options | {"tokenizer": model.ref.raw_tokenizer()}
-    dtype = {"auto": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
+    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
     try:
         lm = SharedPrefixLM(
             where, device=device, dtype=dtype, max_length=max_length, tokens_per_batch=tokens_per_batch, **options

@@ -15,7 +15,6 @@ from nbutils.core.text import markdown_table, number, with_interval
 from nbutils.evaluate.compare import (
     FEWEST_GROUPS,
     TOO_FEW,
-    check_same_items,
     interval,
     paired_difference,
     sums_of,
@@ -94,11 +93,12 @@ def _compared(
     for name, result in answers.items():
         metrics = {metric["name"]: Metric(**metric) for metric in result.answer["metrics"]}
         keys = [key.partition(",") for key in result.answer["values"]]
-        several = len({filter_name for _, _, filter_name in keys}) > 1
+        several = len({key[2] for key in keys}) > 1
         for key, _, filter_name in keys:
-            if key not in metrics:
+            metric = metrics.get(key)
+            if metric is None:
                 continue
-            metric, label = metrics[key], f"{key}, {filter_name}" if several else key
+            label = f"{key}, {filter_name}" if several else key
             table = tables[name][tables[name]["filter"] == filter_name]
             row = {"model": name, "task": result.task, "metric": label,
                    "higher_is_better": metric.higher_is_better, "n": len(table)}  # fmt: skip
@@ -110,9 +110,7 @@ def _compared(
                 scores.append(row | asdict(estimate) | part)
     for other in (name for name in known if name != "run"):
         for label, (metric, table) in known["run"].items():
-            theirs = known[other][label][1]
-            check_same_items(table, theirs)
-            a, b = sums_of(table, metric), sums_of(theirs, metric)
+            a, b = sums_of(table, metric), sums_of(known[other][label][1], metric)
             estimate = paired_difference(a, b, metric.kind, settings.resamples, settings.seed)
             paired.append(
                 {"model": "run", "reference": other, "task": answers[other].task, "metric": label,
@@ -143,16 +141,16 @@ def scope(paired: Sequence[Mapping[str, Any]]) -> str:
 
 def scores_table(scores: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> str:
     """A row for each task, metric and part; a column for each model."""
-    keys = list(dict.fromkeys((s["task"], s["metric"], s.get("part", "")) for s in scores))
-    found = {(s["task"], s["metric"], s.get("part", ""), s["model"]): s for s in scores}
+    found: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for score in scores:
+        found.setdefault((score["task"], score["metric"], score.get("part", "")), {})[score["model"]] = score
     names = [m["name"] for m in models]
     rows = [["parameters", "", "", *(f"{m['parameters']:,}" for m in models)]]
-    for task, metric, part in keys:
-        cells = [found.get((task, metric, part, name)) for name in names]
-        first = next(cell for cell in cells if cell)
-        arrow = "↑" if first["higher_is_better"] else "↓"
+    for (task, metric, part), of_models in found.items():
+        first = next(iter(of_models.values()))
         label = f"{task} ({part})" if part else task
-        rows.append([label, f"{metric} {arrow}", f"{first['n']:,}", *(score_cell(cell) for cell in cells)])
+        arrow = "↑" if first["higher_is_better"] else "↓"
+        rows.append([label, f"{metric} {arrow}", f"{first['n']:,}", *(score_cell(of_models.get(n)) for n in names)])
     return markdown_table(["task", "metric", "items", *(shown_name(name) for name in names)], rows)
 
 

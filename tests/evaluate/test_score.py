@@ -23,7 +23,7 @@ from nbutils.core.tasks import load_tasks
 from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import YAMLS
-from nbutils.evaluate.models import Model, check_models, models_of_run, open_model
+from nbutils.evaluate.models import Model, check_models, models_of_run
 from nbutils.evaluate.report import keep_items, results, scores_table, settings_list
 from nbutils.evaluate.run import prepare, score_all, score_in_processes
 from nbutils.evaluate.scorer import RowScorer
@@ -130,7 +130,8 @@ def test_an_interruption_keeps_finished_tasks(run_folder, tmp_path, monkeypatch)
     real = RowScorer.score
 
     def interrupted(self, requests, *options):
-        calls.append(len(requests))
+        if len(requests) > 3:  # else it tries out how the model can be scored
+            calls.append(len(requests))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(self, requests, *options)
@@ -348,15 +349,6 @@ def test_with_the_chat_template_a_real_task_has_the_numbers_of_stock(run_folder,
         assert row["loglikelihoods"] == pytest.approx([r[0] for r in sample["filtered_resps"]], abs=1e-3)
     # A detail that decides numbers: the newline behind the header is scored with the continuation.
     assert all(stock.tok_decode(continuation).startswith("\n") for _, continuation in asked)
-
-
-def test_a_model_that_is_not_causal_is_one_sentence(tmp_path):
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="not a causal language model"):
-        open_model(Model("t5", "peer", ModelRef.parse(str(tmp_path))), "cpu", 64, "fp32")
 
 
 @pytest.mark.parametrize("step", ["measure_behaviour", "take_samples", "curve"])
