@@ -136,25 +136,8 @@ def _cell(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 
-class Interactive:
-    """A plotly figure and the still one; a front end takes the richest that it can show.
-
-    The still one is no PNG: plotly's extension would show that until the mouse comes near.
-    """
-
-    def __init__(self, figure: Any, still: Any, text: str) -> None:
-        self.figure, self.still, self.text = figure, still, text
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {
-            PLOTLY: json.loads(self.figure.to_json()),
-            "image/svg+xml": svg(self.still).decode(),
-            "text/plain": f"<{self.text}>",
-        }
-
-
-def interactive_curves(history: History) -> Interactive:
-    """Every metric of a run in one figure whose panels zoom together."""
+def interactive_curves(history: History) -> None:
+    """Shows every metric of a run in one figure whose panels zoom together."""
     metrics = [metric for metric in METRICS if history.holds(metric)]
     rows = -(-len(metrics) // 2) or 1
     figure = _panels(rows, 2, [metric.title for metric in metrics])
@@ -173,16 +156,16 @@ def interactive_curves(history: History) -> Interactive:
         figure.update_xaxes(matches="x" if index else None, title_text="optimizer steps", **place)
         _scale(figure, metric, place)
     figure.update_layout(height=280 * rows, hovermode="x unified")
-    return Interactive(figure, training_figure(history), f"curves of {history.last_step} optimizer steps")
+    _show(figure, training_figure(history), f"curves of {history.last_step} optimizer steps")
 
 
-def interactive_comparison(runs: Sequence[Compared]) -> Interactive | None:
-    """Loss and accuracy of several runs over one another, by steps, tokens and time; a click on a name hides a run.
+def interactive_comparison(runs: Sequence[Compared]) -> None:
+    """Shows loss and accuracy of several runs over one another, by steps, tokens and time.
 
-    None where there are no runs.
+    A click on a name hides a run. Nothing where there are no runs.
     """
     if not runs:
-        return None
+        return
     metrics = COMPARED.values()
     figure = _panels(len(metrics), len(OVER), [m.title if n == 0 else "" for m in metrics for n in range(len(OVER))])
     for row, metric in enumerate(metrics, start=1):
@@ -199,7 +182,16 @@ def interactive_comparison(runs: Sequence[Compared]) -> Interactive | None:
             figure.update_xaxes(title_text=label, **place)
             _scale(figure, metric, place)
     figure.update_layout(height=620, hovermode="closest", legend_y=-0.15)
-    return Interactive(figure, comparison_figure(list(runs), LOSS), f"curves of {len(runs)} runs")
+    _show(figure, comparison_figure(list(runs), LOSS), f"curves of {len(runs)} runs")
+
+
+def _show(figure: Any, still: Any, text: str) -> None:
+    """Shows a plotly figure and the still one; a front end takes the richest that it can show.
+
+    The still one is no PNG: plotly's extension would show that until the mouse comes near.
+    """
+    bundle = {PLOTLY: json.loads(figure.to_json()), "image/svg+xml": svg(still).decode(), "text/plain": f"<{text}>"}
+    display(bundle, raw=True)
 
 
 def _panels(rows: int, columns: int, titles: list[str]) -> Any:

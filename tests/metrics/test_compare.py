@@ -107,8 +107,9 @@ def test_compared_runs_differ_without_colour(runs):
     assert {line.get_marker() for line in axes.lines} == {"o", "s", "None"}
 
 
-def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(runs):
-    bundle = interactive_comparison(read_runs([runs / "slow", runs / "fast"]))._repr_mimebundle_()
+def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(runs, bundles):
+    interactive_comparison(read_runs([runs / "slow", runs / "fast"]))
+    (bundle,) = bundles
     traces = bundle[PLOTLY]["data"]
     assert len(traces) == 2 * 2 * 2 * 3  # training and evaluation, runs, curves, things to draw over
     assert [t["name"] for t in traces if t["showlegend"]] == ["slow", "fast"]
@@ -126,9 +127,10 @@ def test_a_missing_run_is_named(runs):
         read_runs([runs / "slow", runs / "nothing"])
 
 
-def test_nothing_to_compare(runs):
+def test_nothing_to_compare(runs, bundles):
     settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[])
     alone = read_runs(settings.compared)
     save_comparisons(alone, runs / "figures")
-    assert differences(alone) == {} and interactive_comparison(alone) is None and not (runs / "figures").exists()
+    interactive_comparison(alone)
+    assert differences(alone) == {} and not bundles and not (runs / "figures").exists()
     assert "compare_runs" in comparison({}, alone, runs / "figures").data

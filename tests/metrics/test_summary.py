@@ -123,10 +123,11 @@ def test_a_long_history_is_drawn_from_a_few_thousand_points(tmp_path):
     assert drawings and all(file.stat().st_size < 600_000 for file in drawings)  # 200,000 points would be megabytes
 
 
-def test_interactive_curves_hold_every_spike_and_a_still_picture():
+def test_interactive_curves_hold_every_spike_and_a_still_picture(bundles):
     rows = history_rows(5000)
     rows[2500]["loss"] = 77.0
-    bundle = interactive_curves(History.of(rows))._repr_mimebundle_()
+    interactive_curves(History.of(rows))
+    (bundle,) = bundles
     assert "</svg>" in bundle["image/svg+xml"] and "image/png" not in bundle
     traces = bundle[PLOTLY]["data"]
     assert any(77.0 in trace["y"] for trace in traces)
@@ -136,10 +137,11 @@ def test_interactive_curves_hold_every_spike_and_a_still_picture():
     assert len(titles) == 7 and {"Speed, tokens per second", "Peak memory, GiB"} <= titles
 
 
-def test_interactive_curves_mark_events():
+def test_interactive_curves_mark_events(bundles):
     rows = history_rows(60, skipped_steps=1)
     rows[40]["loss"] = math.nan
-    bundle = interactive_curves(History.of([*rows, session(2, 600)]))._repr_mimebundle_()[PLOTLY]
+    interactive_curves(History.of([*rows, session(2, 600)]))
+    bundle = bundles[0][PLOTLY]
     marks = {t["name"].split(" (")[0]: t["x"] for t in bundle["data"] if t.get("hovertemplate") == "here"}
     assert marks == {"fp16 steps skipped": [10], "not a number": [rows[40]["step"]]}
     assert {shape["x0"] for shape in bundle["layout"]["shapes"]} == {600}
