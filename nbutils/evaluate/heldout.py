@@ -123,15 +123,12 @@ def _turns(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[C
 
 def _others(pool: list[tuple[int, str]], conversation: Conversation, turn: int, rng: random.Random) -> list[str]:
     """Utterances of other conversations, all different; fewer than asked for where there are none."""
-    taken = {folded(conversation.messages[turn]["content"])}
-    others: list[str] = []
+    own = folded(conversation.messages[turn]["content"])
+    others = {own: ""}
     for row, text in rng.sample(pool, min(len(pool), 200)):
-        if row != conversation.row and folded(text) not in taken:
-            taken.add(folded(text))
-            others.append(text)
-            if len(others) == ALTERNATIVES:
-                break
-    return others
+        if row != conversation.row and len(others) <= ALTERNATIVES:
+            others.setdefault(folded(text), text)
+    return list(others.values())[1:]
 
 
 def _selection_item(conversation: Conversation, turn: int, others: list[str], rng: random.Random) -> dict[str, Any]:
