@@ -132,8 +132,8 @@ def test_an_interruption_keeps_finished_tasks(run_folder, tmp_path, monkeypatch)
     def interrupted(self, requests, *options):
         if len(requests) > 3:  # else it tries out how the model can be scored
             calls.append(len(requests))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+            if len(calls) == 2:
+                raise KeyboardInterrupt
         return real(self, requests, *options)
 
     monkeypatch.setattr(RowScorer, "score", interrupted)
