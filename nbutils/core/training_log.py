@@ -23,7 +23,8 @@ class Metric:
 
     `figure`: the figure that shows it, perhaps with others. `evaluation`: the column of the evaluation rows that
     measures the same; `evaluation_alike` the one that also counts the same tokens where training counts all.
-    `over_run`: how the run's one value is found (`summary.OVER_RUN`); the table of numbers then has a row for it.
+    `over_run`: how the run's one value is found (`median`, `highest`, or `mean` of a share over all token
+    positions); the table of numbers then has a row for it.
     """
 
     column: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist, median
 from typing import TYPE_CHECKING, Any
@@ -84,12 +83,12 @@ def figures_of(
     or a control token; `echoes`: equals the user's last message; `empty`: says nothing. `intervals` holds the 95 %
     interval of each share.
     """
-    count = max(1, len(replies))
+    count = len(replies)
     words = [reply.text.casefold().split() for reply in replies]
     figures: dict[str, Any] = {
-        "replies": len(replies),
+        "replies": count,
         "ended": sum(reply.ended for reply in replies) / count,
-        "median_tokens": float(median(len(reply.token_ids) for reply in replies)) if replies else 0.0,
+        "median_tokens": float(median(len(reply.token_ids) for reply in replies)),
         "repeats": sum(_repeats(reply.token_ids) for reply in replies) / count,
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),
@@ -109,8 +108,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def _repeats(ids: Sequence[int]) -> bool:
-    grams = Counter(tuple(ids[k : k + NGRAM]) for k in range(len(ids) - NGRAM + 1))
-    return any(times > 1 for times in grams.values())
+    grams = [tuple(ids[k : k + NGRAM]) for k in range(len(ids) - NGRAM + 1)]
+    return len(set(grams)) < len(grams)
 
 
 def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
@@ -127,7 +126,7 @@ def _leaks(reply: Reply, special_ids: set[int]) -> bool:
 
 
 def sample_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, max_new_tokens: int, seed: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of `samples.jsonl`: the prompts answered alone, then the same ones in one conversation.
 
@@ -137,7 +136,7 @@ def sample_rows(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "greedy": False, "seed": seed}
 
     def row(mode: str, turn: int, reply: Reply) -> dict[str, Any]:
-        facts = {"model": name, "mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text}
+        facts = {"mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text}
         return facts | {"ended": reply.ended, "tokens": len(reply.token_ids)}
 
     alone = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]

@@ -10,13 +10,11 @@ the Bootstrap", section 4.3).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
-from nbutils.core.errors import UserError
 from nbutils.evaluate.items import Metric, combine
 
 LEVEL = 0.95
@@ -30,15 +28,6 @@ CHUNK_NUMBERS = 4_000_000
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Per-group sums of a metric's values and weights (both (G,)), with the groups' names."""
-
-    groups: np.ndarray
-    values: np.ndarray
-    weights: np.ndarray
-
-
-@dataclass(frozen=True)
 class Estimate:
     """A number with its standard error and 95 % interval, and the number of groups behind them."""
 
@@ -48,62 +37,33 @@ class Estimate:
     high: float
     groups: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies wholly on one side of zero."""
-        return self.low > 0 or self.high < 0
+
+def sums_of(table: pd.DataFrame, metric: Metric) -> np.ndarray:
+    """Sums (G, 2) of a metric's values and weights over each group of a table's items."""
+    _, group = np.unique(table["group"], return_inverse=True)
+    columns = (table[name].to_numpy(float) for name in (metric.name, f"{metric.name}_weight"))
+    return np.stack([np.bincount(group, column) for column in columns], axis=1)
 
 
-def read_items(path: Path, only: str = "") -> pd.DataFrame:
-    """Per-item results of one model on one task, as `nbutils.evaluate.items` writes them.
-
-    `only` takes the rows of one of lm-eval's filters.
-    """
-    table = pd.read_parquet(path)
-    return table[table["filter"] == only] if only else table
+def interval(sums: np.ndarray, kind: str, resamples: int, seed: int) -> Estimate:
+    """A metric with its bootstrap interval, from its sums over groups (G, 2)."""
+    value = combine(kind, np.array([column.sum() for column in sums.T]))
+    return _estimate(float(value), combine(kind, resampled(sums, resamples, seed)), len(sums))
 
 
-def check_same_items(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    """UserError where the two tables are not about the same items."""
-    if list(one["doc_id"]) != list(other["doc_id"]):
-        raise UserError(
-            f"The two models were scored on different items ({len(one)} and {len(other)}): score both with the same "
-            "tasks and limit to compare them."
-        )
-
-
-def sums_of(table: pd.DataFrame, metric: Metric) -> Sums:
-    """Group sums of a metric over all items of a table."""
-    groups, index = np.unique(table["group"], return_inverse=True)
-    values, weights = (
-        np.bincount(index, table[name].to_numpy(float), minlength=len(groups))
-        for name in (metric.name, f"{metric.name}_weight")
-    )
-    return Sums(groups, values, weights)
-
-
-def interval(sums: Sums, kind: str, resamples: int, seed: int) -> Estimate:
-    """A metric with its bootstrap interval."""
-    drawn = resampled(np.stack([sums.values, sums.weights], axis=1), resamples, seed)  # (R, 2)
-    value = float(combine(kind, sums.values.sum(), sums.weights.sum()))
-    return _estimate(value, combine(kind, drawn[:, 0], drawn[:, 1]), len(sums.groups))
-
-
-def paired_difference(a: Sums, b: Sums, kind: str, resamples: int, seed: int) -> Estimate:
-    """Metric of `a` minus that of `b` on the same items, with the paired bootstrap's interval."""
-    columns = np.stack([a.values, a.weights, b.values, b.weights], axis=1)  # (G, 4)
-    drawn = resampled(columns, resamples, seed)  # (R, 4)
-    total = columns.sum(axis=0)
-    value = float(combine(kind, total[0], total[1]) - combine(kind, total[2], total[3]))
-    differences = combine(kind, drawn[:, 0], drawn[:, 1]) - combine(kind, drawn[:, 2], drawn[:, 3])
-    return _estimate(value, differences, len(a.groups))
+def paired_difference(a: np.ndarray, b: np.ndarray, kind: str, resamples: int, seed: int) -> Estimate:
+    """Metric of `a` minus that of `b` on the same items, with the paired bootstrap's interval; sums are (G, 2)."""
+    columns = np.hstack([a, b])  # (G, 4)
+    total, drawn = columns.sum(axis=0), resampled(columns, resamples, seed)  # (4,), (R, 4)
+    value = combine(kind, total[:2]) - combine(kind, total[2:])
+    return _estimate(float(value), combine(kind, drawn[:, :2]) - combine(kind, drawn[:, 2:]), len(a))
 
 
 def word_for(difference: Estimate, higher_is_better: bool) -> str:
     """`better`, `worse`, `not distinguishable` or `too few items`: of these two checkpoints on these items alone."""
     if difference.groups < FEWEST_GROUPS:
         return TOO_FEW
-    if not difference.excludes_zero:
+    if difference.low <= 0 <= difference.high:
         return "not distinguishable"
     return "better" if (difference.low > 0) == higher_is_better else "worse"
 

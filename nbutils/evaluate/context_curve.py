@@ -17,7 +17,7 @@ import numpy as np
 from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, can_extend, rotated, rotations
 from nbutils.core.run.models import context_length
 from nbutils.core.text import with_interval
-from nbutils.evaluate.compare import FEWEST_GROUPS, Sums, paired_difference, word_for
+from nbutils.evaluate.compare import FEWEST_GROUPS, paired_difference, word_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,23 +59,29 @@ def measure_curve(
         return None
     losses = {name: losses_of(model, rows, name) for name in ORDER}  # each a list of (T - 1,)
     edges = np.linspace(0, FACTOR * trained, BUCKETS + 1).astype(int)
-    beyond = {name: _beyond(found, trained) for name, found in losses.items()}
-    within = {name: _mean([row[: trained - 1] for row in found]) for name, found in losses.items()}
-    means = {name: float(sums.values.sum() / sums.weights.sum()) for name, sums in beyond.items()}
+    beyond = {  # each (G, 2): the sum of a conversation's losses beyond the trained length, and their number
+        name: np.array([(row[trained - 1 :].sum(), len(row[trained - 1 :])) for row in found], float)
+        for name, found in losses.items()
+    }
+    within = {
+        name: float(np.concatenate([row[: trained - 1] for row in found]).mean()) for name, found in losses.items()
+    }
+    means = {name: float(sums[:, 0].sum() / sums[:, 1].sum()) for name, sums in beyond.items()}
     best = best_of(beyond, resamples, seed)
-    against = {name: differences(beyond, name, resamples, seed) for name in {"none": 0, best: 0}}
-    return {
+    words = differences(beyond, best, resamples, seed)
+    curve = {
         "trained_length": trained,
         "conversations": len(rows),
-        "tokens_beyond": int(beyond["none"].weights.sum()),
+        "tokens_beyond": int(beyond["none"][:, 1].sum()),
         "positions": [int(p) for p in (edges[:-1] + edges[1:]) // 2],
         "curves": {name: _by_position(found, edges) for name, found in losses.items()},
         "within": within,
         "beyond": means,
-        "differences": against["none"],
+        "differences": differences(beyond, "none", resamples, seed),
         "best": best if len(rows) >= FEWEST_GROUPS else None,
-        "advice": advice(best, means, against, within["none"], trained, len(rows)),
     }
+    alike = [name for name, difference in words.items() if difference["word"] == "not distinguishable"]
+    return curve | {"advice": advice(curve, alike)}
 
 
 def losses_of(model: PreTrainedModel, rows: Sequence[Sequence[int]], extension: str) -> list[np.ndarray]:
@@ -93,7 +99,9 @@ def losses_of(model: PreTrainedModel, rows: Sequence[Sequence[int]], extension: 
     return found
 
 
-def differences(beyond: Mapping[str, Sums], reference: str, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+def differences(
+    beyond: Mapping[str, np.ndarray], reference: str, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Loss of each extension beyond the trained length minus that of the reference, with interval and word."""
     found = {}
     for name, sums in beyond.items():
@@ -103,7 +111,7 @@ def differences(beyond: Mapping[str, Sums], reference: str, resamples: int, seed
     return found
 
 
-def best_of(beyond: Mapping[str, Sums], resamples: int, seed: int) -> str:
+def best_of(beyond: Mapping[str, np.ndarray], resamples: int, seed: int) -> str:
     """Of the extensions distinguishably better than none the first than which no other of them is; else `none`."""
     gains = differences(beyond, "none", resamples, seed)
     able = {name: beyond[name] for name in ORDER if name in gains and gains[name]["word"] == "better"}
@@ -111,65 +119,38 @@ def best_of(beyond: Mapping[str, Sums], resamples: int, seed: int) -> str:
         if all(d["word"] != "better" for d in differences(able, name, resamples, seed).values()):
             return name
     # Each has a better one (a circle of close calls), or there is none.
-    return min(able, key=lambda name: able[name].values.sum(), default="none")
+    return min(able, key=lambda name: able[name][:, 0].sum(), default="none")
 
 
-def advice(
-    best: str,
-    beyond: Mapping[str, float],
-    against: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    within: float,
-    trained: int,
-    conversations: int,
-) -> str:
-    """A sentence about what to choose as `context_extension`, with its evidence.
-
-    `against` holds `differences` from no extension, and from the best one.
-    """
-    if conversations < FEWEST_GROUPS:
+def advice(curve: Mapping[str, Any], alike: Sequence[str]) -> str:
+    """A sentence about what to choose as `context_extension`, with its evidence; `alike` are as good as the best."""
+    trained, beyond, best = curve["trained_length"], curve["beyond"], curve["best"]
+    if best is None:
         return (
-            f"{conversations} conversations beyond {trained:,} tokens are too few to tell whether an extension helps: "
-            f"raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then `context_extension: "
-            "auto` takes `dynamic`, as the reference does."
+            f"{curve['conversations']} conversations beyond {trained:,} tokens are too few to tell whether an "
+            f"extension helps: raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then "
+            "`context_extension: auto` takes `dynamic`, as the reference does."
         )
+    shown = best if best != "none" else min(curve["differences"], key=lambda name: beyond[name])
+    gain = curve["differences"][shown]
+    difference = f"a difference of {with_interval(gain['value'], gain['low'], gain['high'], '+')}"
     if best == "none":
-        lowest = min((name for name in beyond if name != "none"), key=lambda name: beyond[name])
         return (
             f"Beyond {trained:,} tokens no extension is distinguishably better than none: {beyond['none']:.2f} nats a "
-            f"token without, {beyond[lowest]:.2f} with `{lowest}`, {_shown(against['none'][lowest])}. A chat is best "
-            f"kept within {trained:,} tokens (`context_extension: none`)."
+            f"token without, {beyond[shown]:.2f} with `{shown}`, {difference}. A chat is best kept within "
+            f"{trained:,} tokens (`context_extension: none`)."
         )
-    alike = [f"`{name}`" for name, found in against[best].items() if found["word"] == "not distinguishable"]
-    equal = f" Not distinguishable from it: {', '.join(alike)}." if alike else ""
+    equal = f" Not distinguishable from it: {', '.join(f'`{name}`' for name in alike)}." if alike else ""
     return (
         f"Beyond {trained:,} tokens `{best}` loses {beyond[best]:.2f} nats a token, against {beyond['none']:.2f} "
-        f"without extension, {_shown(against['none'][best])}, and {within:.2f} within the trained length. Choose "
+        f"without extension, {difference}, and {curve['within']['none']:.2f} within the trained length. Choose "
         f"`context_extension: {best}` for chats that grow so long.{equal}"
     )
 
 
-def _shown(difference: Mapping[str, Any]) -> str:
-    return f"a difference of {with_interval(difference['value'], difference['low'], difference['high'], '+')}"
-
-
-def _beyond(rows: Sequence[np.ndarray], trained: int) -> Sums:
-    """Sums over each conversation's tokens beyond the trained length."""
-    parts = [row[trained - 1 :] for row in rows]
-    return Sums(
-        np.arange(len(parts)), np.array([part.sum() for part in parts], float), np.array([len(p) for p in parts], float)
-    )
-
-
-def _mean(rows: Sequence[np.ndarray]) -> float:
-    return float(np.concatenate(rows).mean())
-
-
 def _by_position(rows: Sequence[np.ndarray], edges: np.ndarray) -> list[float | None]:
     """Mean loss between neighbouring edges, over all rows; None where no row reaches."""
-    sums, counts = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
-    for row in rows:
-        bucket = np.searchsorted(edges, np.arange(1, len(row) + 1), side="right") - 1
-        keep = bucket < len(sums)
-        sums += np.bincount(bucket[keep], row[keep], minlength=len(sums))
-        counts += np.bincount(bucket[keep], minlength=len(sums))
+    positions = np.concatenate([np.arange(1, len(row) + 1) for row in rows])
+    bucket = np.searchsorted(edges, positions, side="right") - 1
+    sums, counts = (np.bincount(bucket, x, minlength=BUCKETS) for x in (np.concatenate(rows), None))
     return [float(s / c) if c else None for s, c in zip(sums, counts, strict=True)]

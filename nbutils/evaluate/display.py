@@ -11,11 +11,13 @@ from typing import Any
 
 from IPython.display import HTML, Image, Markdown
 from IPython.display import display as show
+from tqdm.auto import tqdm
 
+from nbutils.core.charts import save
 from nbutils.core.jupyter import interactive
 from nbutils.core.text import duration, markdown_table, number, with_interval
 from nbutils.evaluate.behaviour import DECODINGS, SHARES
-from nbutils.evaluate.figures import EXTENSION_NAMES, context_figure, save, scores_figure
+from nbutils.evaluate.figures import EXTENSION_NAMES, context_figure, scores_figure
 from nbutils.evaluate.report import (
     difference_table,
     scope,
@@ -50,32 +52,19 @@ def progress(
 
     Gives the function that counts more of them.
     """
-    handle: Any = None
-    bar, done, started = interactive(), 0, clock()
-    last_shown = started - (LINE_EVERY - BAR_AFTER if bar else 0.0)
+    done, started = 0, clock()
+    said = started
+    with tqdm(total=total, unit=" requests", disable=not interactive(), delay=BAR_AFTER, leave=False) as bar:
 
-    def count(more: int) -> None:
-        nonlocal handle, done, last_shown
-        done, now = done + more, clock()
-        if now - last_shown < (LINE_EVERY if handle is None else 1.0):
-            return
-        last_shown = now
-        left = (now - started) / max(1, done) * (total - done)
-        text = f"{done:,} of {total:,} requests ({done / total:.0%}), about {duration(left)} left"
-        if not bar:
-            say(text)
-            return
-        drawn = HTML(f'<progress value="{done}" max="{total}" style="width:20em"></progress> {text}')
-        if handle is None:
-            handle = show(drawn, display_id=True)
-        else:
-            handle.update(drawn)
+        def count(more: int) -> None:
+            nonlocal done, said
+            bar.update(more)
+            done, now = done + more, clock()
+            if bar.disable and now - said >= LINE_EVERY:
+                said, left = now, (now - started) / done * (total - done)
+                say(f"{done:,} of {total:,} requests ({done / total:.0%}), about {duration(left)} left")
 
-    try:
         yield count
-    finally:
-        if handle is not None:
-            handle.update(HTML(""))
 
 
 def model_list(models: Sequence[Any]) -> Any:
@@ -92,21 +81,13 @@ def item(task: Any, number_of_item: int = 0) -> Any:
     if task.get_config("doc_to_choice") is None:
         answers = [("✓", text) for text in targets]
     else:
-        texts = task.doc_to_choice(doc)
+        choices = task.doc_to_choice(doc)
         right = {question} if isinstance(question, int) else set(targets)  # the choices may be the contexts
-        answers = [("✓" if k in right or text in right else " ", text) for k, text in enumerate(texts)]
+        answers = [("✓" if k in right or text in right else " ", text) for k, text in enumerate(choices)]
     context = str(target) if isinstance(question, int) else str(question)
-    lines = [f"<pre>{html.escape(_last(context))}</pre>"]
-    lines += [f"<pre>{mark} {html.escape(_first(str(text).strip()))}</pre>" for mark, text in answers]
-    return HTML("\n".join(lines))
-
-
-def _first(text: str) -> str:
-    return text if len(text) <= SHOWN else text[:SHOWN] + " …"
-
-
-def _last(text: str) -> str:
-    return text if len(text) <= SHOWN else "… " + text[-SHOWN:]
+    texts = ["… " * (len(context) > SHOWN) + context[-SHOWN:]]
+    texts += [f"{mark} {str(text).strip()[:SHOWN]}" + " …" * (len(str(text)) > SHOWN) for mark, text in answers]
+    return HTML("\n".join(f"<pre>{html.escape(text)}</pre>" for text in texts))
 
 
 def scores(found: Mapping[str, Any]) -> Any:
@@ -117,8 +98,7 @@ def scores(found: Mapping[str, Any]) -> Any:
 def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
     """Draws and keeps the scores with their intervals; a metric without an interval is in the table alone."""
     if any("low" in score for score in found["scores"]):
-        save(lambda theme: scores_figure(found["scores"], found["models"], theme), folder, "scores")
-        picture(folder, "scores")
+        _picture(lambda theme: scores_figure(found["scores"], theme), folder, "scores")
 
 
 def differences(found: Mapping[str, Any]) -> Any:
@@ -190,8 +170,7 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
             "There is no context curve: it is switched off (`context_curve: 0`), the model cannot be extended, "
             "or no held-out conversation outgrows what the model was trained to read."
         )
-    save(lambda theme: context_figure(curve, theme), folder, "context_curve")
-    picture(folder, "context_curve")
+    _picture(lambda theme: context_figure(curve, theme), folder, "context_curve")
     rows = [
         [EXTENSION_NAMES.get(name, name), with_interval(d["value"], d["low"], d["high"], "+"), f"**{d['word']}**"]
         for name, d in curve["differences"].items()
@@ -203,7 +182,7 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
     )
 
 
-def picture(folder: Path, name: str) -> None:
-    """Shows a saved figure; nothing where there was none to draw."""
-    if (folder / f"{name}.png").is_file():
-        show(Image(filename=str(folder / f"{name}.png"), width=800))
+def _picture(draw: Callable[[str], Any], folder: Path, name: str) -> None:
+    """Keeps a figure in both themes and shows it."""
+    save(draw, folder, name)
+    show(Image(filename=str(folder / f"{name}.png"), width=800))

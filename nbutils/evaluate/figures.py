@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure
-from nbutils.core.charts import save as save
 from nbutils.core.text import with_interval
 from nbutils.evaluate.report import NAMES
 
@@ -18,34 +17,31 @@ WIDE_RANGE = 20.0
 """Ratio of largest to smallest value from which a panel's axis is logarithmic."""
 
 
-def scores_figure(
-    scores: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]], theme: str = "light"
-) -> Figure:
+def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> Figure:
     """A panel for each metric: a point and its 95 % interval for each model, with the value beside it."""
-    shown = [s for s in scores if "low" in s and not s.get("part")]
-    panels = list(dict.fromkeys((s["task"], s["metric"]) for s in shown))
-    names = [m["name"] for m in models]
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for score in scores:
+        if "low" in score and "part" not in score:
+            better = "higher" if score["higher_is_better"] else "lower"
+            panels.setdefault(f"{score['task']} · {score['metric']} ({better} is better)", []).append(score)
     colours = THEMES[theme]
-    height = 0.62 + len(panels) * (0.55 + 0.28 * len(names)) + 0.3 * (len(panels) - 1)
-    figure, axes = new_figure(max(1, len(panels)), 1, theme=theme, height=height)
+    height = 0.62 + len(panels) * (0.55 + 0.28 * max(map(len, panels.values()))) + 0.3 * (len(panels) - 1)
+    figure, axes = new_figure(len(panels), 1, theme=theme, height=height)
     figure.subplots_adjust(left=0.2, right=0.76, hspace=0.95, top=1 - 0.36 / height, bottom=0.4 / height)
-    for ax, (task, metric) in zip(axes, panels, strict=False):
-        rows = {s["model"]: s for s in shown if (s["task"], s["metric"]) == (task, metric)}
-        present = [name for name in names if name in rows]
-        for place, name in enumerate(present):
-            row, colour = rows[name], colours.first if name == "run" else colours.second
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
+        for place, row in enumerate(rows):
+            colour, marker = (colours.first, "o") if row["model"] == "run" else (colours.second, "s")
             ax.plot([row["low"], row["high"]], [place, place], "-", color=colour, linewidth=2, solid_capstyle="butt")
-            ax.plot(row["value"], place, "o" if name == "run" else "s", color=colour, markersize=6)
+            ax.plot(row["value"], place, marker, color=colour, markersize=6)
             text = with_interval(row["value"], row["low"], row["high"])
             ax.annotate(text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=8,
                         color=colours.ink, annotation_clip=False)  # fmt: skip
-        ax.set_yticks(range(len(present)), [NAMES.get(name, name) for name in present])
-        ax.set_ylim(len(present) - 0.5, -0.5)
-        better = "higher" if next(iter(rows.values()))["higher_is_better"] else "lower"
-        values = [abs(rows[name]["value"]) for name in present]
+        ax.set_yticks(range(len(rows)), [NAMES.get(row["model"], row["model"]) for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        values = [abs(row["value"]) for row in rows]
         if min(values) > 0 and max(values) / min(values) > WIDE_RANGE:
             ax.set_xscale("log")
-        caption(ax, theme, f"{task} · {metric} ({better} is better)")
+        caption(ax, theme, title)
     return figure
 
 

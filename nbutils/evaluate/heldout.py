@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nbutils.core.chatml import CHATML, IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import replaced, shown
+from nbutils.evaluate.items import to_parquet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,8 +46,6 @@ def read_conversations(data: Path, tokenizer: PreTrainedTokenizerBase) -> list[C
     """
     from datasets import load_from_disk
 
-    if not (data / "eval").is_dir():
-        raise UserError(f"{shown(data / 'eval')} is missing: run notebooks/01_filter_data.ipynb first.")
     rows = load_from_disk(str(data / "eval"))
     texts = [CHATML.render(messages) for messages in rows["messages"]]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
@@ -62,15 +61,15 @@ def read_conversations(data: Path, tokenizer: PreTrainedTokenizerBase) -> list[C
     return kept
 
 
-def write_items(folder: Path, conversations: Sequence[Conversation], selection_items: int, seed: int) -> dict[str, int]:
-    """Writes the items of both embedded tasks below the stage's folder, and says how many each has."""
-    items = {
-        "heldout_perplexity": list(reply_items(conversations)),
-        "heldout_next_utterance": selection(conversations, selection_items, seed),
-    }
-    for name, rows in items.items():
-        write_parquet(folder / EMBEDDED[name], rows)
-    return {name: len(rows) for name, rows in items.items()}
+def write_items(folder: Path, conversations: Sequence[Conversation], selection_items: int, seed: int) -> None:
+    """Writes the items of both embedded tasks below the stage's folder."""
+    found = (list(reply_items(conversations)), selection(conversations, selection_items, seed))
+    for file, items in zip(EMBEDDED.values(), found, strict=True):
+        if not items:
+            raise UserError(f"The held-out conversations give no items for {Path(file).name}; raise eval_fraction in "
+                            "notebook 01.")  # fmt: skip
+        with replaced(folder / file) as partial:
+            partial.write_bytes(to_parquet(items))
 
 
 def reply_perplexity(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
@@ -114,19 +113,6 @@ def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> 
     return items
 
 
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as a Parquet file, written atomically."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not rows:
-        raise UserError(
-            f"The held-out conversations give no items for {path.name}; raise eval_fraction in notebook 01."
-        )
-    with replaced(path) as partial:
-        pq.write_table(pa.Table.from_pylist(rows), partial)
-
-
 def _turns(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[Conversation, int]]:
     """Turns of a role that answer something: never a conversation's first."""
     for conversation in conversations:
@@ -137,15 +123,12 @@ def _turns(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[C
 
 def _others(pool: list[tuple[int, str]], conversation: Conversation, turn: int, rng: random.Random) -> list[str]:
     """Utterances of other conversations, all different; fewer than asked for where there are none."""
-    taken = {folded(conversation.messages[turn]["content"])}
-    others: list[str] = []
+    own = folded(conversation.messages[turn]["content"])
+    others = {own: ""}
     for row, text in rng.sample(pool, min(len(pool), 200)):
-        if row != conversation.row and folded(text) not in taken:
-            taken.add(folded(text))
-            others.append(text)
-            if len(others) == ALTERNATIVES:
-                break
-    return others
+        if row != conversation.row and len(others) <= ALTERNATIVES:
+            others.setdefault(folded(text), text)
+    return list(others.values())[1:]
 
 
 def _selection_item(conversation: Conversation, turn: int, others: list[str], rng: random.Random) -> dict[str, Any]:

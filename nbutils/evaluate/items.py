@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nbutils.core.errors import UserError
-from nbutils.core.files import sha256_of_bytes, shown
-from nbutils.core.run.record import SCHEMA
+from nbutils.core.files import sha256_of_bytes
 from nbutils.core.tasks import labelled_item
 
 KINDS = {"mean": "mean", "perplexity": "perplexity", "weighted_perplexity": "perplexity", "bits_per_byte": "bits"}
@@ -34,9 +33,9 @@ class Metric:
     higher_is_better: bool
 
 
-def combine(kind: str, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The metric from sums of per-item values and weights (any shape, the same for both)."""
-    ratio = values / weights
+def combine(kind: str, sums: np.ndarray) -> np.ndarray:
+    """The metric (…,) from sums of per-item values and weights (…, 2)."""
+    ratio = sums[..., 0] / sums[..., 1]
     if kind == "perplexity":
         return np.exp(-ratio)
     return -ratio / math.log(2) if kind == "bits" else ratio
@@ -111,14 +110,11 @@ def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]
     """Task → numbers of its items that the ledger of the data stage names as the reason why a row was dropped.
 
     Those rows were not trained on; their neighbours in the same source may still be close to the item. Tasks that the
-    data stage did not look for have no entry. UserError for a ledger of a newer schema.
+    data stage did not look for have no entry.
     """
-    if not ledger.is_file():
-        return {}
-    if int((pq.read_schema(ledger).metadata or {}).get(b"schema", b"0")) > SCHEMA:
-        raise UserError(f"{shown(ledger)} was written by a newer smallchat; update smallchat.")
     found: dict[str, set[int]] = {}
-    for labels in pq.read_table(ledger, columns=["matched_items"])["matched_items"].drop_null().to_pylist():
+    if ledger.is_file():
+        labels = pd.read_parquet(ledger, columns=["matched_items"])["matched_items"].dropna().explode()
         for task, number in map(labelled_item, labels):
             if task in tasks:
                 found.setdefault(task, set()).add(number)

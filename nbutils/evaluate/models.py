@@ -37,12 +37,12 @@ class Model:
         return {"name": self.name, "role": self.role, "source": place, "revision": self.ref.revision}
 
 
-def models_of_run(run: Path, trained: Path, peers: Sequence[str]) -> list[Model]:
+def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
     """The untrained base first, the run's trained model, then peers: hub ids (`id@revision`), folders or GGUF files.
 
     A peer has the shortest of its names that nothing else in the table has. UserError where two share all of theirs.
     """
-    base = Run(run).base
+    base, trained = run.base, run.model()
     models = [Model("base", "base", ModelRef.parse(str(base)))] if holds_model(base) else []
     if not holds_model(trained):
         raise UserError(f"{shown(trained)} holds no model: run notebooks/02_train_sft.ipynb first.")
@@ -110,7 +110,7 @@ def open_model(model: Model, device: str, max_length: int, precision: str, token
     where, options = model.ref.source
     if model.ref.gguf:  # HFLM would ask AutoTokenizer, which some releases of transformers answer with other ids
         options = options | {"tokenizer": model.ref.raw_tokenizer()}
-    dtype = {"auto": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
+    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
     try:
         lm = SharedPrefixLM(
             where, device=device, dtype=dtype, max_length=max_length, tokens_per_batch=tokens_per_batch, **options

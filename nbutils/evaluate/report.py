@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -15,16 +15,15 @@ from nbutils.core.text import markdown_table, number, with_interval
 from nbutils.evaluate.compare import (
     FEWEST_GROUPS,
     TOO_FEW,
-    check_same_items,
     interval,
     paired_difference,
-    read_items,
     sums_of,
     word_for,
 )
 from nbutils.evaluate.items import Metric
 from nbutils.evaluate.models import items_name
 from nbutils.evaluate.score import Plan, Scored
+from nbutils.evaluate.settings import EvaluateSettings
 
 SCHEMA = 1
 NAMES = {"run": "this run's model", "base": "its base"}
@@ -54,21 +53,24 @@ def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]
     models = {r.model.name: r.answer["model"] | r.model.facts for r in scored}
     tasks = {r.task: {k: r.answer[k] for k in ("task", "version", "items", "groups", "chat_template", "num_fewshot")}
              for r in scored}  # fmt: skip
-    # With a limit, later items are not evaluated at all.
-    asked = {r.task: flagged[r.task] & set(read_items(r.items)["doc_id"]) for r in scored if r.task in flagged}
+    asked: dict[str, list[int]] = {}
     scores: list[dict[str, Any]] = []
     paired: list[dict[str, Any]] = []
     for task in tasks:
-        numbers = asked.get(task, set())
-        by_model = {r.model.name: r for r in scored if r.task == task}
-        own = by_model.get("run")
+        answers = {r.model.name: r for r in scored if r.task == task}
+        tables = {name: pd.read_parquet(result.items) for name, result in answers.items()}
+        # With a limit, later items are not evaluated at all.
+        numbers = flagged.get(task, set()) & set(tables["run"]["doc_id"])
+        if numbers:
+            asked[task] = sorted(numbers)
         for part in ("", *PARTS) if numbers else ("",):
-            draw = Draw(part, numbers, plan.settings.resamples, plan.settings.seed)
-            for result in by_model.values():
-                scores += _scores(result, draw)
-            for name, result in by_model.items():
-                if own is not None and name != "run":
-                    paired += _differences(own, result, draw)
+            of_part = {
+                name: table[table["doc_id"].isin(numbers) == (part == PARTS[0])] if part else table
+                for name, table in tables.items()
+            }
+            own, against = _compared(answers, of_part, {"part": part} if part else {}, plan.settings)
+            scores += own
+            paired += against
     return {
         "schema": SCHEMA,
         "lm_eval": metadata.version("lm_eval"),
@@ -76,72 +78,46 @@ def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]
         "resamples": plan.settings.resamples,
         "models": list(models.values()),
         "tasks": list(tasks.values()),
-        "flagged": {task: sorted(numbers) for task, numbers in asked.items() if numbers},
+        "flagged": asked,
         "scores": scores,
         "paired": paired,
     }
 
 
-class Draw(NamedTuple):
-    """Which part of a task's items counts (all where it is ''), and how they are resampled."""
-
-    part: str
-    flagged: set[int]
-    resamples: int
-    seed: int
-
-    def items(self, result: Scored, filter_name: str) -> pd.DataFrame:
-        """The part's items under one of lm-eval's filters."""
-        table = read_items(result.items, filter_name)
-        return table[table["doc_id"].isin(self.flagged) == (self.part == PARTS[0])] if self.part else table
-
-    @property
-    def label(self) -> dict[str, str]:
-        """What a row of the results says of the part."""
-        return {"part": self.part} if self.part else {}
-
-
-def _metrics(result: Scored) -> Iterator[tuple[str, str, Metric]]:
-    """(name in the table, lm-eval's filter, metric): with several filters the name says which."""
-    by_name = {m["name"]: Metric(**m) for m in result.answer["metrics"]}
-    keys = [key.partition(",") for key in result.answer["values"]]
-    filters = {key[2] for key in keys}
-    for name, _, kind in keys:
-        if name in by_name:
-            yield (name if len(filters) == 1 else f"{name}, {kind}"), kind, by_name[name]
-
-
-def _scores(result: Scored, draw: Draw) -> Iterator[dict[str, Any]]:
-    for label, filter_name, metric in _metrics(result):
-        table = draw.items(result, filter_name)
-        row = {"model": result.model.name, "task": result.task, "metric": label,
-               "higher_is_better": metric.higher_is_better, "n": len(table)}  # fmt: skip
-        if metric.kind == "none":
-            if not draw.part:
-                yield row | {"value": result.answer["values"][f"{metric.name},{filter_name}"]}
-        elif len(table):
-            estimate = interval(sums_of(table, metric), metric.kind, draw.resamples, draw.seed)
-            yield row | asdict(estimate) | draw.label
-
-
-def _differences(own: Scored, other: Scored, draw: Draw) -> Iterator[dict[str, Any]]:
-    for label, filter_name, metric in _metrics(own):
-        a, b = (draw.items(result, filter_name) for result in (own, other))
-        check_same_items(a, b)
-        if metric.kind == "none" or not len(a):
-            continue
-        estimate = paired_difference(sums_of(a, metric), sums_of(b, metric), metric.kind, draw.resamples, draw.seed)
-        yield {
-            "model": own.model.name,
-            "reference": other.model.name,
-            "task": own.task,
-            "metric": label,
-            "difference": estimate.value,
-            "low": estimate.low,
-            "high": estimate.high,
-            "groups": estimate.groups,
-            "word": word_for(estimate, metric.higher_is_better),
-        } | draw.label
+def _compared(
+    answers: Mapping[str, Scored], tables: Mapping[str, pd.DataFrame], part: dict[str, str], settings: EvaluateSettings
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Scores of all models on the items of their tables, and differences of the run's model from each other one."""
+    scores, paired = [], []
+    known: dict[str, dict[str, tuple[Metric, pd.DataFrame]]] = {name: {} for name in answers}
+    for name, result in answers.items():
+        metrics = {metric["name"]: Metric(**metric) for metric in result.answer["metrics"]}
+        keys = [key.partition(",") for key in result.answer["values"]]
+        several = len({key[2] for key in keys}) > 1
+        for key, _, filter_name in keys:
+            metric = metrics.get(key)
+            if metric is None:
+                continue
+            label = f"{key}, {filter_name}" if several else key
+            table = tables[name][tables[name]["filter"] == filter_name]
+            row = {"model": name, "task": result.task, "metric": label,
+                   "higher_is_better": metric.higher_is_better, "n": len(table)}  # fmt: skip
+            if metric.kind == "none":
+                scores += [] if part else [row | {"value": result.answer["values"][f"{key},{filter_name}"]}]
+            elif len(table):
+                known[name][label] = metric, table
+                estimate = interval(sums_of(table, metric), metric.kind, settings.resamples, settings.seed)
+                scores.append(row | asdict(estimate) | part)
+    for other in (name for name in known if name != "run"):
+        for label, (metric, table) in known["run"].items():
+            a, b = sums_of(table, metric), sums_of(known[other][label][1], metric)
+            estimate = paired_difference(a, b, metric.kind, settings.resamples, settings.seed)
+            paired.append(
+                {"model": "run", "reference": other, "task": answers[other].task, "metric": label,
+                 "difference": estimate.value, "low": estimate.low, "high": estimate.high, "groups": estimate.groups,
+                 "word": word_for(estimate, metric.higher_is_better)} | part
+            )  # fmt: skip
+    return scores, paired
 
 
 def comparison_markdown(found: Mapping[str, Any]) -> str:
@@ -165,16 +141,16 @@ def scope(paired: Sequence[Mapping[str, Any]]) -> str:
 
 def scores_table(scores: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> str:
     """A row for each task, metric and part; a column for each model."""
-    keys = list(dict.fromkeys((s["task"], s["metric"], s.get("part", "")) for s in scores))
-    found = {(s["task"], s["metric"], s.get("part", ""), s["model"]): s for s in scores}
+    found: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for score in scores:
+        found.setdefault((score["task"], score["metric"], score.get("part", "")), {})[score["model"]] = score
     names = [m["name"] for m in models]
     rows = [["parameters", "", "", *(f"{m['parameters']:,}" for m in models)]]
-    for task, metric, part in keys:
-        cells = [found.get((task, metric, part, name)) for name in names]
-        first = next(cell for cell in cells if cell)
-        arrow = "↑" if first["higher_is_better"] else "↓"
+    for (task, metric, part), of_models in found.items():
+        first = next(iter(of_models.values()))
         label = f"{task} ({part})" if part else task
-        rows.append([label, f"{metric} {arrow}", f"{first['n']:,}", *(score_cell(cell) for cell in cells)])
+        arrow = "↑" if first["higher_is_better"] else "↓"
+        rows.append([label, f"{metric} {arrow}", f"{first['n']:,}", *(score_cell(of_models.get(n)) for n in names)])
     return markdown_table(["task", "metric", "items", *(shown_name(name) for name in names)], rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from nbutils.core.errors import UserError
 
@@ -47,31 +48,24 @@ class Request:
         kept = tuple(context[-(max_length + 1 - len(continuation)) :])
         return cls(kept, tuple(continuation))
 
-    @property
-    def inputs(self) -> int:
-        """Tokens that the model reads for this request alone."""
-        return len(self.context) + len(self.continuation) - 1
+    @cached_property
+    def inputs(self) -> Ids:
+        """What the model reads for this request alone."""
+        return self.context + self.continuation[:-1]
 
 
 @dataclass
 class Row:
-    """Input ids with the segment of each (0 is the trunk), where each segment leaves the trunk, and what is scored.
+    """Input ids with where each segment leaves the trunk (0 is the trunk itself), its length, and what is scored.
 
     `scored` holds, for each request, the row's positions whose next-token distributions score its continuation.
     """
 
-    ids: list[int]
     trunk: Ids
-    starts: list[int] = field(default_factory=lambda: [0])
+    ids: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     scored: list[tuple[int, list[int]]] = field(default_factory=list)
-
-    @classmethod
-    def around(cls, index: int, request: Request) -> Row:
-        """A row whose trunk is the whole of one request."""
-        trunk = request.context + request.continuation[:-1]
-        first = len(request.context) - 1
-        return cls(list(trunk), trunk, lengths=[len(trunk)], scored=[(index, list(range(first, len(trunk))))])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,18 +77,18 @@ class Row:
 
     def shared(self, request: Request) -> int:
         """Tokens of the request's input that the trunk begins with: the length of their longest common prefix."""
-        inputs = request.context + request.continuation[:-1]
-        low, high = 0, min(len(inputs), len(self.trunk))
+        low, high = 0, min(len(request.inputs), len(self.trunk))
         while low < high:  # slices compare at the speed of C
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.trunk[low:middle] == inputs[low:middle] else (low, middle - 1)
+            same = self.trunk[low:middle] == request.inputs[low:middle]
+            low, high = (middle, high) if same else (low, middle - 1)
         return low
 
-    def add(self, index: int, request: Request, shared: int) -> None:
-        """Scores a request of which the trunk holds the first `shared` tokens; the others become a branch."""
-        rest = (request.context + request.continuation[:-1])[shared:]
+    def add(self, index: int, request: Request, shared: int = 0) -> None:
+        """Scores a request of which the trunk holds the first `shared` tokens; the others become a segment."""
+        rest = request.inputs[shared:]
         first, behind = len(request.context) - 1, len(self.ids) - shared
-        self.scored.append((index, [p if p < shared else p + behind for p in range(first, request.inputs)]))
+        self.scored.append((index, [p if p < shared else p + behind for p in range(first, len(request.inputs))]))
         if rest:
             self.ids += rest
             self.starts.append(shared)
@@ -116,12 +110,11 @@ def plan_rows(requests: Sequence[Request], *, longest: int, attention_even: floa
     for index in order:
         request = requests[index]
         shared = rows[-1].shared(request) if rows else 0
-        if shared and (
-            shared == request.inputs or (share and _pays(rows[-1], request, shared, longest, attention_even))
-        ):
-            rows[-1].add(index, request, shared)
-        else:
-            rows.append(Row.around(index, request))
+        whole = shared == len(request.inputs)
+        if not shared or not (whole or (share and _pays(rows[-1], request, shared, longest, attention_even))):
+            rows.append(Row(request.inputs))
+            shared = 0
+        rows[-1].add(index, request, shared)
     return rows
 
 
@@ -153,7 +146,8 @@ def _pays(row: Row, request: Request, shared: int, longest: int, attention_even:
     half its square, a masked one all of it at `MASKED` times the price. With e = `attention_even` / `MASKED`, a row is
     full when its branches reach sqrt(T (T + e)) tokens for a trunk of T: there the cost for each branch is least.
     """
-    branch, before, alone, trunk = request.inputs - shared, len(row), request.inputs, len(row.trunk)
+    alone, before, trunk = len(request.inputs), len(row), len(row.trunk)
+    branch = alone - shared
     full = (trunk * (trunk + attention_even / MASKED)) ** 0.5
     if shared < SHORTEST_SHARED or before + branch > longest or before - trunk + branch > full:
         return False

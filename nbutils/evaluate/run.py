@@ -8,28 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_json, write_json, write_text
 from nbutils.core.hardware import choose_device, device_report, usable_gpus, visible_gpus
 from nbutils.core.jupyter import quiet
+from nbutils.core.run.layout import Run
 from nbutils.core.run.models import context_length
+from nbutils.core.stages import maker
 from nbutils.core.tasks import load_tasks, own_tasks
 from nbutils.core.torchrun import LOG, PROGRESS, Torchrun
-from nbutils.evaluate.behaviour import measure, sample_rows, user_turns
+from nbutils.evaluate.behaviour import PROMPTS, measure, sample_rows, user_turns
 from nbutils.evaluate.compare import TOO_FEW
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
 from nbutils.evaluate.heldout import EMBEDDED, YAMLS, read_conversations, write_items
 from nbutils.evaluate.items import flagged_items
 from nbutils.evaluate.models import Model, check_models, models_of_run
 from nbutils.evaluate.report import comparison_markdown, keep_items, results, shown_name
-from nbutils.evaluate.score import Cache, Plan, Scored, resumable, score, takes_template
+from nbutils.evaluate.score import Plan, Scored, resumable, score, takes_template
 from nbutils.evaluate.scorer import Progress, silent
-
-if TYPE_CHECKING:
-    from nbutils.core.run.stage import Stage
-
+from nbutils.evaluate.settings import EvaluateSettings
 
 LONGEST_PROMPT = 256
 """Tokens of the longest beginning of a conversation whose reply is counted in the behaviour; longer ones take long."""
@@ -39,19 +38,16 @@ FEWSHOT_SEED = 1234
 """lm-eval's own default: the same examples in front of the items as everybody's."""
 
 
-def prepare(stage: Stage) -> Plan:
+def prepare(settings: EvaluateSettings) -> Plan:
     """Makes the embedded tasks' items, loads all tasks, and lists the models: base, run, peers."""
-    return make_plan(stage.settings, stage.folder, stage.layout.rows, stage.trained_model())
-
-
-def make_plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
-    """`prepare` for given folders: the stage's own, the data stage's, and that of the trained model."""
     from transformers import AutoTokenizer
 
     _use_all_cores()
     quiet()
-    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
-    conversations = read_conversations(data, tokenizer)
+    run = Run(settings.run_path)
+    folder = run.folder(maker("scores").name)
+    tokenizer = AutoTokenizer.from_pretrained(run.rows / "tokenizer")
+    conversations = read_conversations(run.rows, tokenizer)
     if not EMBEDDED.keys().isdisjoint(settings.tasks):
         write_items(folder, conversations, settings.selection_items, settings.split_seed)
     tasks = load_tasks(settings.tasks, YAMLS | own_tasks(settings.task_path), data=folder)
@@ -59,11 +55,10 @@ def make_plan(settings: Any, folder: Path, data: Path, trained: Path) -> Plan:
         if task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    models = models_of_run(folder.parent, trained, settings.peers)
+    models = models_of_run(run, settings.peers)
     template = settings.apply_chat_template and any(map(takes_template, tasks.values()))
     check_models(models, max_length=settings.max_length, chat_template=template)
-    cache, gpus = Cache(settings.cache_dir), visible_gpus()
-    return Plan(settings, folder, data, trained, models, tasks, conversations, tokenizer, cache, gpus)
+    return Plan(settings, run, models, tasks, conversations, tokenizer, visible_gpus())
 
 
 def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None] = print) -> list[Scored]:
@@ -94,8 +89,7 @@ def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -
     UserError with a worker's own sentence, or with the end of its log. An interruption ends the workers first.
     """
     request = plan.folder / "worker.json"
-    settings = plan.settings.model_dump(mode="json")
-    write_json(request, {"settings": settings, "rows": str(plan.data), "trained": str(plan.trained)})
+    write_json(request, plan.settings.model_dump(mode="json"))
     program = Torchrun("nbutils.evaluate.worker", request, processes, work="Scoring", knob="tokens_per_batch")
     try:
         with closing(program.events()) as events:
@@ -111,7 +105,7 @@ def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -
 def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
     """Scores with intervals and paired differences; keeps the items in the run, writes `results.json`."""
     keep_items(scored, plan.folder / "items")
-    flagged = flagged_items(plan.data / "ledger.parquet", plan.tasks)
+    flagged = flagged_items(plan.run.rows / "ledger.parquet", plan.tasks)
     found = results(plan, scored, flagged)
     write_json(plan.folder / "results.json", found)
     write_text(plan.folder / "comparison.md", comparison_markdown(found))
@@ -125,9 +119,7 @@ def measure_behaviour(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {"models": {}, "left_out": {}, "max_new_tokens": s.reply_tokens}
     prompts = user_turns(plan.conversations, plan.tokenizer, s.behaviour_prompts, room, s.split_seed)
     for model in plan.models if prompts else []:
-        question = {"behaviour": sha256_of_json(prompts), "max_new_tokens": s.reply_tokens, "seed": s.seed,
-                    "model": model.ref.identity()}  # fmt: skip
-        answer = _of_replies(plan, model, question, partial(measure, prompts=prompts))
+        answer = _of_replies(plan, model, {"behaviour": sha256_of_json(prompts)}, partial(measure, prompts=prompts))
         found["left_out" if "left_out" in answer else "models"][model.name] = answer
     _add(plan.folder, "behaviour", found)
     return found
@@ -135,22 +127,21 @@ def measure_behaviour(plan: Plan) -> dict[str, Any]:
 
 def take_samples(plan: Plan) -> list[dict[str, Any]]:
     """Replies of the run's model and of its base to the reference card's prompts, written to `samples.jsonl`."""
-    s = plan.settings
     rows: list[dict[str, Any]] = []
     for model in sorted((m for m in plan.models if m.role != "peer"), key=lambda m: m.role != "run"):
-        question = {"samples": model.ref.identity(), "max_new_tokens": s.reply_tokens, "seed": s.seed}
-        answer = _of_replies(plan, model, question, partial(sample_rows, name=model.name))
-        rows += [row | {"model": model.name} for row in answer]  # it may have had another name in another table
+        answer = _of_replies(plan, model, {"samples": PROMPTS}, sample_rows)
+        rows += [{"model": model.name} | row for row in answer]
     write_text(plan.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
 
 
 def _of_replies(plan: Plan, model: Model, question: dict[str, Any], measured: Callable[..., Any]) -> Any:
     """What is measured of a model's replies; known from the cache, or generated now."""
+    options = {"max_new_tokens": plan.settings.reply_tokens, "seed": plan.settings.seed}
+    question = question | options | {"model": model.ref.identity()}
     answer = plan.cache.get(question)
     if answer is None:
         with resumable(lambda: f"{shown_name(model.name)} replied"):
-            options = {"max_new_tokens": plan.settings.reply_tokens, "seed": plan.settings.seed}
             answer = measured(*load_to_generate(model), **options)
         plan.cache.put(question, answer)
     return answer
@@ -165,12 +156,10 @@ def curve(plan: Plan) -> dict[str, Any] | None:
     with resumable(lambda: "the context curve was measured"):
         loaded, _ = load_to_generate(model)
         _use_all_cores()  # two thousand tokens at once keep all cores busy, also of a small model
-        rows = too_long_ids(plan.data, s.context_curve, context_length(loaded), s.seed)
-        question = {"context_curve": sha256_of_json(rows), "resamples": s.resamples, "seed": s.seed,
-                    "model": model.ref.identity()}  # fmt: skip
-        found: dict[str, Any] | None = plan.cache.get(question)
-        if found is None:
-            found = measure_curve(loaded, rows, resamples=s.resamples, seed=s.seed)
+        rows = too_long_ids(plan.run.rows, s.context_curve, context_length(loaded), s.seed)
+        options = {"resamples": s.resamples, "seed": s.seed}
+        question = {"context_curve": sha256_of_json(rows), "model": model.ref.identity()} | options
+        found: dict[str, Any] | None = plan.cache.get(question) or measure_curve(loaded, rows, **options)
     if found is not None:
         plan.cache.put(question, found)
         _add(plan.folder, "context_curve", found)

@@ -12,9 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, resolve, sha256_of_json, write_json
 from nbutils.core.hardware import Gpu, choose_precision
+from nbutils.core.run.layout import Run
+from nbutils.core.stages import maker
 from nbutils.evaluate.heldout import Conversation
 from nbutils.evaluate.items import item_rows, metrics_of, to_parquet
 from nbutils.evaluate.models import Model, facts_of, open_model
@@ -64,18 +68,25 @@ class Scored:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: settings, folders, models, loaded tasks, held-out conversations and the run's tokenizer."""
+    """What is measured: settings, run folder, models, loaded tasks, held-out conversations and the run's tokenizer."""
 
     settings: EvaluateSettings
-    folder: Path
-    data: Path
-    trained: Path
+    run: Run
     models: list[Model]
     tasks: dict[str, Any]
     conversations: list[Conversation]
     tokenizer: Any
-    cache: Cache
     gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder."""
+        return self.run.folder(maker("scores").name)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The answers that are known."""
+        return Cache(self.settings.cache_dir)
 
     @cached_property
     def asking(self) -> dict[str, Any]:
@@ -152,22 +163,23 @@ def _ask(
     lm: Any, model: Model, name: str, task: Any, settings: EvaluateSettings
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """lm-eval's results of one task: the answer with its values, and the file of items (empty on other ranks)."""
+    import lm_eval.api.task
     from lm_eval import evaluator
 
     about = task.get_config("metadata") or {}
     template = settings.apply_chat_template and takes_template(task)
     started = time.perf_counter()
-    with _without_bars():
-        results = evaluator.evaluate(
-            lm,
-            {"tasks": {name: task}},
-            limit=settings.limit or None,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=template,
-            fewshot_as_multiturn=template,
-        )
-    by_rank = _requests_by_rank(lm, task)
+    # A bar for building the requests, which takes a second, would stay on the page; ours is for the scoring.
+    lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+    results = evaluator.evaluate(
+        lm,
+        {"tasks": {name: task}},
+        limit=settings.limit or None,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=template,
+        fewshot_as_multiturn=template,
+    )
     if results is None:
         return {}, {}
     metrics = metrics_of(task)
@@ -182,35 +194,11 @@ def _ask(
         "num_fewshot": task.get_config("num_fewshot"),
         "metrics": [asdict(metric) for metric in metrics.values()],
         "values": {key: value for key, value in values.items() if "stderr" not in key and key != "sample_len"},
-        "requests_by_rank": by_rank,
+        "processes": lm.world_size,
         "seconds": round(time.perf_counter() - started, 2),
         "model": facts_of(model, lm),
     }
     return answer, {ITEMS: to_parquet(rows)}
-
-
-def _requests_by_rank(lm: Any, task: Any) -> list[int]:
-    """How many of the task's requests each process had; all of them have to ask."""
-    import torch
-
-    own = len(task.instances)
-    if lm.world_size == 1:
-        return [own]
-    counts: list[int] = lm.all_gather(torch.tensor([own], device=lm.device)).flatten().tolist()
-    return counts
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """lm-eval draws a bar for building each task's requests, which takes a second; ours is for the scoring."""
-    import lm_eval.api.task as module
-
-    before = module.tqdm
-    module.tqdm = partial(before, disable=True)
-    try:
-        yield
-    finally:
-        module.tqdm = before
 
 
 @contextmanager

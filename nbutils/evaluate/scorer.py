@@ -71,38 +71,32 @@ class RowScorer:
         forward pass. UserError for a model that isn't causal.
         """
         vocabulary, seeded = self.model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
-        ids = torch.randint(vocabulary, (14,), generator=seeded).tolist()
-        context, first, second = tuple(ids[:6]), tuple(ids[6:10]), tuple(ids[10:14])
-        requests = [Request(context, first), Request(context, second), Request(context[:4], second[:2])]
+        ids = tuple(torch.randint(vocabulary, (18,), generator=seeded).tolist())
+        requests = [Request(ids[:10], ids[10:14]), Request(ids[:10], ids[14:]), Request(ids[:4], ids[14:16])]
         tolerance = TOLERANCE.get(next(self.model.parameters()).dtype, 0.5)
         expected = [self._plain(request) for request in requests]
-        if not abs(self._plain(requests[0], context[:2]) - expected[0]) <= tolerance and expected[0] == expected[0]:
+        if not abs(self._plain(requests[0], ids[:2]) - expected[0]) <= tolerance and expected[0] == expected[0]:
             raise UserError(
                 f"The model {self.name} is not causal: tokens that come later change the likelihood of earlier ones; "
                 "give a causal language model."
             )
 
-        def problem(rows: list[Row]) -> str:
-            """Why scoring these rows does not give the expected log-likelihoods; empty where it does."""
+        def problem(share: bool) -> str:
+            """Why scoring does not give the expected log-likelihoods; empty where it does."""
             try:
-                with self._gathering():
-                    scored = self._score_batch(rows, requests)
+                scored = self.score(requests, share)
             except UserError:
                 raise
             except Exception as error:  # whatever an architecture does with inputs that it was not made for
                 return f"{type(error).__name__}: {str(error)[:80]}"
-            worst = max(abs(answer[0] - expected[index]) for index, answer in scored)
+            worst = max(abs(found - right) for (found, _), right in zip(scored, expected, strict=True))
             return "" if worst <= tolerance else f"log-likelihoods off by {worst:.2g} nats"
 
-        alone = [Row.around(0, requests[0]), Row.around(2, requests[2])]  # of two lengths: one is padded
-        if reason := problem(alone):
+        if reason := problem(share=False):
             return "stock", f"its output layer cannot be given single positions ({reason})"
         if reason := _windowed(self.model.config, max_length):
             return "causal rows", reason
-        shared = Row.around(0, requests[0])
-        shared.add(1, requests[1], len(context))
-        shared.add(2, requests[2], len(context) - 2)
-        if reason := problem([shared]):
+        if reason := problem(share=True):
             return "causal rows", f"its architecture refuses a custom attention mask ({reason})"
         return "shared rows", ""
 

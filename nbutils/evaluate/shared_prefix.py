@@ -19,7 +19,6 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 
-from nbutils.core.errors import UserError
 from nbutils.core.jupyter import interactive
 from nbutils.evaluate.rows import Request
 from nbutils.evaluate.scorer import Answer, Progress, RowScorer, silent
@@ -50,28 +49,17 @@ class SharedPrefixLM(HFLM):
         name = pretrained if isinstance(pretrained, str) else type(self.model).__name__
         self.scorer = RowScorer(self.model, name, tokens_per_batch)
         self.progress: Progress = silent
-        self._memo: dict[tuple[str, bool], list[int]] = {}
+        self._memo: dict[tuple[str, bool | None], list[int]] = {}
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None:  # stock shards over GPUs only, and by the local rank
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     @cached_property
-    def prefix_token_id(self) -> int:
-        """The token in front of an empty context, as stock chooses it; asked for thousands of times, looked up once."""
-        return int(super().prefix_token_id)
-
-    @cached_property
     def strategy(self) -> str:
         """How requests are scored. UserError for a model that isn't causal."""
-        name = self.scorer.name
-        if self.backend != "causal" or getattr(self.config, "is_encoder_decoder", False):
-            raise UserError(f"The model {name} is not a causal language model, which scoring needs; give one that is.")
-        if self.mixed_precision_dtype is not None:
-            strategy, reason = "stock", "mixed precision is stock's own"
-        else:
-            strategy, reason = self.scorer.choose_strategy(self.max_length)
+        strategy, reason = self.scorer.choose_strategy(self.max_length)
         if reason:
-            logger.warning("%s: %s, so its requests are scored as %s.", name, reason, strategy)
+            logger.warning("%s: %s, so its requests are scored as %s.", self.scorer.name, reason, strategy)
         return strategy
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
@@ -96,25 +84,14 @@ class SharedPrefixLM(HFLM):
         written: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm or not interactive())
         return written
 
-    def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **kwargs: Any,
-    ) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
         """Token ids of a string, as stock gives them; strings seen by `_tokenized` are looked up."""
-        known = self._memo.get((string, add_special_tokens is None)) if left_truncate_len is None else None
-        if known is not None and add_special_tokens is not True:
-            return known
-        ids: list[int] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
-        return ids
+        ids: list[int] | None = self._memo.get((string, add_special_tokens))
+        return super().tok_encode(string, add_special_tokens, *args, **kwargs) if ids is None else ids
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[Answer]:
+    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> list[Answer]:
         if self.strategy == "stock":
-            scored: list[Answer] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            scored: list[Answer] = super()._loglikelihood_tokens(requests, *args, **kwargs)
             return scored
         unique: dict[Request, int] = {}
         places = []
@@ -122,11 +99,7 @@ class SharedPrefixLM(HFLM):
             request = Request.fitted(context, continuation, self.max_length)
             places.append(unique.setdefault(request, len(unique)))
         answers = self.scorer.score(list(unique), self.strategy == "shared rows", self.progress)
-        results = [answers[place] for place in places]
-        for (key, _, _), answer in zip(requests, results, strict=True):
-            if key is not None:
-                self.cache_hook.add_partial("loglikelihood", key, answer)
-        return results
+        return [answers[place] for place in places]
 
     @contextmanager
     def _tokenized(self, requests: Sequence[Instance]) -> Iterator[None]:
@@ -144,7 +117,7 @@ class SharedPrefixLM(HFLM):
             for texts, asked in ((plain, None), (bare, False)):
                 listed = list(texts)
                 rows = encode_all(self.tokenizer, listed, **_add_special_kwargs(asked, self.add_bos_token))
-                self._memo |= {(text, asked is None): ids for text, ids in zip(listed, rows, strict=True)}
+                self._memo |= {(text, asked): ids for text, ids in zip(listed, rows, strict=True)}
             yield
         finally:
             self._memo = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from nbutils.core.files import read_json
 from nbutils.core.torchrun import leave, run_worker, tell
 from nbutils.evaluate.display import progress
-from nbutils.evaluate.run import make_plan
+from nbutils.evaluate.run import prepare
 from nbutils.evaluate.score import score
 from nbutils.evaluate.settings import EvaluateSettings
 
@@ -19,17 +19,15 @@ def fill(request: Path) -> None:
     """Scores what the cache lacks, sharded by rank. Nothing is returned: the answers are in the cache."""
     import torch
 
-    asked, folder = read_json(request), request.parent
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":  # else accelerate takes each process for the only one, and each scores everything
         os.environ["ACCELERATE_USE_CPU"] = "true"
 
     def say(text: str) -> None:
         if os.environ.get("RANK", "0") == "0":
-            tell(folder, "said", text=text)
+            tell(request.parent, "said", text=text)
 
-    settings = EvaluateSettings.checked(asked["settings"])
-    plan = make_plan(settings, folder, Path(asked["rows"]), Path(asked["trained"]))
+    plan = prepare(EvaluateSettings.checked(read_json(request)))
     score(plan, device, partial(progress, say=say), say)
 
 

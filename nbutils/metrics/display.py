@@ -1,24 +1,42 @@
-"""Tables and pictures of notebook 03; nothing here changes what the stage writes."""
+"""What notebook 03 shows: tables, pictures, and curves to zoom; nothing here changes what the stage writes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from IPython.display import Image, Markdown, display
+
+from nbutils.core.charts import LINE_STYLES, MARKERS, THEMES, events_of, lines_of, svg, training_figure
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
+from nbutils.core.history import History, Series, thinned, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
-from nbutils.core.training_log import METRICS
+from nbutils.core.text import duration, markdown_table, number, with_interval
+from nbutils.core.training_log import LOSS, METRICS, Metric
 from nbutils.metrics.compare import Compared
-from nbutils.metrics.figures import COMPARED, duration
-from nbutils.metrics.interactive import interactive_comparison, interactive_curves
+from nbutils.metrics.figures import COMPARED, OVER, comparison_figure, look
 
-__all__ = [
-    "comparison", "difference_table", "interactive_comparison", "interactive_curves", "number_table", "picture",
-    "remark_list",
-]  # fmt: skip
+PLOTLY = "application/vnd.plotly.v1+json"
+POINTS = 1000
+"""Points of a curve that are kept in a notebook; the spikes are among them."""
+MARKS = 200
+"""Marks of one kind of event that are kept."""
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "raw": {"mode": "markers", "marker_size": 3, "opacity": 0.35},
+    "trained": {"mode": "lines", "line_width": 2},
+    "alike": {"mode": "markers", "marker_size": 6, "marker_symbol": "diamond-open"},
+    "evaluation": {"mode": "lines+markers", "marker_size": 6, "line_width": 1, "line_dash": "dash"},
+}
+"""What `charts.LOOKS` are in plotly."""
+DASHES = dict(zip(LINE_STYLES, ("solid", "dash", "dashdot", "dot"), strict=True))
+SYMBOLS = dict(zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "x"), strict=True))
+GREY = "#808080"
+"""Readable on white and on black: no colour of the page is known here."""
 
 
 def number_table(summary: dict[str, Any]) -> Any:
@@ -44,13 +62,13 @@ def number_table(summary: dict[str, Any]) -> Any:
         ("sessions", _sessions(summary), "{}"),
         ("fp16 steps skipped", summary["skipped_steps"] or None, "{}"),
     ]
-    return _markdown(["", ""], [[name, form.format(value)] for name, value, form in rows if value is not None])
+    return Markdown(
+        markdown_table(["", ""], [[name, form.format(value)] for name, value, form in rows if value is not None])
+    )
 
 
 def remark_list(remarks: list[dict[str, Any]]) -> Any:
     """The remarks on a run as a Markdown list, or a line saying that there are none."""
-    from IPython.display import Markdown
-
     if not remarks:
         return Markdown("Nothing stands out: no overfitting, divergence, spikes, or waiting for data.")
     return Markdown("\n".join(f"- **{remark['kind'].replace('_', ' ')}** — {remark['text']}" for remark in remarks))
@@ -58,8 +76,9 @@ def remark_list(remarks: list[dict[str, Any]]) -> Any:
 
 def difference_table(differences: dict[str, dict[str, Any]]) -> Any:
     """What differs between compared runs as a Markdown table: a row per parameter or result, a column per run."""
-    runs = list(next(iter(differences.values())))
-    return _markdown(["", *runs], [[name, *(_cell(row[run]) for run in runs)] for name, row in differences.items()])
+    runs = next(iter(differences.values()))
+    rows = [[name, *map(_cell, row.values())] for name, row in differences.items()]
+    return Markdown(markdown_table(["", *runs], rows))
 
 
 def comparison(differences: dict[str, dict[str, Any]], runs: list[Compared], folder: Path) -> Any:
@@ -67,8 +86,6 @@ def comparison(differences: dict[str, dict[str, Any]], runs: list[Compared], fol
 
     Below the differences stand the scores of notebook 04, of the runs that it has scored by now.
     """
-    from IPython.display import Markdown
-
     if not runs:
         return Markdown("No other run was named in `compare_runs`.")
     picture(folder, *COMPARED)
@@ -90,21 +107,11 @@ def scores(runs: list[Compared]) -> dict[str, dict[str, Any]]:
 
 def picture(folder: Path, *names: str) -> None:
     """Shows saved figures, one below the other; a name that was not written is passed over."""
-    from IPython.display import Image, display
-
-    files = [folder / f"{name}.png" for name in names]
-    if not any(file.is_file() for file in files):
+    files = [file for name in names if (file := folder / f"{name}.png").is_file()]
+    if not files:
         raise UserError(f"The run logged nothing to draw {' or '.join(names)} from; see train/metrics.jsonl.")
     for file in files:
-        if file.is_file():
-            display(Image(filename=str(file), width=800))
-
-
-def _markdown(head: list[str], rows: Iterable[list[str]]) -> Any:
-    from IPython.display import Markdown
-
-    lines = [head, ["---"] * len(head), *rows]
-    return Markdown("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
+        display(Image(filename=str(file), width=800))
 
 
 def _steps(summary: dict[str, Any]) -> str:
@@ -121,9 +128,99 @@ def _sessions(summary: dict[str, Any]) -> str | None:
 
 
 def _score(row: dict[str, Any]) -> str:
-    between = "" if row.get("low") is None else f" [{_cell(float(row['low']))}, {_cell(float(row['high']))}]"
-    return f"{_cell(float(row['value']))}{between}, {row['n']:,} items"
+    value = with_interval(row["value"], row["low"], row["high"]) if "low" in row else number(row["value"])
+    return f"{value}, {row['n']:,} items"
 
 
 def _cell(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+def interactive_curves(history: History) -> None:
+    """Shows every metric of a run in one figure whose panels zoom together."""
+    metrics = [metric for metric in METRICS if history.holds(metric)]
+    rows = -(-len(metrics) // 2) or 1
+    figure = _panels(rows, 2, [metric.title for metric in metrics])
+    for index, metric in enumerate(metrics):
+        place = {"row": index // 2 + 1, "col": index % 2 + 1}
+        for line in lines_of(history, metric):
+            colour = THEMES["light"].curves[line.colour]
+            _add(figure, place, line.series, line.label, colour, legend=not index, **LOOKS[line.look])
+        foot = min(history.series(metric.column).finite.values, default=0.0)
+        for (label, steps), symbol in zip(events_of(history, metric).items(), ("line-ns-open", "x"), strict=False):
+            if few := steps[:: -(-len(steps) // MARKS) or 1]:
+                figure.add_scatter(x=few, y=[foot] * len(few), name=label, mode="markers", marker_symbol=symbol,
+                                   marker_size=9, marker_color=GREY, hovertemplate="here", **place)  # fmt: skip
+        for step in history.resumes[:50]:
+            figure.add_vline(x=step, line_width=1, line_dash="dot", line_color=GREY, **place)
+        figure.update_xaxes(matches="x" if index else None, title_text="optimizer steps", **place)
+        _scale(figure, metric, place)
+    figure.update_layout(height=280 * rows, hovermode="x unified")
+    _show(figure, training_figure(history), f"curves of {history.last_step} optimizer steps")
+
+
+def interactive_comparison(runs: Sequence[Compared]) -> None:
+    """Shows loss and accuracy of several runs over one another, by steps, tokens and time.
+
+    A click on a name hides a run. Nothing where there are no runs.
+    """
+    if not runs:
+        return
+    metrics = COMPARED.values()
+    figure = _panels(len(metrics), len(OVER), [m.title if n == 0 else "" for m in metrics for n in range(len(OVER))])
+    for row, metric in enumerate(metrics, start=1):
+        for column, (x, label) in enumerate(OVER.items(), start=1):
+            place = {"row": row, "col": column}
+            for index, run in enumerate(runs):
+                colour, style, marker = look(index, "light")
+                train = trend(run.history.series(metric.column, x=x))
+                evals = run.history.eval_series(metric.evaluation, x=x).finite
+                first = row == column == 1
+                _add(figure, place, train, run.name, colour, legend=first, mode="lines", line_dash=DASHES[style])
+                _add(figure, place, evals, run.name, colour, legend=first and not len(train), mode="markers",
+                     marker_symbol=SYMBOLS[marker])  # fmt: skip
+            figure.update_xaxes(title_text=label, **place)
+            _scale(figure, metric, place)
+    figure.update_layout(height=620, hovermode="closest", legend_y=-0.15)
+    _show(figure, comparison_figure(list(runs), LOSS), f"curves of {len(runs)} runs")
+
+
+def _show(figure: Any, still: Any, text: str) -> None:
+    """Shows a plotly figure and the still one; a front end takes the richest that it can show.
+
+    The still one is no PNG: plotly's extension would show that until the mouse comes near.
+    """
+    bundle = {PLOTLY: json.loads(figure.to_json()), "image/svg+xml": svg(still).decode(), "text/plain": f"<{text}>"}
+    display(bundle, raw=True)
+
+
+def _panels(rows: int, columns: int, titles: list[str]) -> Any:
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.3 / rows)
+    figure.update_layout(
+        margin={"l": 50, "r": 20, "t": 40, "b": 40}, font={"color": GREY}, paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)", legend={"orientation": "h", "y": -0.08},
+        hoverlabel={"bgcolor": "#ffffff", "font": {"color": "#1f2328"}},
+    )  # fmt: skip
+    figure.update_annotations(font_size=13)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.25)")
+    return figure
+
+
+def _add(
+    figure: Any, place: dict[str, int], series: Series, name: str, colour: str, *, legend: bool, **look: Any
+) -> None:
+    """Adds a curve, where it has points; a click on its name in the legend hides it in all panels."""
+    few = thinned(series, POINTS)
+    values = [float(f"{value:.6g}") for value in few.values]  # what a reader can tell apart, in a small notebook
+    if values:
+        figure.add_scatter(x=few.steps.tolist(), y=values, name=name, legendgroup=name, showlegend=legend,
+                           line_color=colour, marker_color=colour, hovertemplate="%{y:.4~g}",
+                           **look, **place)  # fmt: skip
+
+
+def _scale(figure: Any, metric: Metric, place: dict[str, int]) -> None:
+    rangemode = "tozero" if metric.from_zero else None
+    figure.update_yaxes(tickformat=".2~%" if metric.is_share else None, rangemode=rangemode, **place)

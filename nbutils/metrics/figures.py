@@ -23,13 +23,13 @@ from nbutils.core.charts import (
     save,
 )  # fmt: skip
 from nbutils.core.history import History, thinned, trend
+from nbutils.core.text import duration
 from nbutils.core.training_log import ACCURACY, LOSS, METRICS, SECONDS, Metric
 from nbutils.metrics.compare import Compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 FIGURES = {name: tuple(metrics) for name, metrics in groupby(METRICS, key=lambda metric: metric.figure)}
 """Figures of a run: file name and the metrics that it shows, one above the other."""
@@ -79,15 +79,17 @@ def comparison_figure(runs: list[Compared], metric: Metric, *, theme: str = "lig
 
     height = 3.7
     figure, panels = new_figure(1, 3, theme=theme, width=WIDTH * 1.25, height=height)
-    entries = _run_entries(runs, metric, theme)
     columns = 6 if max(len(run.name) for run in runs) < 28 else 3
-    figure.subplots_adjust(bottom=(0.55 + 0.22 * -(-len(entries) // columns)) / height)
+    figure.subplots_adjust(bottom=(0.55 + 0.22 * -(-(len(runs) + 2) // columns)) / height)
     for axes, (x, label) in zip(panels, OVER.items(), strict=True):
         ends = draw_runs(axes, runs, metric, x=x, theme=theme)
         caption(axes, theme, metric.title if axes is panels[0] else "", label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         format_values(axes, metric)
         label_ends(axes, ends, metric.form)
+    for label, style, marker in (("lines: training, smoothed", "-", ""), ("markers: evaluation", "", "o")):
+        panels[0].plot([], [], label=label, color=THEMES[theme].ink, ls=style, marker=marker, markersize=4.5)
+    entries, _ = panels[0].get_legend_handles_labels()
     add_legend(figure, theme, handles=entries, loc="lower left", ncols=columns, bbox_to_anchor=(0.05, 0.0))
     return figure
 
@@ -105,6 +107,7 @@ def draw_runs(axes: Axes, runs: list[Compared], metric: Metric, *, x: str = "ste
         train, measured = run.history.series(metric.column, x=x), run.history.eval_series(metric.evaluation, x=x)
         line, evals = trend(train), measured.finite
         few = thinned(evals, 60)
+        axes.plot([], [], label=run.name, color=colour, linestyle=style, marker=marker, markersize=4.5)  # the legend's
         axes.plot(line.steps, line.values, color=colour, linestyle=style, linewidth=1.2, alpha=0.8)
         axes.plot(few.steps, few.values, marker, color=colour, markersize=4.5, markeredgecolor=THEMES[theme].page)
         trained += [End(line.values[-1], colour)] if train.ends_finite else []
@@ -124,19 +127,6 @@ def save_comparisons(runs: list[Compared], folder: Path) -> None:
         save(lambda theme, shown=metric: comparison_figure(runs, shown, theme=theme), folder, name)  # type: ignore[misc]
 
 
-def _run_entries(runs: list[Compared], metric: Metric, theme: str) -> list[Line2D]:
-    """The legend of a comparison: an entry for each run, one for lines and one for markers."""
-    from matplotlib.lines import Line2D
-
-    ink = THEMES[theme].ink
-    looks = [(run.name, *look(index, theme)) for index, run in enumerate(runs)]
-    looks += [("lines: training, smoothed", ink, "-", "none"), ("markers: evaluation", ink, "none", "o")]
-    return [
-        Line2D([], [], label=label, color=colour, ls=style, marker=marker, markersize=4.5)
-        for label, colour, style, marker in looks
-    ]
-
-
 def _seconds(history: History, theme: str) -> Figure:
     """One bar for each part of the time, longest first, with seconds and share written beside it."""
     parts = sorted(history.seconds.items(), key=lambda part: part[1])
@@ -151,17 +141,3 @@ def _seconds(history: History, theme: str) -> Figure:
     axes.grid(False, axis="y")
     caption(axes, theme, f"Where {duration(total)} of training went", "seconds")
     return figure
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: `42 s`, `3 min 20 s`, `5 h 02 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return (
-        f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )

@@ -5,29 +5,25 @@ The thresholds are rules of thumb; each stands beside the function that uses it,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from nbutils.core.history import History, trend
 
-
-class Remark(TypedDict):
-    """A finding: its kind, a sentence, and the numbers that it rests on."""
-
-    kind: str
-    text: str
-    evidence: dict[str, Any]
+Found = tuple[str, dict[str, Any]] | None
+"""A sentence and the numbers that it rests on; None where a rule has nothing to say."""
 
 
-def remarks(history: History, planned_steps: int | None = None) -> list[Remark]:
-    """Everything worth saying about a history; an empty list where nothing stands out."""
-    found = [rule(history) for rule in RULES]
-    return [remark for remark in (*found, unfinished(history, planned_steps)) if remark]
+def remarks(history: History, planned_steps: int | None = None) -> list[dict[str, Any]]:
+    """Everything worth saying about a history: the name of the rule, a sentence, its evidence."""
+    found = {rule.__name__: rule(history) for rule in RULES}
+    found["unfinished_schedule"] = unfinished_schedule(history, planned_steps)
+    return [{"kind": kind, "text": said[0], "evidence": said[1]} for kind, said in found.items() if said]
 
 
-def not_a_number(history: History) -> Remark | None:
+def not_a_number(history: History) -> Found:
     """A loss that is NaN or infinite, in training or evaluation."""
     series = {"training loss": history.series("loss"), "evaluation loss": history.eval_series("eval_loss")}
     broken = {name: s.broken for name, s in series.items()}
@@ -38,15 +34,14 @@ def not_a_number(history: History) -> Remark | None:
     step, rows = int(hit[first][0]), sum(map(len, hit.values()))
     stays = len(hit[first]) > 1 and not (series[first].finite.steps > step).any()
     where = f"from step {step} on" if stays else f"at step {step}" + (", the first of several" if rows > 1 else "")
-    return Remark(
-        kind="not_a_number",
-        text=f"The {first} is not a number {where} ({rows} {'row' if rows == 1 else 'rows'} in all): "
+    return (
+        f"The {first} is not a number {where} ({rows} {'row' if rows == 1 else 'rows'} in all): "
         "lower the learning rate, or train in fp32 or bf16.",
-        evidence={"first_step": step, "rows": rows},
+        {"first_step": step, "rows": rows},
     )
 
 
-def divergence(history: History) -> Remark | None:
+def divergence(history: History) -> Found:
     """The smoothed training loss ends 20 % and 0.3 nats above its lowest point, and does not come back."""
     line = trend(history.series("loss"))
     if len(line) < 10:
@@ -55,15 +50,14 @@ def divergence(history: History) -> Remark | None:
     low, end = float(line.values[lowest]), float(line.values[-1])
     if end < low * 1.2 or end - low < 0.3:
         return None
-    return Remark(
-        kind="divergence",
-        text=f"Training diverged: the smoothed loss was {low:.2f} at step {int(line.steps[lowest])} "
+    return (
+        f"Training diverged: the smoothed loss was {low:.2f} at step {int(line.steps[lowest])} "
         f"and ended at {end:.2f}. Lower the learning rate or warm up longer.",
-        evidence={"lowest_loss": low, "lowest_step": int(line.steps[lowest]), "final_loss": end},
+        {"lowest_loss": low, "lowest_step": int(line.steps[lowest]), "final_loss": end},
     )
 
 
-def spikes(history: History) -> Remark | None:
+def learning_rate_too_high(history: History) -> Found:
     """At least three times, gradient norm (over 4 × the median of the rows before) and loss (1.1 ×) jump together."""
     norm, loss = history.series("grad_norm"), history.series("loss")
     shared = np.intersect1d(norm.finite.steps, loss.finite.steps)
@@ -80,16 +74,15 @@ def spikes(history: History) -> Remark | None:
     worst = hits[int(np.argmax(norms[hits]))]
     steps = [int(shared[i]) for i in hits]
     rate = history.series("learning_rate").at(steps[0])
-    return Remark(
-        kind="learning_rate_too_high",
-        text=f"The learning rate looks too high: gradient norm and loss jumped together {len(hits)} times, "
+    return (
+        f"The learning rate looks too high: gradient norm and loss jumped together {len(hits)} times, "
         f"most at step {int(shared[worst])} (norm {norms[worst]:.1f}, {norms[worst] / usual[worst]:.0f} "
         "times what it was before). Halve it, or warm up longer.",
-        evidence={"steps": steps[:20], "times": len(hits), "largest_norm": float(norms[worst]), "learning_rate": rate},
+        {"steps": steps[:20], "times": len(hits), "largest_norm": float(norms[worst]), "learning_rate": rate},
     )
 
 
-def overfitting(history: History) -> Remark | None:
+def overfitting(history: History) -> Found:
     """Evaluation loss rose by 1 % or more from its minimum, over at least two evaluations, while training loss fell."""
     evals = history.eval_series("eval_loss").finite
     line = trend(history.series("loss"))
@@ -102,79 +95,70 @@ def overfitting(history: History) -> Remark | None:
     then, now = line.at(evals.steps[best]), line.at(evals.steps[-1])
     if then is None or now is None or now >= then:
         return None
-    return Remark(
-        kind="overfitting",
-        text=f"Overfitting: evaluation loss was lowest at step {int(evals.steps[best])} ({low:.3f}) and rose to "
+    return (
+        f"Overfitting: evaluation loss was lowest at step {int(evals.steps[best])} ({low:.3f}) and rose to "
         f"{end:.3f}, while training loss fell from {then:.3f} to {now:.3f}. Train for fewer epochs, or on more data.",
-        evidence={"best_step": int(evals.steps[best]), "best_eval_loss": low, "final_eval_loss": end,
+        {"best_step": int(evals.steps[best]), "best_eval_loss": low, "final_eval_loss": end,
                   "train_loss_then": then, "train_loss_now": now},
     )  # fmt: skip
 
 
-def starved(history: History) -> Remark | None:
+def starved_data_loader(history: History) -> Found:
     """More than 15 % of the time of training steps went into waiting for data."""
     parts = history.seconds
     working = sum(parts[name] for name in ("data", "forward_backward", "optimizer"))
     if working <= 0 or parts["data"] < 0.15 * working:
         return None
     share = parts["data"] / working
-    return Remark(
-        kind="starved_data_loader",
-        text=f"The data loader starves the model: {share:.0%} of the time of training steps ({parts['data']:.0f} s of "
+    return (
+        f"The data loader starves the model: {share:.0%} of the time of training steps ({parts['data']:.0f} s of "
         f"{working:.0f} s) was spent waiting for data. Keep the data on a local disk, or give loading more processes.",
-        evidence={"share": share, "data_seconds": parts["data"], "step_seconds": working},
+        {"share": share, "data_seconds": parts["data"], "step_seconds": working},
     )
 
 
-def skipped(history: History) -> Remark | None:
+def skipped_steps(history: History) -> Found:
     """More than 5 % of the optimizer steps were skipped because fp16 gradients overflowed."""
     count = int(history.series("skipped_steps").last or 0)
     if count < 3 or count < 0.05 * history.last_step:
         return None
-    return Remark(
-        kind="skipped_steps",
-        text=f"{count} of {history.last_step} optimizer steps were skipped because fp16 gradients overflowed. "
+    return (
+        f"{count} of {history.last_step} optimizer steps were skipped because fp16 gradients overflowed. "
         "A few at the start are usual; for so many, lower the learning rate or use bf16.",
-        evidence={"skipped": count, "steps": history.last_step},
+        {"skipped": count, "steps": history.last_step},
     )
 
 
-def no_evaluation(history: History) -> Remark | None:
+def no_evaluation(history: History) -> Found:
     """There is no evaluation, or only the one before training."""
     evals = history.eval_series("eval_loss").finite
     if len(evals) and evals.steps[-1] > 0:
         return None
-    return Remark(
-        kind="no_evaluation",
-        text="The run has no evaluation after training began, so nothing is known about conversations that it did not "
+    return (
+        "The run has no evaluation after training began, so nothing is known about conversations that it did not "
         "train on. Set eval_steps in notebook 02.",
-        evidence={"evaluations": len(evals)},
+        {"evaluations": len(evals)},
     )
 
 
-def unfinished(history: History, planned_steps: int | None) -> Remark | None:
+def unfinished_schedule(history: History, planned_steps: int | None) -> Found:
     """The run stopped before the last step of its learning-rate schedule."""
     if not planned_steps or history.last_step >= planned_steps:
         return None
     rate = history.series("learning_rate").last
     left = f", with the learning rate still at {rate:.1e}" if rate else ""
-    return Remark(
-        kind="unfinished_schedule",
-        text=f"The schedule is unfinished: {history.last_step} of {planned_steps} steps were taken "
+    return (
+        f"The schedule is unfinished: {history.last_step} of {planned_steps} steps were taken "
         f"({history.last_step / planned_steps:.0%}){left}. Run notebook 02 again to go on.",
-        evidence={"steps": history.last_step, "planned_steps": planned_steps, "learning_rate": rate},
+        {"steps": history.last_step, "planned_steps": planned_steps, "learning_rate": rate},
     )
 
 
-RULES: tuple[Callable[[History], Remark | None], ...] = (
-    not_a_number, divergence, spikes, overfitting, starved, skipped, no_evaluation,
+RULES = (
+    not_a_number, divergence, learning_rate_too_high, overfitting, starved_data_loader, skipped_steps, no_evaluation,
 )  # fmt: skip
 
 
-def _median_before(values: np.ndarray, width: int = 25, least: int = 5) -> np.ndarray:
-    """The median of up to `width` values before each (N,); infinite where fewer than `least` stand before it."""
-    first = np.array([np.median(values[:i]) if i >= least else np.inf for i in range(min(width, len(values)))])
-    if len(values) <= width:
-        return first
-    windows = np.lib.stride_tricks.sliding_window_view(values[:-1], width)  # (N - width, width)
-    return np.r_[first, np.median(windows, axis=1)]
+def _median_before(values: np.ndarray) -> np.ndarray:
+    """The median of up to 25 values before each (N,); infinite where fewer than 5 stand before it."""
+    return pd.Series(values).shift().rolling(25, min_periods=5).median().fillna(np.inf).to_numpy()

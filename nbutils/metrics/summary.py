@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl, shown
 from nbutils.core.history import History, Series, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
-from nbutils.core.training_log import LOSS, METRICS
+from nbutils.core.training_log import LOSS, METRICS, Metric
 from nbutils.metrics.remarks import remarks
 
 SCHEMA = 1
@@ -61,71 +62,47 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
     value is no number has no final one. Perplexity is exp(final evaluation loss), per token.
     """
     derived = training.get("derived", {})
-    eval_loss = history.eval_series(LOSS.evaluation)
-    trained, final_eval = history.series(LOSS.column).ends_finite, _final(eval_loss)
-    evaluated = {metric: history.eval_series(metric.evaluation) for metric in METRICS if metric.evaluation}
-    final = {metric.column: trend(history.series(metric.column)).last if trained else None for metric in evaluated}
-    final |= {m.evaluation: _final(s) if final_eval is not None else None for m, s in evaluated.items()}
-    final |= {name: _final(history.eval_series(name)) for m in evaluated if (name := m.evaluation_alike)}
-    perplexity = math.exp(final_eval) if final_eval is not None and final_eval < 700 else None
+    metrics = [metric for metric in METRICS if metric.evaluation]
+    evals = {metric.evaluation: history.eval_series(metric.evaluation) for metric in metrics}
+    trained, evaluated = history.series(LOSS.column).ends_finite, evals[LOSS.evaluation].ends_finite
+    final = {metric.column: trend(history.series(metric.column)).last if trained else None for metric in metrics}
+    final |= {name: _final(series) if evaluated else None for name, series in evals.items()}
+    final |= {name: _final(history.eval_series(name)) for metric in metrics if (name := metric.evaluation_alike)}
+    eval_loss, elapsed = final[LOSS.evaluation], history.elapsed
+    perplexity = math.exp(eval_loss) if eval_loss is not None and eval_loss < 700 else None
     return {
         "schema": SCHEMA,
         "steps": history.last_step,
         "planned_steps": derived.get("steps"),
         "epochs": history.series("epoch").last,
         "counts_all_tokens": history.counts_all_tokens,
-        "untrained": {metric.evaluation: _at_start(series) for metric, series in evaluated.items()},
+        "untrained": {name: _at_start(series) for name, series in evals.items()},
         "final": final | {"perplexity": perplexity},
-        "evaluated_step": int(eval_loss.finite.steps[-1]) if final_eval is not None else None,
-        "best": {
-            metric.evaluation: _best(s, max if metric.higher_is_better else min) for metric, s in evaluated.items()
-        },
-        **_amounts(history),
+        "evaluated_step": int(evals[LOSS.evaluation].steps[-1]) if evaluated else None,
+        "best": {metric.evaluation: _best(evals[metric.evaluation], metric) for metric in metrics},
+        "supervised_tokens": _whole(history.series("supervised_tokens").last),
+        "total_tokens": _whole(history.series("total_tokens").last),
+        "hours": None if elapsed is None else elapsed / 3600,
+        **{metric.column: _over_run(history, metric) for metric in METRICS if metric.over_run},
+        "sessions": len(history.sessions),
+        "resumes": history.resumes,
+        "skipped_steps": _whole(history.series("skipped_steps").last) or 0,
         "seconds": {part: round(seconds, 3) for part, seconds in history.seconds.items()},
         "eval_hash": training.get("data", {}).get("eval_hash"),
         "remarks": remarks(history, derived.get("steps")),
     }
 
 
-def _amounts(history: History) -> dict[str, Any]:
-    """Tokens, time, the metrics that have one value for the run, sessions and skipped steps."""
-    elapsed = history.elapsed
-    return {
-        "supervised_tokens": _whole(history.series("supervised_tokens").last),
-        "total_tokens": _whole(history.series("total_tokens").last),
-        "hours": elapsed / 3600 if elapsed is not None else None,
-        **{m.column: OVER_RUN[m.over_run](history, m.column) for m in METRICS if m.over_run},
-        "sessions": len(history.sessions),
-        "resumes": history.resumes,
-        "skipped_steps": _whole(history.series("skipped_steps").last) or 0,
-    }
-
-
-def _median(history: History, column: str) -> float | None:
-    values = sorted(history.series(column).finite.values)
-    return float(values[len(values) // 2]) if values else None
-
-
-def _highest(history: History, column: str) -> float | None:
-    values = history.series(column).finite.values
-    return float(values.max()) if len(values) else None
-
-
-def _mean_over_positions(history: History, column: str) -> float | None:
-    """A share over all token positions of the run: each row counts by its positions."""
-    share, tokens = history.series(column), history.series("total_tokens")
-    known = np.isin(tokens.steps, share.finite.steps) & np.isfinite(tokens.values)
-    if not known.any():
-        return None
-    own = np.diff(np.r_[0.0, tokens.values])[known]  # tokens of each row
-    positions = own / (1 - share.values[np.isin(share.steps, tokens.steps[known])])
-    return float(1 - own.sum() / positions.sum()) if positions.sum() > 0 else None
-
-
-OVER_RUN: dict[str, Callable[[History, str], float | None]] = {
-    "median": _median, "highest": _highest, "mean": _mean_over_positions,
-}  # fmt: skip
-"""How a metric's one value for the whole run is found."""
+def _over_run(history: History, metric: Metric) -> float | None:
+    """A metric's one value for the whole run; of a share, each row counts by its token positions."""
+    series = history.series(metric.column)
+    if metric.over_run != "mean":
+        values, rank = series.finite.values, {"median": 0.5, "highest": 1.0}[metric.over_run]
+        return float(np.quantile(values, rank, method="higher")) if len(values) else None
+    share, total = (pd.Series(s.values, s.steps) for s in (series, history.series("total_tokens")))
+    tokens = total.diff().fillna(total[:1])  # of each row
+    positions = (tokens / (1 - share)).dropna()
+    return float(1 - tokens[positions.index].sum() / positions.sum()) if positions.sum() > 0 else None
 
 
 def _final(series: Series) -> float | None:
@@ -138,12 +115,12 @@ def _at_start(series: Series) -> float | None:
     return float(finite.values[0]) if len(finite) and finite.steps[0] == 0 else None
 
 
-def _best(series: Series, choose: Any) -> dict[str, float | int] | None:
+def _best(series: Series, metric: Metric) -> dict[str, float | int] | None:
     finite = series.finite
     if not len(finite):
         return None
-    value = choose(finite.values.tolist())
-    return {"value": value, "step": int(finite.steps[finite.values.tolist().index(value)])}
+    place = np.argmax(finite.values) if metric.higher_is_better else np.argmin(finite.values)
+    return {"value": float(finite.values[place]), "step": int(finite.steps[place])}
 
 
 def _whole(value: float | None) -> int | None:

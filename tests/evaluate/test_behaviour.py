@@ -9,7 +9,7 @@ import torch
 from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.behaviour import figures_of, measure, user_turns
-from nbutils.evaluate.compare import Sums
+from nbutils.evaluate.compare import FEWEST_GROUPS
 from nbutils.evaluate.context_curve import ORDER, advice, best_of, differences, losses_of, measure_curve, too_long_ids
 from nbutils.evaluate.display import behaviour_rows
 from nbutils.evaluate.heldout import Conversation
@@ -78,19 +78,26 @@ def test_the_context_curve_covers_twice_the_trained_length(tmp_path):
     assert losses_of(model, ids.tolist(), "yarn")[0] != pytest.approx(plain.detach().numpy(), abs=1e-4)
 
 
-def beyond_of(conversations: int, **gains: float) -> dict[str, Sums]:
+def beyond_of(conversations: int, **gains: float) -> dict[str, np.ndarray]:
     """Losses of 500 tokens of each conversation, about 4 nats, less what an extension gains; 0.02 nats are noise."""
     rng = np.random.default_rng(0)
     hard = rng.normal(4, 0.5, conversations)
     losses = {name: hard - gains.get(name, 0.0) + rng.normal(0, 0.02, conversations) for name in ORDER}
-    return {name: Sums(np.arange(conversations), 500 * x, np.full(conversations, 500.0)) for name, x in losses.items()}
+    return {name: np.stack([500 * x, np.full(conversations, 500.0)], axis=1) for name, x in losses.items()}
 
 
-def advised(beyond: dict[str, Sums]) -> tuple[str, str]:
-    best = best_of(beyond, 1000, 0)
-    means = {name: sums.values.sum() / sums.weights.sum() for name, sums in beyond.items()}
-    against = {name: differences(beyond, name, 1000, 0) for name in ("none", best)}
-    return best, advice(best, means, against, 3.0, 1024, len(beyond["none"].values))
+def advised(beyond: dict[str, np.ndarray]) -> tuple[str, str]:
+    best, conversations = best_of(beyond, 1000, 0), len(beyond["none"])
+    words = differences(beyond, best, 1000, 0)
+    curve = {
+        "trained_length": 1024,
+        "conversations": conversations,
+        "within": {"none": 3.0},
+        "beyond": {name: sums[:, 0].sum() / sums[:, 1].sum() for name, sums in beyond.items()},
+        "differences": differences(beyond, "none", 1000, 0),
+        "best": best if conversations >= FEWEST_GROUPS else None,
+    }
+    return best, advice(curve, [name for name, found in words.items() if found["word"] == "not distinguishable"])
 
 
 def test_advice_is_given_only_where_conversations_show_a_difference():
@@ -99,9 +106,7 @@ def test_advice_is_given_only_where_conversations_show_a_difference():
     assert best == "dynamic" and "context_extension: dynamic" in text and "Not distinguishable from it: `yarn`" in text
     wide = beyond_of(40, yarn=0.1, dynamic=0.05)  # dynamic may be as good as yarn, but also no better than none
     noise = np.random.default_rng(1).normal(0, 0.3, 40)
-    wide["dynamic"] = Sums(
-        wide["dynamic"].groups, wide["dynamic"].values + noise * wide["dynamic"].weights, wide["dynamic"].weights
-    )
+    wide["dynamic"][:, 0] += noise * wide["dynamic"][:, 1]
     assert differences(wide, "none", 1000, 0)["dynamic"]["word"] == "not distinguishable"
     assert advised(wide)[0] == "yarn"
     best, text = advised(beyond_of(40))

@@ -10,7 +10,6 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
 from nbutils.core.chatml import CHATML, IM_END, encode
-from nbutils.core.errors import UserError
 from nbutils.core.run.models import tiny_model
 from nbutils.core.tasks import load_tasks
 from nbutils.evaluate.heldout import YAMLS, read_conversations, reply_items, selection, write_items
@@ -86,14 +85,10 @@ def test_assistants_turns_come_first_and_users_fill_up(conversations):
 
 
 def test_the_yamls_load_with_the_items_and_know_their_metrics(conversations, tmp_path):
-    counts = write_items(tmp_path, conversations, 20, seed=0)
-    tasks = load_tasks(list(counts), YAMLS, data=tmp_path)
-    assert {name: len(task.task_docs) for name, task in tasks.items()} == counts
+    write_items(tmp_path, conversations, 20, seed=0)
+    tasks = load_tasks(list(YAMLS), YAMLS, data=tmp_path)
+    assert len(tasks["heldout_perplexity"].task_docs) == len(list(reply_items(conversations)))
+    assert len(tasks["heldout_next_utterance"].task_docs) == len(selection(conversations, 20, seed=0))
     assert set(tasks["heldout_next_utterance"].aggregation()) == {"acc", "acc_mutual_info"}
     assert set(tasks["heldout_perplexity"].aggregation()) == {"word_perplexity"}
     assert all(task.get_config("num_fewshot") == 0 for task in tasks.values())
-
-
-def test_missing_data_names_the_notebook(tmp_path, tokenizer):
-    with pytest.raises(UserError, match="01_filter_data"):
-        read_conversations(tmp_path, tokenizer)

@@ -19,18 +19,12 @@ def test_headless_a_line_a_minute_and_nothing_for_short_work():
     ]
 
 
-def test_the_bar_of_a_notebook_leaves_nothing_behind(monkeypatch):
-    shown: list[str] = []
-
-    class Handle:
-        def update(self, what) -> None:
-            shown.append(what.data)
-
+def test_the_bar_of_a_notebook_leaves_nothing_behind(monkeypatch, capsys):
     monkeypatch.setattr(display, "interactive", lambda: True)
-    monkeypatch.setattr(display, "show", lambda what, **_: (shown.append(what.data), Handle())[1])
-    now = [0.0]
-    with display.progress(100, clock=lambda: now[0]) as count:
-        for _ in range(4):
-            now[0] += 2.5
-            count(25)
-    assert len(shown) == 4 and 'value="50"' in shown[0] and shown[-1] == ""
+    monkeypatch.setattr(display, "BAR_AFTER", 0.0)
+    lines: list[str] = []
+    with display.progress(100, lines.append) as count:
+        count(50)
+        count(50)
+    drawn = capsys.readouterr().err
+    assert "/100" in drawn and drawn.rpartition("\r")[2] == "" and not drawn.split("\r")[-2].strip() and not lines

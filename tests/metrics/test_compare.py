@@ -11,9 +11,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.training_log import LOSS
 from nbutils.metrics.compare import differences, read_runs
-from nbutils.metrics.display import comparison, difference_table, interactive_comparison
+from nbutils.metrics.display import PLOTLY, comparison, difference_table, interactive_comparison
 from nbutils.metrics.figures import comparison_figure, draw_runs, save_comparisons
-from nbutils.metrics.interactive import PLOTLY
 from nbutils.metrics.settings import MetricsSettings
 from tests.metrics.histories import history_rows, write_done, write_training
 
@@ -65,7 +64,7 @@ def test_names_go_as_far_up_as_they_must(tmp_path):
 
 
 def test_a_run_is_not_compared_with_itself(runs):
-    with pytest.raises(UserError, match="slow stands twice"):
+    with pytest.raises(UserError, match="slow is in the comparison twice"):
         read_runs([runs / "slow", runs / "fast", runs / "fast" / ".." / "slow"])
 
 
@@ -89,7 +88,7 @@ def test_the_table_holds_the_scores_of_runs_that_have_any(runs, monkeypatch):
     write_json(runs / "fast" / "evaluate" / "results.json", {"scores": [own, own | {"model": "base"}]})
     both = read_runs([runs / "slow", runs / "fast"])
     table = comparison(differences(both), both, runs / "figures").data
-    assert "| sciq, acc | not scored yet | 0.31 [0.29, 0.33], 1,000 items |" in table
+    assert "| sciq, acc | not scored yet | 0.310 [0.290, 0.330], 1,000 items |" in table
     assert sum("sciq" in line for line in table.splitlines()) == 1
 
 
@@ -108,8 +107,9 @@ def test_compared_runs_differ_without_colour(runs):
     assert {line.get_marker() for line in axes.lines} == {"o", "s", "None"}
 
 
-def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(runs):
-    bundle = interactive_comparison(read_runs([runs / "slow", runs / "fast"]))._repr_mimebundle_()
+def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(runs, bundles):
+    interactive_comparison(read_runs([runs / "slow", runs / "fast"]))
+    (bundle,) = bundles
     traces = bundle[PLOTLY]["data"]
     assert len(traces) == 2 * 2 * 2 * 3  # training and evaluation, runs, curves, things to draw over
     assert [t["name"] for t in traces if t["showlegend"]] == ["slow", "fast"]
@@ -127,9 +127,10 @@ def test_a_missing_run_is_named(runs):
         read_runs([runs / "slow", runs / "nothing"])
 
 
-def test_nothing_to_compare(runs):
+def test_nothing_to_compare(runs, bundles):
     settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[])
     alone = read_runs(settings.compared)
     save_comparisons(alone, runs / "figures")
-    assert differences(alone) == {} and interactive_comparison(alone) is None and not (runs / "figures").exists()
+    interactive_comparison(alone)
+    assert differences(alone) == {} and not bundles and not (runs / "figures").exists()
     assert "compare_runs" in comparison({}, alone, runs / "figures").data

@@ -10,9 +10,8 @@ from PIL import Image
 
 from nbutils.core.errors import UserError
 from nbutils.core.history import History
-from nbutils.metrics.display import number_table, picture, remark_list
-from nbutils.metrics.figures import FIGURES, duration, save_figures
-from nbutils.metrics.interactive import PLOTLY, interactive_curves
+from nbutils.metrics.display import PLOTLY, interactive_curves, number_table, picture, remark_list
+from nbutils.metrics.figures import FIGURES, save_figures
 from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
 from tests.metrics.histories import history_rows, session, write_done, write_training
@@ -124,10 +123,11 @@ def test_a_long_history_is_drawn_from_a_few_thousand_points(tmp_path):
     assert drawings and all(file.stat().st_size < 600_000 for file in drawings)  # 200,000 points would be megabytes
 
 
-def test_interactive_curves_hold_every_spike_and_a_still_picture():
+def test_interactive_curves_hold_every_spike_and_a_still_picture(bundles):
     rows = history_rows(5000)
     rows[2500]["loss"] = 77.0
-    bundle = interactive_curves(History.of(rows))._repr_mimebundle_()
+    interactive_curves(History.of(rows))
+    (bundle,) = bundles
     assert "</svg>" in bundle["image/svg+xml"] and "image/png" not in bundle
     traces = bundle[PLOTLY]["data"]
     assert any(77.0 in trace["y"] for trace in traces)
@@ -137,10 +137,11 @@ def test_interactive_curves_hold_every_spike_and_a_still_picture():
     assert len(titles) == 7 and {"Speed, tokens per second", "Peak memory, GiB"} <= titles
 
 
-def test_interactive_curves_mark_events():
+def test_interactive_curves_mark_events(bundles):
     rows = history_rows(60, skipped_steps=1)
     rows[40]["loss"] = math.nan
-    bundle = interactive_curves(History.of([*rows, session(2, 600)]))._repr_mimebundle_()[PLOTLY]
+    interactive_curves(History.of([*rows, session(2, 600)]))
+    bundle = bundles[0][PLOTLY]
     marks = {t["name"].split(" (")[0]: t["x"] for t in bundle["data"] if t.get("hovertemplate") == "here"}
     assert marks == {"fp16 steps skipped": [10], "not a number": [rows[40]["step"]]}
     assert {shape["x0"] for shape in bundle["layout"]["shapes"]} == {600}
@@ -149,14 +150,6 @@ def test_interactive_curves_mark_events():
 def test_little_padding_is_not_written_as_none():
     summary = summarise(History.of(history_rows(60, padding=0.0004)), {})
     assert "| padding, mean | 0.04% of all token positions |" in number_table(summary).data
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(4.24, "4.2 s"), (42, "42 s"), (200, "3 min 20 s"), (3599, "1 h 00 min"), (18_120, "5 h 02 min")],
-)
-def test_durations(seconds, words):
-    assert duration(seconds) == words
 
 
 def test_the_cache_key_sees_a_compared_run_change(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -19,7 +20,7 @@ from nbutils.core.notebooks import parameters as parameters_of
 from nbutils.core.run.models import tiny_model
 from nbutils.core.run.record import outputs_of
 from nbutils.core.stages import STAGES
-from nbutils.evaluate.compare import interval, read_items, sums_of
+from nbutils.evaluate.compare import interval, sums_of
 from nbutils.evaluate.items import Metric, to_parquet
 from nbutils.metrics.figures import save_figures
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
@@ -189,7 +190,7 @@ def _scored_items(folder: Path) -> dict[str, Any]:
     file = folder / "run--heldout_next_utterance.parquet"
     file.write_bytes(to_parquet(rows))
     metric = Metric("acc", "mean", higher_is_better=True)
-    found = asdict(interval(sums_of(read_items(file), metric), "mean", 2000, seed=0))
+    found = asdict(interval(sums_of(pd.read_parquet(file), metric), "mean", 2000, seed=0))
     return {
         "model": "run",
         "task": "heldout_next_utterance",

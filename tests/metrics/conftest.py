@@ -1,0 +1,13 @@
+"""What the tests of metrics share."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def bundles(monkeypatch) -> list[dict]:
+    """What was shown, by media type."""
+    shown: list[dict] = []
+    monkeypatch.setattr("nbutils.metrics.display.display", lambda bundle, raw: shown.append(bundle))
+    return shown
