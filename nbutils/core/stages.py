@@ -146,7 +146,7 @@ STAGES: tuple[StageSpec, ...] = (
         code=(
             *CHATML,
             *(name for name in ENGINE if not name.endswith(("generation", "streaming"))),
-            *("publish.architecture", "publish.card", "publish.card_provenance", "publish.card_tables"),
+            *("publish.architecture", "publish.card", "publish.card_provenance"),
             *("publish.export", "publish.facts", "publish.parity", "publish.plain_reader", "publish.settings"),
             *("publish/card.md.jinja", "publish/usage.py.jinja"),
         ),
