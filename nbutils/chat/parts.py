@@ -52,7 +52,7 @@ class Panel:
     def show_waiting(self, said: str, *, edited: bool) -> None:
         """Shows a message that was just sent, with an empty bubble below it: reading a long history takes a while.
 
-        It takes the place of the last message if `edited`.
+        If `edited`, it replaces the last message.
         """
         messages = self.session.transcript()["messages"]
         if edited:
@@ -170,7 +170,7 @@ class Controls:
             chat.send(text)
 
     def fill(self, text: str) -> None:
-        """Puts a text into the input, whatever is typed there that the kernel has not heard of."""
+        """Puts a text into the input, in place of what is typed there, even if the kernel has not heard of that."""
         if self.input.value == text:
             self.input.value = ""  # or setting it would tell the page nothing
         self.input.value = text

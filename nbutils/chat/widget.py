@@ -58,7 +58,7 @@ class ChatWidget:
     """Talks to `model`, one of `names`; `load` gives the model behind a name and is called once for each.
 
     `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. `earlier` is the
-    `state` of the widget that this one takes the place of.
+    `state` of the widget that this one replaces.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ def test_side_by_side_and_picking_another_model():
     chat.controls.model.value = "base"
     chat.wait(5)
     assert chat.panels[0].name == "base"
-    assert texts(chat)[0] == "hi"  # the conversation goes on with the other model
+    assert texts(chat)[0] == "hi"  # the other model continues the conversation
     assert [len(m) for m in chat.transcript()["compared"]] == []
 
 
@@ -69,7 +69,7 @@ def test_an_error_in_one_column_leaves_both_as_they_were(capsys):
     chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
     chat.controls.regenerate.click()
     chat.wait(5)
-    assert [panel.session.messages for panel in chat.panels] == before, "the old replies stand"
+    assert [panel.session.messages for panel in chat.panels] == before, "the old replies stay"
     send(chat, "again")
     assert [len(panel.session.messages) for panel in chat.panels] == [4, 4]
     assert "RuntimeError" in capsys.readouterr().err

@@ -207,7 +207,7 @@ def test_what_was_sent_is_shown_while_the_history_is_read():
     assert chat.busy and "third" in shown(chat) and "second" not in shown(chat) and "two" not in shown(chat)
     chat.wait(20)
     chat.controls.regenerate.click()
-    assert chat.busy and "three" in shown(chat), "the old reply stands until there is a new one"
+    assert chat.busy and "three" in shown(chat), "the old reply stays until there is a new one"
     chat.wait(20)
     assert "(nothing)" in shown(chat)
 

@@ -87,7 +87,7 @@ def test_a_training_that_read_a_part_is_not_told_as_an_epoch(published):
 
 
 def test_a_paused_training_is_told_as_far_as_it_is(published):
-    """Its last evaluation lies before the checkpoint that is published."""
+    """Its last evaluation was before the checkpoint that is published."""
     read = published.facts.metrics | {"steps": 570, "evaluated_step": 500, "epochs": 0.0031}
     card = render_card(replace(published.facts, metrics=read), published.settings)
     for expected in (

@@ -1,4 +1,4 @@
-"""The published folder, and the parity check that stands before publishing."""
+"""The published folder, and the parity check that comes before publishing."""
 
 from __future__ import annotations
 
