@@ -10,11 +10,12 @@ import IPython
 import pandas as pd
 from IPython.display import HTML, Javascript, display
 
-from nbutils.chat.models import LoadedModel, choices, load
+from nbutils.chat.models import LoadedModel, load
 from nbutils.chat.settings import ChatSettings
 from nbutils.chat.widget import SCRIPT, ChatWidget, Load
 from nbutils.core.chat_engine.engine import Measured
 from nbutils.core.chatml import IM_END, encode
+from nbutils.core.run.layout import Run
 
 SHOWN = 300
 """Characters of a reply that a table shows; an untrained model never stops."""
@@ -44,10 +45,11 @@ def show_chat(get: Load, names: Sequence[str], model: str, settings: dict[str, A
 def live_chat(settings: ChatSettings, loaded: Sequence[LoadedModel]) -> ChatWidget | None:
     """The chat of notebook 05, with every model that the run offers; where `interactive` is off, a line instead."""
     if not settings.interactive:
-        print("interactive is off: the scripted conversation above stands for this one")
+        print("interactive is off: the scripted conversation above is all there is")
         return None
-    names = [*dict.fromkeys([item.name for item in loaded] + list(choices(settings.run_path, settings.peers)))]
-    return show_chat(loader(*loaded, run=settings.run_path), names, loaded[0].name, settings.session_settings())
+    run = settings.run_path
+    names = dict.fromkeys([*(item.name for item in loaded), *Run(run).models(), *settings.peers])
+    return show_chat(loader(*loaded, run=run), [*names], loaded[0].name, settings.session_settings())
 
 
 def as_read(loaded: LoadedModel, transcript: dict[str, Any]) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbutils.core.chatml import IM_END, IM_START, add_chatml
 from nbutils.core.hardware import choose_device, device_report
-from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef, without_loading_bar
 
 if TYPE_CHECKING:
@@ -24,11 +22,6 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     line: str
-
-
-def choices(run: Path, peers: Sequence[str] = ()) -> list[str]:
-    """The names of all models that a run offers: final, base, checkpoints, the newest first, then peers."""
-    return [*Run(run).models(), *peers]
 
 
 def load(name: str, run: Path | None = None) -> LoadedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
@@ -11,8 +12,9 @@ import ipywidgets as widgets
 
 from nbutils.chat import markup
 from nbutils.chat.models import LoadedModel
-from nbutils.chat.session import ChatSession
+from nbutils.chat.session import Bookmark, ChatSession
 from nbutils.core.chat_engine.sampling import Sampling, Slider
+from nbutils.core.errors import UserError
 
 FRAME_SECONDS = 0.05
 """Shortest time between two updates of a reply in the making: faster than an eye sees, slower than a browser draws."""
@@ -43,11 +45,6 @@ class Panel:
         self.box = styled(widgets.VBox([self.title, styled(widgets.VBox([flow]), "sc-log"), self.meter]), "sc-panel")
         self.show()
 
-    @property
-    def html(self) -> str:
-        """The bubbles that are shown."""
-        return str(self.history.value + self.newest.value)
-
     def show(self) -> None:
         """Draws the conversation as it is."""
         self._draw(self.session.transcript()["messages"])
@@ -55,7 +52,7 @@ class Panel:
     def show_waiting(self, said: str, *, edited: bool) -> None:
         """Shows a message that was just sent, with an empty bubble below it: reading a long history takes a while.
 
-        It takes the place of the last message if `edited`.
+        If `edited`, it replaces the last message.
         """
         messages = self.session.transcript()["messages"]
         if edited:
@@ -84,10 +81,48 @@ class Panel:
         self.meter.value = markup.meter(context)
 
 
+class Notice:
+    """The line that says what is being done or what went wrong."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.html = widgets.HTML()
+
+    def say(self, text: str) -> None:
+        """Shows a remark; nothing takes it away."""
+        self.text = text
+        self.html.value = markup.notice(text)
+
+    def failed(self, error: Exception) -> None:
+        """Shows an error: a UserError as its sentence, any other with its type, and its traceback on stderr."""
+        self.say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        if not isinstance(error, UserError):
+            traceback.print_exception(error)
+
+
+def write_in_turn(panels: list[Panel], writers: list[Generator[bool]], marks: list[Bookmark]) -> None:
+    """Writes the replies of all panels, token by token in turn.
+
+    Where one fails, every conversation is again as it was at its mark.
+    """
+    writing = writers
+    try:
+        while writing:
+            writing = [writer for writer in writing if next(writer, False)]
+    except Exception:
+        for panel, writer, mark in zip(panels, writers, marks, strict=True):
+            writer.close()
+            panel.session.go_back(mark)
+            panel.show()
+        raise
+
+
 class Controls:
     """Input, buttons, pickers, sampling: each calls the method of the chat widget that does what it says."""
 
     def __init__(self, chat: Any, names: list[str], shown: list[str], sampling: Sampling) -> None:
+        self.editing = self._showing = False
+        self._draft = ""  # what was in the input before it held the message to edit
         self.input = styled(
             widgets.Textarea(
                 description="Message", placeholder="Enter sends, Shift-Enter starts a new line.",
@@ -109,7 +144,7 @@ class Controls:
         self.beside = widgets.Dropdown(options=[NOBODY, *names], description="Beside")
         self.show_picked(shown)
         for picker in (self.model, self.beside):
-            _on_change(picker, lambda _: chat.pick())
+            _on_change(picker, lambda _: self._showing or chat.pick())
         self.pickers = _line(self.model, self.beside)
         self.pickers.layout.display = "flex" if len(names) > 1 else "none"
         self.upload = styled(
@@ -135,7 +170,7 @@ class Controls:
             chat.send(text)
 
     def fill(self, text: str) -> None:
-        """Puts a text into the input, whatever is typed there that the kernel has not heard of."""
+        """Puts a text into the input, in place of what is typed there, even if the kernel has not heard of that."""
         if self.input.value == text:
             self.input.value = ""  # or setting it would tell the page nothing
         self.input.value = text
@@ -149,12 +184,34 @@ class Controls:
 
     def show_picked(self, names: list[str]) -> None:
         """Sets the pickers to the models that are shown."""
+        self._showing = True
         self.model.value, self.beside.value = [*names, NOBODY][:2]
+        self._showing = False
 
-    def show_editing(self, editing: bool) -> None:
+    def set_editing(self, editing: bool) -> None:
         """Whether the input holds the last message, to be sent again."""
+        self.editing = editing
         self.send.description = "Send again" if editing else "Send"
         self.edit.description = "Don't edit" if editing else "Edit"
+
+    def start_editing(self, said: str) -> None:
+        """Puts the last message into the input, to be sent again."""
+        self._draft = self.input.value
+        self.set_editing(True)
+        self.input.value = said
+        self.input.focus()
+
+    def take_back(self, said: str, editing: bool) -> None:
+        """Puts a message that got no reply into the input, before what was typed there meanwhile."""
+        typed = self.input.value
+        self.set_editing(editing)
+        self.fill(f"{said}\n{typed}" if typed.strip() else said)
+
+    def leave_editing(self) -> None:
+        """Takes an edit back: the input holds again what it held before."""
+        if self.editing:
+            self.set_editing(False)
+            self.fill(self._draft)
 
 
 def _on_change(widget: widgets.Widget, action: Callable[[Any], object]) -> None:

@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.chat.settings import AUTO, DEFAULT
 from nbutils.chat.transcript import Transcript, checked_transcript, read_transcript, whole_characters, write_transcript
 from nbutils.core.chat_engine.engine import Engine, Measured, StreamDecoder
 from nbutils.core.chat_engine.sampling import Sampling
-from nbutils.core.chat_engine.window import MessageTooLongError, Plan
+from nbutils.core.chat_engine.window import Plan
 from nbutils.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = ["ChatSession", "Context", "MessageTooLongError"]
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,11 @@ class Context:
 class ChatSession:
     """A conversation with one model; replies stream, and only what is new is read.
 
-    Settings: `context_extension` (see `nbutils.core.chat_engine.engine.Engine`; `auto` is `dynamic` here, where no run
-    is known), `system` (a system message that is never dropped), `read_ahead` (whether a background thread re-reads
-    history when the window is about to roll), and those of `nbutils.core.chat_engine.sampling.Sampling`. `reply`,
-    `regenerate` and `edit` check their input at once (UserError) and return an iterator; the conversation changes as
-    that is read. `stop` may be called from any thread.
+    Settings: `context_extension` (see `Engine`), `system` (a system message that is never dropped), `read_ahead`
+    (whether a background thread re-reads history when the window is about to roll), and those of `Sampling`;
+    `sampling` may be set at any time and counts from the next reply on. `reply`, `regenerate` and `edit` check their
+    input at once (UserError) and return an iterator; the conversation changes as that is read. `stop` may be called
+    from any thread.
     """
 
     def __init__(
@@ -77,9 +74,9 @@ class ChatSession:
         read_ahead: bool = True,
         **sampling: Any,
     ) -> None:
-        self.engine = Engine(model, tokenizer, DEFAULT if context_extension == AUTO else context_extension)
-        self.sampling = Sampling()
-        self.configure(**sampling)
+        self.engine = Engine(model, tokenizer, context_extension)
+        self.sampling = Sampling(**sampling)
+        self.engine.window(self.sampling)  # refuses a reply that is too long
         self.read_ahead = read_ahead
         self.measured = Measured()  # of the last reply
         self._system = [{"role": "system", "content": system.strip()}] if system.strip() else []
@@ -116,12 +113,6 @@ class ChatSession:
             next_dropped=window.after_eviction(sizes, at.dropped) - at.dropped,
             extended=at.plan is not None and at.plan.extended,
         )
-
-    def configure(self, **sampling: Any) -> None:
-        """Changes sampling settings from the next reply on. UserError for values out of range."""
-        changed = self.sampling.changed(**sampling)
-        self.engine.window(changed)
-        self.sampling = changed
 
     def reply(self, text: str) -> Iterator[str]:
         """The assistant's reply to a new message, piece by piece.

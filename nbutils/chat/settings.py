@@ -61,7 +61,7 @@ class ChatSettings(_SamplingSettings, BaseSettings):
         return chosen_extension(self.context_extension, run)
 
     def result_parameters(self) -> dict[str, Any]:
-        """As ever, with what `auto` stands for: a curve that says something else makes another conversation.
+        """The usual ones, with what `auto` stands for: a curve that says something else makes another conversation.
 
         Also the hashes of local models and checkpoints; the run's `final` and `base` count as upstream files.
         """

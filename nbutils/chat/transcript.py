@@ -35,7 +35,7 @@ class Message(BaseModel):
 
 
 class Transcript(BaseModel):
-    """A conversation as `ChatSession.transcript` gives it; whatever else is saved with it is allowed."""
+    """A conversation as `ChatSession.transcript` gives it; anything else may be saved with it."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 

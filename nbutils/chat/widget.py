@@ -6,18 +6,18 @@ Replies are written by a worker thread, so that the kernel's main thread is free
 from __future__ import annotations
 
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, wraps
 from importlib.resources import files
+from operator import methodcaller
 from typing import Any
 
 import ipywidgets as widgets
 
 from nbutils.chat import markup
 from nbutils.chat.models import LoadedModel
-from nbutils.chat.parts import NOBODY, Controls, Panel, styled
+from nbutils.chat.parts import NOBODY, Controls, Notice, Panel, styled, write_in_turn
 from nbutils.chat.session import ChatSession
 from nbutils.chat.transcript import Transcript, checked_transcript, parsed_transcript
 from nbutils.core.chat_engine.sampling import Sampling
@@ -46,10 +46,10 @@ def _reported(action: Callable[..., None]) -> Callable[..., None]:
     def reported(chat: ChatWidget, *arguments: Any) -> None:
         try:
             if not chat.busy:  # else the notice may say what is being loaded
-                chat._say("")
+                chat.notice.say("")
             action(chat, *arguments)
         except Exception as error:
-            chat._failed(error)
+            chat.notice.failed(error)
 
     return reported
 
@@ -58,7 +58,7 @@ class ChatWidget:
     """Talks to `model`, one of `names`; `load` gives the model behind a name and is called once for each.
 
     `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. `earlier` is the
-    `state` of the widget that this one takes the place of.
+    `state` of the widget that this one replaces.
     """
 
     def __init__(
@@ -78,17 +78,13 @@ class ChatWidget:
         self._lock = threading.RLock()
         self.busy = False
         """Whether a reply is being written or a model is being loaded."""
-        self._editing = False
-        self._draft = ""  # what was in the input before it held the message to edit
-        self._picking = False
-        self.notice = ""
-        """The remark or the error that is shown."""
+        self.notice = Notice()
         self.panels = [self._panel(name) for name in shown]
         self.controls = Controls(self, names, shown, self._sampling)
         self._columns = styled(widgets.HBox([panel.box for panel in self.panels]), "sc-columns")
-        self._notice, self.announcement = widgets.HTML(), styled(widgets.HTML(), "sc-announce")
+        self.announcement = styled(widgets.HTML(), "sc-announce")
         style = styled(widgets.HTML(f"<style>{STYLE}</style>"), "sc-style")
-        rows = [self.controls.pickers, self._columns, self._notice, *self.controls.rows]
+        rows = [self.controls.pickers, self._columns, self.notice.html, *self.controls.rows]
         self.root = styled(widgets.VBox([style, *rows, self.announcement]), "smallchat")
         if earlier:
             self.restore(earlier.transcript)
@@ -98,6 +94,10 @@ class ChatWidget:
     def shown(self) -> list[str]:
         """The models that are shown, from left to right."""
         return [panel.name for panel in self.panels]
+
+    @property
+    def _said(self) -> list[str]:
+        return [m["content"] for m in self.panels[0].session.messages if m["role"] == "user"]
 
     @property
     def state(self) -> ChatState:
@@ -111,10 +111,8 @@ class ChatWidget:
 
     def transcript(self, *, own_system: bool = True) -> dict[str, Any]:
         """The conversation of the first model, that of the second under `compared`."""
-        first, *others = (
-            {"model": panel.name, **panel.session.transcript(own_system=own_system)} for panel in self.panels
-        )
-        return {"schema": 1, **first, "compared": others}
+        talks = [{"model": panel.name} | panel.session.transcript(own_system=own_system) for panel in self.panels]
+        return {"schema": 1, **talks[0], "compared": talks[1:]}
 
     def restore(self, transcript: dict[str, Any] | Transcript) -> None:
         """Takes over a conversation: each column what its own model has said there, else what the first one said.
@@ -126,7 +124,7 @@ class ChatWidget:
         for panel in self.panels:
             panel.session.restore(by_model.get(panel.name, first))
             panel.show()
-        self._leave_editing()
+        self.controls.leave_editing()
         self._show_state()
 
     def close(self) -> None:
@@ -146,7 +144,7 @@ class ChatWidget:
         try:
             if self.busy:
                 raise UserError("A reply is being written, or a model is being loaded; send it when that is done.")
-            self._begin((lambda s: s.edit(text)) if self._editing else (lambda s: s.reply(text)), text)
+            self._begin(methodcaller("edit" if self.controls.editing else "reply", text), text)
         except Exception:
             self.controls.fill(text)  # the page has emptied the input
             raise
@@ -155,24 +153,21 @@ class ChatWidget:
     def regenerate(self) -> None:
         """Has another reply written to the last message."""
         if not self.busy:
-            self._begin(lambda session: session.regenerate())
+            self._begin(ChatSession.regenerate)
 
     @_reported
     def edit(self) -> None:
         """Puts the last message into the input, to be sent again; or takes that back."""
-        if self._editing:
-            self._leave_editing()
+        if self.controls.editing:
+            self.controls.leave_editing()
         elif not self.busy and (said := self._said):
-            self._draft = self.controls.input.value
-            self._set_editing(True)
-            self.controls.input.value = said[-1]
-            self.controls.input.focus()
+            self.controls.start_editing(said[-1])
 
     @_reported
     def clear(self) -> None:
         """Forgets the conversation."""
         self._halt()
-        self._leave_editing()
+        self.controls.leave_editing()
         for panel in self.panels:
             panel.session.clear()
             panel.show()
@@ -209,16 +204,14 @@ class ChatWidget:
     @_reported
     def pick(self) -> None:
         """Shows the picked models. Where one picker is set to what the other column shows, the two change places."""
-        if self._picking:
-            return
         picked = [self.controls.model.value, self.controls.beside.value]
         self._halt()
         shown = self.shown  # only now: a model that was being loaded is shown by now
         same = picked[0] == picked[1]
         names = shown[::-1] if same else [name for name in picked if name != NOBODY]
-        self._show_picked(names)
+        self.controls.show_picked(names)
         if names == shown:
-            self._say(f"{shown[0]} is shown already." if same else "")
+            self.notice.say(f"{shown[0]} is shown already." if same else "")
         else:
             self._work(lambda: self._change_panels(names), f"loading {' and '.join(names)} …")
 
@@ -231,14 +224,14 @@ class ChatWidget:
             try:
                 job()
             except Exception as error:
-                self._failed(error)
+                self.notice.failed(error)
             finally:
                 self.busy = False  # before the button is enabled: a click on it must not find a worker still busy
                 self._show_state()
 
         self.wait()
         self.busy = True
-        self._say(remark)
+        self.notice.say(remark)
         self._show_state()
         self._thread = threading.Thread(target=work, name="chat-writes", daemon=True)
         self._thread.start()
@@ -248,36 +241,25 @@ class ChatWidget:
         self.wait()
 
     def _begin(self, start: Callable[[ChatSession], Iterator[str]], said: str | None = None) -> None:
-        """Writes the replies of all panels, token by token in turn; where nothing new was said the old ones stay
-        meanwhile. Where one fails, the conversations are as they were before."""
-        edited, panels = self._editing, self.panels
+        """Writes the replies of all panels; where nothing new was said the old ones stay meanwhile."""
+        edited, panels = self.controls.editing, self.panels
         marks = [panel.session.bookmark() for panel in panels]
-        # Refuses what cannot be sent, before anything changes.
-        writers = [panel.write(start(panel.session)) for panel in panels]
+        writers = [panel.write(start(panel.session)) for panel in panels]  # refuses what cannot be sent
         if said is not None:
             for panel in panels:
                 panel.show_waiting(said, edited=edited)
-            self._set_editing(False)
+            self.controls.set_editing(False)
             self.controls.fill("")
 
         def write() -> None:
-            writing = writers[:]
             try:
-                while writing:
-                    writing = [writer for writer in writing if next(writer, False)]
+                write_in_turn(panels, writers, marks)
             except Exception:
-                for panel, writer, mark in zip(panels, writers, marks, strict=True):
-                    writer.close()
-                    panel.session.go_back(mark)
-                    panel.show()
                 if said is not None:
-                    typed = self.controls.input.value
-                    self._set_editing(edited)
-                    # Neither the message that gets no reply is lost, nor what was typed behind it.
-                    self.controls.fill(f"{said}\n{typed}" if typed.strip() else said)
+                    self.controls.take_back(said, edited)
                 raise
             names = self.shown if len(panels) > 1 else ["The model"]
-            replies = [panel.session.messages[-1]["content"][:2000] for panel in panels]
+            replies = (panel.session.messages[-1]["content"][:2000] for panel in panels)
             told = (f"{name} said: {reply}" for name, reply in zip(names, replies, strict=True))
             self.announcement.value = markup.announcement(". ".join(told))
 
@@ -299,7 +281,7 @@ class ChatWidget:
         try:
             panels = [before.get(name) or self._panel(name, talk) for name in names]
         except Exception:
-            self._show_picked(self.shown)
+            self.controls.show_picked(self.shown)
             raise
         for name in before.keys() - names:
             before[name].session.close()
@@ -308,27 +290,7 @@ class ChatWidget:
             panel.show()
         self.panels = panels
         self._columns.children = [panel.box for panel in panels]
-        self._say("")
-
-    # ---- what is shown ----
-
-    @property
-    def _said(self) -> list[str]:
-        return [m["content"] for m in self.panels[0].session.messages if m["role"] == "user"]
-
-    def _show_picked(self, names: list[str]) -> None:
-        self._picking = True
-        self.controls.show_picked(names)
-        self._picking = False
-
-    def _leave_editing(self) -> None:
-        if self._editing:
-            self._set_editing(False)
-            self.controls.fill(self._draft)
-
-    def _set_editing(self, editing: bool) -> None:
-        self._editing = editing
-        self.controls.show_editing(editing)
+        self.notice.say("")
 
     def _show_state(self) -> None:
         with self._lock:
@@ -336,15 +298,3 @@ class ChatWidget:
             self.controls.show_busy(busy, talked=bool(self._said))
             if not busy:
                 self.controls.download.value = markup.download_link(self.transcript())
-
-    def _say(self, text: str) -> None:
-        self.notice = text
-        self._notice.value = markup.notice(text)
-
-    def _failed(self, error: Exception) -> None:
-        """Shows an error: a UserError as its sentence, any other with its type, and its traceback on stderr."""
-        if isinstance(error, UserError):
-            self._say(str(error))
-        else:
-            self._say(f"{type(error).__name__}: {error}")
-            traceback.print_exception(error)

@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from nbutils.core.errors import UserError
-from nbutils.core.files import shown
-from nbutils.core.stages import maker
+from safetensors import safe_open
 
 PARTS = (
     ("embed", "token embedding"),
@@ -29,17 +25,11 @@ EXTENSION_NAMES = {"yarn": "YaRN, Peng et al. 2023", "linear": "position interpo
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name → shape of every weight in a model folder, from the files' headers; no weight is read.
-
-    UserError where a file is cut off or is no safetensors file.
-    """
+    """Name → shape of every weight in a model folder, from the files' headers; no weight is read."""
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="np") as weights:
-                shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{shown(file)} is damaged ({error}): run notebooks/{maker('model').file} again.") from None
+        with safe_open(file, framework="np") as weights:
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     return shapes
 
 
@@ -65,7 +55,7 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
         *((f"… {part}", f"{count:,}") for part, count in sorted(counts.items(), key=lambda item: -item[1])),
         ("Layers", config.get("num_hidden_layers")),
         ("Hidden size", config.get("hidden_size")),
-        ("Feed-forward size", config.get("intermediate_size") or _feed_forward(shapes)),
+        ("Feed-forward size", max((max(shape) for name, shape in shapes.items() if "mlp" in name), default=None)),
         ("Attention heads", heads and (f"{heads}, {groups} key/value heads" if groups and groups != heads else heads)),
         ("Vocabulary", config.get("vocab_size")),
         ("Context", context and f"{context:,} tokens"),
@@ -116,12 +106,8 @@ def extension(folder: Path, kind: str) -> Extension | None:
 
 
 def context_length(folder: Path) -> int:
-    """Tokens that the model was trained to read at once; UserError where its config does not say."""
-    found = _config(folder).get("max_position_embeddings")
-    if not found:
-        raise UserError(f"{shown(folder / 'config.json')} does not say how many tokens the model reads at once "
-                        "(max_position_embeddings): add it there.")  # fmt: skip
-    return int(found)
+    """Tokens that the model was trained to read at once."""
+    return int(_config(folder)["max_position_embeddings"])
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -132,11 +118,6 @@ def _config(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = config.to_dict()
     named = {name: getattr(config, other, None) for name, other in config.attribute_map.items()}
     return values | named | {"dtype": str(values.get("dtype") or "").removeprefix("torch.")}
-
-
-def _feed_forward(shapes: dict[str, list[int]]) -> int | None:
-    """The size of a GPT-2's inner layer, which its config need not hold; its weights are (in, out)."""
-    return next((shape[1] for name, shape in shapes.items() if name.endswith("mlp.c_fc.weight")), None)
 
 
 def _rope(config: dict[str, Any]) -> str | None:

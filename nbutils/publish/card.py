@@ -1,17 +1,19 @@
-"""The model card: facts of a run folder, in words and tables, filled into `card.md.jinja`."""
+"""The model card: facts of a run folder, filled into `card.md.jinja`; what models wrote is quoted as plain text."""
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.errors import UserError
-from nbutils.core.files import shown
-from nbutils.core.text import duration
-from nbutils.publish import architecture, card_provenance, card_tables
+from nbutils.core.run.state import in_short
+from nbutils.core.stages import spec
+from nbutils.core.text import duration, markdown_table, number, with_interval
+from nbutils.publish import architecture, card_provenance
 from nbutils.publish.architecture import Extension
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
@@ -31,8 +33,9 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         settings=settings,
         metadata=card_metadata(facts, settings),
         model_id=model_id,
-        model=architecture,
-        tables=card_tables,
+        architecture=architecture.architecture(folder),
+        context=architecture.context_length(folder),
+        scores=_scores(facts.evaluation),
         provenance=card_provenance,
         tokens=[(f"`{token}`", number, purpose) for token, number, purpose in control_tokens(folder)],
         extension=extension,
@@ -67,16 +70,17 @@ def card_metadata(facts: Facts, settings: PublishSettings) -> str:
     return str(data.to_yaml(line_break="\n", original_order=None)).strip()
 
 
-def check_card(path: Path) -> dict[str, Any]:
-    """The metadata of a written card, read back with the Hub's classes; UserError where they do not take it."""
-    from huggingface_hub import ModelCard
+def quoted(text: str, who: str) -> str:
+    """Text as a Markdown quotation in which nothing is markup: model output is untrusted."""
+    lines = [_plain(line) for line in text.strip().splitlines()] or [""]
+    return "\n".join([f"> **{who}:** {lines[0]}", *(f"> {line}" for line in lines[1:])])
 
-    try:
-        card = ModelCard.load(path)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"The Hub would not take the metadata of {shown(path)}: {error}.") from error
-    found: dict[str, Any] = card.data.to_dict()
-    return found
+
+def _plain(line: str) -> str:
+    """A line of text that Markdown shows as it is: no HTML, emphasis, list, heading, rule, table, code or link."""
+    escaped = re.sub(r"([\\`*_\[\]#|~$@])", r"\\\1", html.escape(line.strip(), quote=False))
+    escaped = re.sub(r"(?i)://|\bwww\.", lambda found: found[0].replace(":", "\\:").replace(".", "\\."), escaped)
+    return re.sub(r"^(\d{1,9})?([-+=.)])", r"\1\\\2", escaped)  # `---`, `===`, `+`, `1.`, `1)`
 
 
 def _eval_results(facts: Facts) -> list[Any]:
@@ -90,7 +94,7 @@ def _eval_results(facts: Facts) -> list[Any]:
         EvalResult(
             task_type="text-generation",
             task_name="Text generation",
-            dataset_type=conversations if card_tables.held_out(score["task"]) else score["task"],
+            dataset_type=conversations if _held_out(score["task"]) else score["task"],
             dataset_name=score["task"],
             dataset_config=score["task"],  # without it the Hub's classes merge all tasks made from one dataset
             metric_type=METRIC_TYPES.get(score["metric"], score["metric"]),
@@ -101,17 +105,63 @@ def _eval_results(facts: Facts) -> list[Any]:
     ]
 
 
+def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
+    """A row for each task and metric, a cell for each model; items flagged by the data stage have rows of their own."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for score in evaluation["scores"]:
+        rows.setdefault((_task(score), score["metric"]), {})[score["model"]] = score
+    made = []
+    for (task, metric), cells in rows.items():
+        first = next(iter(cells.values()))
+        words = [_interval(cells.get(model["name"])) for model in evaluation["models"]]
+        made.append([task, f"{metric} {'↑' if first['higher_is_better'] else '↓'}", f"{first['n']:,}", *words])
+    return made
+
+
+def _interval(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "—"
+    if score.get("low") is None:
+        return number(score["value"])
+    return with_interval(score["value"], score["low"], score["high"])
+
+
+def _task(score: dict[str, Any]) -> str:
+    return f"{score['task']} ({score['part']} items)" if score.get("part") else str(score["task"])
+
+
+def _held_out(task: str) -> bool:
+    """Whether a task is one of our own, made from the conversations that were held out."""
+    return any(word in task for word in ("heldout", "held_out", "chitchat"))
+
+
+def _percent(share: float) -> str:
+    """A share in per cent that says more than "0%" of what is there."""
+    return f"{share:.0%}" if share == 0 or share >= 0.01 else f"{100 * share:.1g}%"
+
+
+def _value(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 @lru_cache(maxsize=4)
 def _template(name: str) -> Any:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.globals |= {"table": markdown_table, "with_interval": with_interval}
+    environment.tests |= {"hub_id": card_provenance.is_hub_id, "held_out": _held_out}
     environment.filters |= {
-        "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),
         "count": "{:,}".format,
         "share": "{:.0%}".format,
-        "percent": card_tables.percent,
+        "percent": _percent,
+        "value": _value,
         "duration": duration,
+        "task": _task,
+        "quoted": quoted,
+        "versions": card_provenance.versions,
+        "in_short": in_short,
+        "notebook": lambda stage: spec(stage).file,
         "dataset_name": lambda dataset: f"`{card_provenance.dataset_name(dataset)}`",
         "file_name": lambda path: Path(path).name,
         "published": published_figure,

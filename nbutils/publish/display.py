@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nbutils.core.text import markdown_table, size
+
 
 def file_table(folder: Path, files: Sequence[Path]) -> Any:
     """The files of the repository with their sizes, as a Markdown table."""
     from IPython.display import Markdown
 
-    rows = [f"| `{file}` | {_size((folder / file).stat().st_size)} |" for file in files]
-    return Markdown("\n".join(["| file | size |", "|---|---|", *rows]))
+    rows = [(f"`{file}`", size((folder / file).stat().st_size)) for file in files]
+    return Markdown(markdown_table(["file", "size"], rows))
 
 
 def parity_line(report: dict[str, Any]) -> str:
@@ -33,7 +35,3 @@ def card_preview(text: str) -> Any:
     return Markdown(
         re.sub(r"<picture>.*?</picture>|<img [^>]*>", "", body, flags=re.DOTALL).replace("\n# ", "\n### ", 1)
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +13,8 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RECORD, current_hash
 from nbutils.core.stages import maker, spec
 
-MODEL_FILES = ("tokenizer_config.json", "chat_template.jinja")
-"""Files of the trained model that the card and the published folder cannot do without, beside the two that are read."""
 DATA_FIGURES = {"lengths": "How long conversations are, in tokens"}
 """Pictures of the data stage that say more than the card's tables, and their captions."""
-
-Rows = list[tuple[Any, ...]]
-"""The rows of a table on the card."""
 
 
 @dataclass(frozen=True)
@@ -74,91 +68,51 @@ class Facts:
 
 
 def read_facts(run: Path) -> Facts:
-    """The facts of a run; UserError names the first missing or unreadable file and the notebook that makes it.
+    """The facts of a run; UserError names the first file that is missing or not as its notebook wrote it.
 
     UserError too where a stage was run on other files than those that are there now: its numbers are of another run.
     Parameters, versions and commit come from each stage's own record: `run.json` holds those of the last notebook that
     was opened.
     """
-    own, layout, files = maker("card"), Run(run), _Files(run)
+    own, layout = maker("card"), Run(run)
     stages: dict[str, dict[str, Any]] = {}
     for name in own.reads:
         record = layout.record(name)
         if record is None:
-            raise files.missing(layout.folder(name) / RECORD)
+            raise _unlike(layout, name, RECORD, "missing")
         stages[name] = record
+    model = layout.model()
     for name, record in stages.items():
+        folder = layout.folder(name)
         for file, entry in record["outputs"].items():
-            if own.needs(name, file):
-                files.check_as_recorded(layout.folder(name), file, entry)
+            found = current_hash(folder, file, entry)
+            if found != entry["sha256"] and (own.needs(name, file) or (folder / file).parent == model):
+                raise _unlike(layout, name, file, found)
     for name, record in stages.items():
         _check_inputs(layout, name, record["inputs"], stages)
-    model = layout.model()
-    for name in MODEL_FILES:
-        files.found(model / name)
-    for name in ("config.json", "tokenizer.json"):
-        files.json(model / name)
-    if not list(model.glob("*.safetensors")):
-        raise UserError(f"{shown(model)} holds no weights (*.safetensors): run notebooks/{maker('model').file} again.")
     curves, scores = (layout.folder(maker(role).name) for role in ("curves", "scores"))
-    metrics = files.json(curves / "summary.json")
+    metrics = read_json(curves / "summary.json")
     return Facts(
         run=run,
         stages=stages,
-        data=files.json(layout.rows / "summary.json"),
-        training=files.json(layout.training / "settings.json"),
-        base=files.json(layout.base / "source.json"),
+        data=read_json(layout.rows / "summary.json"),
+        training=read_json(layout.training / "settings.json"),
+        base=read_json(layout.base / "source.json"),
         metrics=metrics,
-        evaluation=files.json(scores / "results.json"),
-        samples=files.jsonl(scores / "samples.jsonl"),
-        transcript=files.json(layout.folder(maker("transcript").name) / "transcript.json"),
+        evaluation=read_json(scores / "results.json"),
+        samples=read_jsonl(scores / "samples.jsonl"),
+        transcript=read_json(layout.folder(maker("transcript").name) / "transcript.json"),
         figures={f"{curves.name}/figures/{name}": caption for name, caption in metrics["figures"].items()},
         data_figures={f"{layout.rows.name}/figures/{name}": caption for name, caption in DATA_FIGURES.items()},
-        sessions=[row for row in files.jsonl(layout.training / "metrics.jsonl") if row["kind"] == "session"],
+        sessions=[row for row in read_jsonl(layout.training / "metrics.jsonl") if row["kind"] == "session"],
     )
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Reads files of a run; its errors name the notebook that makes a file."""
-
-    run: Path
-
-    def json(self, path: Path) -> dict[str, Any]:
-        value = self._read(read_json, path)
-        if not isinstance(value, dict):
-            raise self._damaged(path, "is damaged (no JSON object)")
-        return value
-
-    def jsonl(self, path: Path) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._read(read_jsonl, path)
-        return rows
-
-    def found(self, path: Path) -> Path:
-        if not path.is_file():
-            raise self.missing(path)
-        return path
-
-    def check_as_recorded(self, folder: Path, file: str, entry: dict[str, Any]) -> None:
-        """UserError where a file that the card or the published folder needs is not what its notebook wrote."""
-        if current_hash(folder, file, entry) != entry["sha256"]:
-            words = "is not what its notebook wrote (it is damaged, or was changed by hand)"
-            raise self._damaged(self.found(folder / file), words)
-
-    def missing(self, path: Path) -> UserError:
-        return UserError(f"{shown(path)} is missing: run notebooks/{self._notebook(path)}, which makes it.")
-
-    def _read(self, reader: Callable[[Path], Any], path: Path) -> Any:
-        try:
-            return reader(self.found(path))
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise self._damaged(path, f"is damaged ({error})") from None
-
-    def _damaged(self, path: Path, words: str) -> UserError:
-        return UserError(f"{shown(path)} {words}: run notebooks/{self._notebook(path)} again.")
-
-    def _notebook(self, path: Path) -> str:
-        return spec(path.relative_to(self.run).parts[0]).file
+def _unlike(run: Run, stage: str, file: str, found: str) -> UserError:
+    """A file that the card or the published folder needs is gone, or is not what its notebook wrote."""
+    changed = "is not what its notebook wrote (it is damaged, or was changed by hand)"
+    words = "is missing" if found == "missing" else changed
+    return UserError(f"{shown(run.folder(stage) / file)} {words}: run notebooks/{spec(stage).file} again.")
 
 
 def _check_inputs(run: Run, stage: str, inputs: dict[str, str], stages: dict[str, dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from nbutils.core.chatml import Message, encode_batch, special_strings
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.run.models import ModelRef, without_loading_bar
-from nbutils.core.stages import maker
 from nbutils.publish import plain_reader
 from nbutils.publish.export import GENERATION
 
@@ -36,14 +36,19 @@ def check_parity(
     `folder` is read by plain transformers in a process of its own, `session_model` by the chat session. UserError says
     in which conversation, and where in it, the two part.
     """
-    rows = _rows(held_out)
+    from datasets import load_from_disk
+
+    rows: list[list[dict[str, str]]] = load_from_disk(str(held_out))["messages"][:]
     command = [sys.executable, "-I", str(Path(plain_reader.__file__))]
     # The other process starts first, to import its libraries meanwhile; it gets its job when the session's is done.
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, encoding="utf-8") as child:
         with without_loading_bar():
             ref = ModelRef.parse(str(session_model))
             model, tokenizer = ref.load().eval(), ref.raw_tokenizer()
-        texts, written = _without_control_tokens(tokenizer, rows, conversations)
+        # The session turns spelled-out control tokens into ordinary text, which a chat template cannot do.
+        spelled = re.compile("|".join(map(re.escape, special_strings(tokenizer).values())))
+        plain = [row for row in rows if not any(spelled.search(message["content"]) for message in row)]
+        texts, written = plain[:conversations], len(rows) - len(plain)
         if not texts:
             raise UserError(
                 f"Nothing can be compared before publishing: of the {len(rows)} conversations in {shown(held_out)} "
@@ -53,8 +58,7 @@ def check_parity(
         sampling = Sampling(
             greedy=True, repetition_penalty=float(GENERATION["repetition_penalty"]), max_new_tokens=tokens
         )
-        fitting = (prompt for prompt in (_prompt(engine, sampling, text) for text in texts) if prompt)
-        prompts = list(islice(fitting, replies))
+        prompts = list(islice(filter(None, (_prompt(engine, sampling, text) for text in texts)), replies))
         if not prompts:
             raise UserError(
                 f"No reply can be compared before publishing: in none of {len(texts)} held-out conversations does the "
@@ -69,9 +73,8 @@ def check_parity(
         raise UserError(f"Plain transformers cannot read {shown(folder)}: {last}. Nothing was published.")
     theirs = json.loads(out)
     _compare_ids(tokenizer, ids, theirs["ids"], folder)
-    ties = [
-        _compare_reply(tokenizer, k, *pair, folder) for k, pair in enumerate(zip(ours, theirs["replies"], strict=True))
-    ]
+    pairs = enumerate(zip(ours, theirs["replies"], strict=True))
+    ties = [_compare_reply(tokenizer, number, *pair, folder) for number, pair in pairs]
     return {
         "conversations": len(texts),
         "token_ids": sum(map(len, ids)),
@@ -80,43 +83,6 @@ def check_parity(
         "reply_tokens": sum(map(len, ours)),
         "ties": sum(ties),
     }
-
-
-def _rows(held_out: Path) -> list[list[dict[str, str]]]:
-    from datasets import load_from_disk
-
-    if not (held_out / "state.json").is_file():
-        raise UserError(
-            f"{shown(held_out)} is missing or incomplete: run notebooks/{maker('rows').file}, which makes it."
-        )
-    try:
-        rows: list[list[dict[str, str]]] = load_from_disk(str(held_out))["messages"][:]
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{shown(held_out)} cannot be read ({first}): run notebooks/{maker('rows').file} again."
-        ) from error
-    return rows
-
-
-def _without_control_tokens(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[dict[str, str]]], count: int
-) -> tuple[list[list[dict[str, str]]], int]:
-    """The first `count` conversations in which nobody spelled a special token, and how many were passed over.
-
-    The session turns those spellings into ordinary text, which a chat template cannot do.
-    """
-    specials = list(special_strings(tokenizer).values())
-    kept: list[list[dict[str, str]]] = []
-    passed = 0
-    for row in rows:
-        if len(kept) == count:
-            break
-        if any(special in message["content"] for message in row for special in specials):
-            passed += 1
-        else:
-            kept.append(row)
-    return kept, passed
 
 
 def _prompt(engine: Engine, sampling: Sampling, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:

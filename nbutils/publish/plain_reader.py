@@ -10,11 +10,6 @@ import sys
 from typing import Any
 
 
-def token_ids(tokenizer: Any, conversations: list[Any]) -> list[list[int]]:
-    """Token ids of each conversation by the chat template."""
-    return [list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]) for messages in conversations]
-
-
 def greedy_replies(model: Any, tokenizer: Any, prompts: list[Any], max_new_tokens: int) -> list[dict[str, Any]]:
     """For each prompt the ids of the reply (without the end token), and at each step the lead of the best score."""
     import torch
@@ -49,9 +44,9 @@ def main() -> None:
     logging.set_verbosity_error()
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
-    ids = token_ids(tokenizer, job["conversations"])
+    encoded = tokenizer.apply_chat_template(job["conversations"], return_dict=True)
     replies = greedy_replies(model, tokenizer, job["prompts"], job["max_new_tokens"])
-    json.dump({"ids": ids, "replies": replies}, sys.stdout)
+    json.dump({"ids": encoded["input_ids"], "replies": replies}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -35,22 +35,19 @@ PATTERNS = {
 NOT_TEXT = (".safetensors", ".png")
 
 
-def push_if_asked(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
-    """`push` where the parameter of that name is on; returns the commit's address, or nothing."""
-    return push(folder, files, settings) if settings.push else ""
-
-
-def push(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
-    """Uploads the files (relative to `folder`) as one commit and returns its address.
+def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
+    """Uploads the files (relative to `folder`) as one commit and returns its address; nothing where push is off.
 
     Large files go first, by content: after an interruption the next try sends only what the Hub does not hold yet, and
-    the repository changes only with the commit at the end. What lies there of an earlier model, its figures and its
+    the repository changes only with the commit at the end. What is there of an earlier model, its figures and its
     evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for a
     public repository where `private` is on, and where the Hub refuses.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of the HTTP library that it uses
 
+    if not settings.push:
+        return ""
     if not settings.repo_id:
         raise UserError("push is on and repo_id is empty: give the Hub's name for the model, such as me/my-model.")
     token = get_token()

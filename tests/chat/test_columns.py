@@ -25,7 +25,7 @@ def test_side_by_side_and_picking_another_model():
     chat.controls.model.value = "base"
     chat.wait(5)
     assert chat.panels[0].name == "base"
-    assert texts(chat)[0] == "hi"  # the conversation goes on with the other model
+    assert texts(chat)[0] == "hi"  # the other model continues the conversation
     assert [len(m) for m in chat.transcript()["compared"]] == []
 
 
@@ -43,7 +43,7 @@ def test_a_model_that_the_other_column_shows_changes_places_with_this_one(picked
 def test_a_model_is_not_compared_with_itself():
     chat = widget("left", names=("final", "base"))
     assert pick(chat, beside="final") == ["final"]
-    assert "final is shown already" in chat.notice
+    assert "final is shown already" in chat.notice.text
     with pytest.raises(UserError, match="Both columns would show the model 'final'"):
         widget("left", names=("final", "base"), beside="final")
 
@@ -64,12 +64,12 @@ def test_an_error_in_one_column_leaves_both_as_they_were(capsys):
     chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
     send(chat, "again")
     assert [panel.session.messages for panel in chat.panels] == before
-    assert chat.controls.input.value == "again" and "out of memory" in chat.notice
+    assert chat.controls.input.value == "again" and "out of memory" in chat.notice.text
     assert "again" not in shown(chat, 0) + shown(chat, 1)
     chat.panels[1].session.engine.model.failing = RuntimeError("out of memory")
     chat.controls.regenerate.click()
     chat.wait(5)
-    assert [panel.session.messages for panel in chat.panels] == before, "the old replies stand"
+    assert [panel.session.messages for panel in chat.panels] == before, "the old replies stay"
     send(chat, "again")
     assert [len(panel.session.messages) for panel in chat.panels] == [4, 4]
     assert "RuntimeError" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither():
     settings = {"read_ahead": False, "max_new_tokens": 100, "context_extension": "none"}
     chat = ChatWidget(load, ["final", "short"], "final", settings, "short")
     chat.set("max_new_tokens", 200)
-    assert "choose at most 128" in chat.notice
+    assert "choose at most 128" in chat.notice.text
     assert [panel.session.sampling.max_new_tokens for panel in chat.panels] == [100, 100]
     assert chat.controls.sampling["max_new_tokens"].value == 100
     chat.set("max_new_tokens", 120)

@@ -1,4 +1,4 @@
-"""Model output is untrusted: whatever it is, only allowed tags and attributes come out."""
+"""Model output is untrusted: only allowed tags and attributes come out."""
 
 from __future__ import annotations
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils.chat.session import ChatSession, MessageTooLongError
+from nbutils.chat.session import ChatSession
 from nbutils.chat.settings import in_effect
+from nbutils.core.chat_engine.window import MessageTooLongError
 from nbutils.core.chatml import encode, special_strings
 from nbutils.core.errors import UserError
 from tests.chat.models import ScriptedModel, byte_tokenizer, random_model, scripted_session
@@ -237,19 +238,14 @@ def test_a_cleared_chat_repeats_itself_with_the_same_seed():
     assert ["".join(session.reply(text)) for text in ("hello", "more")] == first
 
 
-def test_auto_without_a_run_is_dynamic():
-    session = ChatSession(MODEL, TOKENIZER, context_extension="auto", **GREEDY)
-    assert session.transcript()["settings"]["context_extension"] == "dynamic"
-
-
 def test_settings_change_from_the_next_reply_on():
     session = ChatSession(MODEL, TOKENIZER, **GREEDY)
     list(session.reply("hi"))
-    session.configure(max_new_tokens=3)
+    session.sampling = session.sampling.changed(max_new_tokens=3)
     list(session.reply("hi"))
     assert session.measured.new_tokens <= 3
     with pytest.raises(UserError):
-        session.configure(top_p=2)
+        session.sampling.changed(top_p=2)
     assert session.sampling.max_new_tokens == 3
 
 
@@ -350,7 +346,7 @@ def test_a_model_that_takes_no_extension_says_none():
 def test_settings_that_change_before_the_first_token_do_not_overflow_the_context():
     session = ChatSession(MODEL, TOKENIZER, context_extension="none", **GREEDY)
     stream = session.reply("x" * 85)
-    session.configure(max_new_tokens=60)
+    session.sampling = session.sampling.changed(max_new_tokens=60)
     list(stream)
     assert (
         len(session.engine.cached[session.plan]) <= session.context.limit == 128 and session.measured.new_tokens <= 12

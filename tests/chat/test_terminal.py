@@ -22,10 +22,11 @@ from pathlib import Path
 import pytest
 
 from nbutils.chat import terminal
-from nbutils.chat.models import choices, load
+from nbutils.chat.models import load
 from nbutils.chat.transcript import write_transcript
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
+from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import RECORD, SCHEMA, write_record
 from tests.chat.models import scripted_session
@@ -212,7 +213,7 @@ def test_models_of_a_run_are_found(tmp_path):
     step = run / "train" / "checkpoints" / "step-000010"
     step.mkdir(parents=True)
     (step / "config.json").write_text("{}")
-    assert list(choices(run, ["some/peer"])) == ["final", "base", "step-000010", "some/peer"]
+    assert list(Run(run).models()) == ["final", "base", "step-000010"]
     final = run / "train" / "final"
     asked = [ModelRef.parse(str(run)), ModelRef.parse("final", run), ModelRef.parse(str(run / "train"))]
     assert {ref.path for ref in asked} == {final}

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from nbutils.chat.session import ChatSession, MessageTooLongError
+from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.engine import Measured
+from nbutils.core.chat_engine.window import MessageTooLongError
 from nbutils.core.errors import UserError
 from tests.chat.models import byte_tokenizer, random_model
 

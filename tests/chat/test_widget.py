@@ -98,17 +98,17 @@ def test_meter_and_notice_follow_what_happens():
     assert "next to go" not in chat.panels[0].meter.value, "a shorter reply leaves more room"
     chat.controls.model.value = "base"
     chat.set("temperature", 1.5)
-    assert "loading base" in chat.notice
+    assert "loading base" in chat.notice.text
     ready.set()
     chat.wait(5)
-    assert chat.panels[0].session.sampling.temperature == 1.5 and not chat.notice
+    assert chat.panels[0].session.sampling.temperature == 1.5 and not chat.notice.text
 
 
 def test_a_message_that_is_too_long_is_refused_and_kept_in_the_input():
     chat = widget("x")
     send(chat, "y" * 2000)
     assert chat.controls.input.value == "y" * 2000
-    assert re.search(r"2,0\d\d tokens long and there is room for", chat.notice)
+    assert re.search(r"2,0\d\d tokens long and there is room for", chat.notice.text)
     assert texts(chat) == []
 
 
@@ -119,7 +119,7 @@ def test_a_model_that_raises_is_reported_and_the_chat_goes_on(capsys):
     send(chat, "again")
     assert chat.controls.input.value == "again", "the message that got no reply is not lost"
     assert "again" not in shown(chat)
-    assert "out of <memory>" in chat.notice and "out of &lt;memory&gt;" in markup.notice(chat.notice)
+    assert "out of <memory>" in chat.notice.text and "out of &lt;memory&gt;" in markup.notice(chat.notice.text)
     assert not chat.controls.send.disabled
     assert "RuntimeError" in capsys.readouterr().err
     send(chat, "again")
@@ -130,12 +130,12 @@ def test_a_callback_that_raises_is_reported_and_the_chat_goes_on(capsys):
     chat = widget("one", names=("final", "broken"))
     chat.controls.beside.value = "broken"
     chat.wait(5)
-    assert "disk on fire" in chat.notice and "disk on fire" in capsys.readouterr().err
+    assert "disk on fire" in chat.notice.text and "disk on fire" in capsys.readouterr().err
     assert chat.controls.beside.value == "nobody", "the picker says what is shown"
     send(chat, "hi")
     chat.panels[0].session.clear = lambda: 1 / 0
     chat.controls.clear.click()
-    assert "ZeroDivisionError" in chat.notice
+    assert "ZeroDivisionError" in chat.notice.text
     assert texts(chat)[-1] == "one"
 
 
@@ -156,7 +156,7 @@ def test_download_and_load_a_transcript():
         (b"[1]", "no conversation"),
     ):
         upload(other, wrong)
-        assert words in other.notice
+        assert words in other.notice.text
     assert other.panels[0].session.messages == chat.panels[0].session.messages
 
 
@@ -207,7 +207,7 @@ def test_what_was_sent_is_shown_while_the_history_is_read():
     assert chat.busy and "third" in shown(chat) and "second" not in shown(chat) and "two" not in shown(chat)
     chat.wait(20)
     chat.controls.regenerate.click()
-    assert chat.busy and "three" in shown(chat), "the old reply stands until there is a new one"
+    assert chat.busy and "three" in shown(chat), "the old reply stays until there is a new one"
     chat.wait(20)
     assert "(nothing)" in shown(chat)
 
@@ -218,7 +218,7 @@ def test_no_reply_is_missing_for_a_moment():
     panel, missing = chat.panels[0], []
 
     def look(_change) -> None:
-        if ">one<" not in panel.html:
+        if ">one<" not in shown(chat):
             missing.append(panel.newest.value)
 
     for part in (panel.history, panel.newest):
@@ -233,7 +233,7 @@ def test_what_the_page_sends_is_one_message():
     chat.controls.outbox.value = f"hi{MARK}1"
     assert chat.controls.input.value == ""
     chat.controls.outbox.value = f"while it writes{MARK}2"
-    assert "is being written" in chat.notice and chat.controls.input.value == "while it writes"
+    assert "is being written" in chat.notice.text and chat.controls.input.value == "while it writes"
     chat.wait(5)
     chat.controls.outbox.value = f"hi{MARK}3"  # the same text again
     chat.wait(5)

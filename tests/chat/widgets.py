@@ -50,7 +50,7 @@ def upload(chat: ChatWidget, content: bytes) -> None:
 
 
 def shown(chat: ChatWidget, panel: int = 0) -> str:
-    return chat.panels[panel].html
+    return chat.panels[panel].history.value + chat.panels[panel].newest.value
 
 
 def texts(chat: ChatWidget, panel: int = 0) -> list[str]:

@@ -16,8 +16,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from transformers import AutoModelForCausalLM
 
-from nbutils.publish.card import check_card, render_card
-from nbutils.publish.card_tables import _quoted
+from nbutils.publish.card import quoted, render_card
 from nbutils.publish.parity import check_parity
 from tests.publish.conftest import publish, settings_for
 from tests.publish.made_up_run import as_gpt2
@@ -35,7 +34,7 @@ def test_metadata_reads_back_with_the_hubs_classes(published):
     assert data.base_model is None and data.datasets is None  # `tiny` and `chitchat` are not the Hub's
     found = {(r.dataset_name, r.metric_name, r.metric_value) for r in data.eval_results}
     assert found == {("heldout_perplexity", "word_perplexity", 210.5), ("heldout_next_utterance", "acc", 0.31)}
-    assert check_card(published.folder / "README.md")["model-index"]
+    assert data.to_dict()["model-index"]
 
 
 def test_parameters_are_those_of_the_model(published, card):
@@ -88,7 +87,7 @@ def test_a_training_that_read_a_part_is_not_told_as_an_epoch(published):
 
 
 def test_a_paused_training_is_told_as_far_as_it_is(published):
-    """Its last evaluation lies before the checkpoint that is published."""
+    """Its last evaluation was before the checkpoint that is published."""
     read = published.facts.metrics | {"steps": 570, "evaluated_step": 500, "epochs": 0.0031}
     card = render_card(replace(published.facts, metrics=read), published.settings)
     for expected in (
@@ -136,7 +135,7 @@ MARKUP = [
 def test_a_quotation_is_nothing_but_text(text):
     """Rendered with tables, strike-through and bare links on, as the Hub does."""
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    tokens = parser.parse(_quoted("User", text))
+    tokens = parser.parse(quoted(text, "User"))
     kinds = {child.type for token in tokens for child in (token.children or [token])}
     frame = {f"{name}_{side}" for name in ("blockquote", "paragraph", "strong") for side in ("open", "close")}
     assert kinds <= frame | {"text", "softbreak"}
@@ -149,8 +148,8 @@ def test_a_quotation_is_nothing_but_text(text):
 
 
 def test_bare_addresses_are_broken_before_a_front_end_makes_links_of_them():
-    quoted = _quoted("User", "see http://a.example, HTTPS://b.example, www.c.example or me@d.example")
-    assert not re.search(r"https?://|www\.|\w@", quoted, flags=re.IGNORECASE)
+    made = quoted("see http://a.example, HTTPS://b.example, www.c.example or me@d.example", "User")
+    assert not re.search(r"https?://|www\.|\w@", made, flags=re.IGNORECASE)
 
 
 def limitation(published, facts) -> str:

@@ -1,4 +1,4 @@
-"""The published folder, and the parity check that stands before publishing."""
+"""The published folder, and the parity check that comes before publishing."""
 
 from __future__ import annotations
 
@@ -88,33 +88,11 @@ def test_a_chat_that_extends_nothing_gives_a_card_that_extends_nothing(published
     assert "limit = trained\n" in card and "rotary_emb" not in card and "is extended to twice" not in card
 
 
-def test_cut_off_weights_are_named(published, tmp_path):
-    weights = tmp_path / "model.safetensors"
-    whole = (published.folder / "model.safetensors").read_bytes()
-    for length in (3, 100, len(whole) - 1):
-        weights.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"model\.safetensors is damaged .*02_train_sft"):
-            tensor_shapes(tmp_path)
-
-
 @pytest.mark.slow
 def test_parity_of_the_folder_and_the_session(published):
     report = parity(published, published.folder)
     assert report["conversations"] == 23 and report["left_out_with_control_tokens"] == 1
     assert report["replies"] == 6 and report["reply_tokens"] > 6 and report["ties"] == 0
-
-
-def test_missing_conversations_are_named(published, tmp_path):
-    with pytest.raises(UserError, match="01_filter_data"):
-        check_parity(published.folder, tmp_path, published.facts.model_folder, conversations=1, replies=1, tokens=1)
-
-
-def test_conversations_that_cannot_be_read_are_named(published, tmp_path):
-    held_out = shutil.copytree(published.run / "data" / "eval", tmp_path / "eval")
-    for file in held_out.glob("*.arrow"):
-        file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"eval cannot be read .*01_filter_data"):
-        check_parity(published.folder, held_out, published.facts.model_folder, conversations=1, replies=1, tokens=1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.publish.export import published_files
-from nbutils.publish.push import check_secrets, push, push_if_asked
+from nbutils.publish.push import check_secrets, upload
 from tests.publish.conftest import settings_for
 from tests.publish.fake_hub import FakeHub
 
@@ -42,14 +42,14 @@ def asked(published, **changes):
 
 
 def test_nothing_is_sent_unless_asked(published, folder, hub):
-    assert push_if_asked(folder, published_files(folder), settings_for(published.run)) == ""
+    assert upload(folder, published_files(folder), settings_for(published.run)) == ""
     assert hub.requests == []
 
 
 def test_the_repository_is_the_folder_in_one_private_commit(published, folder, hub):
     files = published_files(folder)
     (folder / "stage.json").write_text("{}")
-    address = push(folder, files, asked(published))
+    address = upload(folder, files, asked(published))
     repo = hub.repos["me/made-up"]
     assert repo["private"] and len(repo["commits"]) == 1 and address == f"{hub.url}/me/made-up/commit/{'1' * 40}"
     assert repo["files"] == {str(file): (folder / file).read_bytes() for file in files}
@@ -59,39 +59,39 @@ def test_the_repository_is_the_folder_in_one_private_commit(published, folder, h
 def test_an_interrupted_push_goes_on(published, folder, hub):
     hub.failing_uploads = 3
     with pytest.raises(UserError, match="could not be pushed to me/made-up"):
-        push(folder, published_files(folder), asked(published))
+        upload(folder, published_files(folder), asked(published))
     assert hub.repos["me/made-up"]["commits"] == []
     held = len(hub.blobs)
     before = hub.uploads()
-    push(folder, published_files(folder), asked(published))
+    upload(folder, published_files(folder), asked(published))
     assert len(hub.repos["me/made-up"]["commits"]) == 1
     assert hub.uploads() - before == len(hub.blobs) - held > 0
 
 
 def test_a_public_repository_gets_nothing_private(published, folder, hub):
-    push(folder, published_files(folder), asked(published, private=False))
+    upload(folder, published_files(folder), asked(published, private=False))
     files = dict(hub.repos["me/made-up"]["files"])
     (folder / "README.md").write_text("not for everybody")
     with pytest.raises(UserError, match=r"me/made-up is public and private is on: make it private there"):
-        push(folder, published_files(folder), asked(published))
+        upload(folder, published_files(folder), asked(published))
     assert hub.repos["me/made-up"]["files"] == files
 
 
 def test_what_an_earlier_model_left_is_not_read_as_this_one(published, folder, hub):
-    push(folder, published_files(folder), asked(published))
+    upload(folder, published_files(folder), asked(published))
     files = hub.repos["me/made-up"]["files"]
     left = ["adapter_config.json", "added_tokens.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"]
     kept = ["mine.txt", "onnx/model.safetensors", ".gitattributes"]
     files.update(dict.fromkeys([*left, *kept], b"x"))
-    push(folder, published_files(folder), asked(published))
+    upload(folder, published_files(folder), asked(published))
     assert set(hub.repos["me/made-up"]["files"]) == {*map(str, published_files(folder)), *kept}
 
 
 def test_what_an_earlier_push_had_is_deleted(published, folder, hub):
-    push(folder, published_files(folder), asked(published))
+    upload(folder, published_files(folder), asked(published))
     hub.repos["me/made-up"]["files"]["mine.txt"] = b"put there by hand"
     (folder / "figures" / "memory.png").unlink()
-    push(folder, published_files(folder), asked(published))
+    upload(folder, published_files(folder), asked(published))
     names = set(hub.repos["me/made-up"]["files"])
     assert "figures/memory.png" not in names and "mine.txt" in names
 
@@ -99,23 +99,23 @@ def test_what_an_earlier_push_had_is_deleted(published, folder, hub):
 def test_refusals_are_one_sentence_without_the_token(published, folder, hub):
     hub.allow = False
     with pytest.raises(UserError, match="403") as caught:
-        push(folder, published_files(folder), asked(published))
+        upload(folder, published_files(folder), asked(published))
     assert TOKEN not in str(caught.value)
 
 
 def test_metadata_that_the_hub_refuses_is_one_sentence(published, folder, hub):
     hub.metadata_errors = ['"license" must be one of [apache-2.0, mit]', '"language[0]" must only contain lowercase']
     with pytest.raises(UserError, match=r'Invalid metadata.*"license" must be one of.*"language\[0\]"') as caught:
-        push(folder, published_files(folder), asked(published))
+        upload(folder, published_files(folder), asked(published))
     assert "\n" not in str(caught.value) and hub.repos["me/made-up"]["commits"] == []
 
 
 def test_what_is_missing_is_said(published, folder, hub, monkeypatch):
     with pytest.raises(UserError, match="repo_id is empty"):
-        push(folder, [], asked(published, repo_id=""))
+        upload(folder, [], asked(published, repo_id=""))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(UserError, match="HF_TOKEN"):
-        push(folder, [], asked(published))
+        upload(folder, [], asked(published))
     assert hub.requests == []
 
 
@@ -137,7 +137,7 @@ def test_secrets_stop_a_push(published, folder, hub, monkeypatch, text, what):
     monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
     (folder / "run" / "parameters.yaml").write_text(f"a: 1\n{text}\n")
     with pytest.raises(UserError, match=rf"run/parameters.yaml, line 2, holds what looks like .*{what}"):
-        push(folder, published_files(folder), asked(published))
+        upload(folder, published_files(folder), asked(published))
     assert hub.requests == []
 
 
