@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
+from nbutils.core.jupyter import quiet
+from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.profile import add_profile, profile_path
-
-if TYPE_CHECKING:
-    from nbutils.train.preflight import Finding
-    from nbutils.train.settings import TrainSettings
+from nbutils.train.overfit import LOSS, overfit
+from nbutils.train.preflight import FINE, LATER, STOP, Finding, counted, problems, report, run_findings
+from nbutils.train.settings import TrainSettings
 
 DEFAULT = "params/demo.yaml"
 
@@ -29,9 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Prints every finding, problems last; the exit status is 1 where one of them would stop a run."""
-    from nbutils.core.jupyter import quiet
-    from nbutils.train.preflight import LATER, counted, problems, report
-
     quiet()
     found = report(findings(arguments))
     stops = problems(found)
@@ -47,10 +44,6 @@ def main(arguments: argparse.Namespace) -> int:
 
 def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     """Every finding, as it is made."""
-    from nbutils.pipeline.parameters import plan
-    from nbutils.train.preflight import FINE, LATER, STOP, Finding, run_findings
-    from nbutils.train.settings import TrainSettings
-
     profile = profile_path(arguments.profile)
     try:
         planned = plan(profile, arguments.overrides, arguments.run_dir)
@@ -67,9 +60,6 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _overfit(settings: TrainSettings) -> Iterator[Finding]:
-    from nbutils.train.overfit import LOSS, overfit
-    from nbutils.train.preflight import FINE, STOP, Finding
-
     print("        Learning four short conversations by heart …", flush=True)
     try:
         found = overfit(settings)
