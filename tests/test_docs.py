@@ -60,7 +60,7 @@ def test_pages_pictures_and_nothing_that_a_reader_cannot_use(run, tmp_path):
     docs.mkdir()
     (docs / "chat.png").write_bytes(b"a screenshot")
     (docs / "old_page.md").write_text("gone after this")
-    load("make_docs").main([str(run)], docs)
+    load("make_docs").main(run, docs)
     names = {str(path.relative_to(docs)) for path in docs.rglob("*") if path.is_file()}
     pages = {notebook_path(stage).with_suffix(".md").name for stage in STAGES}
     pictures = {name for name in names if "_files/" in name}
@@ -70,16 +70,6 @@ def test_pages_pictures_and_nothing_that_a_reader_cannot_use(run, tmp_path):
         assert "done in 3 s → runs/demo/data" in text and "See the results." in text
         assert not re.search(r"\x1b|ada-lovelace|a warning of|0%\||ChatWidget|\.ipynb\)", text)
         assert all((docs / link).is_file() for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text))
-
-
-def test_too_many_pictures_leave_the_old_pages(run, tmp_path, monkeypatch):
-    docs, make_docs = tmp_path / "docs", load("make_docs")
-    docs.mkdir()
-    (docs / "01_filter_data.md").write_text("as it was")
-    monkeypatch.setattr(make_docs, "LIMIT", 1000)
-    with pytest.raises(SystemExit, match="show fewer pictures"):
-        make_docs.main([str(run)], docs)
-    assert [path.name for path in docs.iterdir()] == ["01_filter_data.md"]
 
 
 def test_an_unfinished_run_is_one_sentence(run, tmp_path):

@@ -1,31 +1,33 @@
-"""Writes docs/: the executed demo notebooks as Markdown pages with their pictures. `make docs` runs it."""
-
-from __future__ import annotations
+"""Writes docs/: the executed demo notebooks as Markdown pages, and README's picture. `make docs` runs it."""
 
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
-import make_picture
 import nbformat
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from nbconvert import MarkdownExporter
+from nbconvert.writers import FilesWriter
 from traitlets.config import Config
 
-from nbutils.core.files import replaced
+from nbutils.core.files import read_json, replaced
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 2 * 2**20
-"""Bytes that all pages and pictures may have together."""
 LINE = 400
 """Characters of a printed line that are kept on a page."""
 SCREENSHOT = "chat.png"
-"""The chat window in JupyterLab, taken by a browser test (`runs/.screenshots`); it stays when pages are made anew."""
+"""The chat window in JupyterLab, taken by a browser test (`runs/.screenshots`); it stays when pages are made again."""
+OPTIONS = {
+    "ExtractOutputPreprocessor": {"output_filename_template": "{cell_index}_{index}{extension}"},
+    "TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": ["injected-parameters"]},
+}
 
 
-def main(arguments: list[str], docs: Path = ROOT / "docs") -> None:
-    """Converts `<run>/notebooks/*.ipynb` (default: runs/demo) into `docs`, and draws README's picture there."""
-    run = Path(arguments[0]) if arguments else ROOT / "runs" / "demo"
+def main(run: Path = ROOT / "runs" / "demo", docs: Path = ROOT / "docs") -> None:
+    """Converts `run/notebooks/*.ipynb` into `docs`, and draws README's picture there."""
     notebooks = sorted((run / "notebooks").glob("0*.ipynb"))
     if len(notebooks) != 6:
         sys.exit(f"{run / 'notebooks'} holds {len(notebooks)} of 6 executed notebooks; run `make demo` first.")
@@ -33,69 +35,69 @@ def main(arguments: list[str], docs: Path = ROOT / "docs") -> None:
         partial.mkdir()
         for notebook in notebooks:
             convert(notebook, partial)
-        make_picture.draw(run, partial / "demo.png")
+        draw(run, partial / "demo.png")
         if (docs / SCREENSHOT).is_file():
             shutil.copyfile(docs / SCREENSHOT, partial / SCREENSHOT)
-        size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
-        if size > LIMIT:
-            sys.exit(f"{size:,} bytes are more than the {LIMIT:,} that {docs.name}/ may have; show fewer pictures.")
-    print(f"{docs.name}/: {len(notebooks)} pages, {size / 2**20:.2f} MiB")
+    print(f"{docs.name}/: {len(notebooks)} pages")
 
 
 def convert(path: Path, docs: Path) -> None:
     """One notebook as a page, its pictures in a folder of the same name."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [shown for output in cell.outputs if (shown := readable(output)) is not None]
-            for output in cell.outputs:
-                if "text/markdown" in output.get("data", {}):
-                    output.data["text/markdown"] = without_links_into_the_run(output.data["text/markdown"])
-    pictures = f"{path.stem}_files"
-    options = Config({"ExtractOutputPreprocessor": {"output_filename_template": "{cell_index}_{index}{extension}"}})
-    body, resources = MarkdownExporter(config=options).from_notebook_node(
-        notebook, resources={"output_files_dir": pictures, "unique_key": path.stem}
+            cell.outputs = [output for output in cell.outputs if readable(output)]
+    body, resources = MarkdownExporter(config=Config(OPTIONS)).from_notebook_node(
+        notebook, resources={"output_files_dir": f"{path.stem}_files", "unique_key": path.stem}
     )
     body = re.sub(r"<style scoped>.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r"\]\((0\d_\w+)\.ipynb\)", r"](\1.md)", body)
     body = re.sub(r"\n{3,}", "\n\n", body)
     source = f"<!-- Made by `make docs` from notebooks/{path.name}, as `make demo` executed it. -->\n\n"
-    (docs / f"{path.stem}.md").write_text(source + body.strip() + "\n", encoding="utf-8")
-    for name, content in resources["outputs"].items():
-        target = docs / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+    FilesWriter(build_directory=str(docs)).write(source + body.strip() + "\n", resources, path.stem)
 
 
-def without_links_into_the_run(card: str) -> str:
-    """A model card's Markdown on a page: the files of the run folder are named without a link."""
-    return re.sub(r"\[([^\]]+)\]\(run(?:/[^)]+)?\)", r"\1", card)
+def readable(output: nbformat.NotebookNode) -> bool:
+    """Whether a page shows an output, which is changed to what a page can show of it.
 
-
-def readable(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
-    """An output as a page can show it: no widgets, no scripts, one picture for each figure, no machine paths."""
+    No widgets, no scripts, one picture for each figure, no machine paths, and no links into the run folder.
+    """
     if output.output_type == "stream":
-        if output.name == "stderr":
-            return None
         output.text = "\n".join(line[:LINE] for line in clean(output.text).split("\n"))
-        return output
+        return output.name != "stderr"
     data = output.get("data", {})
-    for kind in ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/plain"):
-        if kind in data and not (kind == "text/html" and "<script" in data[kind]):
-            content = data[kind]
-            if kind == "text/plain" and re.search(r"View\(|Widget|^\S.*:\s+\d+%\|", content):
-                return None  # a widget, or a progress bar in words
-            output.data = {kind: content if kind.startswith("image") else clean(content)}
-            return output
-    return None
+    kinds = ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/plain")
+    kind = next((kind for kind in kinds if kind in data and "<script" not in data[kind]), None)
+    if kind is None or (kind == "text/plain" and re.search(r"View\(|Widget|^\S.*:\s+\d+%\|", data[kind])):
+        return False  # a widget, or a progress bar in words
+    output.data = {kind: data[kind] if kind.startswith("image") else clean(data[kind])}
+    return True
 
 
 def clean(text: str) -> str:
-    """Without terminal colours, and with paths relative to the project."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return re.sub(r"/[^\s'\"<>]*/(?=(?:runs|notebooks|params)/)", "", plain)
+    """Without terminal colours and links into the run folder, and with paths relative to the project."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"\[([^\]]+)\]\(run(?:/[^)]+)?\)", r"\1", text)
+    return re.sub(r"/[^\s'\"<>]*/(?=(?:runs|notebooks|params)/)", "", text)
+
+
+def draw(run: Path, target: Path) -> None:
+    """README's picture: the loss curve of a finished run beside a conversation with its model."""
+    figure = Figure(figsize=(11, 4.0), dpi=110)
+    left = figure.add_axes((0.0, 0.0, 0.62, 1.0))
+    left.imshow(imread(run / "metrics" / "figures" / "loss.png"))
+    left.axis("off")
+    right = figure.add_axes((0.63, 0.02, 0.36, 0.94), xlim=(0, 1), ylim=(1, 0))
+    right.axis("off")
+    place = 0.04
+    for message in read_json(run / "chat" / "transcript.json")["messages"][:6]:
+        text = textwrap.fill(message["content"], 40, max_lines=3, placeholder=" …")
+        x, side, colour = (0.98, "right", "#ddf4ff") if message["role"] == "user" else (0.02, "left", "#f1f3f5")
+        box = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "none"}
+        right.text(x, place, text, ha=side, va="top", fontsize=9, color="#1f2328", bbox=box)
+        place += 0.085 + 0.052 * (text.count("\n") + 1)
+    figure.savefig(target)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*map(Path, sys.argv[1:2]))

@@ -1,72 +1,54 @@
-"""Remakes requirements.lock: what a fresh environment with all dependencies holds today (`make lock`).
+"""Remakes requirements.lock: what pip would install today for all dependencies (`make lock`). It installs nothing.
 
 Run the tests afterwards, and commit the lock only if they pass.
 """
 
-import platform
+import json
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
+import tomllib
 from pathlib import Path
+from sysconfig import get_platform, get_python_version
+from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH = "2.13.0"  # installed first, or pip takes the newest; raise it here
+TORCH = "2.13.0"  # or pip takes the newest; raise it here
 # The GPU libraries belong to the wheel of torch for one system: pip adds them where that wheel asks for them.
-LEFT_OUT = re.compile(r"^(nvidia-|cuda-|triton|smallchat)", re.IGNORECASE)
-HEADER = """\
-# The exact versions that the tests last passed with, runtime and development together.
-# Made by `make lock` with Python {python}: a fresh environment, torch=={torch} first, then `.[dev]`, then a freeze
-# without GPU libraries (they come with the wheel of torch where it needs them) and without build tags such as +cpu.
-# `tools/setup.py` installs it into .venv, and says first what that downloads at most, as counted on {system}:
-# Download: {size}
-# Don't edit this file: change pyproject.toml and remake it.
-"""
+LEFT_OUT = re.compile("nvidia-|cuda-|triton", re.IGNORECASE)
 
 
-def lock_lines(frozen: str) -> list[str]:
-    """Pins out of the output of `pip freeze`, torch first. Raises ValueError for any other kind of line."""
-    pins = []
-    for line in frozen.splitlines():
-        line = line.strip()
-        if not line or line.startswith(("#", "-e ")) or LEFT_OUT.match(line):
-            continue
-        pin = re.fullmatch(r"([A-Za-z0-9._-]+)==([^+\s]+)(\+\S+)?", line)
-        if not pin:
-            raise ValueError(f"`pip freeze` printed {line!r}, which is no exact version: install that from an index.")
-        pins.append(f"{pin[1]}=={pin[2]}")
+def lock_lines(found: list[dict]) -> list[str]:
+    """The pin of each package in pip's report, torch first, without those of one system."""
+    packages = [item["metadata"] for item in found if not LEFT_OUT.match(item["metadata"]["name"])]
+    pins = [f"{package['name']}=={package['version'].partition('+')[0]}" for package in packages]
     return sorted(pins, key=lambda pin: (not pin.startswith("torch=="), pin.lower()))
 
 
-def download_size(said: str) -> str:
-    """The size of all that `pip install` says it fetched or took from its cache."""
-    found = re.findall(r"\.(?:whl|gz|zip) \(([\d.]+) ([kMG])B\)", said)
-    megabytes = sum(float(number) * {"k": 1e-3, "M": 1, "G": 1e3}[unit] for number, unit in found)
-    return f"{megabytes:,.0f} MB in {len(found)} files"
+def download_bytes(item: dict) -> int:
+    """What the file of a package weighs."""
+    with urlopen(Request(item["download_info"]["url"], method="HEAD")) as answer:
+        return int(answer.headers["Content-Length"])
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        venv, source = Path(folder) / "venv", Path(folder) / "source"
-        (source / "nbutils").mkdir(parents=True)  # only the dependencies count; building here leaves the tree clean
-        (source / "nbutils" / "__init__.py").touch()
-        for name in ("README.md", "LICENSE"):
-            (source / name).touch()
-        shutil.copy(ROOT / "pyproject.toml", source)
-        python = str(venv / "bin" / "python")
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-        # A pip inside the environment: the lock pins it too, and the set-up uses that one everywhere.
-        subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-qq", "pip"], check=True)
-        said = ""
-        for wanted in (f"torch=={TORCH}", f"{source}[dev]"):
-            print(f"Installing {wanted.replace(str(source), '.')} …", flush=True)
-            said += subprocess.check_output([python, "-m", "pip", "install", wanted], text=True)
-        frozen = subprocess.run([python, "-m", "pip", "freeze", "--all"], check=True, capture_output=True, text=True)
-    header = HEADER.format(python=f"{sys.version_info[0]}.{sys.version_info[1]}", torch=TORCH,
-                           system=f"{platform.system()} {platform.machine()}", size=download_size(said))  # fmt: skip
-    lines = lock_lines(frozen.stdout)
-    (ROOT / "requirements.lock").write_text(header + "\n".join(lines) + "\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    # pip too: the lock pins the one that the set-up uses.
+    wanted = [f"torch=={TORCH}", "pip", *project["dependencies"], *project["optional-dependencies"]["dev"]]
+    options = ["--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
+    print("Asking pip for today's versions …", flush=True)
+    said = subprocess.check_output([sys.executable, "-m", "pip", "install", *options, *wanted], text=True)
+    found = json.loads(said)["install"]
+    lines = lock_lines(found)
+    (ROOT / "requirements.lock").write_text(f"""\
+# The exact versions that the tests last passed with, runtime and development together.
+# Made by `make lock` with Python {get_python_version()}: what pip finds today for torch=={TORCH}, pip and all
+# dependencies, without GPU libraries (they come with the wheel of torch where it needs them) and without build tags.
+# `tools/setup.py` installs it into .venv, and says first what that downloads at most, as counted on {get_platform()}:
+# Download: {sum(map(download_bytes, found)) / 1e6:,.0f} MB in {len(found)} files
+# Don't edit this file: change pyproject.toml and remake it.
+{chr(10).join(lines)}
+""")
     print(f"requirements.lock: {len(lines)} packages.")
 
 

@@ -1,7 +1,5 @@
 """`make proof`: trains, is killed three times before your eyes, and prints both sha256. About two minutes."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path
@@ -25,11 +23,10 @@ def main() -> int:
     status = nbutils(["run", "params/demo.yaml", "--only", "data"])
     if status:
         return status
-    hashes = {name: train(name, kills) for name, kills in (("undisturbed", ()), ("killed", KILLED_AT))}
-    print()
-    for name, digest in hashes.items():
-        print(f"{name:>12}  sha256 of final/model.safetensors  {digest}")
-    same = len(set(hashes.values())) == 1
+    undisturbed, killed = train("undisturbed", ()), train("killed", KILLED_AT)
+    print("\nsha256 of final/model.safetensors")
+    print(f"  undisturbed  {undisturbed}\n  killed       {killed}")
+    same = undisturbed == killed
     print("The weights are bit-identical." if same else "The weights DIFFER: please report this.")
     return 0 if same else 1
 
@@ -40,7 +37,6 @@ def train(name: str, kills: tuple[int, ...]) -> str:
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(ROOT / "runs" / "demo" / "data", run / "data")
     settings = plan(ROOT / "params" / "demo.yaml", CHANGES, str(run)).stages[1].settings
-    assert isinstance(settings, TrainSettings)
     (run / "train").mkdir()
     left = list(kills)
     print(f"\n== {name} ==")

@@ -1,13 +1,20 @@
-"""What a run is asked to do: its options, and the stages that they choose."""
+"""What a run is asked to do, and what it would do: its options, the stages that they choose, and `--explain`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.decide import Action, Policy, StageState, decide, inspect
+from nbutils.core.run.stage import upstream_problem
+from nbutils.core.run.state import State, in_short
 from nbutils.core.settings import nearest
+from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import Plan, Planned
+
+LOOK = "look again"
+"""For a stage whose state depends on what a stage before it, which runs first, will make."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Options:
 def chosen(plan: Plan, options: Options) -> list[Planned]:
     """The stages that --only, --from and --until leave. UserError for a name that is no stage with a notebook."""
     names = [planned.stage.name for planned in plan.stages]
+    start, until = options.only or options.start, options.only or options.until
     for name in (options.only, options.start, options.until):
         if name is not None and name not in names:
             raise UserError(
@@ -45,10 +53,7 @@ def chosen(plan: Plan, options: Options) -> list[Planned]:
         raise UserError("--until goes alone or with --from, not with --only, which is one stage already.")
     if options.until and options.start and names.index(options.until) < names.index(options.start):
         raise UserError(f"--until {options.until} comes before --from {options.start}, so that nothing would run.")
-    if options.only:
-        return [planned for planned in plan.stages if planned.stage.name == options.only]
-    end = names.index(options.until) + 1 if options.until else None
-    return plan.stages[names.index(options.start) if options.start else 0 : end]
+    return plan.stages[names.index(start) if start else 0 : names.index(until) + 1 if until else None]
 
 
 def asks_first(picked: list[Planned], options: Options) -> StageState | None:
@@ -58,3 +63,55 @@ def asks_first(picked: list[Planned], options: Options) -> StageState | None:
     """
     states = (inspect(planned.stage, planned.settings) for planned in picked)
     return next((state for state in states if decide(state.lasting, options.policy).action is Action.ASK), None)
+
+
+def explain(plan: Plan, options: Options, display: Display) -> int:
+    """Prints for each stage what a run would do with it, and why. It decides as the run does, and executes nothing."""
+    for name, action, reason in foreseen(plan, options):
+        display.say(f"{name}: {action} ({reason})")
+    return 0
+
+
+def foreseen(plan: Plan, options: Options) -> Iterator[tuple[str, str, str]]:
+    """Each stage of a plan, what a run would do with it, and why."""
+    picked = chosen(plan, options)
+    first = asks_first(picked, options)
+    stop = first.spec.name if first else ""  # the stage at which the run would end
+    states: dict[str, State] = {}  # of each stage, when the next ones read it
+    again: set[str] = set()
+    for planned in plan.stages:
+        name, state = planned.stage.name, inspect(planned.stage, planned.settings)
+        states[name] = state.state
+        if planned not in picked:
+            yield name, "left as it is", state.reason
+            continue
+        if name == stop:
+            yield name, Action.ASK, state.reason
+            continue
+        if stop:
+            yield name, f"wait for an answer to {stop}" if first else f"not reached after {stop}", state.reason
+            continue
+        action, words, reason = _foreseen(planned, state, options, states, again)
+        yield name, words, reason
+        if action in (Action.ASK, Action.REFUSE):
+            stop = name
+        elif action in (Action.RUN, Action.RESUME, None):
+            again.add(name)
+            states[name] = State.DONE
+
+
+def _foreseen(
+    planned: Planned, state: StageState, options: Options, states: dict[str, State], again: set[str]
+) -> tuple[Action | None, str, str]:
+    """The action (None: not known before an earlier stage has run), its words, and why."""
+    problem = upstream_problem(planned.stage, planned.settings, options.allow_paused, lambda name: states[name])
+    if problem:
+        return Action.REFUSE, Action.REFUSE, problem.rstrip(".")
+    waits = sorted(again & {*planned.stage.reads, *planned.stage.consults})
+    if waits and state.state is not State.ABSENT and (options.accept or not options.again):
+        return None, LOOK, f"after {', '.join(waits)}; so far {state.reason}"
+    decision = decide(state, options.policy)
+    reason = state.reason
+    if decision.action is Action.REFUSE:
+        reason = f"its checkpoints belong to other settings or data: {in_short(state.blocking)}"
+    return decision.action, str(decision), reason

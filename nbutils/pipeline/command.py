@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import fields
 
-from nbutils.pipeline.job import Job
+from nbutils.pipeline.choice import Options, explain
+from nbutils.pipeline.display import Display
+from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.profile import add_profile, profile_path
+from nbutils.pipeline.run import Job, Runner
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_profile(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--from", metavar="STAGE", dest="start", help="rerun this stage and all later ones")
-    which.add_argument("--only", metavar="STAGE", help="run this stage alone, on the earlier ones as they stand")
+    which.add_argument("--only", metavar="STAGE", help="run this stage alone, on the earlier ones as they are")
     parser.add_argument("--until", metavar="STAGE", help="run no stage after this one")
     stale = parser.add_mutually_exclusive_group()
     stale.add_argument("--accept", action="store_true", help="keep long work that is stale, as if it were not")
@@ -30,22 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs a profile; the exit status."""
-    from nbutils.pipeline.choice import Options
-    from nbutils.pipeline.display import Display
-    from nbutils.pipeline.explain import explain
-    from nbutils.pipeline.parameters import plan
-    from nbutils.pipeline.run import Runner
-
     display = Display()
-    options = Options(
-        arguments.only,
-        arguments.start,
-        arguments.accept,
-        arguments.force,
-        arguments.allow_paused,
-        arguments.cell_minutes,
-        arguments.until,
-    )
+    options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
     if arguments.explain:
         return explain(planned, options, display)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
+from nbutils.core.jupyter import quiet
+from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.profile import add_profile, profile_path
-
-if TYPE_CHECKING:
-    from nbutils.train.preflight import Finding
+from nbutils.train.overfit import overfit
+from nbutils.train.preflight import FINE, LATER, STOP, Finding, counted, report, run_findings
+from nbutils.train.settings import TrainSettings
 
 DEFAULT = "params/demo.yaml"
 
@@ -28,9 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Prints every finding, problems last; the exit status is 1 where one of them would stop a run."""
-    from nbutils.core.jupyter import quiet
-    from nbutils.train.preflight import LATER, STOP, counted, report
-
     quiet()
     found = report(findings(arguments))
     stops = found[STOP]
@@ -45,11 +43,6 @@ def main(arguments: argparse.Namespace) -> int:
 
 def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     """Every finding, as it is made."""
-    from nbutils.pipeline.parameters import plan
-    from nbutils.train.overfit import overfit
-    from nbutils.train.preflight import FINE, LATER, STOP, Finding, run_findings
-    from nbutils.train.settings import TrainSettings
-
     profile = profile_path(arguments.profile)
     try:
         planned = plan(profile, arguments.overrides, arguments.run_dir)

@@ -31,7 +31,7 @@ from nbutils.core.files import project_root, shown, write_text
 from nbutils.core.run.stage import ALLOW_PAUSED
 from nbutils.core.text import redact
 from nbutils.pipeline.display import Display
-from nbutils.pipeline.job import Job, StageFailed
+from nbutils.pipeline.run import Job, StageFailed
 from nbutils.pipeline.supervise import MARK, child_environment, guarded
 
 OUTPUT_SECONDS = 60

@@ -46,20 +46,16 @@ def plan(profile: Path, overrides: list[str], run_dir: str | None = None) -> Pla
             f"There are no notebooks in {notebooks_folder()}; set NBUTILS_NOTEBOOKS to the folder of yours."
         )
     cells = {stage.name: parameters(notebook_path(stage)) for stage in present}
-    _check_names(given, cells)
+    known = sorted({name for cell in cells.values() for name in cell} | set(OF_BUNDLES))
+    for name, entry in given.items():
+        if name not in known:
+            raise UserError(f"{entry.where}: no notebook has a parameter '{name}'.{nearest(name, known)}")
     planned = [_planned(stage, cells[stage.name], given) for stage in present]
     folders = {entry.settings.run_path: entry.settings.run_dir for entry in planned}
     if len(folders) > 1:
         raise UserError(f"The notebooks have different run folders ({', '.join(folders.values())}): give one run_dir.")
     run, name = next(iter(folders.items()))
     return Plan(planned, run, name)
-
-
-def _check_names(given: dict[str, Given], cells: dict[str, dict[str, Parameter]]) -> None:
-    known = sorted({name for cell in cells.values() for name in cell} | set(OF_BUNDLES))
-    for name, entry in given.items():
-        if name not in known:
-            raise UserError(f"{entry.where}: no notebook has a parameter '{name}'.{nearest(name, known)}")
 
 
 def _planned(stage: StageSpec, cell: dict[str, Parameter], given: dict[str, Given]) -> Planned:

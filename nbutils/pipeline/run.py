@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
@@ -17,27 +19,45 @@ from nbutils.core.run.lock import locked
 from nbutils.core.run.record import RECORD, write_record
 from nbutils.core.run.stage import check_upstream
 from nbutils.core.run.state import State
+from nbutils.core.text import size
 from nbutils.pipeline.choice import Options, asks_first, chosen
 from nbutils.pipeline.display import Display, Row
-from nbutils.pipeline.job import Job, StageFailed
 from nbutils.pipeline.parameters import Plan, Planned
 from nbutils.pipeline.supervise import Supervisor, end, run_mark
-from nbutils.pipeline.table import all_rows, made
 
-Execute = Callable[[Job], None]
+
+class StageFailed(Exception):
+    """Why a notebook did not come to its end, in a sentence; `interrupted` where a signal may have brought it about."""
+
+    def __init__(self, sentence: str, interrupted: bool = False) -> None:
+        super().__init__(sentence)
+        self.interrupted = interrupted
+
+
+@dataclass
+class Job:
+    """The notebook, where its executed copy is written, and how it is executed."""
+
+    source: Path
+    target: Path
+    parameters: dict[str, Any]
+    supervisor: Supervisor
+    display: Display
+    allow_paused: bool = False
+    cell_seconds: float | None = None
+    autosave_seconds: float = 30
 
 
 class Runner:
     """One call of the pipeline on one run folder."""
 
-    def __init__(self, plan: Plan, options: Options, display: Display, execute: Execute) -> None:
+    def __init__(self, plan: Plan, options: Options, display: Display, execute: Callable[[Job], None]) -> None:
         self.plan = plan
         self.folder = Run(plan.run)
         self.options = options
         self.display = display
         self.supervisor = Supervisor(plan.run, display.say)
-        self.rows: list[Row] = []
-        self.executed = 0
+        self.rows: dict[str, Row] = {}
         self.sentence = ""
         self._execute = execute
         self._began = time.monotonic()
@@ -84,10 +104,10 @@ class Runner:
         self._report_libraries(state, decision)
         self._prepare(state, decision)
         if decision.action is Action.SKIP and state.state is State.DONE:
-            self._row(planned, "skipped", None)
+            self._row(planned, "skipped")
             return None
         if decision.action in (Action.SKIP, Action.LEAVE):
-            self._row(planned, State.PAUSED, None)
+            self._row(planned, State.PAUSED)
             self.sentence = self._paused_words(planned)
             return None
         return self._run_notebook(
@@ -109,7 +129,6 @@ class Runner:
             self.display.say(f"{state.spec.name}: kept as it is, as --accept asks.", "yellow")
 
     def _run_notebook(self, planned: Planned, reason: str, number: int) -> int | None:
-        self.executed += 1
         stage, source, started = planned.stage, notebook_path(planned.stage), time.time()
         job = Job(
             source,
@@ -191,26 +210,45 @@ class Runner:
         self.sentence = f"{sentence}{partial}"
         return 128 + self.supervisor.asked if self.supervisor.asked else 1
 
-    def _row(self, planned: Planned, status: str, seconds: float | None, note: str | None = None) -> None:
-        text = note if note is not None else made(self.plan.run, planned.stage.name)
-        self.rows.append(Row(planned.stage.name, status, seconds, text))
+    def _row(self, planned: Planned, status: str, seconds: float | None = None, note: str | None = None) -> None:
+        name = planned.stage.name
+        self.rows[name] = Row(name, status, seconds, self._made(name) if note is None else note)
+
+    def _made(self, name: str) -> str:
+        """What a stage made, in a line: its own words, or the count and size of its files."""
+        record = self.folder.record(name)
+        if record is None or record["status"] not in (State.DONE, State.PAUSED):
+            return ""
+        if words := record.get("facts", {}).get("made"):
+            return str(words)
+        outputs = record["outputs"].values()
+        amount = size(sum(entry["bytes"] for entry in outputs))
+        return f"{len(outputs)} file{'s' if len(outputs) != 1 else ''}, {amount} in {shown(self.folder.folder(name))}"
 
     def _table(self) -> None:
-        self.display.table(all_rows(self.rows, self.plan, self.chosen))
+        """The final table: a row for each stage of the plan, executed or not."""
+        for planned in self.plan.stages:
+            state = self.folder.state(planned.stage.name)
+            if planned.stage.name in self.rows:
+                continue
+            if planned in self.chosen:
+                self._row(planned, "not run", note="")
+            else:
+                self._row(planned, {State.DONE: "kept", State.ABSENT: "not run"}.get(state, state))
+        self.display.table([self.rows[planned.stage.name] for planned in self.plan.stages])
 
     def _last_words(self, status: int) -> None:
-        seconds = time.monotonic() - self._began
-        skipped = self.executed == 0 and all(row.status == "skipped" for row in self.rows)
         if self.sentence:
             if self.options.again:
                 self.sentence += f" Leave out {self.options.again} then: with it the stage starts again."
             self.display.say(self.sentence, "bold red" if status else "yellow")
-        elif skipped and self.options.only:
+        elif any(self.rows[planned.stage.name].status != "skipped" for planned in self.chosen):
+            return
+        elif self.options.only:
             self.display.say(f"{self.options.only} is done already; --force runs it again.")
-        elif skipped:
-            self.display.say(
-                f"Nothing to do: all {len(self.rows)} stages in {shown(self.plan.run)} are done ({seconds:.1f} s)."
-            )
+        else:
+            seconds, run = time.monotonic() - self._began, shown(self.plan.run)
+            self.display.say(f"Nothing to do: all {len(self.chosen)} stages in {run} are done ({seconds:.1f} s).")
 
     def _report_libraries(self, state: StageState, decision: Decision) -> None:
         if not decision.clears and (differing := state.library_changes):

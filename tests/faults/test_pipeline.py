@@ -19,7 +19,7 @@ import pytest
 from nbutils.core.files import read_json
 from nbutils.pipeline import engine
 from nbutils.pipeline.display import Display
-from nbutils.pipeline.job import Job
+from nbutils.pipeline.run import Job
 from nbutils.pipeline.supervise import Supervisor, marked, run_mark
 from tests.pipeline.fake import command, environment, write_notebooks
 

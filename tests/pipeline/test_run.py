@@ -20,12 +20,10 @@ from nbutils.core.files import read_json, write_json
 from nbutils.core.run import key, pause
 from nbutils.core.run.lock import locked
 from nbutils.core.run.stage import ALLOW_PAUSED
-from nbutils.pipeline.choice import Options
+from nbutils.pipeline.choice import Options, explain
 from nbutils.pipeline.display import Display
-from nbutils.pipeline.explain import explain
-from nbutils.pipeline.job import Job, StageFailed
 from nbutils.pipeline.parameters import plan
-from nbutils.pipeline.run import Runner
+from nbutils.pipeline.run import Job, Runner, StageFailed
 from tests.pipeline.fake import STAGES, write_notebooks
 
 ROOT = Path(__file__).resolve().parents[2]

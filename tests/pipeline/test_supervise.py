@@ -12,7 +12,7 @@ import pytest
 
 from nbutils.pipeline import engine
 from nbutils.pipeline.display import Display
-from nbutils.pipeline.job import Job, StageFailed
+from nbutils.pipeline.run import Job, StageFailed
 from nbutils.pipeline.supervise import MARK, Supervisor, end, marked, run_mark
 from tests.pipeline.fake import write_notebooks
 
