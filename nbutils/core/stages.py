@@ -61,13 +61,12 @@ STAGES: tuple[StageSpec, ...] = (
         code=(
             *CHATML,
             *("core.encode_within", "core.tasks", "core.tiny"),
-            *("data.batches", "data.chitchat", "data.contamination", "data.documents", "data.driver", "data.fates"),
-            *("data.hub", "data.limits", "data.lines", "data.parallel", "data.rows", "data.samples", "data.sampling"),
-            *("data.settings", "data.shapes", "data.sources", "data.splits", "data.summary", "data.tally"),
-            *("data.tokenizer", "data.work"),
+            *("data.batches", "data.chitchat", "data.contamination", "data.documents", "data.fates", "data.filter"),
+            *("data.lines", "data.row_filter", "data.samples", "data.sets", "data.settings", "data.shapes"),
+            *("data.sources", "data.summary", "data.tokenizer"),
         ),
         entries=(
-            *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.driver:filter_sources"),
+            *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.filter:filter_sources"),
             "data.summary:write_summary",
         ),
         settings="nbutils.data.settings:DataSettings",

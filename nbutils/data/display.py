@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from nbutils.core.charts import DPI, THEMES, WIDTH, Theme, add_legend, new_figure, save
 from nbutils.core.chatml import encode
+from nbutils.data.batches import Source
 from nbutils.data.fates import KEPT, REASONS, TOO_LONG
-from nbutils.data.sources import Source
 
 if TYPE_CHECKING:
     from IPython.display import HTML, Image
