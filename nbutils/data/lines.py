@@ -50,11 +50,12 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
     below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
     of_lines = [file for file in below if file.name.endswith(LINE_ENDINGS)]
     others = [file for file in below if file.name.endswith(OTHER_ENDINGS)]
-    mine = [file for file in of_lines if names_split(file, spec.whole_split)]
-    beside = [file for file in below if file.name.endswith((*OTHER_ENDINGS, ".json")) and mine]
-    if clash := next((file for file in beside if names_split(file, spec.whole_split)), None):
+    named = [file for file in below if names_split(file, spec.whole_split)]
+    mine = [file for file in of_lines if file in named]
+    clash = [file for file in named if file.name.endswith((*OTHER_ENDINGS, ".json"))]
+    if mine and clash:
         raise UserError(
-            f"The folder {spec.path} holds {mine[0]} and {clash} for the split '{spec.whole_split}'; name the one "
+            f"The folder {spec.path} holds {mine[0]} and {clash[0]} for the split '{spec.whole_split}'; name the one "
             "file to read in `datasets`, or move the other away."
         )
     if not mine and not others and spec.whole_split == "train":
@@ -72,7 +73,7 @@ def _configured(folder: Path) -> bool:
 
 
 def names_split(path: PurePath, split: str) -> bool:
-    """Whether a file (relative to the dataset's folder) is named for the split, or lies in a folder of that name.
+    """Whether a file (relative to the dataset's folder) is named for the split, or is in a folder of that name.
 
     `train.jsonl`, `train-00000-of-00002.jsonl`, `chats_train.jsonl` and `train/chats.jsonl` are; `train_old.jsonl` is
     something else.

@@ -72,12 +72,10 @@ class LongRows:
         self.file.unlink()
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        left = set(self.sample.found)
         with pa.OSFile(str(self.file)) as file:
             for batch in pa.ipc.open_stream(file):
                 for row, key in enumerate(batch["hash"].to_pylist()):
-                    if key in left:
-                        left.remove(key)
+                    if key in self.sample.found:  # else it was taken, and later given up for another
                         yield batch.slice(row, 1).to_pylist()[0]
 
 
