@@ -66,7 +66,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("rows",),
         code=(*CHATML, "core.encode_within", "core.tasks", *own("data")),
         entries=(
-            *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.driver:filter_sources"),
+            *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.filter:filter_sources"),
             "data.summary:write_summary",
         ),
         settings="nbutils.data.settings:DataSettings",

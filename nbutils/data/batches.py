@@ -1,16 +1,35 @@
-"""Batches of numbered rows, in a form that travels to a worker process with no more than it has to."""
+"""Sources of numbered rows in batches, and what a function makes of each batch, in this process or in several.
+
+`Dataset.map` would do the same work, but it hands results back only when a whole source is done, through a second
+copy on the disk. Here they come as they are made: duplicates are decided and sets written in one pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
+from nbutils.core.errors import UserError
+from nbutils.core.torchrun import end_with
+from nbutils.data.settings import DatasetSpec
+from nbutils.data.shapes import Shape
+
 BATCH_ROWS = 500
-"""Rows that one call of the batch function gets: enough to keep the tokenizer busy, few enough to stay small."""
-BATCH_BYTES = 16 * 2**20
-"""The same limit in bytes: one row can be long."""
+"""Rows that one call gets: enough to keep the tokenizer busy, few enough to stay small."""
+WAITING = 3
+"""Batches under way for each process: enough that none waits, few enough that memory stays flat."""
+
+Result = tuple[int, pa.Table]
+"""Rows read, and what became of those taken."""
 
 
 @dataclass(frozen=True)
@@ -21,38 +40,76 @@ class Batch:
     read: Callable[[], pa.Table]
 
 
-class InMemory:
-    """Reads rows that are at hand already; travels as the rows alone, without the table that they are a slice of."""
+@dataclass(frozen=True)
+class Source:
+    """A dataset that is open: how its rows are written, how many they are (None: not known yet), and its batches.
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
+    `revision` is the commit of a hub dataset, `fingerprint` a hash of the content where there is one to take, `files`
+    the names of the files that were picked from a folder here.
+    """
 
-    def __call__(self) -> pa.Table:
-        """The rows."""
-        return self.table
+    spec: DatasetSpec
+    shape: Shape
+    columns: list[str]
+    rows: int | None
+    batches: Callable[[], Iterator[Batch]]
+    fingerprint: str = ""
+    revision: str = ""
+    files: tuple[str, ...] = ()
 
-    def __reduce__(self) -> tuple[Callable[[bytes], InMemory], tuple[bytes]]:
-        return _unpacked, (packed(self.table),)
+    @property
+    def label(self) -> str:
+        """The name of this source in the ledger."""
+        return self.spec.label
 
 
-def packed(table: pa.Table) -> bytes:
-    """A table as bytes in Arrow's stream format."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+def in_memory(tables: Iterable[pa.Table]) -> Iterator[Batch]:
+    """Rows that are at hand already; they travel as bytes, without the table that they may be a slice of."""
+    start = 0
+    for table in tables:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        yield Batch(start, partial(_unpacked, sink.getvalue().to_pybytes()))
+        start += table.num_rows
 
 
-def unpacked(data: bytes) -> pa.Table:
-    """The table that `packed` made bytes of."""
+def _unpacked(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-def _unpacked(data: bytes) -> InMemory:
-    return InMemory(unpacked(data))
+def in_order(work: Callable[[pa.Table, int], pa.Table], source: Source, processes: int) -> Iterator[Result]:
+    """The results of all batches, first to last. UserError where a worker process is killed (mostly for memory)."""
+    if processes == 1:
+        for batch in source.batches():
+            yield _run(work, batch)
+        return
+    pool = ProcessPoolExecutor(processes, initializer=_start_worker)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for batch in source.batches():
+            waiting.append(pool.submit(_run, work, batch))
+            if len(waiting) >= WAITING * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"A worker process was killed while reading {source.label}, most likely because memory ran out; "
+            "run again with a smaller data_processes."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def of_table(table: pa.Table) -> Iterator[Batch]:
-    """A table in memory, batch by batch."""
-    for start in range(0, table.num_rows, BATCH_ROWS):
-        yield Batch(start, InMemory(table.slice(start, BATCH_ROWS)))
+def _run(work: Callable[[pa.Table, int], pa.Table], batch: Batch) -> Result:
+    table = batch.read()
+    return table.num_rows, work(table, batch.start)
+
+
+def _start_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with(parent.pid)

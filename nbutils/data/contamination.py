@@ -43,7 +43,7 @@ class Match:
 
 @dataclass(frozen=True)
 class NgramIndex:
-    """Hashes of the items' n-grams, sorted, with the item that each comes from; one of two items stands there twice."""
+    """Hashes of the items' n-grams, sorted, with the item that each comes from; one of two items is there twice."""
 
     hashes: np.ndarray  # (N,) uint64
     items: np.ndarray  # (N,) int32, positions in `labels`
@@ -53,7 +53,7 @@ class NgramIndex:
     def matches(self, conversations: Sequence[Sequence[str]]) -> list[Match | None]:
         """For each conversation (its texts) all items that share a run of words with it; None where there are none.
 
-        Texts of one conversation are read on end: an item's question and answer may stand in two turns.
+        Texts of one conversation are read as one: an item's question and answer may be in two turns.
         """
         tokens = [words_of(" ".join(texts)) for texts in conversations]
         lengths = np.array([len(row) for row in tokens], np.int64)

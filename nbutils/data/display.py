@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from nbutils.core.charts import DPI, THEMES, WIDTH, Theme, add_legend, new_figure, save
 from nbutils.core.chatml import encode
+from nbutils.data.batches import Source
 from nbutils.data.fates import KEPT, REASONS, TOO_LONG
-from nbutils.data.sources import Source
 
 if TYPE_CHECKING:
     from IPython.display import HTML, Image
@@ -37,13 +37,12 @@ def sources_table(sources: Sequence[Source]) -> pd.DataFrame:
             "rows": "not known yet" if source.rows is None else f"{source.rows:,}",
             "share taken": f"{source.spec.fraction:.0%}",
             "revision": source.revision[:12] or "–",
+            "files taken": _listed(source.files) or "all",
         }
         for source in sources
     ]
-    for row, source in zip(rows, sources, strict=True):
-        if any(other.files for other in sources):
-            row["files taken"] = _listed(source.files) or "all"
-    return pd.DataFrame(rows).set_index("dataset")
+    frame = pd.DataFrame(rows).set_index("dataset")
+    return frame if any(source.files for source in sources) else frame.drop(columns="files taken")
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
@@ -53,31 +52,17 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 def fates_table(summary: dict[str, Any]) -> pd.DataFrame:
     """Rows and tokens by fate, in the order in which reasons are looked for, with what each means.
 
-    Rows that a `fraction` left out have no fate; they stand in a line of their own, outside the shares.
+    Rows that a `fraction` left out have no fate; they have a line of their own, outside the shares.
     """
-    rows = [
-        {
-            "fate": fate,
-            "rows": f"{counts['rows']:,}",
-            "share of rows": f"{counts['rows'] / max(1, summary['rows']):.1%}",
-            "tokens read": f"{counts['tokens']:,}",
-            "meaning": REASONS.get(fate, "goes into the training or the evaluation set"),
-        }
-        for fate, counts in summary["fates"].items()
-    ]
+    rows = []
+    for fate in (*REASONS, KEPT):
+        counts, meaning = summary["fates"][fate], REASONS.get(fate, "goes into the training or the evaluation set")
+        share = f"{counts['rows'] / max(1, summary['rows']):.1%}"
+        rows.append((fate, f"{counts['rows']:,}", share, f"{counts['tokens']:,}", meaning))
     if summary["rows_not_taken"]:
         left_out = f"left out by the fractions in `datasets`; {summary['rows']:,} rows were taken"
-        rows += [
-            {
-                "fate": "not taken",
-                "rows": f"{summary['rows_not_taken']:,}",
-                "share of rows": "–",
-                "tokens read": "–",
-                "meaning": left_out,
-            }
-        ]
-    kept, *others = rows
-    return pd.DataFrame([*others[: len(REASONS)], kept, *others[len(REASONS) :]]).set_index("fate")
+        rows.append(("not taken", f"{summary['rows_not_taken']:,}", "–", "–", left_out))
+    return pd.DataFrame(rows, columns=["fate", "rows", "share of rows", "tokens read", "meaning"]).set_index("fate")
 
 
 def contamination_line(summary: dict[str, Any]) -> str:
@@ -224,18 +209,15 @@ def drops_table(samples: dict[str, list[dict[str, Any]]]) -> HTML:
     """Dropped rows for each reason; texts are escaped."""
     from IPython.display import HTML
 
-    lines = []
-    for reason, rows in samples.items():
-        for number, row in enumerate(rows):
-            first = f'<td rowspan="{len(rows)}" style="vertical-align:top"><b>{reason}</b></td>' if number == 0 else ""
-            where = html.escape(f"{row['source']} row {row['index']}")
-            cells = (where, html.escape(row["detail"] or "–"), html.escape(row["text"]).replace("\n", "<br>"))
-            lines.append(f"<tr>{first}{''.join(f'<td {_CELL}>{cell}</td>' for cell in cells)}</tr>")
-    head = "".join(f'<th style="text-align:left">{name}</th>' for name in ("reason", "row", "detail", "begins with"))
-    return HTML(f"<table><tr>{head}</tr>{''.join(lines)}</table>")
-
-
-_CELL = 'style="text-align:left;vertical-align:top"'
+    rows = [
+        (reason, f"{row['source']} row {row['index']}", row["detail"] or "–", row["text"])
+        for reason, found in samples.items()
+        for row in found
+    ]
+    frame = pd.DataFrame(rows, columns=["reason", "row", "detail", "begins with"], dtype=str)
+    frame = frame.map(lambda text: html.escape(text).replace("\n", "<br>")).set_index(["reason", "row"])
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(frame.to_html(escape=False, justify="left"))
 
 
 def example(folder: Path, turns: int = 4) -> list[dict[str, str]]:

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO
 
 import pyarrow as pa
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
-from nbutils.data.batches import BATCH_BYTES, BATCH_ROWS, Batch, InMemory
+from nbutils.core.files import sha256_of_file, sha256_of_json, shown
+from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.documents import open_document
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LINE, Malformed, Shape, detect, parse_line
-from nbutils.data.splits import names_other_split, names_split, part
 
 LINE_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 OTHER_ENDINGS = (".parquet", ".arrow", ".csv", ".tsv")
 """Of data that the `datasets` library reads."""
+BATCH_BYTES = 16 * 2**20
+"""Raw bytes of a batch at most: one row can be long."""
+WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""What the `datasets` library takes as the name of each usual split in the name of a file or folder."""
+_SHARD = r"(?:[-._ ]?\d+(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]+)?)?"
 LOOKED_AT = 200
 """Rows from which the shape is found."""
-
-
-@dataclass(frozen=True)
-class Lines:
-    """A file of rows: their shape, the columns seen, how many there are, and batches of raw JSON."""
-
-    shape: Shape
-    columns: list[str]
-    rows: int
-    batches: Callable[[], Iterator[Batch]]
 
 
 def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
@@ -52,11 +50,12 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
     below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
     of_lines = [file for file in below if file.name.endswith(LINE_ENDINGS)]
     others = [file for file in below if file.name.endswith(OTHER_ENDINGS)]
-    mine = [file for file in of_lines if names_split(file, spec.whole_split)]
-    beside = [file for file in below if file.name.endswith((*OTHER_ENDINGS, ".json")) and mine]
-    if clash := next((file for file in beside if names_split(file, spec.whole_split)), None):
+    named = [file for file in below if names_split(file, spec.whole_split)]
+    mine = [file for file in of_lines if file in named]
+    clash = [file for file in named if file.name.endswith((*OTHER_ENDINGS, ".json"))]
+    if mine and clash:
         raise UserError(
-            f"The folder {spec.path} holds {mine[0]} and {clash} for the split '{spec.whole_split}'; name the one "
+            f"The folder {spec.path} holds {mine[0]} and {clash[0]} for the split '{spec.whole_split}'; name the one "
             "file to read in `datasets`, or move the other away."
         )
     if not mine and not others and spec.whole_split == "train":
@@ -73,25 +72,46 @@ def _configured(folder: Path) -> bool:
     return text.startswith("---") and "\nconfigs:" in text.split("\n---", 1)[0]
 
 
-def open_lines(paths: Sequence[Path], spec: DatasetSpec) -> Lines:
+def names_split(path: PurePath, split: str) -> bool:
+    """Whether a file (relative to the dataset's folder) is named for the split, or is in a folder of that name.
+
+    `train.jsonl`, `train-00000-of-00002.jsonl`, `chats_train.jsonl` and `train/chats.jsonl` are; `train_old.jsonl` is
+    something else.
+    """
+    words = "|".join(map(re.escape, WORDS.get(split, (split,))))
+    stem = re.sub(r"\.(jsonl|ndjson|json|parquet|arrow|csv|tsv)(\.gz)?$", "", path.name)
+    return any(re.fullmatch(words, part) for part in path.parent.parts) or bool(
+        re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", stem)
+    )
+
+
+def names_other_split(path: PurePath, split: str) -> bool:
+    """Whether a file is named for a usual split that is not this one."""
+    return any(names_split(path, other) for other in WORDS if other != split)
+
+
+def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
     """Opens JSONL files (also compressed with gzip), or a JSON file with a list of rows. UserError if no shape fits."""
-    document = open_document(paths[0]) if paths[0].suffix == ".json" else None
+    is_folder = path.is_dir()
+    spec.refuse("a local folder" if is_folder else "a single file", "name", *(() if is_folder else ("split",)))
+    document = open_document(path) if path.suffix == ".json" and not is_folder else None
 
     def read_all() -> Iterator[bytes]:
-        return document.read() if document else (line for path in paths for line in _lines_of(path))
+        return document.read() if document else (line for file in files for line in _lines_of(file))
 
-    start, stop = part(spec, document.rows if document else sum(1 for _ in read_all()))
+    size = document.rows if document else sum(1 for _ in read_all())
+    ((_, taken),) = spec.parts({spec.whole_split: size})  # of a folder, the files make up the split already
 
     def read() -> Iterator[bytes]:
-        return islice(read_all(), start, stop)
+        return islice(read_all(), taken.start, taken.stop)
 
     def batches() -> Iterator[Batch]:
-        first = 0
-        for group in _grouped(read()):
-            yield Batch(first, InMemory(pa.table({LINE: pa.array(group, pa.large_binary())})))
-            first += len(group)
+        return in_memory(pa.table({LINE: pa.array(group, pa.large_binary())}) for group in _grouped(read()))
 
-    return Lines(*_shape_of(read(), spec.label), stop - start, batches)
+    shape, columns = _shape_of(read(), spec.label)
+    digest = sha256_of_json([sha256_of_file(file) for file in files])
+    names = tuple(str(file.relative_to(path)) for file in files) if is_folder else ()
+    return Source(spec, shape, columns, len(taken), batches, digest, files=names)
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nbutils.core.errors import UserError
 from nbutils.core.files import local_hashes
 from nbutils.core.run.models import TOKENIZER_FILES, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed, Settings
@@ -41,6 +43,40 @@ class DatasetSpec(BaseModel):
     def whole_split(self) -> str:
         """The split without a slice: `train` of `train[:1000]`."""
         return re.sub(r"\[[^\]]*\]$", "", self.split)
+
+    def refuse(self, kind: str, *fields: str) -> None:
+        """UserError where one of the fields is set, rather than passing over what this kind of dataset does not have.
+
+        A local one never has a revision.
+        """
+        for field in ("revision", *fields):
+            value = "" if field == "split" and self.whole_split == "train" else getattr(self, field)
+            if value:
+                what = {"revision": "revisions", "name": "configurations", "split": "splits"}[field]
+                raise UserError(
+                    f"The dataset {self.path} is {kind}, which has no {what}, but its {field} is '{value}'; take "
+                    f"{field} out of `datasets`{', or slice it as train[:1000]' if field == 'split' else ''}."
+                )
+
+    def parts(self, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
+        """The rows that the split takes, such as `train[:10%]`, by name of a whole split; `sizes` are those of all.
+
+        UserError for a split that is not there or a slice that goes beyond it.
+        """
+        if self.split in sizes:
+            return [(self.split, range(sizes[self.split]))]
+        from datasets import ReadInstruction
+
+        try:
+            found = ReadInstruction.from_spec(self.split).to_absolute(dict(sizes))
+        except (ValueError, AssertionError) as error:
+            if "[" in self.split and self.whole_split in sizes:
+                raise UserError(f"The dataset {self.path} cannot be sliced as {self.split}: {error}.") from None
+            raise UserError(
+                f"The dataset {self.path} has no split '{self.split}'; it has {', '.join(sizes)}. Name one in "
+                "`datasets`."
+            ) from None
+        return [(one.splitname, range(sizes[one.splitname])[one.from_ : one.to]) for one in found]
 
 
 class DataSettings(Settings):

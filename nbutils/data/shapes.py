@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -150,7 +150,7 @@ def detect(columns: Collection[str], where: str) -> Shape:
 def read_rows(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed]:
     """Each row of a batch as messages, or why it cannot be read. Accepts the shape's columns, or one of JSON lines."""
     if LINE in table.column_names:
-        return [_read(partial(_read_line, shape, line)) for line in table[LINE].to_pylist()]
+        return [_read(shape, line, lambda line: _Present(parse_line(line))) for line in table[LINE].to_pylist()]
     fast = _role_and_content(table, shape)
     if fast is not None:
         return fast
@@ -158,16 +158,8 @@ def read_rows(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed]:
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError:  # nobody checks the bytes that Parquet calls text
-        return [_read(partial(_read_slice, shape, table.slice(row, 1))) for row in range(table.num_rows)]
-    return [_read(partial(shape.read, row)) for row in rows]
-
-
-def _read_slice(shape: Shape, table: pa.Table) -> list[Turn]:
-    return shape.read(table.to_pylist()[0])
-
-
-def _read_line(shape: Shape, line: bytes) -> list[Turn]:
-    return shape.read(_Present(parse_line(line)))
+        return [_read(shape, row, lambda row: table.slice(row, 1).to_pylist()[0]) for row in range(table.num_rows)]
+    return [_read(shape, row, lambda row: row) for row in rows]
 
 
 class _Present(dict[str, Any]):
@@ -190,9 +182,9 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _read(read: Callable[[], list[Turn]]) -> list[Turn] | Malformed:
+def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> list[Turn] | Malformed:
     try:
-        messages = read()
+        messages = shape.read(load(row))
         for role, text in messages:
             if not (text.isascii() and role.isascii()):
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
@@ -231,13 +223,8 @@ def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn] | Malfor
         return None
     known = {role: ROLES.get(role.strip().lower(), role) for role in set(raw_roles)}
     turns = [(known[role], text or "") for role, text in zip(raw_roles, texts, strict=True)]
-    lengths = column.value_lengths().to_pylist()
-    rows: list[list[Turn] | Malformed] = []
-    start = 0
-    for length in lengths:
-        rows.append(turns[start : start + length])
-        start += length
-    return rows
+    turns_left = iter(turns)
+    return [list(islice(turns_left, length)) for length in column.value_lengths().to_pylist()]
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -1,73 +1,153 @@
-"""Opening datasets: `chitchat`, the hub, folders and files, each as a sequence of batches of numbered rows."""
+"""Opening datasets: `chitchat`, files read here line by line, and whatever the `datasets` library opens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+import pickle
+from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve, sha256_of_file, sha256_of_json
-from nbutils.data import chitchat, hub, lines
-from nbutils.data.batches import Batch, of_table
+from nbutils.core.fetched import entry
+from nbutils.core.files import resolve, sha256_of_file
+from nbutils.data import chitchat, lines
+from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import Shape, detect
-from nbutils.data.splits import part, refuse
+from nbutils.data.shapes import detect
 
-FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *hub.BUILDERS)
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
+FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *BUILDERS)
 """Of a `path` that is a file: a hub id may hold a dot too."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset that is open: how its rows are written, how many they are (None: not known yet), and its batches.
-
-    `revision` is the commit of a hub dataset, `fingerprint` a hash of the content where there is one to take, `files`
-    the names of the files that were picked from a folder here.
-    """
-
-    spec: DatasetSpec
-    shape: Shape
-    columns: list[str]
-    rows: int | None
-    revision: str
-    fingerprint: str
-    batches: Callable[[], Iterator[Batch]]
-    files: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The name of this source in the ledger."""
-        return self.spec.label
 
 
 def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     """Opens a dataset and finds its shape. UserError where it cannot be found or its columns fit no shape."""
     path = resolve(spec.path)
     if spec.path == chitchat.NAME:
-        refuse(spec, "the embedded corpus")
+        spec.refuse("the embedded corpus", "name", "split")
         table = chitchat.table()
-        start, stop = part(spec, table.num_rows)
-        table = table.slice(start, stop - start)
-        shape = detect(table.column_names, spec.label)
+        ((_, taken),) = spec.parts({"train": table.num_rows})
+        pieces = [table.slice(start, min(BATCH_ROWS, taken.stop - start)) for start in taken[::BATCH_ROWS]]
         digest = sha256_of_file(chitchat.file())
-        return Source(spec, shape, table.column_names, table.num_rows, "", digest, partial(of_table, table))
-    files = lines.files_of(path, spec)
-    if not files:
-        return _of_datasets(spec, streaming)
-    if not path.exists():
+        shape = detect(table.column_names, spec.label)
+        return Source(spec, shape, table.column_names, len(taken), partial(in_memory, pieces), digest)
+    if path.name.endswith(FILE_ENDINGS) and not path.exists():
         raise UserError(f"The dataset file {spec.path} does not exist; check its path in `datasets`.")
-    is_folder = path.is_dir()
-    refuse(spec, "a local folder" if is_folder else "a single file", split=not is_folder)
-    # Of a folder, the files make up the split already.
-    found = lines.open_lines(files, spec.model_copy(update={"split": spec.split.replace(spec.whole_split, "train", 1)}))
-    digest = sha256_of_json([sha256_of_file(file) for file in files])
-    names = tuple(str(file.relative_to(path)) for file in files) if is_folder else ()
-    return Source(spec, found.shape, found.columns, found.rows, "", digest, found.batches, names)
+    if files := lines.files_of(path, spec):
+        return lines.open_lines(path, files, spec)
+    if (path.is_dir() and (path / "state.json").is_file()) or (path / "dataset_dict.json").is_file():
+        return _source(spec, _saved(spec, path))
+    if path.suffix in BUILDERS:
+        spec.refuse("a single file", "name", "split")
+        return _source(spec, _load(spec, BUILDERS[path.suffix], streaming, data_files=str(path)))
+    if path.is_dir():
+        spec.refuse("a local folder")
+        return _source(spec, _load(spec, str(path), streaming, name=spec.name or None))
+    fetched = entry("dataset", spec.path, spec.revision)
+    if fetched:
+        return _source(spec, _load(spec, str(fetched[0]), streaming, name=spec.name or None), fetched[1]["commit"])
+    revision = spec.revision if len(spec.revision) == 40 else _commit(spec)
+    data = _load(spec, spec.path, streaming, name=spec.name or None, revision=revision or None)
+    return _source(spec, data, revision)
 
 
-def _of_datasets(spec: DatasetSpec, streaming: bool) -> Source:
-    opened = hub.load(spec, streaming)
-    shape = detect(opened.columns, spec.label)
-    batches = partial(hub.batches, opened.data, shape.used(opened.columns), spec)
-    return Source(spec, shape, opened.columns, opened.rows, opened.revision, opened.fingerprint, batches)
+def _source(spec: DatasetSpec, data: Dataset | IterableDataset, revision: str = "") -> Source:
+    from datasets import Dataset
+
+    columns = data.column_names or list(next(_streamed(spec, data.take(1)), {}))
+    shape = detect(columns, spec.label)
+    rows, fingerprint = (len(data), data._fingerprint) if isinstance(data, Dataset) else (None, "")
+    batches = partial(_batches, spec, data.select_columns(shape.used(columns)))
+    return Source(spec, shape, columns, rows, batches, fingerprint, revision)
+
+
+def _batches(spec: DatasetSpec, data: Dataset | IterableDataset) -> Iterator[Batch]:
+    """The rows batch by batch. UserError where a stream breaks off.
+
+    What is in files travels to a worker as the names of the files, is mapped into memory there for one batch, and let
+    go of again: memory stays flat however long the files are.
+    """
+    from datasets import Dataset
+
+    data = data.with_format("arrow")
+    if not isinstance(data, Dataset):
+        yield from in_memory(_streamed(spec, data.iter(BATCH_ROWS)))
+        return
+    state = pickle.dumps(data)
+    for start in range(0, len(data), BATCH_ROWS):
+        yield Batch(start, partial(_mapped, state, slice(start, min(start + BATCH_ROWS, len(data)))))
+
+
+def _mapped(state: bytes, rows: slice) -> pa.Table:
+    return pickle.loads(state)[rows]
+
+
+def _streamed(spec: DatasetSpec, items: Iterable[Any]) -> Iterator[Any]:
+    """The items, with whatever goes wrong while they come in (network, a broken file) as a sentence."""
+    number = 0
+    try:
+        for item in items:
+            yield item
+            number += 1
+    except Exception as error:  # as many types as in `_load`
+        cause = error.__cause__ or error
+        raise UserError(
+            f"The dataset {spec.label} broke off while streaming, after {number:,} batches: {_first_line(cause)}. Run "
+            "again, or set streaming to false to download it first."
+        ) from error
+
+
+def _saved(spec: DatasetSpec, path: Path) -> Dataset:
+    from datasets import DatasetDict, concatenate_datasets, load_from_disk
+
+    spec.refuse("a saved dataset", "name")
+    found = load_from_disk(path)
+    if not isinstance(found, DatasetDict):
+        # One split alone: what it was called when it was saved, and `train`, which nobody has to ask for.
+        found = {name: found for name in ("train", found.split and str(found.split)) if name}
+    taken = spec.parts({name: len(data) for name, data in found.items()})
+    if spec.split in found:
+        return found[spec.split]
+    pieces = [found[name].select(rows) for name, rows in taken]
+    return pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces)
+
+
+def _load(spec: DatasetSpec, path: str, streaming: bool, **options: Any) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(path, streaming=streaming, split=spec.split, **options)
+    except Exception as error:  # `datasets` and the hub's client raise a dozen types, their HTTP library's among them
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise UserError(
+            f"The dataset {spec.label} cannot be opened{offline}: {_first_line(error)}. Check path, name, split and "
+            "revision in `datasets`, or collect it with `python -m nbutils fetch` where there is a network."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300].rstrip(".")
+
+
+def _commit(spec: DatasetSpec) -> str:
+    """The commit that a hub dataset's revision stands for now, so that the run's record pins it; '' if unreachable."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return HfApi().dataset_info(spec.path, revision=spec.revision or None).sha or ""
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # `load_dataset` would take a cached one instead
+        at = f" at revision '{spec.revision}'" if spec.revision else ""
+        raise UserError(
+            f"The hub has no dataset {spec.path}{at}; check path and revision in `datasets`, and HF_TOKEN for what "
+            "needs a login."
+        ) from error
+    except Exception:  # whatever is wrong, `load_dataset` says it, or finds the dataset in its cache
+        return spec.revision

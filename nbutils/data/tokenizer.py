@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.files import replaced
 from nbutils.core.run.models import TINY, ModelRef, train_bpe
-from nbutils.data.driver import row_work
-from nbutils.data.fates import KEPT, conversation_hash, side_of
+from nbutils.data.batches import Source
+from nbutils.data.fates import KEPT, conversation_hash
+from nbutils.data.row_filter import RowFilter
 from nbutils.data.settings import DataSettings
-from nbutils.data.sources import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,12 +29,10 @@ def make_tokenizer(settings: DataSettings, sources: Sequence[Source], folder: Pa
 
 
 def train_texts(settings: DataSettings, sources: Sequence[Source]) -> Iterator[str]:
-    """Texts of all conversations on the train side, cleaned as the batch function cleans them."""
+    """Texts of all conversations on the train side, cleaned as the filter cleans them."""
     for source in sources:
-        work = row_work(settings, source, Path())
+        rows = RowFilter(source.spec, source.shape.name, settings, Path())
         for batch in source.batches():
-            for judged in work.judged(batch.read(), batch.start)[1]:
-                if judged.fate == KEPT:
-                    side = side_of(conversation_hash(judged.turns), settings.split_seed, settings.eval_fraction)
-                    if side == "train":
-                        yield from (text for _, text in judged.turns)
+            for judged in rows.judged(batch.read(), batch.start)[1]:
+                if judged.fate == KEPT and rows.side(conversation_hash(judged.turns)) == "train":
+                    yield from (text for _, text in judged.turns)

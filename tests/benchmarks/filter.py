@@ -72,7 +72,7 @@ def unique_conversations() -> Any:
 
     from nbutils.data import chitchat
     from nbutils.data.fates import judge
-    from nbutils.data.work import as_messages
+    from nbutils.data.row_filter import as_messages
 
     judged = (judge(messages) for messages in chitchat.conversations() if len({role for role, _ in messages}) == 2)
     rows = [[(role, text or "…") for role, text in found.turns] for found in judged]
@@ -119,10 +119,10 @@ def ours(settings: Any) -> tuple[Kept, Callable[[], Any]]:
     """One pass of the data stage, train and eval sets put back into the order of rows; and what writes the summary."""
     from datasets import concatenate_datasets, load_from_disk
 
-    from nbutils.data.driver import filter_sources
+    from nbutils.data.filter import filter_sources
+    from nbutils.data.row_filter import loaded_tokenizer
     from nbutils.data.sources import open_source
     from nbutils.data.summary import write_summary
-    from nbutils.data.work import loaded_tokenizer
 
     folder = settings.run_path / "data"
     sources = [open_source(settings.datasets[0], False)]
@@ -156,8 +156,9 @@ def compared(folder: Path, tokenizer: Any, settings: Any, rows: int, processes: 
 def false_positives(folder: Path) -> dict[str, Any]:
     """Conversations of chitchat that the contamination check takes for HellaSwag, of those that got as far as it."""
     from nbutils.data.contamination import index_tasks
-    from nbutils.data.driver import filter_sources
+    from nbutils.data.filter import filter_sources
     from nbutils.data.sources import open_source
+    from nbutils.data.summary import write_summary
     from nbutils.data.tokenizer import make_tokenizer
     from tests.conftest import SHARED
     from tests.data.hellaswag import hellaswag_task
@@ -169,9 +170,9 @@ def false_positives(folder: Path) -> dict[str, Any]:
     settings = settings_of(folder, 0).model_validate(settings_of(folder, 0).model_dump() | given)
     sources = [open_source(settings.datasets[0], False)]
     data = settings.run_path / "data"
-    make_tokenizer(settings, sources, data)
+    tokenizer = make_tokenizer(settings, sources, data)
     items = index_tasks(settings, data) or {}
-    fates = filter_sources(settings, sources, data).facts["fates"]
+    fates = write_summary(data, settings, sources, tokenizer, filter_sources(settings, sources, data), items)["fates"]
     wrong, judged = fates["contaminated"]["rows"], fates["contaminated"]["rows"] + fates["kept"]["rows"]
     return {
         "items": items["items"],

@@ -10,13 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from nbutils.data.batches import Source
 from nbutils.data.contamination import index_tasks
-from nbutils.data.driver import filter_sources
+from nbutils.data.filter import filter_sources
+from nbutils.data.row_filter import loaded_tokenizer
 from nbutils.data.settings import DataSettings
-from nbutils.data.sources import Source, open_source
+from nbutils.data.sources import open_source
 from nbutils.data.summary import write_summary
 from nbutils.data.tokenizer import make_tokenizer
-from nbutils.data.work import loaded_tokenizer
 
 Turns = Sequence[tuple[str, str]]
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,14 +20,14 @@ from datasets import Dataset
 
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
-from nbutils.data import driver, limits
-from nbutils.data.batches import Batch
+from nbutils.data import filter as filtering
+from nbutils.data.batches import Batch, in_order
 from nbutils.data.display import example, fates_table, limits_table
-from nbutils.data.driver import filter_sources, row_work
-from nbutils.data.parallel import in_order, processes_for
+from nbutils.data.filter import filter_sources, processes_for
+from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tokenizer
+from nbutils.data.settings import DataSettings
 from nbutils.data.sources import open_source
 from nbutils.data.summary import write_summary
-from nbutils.data.work import LEDGER, SCHEMA, loaded_tokenizer
 from tests.data.making import FIVE, Made, chats, make, messages, rows_of, settings_for, write_lines
 
 LONG = [turn for i in range(60) for turn in (("user", f"Tell me more about number {i}."), ("assistant", f"{i} " * 9))]
@@ -123,7 +124,7 @@ def test_an_over_long_row_is_read_no_further_than_it_must_be(mixed):
 def test_the_ledger_has_the_columns_that_were_promised(mixed):
     promised = ["source", "index", "fate", "detail", "turns", "characters", "tokens", "tokens_is_lower_bound",
                 "supervised_tokens", "side", "hash"]  # fmt: skip
-    assert set(promised) <= set(mixed.ledger.columns) == set(LEDGER)
+    assert set(promised) <= set(mixed.ledger.columns) == set(LEDGER_SCHEMA.names)
 
 
 def test_tokens_per_role_add_up(mixed):
@@ -136,6 +137,11 @@ def test_tokens_per_role_add_up(mixed):
         asked = [m for m in row["messages"] if m["role"] == "user"]
         users += len(encode(tokenizer, asked))
     assert roles["user"]["text"] + roles["user"]["control"] == users
+
+
+def row_filter(settings: DataSettings, made: Made) -> RowFilter:
+    """The filter of a run's first source."""
+    return RowFilter(made.sources[0].spec, made.sources[0].shape.name, settings, made.folder)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -174,17 +180,17 @@ def test_streaming_and_files_of_another_kind_give_the_same_sets(thousand, tmp_pa
     assert sets[2].summary["datasets"][0]["rows_in_source"] == 1_600
 
 
-def test_another_engine_can_run_the_batch_function_unchanged(thousand, tmp_path):
-    """`Dataset.map` with two processes gives the driver's result, but for duplicates, which need the order of rows."""
+def test_another_engine_can_run_the_row_filter_unchanged(thousand, tmp_path):
+    """`Dataset.map` with two processes gives the stage's result, but for duplicates, which need the order of rows."""
     made = make(tmp_path / "run", thousand[1:])
     settings = settings_for(tmp_path / "run", thousand[1:])
-    work = row_work(settings, made.sources[0], made.folder)
+    work = row_filter(settings, made)
     data = Dataset.from_parquet(thousand[1]).with_format("arrow")
     mapped = data.map(
         lambda table, indices: work(table, indices[0]),
         batched=True, batch_size=128, with_indices=True, num_proc=2, remove_columns=["messages"],
     )  # fmt: skip
-    found = mapped.with_format("arrow")[:].select(LEDGER).to_pandas()
+    found = mapped.with_format("arrow")[:].select(LEDGER_SCHEMA.names).to_pandas()
     expected = made.ledger.copy()
     again = expected["fate"] == "duplicate"
     expected.loc[again, ["fate", "detail"]] = ["kept", ""]
@@ -311,7 +317,7 @@ def test_costs_above_the_limit_are_estimates_and_marked_where_only_a_sample_was_
     rows = [{"messages": messages([("user", f"{i}"), ("assistant", f"{i} " * words[i % 6])])} for i in range(600)]
     path = write_lines(tmp_path / "rows.jsonl", rows)
     exact = make(tmp_path / "run", [path], max_length=100)
-    monkeypatch.setattr(limits, "COUNTED_ROWS", 150)
+    monkeypatch.setattr(filtering, "COUNTED_ROWS", 150)
     sampled = make(tmp_path / "run", [path], max_length=100, same_tokenizer=True)
     assert (sampled.summary["long_lengths"]["counted"], sampled.summary["long_lengths"]["of"]) == (150, 400)
     differ = False
@@ -341,13 +347,13 @@ def test_interrupted_leaves_nothing_that_looks_finished_and_starts_again(tmp_pat
     made = make(tmp_path / "run", [path])
     expected = tree(made.folder)
 
-    class Interrupted(driver.Tally):
-        def add(self, source: str, read: int, result: pa.Table) -> None:
-            super().add(source, read, result)
-            if self.taken[source] >= 1_000:
+    class Interrupted(filtering.FirstSeen):
+        def marked(self, result: pa.Table) -> pa.Table:
+            if len(self.first) >= 1_000:
                 raise KeyboardInterrupt
+            return super().marked(result)
 
-    monkeypatch.setattr(driver, "Tally", Interrupted)
+    monkeypatch.setattr(filtering, "FirstSeen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "run", [path], data_processes=2)
     for name in ("train", "eval", "too_long", "ledger.parquet", "summary.json"):
@@ -359,17 +365,16 @@ def test_interrupted_leaves_nothing_that_looks_finished_and_starts_again(tmp_pat
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nbutils.data import driver
-from nbutils.data.batches import Batch
+from nbutils.data import filter as filtering
 from tests.data.making import make
 
-class Deadly(driver.Tally):
-    def add(self, source, read, result):
-        super().add(source, read, result)
-        if self.taken[source] >= 3_000:
+class Deadly(filtering.FirstSeen):
+    def marked(self, result):
+        if len(self.first) >= 3_000:
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().marked(result)
 
-driver.Tally = Deadly
+filtering.FirstSeen = Deadly
 make(Path(sys.argv[2]), [sys.argv[1]], data_processes=2)
 """
 
@@ -431,10 +436,11 @@ def killed() -> pa.Table:
 
 def test_a_killed_worker_is_an_error_in_a_sentence(tmp_path):
     made = make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", chats(30))])
-    work = row_work(settings_for(tmp_path / "run", [made.sources[0].spec.path]), made.sources[0], made.folder)
+    work = row_filter(settings_for(tmp_path / "run", [made.sources[0].spec.path]), made)
+    source = replace(made.sources[0], batches=lambda: iter([Batch(0, killed)]))
 
     with pytest.raises(UserError, match="smaller data_processes"):
-        list(in_order(work, [Batch(0, killed)], 2))
+        list(in_order(work, source, 2))
 
 
 def test_the_example_is_a_whole_conversation_with_some_turns_where_there_is_one(tmp_path):
@@ -463,7 +469,7 @@ def test_five_shapes_mix(tmp_path):
 
 
 def test_schema_is_what_the_function_returns(mixed):
-    work = row_work(settings_for(mixed.folder.parent, [mixed.sources[0].spec.path]), mixed.sources[0], mixed.folder)
+    work = row_filter(settings_for(mixed.folder.parent, [mixed.sources[0].spec.path]), mixed)
     batch = next(iter(mixed.sources[0].batches()))
     assert work(batch.read(), 0).schema == SCHEMA
     assert work(batch.read().slice(0, 0), 0).schema == SCHEMA

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from nbutils.core.chatml import IM_END, IM_START, PAD, add_chatml, encode
-from nbutils.data import hub, lines
+from nbutils.core.run.models import train_bpe
+from nbutils.data import lines, sources
 from nbutils.data.fates import FATES, judge
+from nbutils.data.row_filter import as_messages, loaded_tokenizer
 from nbutils.data.shapes import read_rows
-from nbutils.data.tokenizer import train_bpe
-from nbutils.data.work import as_messages, loaded_tokenizer
 from tests.conftest import sentencepiece_tokenizer
 from tests.data.making import Made, make, write_lines
 
@@ -204,7 +204,7 @@ def check_seeds(seeds: range, run: Path, folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Several batches for each of the small files."""
-    for module in (hub, lines):
+    for module in (sources, lines):
         monkeypatch.setattr(module, "BATCH_ROWS", 11)
 
 

@@ -12,16 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbutils.core.run.models import tiny_config
+from nbutils.core.run.models import tiny_config, train_bpe
 from nbutils.data import chitchat
-from nbutils.data.tokenizer import train_bpe
-from nbutils.data.work import as_messages
+from nbutils.data.row_filter import as_messages
 
 STAGE = """
 import sys
 from pathlib import Path
 from tests.data.making import DEFAULTS, settings_for
-from nbutils.data.driver import filter_sources
+from nbutils.data.filter import filter_sources
 from nbutils.data.sources import open_source
 from nbutils.data.summary import write_summary
 from nbutils.data.tokenizer import make_tokenizer

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,10 +14,11 @@ from datasets import Dataset, DatasetDict
 
 from nbutils.core.errors import UserError
 from nbutils.data import documents
+from nbutils.data.batches import Source
 from nbutils.data.display import sources_table
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import Malformed, read_rows
-from nbutils.data.sources import Source, open_source
+from nbutils.data.sources import open_source
 from tests.data.making import chats, rows_of, write_lines
 
 
@@ -191,27 +194,45 @@ def test_json_documents(tmp_path, text, rows):
 
 
 def test_a_json_document_is_never_held_whole(tmp_path, monkeypatch):
-    """Reading goes on from the middle of a row and of a word, and what is read never exceeds a row and two chunks."""
-    monkeypatch.setattr(documents, "CHUNK", 50)
+    monkeypatch.setattr(documents, "HEAD", 1_000)  # read whole
     path = tmp_path / "a.json"
-    path.write_text(json.dumps({"a": 12345, "data": ROWS[:300], "b": ['x\\"é']}, ensure_ascii=False))
-    held = []
-    more = documents._Reader._more
-    monkeypatch.setattr(documents._Reader, "_more", lambda self: (more(self), held.append(len(self.text)))[0])
+    text = json.dumps({"a": 12345, "data": ROWS * 10, "b": ['x\\"é']}, ensure_ascii=False)
+    path.write_text(text)
+    tracemalloc.start()
     document = documents.open_document(path)
-    assert [json.loads(row) for row in document.read()] == ROWS[:300]
-    assert document.rows == 300
-    assert max(held) < 3 * max(len(json.dumps(row)) for row in ROWS[:300])
+    assert sum(json.loads(row) == ROWS[i % len(ROWS)] for i, row in enumerate(document.read())) == document.rows
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert document.rows == 10 * len(ROWS)
+    assert peak < len(text) / 5
 
 
-@pytest.mark.parametrize("chunk", range(40, 60))
-def test_a_number_at_a_chunks_edge_is_read_whole(tmp_path, monkeypatch, chunk):
-    """`0` of `0.25` is a number of its own, and so is `1` of `1e-05`."""
-    monkeypatch.setattr(documents, "CHUNK", chunk)
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps({"scores": [0.25, 1e-05, -12.5e10, 7] * 20, "data": [{"prompt": "a"}, {"prompt": "b"}]}))
-    document = documents.open_document(path)
-    assert document is not None and [json.loads(row)["prompt"] for row in document.read()] == ["a", "b"]
+def test_generated_json_documents_are_cut_where_their_rows_end(tmp_path):
+    """Brackets, quotes, backslashes, commas and blanks wherever JSON can hold them."""
+    rng = random.Random(0)
+    marks = ["[", "]", "{", "}", ",", ":", '"', "\\", "\n", " ", "é", "a", "0"]
+
+    def text() -> str:
+        return "".join(rng.choices(marks, k=rng.randrange(9)))
+
+    def value(depth: int) -> object:
+        kind = rng.randrange(6 if depth else 4)
+        if kind > 3:
+            items = [value(depth - 1) for _ in range(rng.randrange(4))]
+            return items if kind == 4 else {text(): item for item in items}
+        return (text(), rng.choice([0.25, 1e-05, -12.5e10, 7]), None, True)[kind]
+
+    for number in range(300):
+        rows = [{"prompt": value(2), text(): value(2), "completion": text()} for _ in range(rng.randrange(1, 5))]
+        whole = rng.choice([rows, {"note": value(1), "rows": rows, text() + "x": text()}])
+        path = tmp_path / f"{number}.json"
+        path.write_text(
+            json.dumps(whole, indent=rng.choice([None, 2]), ensure_ascii=rng.random() < 0.5),
+            encoding=rng.choice(["utf-8", "utf-8-sig"]),
+        )
+        document = documents.open_document(path)
+        assert document is not None and [json.loads(row) for row in document.read()] == rows, path.read_text()
+        assert document.rows == len(rows)
 
 
 def test_a_broken_byte_in_a_json_document_is_one_row(tmp_path):

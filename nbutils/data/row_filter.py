@@ -1,7 +1,7 @@
-"""The per-row work of the data stage: one pure function from an Arrow batch to an Arrow batch.
+"""The filter of single rows: one pure function from an Arrow batch to an Arrow batch.
 
 It needs nothing but its own fields and the files that they name, so any engine that maps batches can run it, in any
-order and on any number of machines. What depends on the order of rows (duplicates) the driver decides afterwards.
+order and on any number of machines. What depends on the order of rows (duplicates) is decided afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ from nbutils.core.encode_within import Measured, encode_within
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.run.record import SCHEMA as RECORD_SCHEMA
-from nbutils.data.contamination import loaded_index
+from nbutils.data.contamination import Match, loaded_index
 from nbutils.data.fates import (
     CONTAMINATED,
     KEPT,
@@ -31,6 +31,7 @@ from nbutils.data.fates import (
     side_of,
     uniform,
 )
+from nbutils.data.settings import DatasetSpec, DataSettings
 from nbutils.data.shapes import BY_NAME, Malformed, read_rows
 
 if TYPE_CHECKING:
@@ -57,115 +58,106 @@ SCHEMA = pa.schema(
         ("supervised", pa.list_(pa.bool_())),
     ]
 )
-"""What the batch function returns, a row for every row taken. `tokens` is null where nothing was read as tokens,
+"""What the filter returns, a row for every row taken. `tokens` is null where nothing was read as tokens,
 `side` and `hash` are empty there; ids and mask are null for rows that are dropped. `matched_items` names every
 evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others."""
-LEDGER = [name for name in SCHEMA.names if name not in ("messages", "input_ids", "supervised")]
-LEDGER_SCHEMA = pa.schema([SCHEMA.field(name) for name in LEDGER], metadata={"schema": str(RECORD_SCHEMA)})
+LEDGER_SCHEMA = pa.schema(
+    [field for field in SCHEMA if field.name not in ("messages", "input_ids", "supervised")],
+    metadata={"schema": str(RECORD_SCHEMA)},
+)
 """Of `ledger.parquet`; the number rises when a column's meaning changes, not when one is added."""
 
 
 @dataclass(frozen=True)
-class RowWork:
-    """The batch function. `source`, `shape`, `fraction` and `draw` say what is read, the rest what becomes of it.
+class RowFilter:
+    """The filter of one dataset's rows; `folder` is the stage's, with the tokenizer and the contamination index."""
 
-    `contamination_folder` holds an index of evaluation items ('' for none).
-    """
-
-    source: str
+    spec: DatasetSpec
     shape: str
-    fraction: float
-    draw: str
-    tokenizer_folder: str
-    max_length: int
-    split_seed: int
-    eval_fraction: float
-    contamination_folder: str
+    settings: DataSettings
+    folder: Path
 
     def __call__(self, table: pa.Table, start: int) -> pa.Table:
         """Rows with their fates, duplicates not yet looked for; `start` numbers the first row in its source."""
-        taken, judged = self.judged(table, start)
+        numbers, judged = self.judged(table, start)
         measured = self._measured(judged)
-        fates = [_fate(j, m) for j, m in zip(judged, measured, strict=True)]
-        details, items = self._details(judged, measured, fates)
-        hashes = [conversation_hash(j.turns) if m else "" for j, m in zip(judged, measured, strict=True)]
-        kept = [m.encoding if m else None for m in measured]
+        matches = self._matches(judged, measured)
+        decided = [_decided(j, measured.get(i), matches.get(i)) for i, j in enumerate(judged)]
+        hashes = [conversation_hash(j.turns) if i in measured else "" for i, j in enumerate(judged)]
+        read = [measured.get(i) for i in range(len(judged))]
+        kept = [m.encoding if m else None for m in read]
         columns = {
-            "source": [self.source] * len(taken),
-            "index": taken,
-            "fate": fates,
-            "detail": details,
+            "source": [self.spec.label] * len(numbers),
+            "index": numbers,
+            "fate": [fate for fate, _ in decided],
+            "detail": [detail for _, detail in decided],
             "turns": [len(j.turns) for j in judged],
             "characters": [j.characters for j in judged],
-            "tokens": [m.tokens if m else None for m in measured],
-            "tokens_is_lower_bound": [bool(m and not m.exact) for m in measured],
-            "supervised_tokens": [m.supervised if m else None for m in measured],
+            "tokens": [m.tokens if m else None for m in read],
+            "tokens_is_lower_bound": [bool(m and not m.exact) for m in read],
+            "supervised_tokens": [m.supervised if m else None for m in read],
             "lost_last_user_turn": [j.lost_last_user_turn for j in judged],
-            "side": [side_of(h, self.split_seed, self.eval_fraction) if h else "" for h in hashes],
+            "side": [self.side(h) if h else "" for h in hashes],
             "hash": hashes,
-            "matched_items": items,
+            "matched_items": [matches[i].items if i in matches else None for i in range(len(judged))],
             "messages": message_lists([j.turns for j in judged]),
             "input_ids": [encoding.input_ids if encoding else None for encoding in kept],
             "supervised": [encoding.supervised if encoding else None for encoding in kept],
         }
-        return pa.table({field.name: _array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+        return pa.table(columns, schema=SCHEMA)
 
     def judged(self, table: pa.Table, start: int) -> tuple[list[int], list[Judged]]:
         """The numbers of the rows taken (`fraction`), and each one cleaned and judged as far as text alone decides."""
         rows = read_rows(table, BY_NAME[self.shape])
-        taken = list(range(start, start + len(rows)))
-        if self.fraction < 1:
-            taken = [i for i in taken if uniform(f"{self.draw}:{i}", self.split_seed) < self.fraction]
-        return taken, [_judged(rows[i - start]) for i in taken]
+        taken = list(range(len(rows)))
+        if self.spec.fraction < 1:
+            draw, seed = self.spec.draw, self.settings.split_seed
+            taken = [i for i in taken if uniform(f"{draw}:{start + i}", seed) < self.spec.fraction]
+        return [start + i for i in taken], [_judged(rows[i]) for i in taken]
 
-    def _measured(self, judged: list[Judged]) -> list[Measured | None]:
-        """Conversations as tokens; None for rows dropped already. What cannot be encoded is malformed."""
-        tokenizer = loaded_tokenizer(self.tokenizer_folder)
+    def side(self, conversation: str) -> str:
+        """The side of a conversation, by its hash."""
+        return side_of(conversation, self.settings.split_seed, self.settings.eval_fraction)
+
+    def _measured(self, judged: list[Judged]) -> dict[int, Measured]:
+        """Conversations as tokens, without the rows dropped already. What cannot be encoded is malformed."""
+        tokenizer = loaded_tokenizer(str(self.folder / "tokenizer"))
         good = [i for i, j in enumerate(judged) if j.fate == KEPT]
-        found: list[Measured | None] = [None] * len(judged)
+
+        def encoded(rows: list[int]) -> dict[int, Measured]:
+            conversations = [as_messages(judged[i].turns) for i in rows]
+            return dict(zip(rows, encode_within(tokenizer, conversations, self.settings.max_length), strict=True))
+
         try:
-            batch = encode_within(tokenizer, [as_messages(judged[i].turns) for i in good], self.max_length)
-            for i, measured in zip(good, batch, strict=True):
-                found[i] = measured
+            return encoded(good)
         except UserError:
+            found: dict[int, Measured] = {}
             for i in good:
                 try:
-                    found[i] = encode_within(tokenizer, [as_messages(judged[i].turns)], self.max_length)[0]
+                    found |= encoded([i])
                 except UserError as error:
                     judged[i] = Judged(judged[i].turns, MALFORMED, str(error))
-        return found
+            return found
 
-    def _details(
-        self, judged: list[Judged], measured: list[Measured | None], fates: list[str]
-    ) -> tuple[list[str], list[list[str] | None]]:
-        """What the ledger says about each row, and the items that contaminate it; sets the fate of such rows."""
-        details = [
-            _length(m) if fate == TOO_LONG else j.detail for j, m, fate in zip(judged, measured, fates, strict=True)
-        ]
-        items: list[list[str] | None] = [None] * len(fates)
-        if self.contamination_folder:
-            kept = [i for i, fate in enumerate(fates) if fate == KEPT]
-            texts = [[text for _, text in judged[i].turns] for i in kept]
-            for i, match in zip(kept, loaded_index(self.contamination_folder).matches(texts), strict=True):
-                if match:
-                    fates[i], details[i], items[i] = CONTAMINATED, match.detail, match.items
-        return details, items
+    def _matches(self, judged: list[Judged], measured: dict[int, Measured]) -> dict[int, Match]:
+        """What the conversations that fit share with evaluation items."""
+        if not self.settings.contamination_tasks:
+            return {}
+        fit = [i for i, m in measured.items() if m.encoding]
+        index = loaded_index(str(self.folder / "contamination"))
+        matches = index.matches([[text for _, text in judged[i].turns] for i in fit])
+        return {i: match for i, match in zip(fit, matches, strict=True) if match}
 
 
 def _judged(row: list[Turn] | Malformed) -> Judged:
     return Judged([], MALFORMED, str(row)) if isinstance(row, Malformed) else judge(row)
 
 
-def _fate(judged: Judged, measured: Measured | None) -> str:
-    return TOO_LONG if measured and measured.encoding is None else judged.fate
-
-
-def _length(measured: Measured | None) -> str:
-    return f"{measured.tokens:,} tokens{'' if measured.exact else ' or more'}" if measured else ""
-
-
-def _array(values: Any, kind: pa.DataType) -> pa.Array:
-    return values if isinstance(values, pa.Array) else pa.array(values, kind)
+def _decided(judged: Judged, measured: Measured | None, match: Match | None) -> tuple[str, str]:
+    """Fate and detail."""
+    if measured and not measured.encoding:
+        return TOO_LONG, f"{measured.tokens:,} tokens{'' if measured.exact else ' or more'}"
+    return (CONTAMINATED, match.detail) if match else (judged.fate, judged.detail)
 
 
 def as_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
