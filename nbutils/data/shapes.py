@@ -302,13 +302,11 @@ def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn] | Malfor
     if not pa.types.is_struct(items.type) or items.null_count:
         return None
     keys = {items.type.field(i).name: items.type.field(i).type for i in range(items.type.num_fields)}
-    if len(keys) != 2 or not all(map(_is_text, keys.values())):  # else there may be more to look at
-        return None
-    names = [next((name for name in known if name in keys), "") for known in (ROLE_KEYS, TEXT_KEYS)]
-    if not all(names):
+    names = [[name for name in known if name in keys] for known in (ROLE_KEYS, TEXT_KEYS, CALLS)]
+    if list(map(len, names)) != [1, 1, 0] or not all(_is_text(keys[name]) for (name,) in names[:2]):
         return None
     try:
-        raw_roles, texts = (items.field(name).to_pylist() for name in names)
+        raw_roles, texts = (items.field(name).to_pylist() for (name,) in names[:2])
     except UnicodeDecodeError:
         return None
     if None in raw_roles:
