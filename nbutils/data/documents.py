@@ -62,6 +62,8 @@ def open_document(path: Path) -> Document | None:
             return None
         lists = [one for _, begin, end in values if text[begin] == _LIST and (one := _list(path, text, begin, end))]
         try:
+            if (columns := _columns_of_values(text, values)) is not None:
+                return Document(len(columns), lambda: iter(columns))
             if len(lists) == 1:
                 begin, end, rows, are_rows = lists[0]
                 # Else these are the messages of one conversation.
@@ -108,6 +110,23 @@ def _list(path: Path, text: mmap, start: int, stop: int) -> tuple[int, int, int,
         are_rows |= not rows and _fits(_columns(text[begin:end]))
         rows += 1
     return (start, stop, rows, are_rows) if rows else None
+
+
+def _columns_of_values(text: mmap, values: list[tuple[bytes, int, int]]) -> list[bytes] | None:
+    """The rows of an object that holds a shape's columns, each a list or a mapping of row numbers, as pandas writes.
+
+    None for any other. All of them are read at once: such a file has been in somebody's memory as a whole.
+    """
+    names = [json.loads(key) for key, _, _ in values]
+    if not _fits(names) or any(text[begin] not in b"[{" for _, begin, _ in values):
+        return None
+    columns = [json.loads(text[begin:end]) for _, begin, end in values]
+    columns = [list(c.values()) if isinstance(c, dict) and c and all(map(str.isdecimal, c)) else c for c in columns]
+    if not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+        return None
+    if any(isinstance(value, dict) for column in columns for value in column[:1]):  # messages: this is one row
+        return None
+    return [json.dumps(dict(zip(names, row, strict=True))).encode() for row in zip(*columns, strict=True)]
 
 
 def _rows(path: Path, start: int, stop: int | None = None) -> Iterator[bytes]:

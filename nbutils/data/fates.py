@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 KEPT = "kept"
 MALFORMED = "malformed"
+TOOL_USE = "tool_use"
+NOT_TEXT = "not_text"
 NO_USER_TURN = "no_user_turn"
 NO_ASSISTANT_TURN = "no_assistant_turn"
 BAD_ROLES = "bad_roles"
@@ -19,6 +21,8 @@ CONTAMINATED = "contaminated"
 
 REASONS = {
     MALFORMED: "the row cannot be read as a conversation",
+    TOOL_USE: "a message calls a tool, or is what a tool answered",
+    NOT_TEXT: "a message holds an image, sound, video or file",
     NO_USER_TURN: "nobody asks",
     NO_ASSISTANT_TURN: "nobody answers",
     BAD_ROLES: "turns do not alternate user and assistant",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
+from codecs import BOM_UTF8 as BOM
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import IO
@@ -15,11 +18,11 @@ import pyarrow as pa
 from nbutils.core.errors import UserError
 from nbutils.core.files import sha256_of_file, sha256_of_json, shown
 from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
-from nbutils.data.documents import open_document
+from nbutils.data.documents import HEAD, Document, open_document
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LINE, Malformed, Shape, detect, parse_line
 
-LINE_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+LINE_ENDINGS = tuple(f".{kind}{packed}" for kind in ("jsonl", "ndjson") for packed in ("", ".gz", ".zst"))
 OTHER_ENDINGS = (".parquet", ".arrow", ".csv", ".tsv")
 """Of data that the `datasets` library reads."""
 BATCH_BYTES = 16 * 2**20
@@ -79,7 +82,7 @@ def names_split(path: PurePath, split: str) -> bool:
     something else.
     """
     words = "|".join(map(re.escape, WORDS.get(split, (split,))))
-    stem = re.sub(r"\.(jsonl|ndjson|json|parquet|arrow|csv|tsv)(\.gz)?$", "", path.name)
+    stem = re.sub(r"\.(jsonl|ndjson|json|parquet|arrow|csv|tsv)(\.gz|\.zst)?$", "", path.name)
     return any(re.fullmatch(words, part) for part in path.parent.parts) or bool(
         re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", stem)
     )
@@ -94,12 +97,12 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
     """Opens JSONL files (also compressed with gzip), or a JSON file with a list of rows. UserError if no shape fits."""
     is_folder = path.is_dir()
     spec.refuse("a local folder" if is_folder else "a single file", "name", *(() if is_folder else ("split",)))
-    document = open_document(path) if path.suffix == ".json" and not is_folder else None
+    documents = [_document(file) for file in files]
 
     def read_all() -> Iterator[bytes]:
-        return document.read() if document else (line for file in files for line in _lines_of(file))
+        return (row for document in documents for row in document.read())
 
-    size = document.rows if document else sum(1 for _ in read_all())
+    size = sum(document.rows for document in documents)
     ((_, taken),) = spec.parts({spec.whole_split: size})  # of a folder, the files make up the split already
 
     def read() -> Iterator[bytes]:
@@ -114,6 +117,11 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
     return Source(spec, shape, columns, len(taken), batches, digest, files=names)
 
 
+def _document(path: Path) -> Document:
+    found = open_document(path) if path.suffix == ".json" or _is_list(path) else None
+    return found or Document(sum(1 for _ in _lines_of(path)), partial(_lines_of, path))
+
+
 def _lines_of(path: Path) -> Iterator[bytes]:
     with _opened(path) as file:
         try:
@@ -125,7 +133,17 @@ def _lines_of(path: Path) -> Iterator[bytes]:
 
 
 def _opened(path: Path) -> IO[bytes]:
+    if path.suffix == ".zst":
+        return io.BufferedReader(pa.input_stream(path, compression="zstd"))
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file of lines, by its name, holds one JSON list instead."""
+    if path.suffix in (".gz", ".zst"):
+        return False
+    with path.open("rb") as file:
+        return file.read(HEAD).removeprefix(BOM).lstrip()[:1] == b"["
 
 
 def _grouped(lines: Iterator[bytes]) -> Iterator[list[bytes]]:

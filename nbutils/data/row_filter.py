@@ -150,7 +150,7 @@ class RowFilter:
 
 
 def _judged(row: list[Turn] | Malformed) -> Judged:
-    return Judged([], MALFORMED, str(row)) if isinstance(row, Malformed) else judge(row)
+    return Judged([], row.fate, str(row)) if isinstance(row, Malformed) else judge(row)
 
 
 def _decided(judged: Judged, measured: Measured | None, match: Match | None) -> tuple[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,28 +12,37 @@ from typing import Any
 import pyarrow as pa
 
 from nbutils.core.errors import UserError
-from nbutils.data.fates import Turn
+from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE, Turn
 
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "developer": "system",
-}
-"""Names of roles that datasets use, and ours. Any other name (such as `tool`) stays as it is."""
+NAMES = {
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
+    "system": ("system", "developer"),
+    "tool": ("tool", "function", "ipython", "observation", "function_call", "function_response", "tool_call",
+             "tool_response"),
+}  # fmt: skip
+ROLES = {name: role for role, names in NAMES.items() for name in names}
+"""Names of roles that datasets use, and ours. Any other name stays as it is."""
+
+ROLE_KEYS = ("role", "from", "speaker")
+TEXT_KEYS = ("content", "value", "text")
+"""Where a message says who speaks and what; a set that was put together from several has all of them."""
+CALLS = ("tool_calls", "function_call")
+TEXT_PARTS = (None, "text", "input_text", "output_text")
+TOOL_PARTS = ("tool_use", "tool_call", "tool_result", "function_call", "function_call_output")
+OTHER_PARTS = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file")
+"""Types of the parts of a message, as the chat interfaces of today call them."""
 
 LINE = "__line"
 """Column of raw text lines, each a JSON object, for files that are read line by line."""
 
 
 class Malformed(ValueError):
-    """A row that cannot be read as a conversation; the text says why."""
+    """A row that is not read as a conversation: the text says why, `fate` which reason to drop it that is."""
+
+    def __init__(self, detail: str, fate: str = MALFORMED) -> None:
+        super().__init__(detail)
+        self.fate = fate
 
 
 @dataclass(frozen=True)
@@ -55,22 +65,56 @@ class Shape:
         return [name for name in names if name in columns]
 
 
+def absent(value: Any) -> bool:
+    """Whether a key is there in name alone: null, or the NaN that pandas puts into gaps."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def text_of(value: Any) -> str:
-    """The text of a message: a string, nothing (empty), or a list of parts of which the text ones count."""
-    if value is None:
-        return ""
+    """The text of a message: a string, nothing (empty), or a list of parts, each of which is text."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(part, Mapping) and "type" in part for part in value):
-        other = next((part["type"] for part in value if part["type"] != "text"), None)
-        if other is not None:
-            raise Malformed(f"a message holds a part of type {other!r:.60}, which is no text")
-        return "".join(text_of(part.get("text")) for part in value)
+    if absent(value):
+        return ""
+    if isinstance(value, list):
+        return "".join(map(_part, value))
     raise Malformed(f"a message's text is of type {type(value).__name__}")
 
 
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise Malformed(f"a message's text is a list with a {type(part).__name__}")
+    kind = part.get("type")
+    if kind in TOOL_PARTS or kind in OTHER_PARTS:
+        raise Malformed(f"a message holds a part of type {kind!r}", TOOL_USE if kind in TOOL_PARTS else NOT_TEXT)
+    if kind not in TEXT_PARTS:
+        raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text that we know")
+    return _only((text_of(part.get(key)) for key in TEXT_KEYS), "a part of a message holds two different texts")
+
+
+def _only(texts: Iterable[str], problem: str) -> str:
+    """The one text among empty ones, or none. Malformed where two differ."""
+    found = {text: None for text in texts if text}
+    if len(found) > 1:
+        raise Malformed(problem)
+    return next(iter(found), "")
+
+
+def decoded(value: Any, what: str) -> Any:
+    """The value itself, or what a string of JSON holds."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise Malformed(f"{what} is no JSON") from None
+
+
 def messages_of(value: Any) -> list[Turn]:
-    """A list of {role, content} or {from, value} mappings, also where `datasets` turned it into a mapping of lists."""
+    """A list of messages, also as a string of JSON, or where `datasets` turned it into a mapping of lists."""
+    value = decoded(value, "the text in place of messages")
     if isinstance(value, Mapping):
         lists = [column for column in value.values() if isinstance(column, list)]
         if not lists or len(lists) != len(value) or len({len(column) for column in lists}) != 1:
@@ -78,7 +122,7 @@ def messages_of(value: Any) -> list[Turn]:
         value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
         raise Malformed(
-            "the messages are missing" if value is None else f"the messages are of type {type(value).__name__}"
+            "the messages are missing" if absent(value) else f"the messages are of type {type(value).__name__}"
         )
     return [_message(item) for item in value]
 
@@ -86,21 +130,40 @@ def messages_of(value: Any) -> list[Turn]:
 def _message(item: Any) -> Turn:
     if not isinstance(item, Mapping):
         raise Malformed(f"a message is of type {type(item).__name__}")
-    role, text = (item.get("role"), item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
-    if not isinstance(role, str):
+    if any(item.get(key) and not absent(item[key]) for key in CALLS):
+        raise Malformed("a message calls a tool", TOOL_USE)
+    roles = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
+    if not roles or not all(isinstance(role, str) for role in roles):
         raise Malformed("a message has no role")
-    return ROLES.get(role.strip().lower(), role), text_of(text)
+    roles = [role_of(role) for role in roles]
+    if len(set(roles)) > 1:
+        raise Malformed("a message names two different roles")
+    if roles[0] == "tool":
+        raise Malformed("a message is what a tool answered", TOOL_USE)
+    return roles[0], _only((text_of(item.get(key)) for key in TEXT_KEYS), "a message holds two different texts")
+
+
+def role_of(name: str) -> str:
+    """The role that a name stands for; a name that is none of ROLES stays as it is."""
+    return ROLES.get(name.strip().lower(), name)
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Turn]:
+    system = text_of(row.get("system"))
+    turns = [("system", system)] if system else []
+    history = row.get("history")
+    for exchange in [] if absent(history) or history == "" else decoded(history, "`history`"):
+        if not isinstance(exchange, list | tuple) or len(exchange) != 2:
+            raise Malformed("`history` holds something else than pairs of question and answer")
+        turns += [("user", text_of(exchange[0])), ("assistant", text_of(exchange[1]))]
     parts = [text_of(row["instruction"]), text_of(row.get("input"))]
     asked = "\n\n".join(part.strip() for part in parts if part.strip())
-    return [("user", asked), ("assistant", text_of(row["output"]))]
+    return [*turns, ("user", asked), ("assistant", text_of(row["output"]))]
 
 
 def _side(value: Any, role: str) -> list[Turn]:
     """One side of a prompt/completion or preference row: messages, one message, or the text of one."""
-    if isinstance(value, Mapping) and isinstance(value.get("role", value.get("from")), str):
+    if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ROLE_KEYS):
         return [_message(value)]
     return messages_of(value) if isinstance(value, list | Mapping) else [(role, text_of(value))]
 
@@ -127,7 +190,9 @@ SHAPES = (
         lambda row: messages_of(row["conversations"] if "conversations" in row else row["conversation"]),
         "conversations: [{from, value}, …]",
     ),
-    Shape("alpaca", (("instruction",), ("output",)), ("input",), _alpaca, "instruction, input, output"),
+    Shape(
+        "alpaca", (("instruction",), ("output",)), ("input", "history", "system"), _alpaca, "instruction, input, output"
+    ),
     Shape("completion", (("prompt",), ("completion",)), (), _completion, "prompt, completion"),
 )
 """The first that fits is taken: a preference set often carries `messages` of both answers besides."""
@@ -155,11 +220,27 @@ def read_rows(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed]:
     if fast is not None:
         return fast
     table = table.select(shape.used(table.column_names))
+    loads = _loading(pa.struct(table.schema)) or (lambda row: row)
     try:
-        rows = table.to_pylist()
+        return [_read(shape, row, loads) for row in table.to_pylist()]
     except UnicodeDecodeError:  # nobody checks the bytes that Parquet calls text
-        return [_read(shape, row, lambda row: table.slice(row, 1).to_pylist()[0]) for row in range(table.num_rows)]
-    return [_read(shape, row, lambda row: row) for row in rows]
+        return [_read(shape, row, lambda n: loads(table.slice(n, 1).to_pylist()[0])) for row in range(table.num_rows)]
+
+
+def _loading(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """What turns a value of this type into the one meant, where JSON is part of the type; None where nothing is to do.
+
+    The `datasets` library makes such columns where messages have unlike keys.
+    """
+    if isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json":
+        return lambda value: decoded(value, "what its column calls JSON")
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        item = _loading(kind.value_type)
+        return item and (lambda values: values and [item(value) for value in values])
+    fields = {field.name: _loading(field.type) for field in kind} if pa.types.is_struct(kind) else {}
+    if not any(fields.values()):
+        return None
+    return lambda row: row and {name: loads(row[name]) if loads else row[name] for name, loads in fields.items()}
 
 
 class _Present(dict[str, Any]):
@@ -212,16 +293,18 @@ def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn] | Malfor
     if not pa.types.is_struct(items.type) or items.null_count:
         return None
     keys = {items.type.field(i).name: items.type.field(i).type for i in range(items.type.num_fields)}
-    names = ("role", "content") if "role" in keys else ("from", "value")
-    if any(name not in keys or not _is_text(keys[name]) for name in names):
+    names = [[name for name in known if name in keys] for known in (ROLE_KEYS, TEXT_KEYS, CALLS)]
+    if list(map(len, names)) != [1, 1, 0] or not all(_is_text(keys[name]) for (name,) in names[:2]):
         return None
     try:
-        raw_roles, texts = (items.field(name).to_pylist() for name in names)
+        raw_roles, texts = (items.field(name).to_pylist() for (name,) in names[:2])
     except UnicodeDecodeError:
         return None
     if None in raw_roles:
         return None
-    known = {role: ROLES.get(role.strip().lower(), role) for role in set(raw_roles)}
+    known = {role: role_of(role) for role in set(raw_roles)}
+    if "tool" in known.values():
+        return None
     turns = [(known[role], text or "") for role, text in zip(raw_roles, texts, strict=True)]
     turns_left = iter(turns)
     return [list(islice(turns_left, length)) for length in column.value_lengths().to_pylist()]

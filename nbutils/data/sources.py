@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,8 +22,14 @@ from nbutils.data.shapes import detect
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
-FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *BUILDERS)
+BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
+"""What the `datasets` library reads a single file with, and how."""
+FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *BUILDERS, ".csv.gz", ".tsv.gz")
 """Of a `path` that is a file: a hub id may hold a dot too."""
 
 
@@ -44,9 +50,11 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
         return lines.open_lines(path, files, spec)
     if (path.is_dir() and (path / "state.json").is_file()) or (path / "dataset_dict.json").is_file():
         return _source(spec, _saved(spec, path))
-    if path.suffix in BUILDERS:
+    ending = PurePath(path.name.removesuffix(".gz")).suffix
+    if ending in BUILDERS:
         spec.refuse("a single file", "name", "split")
-        return _source(spec, _load(spec, BUILDERS[path.suffix], streaming, data_files=str(path)))
+        builder, options = BUILDERS[ending]
+        return _source(spec, _load(spec, builder, streaming, data_files=str(path), **options))
     if path.is_dir():
         spec.refuse("a local folder")
         return _source(spec, _load(spec, str(path), streaming, name=spec.name or None))

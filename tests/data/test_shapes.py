@@ -6,8 +6,10 @@ import json
 
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 
 from nbutils.core.errors import UserError
+from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
 from nbutils.data.shapes import BY_NAME, LINE, Malformed, detect, read_rows
 from tests.data.making import FIVE, rows_of
 
@@ -15,8 +17,8 @@ from tests.data.making import FIVE, rows_of
 def read(shape: str, rows: list, *, as_lines: bool = False) -> list:
     if as_lines:
         table = pa.table({LINE: [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]})
-    else:
-        table = pa.Table.from_pylist(rows)
+    else:  # where messages are unlike, the type of their column says that it holds JSON
+        table = Dataset.from_list(rows, on_mixed_types="use_json").with_format("arrow")[:]
     return read_rows(table, BY_NAME[shape])
 
 
@@ -79,7 +81,8 @@ def test_content_in_parts_counts_its_text_and_refuses_pictures():
         (b"[1, 2]", "no JSON object but a value of type list"),
         (b'{"other": 1}', "'messages' is missing"),
         (b'{"messages": null}', "missing"),
-        (b'{"messages": "Hi"}', "of type str"),
+        (b'{"messages": "Hi"}', "is no JSON"),
+        (b'{"messages": "5"}', "of type int"),
         (b'{"messages": ["Hi"]}', "a message is of type str"),
         (b'{"messages": [{"content": "Hi"}]}', "no role"),
         (b'{"messages": [{"role": "user", "content": 7}]}', "of type int"),
@@ -114,8 +117,53 @@ def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
 
 
 def test_role_names_of_other_people():
-    row = {"conversations": [{"from": name, "value": "x"} for name in ("Human", "gpt", "system", "function_call")]}
-    assert [role for role, _ in read("sharegpt", [row])[0]] == ["user", "assistant", "system", "function_call"]
+    row = {"conversations": [{"from": name, "value": "x"} for name in ("Human", "gpt", "system", "narrator")]}
+    assert [role for role, _ in read("sharegpt", [row])[0]] == ["user", "assistant", "system", "narrator"]
+
+
+SAID = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Let me look."}]
+
+
+@pytest.mark.parametrize("as_lines", [False, True])
+@pytest.mark.parametrize(
+    ("messages", "fate", "words"),
+    [
+        ([SAID[0], SAID[1] | {"tool_calls": [{"type": "function"}]}], TOOL_USE, "calls a tool"),
+        ([SAID[0], SAID[1] | {"function_call": {"name": "weather"}}], TOOL_USE, "calls a tool"),
+        ([*SAID, {"role": "tool", "content": "Sunny."}], TOOL_USE, "what a tool answered"),
+        ([{"from": "human", "value": "Hi"}, {"from": "observation", "value": "x"}], TOOL_USE, "what a tool answered"),
+        ([SAID[0] | {"content": [{"type": "image_url", "text": None}]}, SAID[1]], NOT_TEXT, "'image_url'"),
+        ([SAID[0] | {"content": [{"type": "tool_result", "content": "x"}]}], TOOL_USE, "'tool_result'"),
+        ([SAID[0] | {"content": [{"type": "riddle", "text": "x"}]}], MALFORMED, "'riddle'"),
+        ([SAID[0] | {"value": "something else"}], MALFORMED, "two different texts"),
+        ([SAID[0] | {"from": "gpt"}], MALFORMED, "two different roles"),
+    ],
+)
+def test_what_is_no_plain_text_has_a_reason_of_its_own(messages, fate, words, as_lines):
+    (found,) = read("messages", [{"messages": messages}], as_lines=as_lines)
+    assert isinstance(found, Malformed) and found.fate == fate and words in str(found)
+
+
+def test_history_and_system_of_alpaca_are_turns():
+    row = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
+    turns = [("system", "Be brief."), ("user", "France?"), ("assistant", "Paris."), ("user", "And Spain?"),
+             ("assistant", "Madrid.")]  # fmt: skip
+    history = [["France?", "Paris."]]
+    for given in (history, json.dumps(history)):
+        assert read("alpaca", [row | {"history": given}], as_lines=True) == [turns]
+    for given in (None, [], "", float("nan")):
+        assert read("alpaca", [row | {"history": given}], as_lines=True) == [[turns[0], *turns[3:]]]
+    (bad,) = read("alpaca", [row | {"history": ["France?"]}], as_lines=True)
+    assert "`history`" in str(bad)
+
+
+def test_an_answer_in_json_stays_the_text_that_it_is():
+    said = [
+        {"role": "user", "content": "As JSON?"},
+        {"role": "assistant", "content": '[{"type": "text", "text": "x"}]'},
+    ]
+    for as_lines in (False, True):
+        assert read("messages", [{"messages": said}], as_lines=as_lines) == [[(m["role"], m["content"]) for m in said]]
 
 
 def test_no_shape_fits_names_columns_and_the_five_shapes():
