@@ -87,18 +87,25 @@ def encode_batch(
     texts = iter(_text_ids(tokenizer, controls, flat))
     encodings = []
     for messages in conversations:
-        ids: list[int] = []
-        mask: list[bool] = []
-        for message in messages:
-            role, text = message["role"], next(texts)
-            head = [controls.im_start, *controls.headers[role]]
-            ids += [*head, *text, controls.im_end, *controls.newline]
-            mask += [False] * len(head) + [role == "assistant"] * (len(text) + 1) + [False] * len(controls.newline)
+        encoding = assembled(controls, messages, [next(texts) for _ in messages])
         if add_generation_prompt:
-            ids += [controls.im_start, *controls.headers["assistant"]]
-            mask += [False] * (len(ids) - len(mask))
-        encodings.append(Encoded(ids, mask))
+            prompt = [controls.im_start, *controls.headers["assistant"]]
+            encoding.input_ids.extend(prompt)
+            encoding.supervised.extend([False] * len(prompt))
+        encodings.append(encoding)
     return encodings
+
+
+def assembled(controls: Controls, messages: Conversation, texts: Sequence[list[int]]) -> Encoded:
+    """Control tokens around the ids of each message's text."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    for message, text in zip(messages, texts, strict=True):
+        head = [controls.im_start, *controls.headers[message["role"]]]
+        ids += [*head, *text, controls.im_end, *controls.newline]
+        is_assistant = message["role"] == "assistant"
+        mask += [False] * len(head) + [is_assistant] * (len(text) + 1) + [False] * len(controls.newline)
+    return Encoded(ids, mask)
 
 
 def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:

@@ -9,6 +9,9 @@ from typing import Any
 
 from safetensors import safe_open
 
+from nbutils.core.errors import UserError
+from nbutils.core.files import shown
+
 PARTS = (
     ("embed", "token embedding"),
     ("wte", "token embedding"),
@@ -55,7 +58,11 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
         *((f"… {part}", f"{count:,}") for part, count in sorted(counts.items(), key=lambda item: -item[1])),
         ("Layers", config.get("num_hidden_layers")),
         ("Hidden size", config.get("hidden_size")),
-        ("Feed-forward size", max((max(shape) for name, shape in shapes.items() if "mlp" in name), default=None)),
+        (
+            "Feed-forward size",
+            config.get("intermediate_size")
+            or max((max(shape) for name, shape in shapes.items() if "mlp" in name), default=None),
+        ),
         ("Attention heads", heads and (f"{heads}, {groups} key/value heads" if groups and groups != heads else heads)),
         ("Vocabulary", config.get("vocab_size")),
         ("Context", context and f"{context:,} tokens"),
@@ -106,8 +113,14 @@ def extension(folder: Path, kind: str) -> Extension | None:
 
 
 def context_length(folder: Path) -> int:
-    """Tokens that the model was trained to read at once."""
-    return int(_config(folder)["max_position_embeddings"])
+    """Tokens that the model was trained to read at once; UserError where its config does not say."""
+    found = _config(folder).get("max_position_embeddings")
+    if not found:
+        raise UserError(
+            f"{shown(folder / 'config.json')} does not say how many tokens the model reads at once "
+            "(max_position_embeddings): add it there."
+        )
+    return int(found)
 
 
 def _config(folder: Path) -> dict[str, Any]:
