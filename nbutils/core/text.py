@@ -16,7 +16,7 @@ _SHORTEST = 8  # characters; a shorter value would blot out ordinary words
 def duration(seconds: float) -> str:
     """A time span as people say it."""
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return f"{seconds:.{0 if seconds >= 10 else 1}f} seconds"
     if seconds < 5400:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours"

@@ -17,6 +17,7 @@ from nbutils.core import text
         (text.size(512), "0.5 KiB"),
         (text.size(3 * 2**20), "3.0 MiB"),
         (text.size(1.5 * 2**30), "1.5 GiB"),
+        (text.duration(0.84), "0.8 seconds"),
         (text.duration(89), "89 seconds"),
         (text.duration(600), "10 minutes"),
         (text.markdown_table(["a", "b"], [["x|y", 1]]), "| a | b |\n|---|---|\n| x\\|y | 1 |"),
