@@ -11,6 +11,7 @@ import os
 import runpy
 import socket
 import sys
+import tempfile
 import time
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -38,7 +39,8 @@ def forked(
     folder = settings.run_path / "train"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "settings.json", {"settings": settings.model_dump(mode="json")})
-    output = folder.parent / "ranks.log"
+    with tempfile.NamedTemporaryFile(delete=False) as log:  # not in the run folder: a test may fill its disk
+        output = Path(log.name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
