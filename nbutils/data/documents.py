@@ -62,7 +62,7 @@ def open_document(path: Path) -> Document | None:
             return None
         lists = [one for _, begin, end in values if text[begin] == _LIST and (one := _list(path, text, begin, end))]
         try:
-            if (columns := _columns_of_values(text, values)) is not None:
+            if not lists and (columns := _columns_of_values(text, values)) is not None:
                 return Document(len(columns), lambda: iter(columns))
             if len(lists) == 1:
                 begin, end, rows, are_rows = lists[0]

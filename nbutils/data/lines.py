@@ -22,9 +22,16 @@ from nbutils.data.documents import HEAD, Document, open_document
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LINE, Malformed, Shape, detect, parse_line
 
-LINE_ENDINGS = tuple(f".{kind}{packed}" for kind in ("jsonl", "ndjson") for packed in ("", ".gz", ".zst"))
-OTHER_ENDINGS = (".parquet", ".arrow", ".csv", ".tsv")
-"""Of data that the `datasets` library reads."""
+LINES, PACKED = (".jsonl", ".ndjson"), ("", ".gz", ".zst")
+LINE_ENDINGS = tuple(kind + packed for kind in LINES for packed in PACKED)
+BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
+"""Endings of what the `datasets` library reads, and how it reads a single file."""
+_ENDING = re.compile(f"({'|'.join(map(re.escape, (*LINES, '.json', *BUILDERS)))})({'|'.join(map(re.escape, PACKED))})$")
 BATCH_BYTES = 16 * 2**20
 """Raw bytes of a batch at most: one row can be long."""
 WORDS = {
@@ -52,10 +59,10 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
     below = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
     below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
     of_lines = [file for file in below if file.name.endswith(LINE_ENDINGS)]
-    others = [file for file in below if file.name.endswith(OTHER_ENDINGS)]
+    others = [file for file in below if file.name.endswith(tuple(BUILDERS))]
     named = [file for file in below if names_split(file, spec.whole_split)]
     mine = [file for file in of_lines if file in named]
-    clash = [file for file in named if file.name.endswith((*OTHER_ENDINGS, ".json"))]
+    clash = [file for file in named if file.name.endswith((*BUILDERS, ".json"))]
     if mine and clash:
         raise UserError(
             f"The folder {spec.path} holds {mine[0]} and {clash[0]} for the split '{spec.whole_split}'; name the one "
@@ -82,7 +89,7 @@ def names_split(path: PurePath, split: str) -> bool:
     something else.
     """
     words = "|".join(map(re.escape, WORDS.get(split, (split,))))
-    stem = re.sub(r"\.(jsonl|ndjson|json|parquet|arrow|csv|tsv)(\.gz|\.zst)?$", "", path.name)
+    stem = _ENDING.sub("", path.name)
     return any(re.fullmatch(words, part) for part in path.parent.parts) or bool(
         re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", stem)
     )

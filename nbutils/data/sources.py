@@ -22,14 +22,7 @@ from nbutils.data.shapes import detect
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-}
-"""What the `datasets` library reads a single file with, and how."""
-FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *BUILDERS, ".csv.gz", ".tsv.gz")
+FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *lines.BUILDERS, ".csv.gz", ".tsv.gz")
 """Of a `path` that is a file: a hub id may hold a dot too."""
 
 
@@ -51,9 +44,9 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     if (path.is_dir() and (path / "state.json").is_file()) or (path / "dataset_dict.json").is_file():
         return _source(spec, _saved(spec, path))
     ending = PurePath(path.name.removesuffix(".gz")).suffix
-    if ending in BUILDERS:
+    if ending in lines.BUILDERS:
         spec.refuse("a single file", "name", "split")
-        builder, options = BUILDERS[ending]
+        builder, options = lines.BUILDERS[ending]
         return _source(spec, _load(spec, builder, streaming, data_files=str(path), **options))
     if path.is_dir():
         spec.refuse("a local folder")

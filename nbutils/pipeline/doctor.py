@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.jupyter import quiet
 from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.profile import add_profile, profile_path
-from nbutils.train.overfit import overfit
-from nbutils.train.preflight import FINE, LATER, STOP, Finding, counted, report, run_findings
 from nbutils.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from nbutils.train.preflight import Finding
 
 DEFAULT = "params/demo.yaml"
 
@@ -29,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Prints every finding, problems last; the exit status is 1 where one of them would stop a run."""
+    from nbutils.train.preflight import LATER, STOP, counted, report  # imports torch
+
     quiet()
     found = report(findings(arguments))
     stops = found[STOP]
@@ -43,6 +47,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     """Every finding, as it is made."""
+    from nbutils.train.overfit import overfit  # imports torch
+    from nbutils.train.preflight import FINE, LATER, STOP, Finding, run_findings
+
     profile = profile_path(arguments.profile)
     try:
         planned = plan(profile, arguments.overrides, arguments.run_dir)

@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbutils.core.files import read_json, read_jsonl, sha256_of_file, write_json
+from nbutils.core.files import read_json, read_jsonl, sha256_of_file
 from nbutils.core.run import pause
 from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
 from tests.train.forked import forked
-from tests.train.runs import small_settings
+from tests.train.runs import small_settings, written
 
 FAULTY = "tests.faults.worker_with_faults"
 MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session", "time")
@@ -92,12 +92,9 @@ def test_sigkill(run, undisturbed, point, rank):
 
 
 def start(settings) -> subprocess.Popen:
-    folder = settings.run_path / "train"
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "settings.json", {"settings": settings.model_dump(mode="json")})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     return subprocess.Popen(
-        [*command, "nbutils.train.worker", str(folder / "settings.json")], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [*command, "nbutils.train.worker", str(written(settings))], env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
 
 
@@ -272,9 +269,7 @@ def test_another_world_size_sees_each_remaining_row_once_and_says_so(run, undist
 
 @pytest.mark.soak
 def test_two_agents_give_the_weights_of_the_two_process_run(run, undisturbed):
-    settings = small_settings(run)
-    (run / "train").mkdir()
-    write_json(run / "train" / "settings.json", {"settings": settings.model_dump(mode="json")})
+    request = written(small_settings(run))
     agents = [
         subprocess.Popen(
             [
@@ -287,7 +282,7 @@ def test_two_agents_give_the_weights_of_the_two_process_run(run, undisturbed):
                     "--rdzv-backend=c10d",
                 ),
                 *("--rdzv-endpoint=127.0.0.1:29533", "--rdzv-id=smallchat", "--local-addr=127.0.0.1"),
-                *("-m", "nbutils.train.worker", str(run / "train" / "settings.json")),
+                *("-m", "nbutils.train.worker", str(request)),
             ],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )

@@ -17,8 +17,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from nbutils.core.files import write_json
 from nbutils.train.settings import TrainSettings
+from tests.train.runs import written
 
 MODULE = "nbutils.train.worker"
 LIBRARIES = multiprocessing.get_context("forkserver")
@@ -36,9 +36,7 @@ def forked(
     timeout: float = 240,
 ) -> CompletedProcess[str]:
     """Runs the training program to its end; the caller looks at the exit status. Standard error has all output."""
-    folder = settings.run_path / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "settings.json", {"settings": settings.model_dump(mode="json")})
+    request = written(settings)
     with tempfile.NamedTemporaryFile(delete=False) as log:  # not in the run folder: a test may fill its disk
         output = Path(log.name)
     with socket.socket() as free:
@@ -49,7 +47,7 @@ def forked(
     ranks = []
     for number in range(processes):
         own = common | {"RANK": str(number), "LOCAL_RANK": str(number)}
-        arguments = (module, str(folder / "settings.json"), own, str(output))
+        arguments = (module, str(request), own, str(output))
         ranks.append(LIBRARIES.Process(target=_rank, args=arguments, daemon=True))
         ranks[-1].start()
     deadline = time.monotonic() + timeout
@@ -75,6 +73,6 @@ def _rank(module: str, request: str, environment: dict[str, str], output: str) -
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv = [str(Path(module.replace(".", "/"))), request]
+    sys.argv = [module, request]
     sys.modules.pop(module, None)  # so that the program starts afresh, and is not warned about
     runpy.run_module(module, run_name="__main__")

@@ -72,6 +72,14 @@ def trainer_of(settings: TrainSettings) -> SmallchatTrainer:
     return SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
 
 
+def written(settings: TrainSettings) -> Path:
+    """The worker's settings file, as notebook 02 writes it."""
+    path = settings.run_path / "train" / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"settings": settings.model_dump(mode="json")})
+    return path
+
+
 def torchrun(
     settings: TrainSettings,
     processes: int,
@@ -82,12 +90,9 @@ def torchrun(
     timeout: float = 240,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the worker to its end; the caller looks at the exit status."""
-    folder = settings.run_path / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "settings.json", {"settings": settings.model_dump(mode="json")})
     program = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={processes}", "-m", module]
     return subprocess.run(
-        [*program, str(folder / "settings.json")],
+        [*program, str(written(settings))],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         capture_output=True,
         text=True,

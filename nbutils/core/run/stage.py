@@ -73,10 +73,6 @@ class Stage:
         """The folder of an earlier stage of the same run."""
         return self.layout.folder(name)
 
-    def trained_model(self) -> Path:
-        """The folder of the trained model, or with `--allow-paused` of the newest checkpoint's model."""
-        return self.layout.model()
-
     def finish(self, status: str = State.DONE, **facts: Any) -> Json:
         """Writes `stage.json`, last and atomically: key, inputs, outputs with sha256, seconds, status.
 
