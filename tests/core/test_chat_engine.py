@@ -73,6 +73,19 @@ def test_repetition_penalty_is_that_of_transformers():
         assert reply == text_of(from_scratch(session, [*before, {"role": "user", "content": text}]))
 
 
+def test_repetition_penalty_of_likely_and_unlikely_tokens_is_that_of_transformers():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    torch.manual_seed(0)
+    sampling = Sampling(greedy=True, repetition_penalty=1.5)
+    for shift in (-8, 0, 8):  # all logits below 0, some, none
+        for _ in range(20):
+            logits, seen = torch.randn(1, 20) + shift, torch.randperm(20)[:10]
+            expected = RepetitionPenaltyLogitsProcessor(1.5)(seen[None], logits.clone()).argmax()
+            marked = torch.zeros(20, dtype=torch.bool).index_fill(0, seen, True)
+            assert next_id(logits[0], marked, sampling, sampling.generator(0)) == expected
+
+
 def test_nucleus_holds_what_transformers_keeps():
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 

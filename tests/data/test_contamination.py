@@ -113,16 +113,15 @@ def test_the_rolling_hash_depends_on_order_and_on_nothing_else():
     assert len(rolling(words[:4], 5)) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fraction", [0.2, pytest.param(1.0, marks=pytest.mark.soak)])
-def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_path, evaldata, fraction):
+@pytest.mark.soak
+def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_path, evaldata):
     folder = hellaswag_task(tmp_path / "tasks", evaldata)
     item = json.loads((folder / "validation.jsonl").read_text().splitlines()[4_321])
     ending = item["endings"][int(item["label"])]
     planted = [{"messages": messages([("user", item["ctx"]), ("assistant", ending)])}]
     path = write_lines(tmp_path / "rows.jsonl", [*chats(40), *planted])
-    datasets = [{"path": "chitchat", "fraction": fraction}, path]
-    made = make(tmp_path / "run", datasets, contamination_tasks=["hellaswag"], task_path=str(folder), max_length=1024)
+    data = ["chitchat", path]
+    made = make(tmp_path / "run", data, contamination_tasks=["hellaswag"], task_path=str(folder), max_length=1024)
     assert made.summary["contamination"]["items"] == 10_042
     ledger = made.ledger[made.ledger["fate"] == "contaminated"]
     row = ledger[ledger["source"] == path].iloc[0]

@@ -79,29 +79,39 @@ def profile(tmp_path) -> Path:
     return path
 
 
+TWICE = """
+from nbutils.cli import main
+
+assert main({0}) == 0
+print("the second time")
+assert main({0}) == 0
+"""
 OFFLINE = """
-import json, sys
+import json
+from nbutils.cli import main
 from nbutils.core.run.models import ModelRef
 from nbutils.core.tasks import item_texts, load_tasks
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.sources import open_source
 
+assert main({0}) == 0
 source = open_source(DatasetSpec(path="someone/chats-2.5", split="test"), False)
-print(json.dumps({
+print(json.dumps({{
     "tokens": len(ModelRef.parse("someone/tiny-llama").tokenizer()),
     "parameters": ModelRef.parse("someone/tiny-llama").load().num_parameters(),
     "rows": [source.rows, source.revision, sum(b.read().num_rows for b in source.batches())],
-    "items": len(list(item_texts(load_tasks(["sciq"], {})["sciq"]))),
-}))
+    "items": len(list(item_texts(load_tasks(["sciq"], {{}})["sciq"]))),
+}}))
 """
 
 
-@pytest.mark.slow
 def test_fetched_once_every_loader_reads_it_without_a_network(hub, profile, tmp_path):
     out = tmp_path / "fetched"
     online = environment(tmp_path / "online", HF_ENDPOINT=hub.url)
-    done = python("-m", "nbutils", "fetch", str(profile), "--out", str(out), env=online)
+    fetch = ["fetch", str(profile), "--out", str(out)]
+    done = python("-c", TWICE.format(fetch), env=online)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is there at commit") == 3  # the second time
     for words in (f"base model {MODEL}", f"conversations {CHATS}", f"task sciq {TASK_DATA}", "NBUTILS_FETCHED"):
         assert words in done.stdout
     items = {item["name"]: item for item in json.loads((out / "fetched.json").read_text())["items"]}
@@ -109,21 +119,17 @@ def test_fetched_once_every_loader_reads_it_without_a_network(hub, profile, tmp_
     assert set(items[MODEL]["files"]) == set(hub.repos["models", MODEL]) - {"pytorch_model.bin", "onnx/model.onnx"}
     assert not list(out.rglob("*.partial"))
 
-    again = python("-m", "nbutils", "fetch", str(profile), "--out", str(out), env=online)
-    assert again.stdout.count("is there at commit") == 3
-
     offline = environment(tmp_path / "offline", HF_HUB_OFFLINE="1", NBUTILS_FETCHED=str(out))
-    loaded = python("-c", OFFLINE, env=offline)
+    loaded = python("-c", OFFLINE.format([*fetch, "--check"]), env=offline)
     assert loaded.returncode == 0, loaded.stderr
     found = json.loads(loaded.stdout.splitlines()[-1])
     assert found["rows"] == [7, hub.commit("datasets", CHATS), 7]
     assert found["items"] == 3
     assert found["tokens"] > 256 and found["parameters"] > 500_000
 
-    assert python("-m", "nbutils", "fetch", str(profile), "--out", str(out), "--check", env=offline).returncode == 0
     weights = out / items[MODEL]["folder"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    checked = python("-m", "nbutils", "fetch", str(profile), "--out", str(out), "--check", env=offline)
+    checked = python("-m", "nbutils", *fetch, "--check", env=offline)
     assert (checked.returncode, "model.safetensors" in checked.stdout) == (1, True)
 
 
@@ -148,7 +154,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
 def test_a_hub_dataset_is_read_directly_streaming_or_not_with_its_commit(hub, tmp_path):
     done = python("-c", DIRECT, env=environment(tmp_path, HF_ENDPOINT=hub.url))
     assert done.returncode == 0, done.stderr
@@ -162,7 +167,6 @@ def test_a_hub_dataset_is_read_directly_streaming_or_not_with_its_commit(hub, tm
     assert not any("\n" in found[name] for name in ("split", "revision", "config"))
 
 
-@pytest.mark.slow
 def test_what_cannot_be_fetched_is_one_sentence(hub, profile, tmp_path):
     env = environment(tmp_path, HF_ENDPOINT=hub.url)
     done = python(

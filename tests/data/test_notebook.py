@@ -37,7 +37,6 @@ def text_of(notebook: nbformat.NotebookNode) -> str:
     return "\n".join(found)
 
 
-@pytest.mark.slow
 def test_samples_of_all_five_shapes_go_through_the_notebook(tmp_path):
     datasets: list[Any] = [write_lines(tmp_path / f"{shape}.jsonl", rows_of(shape)) for shape in FIVE]
     broken = write_lines(tmp_path / "broken.jsonl", [*rows_of("messages")[:3], b"{<script>alert(1)</script>"])
@@ -65,7 +64,6 @@ def test_samples_of_all_five_shapes_go_through_the_notebook(tmp_path):
     assert "<script>" not in shown
 
 
-@pytest.mark.slow
 def test_a_dataset_of_no_known_shape_stops_with_its_columns(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [{"text": "once", "label": 1}])
     with pytest.raises(PapermillExecutionError) as error:

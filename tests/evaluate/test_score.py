@@ -387,7 +387,6 @@ def test_behaviour_samples_and_curve_are_written_beside_the_scores(evaluated, ru
     assert stage.take_samples(prepared) == rows
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_items_and_give_the_same_numbers(evaluated, run_folder, tmp_path, monkeypatch):
     _, scored, _ = evaluated
     prepared = planned(run_folder, processes=2, cache_dir=str(tmp_path / "cache"))
@@ -409,7 +408,6 @@ def test_two_processes_share_the_items_and_give_the_same_numbers(evaluated, run_
         assert [r["doc_id"] for r in a] == [r["doc_id"] for r in b]
 
 
-@pytest.mark.slow
 def test_an_interruption_ends_all_processes_and_keeps_what_is_finished(run_folder, tmp_path):
     import psutil
 

@@ -9,7 +9,6 @@ from nbutils.core.files import read_json
 from tests.metrics.histories import history_rows, write_training
 
 
-@pytest.mark.slow
 def test_notebook_runs_and_lists_its_files(root, tmp_path):
     run = write_training(tmp_path / "run", history_rows(60))
     write_training(tmp_path / "other", history_rows(40), learning_rate=0.01)

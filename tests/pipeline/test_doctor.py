@@ -83,8 +83,7 @@ def test_a_base_that_cannot_be_had_is_one_problem(doctor, profile, tmp_path):
     assert status == 1 and "1 problem would stop" in out and "HF_HUB_OFFLINE is set" in out
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("own_data", [False, True])
+@pytest.mark.parametrize("own_data", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path, own_data):
     run = tmp_path / "run"
     if own_data:
@@ -96,7 +95,6 @@ def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path, own_
     assert not (run / "train").exists()
 
 
-@pytest.mark.slow
 def test_a_set_up_that_cannot_learn_is_told(tmp_path):
     from tests.train.runs import small_settings
 

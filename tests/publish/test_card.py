@@ -191,7 +191,6 @@ def test_a_score_and_its_interval_can_be_computed_again_from_what_is_published(p
     assert shown[1:] == pytest.approx([low, high], abs=0.01)
 
 
-@pytest.mark.slow
 def test_usage_code_runs_without_nbutils(published, card):
     blocks = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
@@ -212,7 +211,6 @@ def test_usage_code_runs_without_nbutils(published, card):
     assert int(last.split()[-3]) < 14  # the oldest of 14 messages were left out
 
 
-@pytest.mark.slow
 def test_a_gpt2_is_published_too(spare, monkeypatch, capsys):
     """Its config has names of its own and it has no RoPE: architecture, parity, and the card's code for such models."""
     made = publish(as_gpt2(spare))

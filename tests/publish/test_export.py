@@ -88,7 +88,6 @@ def test_a_chat_that_extends_nothing_gives_a_card_that_extends_nothing(published
     assert "limit = trained\n" in card and "rotary_emb" not in card and "is extended to twice" not in card
 
 
-@pytest.mark.slow
 def test_parity_of_the_folder_and_the_session(published):
     report = parity(published, published.folder)
     assert report["conversations"] == 23 and report["left_out_with_control_tokens"] == 1
@@ -117,7 +116,6 @@ def test_the_model_is_read_without_a_progress_bar(published, capfd):
     assert "Loading weights" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
 
 
-@pytest.mark.slow
 def test_other_weights_stop_publishing(published, copied):
     weights = load_file(copied / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"].flip(0) * torch.linspace(-1, 1, 128)
@@ -128,14 +126,12 @@ def test_other_weights_stop_publishing(published, copied):
         parity(published, copied)
 
 
-@pytest.mark.slow
 def test_another_template_stops_publishing(published, copied):
     (copied / "chat_template.jinja").write_text(TEMPLATE.replace("| trim)", ")").replace("'\\n' +", "' ' +"))
     with pytest.raises(UserError, match=r"Token ids part in held-out conversation 0 at token \d.*chat_template.jinja"):
         parity(published, copied)
 
 
-@pytest.mark.slow
 def test_a_folder_that_cannot_be_read_stops_publishing(published, copied):
     (copied / "config.json").unlink()
     with pytest.raises(UserError, match=r"Plain transformers cannot read .*Nothing was published"):

@@ -8,7 +8,6 @@ import pytest
 from nbutils.core.files import read_json
 
 
-@pytest.mark.slow
 def test_notebook_publishes_a_run(root, published, tmp_path):
     out = tmp_path / "out.ipynb"
     given = {"run_dir": str(published.run), "parity_replies": 4, "parity_tokens": 16}

@@ -70,7 +70,6 @@ def faulty(monkeypatch):
     return plant
 
 
-@pytest.mark.slow
 def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, faulty):
     secret = "hf_" + "planted" * 4
     faulty("raises:2:1", HF_TOKEN=secret)
@@ -84,7 +83,6 @@ def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, faulty):
     assert secret not in log and "planted, with the secret" in log
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
 def test_a_rank_that_never_joins_ends_soon_with_advice(tmp_path, faulty, point):
     faulty(f"{point}:1:1", HANG_SECONDS="3")
@@ -96,7 +94,6 @@ def test_a_rank_that_never_joins_ends_soon_with_advice(tmp_path, faulty, point):
     assert mine == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("killed", ["kernel", pytest.param("torchrun", marks=pytest.mark.soak)])
 def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
     settings = small_settings(tmp_path, max_steps=100_000, checkpoint_steps=0, eval_steps=0)
@@ -277,7 +274,6 @@ def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkey
     assert tried == [None, "1"] and "trying once more without peer-to-peer" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_tracker_gets_the_logged_numbers(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings = small_settings(
