@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import papermill
-import pytest
 
 from nbutils.core.files import read_json
 
