@@ -111,7 +111,7 @@ NEUTRAL = {
 }
 """Modules that declared code may import although no bit of a result depends on them, each with the reason."""
 
-SHOWS = ("display", "charts", "launch", "lock", "progress", "forecast", "preflight")
+SHOWS = ("display", "charts", "launch", "progress", "forecast", "preflight")
 """Last parts of names of modules that can't change a result: nothing declared may need them."""
 
 
@@ -174,7 +174,7 @@ def test_a_change_in_declared_code_reruns_the_stages_that_declare_it_and_words_r
 CHANGED = {
     "core.errors": set(),
     "core.charts": set(),
-    "core.run.lock": set(),
+    "core.run.stage": set(),
     "core.torchrun": set(),
     "train.run": set(),
     "train.preflight": set(),

@@ -15,9 +15,8 @@ from nbutils.core.notebooks import code_cells, notebook_path
 from nbutils.core.run import pause
 from nbutils.core.run.decide import Action, Decision, StageState, carry_out, decide, inspect, progress_words, question
 from nbutils.core.run.layout import Run
-from nbutils.core.run.lock import locked
 from nbutils.core.run.record import RECORD, write_record
-from nbutils.core.run.stage import check_upstream
+from nbutils.core.run.stage import check_upstream, locked
 from nbutils.core.run.state import State
 from nbutils.core.text import size
 from nbutils.pipeline.choice import Options, asks_first, chosen
