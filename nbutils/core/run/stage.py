@@ -1,7 +1,7 @@
 """A stage at work in a run folder: its guard at the start, its record (`stage.json`) at the end.
 
-At work in a run folder is one pipeline, or notebooks run by hand, never both: a pipeline locks it alone, notebooks share
-the lock. The lock is the operating system's, and ends with its process however that ends.
+At work in a run folder is one pipeline, or notebooks run by hand, never both: a pipeline locks it alone, notebooks
+share the lock. The lock is the operating system's, and ends with its process however that ends.
 """
 
 from __future__ import annotations
@@ -214,8 +214,9 @@ def _take(run: Path, what: str, kind: int) -> IO[bytes]:
             f"{owner} is at work in {shown(run)}: wait for a pipeline, finish a notebook or shut its kernel down, or "
             "choose another run_dir."
         ) from None
-    user, started = os.environ.get("USER") or f"user {os.getuid()}", datetime.now().astimezone()
-    who = f"{user} ({what}, process {os.getpid()} on {socket.gethostname()}, since {started.isoformat(timespec='seconds')})"
+    user = os.environ.get("USER") or f"user {os.getuid()}"
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    who = f"{user} ({what}, process {os.getpid()} on {socket.gethostname()}, since {since})"
     (run / OWNER.format(os.getpid())).write_text(who, encoding="utf-8")
     return lock
 
