@@ -61,11 +61,10 @@ THEMES = {
 
 
 class End(NamedTuple):
-    """A line's final value and colour, and a sign before the value where two lines have one colour."""
+    """A line's final value and colour."""
 
     value: float
     colour: str
-    sign: str = ""
 
 
 def new_figure(
@@ -126,7 +125,7 @@ def label_ends(axes: Axes, ends: list[End], form: str) -> None:
     place = -math.inf
     for end in sorted(ends):
         place = max(end.value, place + gap)
-        axes.annotate(end.sign + form.format(end.value), (1.0, place), xycoords=("axes fraction", "data"),
+        axes.annotate(form.format(end.value), (1.0, place), xycoords=("axes fraction", "data"),
                       xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, fontweight="bold",
                       color=end.colour, annotation_clip=False)  # fmt: skip
 
@@ -192,7 +191,7 @@ def lines_of(history: History, metric: Metric) -> list[Line]:
     lines = [
         *[Line("as logged", "raw", 0, train.finite, False)] * smooth,
         Line(trained, "trained", 0, trend(train) if smooth else train.finite, train.ends_finite),
-        *[Line("evaluation (all tokens)", "alike", 0, alike.finite, alike.ends_finite)] * apart,
+        *[Line("evaluation (all tokens)", "alike", 2, alike.finite, alike.ends_finite)] * apart,
         Line("evaluation" + " (assistant's tokens)" * apart, "evaluation", 1, evals.finite, evals.ends_finite),
     ]
     return [line for line in lines if len(line.series)]
@@ -246,16 +245,12 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
     caption(axes, theme, metric.title, "optimizer steps")
     if history.last_step:
         axes.set_xlim(0, history.last_step)
-    ends = [
-        End(line.series.values[-1], colours.curves[line.colour], "◇" * (line.look == "alike"))
-        for line in lines
-        if line.ended
-    ]
+    ends = [End(line.series.values[-1], colours.curves[line.colour]) for line in lines if line.ended]
     label_ends(axes, ends, metric.form)
     format_values(axes, metric)
     if not lines:
         axes.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", transform=axes.transAxes, color=colours.ink)
-    elif len(axes.get_legend_handles_labels()[1]) > 1 or metric.smooth:
+    else:
         add_legend(axes, theme, loc="best")
 
 

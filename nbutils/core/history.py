@@ -183,7 +183,7 @@ def trend(series: Series) -> Series:
 
 
 def thinned(series: Series, points: int = 2000) -> Series:
-    """At most about `points` of a finite series: of each stretch the lowest and the highest, so that no spike is lost."""
+    """At most about `points` of a finite series: of each stretch the lowest and highest, so that no spike is lost."""
     if len(series) <= points:
         return series
     stretches = np.arange(len(series)) * (points // 2) // len(series)

@@ -110,11 +110,12 @@ def test_colours_stand_out_from_the_page(name):
         assert (light + 0.05) / (dark + 0.05) > 4.5, colour  # WCAG AA for text
 
 
-def test_two_values_of_one_colour_are_told_apart():
+def test_final_values_are_told_apart_by_their_colours():
     rows = history_rows(30, noise=0.0)
     rows[0] |= {"supervise": "all"}
     rows[-1] |= {"eval_loss_all_tokens": 3.5}
-    assert "◇3.50" in texts(loss_figure(rows))
+    labels = {text.get_text(): text.get_color() for text in loss_figure(rows).axes[0].texts}
+    assert labels["3.50"] == THEMES["light"].curves[2] and len(set(labels.values())) == len(labels) == 3
 
 
 def test_the_axes_of_a_running_training_span_its_plan():

@@ -106,7 +106,7 @@ class Stage:
     def _start(self) -> None:
         pause.clear(self.run)
         try:
-            if self.decision.action is Action.ASK or self.decision.clears:
+            if self.decision is Action.ASK or self.decision.clears:
                 carry_out(self.decision, self.before)
             self.folder.mkdir(parents=True, exist_ok=True)
             record = read_record(self.run / RUN_RECORD) or {"schema": SCHEMA, "name": self.run.name, "parameters": {}}
