@@ -133,6 +133,12 @@ def leave(status: int) -> NoReturn:
 # ---- in the notebook's kernel
 
 
+def command(module: str, request: Path, processes: int) -> list[str]:
+    """The command that runs the program on this machine."""
+    torchrun = [sys.executable, "-m", "nbutils.core.torchrun", str(request.parent)]
+    return [*torchrun, "--standalone", f"--nproc-per-node={processes}", "-m", module, str(request)]
+
+
 class Torchrun:
     """A torchrun program of this machine.
 
@@ -142,8 +148,7 @@ class Torchrun:
 
     def __init__(self, module: str, request: Path, processes: int, *, work: str, knob: str, **environment: str) -> None:
         self.folder, self.work, self.knob = request.parent, work, knob
-        torchrun = [sys.executable, "-m", "nbutils.core.torchrun", str(request.parent)]
-        self.command = [*torchrun, "--standalone", f"--nproc-per-node={processes}", "-m", module, str(request)]
+        self.command = command(module, request, processes)
         self.environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())} | environment
         self._process: subprocess.Popen[bytes] | None = None
 

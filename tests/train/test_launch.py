@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbutils.core import hardware
+from nbutils.core import hardware, torchrun
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
@@ -57,8 +57,12 @@ def faulty(monkeypatch):
     """Makes `events_of` start the worker with a planted fault."""
 
     def plant(fault: str, **environment: str) -> None:
-        own, faulty_module = Torchrun.__init__, "tests.faults.worker_with_faults"
-        monkeypatch.setattr(Torchrun, "__init__", lambda self, _, *a, **k: own(self, faulty_module, *a, **k))
+        own = torchrun.command
+        monkeypatch.setattr(
+            torchrun,
+            "command",
+            lambda *a: [w.replace("nbutils.train.worker", "tests.faults.worker_with_faults") for w in own(*a)],
+        )
         for name, value in ({"FAULT": fault} | environment).items():
             monkeypatch.setenv(name, value)
 
