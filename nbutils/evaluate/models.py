@@ -15,6 +15,7 @@ from nbutils.core.run.models import ModelRef
 if TYPE_CHECKING:
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
 
+
 @dataclass(frozen=True)
 class Model:
     """A model to be measured: `name` in tables, `role` (`base`, `run`, `peer`), and what it is."""
