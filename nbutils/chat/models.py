@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.chatml import IM_END, IM_START, add_chatml
 from nbutils.core.hardware import choose_device, device_report
-from nbutils.core.run.models import ModelRef, without_loading_bar
+from nbutils.core.run.models import ModelRef
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,8 +30,7 @@ def load(name: str, run: Path | None = None) -> LoadedModel:
     A tokenizer without ChatML gets it. UserError where the model cannot be found or read.
     """
     ref = ModelRef.parse(name, run)
-    with without_loading_bar():
-        model, tokenizer = ref.load(), ref.raw_tokenizer()
+    model, tokenizer = ref.load(), ref.raw_tokenizer()
     if not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
         add_chatml(tokenizer, model)
     device, why = choose_device(device_report())

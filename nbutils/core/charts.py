@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from nbutils.core.files import replaced
 from nbutils.core.history import History, Row, Series, thinned, trend
 from nbutils.core.training_log import ACCURACY, LOSS, Metric
@@ -63,23 +61,20 @@ THEMES = {
 
 
 class End(NamedTuple):
-    """A line's final value and colour, and a sign before the value where two lines have one colour."""
+    """A line's final value and colour."""
 
     value: float
     colour: str
-    sign: str = ""
 
 
 def new_figure(
     rows: int, columns: int, *, theme: str, height: float, width: float = WIDTH, sharex: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure in a theme and its axes, row by row; sizes in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     colours = THEMES[theme]
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=colours.page)
-    FigureCanvasAgg(figure)
     # Fixed margins in inches: fitting them would draw each figure twice. The right one holds the final values.
     left, right, bottom, top = 0.66, 0.62, 0.52, 0.36
     axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex).ravel().tolist()
@@ -122,33 +117,21 @@ def format_values(axes: Axes, metric: Metric) -> None:
         axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
-def label_ends(axes: Axes, ends: list[End], form: str, x: float | None = None) -> None:
-    """Writes each line's final value behind the axes, or behind `x` in data; moved apart where two would overlap."""
-    if not ends:
-        return
+def label_ends(axes: Axes, ends: list[End], form: str) -> None:
+    """Writes each line's final value behind the axes, moved upwards where it would overlap another."""
     axes.margins(y=0.08)
     low, high = axes.get_ylim()
     gap = 13.0 / axes.get_window_extent().height * (high - low)  # 13 pixels: one line of the label's text
-    at, horizontal = (1.0, "axes fraction") if x is None else (x, "data")
-    for end, place in zip(ends, _apart([end.value for end in ends], gap), strict=True):
-        axes.annotate(end.sign + form.format(end.value), (at, place), xycoords=(horizontal, "data"),
+    place = -math.inf
+    for end in sorted(ends):
+        place = max(end.value, place + gap)
+        axes.annotate(form.format(end.value), (1.0, place), xycoords=("axes fraction", "data"),
                       xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, fontweight="bold",
                       color=end.colour, annotation_clip=False)  # fmt: skip
 
 
-def _apart(values: Sequence[float], gap: float) -> list[float]:
-    """The values moved until neighbours are `gap` apart: the mean of moving all upwards and of moving all downwards."""
-    order, rooms = np.argsort(values, kind="stable"), gap * np.arange(len(values))
-    rest = np.asarray(values)[order] - rooms
-    up, down = np.maximum.accumulate(rest), np.minimum.accumulate(rest[::-1])[::-1]
-    places = np.empty(len(values))
-    places[order] = (up + down) / 2 + rooms
-    return places.tolist()
-
-
 def save(draw: Callable[[str], Figure], folder: Path, name: str) -> None:
     """Writes a figure as PNG and SVG, in the light theme and, with `-dark` behind the name, in the dark one."""
-    folder.mkdir(parents=True, exist_ok=True)
     for theme in THEMES:
         figure = draw(theme)
         stem = name if theme == "light" else f"{name}-{theme}"
@@ -208,7 +191,7 @@ def lines_of(history: History, metric: Metric) -> list[Line]:
     lines = [
         *[Line("as logged", "raw", 0, train.finite, False)] * smooth,
         Line(trained, "trained", 0, trend(train) if smooth else train.finite, train.ends_finite),
-        *[Line("evaluation (all tokens)", "alike", 0, alike.finite, alike.ends_finite)] * apart,
+        *[Line("evaluation (all tokens)", "alike", 2, alike.finite, alike.ends_finite)] * apart,
         Line("evaluation" + " (assistant's tokens)" * apart, "evaluation", 1, evals.finite, evals.ends_finite),
     ]
     return [line for line in lines if len(line.series)]
@@ -262,16 +245,12 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
     caption(axes, theme, metric.title, "optimizer steps")
     if history.last_step:
         axes.set_xlim(0, history.last_step)
-    ends = [
-        End(line.series.values[-1], colours.curves[line.colour], "◇" * (line.look == "alike"))
-        for line in lines
-        if line.ended
-    ]
-    label_ends(axes, ends, metric.form, history.last_step or None)
+    ends = [End(line.series.values[-1], colours.curves[line.colour]) for line in lines if line.ended]
+    label_ends(axes, ends, metric.form)
     format_values(axes, metric)
     if not lines:
         axes.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", transform=axes.transAxes, color=colours.ink)
-    elif len(axes.get_legend_handles_labels()[1]) > 1 or metric.smooth:
+    else:
         add_legend(axes, theme, loc="best")
 
 

@@ -85,15 +85,9 @@ def encode_batch(
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
     controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
     texts = iter(_text_ids(tokenizer, controls, flat))
-    encodings = []
-    for messages in conversations:
-        encoding = assembled(controls, messages, [next(texts) for _ in messages])
-        if add_generation_prompt:
-            prompt = [controls.im_start, *controls.headers["assistant"]]
-            encoding.input_ids.extend(prompt)
-            encoding.supervised.extend([False] * len(prompt))
-        encodings.append(encoding)
-    return encodings
+    prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
+    encodings = [assembled(controls, messages, [next(texts) for _ in messages]) for messages in conversations]
+    return [Encoded(one.input_ids + prompt, one.supervised + [False] * len(prompt)) for one in encodings]
 
 
 def assembled(controls: Controls, messages: Conversation, texts: Sequence[list[int]]) -> Encoded:
@@ -133,13 +127,7 @@ def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
 
 def special_strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Every special token of the tokenizer, id → text: what a message's text must never become."""
-    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    named = {
-        i: text
-        for i, text in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-        if i is not None
-    }
-    return added | named
+    return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _resize(

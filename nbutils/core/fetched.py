@@ -29,21 +29,14 @@ def folders() -> list[Path]:
 def entry(kind: str, name: str, revision: str = "") -> tuple[Path, Json] | None:
     """Folder and manifest entry of a collected `model` or `dataset`; None where it was not collected.
 
-    `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
-    complete.
+    `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where the copy is
+    damaged.
     """
-    damaged: UserError | None = None
     for folder in folders():
         for item in manifest(folder)["items"]:
             if (item["kind"], item["name"]) == (kind, name) and revision in ("", item["revision"], item["commit"]):
-                try:
-                    _check(folder / item["folder"], item)
-                except UserError as error:
-                    damaged = error
-                else:
-                    return folder / item["folder"], item
-    if damaged:
-        raise damaged
+                _check(folder / item["folder"], item)
+                return folder / item["folder"], item
     return None
 
 

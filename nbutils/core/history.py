@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ class Series:
         return float(finite.values[max(0, int(np.searchsorted(finite.steps, step, side="right")) - 1)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class History:
     """What a run logged: one row per logged step, one per evaluation, and the steps at which sessions began.
 
@@ -67,7 +66,6 @@ class History:
     evals: list[Row] = field(default_factory=list)
     sessions: list[Row] = field(default_factory=list)
     reached: int = 0
-    _columns: dict[tuple[str, str, bool], Series] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, rows: Iterable[Row] | History) -> History:
@@ -112,11 +110,11 @@ class History:
 
     def series(self, name: str, *, x: str = "step") -> Series:
         """A quantity of the training rows; `x` is what it is drawn over (`step`, `total_tokens`, `elapsed`)."""
-        return self._column(name, x, evaluation=False)
+        return self._column(name, x, "train")
 
     def eval_series(self, name: str, *, x: str = "step") -> Series:
         """A quantity of the evaluation rows, in `x` of the training row at or before each evaluation."""
-        found = self._column(name, "step", evaluation=True)
+        found = self._column(name, "step", "evals")
         if x == "step" or not len(found):
             return found
         steps, places = self.series(x).steps, self.series(x).values
@@ -147,13 +145,11 @@ class History:
         last = int(self.train[-1]["step"]) if self.train else 0
         return math.fsum(r.get("seconds") or 0.0 for r in self.evals if int(r["step"]) == 0 or int(r["step"]) >= last)
 
-    def _column(self, name: str, x: str, *, evaluation: bool) -> Series:
-        key = (name, x, evaluation)  # read once: a long run has 200,000 rows
-        if key not in self._columns:
-            rows = [row for row in (self.evals if evaluation else self.train) if name in row and x in row]
-            steps, values = (np.array([row[column] for row in rows], dtype=float) for column in (x, name))
-            self._columns[key] = Series(steps, values)  # null is NaN
-        return self._columns[key]
+    @lru_cache  # noqa: B019 — a long run has 200,000 rows
+    def _column(self, name: str, x: str, kind: str) -> Series:
+        rows = [row for row in getattr(self, kind) if name in row and x in row]
+        steps, values = (np.array([row[column] for row in rows], dtype=float) for column in (x, name))
+        return Series(steps, values)  # null is NaN
 
     def skipped_at(self) -> list[int]:
         """The logged steps since whose predecessor fp16 steps were skipped (their gradients had overflowed)."""
@@ -187,14 +183,11 @@ def trend(series: Series) -> Series:
 
 
 def thinned(series: Series, points: int = 2000) -> Series:
-    """At most about `points` points: of each stretch the lowest and the highest, so that no spike is lost."""
+    """At most about `points` of a finite series: of each stretch the lowest and highest, so that no spike is lost."""
     if len(series) <= points:
         return series
-    edges = np.linspace(0, len(series), points // 2 + 1).astype(int)
-    keep = {len(series) - 1}  # what a run ended with
-    for a, b in pairwise(edges.tolist()):
-        stretch = series.values[a:b]
-        if np.isfinite(stretch).any():
-            keep |= {a + int(np.nanargmin(stretch)), a + int(np.nanargmax(stretch))}
-    kept = sorted(keep)
+    stretches = np.arange(len(series)) * (points // 2) // len(series)
+    order = np.lexsort((series.values, stretches))
+    begin = np.flatnonzero(np.diff(stretches, prepend=-1))
+    kept = np.unique(np.r_[order[begin], order[begin - 1], len(series) - 1])  # and what a run ended with
     return Series(series.steps[kept], series.values[kept])

@@ -52,26 +52,24 @@ def code_cells(path: Path) -> list[Json]:
 
 def parameters(path: Path) -> dict[str, Parameter]:
     """The parameters cell of a notebook: typed literals with a line of help each. UserError for anything else."""
-    tagged = [cell["source"] for cell in code_cells(path) if "parameters" in cell["tags"]]
-    if len(tagged) != 1:
-        raise UserError(f"{path.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one.")
-    comments = _comments(tagged[0])
-    found = {}
-    for node in ast.parse(tagged[0]).body:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            continue
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
-            raise UserError(f"{path.name}: line {node.lineno} of the parameters cell is no typed literal.")
-        name = node.target.id
-        help_text = comments.get(node.end_lineno or node.lineno, "")
-        try:
-            default = ast.literal_eval(node.value)
-        except ValueError:
-            raise UserError(
-                f"{path.name}: the parameter '{name}' is an expression; only literals are allowed there."
-            ) from None
-        found[name] = Parameter(name, ast.unparse(node.annotation), default, help_text)
-    return found
+    try:
+        (source,) = (cell["source"] for cell in code_cells(path) if "parameters" in cell["tags"])
+        comments = _comments(source)
+        return {
+            node.target.id: Parameter(
+                node.target.id,
+                ast.unparse(node.annotation),
+                ast.literal_eval(node.value),
+                comments.get(node.end_lineno, ""),
+            )
+            for node in ast.parse(source).body
+            if not isinstance(node, ast.Expr)
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path.name} needs exactly one cell tagged 'parameters', with typed literals alone such as "
+            f"`seed: int = 1` ({error}); restore it from git."
+        ) from None
 
 
 def _comments(source: str) -> dict[int, str]:

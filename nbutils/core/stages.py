@@ -20,8 +20,8 @@ class StageSpec:
 
     `reads`: patterns of the files that it needs from earlier stages. `consults`: stages that it looks into if they are
     there. `makes`: its roles, by which others find it. `code`: the modules and resources below `nbutils` that can
-    change a bit of its result; `entries`: the functions that its notebook calls to make it. `pausable`: it answers a
-    pause request with a checkpoint. `gpu`: it takes long without one. `settings`: `module:Class` of its settings.
+    change a bit of its result. `pausable`: it answers a pause request with a checkpoint. `gpu`: it takes long without
+    one. `settings`: `module:Class` of its settings.
     """
 
     name: str
@@ -30,7 +30,6 @@ class StageSpec:
     consults: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
-    entries: tuple[str, ...] = ()
     pausable: bool = False
     gpu: bool = False
     settings: str = ""
@@ -65,10 +64,6 @@ STAGES: tuple[StageSpec, ...] = (
         "01_filter_data.ipynb",
         makes=("rows",),
         code=(*CHATML, "core.encode_within", "core.tasks", *own("data")),
-        entries=(
-            *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.filter:filter_sources"),
-            "data.summary:write_summary",
-        ),
         settings="nbutils.data.settings:DataSettings",
     ),
     StageSpec(
@@ -80,7 +75,6 @@ STAGES: tuple[StageSpec, ...] = (
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling"),
             *own("train", "memory", "overfit", "preflight", "run"),
         ),
-        entries=("train.worker:main",),
         pausable=True,
         gpu=True,
         settings="nbutils.train.settings:TrainSettings",
@@ -91,7 +85,6 @@ STAGES: tuple[StageSpec, ...] = (
         {"train": ("metrics.jsonl", "settings.json")},
         makes=("curves",),
         code=("core.history", *own("metrics", "figures", "interactive")),
-        entries=("metrics.summary:summarise", "metrics.compare:differences"),
         settings="nbutils.metrics.settings:MetricsSettings",
     ),
     StageSpec(
@@ -101,11 +94,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("scores",),
         code=(
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling", "core.chat_engine.window"),
-            *("core.tasks", *own("evaluate", "figures", "worker")),
-        ),
-        entries=(
-            *("evaluate.run:prepare", "evaluate.run:score_all", "evaluate.run:compare", "evaluate.run:curve"),
-            *("evaluate.run:measure_behaviour", "evaluate.run:take_samples"),
+            *("core.tasks", *own("evaluate", "worker")),
         ),
         gpu=True,
         settings="nbutils.evaluate.settings:EvaluateSettings",
@@ -117,7 +106,6 @@ STAGES: tuple[StageSpec, ...] = (
         consults=("evaluate",),
         makes=("transcript",),
         code=(*CHATML, *ENGINE, *own("chat", "markup", "parts", "terminal", "widget")),
-        entries=("chat.scripted:play", "chat.scripted:ask"),
         settings="nbutils.chat.settings:ChatSettings",
     ),
     StageSpec(
@@ -132,7 +120,6 @@ STAGES: tuple[StageSpec, ...] = (
         },
         makes=("card",),
         code=(*CHATML, *(name for name in ENGINE if not name.endswith("generation")), *own("publish", "push")),
-        entries=("publish.card:render_card", "publish.export:export", "publish.parity:check_parity"),
         settings="nbutils.publish.settings:PublishSettings",
     ),
 )

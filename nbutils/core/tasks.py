@@ -6,28 +6,22 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
 from nbutils.core.files import project_root, resolve, shown
+from nbutils.core.settings import nearest
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "arrow", "text")
 _NAME = re.compile(r"^[\"']?(task|group)[\"']?:[ \t]*[\"']?([\w\-.:/]+)", re.MULTILINE)
 _TAG = re.compile(r"^[\"']?tag[\"']?:", re.MULTILINE)
 
 _temporary: list[tempfile.TemporaryDirectory[str]] = []
-
-
-class Stock(NamedTuple):
-    """What lm-eval brings under a name: a `task`, a `group` or a `tag`, and its YAML, or those of the tag's tasks."""
-
-    kind: str
-    yamls: list[Path]
+"""Where `datasets` converts local files: folders that go when this process goes, not a cache that grows."""
 
 
 def own_tasks(task_path: str) -> dict[str, Path]:
@@ -39,37 +33,37 @@ def own_tasks(task_path: str) -> dict[str, Path]:
         raise UserError(
             f"The folder {task_path} that task_path names does not exist; name a folder of task YAMLs, or ''."
         )
-    return {name: found.yamls[0] for name, found in _named_below(folder).items() if found.kind == "task"}
+    return {match[2]: path for path, _, match in _named_below(folder) if match[1] == "task"}
 
 
 @lru_cache(maxsize=1)
-def stock_tasks() -> dict[str, Stock]:
-    """Everything that lm-eval brings, by name.
+def stock_tasks() -> dict[str, Path | list[str]]:
+    """Everything that lm-eval brings, by name: the YAML of a task or a group, or the names of a tag's tasks.
 
     Read with a regular expression: lm-eval's own index of its 14,000 names takes 15 s.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    folder = Path(str(resources.files("lm_eval"))) / "tasks"
-    tagged: dict[str, Stock] = {}
-    for path in folder.glob("**/*.yaml"):
-        if _TAG.search(path.read_text(encoding="utf-8", errors="replace")):
+    named: dict[str, Path | list[str]] = {}
+    tagged: dict[str, list[str]] = {}
+    for path, text, match in _named_below(Path(str(resources.files("lm_eval"))) / "tasks"):
+        named.setdefault(match[2], path)
+        if _TAG.search(text):
             tags = load_yaml(path, resolve_func=False, recursive=False).get("tag") or []
             for tag in [tags] if isinstance(tags, str) else tags:
-                tagged.setdefault(tag, Stock("tag", [])).yamls.append(path)
-    return tagged | _named_below(folder)
+                tagged.setdefault(tag, []).append(match[2])
+    return tagged | named
 
 
-def _named_below(folder: Path) -> dict[str, Stock]:
-    found: dict[str, Stock] = {}
+def _named_below(folder: Path) -> Iterator[tuple[Path, str, re.Match[str]]]:
+    """Every YAML that names a task or group: its text, and where it does."""
     for path in sorted(folder.glob("**/*.yaml")):
-        match = _NAME.search(path.read_text(encoding="utf-8", errors="replace"))
-        if match:
-            found.setdefault(match[2], Stock(match[1], [path]))
-    return found
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if match := _NAME.search(text):
+            yield path, text, match
 
 
-def config_of(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> dict[str, Any]:
     """The whole configuration in a task's YAML: an override needs all of it, or lm-eval loads a torso."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -86,48 +80,46 @@ def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None 
     """
     for name in names:
         if name not in own and name not in stock_tasks():
-            near = get_close_matches(name, [*own, *stock_tasks()], n=3, cutoff=0.6)
-            hint = (
-                f"did you mean {', '.join(near)}?"
-                if near
-                else f"lm-eval has none{', nor is it ' + ' or '.join(own) if own else ''}."
+            raise UserError(
+                f"No task is called '{name}' in task_path or lm-eval.{nearest(name, [*own, *stock_tasks()])}"
             )
-            raise UserError(f"No task is called '{name}': {hint}")
     tasks: dict[str, Any] = {}
     for name in names:
-        tasks |= _load_own(name, own[name], data) if name in own else _load_stock(name, own)
+        found = own.get(name) or stock_tasks()[name]
+        members, config = _members_or_config(found)
+        if not members and isinstance(found, Path):
+            folders = [found.parent, *([data] if data else []), project_root()]
+            tasks |= _built(_with_local_data(config, folders), name)
+        elif any(local_copy("dataset", dataset) for dataset in dataset_of_tasks(name, own)):
+            tasks |= load_tasks(members, own)
+        else:
+            tasks |= _built(name, name)
     return tasks
 
 
-def _load_own(name: str, path: Path, data: Path | None) -> dict[str, Any]:
-    config = config_of(path)
-    if config.get("dataset_path") in LOCAL_FORMATS:
-        folders = [path.parent, *([data] if data else []), project_root()]
-        options = dict(config.get("dataset_kwargs") or {})
-        options |= {key: _absolute(files, folders) for key, files in options.items() if key == "data_files"}
-        # `datasets` converts local files in a folder that goes when this process goes, not in a cache that grows.
-        _temporary.append(tempfile.TemporaryDirectory(prefix="smallchat-tasks-"))
-        config["dataset_kwargs"] = options | {"cache_dir": _temporary[-1].name}
-    return _built(config, name)
+def _with_local_data(config: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    """A task's configuration with the fetched copy of its data set, or with local files that are in the folders."""
+    path, options = str(config.get("dataset_path", "")), dict(config.get("dataset_kwargs") or {})
+    if path not in LOCAL_FORMATS:
+        copy = local_copy("dataset", path)
+        return config | ({"dataset_path": str(copy)} if copy else {})
+    if "data_files" in options:
+        options["data_files"] = _absolute(options["data_files"], folders)
+    _temporary.append(tempfile.TemporaryDirectory(prefix="smallchat-tasks-"))
+    return config | {"dataset_kwargs": options | {"cache_dir": _temporary[-1].name}}
 
 
-def _load_stock(name: str, own: Mapping[str, Path]) -> dict[str, Any]:
-    from lm_eval.tasks import TaskManager
-
-    kind, yamls = stock_tasks()[name]
-    if kind == "task":
-        config = config_of(yamls[0])
-        copy = local_copy("dataset", str(config.get("dataset_path", "")))
-        if copy is not None:
-            return _built(config | {"dataset_path": str(copy)}, name)
-        return _built(name, name, TaskManager(include_defaults=False, include_path=str(yamls[0].parent)))
-    if any(local_copy("dataset", dataset) for dataset in dataset_of_tasks(name, own)):
-        members = [str(member) for member in config_of(yamls[0])["task"]] if kind == "group" else _tasks_in(set(yamls))
-        return load_tasks(members, own)
-    return _built(name, name, TaskManager())
+def _members_or_config(found: Path | list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The tasks of a group or tag, or a task's configuration."""
+    config = {"task": found} if isinstance(found, list) else _config(found)
+    tasks = config.get("task")
+    names = (
+        [task if isinstance(task, str) else task.get("task", "") for task in tasks] if isinstance(tasks, list) else []
+    )
+    return [name for name in names if isinstance(name, str)], config
 
 
-def _built(spec: str | dict[str, Any], name: str, manager: Any = None) -> dict[str, Any]:
+def _built(spec: str | dict[str, Any], name: str) -> dict[str, Any]:
     """Loads a task and its data, with errors in a sentence."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -135,7 +127,7 @@ def _built(spec: str | dict[str, Any], name: str, manager: Any = None) -> dict[s
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        tasks: dict[str, Any] = (manager or TaskManager(include_defaults=False)).load([spec])["tasks"]
+        tasks: dict[str, Any] = TaskManager(include_defaults=isinstance(spec, str)).load([spec])["tasks"]
         return tasks
     except (OSError, DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         first = str(error).strip().split("\n")[0][:160]
@@ -186,17 +178,7 @@ def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:
 
     A name that neither the user's folder nor lm-eval has is none of ours to judge (the embedded tasks are such).
     """
-    yamls = [own[name]] if name in own else stock_tasks()[name].yamls if name in stock_tasks() else []
-    found: set[str] = set()
-    for config in map(config_of, yamls):
-        members, path = config.get("task"), config.get("dataset_path")
-        if isinstance(members, list):  # a group
-            names = (member if isinstance(member, str) else member.get("task", "") for member in members)
-            found.update(*(dataset_of_tasks(member, own) for member in names if isinstance(member, str)))
-        elif path and path not in LOCAL_FORMATS:
-            found.add(str(path))
-    return sorted(found)
-
-
-def _tasks_in(yamls: set[Path]) -> list[str]:
-    return [name for name, (kind, paths) in stock_tasks().items() if kind == "task" and paths[0] in yamls]
+    members, config = _members_or_config(own.get(name) or stock_tasks().get(name, []))
+    datasets = {dataset for member in members for dataset in dataset_of_tasks(member, own)}
+    path = config.get("dataset_path")
+    return sorted(datasets | ({str(path)} if path and path not in LOCAL_FORMATS else set()))

@@ -62,24 +62,15 @@ class Hang(Exception):
 
 def end_with(*parents: int) -> None:
     """Ends this process within a second of the first of these processes (their ids) to end, in whatever way."""
-    try:
-        watched = [psutil.Process(pid) for pid in parents]
-    except psutil.NoSuchProcess:
-        os._exit(1)
 
     def watch() -> None:
-        while all(map(_lives, watched)):
-            time.sleep(0.5)
+        with suppress(psutil.NoSuchProcess):
+            watched = [psutil.Process(pid) for pid in parents]
+            while all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in watched):
+                time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def tell(folder: Path, event: str, **facts: Any) -> None:
@@ -202,19 +193,17 @@ class Torchrun:
             return str(problem["message"])
         path = self.folder / LOG
         lines = path.read_text(encoding="utf-8").splitlines()
-        words = f"{self.work} ended with status {status}"
+        words = f"ended with status {status}"
         if problem:
-            words = f"{self.work} ended: rank {problem['rank']} {self._how(problem['status'])}"
-            lines = [line for line in lines if line.startswith(RANK_PREFIX.format(problem["rank"]))] or lines
+            rank, status = problem["rank"], problem["status"]
+            words = f"ended: rank {rank} failed with status {status}"
+            if status < 0:
+                words = f"ended: rank {rank} was killed by {signal.Signals(-status).name}"
+            if status == -signal.SIGKILL:
+                words += f" (often the machine ran out of memory: lower {self.knob})"
+            lines = [line for line in lines if line.startswith(RANK_PREFIX.format(rank))] or lines
         tail = "\n".join(lines[-LOG_LINES:])
-        return f"{words}; the last lines of {shown(path)}:\n{tail}"
-
-    def _how(self, status: int) -> str:
-        if status >= 0:
-            return f"failed with status {status}"
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        hint = f" (often the machine ran out of memory: lower {self.knob})" if name == "SIGKILL" else ""
-        return f"was killed by {name}{hint}"
+        return f"{self.work} {words}; the last lines of {shown(path)}:\n{tail}"
 
 
 def _followed(process: subprocess.Popen[bytes], path: Path) -> Iterator[Event]:

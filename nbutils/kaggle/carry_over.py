@@ -188,7 +188,7 @@ def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool
     judged = state.lasting if in_pipeline else state
     decision = decide(judged, Policy(accept=stale == ACCEPT, force=stale == FORCE))
     name, changes = state.spec.name, in_short(state.changes)
-    if decision.action is Action.ASK:
+    if decision is Action.ASK:
         where = f"step {earlier.step}" if earlier.step else duration(state.seconds)
         keep = "" if state.blocking else "with --accept to keep it, "
         raise UserError(
@@ -199,7 +199,7 @@ def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool
     if decision.clears:
         shutil.rmtree(state.folder)
         print(f"{name}: starts again, for what {earlier.folder} holds is stale ({changes}).")
-    elif decision.accepts or decision.action is Action.REFUSE:
+    elif decision.accepts or decision is Action.REFUSE:
         carry_out(decision, state)
         print(f"{name}: kept as it is, as --accept asks, though changed: {changes}.")
     return not decision.clears

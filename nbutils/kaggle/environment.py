@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from nbutils.core.errors import UserError
 from nbutils.core.files import kaggle_root
 from nbutils.core.hardware import Gpu, nvidia_gpus, usable_gpus
-from nbutils.core.run.checkpoints import half_written, newest_whole, set_aside_ones
+from nbutils.core.run.checkpoints import half_written, newest_whole
 from nbutils.core.run.layout import Run
 from nbutils.core.run.state import State
 from nbutils.core.stages import maker
@@ -137,7 +137,7 @@ def keep_under(working: Path, run: Run, limit: int = LIMIT) -> list[str]:
 
 def _candidates(working: Path, run: Run) -> list[Path]:
     folder = run.checkpoints_folder
-    half = [*run.path.parent.glob(".mirror-*"), *half_written(folder), *set_aside_ones(folder)]
+    half = [*run.path.parent.glob(".mirror-*"), *half_written(folder)]
     caches = [path for path in (run.path.parent / ".cache", working / ".cache") if path.is_dir()]
     finished = run.state(maker("model").name) is State.DONE
     newest = None if finished else newest_whole(folder)[0]

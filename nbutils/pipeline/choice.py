@@ -62,7 +62,7 @@ def asks_first(picked: list[Planned], options: Options) -> StageState | None:
     A run asks about it before it does anything.
     """
     states = (inspect(planned.stage, planned.settings) for planned in picked)
-    return next((state for state in states if decide(state.lasting, options.policy).action is Action.ASK), None)
+    return next((state for state in states if decide(state.lasting, options.policy) is Action.ASK), None)
 
 
 def explain(plan: Plan, options: Options, display: Display) -> int:
@@ -91,27 +91,26 @@ def foreseen(plan: Plan, options: Options) -> Iterator[tuple[str, str, str]]:
         if stop:
             yield name, f"wait for an answer to {stop}" if first else f"not reached after {stop}", state.reason
             continue
-        action, words, reason = _foreseen(planned, state, options, states, again)
-        yield name, words, reason
+        action, reason = _foreseen(planned, state, options, states, again)
+        yield name, action, reason
         if action in (Action.ASK, Action.REFUSE):
             stop = name
-        elif action in (Action.RUN, Action.RESUME, None):
+        elif action not in (Action.SKIP, Action.KEEP, Action.LEAVE):
             again.add(name)
             states[name] = State.DONE
 
 
 def _foreseen(
     planned: Planned, state: StageState, options: Options, states: dict[str, State], again: set[str]
-) -> tuple[Action | None, str, str]:
-    """The action (None: not known before an earlier stage has run), its words, and why."""
+) -> tuple[str, str]:
+    """The action, or LOOK where it is not known before an earlier stage has run, and why."""
     problem = upstream_problem(planned.stage, planned.settings, options.allow_paused, lambda name: states[name])
     if problem:
-        return Action.REFUSE, Action.REFUSE, problem.rstrip(".")
+        return Action.REFUSE, problem.rstrip(".")
     waits = sorted(again & {*planned.stage.reads, *planned.stage.consults})
     if waits and state.state is not State.ABSENT and (options.accept or not options.again):
-        return None, LOOK, f"after {', '.join(waits)}; so far {state.reason}"
-    decision = decide(state, options.policy)
-    reason = state.reason
-    if decision.action is Action.REFUSE:
+        return LOOK, f"after {', '.join(waits)}; so far {state.reason}"
+    action, reason = decide(state, options.policy), state.reason
+    if action is Action.REFUSE:
         reason = f"its checkpoints belong to other settings or data: {in_short(state.blocking)}"
-    return decision.action, str(decision), reason
+    return action, reason

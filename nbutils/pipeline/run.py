@@ -13,11 +13,10 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.notebooks import code_cells, notebook_path
 from nbutils.core.run import pause
-from nbutils.core.run.decide import Action, Decision, StageState, carry_out, decide, inspect, progress_words, question
+from nbutils.core.run.decide import Action, StageState, carry_out, decide, inspect, progress_words, question
 from nbutils.core.run.layout import Run
-from nbutils.core.run.lock import locked
 from nbutils.core.run.record import RECORD, write_record
-from nbutils.core.run.stage import check_upstream
+from nbutils.core.run.stage import check_upstream, locked
 from nbutils.core.run.state import State
 from nbutils.core.text import size
 from nbutils.pipeline.choice import Options, asks_first, chosen
@@ -103,10 +102,10 @@ class Runner:
         decision = decide(state, self.options.policy)
         self._report_libraries(state, decision)
         self._prepare(state, decision)
-        if decision.action is Action.SKIP and state.state is State.DONE:
+        if decision in (Action.SKIP, Action.KEEP) and state.state is State.DONE:
             self._row(planned, "skipped")
             return None
-        if decision.action in (Action.SKIP, Action.LEAVE):
+        if decision in (Action.KEEP, Action.LEAVE):
             self._row(planned, State.PAUSED)
             self.sentence = self._paused_words(planned)
             return None
@@ -114,7 +113,7 @@ class Runner:
             planned, "again, as asked" if decision.clears and not state.stale else state.reason, number
         )
 
-    def _prepare(self, state: StageState, decision: Decision) -> None:
+    def _prepare(self, state: StageState, decision: Action) -> None:
         """Does to the stage's folder what has been decided. UserError where a person decides."""
         try:
             place = carry_out(decision, state)
@@ -250,9 +249,13 @@ class Runner:
             seconds, run = time.monotonic() - self._began, shown(self.plan.run)
             self.display.say(f"Nothing to do: all {len(self.chosen)} stages in {run} are done ({seconds:.1f} s).")
 
-    def _report_libraries(self, state: StageState, decision: Decision) -> None:
+    def _report_libraries(self, state: StageState, decision: Action) -> None:
         if not decision.clears and (differing := state.library_changes):
-            on = "it continues with today's" if decision.action is Action.RESUME else "nothing is rerun for that"
+            on = (
+                "it continues with today's"
+                if decision in (Action.RESUME, Action.KEEP_AND_RESUME)
+                else "nothing is rerun for that"
+            )
             self.display.say(f"{state.spec.name} was made with {differing}; {on}.", "yellow")
 
     def _warn_of_stale_upstream(self) -> None:

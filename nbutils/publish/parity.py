@@ -17,7 +17,7 @@ from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chatml import Message, encode_batch, special_strings
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.run.models import ModelRef, without_loading_bar
+from nbutils.core.run.models import ModelRef
 from nbutils.publish import plain_reader
 from nbutils.publish.export import GENERATION
 
@@ -42,9 +42,8 @@ def check_parity(
     command = [sys.executable, "-I", str(Path(plain_reader.__file__))]
     # The other process starts first, to import its libraries meanwhile; it gets its job when the session's is done.
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, encoding="utf-8") as child:
-        with without_loading_bar():
-            ref = ModelRef.parse(str(session_model))
-            model, tokenizer = ref.load().eval(), ref.raw_tokenizer()
+        ref = ModelRef.parse(str(session_model))
+        model, tokenizer = ref.load().eval(), ref.raw_tokenizer()
         # The session turns spelled-out control tokens into ordinary text, which a chat template cannot do.
         spelled = re.compile("|".join(map(re.escape, special_strings(tokenizer).values())))
         plain = [row for row in rows if not any(spelled.search(message["content"]) for message in row)]

@@ -13,11 +13,11 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
-from nbutils.core.run import lock, pause
+from nbutils.core.run import pause
 from nbutils.core.run.decide import Policy, carry_out, decide, inspect, set_aside
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import read_record
-from nbutils.core.run.stage import Stage
+from nbutils.core.run.stage import Stage, locked
 from nbutils.core.run.state import State
 from tests.pipeline.fake import STAGES, FirstSettings, SecondSettings, write_notebooks
 
@@ -227,7 +227,7 @@ def test_a_newer_damaged_or_unreadable_record_is_refused_in_words(run):
 
 
 def test_a_hand_run_notebook_respects_the_pipelines_lock(run):
-    with lock.locked(run), pytest.raises(UserError, match=rf"process {os.getpid()}.*is at work"):
+    with locked(run), pytest.raises(UserError, match=rf"process {os.getpid()}.*is at work"):
         Stage.begin("first", first(run))
     Stage.begin("first", first(run))
 
@@ -238,15 +238,15 @@ def in_another_process(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_pipeline_waits_for_a_notebook_run_by_hand(run):
     """Held from the first cell to the last, a first cell run twice included; another notebook may go on beside it."""
-    held = f"with lock.locked(Path({str(run)!r})): print('in')"
-    pipeline = f"from pathlib import Path; from nbutils.core.run import lock\n{held}"
+    held = f"with stage.locked(Path({str(run)!r})): print('in')"
+    pipeline = f"from pathlib import Path; from nbutils.core.run import stage\n{held}"
     stage = Stage.begin("first", first(run))
     Stage.begin("first", first(run))
     refused = in_another_process(pipeline)
     assert refused.returncode == 1
     assert f"notebook 01_first.ipynb, process {os.getpid()} on " in refused.stderr
-    assert "finish it or shut its kernel down" in refused.stderr
-    beside = f"from pathlib import Path; from nbutils.core.run import lock; lock.hold(Path({str(run)!r}), 'another')"
+    assert "finish a notebook or shut its kernel down" in refused.stderr
+    beside = f"from pathlib import Path; from nbutils.core.run import stage; stage.hold(Path({str(run)!r}), 'another')"
     assert in_another_process(beside).returncode == 0
     assert f"process {os.getpid()} on " in in_another_process(pipeline).stderr  # the one that lives, not the last one
     (stage.folder / "words.txt").write_text("words")
@@ -258,22 +258,22 @@ def test_a_pipeline_waits_for_a_notebook_run_by_hand(run):
 def test_the_notebook_that_is_named_has_not_finished(run):
     """Two kernels hold the run folder; the one that came later finishes, and its kernel lives on."""
     code = (
-        f"import sys; from pathlib import Path; from nbutils.core.run import lock; run = Path({str(run)!r})\n"
-        "lock.hold(run, 'the later one'); lock.let_go(run); print('let go', flush=True); sys.stdin.read()"
+        f"import sys; from pathlib import Path; from nbutils.core.run import stage; run = Path({str(run)!r})\n"
+        "stage.hold(run, 'the later one'); stage.let_go(run); print('let go', flush=True); sys.stdin.read()"
     )
     Stage.begin("first", first(run))
     later = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert later.stdout is not None and later.stdout.readline() == b"let go\n"
-    with pytest.raises(UserError, match=rf"notebook 01_first.ipynb, process {os.getpid()} on "), lock.locked(run):
+    with pytest.raises(UserError, match=rf"notebook 01_first.ipynb, process {os.getpid()} on "), locked(run):
         pass
     later.communicate()
 
 
 def test_a_dead_kernel_holds_nothing(run):
-    hold = f"from pathlib import Path; from nbutils.core.run import lock; lock.hold(Path({str(run)!r}), 'n')"
+    hold = f"from pathlib import Path; from nbutils.core.run import stage; stage.hold(Path({str(run)!r}), 'n')"
     hold += "; import os; os._exit(1)"
-    assert in_another_process(hold).returncode == 1 and list(run.glob(".notebook-*.lock"))
-    with lock.locked(run):
+    assert in_another_process(hold).returncode == 1 and list(run.glob(".owner-*"))
+    with locked(run):
         pass
 
 
@@ -282,7 +282,7 @@ def test_a_beginning_that_fails_holds_nothing(run):
     began_long_ago(run, "first", 3000)
     with pytest.raises(UserError, match="50 minutes"):
         Stage.begin("first", first(run, words=4))
-    with lock.locked(run):
+    with locked(run):
         pass
 
 

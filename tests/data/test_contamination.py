@@ -137,5 +137,5 @@ def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_
 
 def test_an_unknown_task_is_a_sentence_with_the_nearest_name(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", chats(40))
-    with pytest.raises(UserError, match=r"No task is called 'hellaswagg': did you mean .*hellaswag"):
+    with pytest.raises(UserError, match=r"No task is called 'hellaswagg' .* Did you mean 'hellaswag'"):
         make(tmp_path / "run", [path], contamination_tasks=["hellaswagg"])

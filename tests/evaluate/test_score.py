@@ -146,7 +146,7 @@ def test_an_interruption_keeps_finished_tasks(run_folder, tmp_path, monkeypatch)
 
 def test_an_unknown_task_gets_the_nearest_names(run_folder, tmp_path):
     for name, near in (("heldout_perplexty", "heldout_perplexity"), ("helaswag", "hellaswag")):
-        with pytest.raises(UserError, match=f"No task is called '{name}': did you mean .*{near}"):
+        with pytest.raises(UserError, match=f"No task is called '{name}' .* Did you mean .*{near}"):
             load_tasks([name], YAMLS)
 
 

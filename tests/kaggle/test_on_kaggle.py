@@ -18,7 +18,7 @@ def test_what_nobody_goes_on_from_is_dropped_first(tmp_path):
     folder = stage_at(tmp_path / "runs" / "mine", "paused")
     for step in (10, 20):
         checkpoint(folder, step)
-    for name in ("checkpoints/step-000030.partial", "checkpoints/damaged-step-000005", "../../.mirror-x"):
+    for name in ("checkpoints/step-000030.partial", "checkpoints/damaged-step-000005.partial", "../../.mirror-x"):
         (folder / name).mkdir()
         (folder / name / "w").write_bytes(b"x" * 100_000)
     os.link(folder / "checkpoints/step-000020/weights", folder / "../../.mirror-x/weights")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import re
 import signal
@@ -18,8 +17,7 @@ from rich.console import Console
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run import key, pause
-from nbutils.core.run.lock import locked
-from nbutils.core.run.stage import ALLOW_PAUSED
+from nbutils.core.run.stage import ALLOW_PAUSED, locked
 from nbutils.pipeline.choice import Options, explain
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import plan
@@ -447,6 +445,7 @@ def test_two_pipelines_in_one_run_folder(pipeline):
 
 def test_an_abandoned_lock_file_holds_nobody_up(pipeline):
     pipeline.run.mkdir()
-    (pipeline.run / ".pipeline.lock").write_text(json.dumps({"user": "ghost", "pid": 1}))
+    (pipeline.run / ".lock").touch()
+    (pipeline.run / ".owner-1.txt").write_text("ghost")
     assert pipeline.go() == ALL
-    assert not (pipeline.run / ".pipeline.lock").exists()
+    assert not list(pipeline.run.glob(".*"))

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
-from nbutils.core.run.models import ModelRef, without_loading_bar
 from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
 from nbutils.publish.card import render_card
 from nbutils.publish.export import published_files
@@ -105,15 +104,6 @@ def test_agreement_about_nothing_stops_publishing(published, tmp_path, content, 
     with pytest.raises(UserError, match=words):
         check_parity(published.folder, tmp_path / "eval", published.facts.model_folder,
                      conversations=4, replies=2, tokens=8)  # fmt: skip
-
-
-def test_the_model_is_read_without_a_progress_bar(published, capfd):
-    from transformers.utils import logging
-
-    logging.enable_progress_bar()
-    with without_loading_bar():
-        ModelRef.parse(str(published.facts.model_folder)).load()
-    assert "Loading weights" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
 
 
 def test_other_weights_stop_publishing(published, copied):

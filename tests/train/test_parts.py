@@ -74,8 +74,8 @@ def test_the_newest_valid_checkpoint_wins_and_damage_is_passed_over(tmp_path):
         first,
         {
             fourth: "has a manifest that cannot be read",
-            third: "has a changed model.bin",
-            second: "has 5 of 1000 bytes of model.bin",
+            third: "has a changed model.bin (1500 of 1500 bytes)",
+            second: "has a changed model.bin (5 of 1000 bytes)",
         },
     )
     assert checkpoints.half_written(tmp_path) == [Checkpoint.at(tmp_path, 25).partial]
@@ -87,7 +87,7 @@ def test_a_damaged_newest_checkpoint_does_not_push_out_the_next_whole_one(tmp_pa
     found, passed_over = checkpoints.newest_whole(tmp_path)
     assert found is None and list(passed_over) == [newest]
     newest.set_aside()
-    assert [p.name for p in tmp_path.iterdir()] == ["damaged-step-000020"]
+    assert [p.name for p in tmp_path.iterdir()] == ["damaged-step-000020.partial"]
     for step in (5, 10):
         whole = write_checkpoint(tmp_path, step, {})
         checkpoints.prune(tmp_path, kept=1)

@@ -17,8 +17,6 @@ SCHEMA = 1
 STEP = "step-"
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
-DAMAGED = "damaged-"
-"""Precedes the name of a checkpoint that a resumed run passed over, so that it counts as none."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,13 @@ class Checkpoint:
             file = self.path / name
             if not file.is_file():
                 return f"lacks {name}"
-            if file.stat().st_size != entry["bytes"]:
-                return f"has {file.stat().st_size} of {entry['bytes']} bytes of {name}"
             if sha256_of_file(file) != entry["sha256"]:
-                return f"has a changed {name}"
+                return f"has a changed {name} ({file.stat().st_size} of {entry['bytes']} bytes)"
         return None
 
     def set_aside(self) -> None:
-        """Renames a damaged one: under its own name it would be counted among those that are kept."""
-        aside = self.path.with_name(DAMAGED + self.path.name)
-        if aside.exists():
-            shutil.rmtree(aside)
-        self.path.rename(aside)
+        """Renames a damaged one as half written: under its own name it would be counted among those that are kept."""
+        self.path.rename(self.path.with_name(f"damaged-{self.name}{PARTIAL}"))
 
 
 def step_in(path: str) -> int | None:
@@ -132,16 +125,11 @@ def check_identity(checkpoint: Checkpoint, identity: Json) -> None:
 
 
 def prune(folder: Path, kept: int) -> None:
-    """Removes all but the newest `kept` checkpoints of a folder, and damaged ones that were set aside."""
-    for path in [*(checkpoint.path for checkpoint in in_folder(folder)[kept:]), *set_aside_ones(folder)]:
+    """Removes all but the newest `kept` checkpoints of a folder, and half-written ones."""
+    for path in [*(checkpoint.path for checkpoint in in_folder(folder)[kept:]), *half_written(folder)]:
         shutil.rmtree(path)
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Temporary folders that a killed process left."""
+    """Temporary folders that a killed process left, and damaged checkpoints that were set aside."""
     return list(folder.glob(f"*{PARTIAL}"))
-
-
-def set_aside_ones(folder: Path) -> list[Path]:
-    """Damaged checkpoints under the names that `set_aside` gave them."""
-    return list(folder.glob(f"{DAMAGED}*"))

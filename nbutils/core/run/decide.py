@@ -26,7 +26,7 @@ LONG_WORK_SECONDS = 600.0
 
 
 class Action(StrEnum):
-    """What is done with a stage."""
+    """What is done with a stage. `keep`: the stale work first becomes today's."""
 
     SKIP = "skip"
     RUN = "run"
@@ -34,6 +34,20 @@ class Action(StrEnum):
     LEAVE = "leave paused"
     ASK = "ask"
     REFUSE = "refuse"
+    KEEP = "keep"
+    KEEP_AND_RESUME = "keep and resume"
+    RUN_AGAIN = "run again"
+    SET_ASIDE = "set aside and run"
+
+    @property
+    def accepts(self) -> bool:
+        """Whether stale work is kept."""
+        return self in (Action.KEEP, Action.KEEP_AND_RESUME)
+
+    @property
+    def clears(self) -> bool:
+        """Whether what is there goes."""
+        return self in (Action.RUN_AGAIN, Action.SET_ASIDE)
 
 
 @dataclass(frozen=True)
@@ -48,23 +62,6 @@ class Policy:
     force: bool = False
     again: bool = False
     allow_paused: bool = False
-
-
-@dataclass(frozen=True)
-class Decision:
-    """`accepts`: the stale work first becomes today's. `clears`: what is there goes. `keeps_copy`: it is set aside."""
-
-    action: Action
-    accepts: bool = False
-    clears: bool = False
-    keeps_copy: bool = False
-
-    def __str__(self) -> str:
-        if self.accepts:
-            return "keep and resume" if self.action is Action.RESUME else "keep"
-        if self.keeps_copy:
-            return "set aside and run"
-        return "run again" if self.clears else self.action.value
 
 
 @dataclass(frozen=True)
@@ -149,39 +146,39 @@ def inspect(stage: StageSpec, settings: Settings) -> StageState:
     return StageState(stage, folder, parts, state, tuple(changed), seconds, protected, record)
 
 
-def decide(state: StageState, policy: Policy) -> Decision:
+def decide(state: StageState, policy: Policy) -> Action:
     """What is done with a stage once all that it reads is as it will be read."""
     if state.state is State.ABSENT:
-        return Decision(Action.RUN)
+        return Action.RUN
     if state.stale and state.protected and policy.accept:
         if state.blocking:
-            return Decision(Action.REFUSE)
+            return Action.REFUSE
         stays = state.state is State.DONE or (state.state is State.PAUSED and policy.allow_paused)
-        return Decision(Action.SKIP if stays else Action.RESUME, accepts=True)
+        return Action.KEEP if stays else Action.KEEP_AND_RESUME
     if state.stale and state.protected and not (policy.force or policy.again):
-        return Decision(Action.ASK)
+        return Action.ASK
     if state.stale or policy.again:
-        return Decision(Action.RUN, clears=True, keeps_copy=state.protected)
+        return Action.SET_ASIDE if state.protected else Action.RUN_AGAIN
     if state.state is State.DONE:
-        return Decision(Action.SKIP)
-    return Decision(Action.LEAVE if state.state is State.PAUSED and policy.allow_paused else Action.RESUME)
+        return Action.SKIP
+    return Action.LEAVE if state.state is State.PAUSED and policy.allow_paused else Action.RESUME
 
 
-def carry_out(decision: Decision, state: StageState) -> Path | None:
+def carry_out(decision: Action, state: StageState) -> Path | None:
     """Does to the stage's folder what was decided; where earlier work was set aside. UserError where a person decides.
 
     OSError where the folder cannot be changed.
     """
-    if decision.action is Action.ASK:
+    if decision is Action.ASK:
         raise question(state)
-    if decision.action is Action.REFUSE:
+    if decision is Action.REFUSE:
         raise UserError(
             f"The checkpoints in {shown(state.folder)} belong to other settings or data "
             f"({in_short(state.blocking)}) and cannot be continued: set those back, or use --force to start again."
         )
     if decision.accepts:
         accept(state)
-    if decision.keeps_copy:
+    if decision is Action.SET_ASIDE:
         return set_aside(state.folder)
     if decision.clears:
         clear(state.folder)

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,8 +147,13 @@ class ModelRef:
     def load(self) -> PreTrainedModel:
         """The causal language model in float32 on the CPU. UserError where it cannot be read, or isn't causal."""
         import torch
+        from huggingface_hub.utils import enable_progress_bars
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        if logging.is_progress_bar_enabled():  # the bar for reading weights would stay in executed notebooks
+            logging.disable_progress_bar()
+            enable_progress_bars()  # the hub's own, which the line above has switched off too
         model: PreTrainedModel = self._load(AutoModelForCausalLM, dtype=torch.float32)
         if getattr(model, "quantization_method", None) == "gguf":
             # Its weights are plain float32, but transformers would not save a model that has this mark.
@@ -204,23 +208,6 @@ def _model_in(folder: Path) -> Path:
 def context_length(model: PreTrainedModel) -> int:
     """Tokens that the model was trained to read at once."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1024))
-
-
-@contextmanager
-def without_loading_bar() -> Iterator[None]:
-    """Without transformers' bar for reading weights, which would stay in executed notebooks; the hub keeps its own."""
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    enable_progress_bars()  # the line above has switched the hub's off too
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 def files_of(name: str | Path, patterns: tuple[str, ...] = MODEL_FILES, run: Path | None = None) -> dict[str, str]:

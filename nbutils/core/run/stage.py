@@ -1,17 +1,26 @@
-"""A stage at work in a run folder: its guard at the start, its record (`stage.json`) at the end."""
+"""A stage at work in a run folder: its guard at the start, its record (`stage.json`) at the end.
+
+At work in a run folder is one pipeline, or notebooks run by hand, never both: a pipeline locks it alone, notebooks
+share the lock. The lock is the operating system's, and ends with its process however that ends.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
+
+import psutil
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
-from nbutils.core.run import lock, pause
+from nbutils.core.run import pause
 from nbutils.core.run.decide import Action, Policy, carry_out, decide, inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import (
@@ -30,6 +39,12 @@ from nbutils.core.stages import StageSpec, spec
 
 ALLOW_PAUSED = "NBUTILS_ALLOW_PAUSED"
 """Environment variable: stages may read what a paused stage has made so far (`--allow-paused`)."""
+
+LOCK, OWNER = ".lock", ".owner-{}.txt"
+"""The locked file of a run folder, and beside it who holds it: a file for each process."""
+
+_held: dict[Path, IO[bytes]] = {}
+"""Run folder → the lock of this process, for a notebook run by hand."""
 
 
 class Stage:
@@ -58,12 +73,12 @@ class Stage:
         check_upstream(spec(name), settings, bool(os.environ.get(ALLOW_PAUSED)))
         by_hand = pause.PIPELINE not in os.environ
         if by_hand:
-            lock.hold(settings.run_path, f"notebook {spec(name).file}")
+            hold(settings.run_path, f"notebook {spec(name).file}")
         try:
             stage = cls(spec(name), settings)
             stage._start()
         except BaseException:
-            lock.let_go(settings.run_path)
+            let_go(settings.run_path)
             raise
         if by_hand and not stage.before.stale and (differing := stage.before.library_changes):
             print(f"{name}: its work so far was done with {differing}.")
@@ -84,14 +99,14 @@ class Stage:
         earlier = self._earlier_seconds
         work = max(seconds, earlier) if self.before.fits else seconds + earlier
         record = self._write(status, outputs, work_seconds=work, **facts)
-        lock.let_go(self.run)
+        let_go(self.run)
         print(f"{self.spec.name}: {record['status']} in {record['seconds']:.0f} s → {shown(self.folder)}")
         return record
 
     def _start(self) -> None:
         pause.clear(self.run)
         try:
-            if self.decision.action is Action.ASK or self.decision.clears:
+            if self.decision is Action.ASK or self.decision.clears:
                 carry_out(self.decision, self.before)
             self.folder.mkdir(parents=True, exist_ok=True)
             record = read_record(self.run / RUN_RECORD) or {"schema": SCHEMA, "name": self.run.name, "parameters": {}}
@@ -151,3 +166,66 @@ def upstream_problem(
             folder, what = folder / RECORD, "is missing"
         return f"{shown(folder)} {what}: run notebooks/{spec(name).file} first (with run_dir = '{settings.run_dir}')."
     return None
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Holds the run folder for a pipeline; UserError names another owner, or says why it can't be written."""
+    try:
+        lock = _take(run, "pipeline", fcntl.LOCK_EX)
+    except OSError as error:
+        raise UserError(
+            f"The run folder {shown(run)} cannot be written ({error.strerror}): choose another run_dir or free it."
+        ) from None
+    try:
+        yield
+    finally:
+        _drop(run, lock)
+
+
+def hold(run: Path, what: str) -> None:
+    """Holds the run folder for a notebook run by hand, until `let_go` or the end of this process. Idempotent.
+
+    UserError where a pipeline is at work there. Where the disk knows no locks or can't be written it says so.
+    """
+    if run in _held and (run / LOCK).exists():
+        return
+    try:
+        _held[run] = _take(run, what, fcntl.LOCK_SH)
+    except OSError as error:
+        print(f"Note: {shown(run)} cannot be locked ({error.strerror}): start no pipeline there meanwhile.")
+
+
+def let_go(run: Path) -> None:
+    """Ends what `hold` began; nothing where this process does not hold the run folder."""
+    if run in _held:
+        _drop(run, _held.pop(run))
+
+
+def _take(run: Path, what: str, kind: int) -> IO[bytes]:
+    run.mkdir(parents=True, exist_ok=True)
+    lock = (run / LOCK).open("ab")
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owners = (file for file in run.glob(OWNER.format("*")) if psutil.pid_exists(int(file.stem.split("-")[1])))
+        owner = next((file.read_text(encoding="utf-8") for file in owners), "Another process")
+        raise UserError(
+            f"{owner} is at work in {shown(run)}: wait for a pipeline, finish a notebook or shut its kernel down, or "
+            "choose another run_dir."
+        ) from None
+    user = os.environ.get("USER") or f"user {os.getuid()}"
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    who = f"{user} ({what}, process {os.getpid()} on {socket.gethostname()}, since {since})"
+    (run / OWNER.format(os.getpid())).write_text(who, encoding="utf-8")
+    return lock
+
+
+def _drop(run: Path, lock: IO[bytes]) -> None:
+    """Releases the lock; its last owner removes it, and what killed ones left."""
+    with suppress(OSError):
+        (run / OWNER.format(os.getpid())).unlink(missing_ok=True)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for file in (*run.glob(OWNER.format("*")), run / LOCK):
+            file.unlink(missing_ok=True)
+    lock.close()

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from itertools import zip_longest
 from typing import Any
 
 from nbutils.core.files import Json
-
-_LONGEST = 60
-"""Characters of a value that the words of a change show."""
 
 
 class State(StrEnum):
@@ -49,16 +45,18 @@ class Change:
             return self.kind.value
         if self.kind is Kind.MISSING:
             return f"{self.name} is missing"
-        values = f" ({_short(self.old, self.new)} → {_short(self.new, self.old)})"
+        values = f" ({self.old!r} → {self.new!r})"
         return f"{self.kind.value} {self.name}{values if self.kind in (Kind.PARAMETER, Kind.OUTSIDE) else ''}"
 
 
 def differences(kind: Kind, before: Json, after: Json, prefix: str = "") -> Iterator[Change]:
-    """A change for each value that differs, in a mapping for each of its own."""
+    """A change for each value that differs, in a mapping or list for each of its own."""
     for name in sorted(set(before) | set(after)):
         old, new = before.get(name), after.get(name)
         if old == new:
             continue
+        if isinstance(old, list) and isinstance(new, list):
+            old, new = dict(enumerate(old)), dict(enumerate(new))
         mappings = [{} if value is None else value for value in (old, new)]
         if all(isinstance(value, dict) for value in mappings):
             yield from differences(kind, mappings[0], mappings[1], f"{prefix}{name}.")
@@ -70,14 +68,3 @@ def in_short(changes: Sequence[Change | str], most: int = 4) -> str:
     """The first few changes, and how many more there are."""
     more = len(changes) - most
     return "; ".join(map(str, changes[:most])) + (f" and {more} more" if more > 0 else "")
-
-
-def _short(value: Any, other: Any) -> str:
-    """A value in few characters: of a long one the part at which it begins to differ from the other."""
-    text = repr(value)
-    if len(text) <= _LONGEST:
-        return text
-    pairs = enumerate(zip_longest(text, repr(other)))
-    differs = next((place for place, (here, there) in pairs if here != there), 0)
-    start = max(0, differs - _LONGEST // 3)
-    return f"{'…' if start else ''}{text[start : start + _LONGEST]}{'…' if start + _LONGEST < len(text) else ''}"
