@@ -72,9 +72,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
                 commit_message=f"{settings.model_name}, published by smallchat",
             )
     except (HTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
-        # A ValueError is the Hub's list of what it does not take in the card's metadata, a line for each.
-        lines = [line.strip("- ") for line in str(error).splitlines() if line.strip("- ")] or [type(error).__name__]
-        reason = redact("; ".join(lines) if isinstance(error, ValueError) else lines[0])
+        reason = redact(" ".join(str(error).split()) or type(error).__name__)
         raise UserError(
             f"{shown(folder)} could not be pushed to {settings.repo_id}: {reason} — nothing changed there; mend that "
             "and run notebook 06 again, which sends only what is missing."
