@@ -97,7 +97,7 @@ def picture(folder: Path, *names: str) -> None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def interactive_curves(history: History) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import cycle, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,12 +89,11 @@ def comparison_figure(runs: list[Compared], metric: Metric, *, theme: str = "lig
         styles = cycle(THEMES[theme].curves), cycle(LINE_STYLES), cycle(MARKERS)
         for run, colour, style, marker in zip(runs, *styles, strict=False):
             train, measured = run.history.series(metric.column, x=x), run.history.eval_series(metric.evaluation, x=x)
-            line, evals = trend(train), measured.finite
-            few = thinned(evals, 60)
-            look = {"color": colour, "markersize": 4.5}
+            line, evals = trend(train), thinned(measured.finite, 60)
+            look: dict[str, Any] = {"color": colour, "markersize": 4.5}
             axes.plot([], [], label=run.name, linestyle=style, marker=marker, **look)  # the legend's
             axes.plot(line.steps, line.values, linestyle=style, linewidth=1.2, alpha=0.8, **look)
-            axes.plot(few.steps, few.values, marker, markeredgecolor=THEMES[theme].page, **look)
+            axes.plot(evals.steps, evals.values, marker, markeredgecolor=THEMES[theme].page, **look)
             trained += [End(line.values[-1], colour)] if train.ends_finite else []
             evaluated += [End(evals.values[-1], colour)] if measured.ends_finite else []
         caption(axes, theme, metric.title if axes is panels[0] else "", label)

@@ -13,12 +13,11 @@ from nbutils.core.run.state import in_short
 from nbutils.core.stages import spec
 from nbutils.core.text import duration, markdown_table, number, with_interval
 from nbutils.publish import architecture
-from nbutils.publish.architecture import Extension
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
 
-METRIC_TYPES = {"acc": "accuracy", "acc_norm": "accuracy", "word_perplexity": "perplexity", "loss": "loss"}
+METRIC_TYPES = {"acc": "accuracy", "acc_norm": "accuracy", "word_perplexity": "perplexity"}
 """The Hub's word for a metric of the evaluation harness; others keep their own name."""
 
 
@@ -26,6 +25,8 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
     model_id = settings.repo_id or "."  # what `from_pretrained` takes: the Hub's id, or the folder that the card is in
+    context = architecture.context_length(folder)
+    longest = min(int(GENERATION["max_new_tokens"]), context // 4)  # of the replies in a chat that fits the context
     extension = architecture.extension(folder, facts.transcript["settings"]["context_extension"])  # as the chat had it
     text = _template("card.md.jinja").render(
         facts=facts,
@@ -33,11 +34,11 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         metadata=card_metadata(facts, settings),
         model_id=model_id,
         architecture=architecture.architecture(folder),
-        context=architecture.context_length(folder),
+        context=context,
         scores=_scores(facts.evaluation),
         tokens=[(f"`{token}`", number, purpose) for token, number, purpose in control_tokens(folder)],
         extension=extension,
-        usage=usage_code(folder, model_id, extension),
+        usage=_template("usage.py.jinja").render(model_id=model_id, extension=extension, longest_reply=longest).strip(),
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
     )
     return text.rstrip() + "\n"
@@ -47,13 +48,6 @@ def preview(card: str) -> str:
     """The card as the Hub shows it below its metadata, without its pictures: notebook 03 has them."""
     body = card.split("\n---\n", 1)[1].replace("\n# ", "\n### ", 1)
     return re.sub(r"<picture>.*?</picture>|<img [^>]*>", "", body, flags=re.DOTALL)
-
-
-def usage_code(folder: Path, name: str, extension: Extension | None) -> str:
-    """A streaming chat in plain transformers, with rolling window and, where the model takes one, context extension."""
-    longest = min(int(GENERATION["max_new_tokens"]), architecture.context_length(folder) // 4)
-    code: str = _template("usage.py.jinja").render(model_id=name, extension=extension, longest_reply=longest)
-    return code.strip()
 
 
 def card_metadata(facts: Facts, settings: PublishSettings) -> str:
@@ -124,10 +118,8 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
 
 
 def _interval(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return "—"
-    if score.get("low") is None:
-        return number(score["value"])
+    if score is None or "low" not in score:
+        return number(score["value"]) if score else "—"
     return with_interval(score["value"], score["low"], score["high"])
 
 
@@ -162,7 +154,6 @@ def _template(name: str) -> Any:
     environment.tests |= {"held_out": _held_out}
     environment.filters |= {
         "count": "{:,}".format,
-        "share": "{:.0%}".format,
         "percent": _percent,
         "value": _value,
         "duration": duration,

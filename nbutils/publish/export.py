@@ -52,7 +52,7 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     ids = {token: number for token, number, _ in control_tokens(source)}
     ends = {"bos_token_id": read_json(source / "config.json").get("bos_token_id"), "eos_token_id": ids[IM_END]}
     write_json(folder / "generation_config.json", GENERATION | ends | {"pad_token_id": ids[PAD]})
-    for name in (*facts.figures, *facts.data_figures):
+    for name in facts.figures:
         picture = facts.run / name
         for file in (*picture.parent.glob(f"{picture.name}.*"), *picture.parent.glob(f"{picture.name}-dark.*")):
             _copy(file, folder / f"{published_figure(name)}{file.name.removeprefix(picture.name)}")

@@ -27,7 +27,7 @@ DATA_FIGURES = {"lengths": "How long conversations are, in tokens"}
 class Facts:
     """The contents of the files that the card is made from; `stages` are the records of the stages before this one.
 
-    `figures` and `data_figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
+    `figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
     training's, each with its versions.
     """
 
@@ -41,7 +41,6 @@ class Facts:
     samples: list[dict[str, Any]]
     transcript: dict[str, Any]
     figures: dict[str, str]
-    data_figures: dict[str, str]
     sessions: list[dict[str, Any]]
 
     @property
@@ -161,8 +160,11 @@ def read_facts(run: Path) -> Facts:
         evaluation=read_json(scores / "results.json"),
         samples=read_jsonl(scores / "samples.jsonl"),
         transcript=read_json(layout.folder(maker("transcript").name) / "transcript.json"),
-        figures={f"{curves.name}/figures/{name}": caption for name, caption in metrics["figures"].items()},
-        data_figures={f"{layout.rows.name}/figures/{name}": caption for name, caption in DATA_FIGURES.items()},
+        figures={
+            f"{folder.name}/figures/{name}": caption
+            for folder, captions in ((layout.rows, DATA_FIGURES), (curves, metrics["figures"]))
+            for name, caption in captions.items()
+        },
         sessions=[row for row in read_jsonl(layout.training / "metrics.jsonl") if row["kind"] == "session"],
     )
 
