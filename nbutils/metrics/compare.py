@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +62,14 @@ def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
 
 
 def differences(runs: list[Compared]) -> dict[str, dict[str, Any]]:
-    """Each parameter that differs and each result, by run: name → {run: value}; empty where there are no runs."""
+    """Each parameter of all runs that differs and each result, by run: name → {run: value}; empty without runs."""
     if not runs:
         return {}
-    filtered = all(run.data for run in runs)  # a run of which only the training was kept tells nothing of its data
-    given = {run.name: (run.data if filtered else {}) | run.settings for run in runs}
+    given = {run.name: run.data | run.settings for run in runs}
     rows: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(chain(*given.values())):
-        row = {run: values.get(name, "absent") for run, values in given.items()}
-        if name != "run_dir" and any(value != row[runs[0].name] for value in row.values()):
+    for name, first in given[runs[0].name].items():
+        row = {run: values[name] for run, values in given.items() if name in values}
+        if name != "run_dir" and len(row) == len(runs) and any(value != first for value in row.values()):
             rows[name] = row
     results = {run.name: _results(run.summary) for run in runs}
     return rows | {name: {run: found[name] for run, found in results.items()} for name in results[runs[0].name]}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,6 @@ from nbutils.core.training_log import ACCURACY, LOSS, METRICS, SECONDS, Metric
 from nbutils.metrics.compare import Compared
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FIGURES = {name: tuple(metrics) for name, metrics in groupby(METRICS, key=lambda metric: metric.figure)}
@@ -74,51 +73,38 @@ def metric_figure(history: History, *metrics: Metric, theme: str = "light") -> F
 
 
 def comparison_figure(runs: list[Compared], metric: Metric, *, theme: str = "light") -> Figure:
-    """Evaluation (markers) and training curves of all runs, by steps, tokens and time side by side, over one legend."""
+    """Evaluation (markers) and training curves of all runs, by steps, tokens and time side by side, over one legend.
+
+    Runs differ by colour, line style and marker. At the lines' ends stand the final values of the evaluations; those of
+    training where no run has any.
+    """
     from matplotlib.ticker import EngFormatter
 
     height = 3.7
     figure, panels = new_figure(1, 3, theme=theme, width=WIDTH * 1.25, height=height)
-    columns = 6 if max(len(run.name) for run in runs) < 28 else 3
-    figure.subplots_adjust(bottom=(0.55 + 0.22 * -(-(len(runs) + 2) // columns)) / height)
+    figure.subplots_adjust(bottom=(0.55 + 0.22 * -(-(len(runs) + 2) // 3)) / height)
     for axes, (x, label) in zip(panels, OVER.items(), strict=True):
-        ends = draw_runs(axes, runs, metric, x=x, theme=theme)
+        trained: list[End] = []
+        evaluated: list[End] = []
+        styles = cycle(THEMES[theme].curves), cycle(LINE_STYLES), cycle(MARKERS)
+        for run, colour, style, marker in zip(runs, *styles, strict=False):
+            train, measured = run.history.series(metric.column, x=x), run.history.eval_series(metric.evaluation, x=x)
+            line, evals = trend(train), thinned(measured.finite, 60)
+            look: dict[str, Any] = {"color": colour, "markersize": 4.5}
+            axes.plot([], [], label=run.name, linestyle=style, marker=marker, **look)  # the legend's
+            axes.plot(line.steps, line.values, linestyle=style, linewidth=1.2, alpha=0.8, **look)
+            axes.plot(evals.steps, evals.values, marker, markeredgecolor=THEMES[theme].page, **look)
+            trained += [End(line.values[-1], colour)] if train.ends_finite else []
+            evaluated += [End(evals.values[-1], colour)] if measured.ends_finite else []
         caption(axes, theme, metric.title if axes is panels[0] else "", label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         format_values(axes, metric)
-        label_ends(axes, ends, metric.form)
+        label_ends(axes, evaluated or trained, metric.form)
     for label, style, marker in (("lines: training, smoothed", "-", ""), ("markers: evaluation", "", "o")):
         panels[0].plot([], [], label=label, color=THEMES[theme].ink, ls=style, marker=marker, markersize=4.5)
     entries, _ = panels[0].get_legend_handles_labels()
-    add_legend(figure, theme, handles=entries, loc="lower left", ncols=columns, bbox_to_anchor=(0.05, 0.0))
+    add_legend(figure, theme, handles=entries, loc="lower left", ncols=3, bbox_to_anchor=(0.05, 0.0))
     return figure
-
-
-def draw_runs(axes: Axes, runs: list[Compared], metric: Metric, *, x: str = "step", theme: str = "light") -> list[End]:
-    """Draws a metric of several runs over one another: lines smoothed, evaluations as markers.
-
-    `x` is the column of the training rows to draw over. Runs differ by colour, line style and marker. Returns the
-    final values of the evaluations; those of training where no run has any.
-    """
-    trained: list[End] = []
-    evaluated: list[End] = []
-    for index, run in enumerate(runs):
-        colour, style, marker = look(index, theme)
-        train, measured = run.history.series(metric.column, x=x), run.history.eval_series(metric.evaluation, x=x)
-        line, evals = trend(train), measured.finite
-        few = thinned(evals, 60)
-        axes.plot([], [], label=run.name, color=colour, linestyle=style, marker=marker, markersize=4.5)  # the legend's
-        axes.plot(line.steps, line.values, color=colour, linestyle=style, linewidth=1.2, alpha=0.8)
-        axes.plot(few.steps, few.values, marker, color=colour, markersize=4.5, markeredgecolor=THEMES[theme].page)
-        trained += [End(line.values[-1], colour)] if train.ends_finite else []
-        evaluated += [End(evals.values[-1], colour)] if measured.ends_finite else []
-    return evaluated or trained
-
-
-def look(index: int, theme: str) -> tuple[str, str, str]:
-    """Colour, line style and marker of a compared run."""
-    colours = THEMES[theme].curves
-    return colours[index % len(colours)], LINE_STYLES[index % len(LINE_STYLES)], MARKERS[index % len(MARKERS)]
 
 
 def save_comparisons(runs: list[Compared], folder: Path) -> None:

@@ -5,43 +5,34 @@ The thresholds are rules of thumb; each stands beside the function that uses it,
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from nbutils.core.history import History, trend
 
-Found = tuple[str, dict[str, Any]] | None
-"""A sentence and the numbers that it rests on; None where a rule has nothing to say."""
 
-
-def remarks(history: History, planned_steps: int | None = None) -> list[dict[str, Any]]:
-    """Everything worth saying about a history: the name of the rule, a sentence, its evidence."""
+def remarks(history: History, planned_steps: int | None = None) -> list[dict[str, str]]:
+    """Everything worth saying about a history: the name of the rule, and a sentence with the numbers it rests on."""
     found = {rule.__name__: rule(history) for rule in RULES}
     found["unfinished_schedule"] = unfinished_schedule(history, planned_steps)
-    return [{"kind": kind, "text": said[0], "evidence": said[1]} for kind, said in found.items() if said]
+    return [{"kind": kind, "text": text} for kind, text in found.items() if text]
 
 
-def not_a_number(history: History) -> Found:
+def not_a_number(history: History) -> str | None:
     """A loss that is NaN or infinite, in training or evaluation."""
-    series = {"training loss": history.series("loss"), "evaluation loss": history.eval_series("eval_loss")}
-    broken = {name: s.broken for name, s in series.items()}
-    hit = {name: steps for name, steps in broken.items() if len(steps)}
-    if not hit:
+    series = {"training": history.series("loss"), "evaluation": history.eval_series("eval_loss")}
+    broken = {name: s.broken for name, s in series.items() if len(s.broken)}
+    if not broken:
         return None
-    first = min(hit, key=lambda name: hit[name][0])
-    step, rows = int(hit[first][0]), sum(map(len, hit.values()))
-    stays = len(hit[first]) > 1 and not (series[first].finite.steps > step).any()
-    where = f"from step {step} on" if stays else f"at step {step}" + (", the first of several" if rows > 1 else "")
+    first = min(broken, key=lambda name: broken[name][0])
+    rows = sum(map(len, broken.values()))
     return (
-        f"The {first} is not a number {where} ({rows} {'row' if rows == 1 else 'rows'} in all): "
-        "lower the learning rate, or train in fp32 or bf16.",
-        {"first_step": step, "rows": rows},
+        f"The {first} loss is not a number at step {int(broken[first][0])} ({rows} {'row' if rows == 1 else 'rows'} in "
+        "all): lower the learning rate, or train in fp32 or bf16."
     )
 
 
-def divergence(history: History) -> Found:
+def divergence(history: History) -> str | None:
     """The smoothed training loss ends 20 % and 0.3 nats above its lowest point, and does not come back."""
     line = trend(history.series("loss"))
     if len(line) < 10:
@@ -52,12 +43,11 @@ def divergence(history: History) -> Found:
         return None
     return (
         f"Training diverged: the smoothed loss was {low:.2f} at step {int(line.steps[lowest])} "
-        f"and ended at {end:.2f}. Lower the learning rate or warm up longer.",
-        {"lowest_loss": low, "lowest_step": int(line.steps[lowest]), "final_loss": end},
+        f"and ended at {end:.2f}. Lower the learning rate or warm up longer."
     )
 
 
-def learning_rate_too_high(history: History) -> Found:
+def learning_rate_too_high(history: History) -> str | None:
     """At least three times, gradient norm (over 4 × the median of the rows before) and loss (1.1 ×) jump together."""
     norm, loss = history.series("grad_norm"), history.series("loss")
     shared = np.intersect1d(norm.finite.steps, loss.finite.steps)
@@ -72,17 +62,14 @@ def learning_rate_too_high(history: History) -> Found:
     if len(hits) < 3:
         return None
     worst = hits[int(np.argmax(norms[hits]))]
-    steps = [int(shared[i]) for i in hits]
-    rate = history.series("learning_rate").at(steps[0])
     return (
         f"The learning rate looks too high: gradient norm and loss jumped together {len(hits)} times, "
         f"most at step {int(shared[worst])} (norm {norms[worst]:.1f}, {norms[worst] / usual[worst]:.0f} "
-        "times what it was before). Halve it, or warm up longer.",
-        {"steps": steps[:20], "times": len(hits), "largest_norm": float(norms[worst]), "learning_rate": rate},
+        "times what it was before). Halve it, or warm up longer."
     )
 
 
-def overfitting(history: History) -> Found:
+def overfitting(history: History) -> str | None:
     """Evaluation loss rose by 1 % or more from its minimum, over at least two evaluations, while training loss fell."""
     evals = history.eval_series("eval_loss").finite
     line = trend(history.series("loss"))
@@ -97,13 +84,11 @@ def overfitting(history: History) -> Found:
         return None
     return (
         f"Overfitting: evaluation loss was lowest at step {int(evals.steps[best])} ({low:.3f}) and rose to "
-        f"{end:.3f}, while training loss fell from {then:.3f} to {now:.3f}. Train for fewer epochs, or on more data.",
-        {"best_step": int(evals.steps[best]), "best_eval_loss": low, "final_eval_loss": end,
-                  "train_loss_then": then, "train_loss_now": now},
-    )  # fmt: skip
+        f"{end:.3f}, while training loss fell from {then:.3f} to {now:.3f}. Train for fewer epochs, or on more data."
+    )
 
 
-def starved_data_loader(history: History) -> Found:
+def starved_data_loader(history: History) -> str | None:
     """More than 15 % of the time of training steps went into waiting for data."""
     parts = history.seconds
     working = sum(parts[name] for name in ("data", "forward_backward", "optimizer"))
@@ -112,36 +97,33 @@ def starved_data_loader(history: History) -> Found:
     share = parts["data"] / working
     return (
         f"The data loader starves the model: {share:.0%} of the time of training steps ({parts['data']:.0f} s of "
-        f"{working:.0f} s) was spent waiting for data. Keep the data on a local disk, or give loading more processes.",
-        {"share": share, "data_seconds": parts["data"], "step_seconds": working},
+        f"{working:.0f} s) was spent waiting for data. Keep the data on a local disk, or give loading more processes."
     )
 
 
-def skipped_steps(history: History) -> Found:
+def skipped_steps(history: History) -> str | None:
     """More than 5 % of the optimizer steps were skipped because fp16 gradients overflowed."""
     count = int(history.series("skipped_steps").last or 0)
     if count < 3 or count < 0.05 * history.last_step:
         return None
     return (
         f"{count} of {history.last_step} optimizer steps were skipped because fp16 gradients overflowed. "
-        "A few at the start are usual; for so many, lower the learning rate or use bf16.",
-        {"skipped": count, "steps": history.last_step},
+        "A few at the start are usual; for so many, lower the learning rate or use bf16."
     )
 
 
-def no_evaluation(history: History) -> Found:
+def no_evaluation(history: History) -> str | None:
     """There is no evaluation, or only the one before training."""
     evals = history.eval_series("eval_loss").finite
     if len(evals) and evals.steps[-1] > 0:
         return None
     return (
         "The run has no evaluation after training began, so nothing is known about conversations that it did not "
-        "train on. Set eval_steps in notebook 02.",
-        {"evaluations": len(evals)},
+        "train on. Set eval_steps in notebook 02."
     )
 
 
-def unfinished_schedule(history: History, planned_steps: int | None) -> Found:
+def unfinished_schedule(history: History, planned_steps: int | None) -> str | None:
     """The run stopped before the last step of its learning-rate schedule."""
     if not planned_steps or history.last_step >= planned_steps:
         return None
@@ -149,8 +131,7 @@ def unfinished_schedule(history: History, planned_steps: int | None) -> Found:
     left = f", with the learning rate still at {rate:.1e}" if rate else ""
     return (
         f"The schedule is unfinished: {history.last_step} of {planned_steps} steps were taken "
-        f"({history.last_step / planned_steps:.0%}){left}. Run notebook 02 again to go on.",
-        {"steps": history.last_step, "planned_steps": planned_steps, "learning_rate": rate},
+        f"({history.last_step / planned_steps:.0%}){left}. Run notebook 02 again to go on."
     )
 
 

@@ -64,10 +64,10 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
     derived = training.get("derived", {})
     metrics = [metric for metric in METRICS if metric.evaluation]
     evals = {metric.evaluation: history.eval_series(metric.evaluation) for metric in metrics}
+    alike = {name: history.eval_series(name) for metric in metrics if (name := metric.evaluation_alike)}
     trained, evaluated = history.series(LOSS.column).ends_finite, evals[LOSS.evaluation].ends_finite
     final = {metric.column: trend(history.series(metric.column)).last if trained else None for metric in metrics}
-    final |= {name: _final(series) if evaluated else None for name, series in evals.items()}
-    final |= {name: _final(history.eval_series(name)) for metric in metrics if (name := metric.evaluation_alike)}
+    final |= {name: s.last if s.ends_finite and evaluated else None for name, s in (evals | alike).items()}
     eval_loss, elapsed = final[LOSS.evaluation], history.elapsed
     perplexity = math.exp(eval_loss) if eval_loss is not None and eval_loss < 700 else None
     return {
@@ -76,7 +76,7 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
         "planned_steps": derived.get("steps"),
         "epochs": history.series("epoch").last,
         "counts_all_tokens": history.counts_all_tokens,
-        "untrained": {name: _at_start(series) for name, series in evals.items()},
+        "untrained": {name: _by_step(series).get(0) for name, series in evals.items()},
         "final": final | {"perplexity": perplexity},
         "evaluated_step": int(evals[LOSS.evaluation].steps[-1]) if evaluated else None,
         "best": {metric.evaluation: _best(evals[metric.evaluation], metric) for metric in metrics},
@@ -105,22 +105,15 @@ def _over_run(history: History, metric: Metric) -> float | None:
     return float(1 - tokens[positions.index].sum() / positions.sum()) if positions.sum() > 0 else None
 
 
-def _final(series: Series) -> float | None:
-    """The value that the run ended with; None where that is no finite number."""
-    return series.last if series.ends_finite else None
-
-
-def _at_start(series: Series) -> float | None:
+def _by_step(series: Series) -> dict[int, float]:
     finite = series.finite
-    return float(finite.values[0]) if len(finite) and finite.steps[0] == 0 else None
+    return dict(zip(finite.steps.astype(int).tolist(), finite.values.tolist(), strict=True))
 
 
 def _best(series: Series, metric: Metric) -> dict[str, float | int] | None:
-    finite = series.finite
-    if not len(finite):
-        return None
-    place = np.argmax(finite.values) if metric.higher_is_better else np.argmin(finite.values)
-    return {"value": float(finite.values[place]), "step": int(finite.steps[place])}
+    values = _by_step(series)
+    step = (max if metric.higher_is_better else min)(values, key=lambda step: values[step], default=None)
+    return None if step is None else {"value": values[step], "step": step}
 
 
 def _whole(value: float | None) -> int | None:

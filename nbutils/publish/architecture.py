@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,24 @@ PARTS = (
 )
 """Which part of a model a weight belongs to, by the first fragment that its name contains."""
 
-EXTENSION_NAMES = {"yarn": "YaRN, Peng et al. 2023", "linear": "position interpolation, Chen et al. 2023"}
+EXTENSIONS = {
+    "dynamic": (
+        "NTK-aware RoPE, with one base for the whole extended length",
+        'longer.rope_parameters["rope_theta"] *= {factor}',
+    ),
+    "yarn": (
+        "YaRN, Peng et al. 2023",
+        'longer.rope_parameters.update(rope_type="yarn", factor=2.0, original_max_position_embeddings=trained)',
+    ),
+    "linear": (
+        "position interpolation, Chen et al. 2023",
+        'longer.rope_parameters.update(rope_type="linear", factor=2.0)',
+    ),
+}
+"""How a model is made to read twice its trained length: what that is called, and the Python that says so.
+
+The code changes the config `longer`, whose rotary module is then the extended one; `trained` is the trained length.
+"""
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
@@ -74,19 +90,8 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
     return [(name, f"{value:,}" if type(value) is int else str(value)) for name, value in rows if value]
 
 
-@dataclass(frozen=True)
-class Extension:
-    """How a model is made to read twice its trained length: what that is called, and the Python that says so.
-
-    `code` changes the config `longer`, whose rotary module is then the extended one; `trained` is the trained length.
-    """
-
-    name: str
-    code: str
-
-
-def extension(folder: Path, kind: str) -> Extension | None:
-    """The chat's `context_extension` in plain transformers; None where there is none or the model takes none.
+def extension(folder: Path, kind: str) -> tuple[str, str] | None:
+    """The chat's `context_extension` in plain transformers (EXTENSIONS); None where the model takes none.
 
     `dynamic` is NTK-aware scaling with the base fixed for twice the length (bloc97, emozilla 2023; transformers'
     `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): the base times 3 to the power of
@@ -94,22 +99,12 @@ def extension(folder: Path, kind: str) -> Extension | None:
     """
     config = _config(folder)
     rope = config.get("rope_parameters") or {}
-    if (
-        kind == "none"
-        or rope.get("rope_type") != "default"
-        or config.get("model_type") not in ("llama", "mistral", "qwen2")
-    ):
+    takes = config.get("model_type") in ("llama", "mistral", "qwen2") and rope.get("rope_type") == "default"
+    if not takes or kind not in EXTENSIONS:
         return None
-    if kind == "dynamic":
-        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        factor = round(3 ** (size / (size - 2)), 6)
-        return Extension("NTK-aware RoPE, with one base for the whole extended length",
-                         f'longer.rope_parameters["rope_theta"] *= {factor}')  # fmt: skip
-    given = {"rope_type": f'"{kind}"', "factor": "2.0"}
-    if kind == "yarn":
-        given["original_max_position_embeddings"] = "trained"
-    options = ", ".join(f"{name}={value}" for name, value in given.items())
-    return Extension(EXTENSION_NAMES[kind], f"longer.rope_parameters.update({options})")
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    name, code = EXTENSIONS[kind]
+    return name, code.format(factor=round(3 ** (size / (size - 2)), 6))
 
 
 def context_length(folder: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 import re
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from typing import Any
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import spec
 from nbutils.core.text import duration, markdown_table, number, with_interval
-from nbutils.publish import architecture, card_provenance
-from nbutils.publish.architecture import Extension
+from nbutils.publish import architecture
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
 
-METRIC_TYPES = {"acc": "accuracy", "acc_norm": "accuracy", "word_perplexity": "perplexity", "loss": "loss"}
+METRIC_TYPES = {"acc": "accuracy", "acc_norm": "accuracy", "word_perplexity": "perplexity"}
 """The Hub's word for a metric of the evaluation harness; others keep their own name."""
 
 
@@ -27,6 +25,8 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
     model_id = settings.repo_id or "."  # what `from_pretrained` takes: the Hub's id, or the folder that the card is in
+    context = architecture.context_length(folder)
+    longest = min(int(GENERATION["max_new_tokens"]), context // 4)  # of the replies in a chat that fits the context
     extension = architecture.extension(folder, facts.transcript["settings"]["context_extension"])  # as the chat had it
     text = _template("card.md.jinja").render(
         facts=facts,
@@ -34,35 +34,34 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         metadata=card_metadata(facts, settings),
         model_id=model_id,
         architecture=architecture.architecture(folder),
-        context=architecture.context_length(folder),
+        context=context,
         scores=_scores(facts.evaluation),
-        provenance=card_provenance,
         tokens=[(f"`{token}`", number, purpose) for token, number, purpose in control_tokens(folder)],
         extension=extension,
-        usage=usage_code(folder, model_id, extension),
+        usage=_template("usage.py.jinja").render(model_id=model_id, extension=extension, longest_reply=longest).strip(),
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
     )
     return text.rstrip() + "\n"
 
 
-def usage_code(folder: Path, name: str, extension: Extension | None) -> str:
-    """A streaming chat in plain transformers, with rolling window and, where the model takes one, context extension."""
-    longest = min(int(GENERATION["max_new_tokens"]), architecture.context_length(folder) // 4)
-    code: str = _template("usage.py.jinja").render(model_id=name, extension=extension, longest_reply=longest)
-    return code.strip()
+def preview(card: str) -> str:
+    """The card as the Hub shows it below its metadata, without its pictures: notebook 03 has them."""
+    body = card.split("\n---\n", 1)[1].replace("\n# ", "\n### ", 1)
+    return re.sub(r"<picture>.*?</picture>|<img [^>]*>", "", body, flags=re.DOTALL)
 
 
 def card_metadata(facts: Facts, settings: PublishSettings) -> str:
     """The YAML block between the card's first two lines of dashes; ValueError for what the Hub would not take."""
     from huggingface_hub import ModelCardData
 
+    read = dict.fromkeys(dataset["path"] for dataset in facts.data["datasets"])
     data = ModelCardData(
         language=settings.languages,
         license=settings.license,
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=card_provenance.hub_base(facts, settings),
-        datasets=card_provenance.hub_datasets(facts, settings) or None,
+        base_model=facts.hub_base(settings) or None,
+        datasets=settings.dataset_ids or list(filter(facts.on_hub, read)) or None,
         tags=list(dict.fromkeys(["conversational", "chatml", "sft", "smallchat", *settings.tags])),
         model_name=settings.model_name,
         eval_results=_eval_results(facts) or None,
@@ -89,7 +88,7 @@ def _eval_results(facts: Facts) -> list[Any]:
 
     scores = facts.evaluation["scores"]
     own = [s for s in scores if s["model"] == "run" and "part" not in s and math.isfinite(s["value"])]
-    conversations = card_provenance.dataset_name(facts.data["datasets"][0])  # of which a part was held out
+    conversations = facts.dataset_name(facts.data["datasets"][0])  # of which a part was held out
     return [
         EvalResult(
             task_type="text-generation",
@@ -119,10 +118,8 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
 
 
 def _interval(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return "—"
-    if score.get("low") is None:
-        return number(score["value"])
+    if score is None or "low" not in score:
+        return number(score["value"]) if score else "—"
     return with_interval(score["value"], score["low"], score["high"])
 
 
@@ -140,29 +137,31 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if share == 0 or share >= 0.01 else f"{100 * share:.1g}%"
 
 
+def _versions(these: dict[str, str], usual: dict[str, str] | None = None) -> str:
+    """Libraries with their versions, where those are not the usual ones."""
+    return ", ".join(f"{n} {v}" for n, v in these.items() if v not in ("absent", (usual or {}).get(n)))
+
+
 def _value(value: Any) -> str:
     return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@lru_cache(maxsize=4)
 def _template(name: str) -> Any:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.globals |= {"table": markdown_table, "with_interval": with_interval}
-    environment.tests |= {"hub_id": card_provenance.is_hub_id, "held_out": _held_out}
+    environment.tests |= {"held_out": _held_out}
     environment.filters |= {
         "count": "{:,}".format,
-        "share": "{:.0%}".format,
         "percent": _percent,
         "value": _value,
         "duration": duration,
         "task": _task,
         "quoted": quoted,
-        "versions": card_provenance.versions,
+        "versions": _versions,
         "in_short": in_short,
         "notebook": lambda stage: spec(stage).file,
-        "dataset_name": lambda dataset: f"`{card_provenance.dataset_name(dataset)}`",
         "file_name": lambda path: Path(path).name,
         "published": published_figure,
     }

@@ -12,7 +12,6 @@ from nbutils.core.chatml import IM_END, PAD
 from nbutils.core.files import read_json, replaced, write_json, write_text
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
-from nbutils.publish.card_provenance import pinned_parameters, stage_records
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
 
@@ -50,16 +49,21 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     source = facts.model_folder
     for file in sorted({file for pattern in MODEL_PATTERNS for file in source.glob(pattern)}):
         _copy(file, folder / file.name)
-    write_json(folder / "generation_config.json", GENERATION | _token_ids(source))
-    for name in (*facts.figures, *facts.data_figures):
-        for ending in (".png", "-dark.png", *((".svg", "-dark.svg") if name in facts.figures else ())):
-            _copy(facts.run / f"{name}{ending}", folder / f"{published_figure(name)}{ending}")
+    ids = {token: number for token, number, _ in control_tokens(source)}
+    ends = {"bos_token_id": read_json(source / "config.json").get("bos_token_id"), "eos_token_id": ids[IM_END]}
+    write_json(folder / "generation_config.json", GENERATION | ends | {"pad_token_id": ids[PAD]})
+    for name in facts.figures:
+        picture = facts.run / name
+        for file in (*picture.parent.glob(f"{picture.name}.*"), *picture.parent.glob(f"{picture.name}-dark.*")):
+            _copy(file, folder / f"{published_figure(name)}{file.name.removeprefix(picture.name)}")
     for role, patterns in EVIDENCE.items():
         stage = Run(facts.run).folder(maker(role).name)
         for file in sorted(file for pattern in patterns for file in stage.glob(pattern)):
             _copy(file, folder / "run" / f"{stage.name}-{file.relative_to(stage)}")
-    write_json(folder / "run" / "stages.json", stage_records(facts))
-    parameters = pinned_parameters(facts) | settings.model_dump(mode="json") | {"run_dir": "runs/again", "push": False}
+    kept = ("started", "seconds", "git_commit", "versions", "key")
+    records = {stage: {name: record[name] for name in kept} for stage, record in facts.stages.items()}
+    write_json(folder / "run" / "stages.json", records)
+    parameters = facts.pinned_parameters | settings.model_dump(mode="json") | {"run_dir": "runs/again", "push": False}
     write_text(folder / "run" / "parameters.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
     return published_files(folder)
 
@@ -86,12 +90,6 @@ def control_tokens(folder: Path) -> list[tuple[str, int, str]]:
         PAD: "fills up batches; never eos",
     }
     return [(token, ids[token], purpose) for token, purpose in purposes.items() if token in ids]
-
-
-def _token_ids(folder: Path) -> dict[str, int | None]:
-    ids = {token: number for token, number, _ in control_tokens(folder)}
-    return {"bos_token_id": read_json(folder / "config.json").get("bos_token_id"), "eos_token_id": ids[IM_END],
-            "pad_token_id": ids[PAD]}  # fmt: skip
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, shown
+from nbutils.core.files import read_json, read_jsonl, resolve, shown
 from nbutils.core.run.layout import Run
+from nbutils.core.run.models import TINY
 from nbutils.core.run.record import RECORD, current_hash
 from nbutils.core.stages import maker, spec
+from nbutils.publish.settings import HUB_ID, PublishSettings
+
+CHITCHAT = "chitchat"
+"""The dataset that comes with smallchat."""
 
 DATA_FIGURES = {"lengths": "How long conversations are, in tokens"}
 """Pictures of the data stage that say more than the card's tables, and their captions."""
@@ -21,7 +27,7 @@ DATA_FIGURES = {"lengths": "How long conversations are, in tokens"}
 class Facts:
     """The contents of the files that the card is made from; `stages` are the records of the stages before this one.
 
-    `figures` and `data_figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
+    `figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
     training's, each with its versions.
     """
 
@@ -35,7 +41,6 @@ class Facts:
     samples: list[dict[str, Any]]
     transcript: dict[str, Any]
     figures: dict[str, str]
-    data_figures: dict[str, str]
     sessions: list[dict[str, Any]]
 
     @property
@@ -54,9 +59,39 @@ class Facts:
         return str(self.trained["parameters"]["base_model"])
 
     @property
-    def size(self) -> int:
-        """The parameters of the model, as the evaluation counted them."""
-        return next(int(model["parameters"]) for model in self.evaluation["models"] if model["name"] == "run")
+    def base_kind(self) -> str:
+        """What the base is: `tiny`, of the `hub`, a local `file` or a local `folder`."""
+        if self.base_model == TINY:
+            return TINY
+        if not self.base["local"]:
+            return "hub"
+        return "file" if self.base["sha256"] else "folder"
+
+    @property
+    def base_commit(self) -> str:
+        """The base's commit on the Hub, or the revision that was asked for; nothing where neither is known."""
+        return str(self.base["commit"] or self.parameters["base_revision"])
+
+    def hub_base(self, settings: PublishSettings) -> str:
+        """The base's name on the Hub: as `base_model_id` gives it, or `base_model` where that was loaded from there."""
+        return settings.base_model_id or (self.base_model if self.base_kind == "hub" else "")
+
+    def on_hub(self, name: str) -> bool:
+        """Whether a dataset or peer was read from the Hub: what was read of this machine is in the stages' records."""
+        names = name, shown(resolve(name))
+        read = (record["parts"].get("parameters", {}).get("files", ()) for record in self.stages.values())
+        local = any(file == own or file.startswith(f"{own}/") for file in chain(*read) for own in names)
+        return name != CHITCHAT and not local and bool(HUB_ID.fullmatch(name.partition("@")[0]))
+
+    def dataset_name(self, dataset: dict[str, Any]) -> str:
+        """What a dataset is called on the card: of one on a disk its own name, without its path."""
+        path = str(dataset["path"])
+        return path if self.on_hub(path) else Path(path).name
+
+    @property
+    def local_peers(self) -> list[str]:
+        """Models that were compared with and are no names of the Hub."""
+        return [peer for peer in self.parameters["peers"] if not self.on_hub(peer)]
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -65,6 +100,29 @@ class Facts:
         for record in (*self.stages.values(), self.trained):
             merged |= record["parameters"]
         return merged
+
+    @property
+    def pinned_parameters(self) -> dict[str, Any]:
+        """The parameters of all stages, with the revisions of base model and datasets that were really read.
+
+        Without what only that machine has and the model does not come from: runs to compare with, and local peers.
+        """
+        given, read = self.parameters["datasets"], self.data["datasets"]
+        if [d["path"] for d in given] == [d["path"] for d in read]:
+            given = [g | {"revision": r["revision"]} for g, r in zip(given, read, strict=True)]
+        peers = [peer for peer in self.parameters["peers"] if peer not in self.local_peers]
+        revision = {"base_revision": self.base_commit} if self.base_kind == "hub" else {}
+        return self.parameters | revision | {"datasets": given, "compare_runs": [], "peers": peers}
+
+    @property
+    def disagreements(self) -> dict[str, str]:
+        """Parameters that the notebooks were not run with one value of → the values in words."""
+        found = {}
+        for name, value in self.parameters.items():
+            given = {s: r["parameters"][name] for s, r in self.stages.items() if name in r["parameters"]}
+            if name != "run_dir" and any(other != value for other in given.values()):
+                found[name] = ", ".join(f"{own!r} in {stage}" for stage, own in given.items())
+        return found
 
 
 def read_facts(run: Path) -> Facts:
@@ -102,8 +160,11 @@ def read_facts(run: Path) -> Facts:
         evaluation=read_json(scores / "results.json"),
         samples=read_jsonl(scores / "samples.jsonl"),
         transcript=read_json(layout.folder(maker("transcript").name) / "transcript.json"),
-        figures={f"{curves.name}/figures/{name}": caption for name, caption in metrics["figures"].items()},
-        data_figures={f"{layout.rows.name}/figures/{name}": caption for name, caption in DATA_FIGURES.items()},
+        figures={
+            f"{folder.name}/figures/{name}": caption
+            for folder, captions in ((layout.rows, DATA_FIGURES), (curves, metrics["figures"]))
+            for name, caption in captions.items()
+        },
         sessions=[row for row in read_jsonl(layout.training / "metrics.jsonl") if row["kind"] == "session"],
     )
 

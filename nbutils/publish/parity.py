@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from subprocess import PIPE
@@ -71,16 +72,26 @@ def check_parity(
         last = (errors.strip() or f"exit status {child.returncode}").splitlines()[-1]
         raise UserError(f"Plain transformers cannot read {shown(folder)}: {last}. Nothing was published.")
     theirs = json.loads(out)
-    _compare_ids(tokenizer, ids, theirs["ids"], folder)
-    pairs = enumerate(zip(ours, theirs["replies"], strict=True))
-    ties = [_compare_reply(tokenizer, number, *pair, folder) for number, pair in pairs]
+    part = partial(_parted, tokenizer, shown(folder))
+    for number, (here, there) in enumerate(zip(ids, theirs["ids"], strict=True)):
+        if here != there:
+            where = f"Token ids part in held-out conversation {number}"
+            raise part(where, here, there, "chat_template.jinja and tokenizer.json there")
+    ties = 0
+    for number, (here, reply) in enumerate(zip(ours, theirs["replies"], strict=True)):
+        if here != reply["ids"]:
+            place = _first_difference(here, reply["ids"])
+            if min(reply["leads"][place : place + 1], default=TIE) >= TIE:
+                where = f"Greedy replies part in held-out conversation {number}"
+                raise part(where, here, reply["ids"], "that the weights there are those of the trained model")
+            ties += 1
     return {
         "conversations": len(texts),
         "token_ids": sum(map(len, ids)),
         "left_out_with_control_tokens": written,
         "replies": len(prompts),
         "reply_tokens": sum(map(len, ours)),
-        "ties": sum(ties),
+        "ties": ties,
     }
 
 
@@ -103,40 +114,17 @@ def _session_reply(engine: Engine, sampling: Sampling, messages: Sequence[Messag
     return list(stream)
 
 
-def _compare_ids(
-    tokenizer: PreTrainedTokenizerBase, ours: list[list[int]], theirs: list[list[int]], folder: Path
-) -> None:
-    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if a != b:
-            place = _first_difference(a, b)
-            raise UserError(
-                f"Token ids part in held-out conversation {number} at token {place}, behind "
-                f"{tokenizer.decode(a[max(0, place - 8) : place])!r}: the session reads {_at(tokenizer, a, place)}, "
-                f"the chat template in {shown(folder)} {_at(tokenizer, b, place)}. Nothing was published; check "
-                "chat_template.jinja and tokenizer.json there."
-            )
-
-
-def _compare_reply(
-    tokenizer: PreTrainedTokenizerBase, number: int, ours: list[int], theirs: dict[str, Any], folder: Path
-) -> bool:
-    """Whether two replies part only at a tie; UserError where they part otherwise."""
-    if ours == theirs["ids"]:
-        return False
-    place = _first_difference(ours, theirs["ids"])
-    if place < len(theirs["leads"]) and theirs["leads"][place] < TIE:
-        return True
-    raise UserError(
-        f"Greedy replies part in held-out conversation {number} at token {place} of the reply: the session writes "
-        f"{_at(tokenizer, ours, place)}, plain transformers with {shown(folder)} "
-        f"{_at(tokenizer, theirs['ids'], place)}. Nothing was published; check that the weights in that folder are "
-        "those of train/final."
+def _parted(
+    tokenizer: PreTrainedTokenizerBase, folder: str, where: str, ours: list[int], theirs: list[int], check: str
+) -> UserError:
+    place = _first_difference(ours, theirs)
+    before = tokenizer.decode(ours[max(0, place - 8) : place])
+    here, there = (f"{tokenizer.decode(ids[place : place + 1])!r}" for ids in (ours, theirs))
+    return UserError(
+        f"{where} at token {place}, behind {before!r}: the session writes {here}, plain transformers with {folder} "
+        f"{there}. Nothing was published; check {check}."
     )
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _at(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int) -> str:
-    return f"{tokenizer.decode([ids[place]])!r} ({ids[place]})" if place < len(ids) else "nothing more"

@@ -7,36 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
-
-
-def greedy_replies(model: Any, tokenizer: Any, prompts: list[Any], max_new_tokens: int) -> list[dict[str, Any]]:
-    """For each prompt the ids of the reply (without the end token), and at each step the lead of the best score."""
-    import torch
-
-    replies = []
-    for messages in prompts:
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )  # each (1, T)
-        with torch.inference_mode():
-            out = model.generate(
-                **inputs,
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                output_scores=True,
-                return_dict_in_generate=True,
-            )
-        ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        best = torch.stack(out.scores).squeeze(1).topk(2).values  # (new tokens, 2)
-        leads = (best[:, 0] - best[:, 1]).tolist()
-        end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
-        replies.append({"ids": ids[:end], "leads": leads})
-    return replies
 
 
 def main() -> None:
-    """Does the job: folder, conversations, prompts, max_new_tokens."""
+    """Does the job: folder, conversations, prompts, max_new_tokens.
+
+    For each prompt the ids of the reply (without the end token), and at each step the lead of the best score.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
@@ -45,7 +22,18 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
     encoded = tokenizer.apply_chat_template(job["conversations"], return_dict=True)
-    replies = greedy_replies(model, tokenizer, job["prompts"], job["max_new_tokens"])
+    scores = {"output_scores": True, "return_dict_in_generate": True}
+    replies = []
+    for messages in job["prompts"]:
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )  # each (1, T)
+        with torch.inference_mode():
+            out = model.generate(**inputs, do_sample=False, max_new_tokens=job["max_new_tokens"], **scores)
+        ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        best = torch.stack(out.scores).squeeze(1).topk(2).values  # (new tokens, 2)
+        end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
+        replies.append({"ids": ids[:end], "leads": (best[:, 0] - best[:, 1]).tolist()})
     json.dump({"ids": encoded["input_ids"], "replies": replies}, sys.stdout)
 
 

@@ -32,6 +32,11 @@ PATTERNS = {
 }
 """What secrets look like, by the prefixes and lengths that their makers document."""
 
+OLD_MODEL = (
+    *MODEL_PATTERNS, "adapter_*", "*.bin", "*.bin.index.json", "*.model", "generation_config.json", "chat_template*",
+)  # fmt: skip
+"""Files of a repository that would be read as part of the model: what an earlier push left must not be."""
+
 NOT_TEXT = (".safetensors", ".png")
 
 
@@ -61,31 +66,24 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
             raise UserError(
                 f"{settings.repo_id} is public and private is on: make it private there, or set private to False."
             )
-        old = [name for name in api.list_repo_files(settings.repo_id) if _of_a_model(name)]
+        there = [name for name in api.list_repo_files(settings.repo_id) if "/" not in name]
+        old = [glob.escape(name) for name in there if any(fnmatch(name, pattern) for pattern in OLD_MODEL)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*commit a data file")  # the scored items, a few kilobytes
             commit = api.upload_folder(
                 repo_id=settings.repo_id,
                 folder_path=folder,
-                allow_patterns=[str(file) for file in files],
-                delete_patterns=["figures/*", "run/*", *map(glob.escape, old)],
+                allow_patterns=[glob.escape(str(file)) for file in files],
+                delete_patterns=["figures/*", "run/*", *old],
                 commit_message=f"{settings.model_name}, published by smallchat",
             )
     except (HTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
-        # A ValueError is the Hub's list of what it does not take in the card's metadata, a line for each.
-        lines = [line.strip("- ") for line in str(error).splitlines() if line.strip("- ")] or [type(error).__name__]
-        reason = redact("; ".join(lines) if isinstance(error, ValueError) else lines[0])
+        reason = redact(" ".join(str(error).split()) or type(error).__name__)
         raise UserError(
             f"{shown(folder)} could not be pushed to {settings.repo_id}: {reason} — nothing changed there; mend that "
             "and run notebook 06 again, which sends only what is missing."
         ) from error
     return str(commit.commit_url)
-
-
-def _of_a_model(name: str) -> bool:
-    """Whether a file of a repository would be read as part of the model: what an earlier push left must not be."""
-    others = ("adapter_*", "*.bin", "*.bin.index.json", "*.model", "generation_config.json", "chat_template*")
-    return "/" not in name and any(fnmatch(name, pattern) for pattern in (*MODEL_PATTERNS, *others))
 
 
 def check_secrets(folder: Path, files: Iterable[Path]) -> int:

@@ -29,16 +29,17 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
 
 
-def _language(value: str) -> str:
-    if not LANGUAGE.fullmatch(value):
-        raise ValueError(f"{value!r} is no language code of two or three small letters, such as 'en'")
-    return value
+def _like(pattern: re.Pattern[str], words: str) -> AfterValidator:
+    def checked(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"{value!r} is no {words}")
+        return value
+
+    return AfterValidator(checked)
 
 
-def _hub_id(value: str) -> str:
-    if value and not HUB_ID.fullmatch(value):
-        raise ValueError(f"{value!r} is no name on the Hub, such as 'owner/name'")
-    return value
+HubId = Annotated[str, _like(re.compile(f"{HUB_ID.pattern}|"), "name on the Hub, such as 'owner/name'")]
+Language = Annotated[str, _like(LANGUAGE, "language code of two or three small letters, such as 'en'")]
 
 
 def _licence(value: str) -> str:
@@ -53,10 +54,10 @@ class PublishSettings(BaseSettings):
 
     model_name: str = Field(min_length=1, max_length=96)
     license: Annotated[str, AfterValidator(_licence)]
-    languages: list[Annotated[str, AfterValidator(_language)]] = Field(min_length=1)
+    languages: list[Language] = Field(min_length=1)
     tags: list[str]
-    base_model_id: Annotated[str, AfterValidator(_hub_id)]
-    dataset_ids: list[Annotated[str, AfterValidator(_hub_id)]]
+    base_model_id: HubId
+    dataset_ids: list[HubId]
     parity_conversations: int = Field(ge=1)
     parity_replies: int = Field(ge=1)
     parity_tokens: int = Field(ge=1)

@@ -6,13 +6,13 @@ from itertools import combinations
 
 import pytest
 
-from nbutils.core.charts import new_figure, png
+from nbutils.core.charts import png
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.training_log import LOSS
 from nbutils.metrics.compare import differences, read_runs
-from nbutils.metrics.display import PLOTLY, comparison, difference_table, interactive_comparison
-from nbutils.metrics.figures import comparison_figure, draw_runs, save_comparisons
+from nbutils.metrics.display import PLOTLY, comparison, interactive_comparison
+from nbutils.metrics.figures import comparison_figure, save_comparisons
 from nbutils.metrics.settings import MetricsSettings
 from tests.metrics.histories import history_rows, write_done, write_training
 
@@ -24,7 +24,8 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_differences_and_figures(runs):
+def test_differences_and_figures(runs, monkeypatch):
+    monkeypatch.setattr("nbutils.metrics.display.picture", lambda *_: None)
     settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[str(runs / "fast")])
     both = read_runs(settings.compared)
     save_comparisons(both, runs / "figures")
@@ -34,7 +35,7 @@ def test_differences_and_figures(runs):
     assert "epochs" not in found and "run_dir" not in found and "final eval_loss" in found
     names = {file.name for file in (runs / "figures").iterdir()}
     assert {"compare_loss.png", "compare_loss-dark.svg", "compare_accuracy.png"} <= names
-    assert "| learning_rate | 0.001 | 0.01 |" in difference_table(found).data
+    assert "| learning_rate | 0.001 | 0.01 |" in comparison(found, both, runs / "figures").data
 
 
 def test_final_values_of_many_runs_do_not_overlap(tmp_path):
@@ -88,7 +89,7 @@ def test_the_table_holds_the_scores_of_runs_that_have_any(runs, monkeypatch):
     write_json(runs / "fast" / "evaluate" / "results.json", {"scores": [own, own | {"model": "base"}]})
     both = read_runs([runs / "slow", runs / "fast"])
     table = comparison(differences(both), both, runs / "figures").data
-    assert "| sciq, acc | not scored yet | 0.310 [0.290, 0.330], 1,000 items |" in table
+    assert "| sciq, acc | not scored | 0.310 [0.290, 0.330], 1,000 items |" in table
     assert sum("sciq" in line for line in table.splitlines()) == 1
 
 
@@ -101,8 +102,7 @@ def test_the_legend_says_what_lines_and_markers_are(runs):
 
 
 def test_compared_runs_differ_without_colour(runs):
-    _, (axes,) = new_figure(1, 1, theme="light", height=3)
-    draw_runs(axes, read_runs([runs / "slow", runs / "fast"]), LOSS)
+    axes = comparison_figure(read_runs([runs / "slow", runs / "fast"]), LOSS).axes[1]
     assert {line.get_linestyle() for line in axes.lines} == {"-", "--", "None"}
     assert {line.get_marker() for line in axes.lines} == {"o", "s", "None"}
 
@@ -112,7 +112,9 @@ def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(r
     (bundle,) = bundles
     traces = bundle[PLOTLY]["data"]
     assert len(traces) == 2 * 2 * 2 * 3  # training and evaluation, runs, curves, things to draw over
-    assert [t["name"] for t in traces if t["showlegend"]] == ["slow", "fast"]
+    assert [t["name"] for t in traces if t["showlegend"]] == [
+        f"{run}, {kind}" for run in ("slow", "fast") for kind in ("training", "evaluation")
+    ]
     assert max(max(t["x"]) for t in traces) == 800_000 and "</svg>" in bundle["image/svg+xml"]
 
 

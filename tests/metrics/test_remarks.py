@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 
 import pytest
 
@@ -12,8 +13,8 @@ from nbutils.metrics.remarks import remarks
 from tests.metrics.histories import SECONDS, falling, history_rows
 
 
-def kinds(rows, planned=None) -> dict[str, dict]:
-    return {remark["kind"]: remark for remark in remarks(History.of(rows), planned)}
+def kinds(rows, planned=None) -> dict[str, str]:
+    return {remark["kind"]: remark["text"] for remark in remarks(History.of(rows), planned)}
 
 
 @pytest.mark.parametrize("n", [1, 5, 60, 500])
@@ -24,8 +25,7 @@ def test_a_sound_run_gets_no_remark(n):
 def test_overfitting():
     rows = history_rows(100, eval_loss=lambda f: falling(f) if f < 0.5 else falling(0.5) + (f - 0.5))
     remark = kinds(rows)["overfitting"]
-    assert remark["evidence"]["best_step"] == 500
-    assert "step 500" in remark["text"] and f"{falling(0.5) + 0.5:.3f}" in remark["text"]
+    assert "lowest at step 500 (" in remark and f"rose to {falling(0.5) + 0.5:.3f}" in remark
 
 
 def test_rising_evaluation_loss_with_rising_training_loss_is_no_overfitting():
@@ -37,8 +37,8 @@ def test_rising_evaluation_loss_with_rising_training_loss_is_no_overfitting():
 
 def test_divergence():
     remark = kinds(history_rows(100, loss=lambda f: falling(f) if f < 0.7 else 9.0))["divergence"]
-    assert remark["evidence"]["final_loss"] > 8 > remark["evidence"]["lowest_loss"]
-    assert 500 <= remark["evidence"]["lowest_step"] <= 720
+    low, step, end = map(float, re.search(r"was (.*) at step (.*) and ended at (\d+\.\d+)", remark).groups())
+    assert end > 8 > low and 500 <= step <= 720
 
 
 def test_too_high_a_learning_rate():
@@ -47,8 +47,7 @@ def test_too_high_a_learning_rate():
         if row["kind"] == "train" and row["step"] in (300, 500, 700, 900):
             row["grad_norm"], row["loss"] = 30.0, row["loss"] + 2
     remark = kinds(rows)["learning_rate_too_high"]
-    assert remark["evidence"]["steps"] == [300, 500, 700, 900] and remark["evidence"]["times"] == 4
-    assert remark["evidence"]["largest_norm"] == 30.0
+    assert "jumped together 4 times" in remark and "(norm 30.0, " in remark
 
 
 def test_the_fall_at_the_start_is_no_spike():
@@ -70,28 +69,27 @@ def test_high_norms_without_a_jump_of_the_loss_are_no_remark():
 
 def test_not_a_number():
     remark = kinds(history_rows(100, loss=lambda f: math.nan if f > 0.9 else falling(f)))["not_a_number"]
-    assert remark["evidence"] == {"first_step": 910, "rows": 10} and "from step 910 on (10 rows" in remark["text"]
+    assert "at step 910 (10 rows" in remark
 
 
 def test_one_bad_row_is_said_to_be_one():
     rows = history_rows(100)
     rows[50]["loss"] = math.nan
-    text = kinds(rows)["not_a_number"]["text"]
-    assert f"at step {rows[50]['step']} (1 row in all)" in text and " on " not in text
+    text = kinds(rows)["not_a_number"]
+    assert f"at step {rows[50]['step']} (1 row in all)" in text
 
 
 def test_unfinished_schedule():
-    remark = kinds(history_rows(60), planned=1000)["unfinished_schedule"]
-    assert remark["evidence"]["steps"] == 600 and "600 of 1000" in remark["text"]
+    assert "600 of 1000" in kinds(history_rows(60), planned=1000)["unfinished_schedule"]
 
 
 def test_starved_data_loader():
     remark = kinds(history_rows(60, seconds=SECONDS | {"data": 0.4}))["starved_data_loader"]
-    assert remark["evidence"]["share"] == pytest.approx(0.4 / 1.2)
+    assert f"{0.4 / 1.2:.0%} of the time" in remark
 
 
 def test_skipped_steps():
-    assert kinds(history_rows(60, skipped_steps=120))["skipped_steps"]["evidence"]["skipped"] == 120
+    assert kinds(history_rows(60, skipped_steps=120))["skipped_steps"].startswith("120 of 600")
     assert "skipped_steps" not in kinds(history_rows(60, skipped_steps=3))
 
 

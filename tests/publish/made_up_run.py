@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,12 @@ def make_run(run: Path, **parameters: Any) -> Path:
     return run
 
 
-def record_stages(run: Path, *, commit: str | None = None, local: bool = False, **parameters: Any) -> None:
+def record_stages(
+    run: Path, *, commit: str | None = None, local: bool = False, files: Sequence[str] = (), **parameters: Any
+) -> None:
     """The records of all stages before the last: the notebooks' defaults with the given parameters, files with hashes.
 
-    `commit` and `local` say where the base model came from.
+    `commit` and `local` say where the base model came from, `files` which of this machine the stages read.
     """
     given = {"run_dir": str(run), "base_model": "tiny", "max_length": CONTEXT, "seed": 3} | parameters
     source = {"schema": 1, "base_model": given["base_model"], "local": local, "commit": commit, "sha256": None}
@@ -91,7 +94,8 @@ def record_stages(run: Path, *, commit: str | None = None, local: bool = False, 
         values = {name: parameter.default for name, parameter in parameters_of(notebook_path(stage)).items()}
         own = stage.settings_class().checked(values | {name: given[name] for name in given if name in values})
         everything |= own.model_dump(mode="json")
-        write_done(run / stage.name, parameters=own.model_dump(mode="json"), inputs={})
+        parts = {"parameters": {"files": dict.fromkeys(files, "0" * 16)}}
+        write_done(run / stage.name, parameters=own.model_dump(mode="json"), inputs={}, parts=parts)
     machine = {"platform": "Linux", "processor": "x86_64", "cores": 2, "memory_gib": 16.0}
     write_json(run / "run.json", {"schema": 1, "name": run.name, "parameters": everything, "versions": {},
                                   "git_commit": "f" * 40, "hardware": machine})  # fmt: skip

@@ -74,7 +74,7 @@ def test_the_extension_is_that_of_the_session(published, kind):
     model = AutoModelForCausalLM.from_pretrained(published.folder)
     trained = model.config.max_position_embeddings
     _, expected = rotations(model, kind, 2 * trained)
-    exec(extension(published.folder, kind).code, {"longer": model.config, "trained": trained})
+    exec(extension(published.folder, kind)[1], {"longer": model.config, "trained": trained})
     rotary = type(model.model.rotary_emb)(model.config)
     assert torch.allclose(rotary.inv_freq, expected.inv_freq, rtol=1e-5)
     assert rotary.attention_scaling == pytest.approx(expected.scaling)

@@ -13,7 +13,6 @@ from nbutils.core.files import read_json, read_jsonl, sha256_of_file, write_json
 from nbutils.core.stages import STAGES
 from nbutils.pipeline.parameters import plan
 from nbutils.publish.card import render_card
-from nbutils.publish.card_provenance import is_hub_id
 from nbutils.publish.facts import read_facts
 from nbutils.train.base import SOURCE, ensure_base, source_of
 from tests.publish.conftest import publish, settings_for
@@ -21,18 +20,22 @@ from tests.publish.made_up_run import record_stages, rewrite
 from tests.train.runs import small_settings
 
 
-def test_hub_ids_are_told_from_files_and_folders(tmp_path):
-    assert is_hub_id("HuggingFaceTB/smol-smoltalk") and is_hub_id("gpt2")
+def test_hub_ids_are_told_from_files_and_folders_that_may_be_gone(spare):
+    """By what the stages recorded as read, wherever that is today."""
+    read = ["mine/saved/state.json", "models/base.Q4_1.gguf", "/elsewhere/talk/a.parquet", "data/talk.jsonl"]
+    record_stages(spare, files=read)
+    facts = read_facts(spare)
+    for name in ("HuggingFaceTB/smol-smoltalk", "gpt2", "mine/other", "me/peer@v1"):
+        assert facts.on_hub(name), name
     for name in (
-        "tiny",
         "chitchat",
-        str(tmp_path),
-        "nbutils/core",
-        "data/talk.jsonl",
+        "mine/saved",
+        "./mine/saved",
         "models/base.Q4_1.gguf",
-        "./mine",
+        "/elsewhere/talk",
+        "data/talk.jsonl",
     ):
-        assert not is_hub_id(name), name
+        assert not facts.on_hub(name), name
 
 
 def test_a_local_base_is_named_without_its_path_and_as_the_hub_knows_it(spare):
@@ -56,6 +59,7 @@ def test_a_hub_base_is_named_with_the_commit_that_it_was(spare):
 
 
 def test_datasets_of_the_hub_and_of_a_disk(spare):
+    record_stages(spare, files=["data/talk.jsonl"])
     summary = read_json(spare / "data" / "summary.json")
     (dataset,) = summary["datasets"]
     hub = dataset | {"path": "me/talk", "revision": "d" * 40, "fingerprint": ""}
@@ -72,7 +76,8 @@ def test_the_published_parameters_pin_what_was_read(spare):
     twice = [{"path": "me/talk", "revision": tag} for tag in ("v1", "v2")]
     peers = ["me/peer@v1", "/elsewhere/models/peer.gguf"]
     record_stages(spare, base_model="me/base", commit="c" * 40, datasets=[*twice, "data/talk.jsonl"], peers=peers,
-                  compare_runs=["runs/mine_only"], task_path="tasks/mine")  # fmt: skip
+                  compare_runs=["runs/mine_only"], task_path="tasks/mine",
+                  files=["data/talk.jsonl", "/elsewhere/models/peer.gguf/peer.gguf"])  # fmt: skip
     summary = read_json(spare / "data" / "summary.json")
     (dataset,) = summary["datasets"]
     read = [dataset | {"path": "me/talk", "revision": "d" * 40}, dataset | {"path": "me/talk", "revision": "e" * 40}]
