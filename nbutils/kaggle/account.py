@@ -36,16 +36,14 @@ T = TypeVar("T")
 
 
 class Account:
-    """An authenticated `KaggleApi` that has `patience` seconds for each request."""
+    """An authenticated `KaggleApi`; `pause`: seconds before the second try."""
 
-    def __init__(self, api: Any, pause: float, patience: float, say: Callable[[str], None]) -> None:
+    def __init__(self, api: Any, pause: float) -> None:
         from kagglesdk.kernels.types import kernels_api_service  # of the package kaggle, which may be absent
 
         self.api = api
         self.requests = kernels_api_service
         self.pause = pause
-        self.patience = patience
-        self.say = say
 
     def status(self, address: str) -> str | None:
         """The state of the newest version; None where there is no such notebook, or none that was ever run."""
@@ -87,17 +85,6 @@ class Account:
 
         return self._patiently(address, ask, lambda error: _passes(error) or _answer(error) in DENIED)
 
-    def gpu_hours(self) -> str:
-        """GPU-hours left this week, and given; '' where Kaggle does not say."""
-        try:
-            gpu = self.api.quota_view().gpu_quota
-        except (requests.RequestException, ValueError):  # no more than a courtesy
-            return ""
-        if gpu is None:
-            return ""
-        hours, used = gpu.total_time_allowed.total_seconds() / 3600, gpu.time_used.total_seconds() / 3600
-        return f"GPU quota: {max(0.0, hours - used):.1f} of {hours:.0f} hours left this week"
-
     def _asked(self, call: str, request: Any, address: str) -> Any:
         request.user_name, request.kernel_slug = address.split("/")
         with self.api.build_kaggle_client() as client:
@@ -110,11 +97,11 @@ class Account:
             try:
                 return ask()
             except (ValueError, OSError) as error:  # RequestException is an OSError
-                left = self.patience - (time.monotonic() - began)
+                left = PATIENCE_SECONDS - (time.monotonic() - began)
                 if not passes(error) or left <= 0:
                     raise _sentence(address, error) from None
                 if pause == self.pause:
-                    self.say(f"{address}: Kaggle does not answer ({_words(error)}); trying again.")
+                    print(f"{address}: Kaggle does not answer ({_words(error)}); trying again.")
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,7 @@ from nbutils.kaggle.environment import LIMIT, WHOLE, Environment, keep_under, us
 from nbutils.kaggle.forecast import forecast_of
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.mirror import Mirror
-from nbutils.kaggle.start import Bundle, check_attached
-from nbutils.pipeline.fetch import wanted_by
+from nbutils.kaggle.start import Bundle
 
 TRAINING = maker("model").name
 LONG = maker("scores").name
@@ -61,9 +58,6 @@ class Session:
         self.run = Run(resolve(str(names["run_dir"])))
         if self.environment.root is None:
             return
-        if not self.environment.internet:
-            wanted = wanted_by({name: settings_of(name, names) for name in self.stages})
-            check_attached([astuple(item) for item in wanted], [], self.bundle.recipe)
         self.bring_earlier(names)
         self._log_session()
         self.guard.watch(self.keep_output)
@@ -122,9 +116,8 @@ class Session:
     @property
     def how_to_continue(self) -> str:
         """What a person does after a pause or a failure."""
-        own = self.bundle.address.partition("/")[2]
         return (
-            f"To continue: attach this notebook's own output (Add Input → Your Work → {own}) "
+            f"To continue: attach this notebook's own output (Add Input → Your Work → {self.bundle.slug}) "
             "where it is not among its inputs yet, and Save Version → Save & Run All once more; `python -m nbutils "
             "kaggle push` does both."
         )
@@ -161,8 +154,11 @@ class Session:
                 del asked[UPSTREAM]  # earlier stages may still change
             found, remarks = best(runs, name, asked)
             if name == TRAINING and not (found and found.done and found.fits):
-                runs += self.from_mirror(found if found and (found.fits or self.bundle.stale == ACCEPT) else None)
-                found, remarks = best(runs, name, asked)
+                usable = found is not None and (found.fits or self.bundle.stale == ACCEPT)
+                further = self.mirror and self.mirror.fetch(self.run.path.name, found.step if found and usable else 0)
+                if further:
+                    runs += run_folders(further, self.run.path.name)
+                    found, remarks = best(runs, name, asked)
             self._bring(found, remarks, own=True)
             state = inspect(spec(name), settings)
             if found is not None and not continues(found, state, self.bundle.stale, self.stage == WHOLE):
@@ -176,26 +172,6 @@ class Session:
         if found is not None:
             bring(found, self.run, own)
 
-    def from_mirror(self, earlier: Earlier | None) -> list[Path]:
-        """The run folder that the mirror holds, where it is further than what is attached.
-
-        UserError where it can't be read and nothing is attached: training would start at step 0, and replace it.
-        """
-        if self.mirror is None:
-            return []
-        folder, step = Path(tempfile.mkdtemp(prefix="smallchat-mirror-")), earlier.step if earlier else 0
-        try:
-            if not self.mirror.fetch(self.run.path.name, step, folder):
-                return []
-        except UserError as error:
-            if not step:
-                raise
-            self.mirror = None  # what it holds may be further, and sending would replace it for good
-            print(f"Note: {error} This session continues from step {step}, which is attached, and sends nothing there.")
-            return []
-        print(f"The mirror {self.mirror.repo} is further than what is attached.")
-        return run_folders(folder, self.run.path.name)
-
     def _say_what_continues(self, earlier: Earlier | None, changed: str) -> None:
         if earlier is None or (not earlier.done and earlier.checkpoint is None):
             print(
@@ -205,10 +181,10 @@ class Session:
             return
         self.continued = earlier
         if earlier.done:
-            print(f"Training was finished by session {earlier.session} of {earlier.date}.")
+            print(f"Training was finished by the session of {earlier.date}.")
             return
         print(
-            f"Continues session {earlier.session} of {earlier.date} at step {earlier.step}; steps that a later session "
+            f"Continues the session of {earlier.date} at step {earlier.step}; steps that a later session "
             "took without publishing them are lost and taken again."
         )
         if changed:
@@ -238,10 +214,10 @@ class Session:
         if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
         if self.environment.root is not None:
-            self._try("tidying up", self._tidy, True)
+            self._try(self._tidy, True)
         for name in self.stages:
-            self._try(f"marking {name} as failed", self._mark_failed, name, error)
-        self._try("noting the end", self._note_end, State.FAILED, str(error))
+            self._try(self._mark_failed, name, error)
+        self._try(self._note_end, State.FAILED, str(error))
         print(RED.format("This session failed; what it made so far is kept as its output."), flush=True)
         print(self.how_to_continue)
         return True
@@ -251,12 +227,12 @@ class Session:
         if record and record["status"] != State.DONE:
             write_record(self.run.folder(name) / RECORD, record | {"status": State.FAILED, "error": str(error)})
 
-    def _try(self, what: str, work: Callable[..., None], *arguments: Any) -> None:
+    def _try(self, work: Callable[..., None], *arguments: Any) -> None:
         """Does what may fail on a full disk or a damaged record: neither may cost the version its output."""
         try:
             work(*arguments)
         except (OSError, UserError) as error:
-            print(f"Note: {what} failed ({error}).")
+            print(f"Note: this failure could not be recorded in full ({error}).")
 
 
 def _run_pipeline(*options: str) -> None:
