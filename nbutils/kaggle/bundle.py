@@ -22,10 +22,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes, write_json, write_text
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.key import PACKAGE
-from nbutils.core.run.models import TINY
 from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
-from nbutils.data.chitchat import NAME as CHITCHAT
 from nbutils.data.sources import FILE_ENDINGS
 from nbutils.kaggle.environment import WHOLE
 from nbutils.kaggle.packages import REQUIREMENTS, requirements
@@ -38,7 +36,6 @@ BUDGET_MINUTES = 690
 LARGEST = 1_000_000
 """Bytes of a notebook that Kaggle takes."""
 METADATA = "kernel-metadata.json"
-BUILT_IN = ("", TINY, CHITCHAT)
 FILES = (*FILE_ENDINGS, ".gguf")
 RESUME = """\
 # What earlier sessions and notebooks made is found below /kaggle/input and continued.
@@ -221,7 +218,7 @@ def check_reach(plan: Plan) -> None:
         paths = [values.get("base_model", ""), values.get("task_path", "")]
         paths += [*values.get("peers", []), *values.get("compare_runs", [])]
         for path in paths + [dataset["path"] for dataset in values.get("datasets", [])]:
-            there = path in BUILT_IN or Path(path).is_relative_to(kaggle_root())
+            there = not path or Path(path).is_relative_to(kaggle_root())
             if not there and (resolve(path).exists() or path.endswith(FILES)):
                 local[path] = None
     if local:

@@ -103,7 +103,7 @@ class Mirror:
         with tempfile.TemporaryDirectory(dir=run.parent, prefix=".mirror-") as folder:
             staged = Path(folder) / training.name
             copy = Checkpoint(staged / CHECKPOINTS / checkpoint.name)
-            shutil.copytree(checkpoint.path, copy.path, copy_function=_link)
+            shutil.copytree(checkpoint.path, copy.path, copy_function=os.link)
             for name in BESIDE:
                 if (training / name).is_file():
                     shutil.copyfile(training / name, staged / name)
@@ -137,13 +137,6 @@ class Mirror:
             if not self._troubled:
                 print(f"Note: the checkpoint could not be sent to {self.repo} ({_first_line(error)}).", flush=True)
             self._troubled = True
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def _first_line(error: Any) -> str:

@@ -120,9 +120,7 @@ def install(
     return "\n".join(f"{name:24}  {why:12}  {old:12}  {new}" for name, why, old, new in rows)
 
 
-def _install(
-    lacking: Sequence[Requirement], before: Mapping[str, str], internet: bool, wheels: Sequence[Path]
-) -> None:
+def _install(lacking: Sequence[Requirement], before: Mapping[str, str], internet: bool, wheels: Sequence[Path]) -> None:
     replaced = [canonicalize_name(requirement.name) for requirement in lacking]
     limits = sorted(f"{name}=={version}" for name, version in before.items() if name not in replaced)
     names = [str(requirement) for requirement in lacking]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from IPython import get_ipython
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import append_jsonl, kaggle_root, resolve, write_json
+from nbutils.core.files import append_jsonl, kaggle_root, read_json, read_jsonl, resolve, write_json
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import UPSTREAM, key_parts
@@ -23,9 +25,9 @@ from nbutils.core.run.record import RECORD, SCHEMA, versions, write_record
 from nbutils.core.run.state import State
 from nbutils.core.stages import maker, spec, stages
 from nbutils.core.torchrun import STARTED
+from nbutils.core.training_log import LOG as LOG_OF_TRAINING
 from nbutils.kaggle.carry_over import ACCEPT, LOG, NOTE, Earlier, best, bring, continues, run_folders, settings_of
 from nbutils.kaggle.environment import LIMIT, WHOLE, Environment, keep_under, used
-from nbutils.kaggle.forecast import forecast_of
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.mirror import Mirror
 from nbutils.kaggle.start import Bundle
@@ -35,6 +37,14 @@ LONG = maker("scores").name
 """The stage that has no time budget of its own, and is not begun with little of the session left."""
 LEAST_LEFT = 0.4
 """Share of `budget_minutes` that has to be left for it."""
+WEEKLY_HOURS = 30.0
+"""GPU-hours that Kaggle gives a week; an hour on two T4s counts as one (kaggle.com/docs/efficient-gpu-usage)."""
+SESSION_HOURS = 11.5
+"""Of a session's 12 hours, those that the time budget leaves."""
+START_HOURS = 0.1
+"""Of each session: installing, copying what came before, loading."""
+WARM_UP = 3
+"""First rows of a session that say little about its speed."""
 
 
 class Session:
@@ -47,24 +57,24 @@ class Session:
         self.environment = environment
         self.waits = ""
         self.run = Run(Path())
+        self.names: Mapping[str, Any] = {}
         self.continued: Earlier | None = None
         self.mirror: Mirror | None = None
         if bundle.checkpoint_mirror and environment.root is not None and environment.internet:
             self.mirror = Mirror(bundle.checkpoint_mirror, bundle.mirror_minutes)
-        self.guard = Guard(get_ipython(), editor=environment.run_type == "Interactive")
 
     def resume(self, names: Mapping[str, Any]) -> None:
         """Brings what earlier sessions and notebooks made, and passes over a stage that is finished already."""
-        self.run = Run(resolve(str(names["run_dir"])))
+        self.run, self.names = Run(resolve(str(names["run_dir"]))), names
         if self.environment.root is None:
             return
-        self.bring_earlier(names)
+        self.bring_earlier()
         self._log_session()
-        self.guard.watch(self.keep_output)
-        if self.stage != WHOLE and self._is_done(self.stage, names):
+        guard = Guard(get_ipython(), self.keep_output)
+        if self.stage != WHOLE and self._is_done(self.stage):
             print(f"{self.stage} is finished already; the cells below are passed over, and its output is handed on.")
             self.close()
-            self.guard.pass_over()
+            guard.pass_over()
         elif self.mirror is not None:
             self.mirror.start(self.run.path)
 
@@ -83,7 +93,7 @@ class Session:
         if self.run.state(TRAINING) is not State.DONE:
             return
         trained = self.continued is None or not self.continued.done
-        if trained and self.environment.root is not None and not self._is_done(LONG, names):
+        if trained and self.environment.root is not None and not self._is_done(LONG):
             self.waits = too_late(float(names.get("budget_minutes") or 0))
         if not self.waits:
             _run_pipeline(str(profile), *options)
@@ -102,7 +112,7 @@ class Session:
             print(f"{waits} {self.how_to_continue}")
         done = all(self.run.state(name) is State.DONE for name in self.stages)
         self._note_end(State.PAUSED if waits else State.DONE if done else State.RUNNING)
-        if self.trains and (expected := forecast_of(self.run.path)):
+        if self.trains and (expected := forecast(self.run)):
             print(expected)
         print(f"The output is {used(kaggle_root() / 'working') / 1e9:.2f} GB of {LIMIT / 1e9:.0f} GB.")
 
@@ -127,9 +137,9 @@ class Session:
         """Whether this notebook trains a model."""
         return TRAINING in self.stages
 
-    def _is_done(self, name: str, names: Mapping[str, Any]) -> bool:
+    def _is_done(self, name: str) -> bool:
         """Whether a stage is finished, with these settings, this code and what it reads as it is here."""
-        return inspect(spec(name), settings_of(name, names)).fits
+        return inspect(spec(name), settings_of(name, self.names)).fits
 
     def _note_end(self, status: State, error: str = "") -> None:
         """Notes how the session ended, and when; `running` is one that finished nothing."""
@@ -138,7 +148,7 @@ class Session:
 
     # ---- what came before ----
 
-    def bring_earlier(self, names: Mapping[str, Any]) -> None:
+    def bring_earlier(self) -> None:
         """Copies what earlier sessions and notebooks made into the run folder."""
         runs = run_folders(kaggle_root() / "input", self.run.path.name)
         upstream = [] if self.stage == WHOLE else [*spec(self.stage).reads, *spec(self.stage).consults]
@@ -148,7 +158,7 @@ class Session:
             if name in upstream:
                 self._bring(*best(runs, name, None))
                 continue
-            settings = settings_of(name, names)
+            settings = settings_of(name, self.names)
             asked = key_parts(spec(name), settings)
             if self.stage == WHOLE:
                 del asked[UPSTREAM]  # earlier stages may still change
@@ -211,6 +221,8 @@ class Session:
 
         A stage that was brought keeps its own word (`paused`, say) until it is begun: that is no longer true here.
         """
+        if self.environment.run_type == "Interactive":
+            return False  # who sits in the editor mends the cell and runs it again
         if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
         if self.environment.root is not None:
@@ -260,3 +272,30 @@ def too_late(budget_minutes: float) -> str:
     if left >= LEAST_LEFT:
         return ""
     return f"{LONG} waits for the next session: {max(0.0, left):.0%} of budget_minutes ({budget_minutes:g}) is left."
+
+
+def forecast(run: Run) -> str:
+    """What all passes over all of the data take at the speed of this run; '' where there are too few rows to tell.
+
+    Datasets that were read in part are counted in full: their tokens are scaled by rows in the source over rows read.
+    How often and how much the full run evaluates is not known here: evaluations are named and not counted.
+    """
+    paths = [run.training / LOG_OF_TRAINING, run.rows / "summary.json", run.training / "settings.json"]
+    if not all(path.is_file() for path in paths):
+        return ""
+    speeds = [row["tokens_per_second"] for row in read_jsonl(paths[0]) if row.get("kind") == "train"]
+    summary, settings = read_json(paths[1]), read_json(paths[2])["settings"]
+    read = sum(source["rows"] for source in summary["datasets"])
+    if not speeds or not read:
+        return ""
+    speed = median(speeds[WARM_UP:] or speeds[-1:])
+    scale = sum(source.get("rows_in_source") or source["rows"] for source in summary["datasets"]) / read
+    tokens = summary["train"]["tokens"] * scale * settings["epochs"]
+    hours = tokens / speed / 3600
+    sessions = max(1, math.ceil(hours / (SESSION_HOURS - START_HOURS)))
+    hours += sessions * START_HOURS
+    return (
+        f"At {speed:,.0f} tokens a second, the training steps of the full run ({tokens / 1e6:,.1f} million tokens) "
+        f"take about {hours:.1f} GPU-hours in {sessions} session(s); Kaggle gives {WEEKLY_HOURS:.0f} hours a week, so "
+        f"{math.ceil(hours / WEEKLY_HOURS)} week(s). Evaluations on the way and notebook 04 come on top."
+    )

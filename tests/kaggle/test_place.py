@@ -116,7 +116,7 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(tmp_path, monkeypatch,
         (tmp_path / folder).mkdir()
     for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
         monkeypatch.setenv(name, "")
-    facts = {"stage": "train", "profile": "mine", "recipe": "mine.yaml", "address": "me/it", "processes": 0}
+    facts = {"stage": "train", "profile": "mine", "recipe": "mine.yaml", "owner": "me"}
     if internet:
         with pytest.raises(UserError, match=r"me/mirror.*no secret HF_TOKEN.*Add-ons → Secrets.*push again"):
             start(Bundle(internet=True, checkpoint_mirror="me/mirror", **facts))
