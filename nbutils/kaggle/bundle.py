@@ -26,15 +26,13 @@ from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
 from nbutils.data.sources import FILE_ENDINGS
 from nbutils.kaggle.environment import WHOLE
-from nbutils.kaggle.packages import REQUIREMENTS, requirements
+from nbutils.kaggle.packages import FOLDER, PROJECT
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 
 BUDGET_MINUTES = 690
 """Kaggle ends a session after 12 hours; half an hour is left for the last checkpoint and the rest of the notebook."""
-LARGEST = 1_000_000
-"""Bytes of a notebook that Kaggle takes."""
 METADATA = "kernel-metadata.json"
 FILES = (*FILE_ENDINGS, ".gguf")
 RESUME = """\
@@ -80,7 +78,7 @@ session = start({bundle!r})
 def write_bundles(plan: Plan, bundle: Bundle, out: Path) -> list[Path]:
     """Writes all bundles of a plan below `out`; returns their folders in the order to push.
 
-    UserError for one that is too large, and for files that a session on Kaggle cannot reach.
+    UserError for files that a session on Kaggle cannot reach.
     """
     check_reach(plan)
     archive, folders = make_archive(), list[Path]()
@@ -158,12 +156,6 @@ def _write(out: Path, bundle: Bundle, book: Any) -> Path:
         "language": "python",
         "sourceType": "notebook",
     }
-    text = nbformat.writes(book)
-    if len(text.encode()) > LARGEST:
-        raise UserError(
-            f"The bundle of {name} is {len(text.encode()):,} bytes, and Kaggle takes {LARGEST:,}: shorten the lists in "
-            "the profile, or move files that do not belong there out of nbutils/."
-        )
     metadata = {
         "id": bundle.address,
         "title": own.replace("-", " "),
@@ -177,7 +169,7 @@ def _write(out: Path, bundle: Bundle, book: Any) -> Path:
         "dataset_sources": list(bundle.attached),
         "kernel_sources": [replace(bundle, stage=each).address for each in reads],
     }
-    write_text(out / own / f"{own}.ipynb", text + "\n")
+    write_text(out / own / f"{own}.ipynb", nbformat.writes(book) + "\n")
     write_json(out / own / METADATA, metadata)
     return out / own
 
@@ -190,7 +182,7 @@ def first_cell(archive: bytes, bundle: Bundle) -> str:
 
 
 def make_archive() -> bytes:
-    """The package, the notebooks and the list of requirements, packed; the same bytes for the same files."""
+    """The package, the notebooks and the project's file, packed; the same bytes for the same files."""
     files = {
         f"nbutils/{path.relative_to(PACKAGE)}": path.read_bytes()
         for path in PACKAGE.rglob("*")
@@ -198,7 +190,7 @@ def make_archive() -> bytes:
     }
     for stage in stages():
         files[f"notebooks/{stage.file}"] = notebook_path(stage).read_bytes()
-    files[REQUIREMENTS] = "\n".join(requirements()).encode()
+    files[PROJECT] = (FOLDER / PROJECT).read_bytes()
     files[COMMIT] = (git_commit() or "").encode()
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as packed:

@@ -10,10 +10,10 @@ from types import UnionType
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, shown
+from nbutils.core.files import shown
 from nbutils.kaggle.account import signed_in
-from nbutils.kaggle.bundle import METADATA, write_bundles
-from nbutils.kaggle.packages import collect_wheels
+from nbutils.kaggle.bundle import write_bundles
+from nbutils.kaggle.packages import collect_wheels, required
 from nbutils.kaggle.push import Pusher, bundle_folders
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import OF_BUNDLES, plan
@@ -55,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     push = actions.add_parser("push", help="push bundles in order, each when the one before has ended")
     push.add_argument("folder", metavar="DIR", help="the --out of bundle, or one of the folders in it")
     push.add_argument("--follow", action="store_true", help="push again what has paused, and download the results")
-    push.add_argument("--poll", metavar="SECONDS", type=float, default=30.0, help="between two looks (default: 30)")
     wheels = actions.add_parser("wheels", help="collect packages to attach, for sessions without internet")
     wheels.add_argument("--out", metavar="DIR", required=True, help="the folder to upload as a Kaggle dataset")
     wheels.add_argument("--python", metavar="VERSION", default="3.12", help="of the image (default: 3.12)")
@@ -68,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _wheels(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out).expanduser().absolute()
-    wheels = collect_wheels(folder, arguments.python)
+    wheels = collect_wheels(folder, arguments.python, required())
     size = sum(path.stat().st_size for path in wheels) / 1e6
     print(f"{len(wheels)} wheels, {size:.1f} MB, in {shown(folder)}. Upload the folder as a Kaggle dataset, and bundle")
     print("with --offline --attach OWNER/DATASET; what `fetch` collects for the profile is attached the same way.")
@@ -76,9 +75,8 @@ def _wheels(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    poll = _checked("poll", Given(arguments.poll, "--poll"))
     folders = bundle_folders(Path(arguments.folder).expanduser().absolute())
-    Pusher(signed_in(), arguments.follow, poll).push_all(folders)
+    Pusher(signed_in(), arguments.follow).push_all(folders)
     return 0
 
 
@@ -88,9 +86,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out).expanduser().absolute()
     folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), bundle, out)
     for folder in folders:
-        facts = read_json(folder / METADATA)
-        size, machine = (folder / facts["code_file"]).stat().st_size, "2×T4" if facts["enable_gpu"] else "CPU"
-        print(f"{shown(folder)}: {size / 1000:,.0f} kB, {machine}")
+        print(shown(folder))
     print(f"One notebook after the other: python -m nbutils kaggle push {shown(out)} --follow")
     print(f"The whole pipeline at once: python -m nbutils kaggle push {shown(folders[-1])} --follow")
     return 0
@@ -114,8 +110,6 @@ def bundle_of(arguments: argparse.Namespace, profile: Path) -> Bundle:
     )
 
 
-NUMBER = r"[\d.]*[1-9][\d.e+-]*"
-"""What Python writes for a finite number more than 0."""
 VALID: dict[str, tuple[type | UnionType, str, str]] = {
     "owner": (str, r"[A-Za-z0-9][\w-]*", "your user name as in kaggle.com/<name>: letters, digits, hyphens"),
     "dataset": (str, r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*(/\d+)?", "its address on Kaggle: OWNER/DATASET"),
@@ -125,8 +119,7 @@ VALID: dict[str, tuple[type | UnionType, str, str]] = {
         r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)?",
         "owner/name of a private Hub repository",
     ),
-    "mirror_minutes": (int | float, NUMBER, "the minutes between two checkpoints, more than 0"),
-    "poll": (float, NUMBER, "the seconds between two looks, more than 0"),
+    "mirror_minutes": (int | float, r"[\d.]*[1-9][\d.e+-]*", "the minutes between two checkpoints, more than 0"),
 }
 """What the commands can be told: the type and the form of what is right, and what to give."""
 

@@ -28,7 +28,6 @@ class Guard:
     def __init__(self, shell: Any, keep: Callable[[BaseException], bool]) -> None:
         self._keep = keep
         self._skipping = False
-        self._forgiven = False
         if shell is not None:
             shell.set_custom_exc((Exception,), self._failed)
             shell.events.register("post_run_cell", self._after)
@@ -47,12 +46,11 @@ class Guard:
         if not isinstance(error, UserError):
             print("\n".join(shell.InteractiveTB.structured_traceback(kind, error, trace, tb_offset=tb_offset)))
         print(RED.format(f"{kind.__name__}: {error}"), flush=True)
-        self._forgiven = self._skipping = True
+        self._skipping = True
 
     def _after(self, result: Any) -> None:
-        if self._forgiven:
+        if self._skipping:
             result.error_in_exec = None
-            self._forgiven = False
 
     def _transformed(self, lines: list[str]) -> list[str]:
         if any(AGAIN in line for line in lines):

@@ -25,8 +25,8 @@ from nbutils.kaggle.environment import WHOLE
 
 FOLDER = Path(__file__).resolve().parents[2]
 """Where the archive was unpacked; the clone, where it is made."""
-REQUIREMENTS = "requirements.txt"
-"""In the archive: what smallchat needs, a requirement a line."""
+PROJECT = "pyproject.toml"
+"""There: what smallchat needs, among other things."""
 
 CONSTRAINED = ("torch==", "torchvision==", "torchaudio==", "triton==", "transformers==", "numpy==", "nvidia-", "cuda-")
 """How the lines of a constraints file begin that hold even where the others cannot."""
@@ -52,11 +52,8 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 
 
 def requirements() -> list[str]:
-    """What smallchat needs at run time, as the archive or `pyproject.toml` of the clone says."""
-    if (FOLDER / REQUIREMENTS).is_file():
-        return (FOLDER / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
-    project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return list(project["dependencies"])
+    """What smallchat needs at run time."""
+    return list(tomllib.loads((FOLDER / PROJECT).read_text(encoding="utf-8"))["project"]["dependencies"])
 
 
 def needed(stage: str) -> dict[str, Requirement]:
@@ -156,16 +153,16 @@ def required() -> list[str]:
     return sorted({name for notebook in notebooks for name in needed(notebook)} - set(NEWEST))
 
 
-def collect_wheels(folder: Path, python: str, names: Iterable[str] | None = None) -> list[Path]:
+def collect_wheels(folder: Path, python: str, names: Iterable[str]) -> list[Path]:
     """Downloads wheels of what an image may lack or have too old, for that version of Python, as installed here.
 
-    `names` are `required` where not given; what they need comes too. A package without wheels on the index is built,
+    What the `names` need comes too. A package without wheels on the index is built,
     which works for pure Python. UserError where pip can't.
     """
     folder.mkdir(parents=True, exist_ok=True)
     platforms = [f"--platform={platform}" for platform in PLATFORMS]
     ready = ["--only-binary=:all:", f"--python-version={python}", *platforms, "-d", str(folder)]
-    for name, version in sorted(closure(required() if names is None else names).items()):
+    for name, version in sorted(closure(names).items()):
         wanted = f"{name}=={version}"
         if _pip("download", "--no-deps", *ready, wanted).returncode == 0:
             continue

@@ -26,18 +26,19 @@ MOST_UNKNOWN = 10
 """Looks in a row at a pushed notebook of which Kaggle knows nothing."""
 RESULTS = r"^(?!.*(/checkpoints/|\.partial))"
 """What is downloaded at the end: everything but checkpoints."""
+POLL_SECONDS = 30.0
+"""Between two looks."""
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
 PUSHED = "pushed.json"
 """Beside a bundle: which notebook was pushed last, as which version, on which versions of what it reads."""
 
 
 class Pusher:
-    """Pushes bundles with an authenticated `KaggleApi`; `poll`: seconds between two looks."""
+    """Pushes bundles with an authenticated `KaggleApi`."""
 
-    def __init__(self, api: Any, follow: bool, poll: float) -> None:
-        self.account = Account(api, poll)
+    def __init__(self, api: Any, follow: bool) -> None:
+        self.account = Account(api)
         self.follow = follow
-        self.poll = poll
 
     def push_all(self, folders: list[Path]) -> None:
         """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot continue."""
@@ -60,7 +61,7 @@ class Pusher:
             before = self._note(address)
         for _ in range(MOST_SESSIONS):
             self._push(folder, facts, mark)
-            time.sleep(self.poll)
+            time.sleep(POLL_SECONDS)
             if not self.follow:
                 return
             before = self._result(address, before)
@@ -117,7 +118,7 @@ class Pusher:
         """Whether Kaggle knows a notebook; "no" is believed at the third look."""
         for look in range(3):
             if look:
-                time.sleep(self.poll)
+                time.sleep(POLL_SECONDS)
             if self.account.status(address) is not None:
                 return True
         return False
@@ -149,7 +150,7 @@ class Pusher:
                 )
             note = self._note(address)
             if note == before:
-                time.sleep(self.poll)
+                time.sleep(POLL_SECONDS)
                 continue
             if note.get("status") in (State.DONE, State.PAUSED):
                 return note
@@ -176,7 +177,7 @@ class Pusher:
             if status and status != last:
                 print(f"{address}: {status.lower()}")
             last = status or last
-            time.sleep(self.poll)
+            time.sleep(POLL_SECONDS)
         return str(status)
 
     def _note(self, address: str) -> Json:

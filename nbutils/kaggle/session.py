@@ -191,7 +191,6 @@ class Session:
             return
         self.continued = earlier
         if earlier.done:
-            print(f"Training was finished by the session of {earlier.date}.")
             return
         print(
             f"Continues the session of {earlier.date} at step {earlier.step}; steps that a later session "
@@ -217,27 +216,17 @@ class Session:
     # ---- failures ----
 
     def keep_output(self, error: BaseException) -> bool:
-        """Marks the session as failed; True where there is work to be kept, so that the version has to complete.
-
-        A stage that was brought keeps its own word (`paused`, say) until it is begun: that is no longer true here.
-        """
+        """Notes that the session failed; True where there is work to be kept, so that the version has to complete."""
         if self.environment.run_type == "Interactive":
             return False  # who sits in the editor mends the cell and runs it again
         if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
         if self.environment.root is not None:
             self._try(self._tidy, True)
-        for name in self.stages:
-            self._try(self._mark_failed, name, error)
         self._try(self._note_end, State.FAILED, str(error))
         print(RED.format("This session failed; what it made so far is kept as its output."), flush=True)
         print(self.how_to_continue)
         return True
-
-    def _mark_failed(self, name: str, error: BaseException) -> None:
-        record = self.run.record(name)
-        if record and record["status"] != State.DONE:
-            write_record(self.run.folder(name) / RECORD, record | {"status": State.FAILED, "error": str(error)})
 
     def _try(self, work: Callable[..., None], *arguments: Any) -> None:
         """Does what may fail on a full disk or a damaged record: neither may cost the version its output."""

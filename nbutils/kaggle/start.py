@@ -111,8 +111,6 @@ def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> 
         # Whether the wheels are those that are lacking is for pip to say.
         _check_attached(bundle, [] if wheels else [str(requirement) for requirement in lacking])
     print(packages.install(needed, lacking, where.internet, wheels))
-    if has_secret:
-        print("HF_TOKEN is taken from the notebook's secrets.")
     if where.internet:
         return
     os.environ["HF_HUB_OFFLINE"] = "1"

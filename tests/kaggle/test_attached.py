@@ -21,7 +21,7 @@ def test_what_is_not_attached_is_listed_all_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv(KAGGLE, str(tmp_path))
     for folder in ("input", "working"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "requirements.txt").write_text("\n".join(packages.requirements()))
+    (tmp_path / "pyproject.toml").write_text(f"project.dependencies = {packages.requirements()}")
     monkeypatch.setattr("nbutils.kaggle.packages.FOLDER", tmp_path)
     installed(tmp_path, "plotly", "5.24.1")
     monkeypatch.syspath_prepend(str(tmp_path))
