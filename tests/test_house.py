@@ -58,7 +58,7 @@ OTHERWISE = {
     "evaluate.figures": {"data"},  # matplotlib's coordinates
     "evaluate.report": {"metrics"},  # a field of an answer
     "evaluate.score": {"metrics"},  # a field of an answer
-    "kaggle.forecast": {"train"},  # a kind of row in the log, and a side of the data
+    "kaggle.session": {"train"},  # a kind of row in the log, and a side of the data
     "metrics.remarks": {"data"},  # a part of a step's seconds
     "metrics.summary": {"data"},  # a field of settings.json
     "train.trainer": {"data"},  # a part of a step's seconds

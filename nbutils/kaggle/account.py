@@ -22,8 +22,8 @@ from nbutils.core.files import replaced, write_text
 
 PATIENCE_SECONDS = 1800.0
 """For how long a request is repeated: a push is followed for days, and a router restarts in minutes."""
-LONGEST_PAUSE = 300.0
-"""Seconds between two tries, at most; the first pause is that between two looks, each later one twice as long."""
+FIRST_PAUSE, LONGEST_PAUSE = 30.0, 300.0
+"""Seconds between two tries, at first and at most; each pause is twice as long as the one before."""
 DOWNLOAD_SECONDS = 60.0
 """Without a byte of a file that is downloaded."""
 PASSING = (None, 408, 425, 429, 500, 502, 503, 504)
@@ -36,16 +36,13 @@ T = TypeVar("T")
 
 
 class Account:
-    """An authenticated `KaggleApi` that has `patience` seconds for each request."""
+    """An authenticated `KaggleApi`."""
 
-    def __init__(self, api: Any, pause: float, patience: float, say: Callable[[str], None]) -> None:
+    def __init__(self, api: Any) -> None:
         from kagglesdk.kernels.types import kernels_api_service  # of the package kaggle, which may be absent
 
         self.api = api
         self.requests = kernels_api_service
-        self.pause = pause
-        self.patience = patience
-        self.say = say
 
     def status(self, address: str) -> str | None:
         """The state of the newest version; None where there is no such notebook, or none that was ever run."""
@@ -87,17 +84,6 @@ class Account:
 
         return self._patiently(address, ask, lambda error: _passes(error) or _answer(error) in DENIED)
 
-    def gpu_hours(self) -> str:
-        """GPU-hours left this week, and given; '' where Kaggle does not say."""
-        try:
-            gpu = self.api.quota_view().gpu_quota
-        except (requests.RequestException, ValueError):  # no more than a courtesy
-            return ""
-        if gpu is None:
-            return ""
-        hours, used = gpu.total_time_allowed.total_seconds() / 3600, gpu.time_used.total_seconds() / 3600
-        return f"GPU quota: {max(0.0, hours - used):.1f} of {hours:.0f} hours left this week"
-
     def _asked(self, call: str, request: Any, address: str) -> Any:
         request.user_name, request.kernel_slug = address.split("/")
         with self.api.build_kaggle_client() as client:
@@ -105,16 +91,16 @@ class Account:
 
     def _patiently(self, address: str, ask: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
         """The answer to a request; UserError where it fails for good, or for longer than there is patience."""
-        began, pause = time.monotonic(), self.pause
+        began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             try:
                 return ask()
             except (ValueError, OSError) as error:  # RequestException is an OSError
-                left = self.patience - (time.monotonic() - began)
+                left = PATIENCE_SECONDS - (time.monotonic() - began)
                 if not passes(error) or left <= 0:
                     raise _sentence(address, error) from None
-                if pause == self.pause:
-                    self.say(f"{address}: Kaggle does not answer ({_words(error)}); trying again.")
+                if pause == FIRST_PAUSE:
+                    print(f"{address}: Kaggle does not answer ({_words(error)}); trying again.")
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -7,14 +7,12 @@ two T4s, "NvidiaTeslaP100" and no value at all give one P100, for which today's 
 
 from __future__ import annotations
 
-import ast
 import base64
 import io
 import lzma
-import re
 import tarfile
 import textwrap
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +22,18 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes, write_json, write_text
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.key import PACKAGE
-from nbutils.core.run.models import TINY
 from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
-from nbutils.data.chitchat import NAME as CHITCHAT
 from nbutils.data.sources import FILE_ENDINGS
 from nbutils.kaggle.environment import WHOLE
-from nbutils.kaggle.packages import REQUIREMENTS, requirements
+from nbutils.kaggle.packages import FOLDER, PROJECT
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 
 BUDGET_MINUTES = 690
 """Kaggle ends a session after 12 hours; half an hour is left for the last checkpoint and the rest of the notebook."""
-LARGEST = 1_000_000
-"""Bytes of a notebook that Kaggle takes."""
 METADATA = "kernel-metadata.json"
-BUILT_IN = ("", TINY, CHITCHAT)
 FILES = (*FILE_ENDINGS, ".gguf")
 RESUME = """\
 # What earlier sessions and notebooks made is found below /kaggle/input and continued.
@@ -48,6 +41,8 @@ session.resume(globals())"""
 CLOSE = """\
 # How to continue, and a last look at the size of the output.
 session.close()"""
+HIDDEN = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
+"""Metadata of a cell that Kaggle and Jupyter fold."""
 RUN_ALL = """\
 # All six notebooks in order; what is done is skipped. As executed they are in runs/<run>/notebooks/.
 session.run_all(globals())"""
@@ -80,183 +75,101 @@ session = start({bundle!r})
 '''
 
 
-@dataclass(frozen=True)
-class Options:
-    """Who owns the notebooks, whether they may use the internet, which Kaggle datasets (`owner/slug`) are attached.
-
-    `recipe` is the profile with its values as a command line has them. `checkpoint_mirror` is a private Hub repository
-    that gets the newest checkpoint every `mirror_minutes`; empty for none. `stale` says what happens to long
-    earlier work that no longer fits: accept, force, or '' to stop there.
-    """
-
-    owner: str
-    profile: str
-    recipe: str
-    internet: bool = True
-    attached: tuple[str, ...] = ()
-    checkpoint_mirror: str = ""
-    mirror_minutes: float = 30.0
-    stale: str = ""
-
-
-def write_bundles(plan: Plan, options: Options, out: Path) -> list[Path]:
+def write_bundles(plan: Plan, bundle: Bundle, out: Path) -> list[Path]:
     """Writes all bundles of a plan below `out`; returns their folders in the order to push.
 
-    UserError for one that is too large, and for files that a session on Kaggle cannot reach.
+    UserError for files that a session on Kaggle cannot reach.
     """
     check_reach(plan)
-    archive = make_archive()
-    books = [(planned.stage.name, _stage_book(planned, plan, options, archive)) for planned in plan.stages]
-    books.append((WHOLE, _whole_book(plan, options, archive)))
-    return [_write(out, name, book, options) for name, book in books]
+    archive, folders = make_archive(), list[Path]()
+    for planned in plan.stages:
+        # The first of the notebooks tells what all of them will lack.
+        needed = plan.stages if planned is plan.stages[0] else [planned]
+        own = _filled(bundle, planned.stage.name, [planned], needed)
+        folders.append(_write(out, own, _stage_book(planned, first_cell(archive, own))))
+    whole = _filled(bundle, WHOLE, plan.stages, plan.stages)
+    return [*folders, _write(out, whole, _whole_book(plan, whole, first_cell(archive, whole)))]
 
 
-def slug(profile: str, name: str) -> str:
-    """The last part of a notebook's address on Kaggle, of at most 50 characters: what its title becomes there.
-
-    A profile whose name is too long for that, or not in Latin letters, is told apart by a few digits of its hash.
-    """
-    prefix, words = re.sub(r"[^a-z0-9]+", "-", profile.lower()).strip("-"), _words(name)
-    longest = 38 - len(words)
-    if len(prefix) > longest or not prefix or not profile.isascii():
-        digits = sha256_of_bytes(profile.encode())[:6]
-        prefix = f"{prefix[: longest - 7].strip('-')}-{digits}".strip("-")
-    return f"smallchat-{prefix}-{words}"
-
-
-def stage_of(address: str) -> str:
-    """The stage whose notebook a `slug` belongs to; WHOLE for the whole pipeline's."""
-    return next((stage.name for stage in stages() if address.endswith(f"-{_words(stage.name)}")), WHOLE)
-
-
-def _address(options: Options, name: str) -> str:
-    return f"{options.owner}/{slug(options.profile, name)}"
-
-
-def with_values(source: str, values: dict[str, Any]) -> str:
-    """A parameters cell with other values; its types and lines of help stay."""
-    lines = source.splitlines(keepends=True)
-    for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in values:
-            assert node.value is not None and node.value.end_lineno is not None
-            first, last = node.value.lineno - 1, node.value.end_lineno - 1
-            # ast counts columns in bytes
-            before = lines[first].encode()[: node.value.col_offset].decode()
-            after = lines[last].encode()[node.value.end_col_offset :].decode()
-            lines[first : last + 1] = [f"{before}{values[node.target.id]!r}{after}"]
-    return "".join(lines)
-
-
-def _words(name: str) -> str:
-    return "whole-pipeline" if name == WHOLE else re.sub(r"[^a-z0-9]+", "-", spec(name).file.lower()[:-6])
-
-
-def _values(planned: Planned) -> dict[str, Any]:
-    """What the profile gives a notebook, and the time budget where it gives none."""
-    budget = {"budget_minutes": BUDGET_MINUTES} if "budget_minutes" in type(planned.settings).model_fields else {}
-    return budget | planned.injected
-
-
-def _first(plan: Plan, reads: list[Planned], options: Options, name: str, archive: bytes) -> Any:
-    """The first cell; `reads` are the stages whose models and data it looks for before anything else."""
-    wanted = wanted_by({planned.stage.name: planned.settings for planned in reads})
-    bundle = Bundle(
+def _filled(bundle: Bundle, name: str, runs: list[Planned], needed: list[Planned]) -> Bundle:
+    """The bundle of one notebook: what it asks of the machine, and what `needed` stages take from the hub."""
+    return replace(
+        bundle,
         stage=name,
-        profile=options.profile,
-        address=_address(options, name),
-        processes=max(getattr(planned.settings, "processes", 0) for planned in plan.stages),
-        internet=options.internet,
-        recipe=options.recipe,
-        needs=[astuple(item) for item in wanted],
-        stale=options.stale,
-        checkpoint_mirror=options.checkpoint_mirror if name in (maker("model").name, WHOLE) else "",
-        mirror_minutes=options.mirror_minutes,
+        processes=max(getattr(planned.settings, "processes", 0) for planned in runs),
+        needs=[astuple(item) for item in wanted_by({planned.stage.name: planned.settings for planned in needed})],
+        checkpoint_mirror=bundle.checkpoint_mirror if name in (maker("model").name, WHOLE) else "",
     )
-    cell = _code("first", first_cell(archive, bundle))
-    cell.metadata |= {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
-    return cell
 
 
-def _stage_book(planned: Planned, plan: Plan, options: Options, archive: bytes) -> Any:
+def _parameters(planned: Planned, given: bool) -> dict[str, str]:
+    """The lines of a parameters cell by name, with the profile's values; of those alone that are `given`, if so."""
+    budget = {"budget_minutes": BUDGET_MINUTES} if "budget_minutes" in type(planned.settings).model_fields else {}
+    values, cell = budget | planned.injected, parameters(notebook_path(planned.stage))
+    return {
+        name: f"{name}: {each.type} = {values.get(name, each.default)!r}  # {each.help}"
+        for name, each in cell.items()
+        if name in values or not given
+    }
+
+
+def _stage_book(planned: Planned, first: str) -> Any:
     book = nbformat.read(notebook_path(planned.stage), as_version=4)
     number = next(n for n, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
-    cell = book.cells[number]
-    cell.source = with_values(cell.source, _values(planned))
+    book.cells[number].source = "\n".join(_parameters(planned, given=False).values())
     book.cells.insert(number + 1, _code("resume", RESUME))
+    book.cells.insert(1, _code("first", first, **HIDDEN))
     book.cells.append(_code("close", CLOSE))
-    # The first of the notebooks tells what all of them will lack.
-    reads = plan.stages if planned is plan.stages[0] else [planned]
-    only = Plan([planned], plan.run, plan.run_dir)
-    book.cells.insert(1, _first(only, reads, options, planned.stage.name, archive))
     return book
 
 
-def _whole_book(plan: Plan, options: Options, archive: bytes) -> Any:
-    title = slug(options.profile, WHOLE).replace("-", " ")
-    book = nbformat.v4.new_notebook()
+def _whole_book(plan: Plan, bundle: Bundle, first: str) -> Any:
+    title = bundle.slug.replace("-", " ")
+    lines = {name: line for planned in plan.stages for name, line in _parameters(planned, given=True).items()}
     cells = [
-        nbformat.v4.new_markdown_cell(INTRODUCTION.format(title=title, profile=options.profile)),
-        _first(plan, plan.stages, options, WHOLE, archive),
-        _code("parameters", "\n".join(_lines(plan)), tags=["parameters"]),
+        nbformat.v4.new_markdown_cell(INTRODUCTION.format(title=title, profile=bundle.profile), id="smallchat-title"),
+        _code("first", first, **HIDDEN),
+        _code("parameters", "\n".join(lines.values()), tags=["parameters"]),
         _code("resume", RESUME),
         _code("run", RUN_ALL),
         _code("close", CLOSE),
     ]
-    cells[0]["id"] = "smallchat-title"
-    book.cells = cells
-    return book
-
-
-def _lines(plan: Plan) -> list[str]:
-    """The whole pipeline's parameters cell: what the profile gives, each once, with its notebook's help."""
-    found: dict[str, str] = {}
-    for planned in plan.stages:
-        cell = parameters(notebook_path(planned.stage))
-        for name, value in _values(planned).items():
-            found.setdefault(name, f"{name}: {cell[name].type} = {value!r}  # {cell[name].help}")
-    return list(found.values())
+    return nbformat.v4.new_notebook(cells=cells)
 
 
 def _code(name: str, source: str, **metadata: Any) -> Any:
     return nbformat.v4.new_code_cell(source, id=f"smallchat-{name}", metadata=metadata)
 
 
-def _write(out: Path, name: str, book: Any, options: Options) -> Path:
-    own = slug(options.profile, name)
-    reads = [] if name == WHOLE else [*spec(name).reads, *spec(name).consults]
-    if name == WHOLE or spec(name).pausable:
-        reads.append(name)  # what can take several sessions reads its own output
-    gpu = name == WHOLE or spec(name).gpu
+def _write(out: Path, bundle: Bundle, book: Any) -> Path:
+    own, name = bundle.slug, bundle.stage
+    gpu, reads = True, [name]  # what can take several sessions reads its own output
+    if name != WHOLE:
+        stage = spec(name)
+        gpu, reads = stage.gpu, [*stage.reads, *stage.consults, *([name] if stage.pausable else [])]
     book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata["kaggle"] = {  # read when a person imports the notebook by hand
         "accelerator": "nvidiaTeslaT4" if gpu else "none",
         "dataSources": [],
         "isGpuEnabled": gpu,
-        "isInternetEnabled": options.internet,
+        "isInternetEnabled": bundle.internet,
         "language": "python",
         "sourceType": "notebook",
     }
-    nbformat.validate(book)
-    text = nbformat.writes(book)
-    if len(text.encode()) > LARGEST:
-        raise UserError(
-            f"The bundle of {name} is {len(text.encode()):,} bytes, and Kaggle takes {LARGEST:,}: shorten the lists in "
-            "the profile, or move files that do not belong there out of nbutils/."
-        )
     metadata = {
-        "id": _address(options, name),
+        "id": bundle.address,
         "title": own.replace("-", " "),
         "code_file": f"{own}.ipynb",
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
         "enable_gpu": gpu,
-        "enable_internet": options.internet,
+        "enable_internet": bundle.internet,
         **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
-        "dataset_sources": list(options.attached),
-        "kernel_sources": [_address(options, each) for each in reads],
+        "dataset_sources": list(bundle.attached),
+        "kernel_sources": [replace(bundle, stage=each).address for each in reads],
     }
-    write_text(out / own / f"{own}.ipynb", text + "\n")
+    write_text(out / own / f"{own}.ipynb", nbformat.writes(book) + "\n")
     write_json(out / own / METADATA, metadata)
     return out / own
 
@@ -269,7 +182,7 @@ def first_cell(archive: bytes, bundle: Bundle) -> str:
 
 
 def make_archive() -> bytes:
-    """The package, the notebooks and the list of requirements, packed; the same bytes for the same files."""
+    """The package, the notebooks and the project's file, packed; the same bytes for the same files."""
     files = {
         f"nbutils/{path.relative_to(PACKAGE)}": path.read_bytes()
         for path in PACKAGE.rglob("*")
@@ -277,7 +190,7 @@ def make_archive() -> bytes:
     }
     for stage in stages():
         files[f"notebooks/{stage.file}"] = notebook_path(stage).read_bytes()
-    files[REQUIREMENTS] = "\n".join(requirements()).encode()
+    files[PROJECT] = (FOLDER / PROJECT).read_bytes()
     files[COMMIT] = (git_commit() or "").encode()
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as packed:
@@ -296,9 +209,8 @@ def check_reach(plan: Plan) -> None:
         values = planned.settings.model_dump(mode="json")
         paths = [values.get("base_model", ""), values.get("task_path", "")]
         paths += [*values.get("peers", []), *values.get("compare_runs", [])]
-        paths += [dataset["path"] for dataset in values.get("datasets", [])]
-        for path in paths:
-            there = path in BUILT_IN or Path(path).is_relative_to(kaggle_root())
+        for path in paths + [dataset["path"] for dataset in values.get("datasets", [])]:
+            there = not path or Path(path).is_relative_to(kaggle_root())
             if not there and (resolve(path).exists() or path.endswith(FILES)):
                 local[path] = None
     if local:

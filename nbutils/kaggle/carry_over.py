@@ -14,9 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nbutils.core import training_log
 from nbutils.core.errors import UserError
-from nbutils.core.files import kaggle_root, read_jsonl
+from nbutils.core.files import kaggle_root
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
@@ -68,17 +67,11 @@ class Earlier:
         """When its session began, in UTC, to the minute."""
         return datetime.fromisoformat(self.record["started"]).strftime("%Y-%m-%d %H:%M UTC")
 
-    @property
-    def session(self) -> int:
-        """The number of the training session that wrote it."""
-        path = self.folder / training_log.LOG
-        rows = read_jsonl(path) if path.is_file() else []
-        return max((row["session"] for row in rows if row.get("kind") == "session"), default=1)
-
 
 def run_folders(root: Path, name: str) -> list[Path]:
     """Every run folder of that name below `root`."""
-    return [folder for folder in runs_below(root) if Run(folder).name == name]
+    found = [path.parent for depth in range(DEPTH + 1) for path in sorted(root.glob("*/" * depth + RUN_RECORD))]
+    return [folder for folder in found if Run(folder).name == name]
 
 
 def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tuple[Earlier | None, list[str]]:
@@ -134,11 +127,6 @@ def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:
         left_out = inside[0] == CHECKPOINTS and inside[1:2] != (chosen,)
         if path.is_file() and not left_out and not any(part.endswith(PARTIAL) for part in inside):
             yield path
-
-
-def runs_below(root: Path) -> list[Path]:
-    """Every folder below `root` that has a record of a run."""
-    return [path.parent for depth in range(DEPTH + 1) for path in sorted(root.glob("*/" * depth + RUN_RECORD))]
 
 
 def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, shown
+from nbutils.core.files import shown
 from nbutils.kaggle.account import signed_in
-from nbutils.kaggle.bundle import METADATA, Options, write_bundles
-from nbutils.kaggle.packages import collect_wheels
+from nbutils.kaggle.bundle import write_bundles
+from nbutils.kaggle.packages import collect_wheels, required
 from nbutils.kaggle.push import Pusher, bundle_folders
+from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import OF_BUNDLES, plan
 from nbutils.pipeline.profile import Given, add_profile, profile_path, read_override, read_profile
 
@@ -46,15 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="overrides",
         type="checkpoint_mirror={!r}".format,
-        help="checkpoint_mirror: a private Hub repository that gets the newest checkpoint while training",
-    )
-    bundle.add_argument(
-        "--mirror-minutes",
-        metavar="N",
-        action="append",
-        dest="overrides",
-        type="mirror_minutes={}".format,
-        help="minutes between two of them (mirror_minutes; default: 30)",
+        help="checkpoint_mirror: a private Hub repository that gets the newest checkpoint every mirror_minutes (30)",
     )
     stale = bundle.add_mutually_exclusive_group()
     stale.add_argument("--accept", action="store_true", help="keep earlier sessions' work that is stale")
@@ -62,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     push = actions.add_parser("push", help="push bundles in order, each when the one before has ended")
     push.add_argument("folder", metavar="DIR", help="the --out of bundle, or one of the folders in it")
     push.add_argument("--follow", action="store_true", help="push again what has paused, and download the results")
-    push.add_argument("--poll", metavar="SECONDS", type=float, default=30.0, help="between two looks (default: 30)")
     wheels = actions.add_parser("wheels", help="collect packages to attach, for sessions without internet")
     wheels.add_argument("--out", metavar="DIR", required=True, help="the folder to upload as a Kaggle dataset")
     wheels.add_argument("--python", metavar="VERSION", default="3.12", help="of the image (default: 3.12)")
@@ -75,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _wheels(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out).expanduser().absolute()
-    wheels = collect_wheels(folder, arguments.python)
+    wheels = collect_wheels(folder, arguments.python, required())
     size = sum(path.stat().st_size for path in wheels) / 1e6
     print(f"{len(wheels)} wheels, {size:.1f} MB, in {shown(folder)}. Upload the folder as a Kaggle dataset, and bundle")
     print("with --offline --attach OWNER/DATASET; what `fetch` collects for the profile is attached the same way.")
@@ -83,68 +75,57 @@ def _wheels(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    if not _number(arguments.poll):
-        raise UserError(f"--poll is {arguments.poll:g}; give the seconds between two looks, more than 0.")
     folders = bundle_folders(Path(arguments.folder).expanduser().absolute())
-    Pusher(signed_in(), arguments.follow, arguments.poll).push_all(folders)
+    Pusher(signed_in(), arguments.follow).push_all(folders)
     return 0
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
     profile = profile_path(arguments.profile)
-    options = options_of(arguments, profile)
+    bundle = bundle_of(arguments, profile)
     out = Path(arguments.out).expanduser().absolute()
-    folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), options, out)
+    folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), bundle, out)
     for folder in folders:
-        facts = read_json(folder / METADATA)
-        size, machine = (folder / facts["code_file"]).stat().st_size, "2×T4" if facts["enable_gpu"] else "CPU"
-        print(f"{shown(folder)}: {size / 1000:,.0f} kB, {machine}")
+        print(shown(folder))
     print(f"One notebook after the other: python -m nbutils kaggle push {shown(out)} --follow")
     print(f"The whole pipeline at once: python -m nbutils kaggle push {shown(folders[-1])} --follow")
     return 0
 
 
-def options_of(arguments: argparse.Namespace, profile: Path) -> Options:
-    """The options of `kaggle bundle`; its flags, and `-p`, override the profile's own values.
+def bundle_of(arguments: argparse.Namespace, profile: Path) -> Bundle:
+    """What `kaggle bundle` is told; its flags, and `-p`, override the profile's own values.
 
     UserError for what Kaggle or the Hub would refuse.
     """
     given = read_profile(profile) | dict(read_override(text) for text in arguments.overrides)
     place = shown(profile)
     name = profile.name if Path(place).is_absolute() else place  # no place on this machine goes into a notebook
-    return Options(
+    return Bundle(
         owner=_checked("owner", Given(arguments.owner, "--owner")),
         profile=profile.stem,
         recipe=shlex.join([name, *(word for text in arguments.overrides for word in ("-p", text))]),
-        attached=tuple(_checked("dataset", Given(name, "--attach")) for name in arguments.attach),
+        attached=[_checked("dataset", Given(name, "--attach")) for name in arguments.attach],
         stale="accept" if arguments.accept else "force" if arguments.force else "",
         **{name: _checked(name, given[name]) for name in OF_BUNDLES if name in given},
     )
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
-def _matches(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "owner": (_matches(r"[A-Za-z0-9][\w-]*"), "your user name as in kaggle.com/<name>: letters, digits, hyphens"),
-    "dataset": (_matches(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*(/\d+)?"), "its address on Kaggle: OWNER/DATASET"),
-    "internet": (lambda value: isinstance(value, bool), "true or false"),
+VALID: dict[str, tuple[type | UnionType, str, str]] = {
+    "owner": (str, r"[A-Za-z0-9][\w-]*", "your user name as in kaggle.com/<name>: letters, digits, hyphens"),
+    "dataset": (str, r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*(/\d+)?", "its address on Kaggle: OWNER/DATASET"),
+    "internet": (bool, "True|False", "true or false"),
     "checkpoint_mirror": (
-        _matches(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)?"),
+        str,
+        r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)?",
         "owner/name of a private Hub repository",
     ),
-    "mirror_minutes": (_number, "the minutes between two checkpoints, more than 0"),
+    "mirror_minutes": (int | float, r"[\d.]*[1-9][\d.e+-]*", "the minutes between two checkpoints, more than 0"),
 }
-"""What a bundle can be told: which values are right, and what to give."""
+"""What the commands can be told: the type and the form of what is right, and what to give."""
 
 
 def _checked(name: str, given: Given) -> Any:
-    is_right, wanted = VALID[name]
-    if not is_right(given.value):
+    kind, form, wanted = VALID[name]
+    if not isinstance(given.value, kind) or not re.fullmatch(form, str(given.value)):
         raise UserError(f"{given.where}: {name} is {given.value!r}; give {wanted}.")
     return given.value

@@ -20,22 +20,18 @@ RED = "\033[1;31m{}\033[0m"
 
 
 class Guard:
-    """Watches the cells of this kernel from `watch` on."""
+    """Watches the cells of this kernel.
 
-    def __init__(self, shell: Any, *, editor: bool = False) -> None:
-        self.shell = shell
-        self._editor = editor
-        self._skipping = False
-        self._forgiven = False
-        self._keep: Callable[[BaseException], bool] = lambda error: False
+    `keep` is asked at each failure whether the notebook shall end quietly, so that its output is kept.
+    """
 
-    def watch(self, keep: Callable[[BaseException], bool]) -> None:
-        """Asks `keep` at each failure whether the notebook shall end quietly, so that its output is kept."""
+    def __init__(self, shell: Any, keep: Callable[[BaseException], bool]) -> None:
         self._keep = keep
-        if self.shell is not None:
-            self.shell.set_custom_exc((Exception,), self._failed)
-            self.shell.events.register("post_run_cell", self._after)
-            self.shell.input_transformers_cleanup.append(self._transformed)
+        self._skipping = False
+        if shell is not None:
+            shell.set_custom_exc((Exception,), self._failed)
+            shell.events.register("post_run_cell", self._after)
+            shell.input_transformers_cleanup.append(self._transformed)
 
     def pass_over(self) -> None:
         """Executes nothing of the cells that follow."""
@@ -44,18 +40,17 @@ class Guard:
     def _failed(
         self, shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType, tb_offset: Any = None
     ) -> None:
-        if self._editor or not self._keep(error):  # who sits in the editor mends the cell and runs it again
+        if not self._keep(error):
             shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
             return
         if not isinstance(error, UserError):
             print("\n".join(shell.InteractiveTB.structured_traceback(kind, error, trace, tb_offset=tb_offset)))
         print(RED.format(f"{kind.__name__}: {error}"), flush=True)
-        self._forgiven = self._skipping = True
+        self._skipping = True
 
     def _after(self, result: Any) -> None:
-        if self._forgiven:
+        if self._skipping:
             result.error_in_exec = None
-            self._forgiven = False
 
     def _transformed(self, lines: list[str]) -> list[str]:
         if any(AGAIN in line for line in lines):

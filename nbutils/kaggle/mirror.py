@@ -39,11 +39,10 @@ class Mirror:
         self._troubled = False
 
     def start(self, run: Path) -> None:
-        """Begins to send; the first time after `minutes`. A second call changes nothing."""
-        if self._thread is not None:
-            return
-        self._thread = threading.Thread(target=self._loop, args=(run,), daemon=True, name="checkpoint mirror")
-        self._thread.start()
+        """Begins to send; the first time after `minutes`. Nothing where it began already, or where that does harm."""
+        if self._thread is None and not self._ended.is_set():
+            self._thread = threading.Thread(target=self._loop, args=(run,), daemon=True, name="checkpoint mirror")
+            self._thread.start()
 
     def stop(self, flush: Path | None = None) -> None:
         """Ends sending, after what is under way; sends the newest checkpoint of the run `flush` before."""
@@ -54,25 +53,26 @@ class Mirror:
         if flush is not None and not self._thread.is_alive():
             self._try(flush)
 
-    def fetch(self, name: str, beyond: int, target: Path) -> bool:
-        """Downloads the mirrored run of that name into `target` if it is further than step `beyond`.
+    def fetch(self, name: str, step: int) -> Path | None:
+        """Downloads the mirrored run of that name if it is further than `step`, which is attached; the folder it is in.
 
-        False where the repository holds nothing newer. UserError where it cannot be read; then nothing in
-        `target` counts.
+        UserError where it cannot be read and `step` is 0: training would begin again, and replace it.
         """
         from huggingface_hub.errors import HTTPError  # of its HTTP library
 
-        problem: Exception | None = None
+        folder, problem = Path(tempfile.mkdtemp(prefix="smallchat-mirror-")), Exception()
         for pause in PAUSES:
             time.sleep(pause)
             try:
-                return self._fetch(name, beyond, target)
+                return folder if self._fetch(name, step, folder) else None
             except (HTTPError, OSError) as error:
                 problem = error
-        raise UserError(
-            f"checkpoint_mirror '{self.repo}' cannot be read ({_first_line(problem)}): check that HF_TOKEN may read "
-            "it, or bundle without --mirror."
-        )
+        unread = f"checkpoint_mirror '{self.repo}' cannot be read ({_first_line(problem)})"
+        if not step:
+            raise UserError(f"{unread}: check that HF_TOKEN may read it, or bundle without --mirror.")
+        self._ended.set()  # what it holds may be further, and sending would replace it for good
+        print(f"Note: {unread}. This session continues from step {step}, which is attached, and sends nothing there.")
+        return None
 
     def _fetch(self, name: str, beyond: int, target: Path) -> bool:
         from huggingface_hub import HfApi, snapshot_download
@@ -88,6 +88,7 @@ class Mirror:
         if max((step for step in steps if step is not None), default=-1) <= beyond:
             return False
         snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)
+        print(f"The mirror {self.repo} is further than what is attached.")
         return True
 
     def send(self, run: Path) -> int | None:
@@ -102,13 +103,12 @@ class Mirror:
         with tempfile.TemporaryDirectory(dir=run.parent, prefix=".mirror-") as folder:
             staged = Path(folder) / training.name
             copy = Checkpoint(staged / CHECKPOINTS / checkpoint.name)
-            shutil.copytree(checkpoint.path, copy.path, copy_function=_link)
+            shutil.copytree(checkpoint.path, copy.path, copy_function=os.link)
             for name in BESIDE:
                 if (training / name).is_file():
                     shutil.copyfile(training / name, staged / name)
             shutil.copyfile(run / RUN_RECORD, Path(folder) / RUN_RECORD)
-            problem = copy.damage()  # it would replace a good one there
-            if problem:
+            if problem := copy.damage():  # it would replace a good one there
                 raise UserError(f"{checkpoint.name} was pruned meanwhile: it {problem}")
             api = HfApi()
             api.create_repo(self.repo, private=True, exist_ok=True)
@@ -137,13 +137,6 @@ class Mirror:
             if not self._troubled:
                 print(f"Note: the checkpoint could not be sent to {self.repo} ({_first_line(error)}).", flush=True)
             self._troubled = True
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def _first_line(error: Any) -> str:

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -21,14 +20,13 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import sha256_of_file, write_json
 from nbutils.core.stages import maker, stages
 from nbutils.kaggle.environment import WHOLE
 
 FOLDER = Path(__file__).resolve().parents[2]
 """Where the archive was unpacked; the clone, where it is made."""
-REQUIREMENTS = "requirements.txt"
-"""In the archive: what smallchat needs, a requirement a line."""
+PROJECT = "pyproject.toml"
+"""There: what smallchat needs, among other things."""
 
 CONSTRAINED = ("torch==", "torchvision==", "torchaudio==", "triton==", "transformers==", "numpy==", "nvidia-", "cuda-")
 """How the lines of a constraints file begin that hold even where the others cannot."""
@@ -45,10 +43,6 @@ ONLY_FOR = {
     "ipykernel": (WHOLE,),  # that of the image runs this notebook already
 }
 """Requirements that only some notebooks have."""
-WHEELS = "wheels.json"
-"""Marks a folder of wheels that `python -m nbutils kaggle wheels` made."""
-
-
 BROUGHT = (
     *("torch", "torchvision", "torchaudio", "triton", "transformers", "tokenizers", "numpy"),
     *("scipy", "scikit-learn", "pandas", "setuptools"),
@@ -57,51 +51,27 @@ BROUGHT = (
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
-@dataclass(frozen=True)
-class Package:
-    """A requirement and what was found: `version` is None where nothing is installed."""
-
-    requirement: Requirement
-    version: str | None
-
-    @property
-    def name(self) -> str:
-        """As indexes write it."""
-        return canonicalize_name(self.requirement.name)
-
-    @property
-    def fits(self) -> bool:
-        """Whether what is installed satisfies the requirement."""
-        return self.version is not None and self.requirement.specifier.contains(self.version, prereleases=True)
-
-
 def requirements() -> list[str]:
-    """What smallchat needs at run time, as the archive, `pyproject.toml` of the clone or the installed package says."""
-    if (FOLDER / REQUIREMENTS).is_file():
-        return (FOLDER / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
-    project = FOLDER / "pyproject.toml"
-    if project.is_file():
-        return list(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"])
-    return [line for line in metadata.requires("smallchat") or [] if "extra ==" not in line]
+    """What smallchat needs at run time."""
+    return list(tomllib.loads((FOLDER / PROJECT).read_text(encoding="utf-8"))["project"]["dependencies"])
 
 
-def needed(stage: str) -> list[Requirement]:
-    """The requirements of a notebook, out of those of the whole project."""
+def needed(stage: str) -> dict[str, Requirement]:
+    """The requirements of a notebook, out of those of the whole project, by their names as indexes write them."""
     found = {canonicalize_name(each.name): each for each in map(Requirement, requirements())}
-    return [each for name, each in found.items() if name not in NOT_THERE and stage in ONLY_FOR.get(name, (stage,))]
+    return {n: each for n, each in found.items() if n not in NOT_THERE and stage in ONLY_FOR.get(n, (stage,))}
 
 
-def inspect(requirements: Iterable[Requirement]) -> list[Package]:
-    """What is installed of the requirements. UserError where the image is too old or too new for us."""
+def lacking(needed: Mapping[str, Requirement]) -> list[Requirement]:
+    """The requirements that nothing installed satisfies. UserError where the image is too old or too new for us."""
     found = live_versions()
-    packages = [Package(each, found.get(canonicalize_name(each.name))) for each in requirements]
-    for package in packages:
-        if package.name not in NEWEST or package.version is None:
+    for name, newest in NEWEST.items():
+        version = found.get(name)
+        if name not in needed or version is None:
             continue
-        name, version, newest = package.name, package.version, NEWEST[package.name]
-        if not package.fits:
+        if not _fits(needed[name], version):
             raise UserError(
-                f"The image's {name} is {version}, and smallchat needs {package.requirement.specifier}: choose "
+                f"The image's {name} is {version}, and smallchat needs {needed[name].specifier}: choose "
                 "the newest environment in the notebook's options (Environment: Always use latest), then save a new "
                 "version."
             )
@@ -110,7 +80,11 @@ def inspect(requirements: Iterable[Requirement]) -> list[Package]:
                 f"The image's {name} is {version}, and smallchat was never tried with {newest} or newer: update "
                 "smallchat, or pin the environment of an earlier version in the notebook's options."
             )
-    return packages
+    return [requirement for name, requirement in needed.items() if not _fits(requirement, found.get(name))]
+
+
+def _fits(requirement: Requirement, version: str | None) -> bool:
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def live_versions() -> dict[str, str]:
@@ -122,54 +96,47 @@ def live_versions() -> dict[str, str]:
     return found
 
 
-def install(packages: Sequence[Package], internet: bool, wheels: Sequence[Path]) -> str:
-    """Installs what does not fit yet; a table of what is kept and what was changed, helpers of the new included.
+def install(
+    needed: Mapping[str, Requirement], lacking: Sequence[Requirement], internet: bool, wheels: Sequence[Path]
+) -> str:
+    """Installs what is lacking; a table of what is kept and what was changed, helpers of the new included.
 
     What else is there stays as far as it can. UserError says what pip could not do.
     """
     before = live_versions()
-    lacking = [package for package in packages if not package.fits]
     if lacking:
-        _install_all(lacking, before, internet, wheels)
+        _install(lacking, before, internet, wheels)
         importlib.invalidate_caches()
     now = live_versions()
     rows = [("package", "needed", "found", "installed")]
-    for package in packages:
-        old, new = package.version or "nothing", now.get(package.name, "nothing")
-        if old != new or package.name in (*NEWEST, "trl", "datasets"):
-            requirement = package.requirement
-            rows.append((requirement.name, str(requirement.specifier), old, new if new != old else "kept"))
-    own = [package.name for package in packages]
-    helpers = [name for name in sorted(now) if name not in own and now[name] != before.get(name)]
-    rows += [(name, "a helper", before.get(name, "nothing"), now[name]) for name in helpers]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    for name in [*needed, *sorted(now.keys() - needed.keys())]:
+        old, new = before.get(name, "nothing"), now.get(name, "nothing")
+        if old != new or name in needed.keys() & {*NEWEST, "trl", "datasets"}:
+            why = str(needed[name].specifier) if name in needed else "a helper"
+            rows.append((name, why, old, new if new != old else "kept"))
+    return "\n".join(f"{name:24}  {why:12}  {old:12}  {new}" for name, why, old, new in rows)
 
 
-def _install_all(lacking: Sequence[Package], before: Mapping[str, str], internet: bool, wheels: Sequence[Path]) -> None:
-    replaced = [package.name for package in lacking]
+def _install(lacking: Sequence[Requirement], before: Mapping[str, str], internet: bool, wheels: Sequence[Path]) -> None:
+    replaced = [canonicalize_name(requirement.name) for requirement in lacking]
     limits = sorted(f"{name}=={version}" for name, version in before.items() if name not in replaced)
-    names = [str(package.requirement) for package in lacking]
-    links = [word for path in wheels for word in ("--find-links", str(path))]
-    options = [*([] if internet else ["--no-index"]), *links, *names]
-    done = _install(limits, options)
-    if done.returncode:  # a newcomer may need a newer helper than the image has; what counts is kept all the same
-        done = _install([line for line in limits if line.startswith(CONSTRAINED)], options)
-    if done.returncode:
-        last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
-        old = f" (for Python {sys.version_info.major}.{sys.version_info.minor})"
-        advice = "" if internet else f"collect the wheels again with `python -m nbutils kaggle wheels`{old}, or "
-        raise UserError(
-            f"pip cannot install {', '.join(names)} beside what the image brings ({' '.join(last) or 'see its log'}): "
-            f"{advice}choose the newest environment in the notebook's options (Environment: Always use latest)."
-        )
-
-
-def _install(limits: Sequence[str], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "constraints.txt"
-        path.write_text("\n".join(limits) + "\n")
-        return _pip("install", "-c", str(path), *options)
+    names = [str(requirement) for requirement in lacking]
+    options = [*([] if internet else ["--no-index"]), *(f"--find-links={path}" for path in wheels), *names]
+    # A newcomer may need a newer helper than the image has; what counts is kept all the same.
+    for kept in (limits, [line for line in limits if line.startswith(CONSTRAINED)]):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "constraints.txt"
+            path.write_text("\n".join(kept) + "\n")
+            done = _pip("install", "-c", str(path), *options)
+        if not done.returncode:
+            return
+    last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
+    old = f" (for Python {sys.version_info.major}.{sys.version_info.minor})"
+    advice = "" if internet else f"collect the wheels again with `python -m nbutils kaggle wheels`{old}, or "
+    raise UserError(
+        f"pip cannot install {', '.join(names)} beside what the image brings ({' '.join(last) or 'see its log'}): "
+        f"{advice}choose the newest environment in the notebook's options (Environment: Always use latest)."
+    )
 
 
 def _pip(action: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -183,41 +150,27 @@ def _pip(action: str, *options: str) -> subprocess.CompletedProcess[str]:
 def required() -> list[str]:
     """What smallchat's notebooks need on Kaggle, whichever of them; without what is never replaced there."""
     notebooks = [*(stage.name for stage in stages()), WHOLE]
-    names = {canonicalize_name(each.name) for notebook in notebooks for each in needed(notebook)}
-    return sorted(names - set(NEWEST))
+    return sorted({name for notebook in notebooks for name in needed(notebook)} - set(NEWEST))
 
 
-def collect_wheels(folder: Path, python: str, names: Iterable[str] | None = None) -> list[Path]:
+def collect_wheels(folder: Path, python: str, names: Iterable[str]) -> list[Path]:
     """Downloads wheels of what an image may lack or have too old, for that version of Python, as installed here.
 
-    `names` are `required` where not given; what they need comes too. A package without wheels on the index is built,
+    What the `names` need comes too. A package without wheels on the index is built,
     which works for pure Python. UserError where pip can't.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pinned = [f"{name}=={version}" for name, version in sorted(closure(required() if names is None else names).items())]
-    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-    download = [
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--python-version",
-        python,
-        *platforms,
-        "-d",
-        str(folder),
-    ]
-    at_once = _pip(*download, *pinned).returncode == 0
-    for wanted in [] if at_once else pinned:
-        if _pip(*download, wanted).returncode == 0:
+    platforms = [f"--platform={platform}" for platform in PLATFORMS]
+    ready = ["--only-binary=:all:", f"--python-version={python}", *platforms, "-d", str(folder)]
+    for name, version in sorted(closure(names).items()):
+        wanted = f"{name}=={version}"
+        if _pip("download", "--no-deps", *ready, wanted).returncode == 0:
             continue
         built = _pip("wheel", "--no-deps", "-w", str(folder), wanted)
         if built.returncode:
             last = (built.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(f"There is no wheel of {wanted} for Python {python} ({last}): check the network.")
-    wheels = sorted(folder.glob("*.whl"))
-    entries = {path.name: sha256_of_file(path) for path in wheels}
-    write_json(folder / WHEELS, {"schema": 1, "python": python, "wheels": entries})
-    return wheels
+    return sorted(folder.glob("*.whl"))
 
 
 def closure(names: Iterable[str]) -> dict[str, str]:

@@ -9,64 +9,36 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_file, sha256_of_json, shown, write_json
-from nbutils.core.run.layout import Run
+from nbutils.core.files import Json, read_json, sha256_of_file, shown, write_json
 from nbutils.core.run.record import read_record
 from nbutils.core.run.state import State
-from nbutils.core.stages import stages
-from nbutils.kaggle.account import PATIENCE_SECONDS, Account
-from nbutils.kaggle.bundle import METADATA, stage_of
-from nbutils.kaggle.carry_over import NOTE, runs_below
-from nbutils.kaggle.environment import WHOLE
+from nbutils.kaggle.account import Account
+from nbutils.kaggle.bundle import METADATA
+from nbutils.kaggle.carry_over import NOTE
 
-POLL_SECONDS = 30.0
 MOST_SESSIONS = 20
 """Pushes of one notebook; more than that is a mistake, not a long training."""
 MOST_UNKNOWN = 10
 """Looks in a row at a pushed notebook of which Kaggle knows nothing."""
-RECORDS = r"(^|/)(stage|run|session)\.json$"
-"""What is downloaded of an output to look at."""
 RESULTS = r"^(?!.*(/checkpoints/|\.partial))"
 """What is downloaded at the end: everything but checkpoints."""
+POLL_SECONDS = 30.0
+"""Between two looks."""
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
 PUSHED = "pushed.json"
 """Beside a bundle: which notebook was pushed last, as which version, on which versions of what it reads."""
 
 
-class Ended(NamedTuple):
-    """How a version ended. `running`: it completed, but its output holds no finished stage; `words` say why.
-
-    `mark` tells one session's output from another's.
-    """
-
-    state: State
-    words: str = ""
-    mark: str = ""
-
-
 class Pusher:
-    """Pushes bundles with an authenticated `KaggleApi`; `say` takes lines for people.
+    """Pushes bundles with an authenticated `KaggleApi`."""
 
-    `poll`: seconds between two looks; `patience`: seconds for which a network in trouble is asked again.
-    """
-
-    def __init__(
-        self,
-        api: Any,
-        follow: bool,
-        poll: float = POLL_SECONDS,
-        say: Callable[[str], None] = print,
-        patience: float = PATIENCE_SECONDS,
-    ) -> None:
-        self.account = Account(api, poll, patience, say)
+    def __init__(self, api: Any, follow: bool) -> None:
+        self.account = Account(api)
         self.follow = follow
-        self.poll = poll
-        self.say = say
 
     def push_all(self, folders: list[Path]) -> None:
         """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot continue."""
@@ -84,20 +56,19 @@ class Pusher:
             if self.follow:
                 self._download(folder, address)
             return
-        before = ""
+        before = None
         if self.follow and self.account.status(address) == "COMPLETE":
-            before = self._ended(address).mark
+            before = self._note(address)
         for _ in range(MOST_SESSIONS):
             self._push(folder, facts, mark)
-            time.sleep(self.poll)
+            time.sleep(POLL_SECONDS)
             if not self.follow:
                 return
-            ended = self._result(address, before)
-            if ended.state is State.DONE:
+            before = self._result(address, before)
+            if before["status"] == State.DONE:
                 self._download(folder, address)
                 return
-            before = ended.mark
-            self.say(f"{address} is paused; the next session continues it.")
+            print(f"{address} is paused; the next session continues it.")
         raise UserError(
             f"{address} is still paused after {MOST_SESSIONS} sessions: look at its log; is its budget too small?"
         )
@@ -107,15 +78,15 @@ class Pusher:
         pushed, status = _pushed(folder), self.account.status(address)
         same = pushed.get("mark") == mark
         if status is not None and status not in ENDED:
-            self.say(f"{address} is under way already: waiting for it (cancel it on its page to push at once).")
+            print(f"{address} is under way already: waiting for it (cancel it on its page to push at once).")
             if same:
-                return self._result(address).state is State.DONE
+                return bool(self._result(address)["status"] == State.DONE)
             self._wait(address)
             return False
         known = same and pushed["version"] is not None
-        if not known or status != "COMPLETE" or self._ended(address).state is not State.DONE:
+        if not known or status != "COMPLETE" or self._note(address).get("status") != State.DONE:
             return False
-        self.say(f"{address}: version {pushed['version']} is done, and nothing has changed since.")
+        print(f"{address}: version {pushed['version']} is done, and nothing has changed since.")
         return True
 
     def _push(self, folder: Path, facts: dict[str, Any], mark: dict[str, Any]) -> None:
@@ -129,27 +100,25 @@ class Pusher:
             shutil.copy(folder / facts["code_file"], copy)
             write_json(Path(copy) / METADATA, facts | {"kernel_sources": sources})
             answer = self.account.push(address, Path(copy))
-        if answer.error:
-            (folder / PUSHED).unlink()
-            raise UserError(f"Kaggle refuses {address}: {answer.error}")
+        wrong = f"Kaggle refuses {address}: {answer.error}" if answer.error else ""
         for kind in ("kernel", "dataset", "model"):
             if unknown := getattr(answer, f"invalid_{kind}_sources", None):
-                (folder / PUSHED).unlink()  # or its output would be taken for this bundle's
-                raise UserError(
+                wrong = (
                     f"Kaggle does not know these {kind} inputs of {address}: {', '.join(unknown)}. It runs the "
                     "notebook without them all the same: stop that version on its page, check the names and whether "
                     "they are yours, and push again."
                 )
+        if wrong:
+            (folder / PUSHED).unlink()  # or its output would be taken for this bundle's
+            raise UserError(wrong)
         write_json(folder / PUSHED, {"schema": 1, "version": answer.version_number, "mark": mark})
-        self.say(f"{address}: version {answer.version_number} pushed, {answer.url}")
-        if quota := self.account.gpu_hours():
-            self.say(quota)
+        print(f"{address}: version {answer.version_number} pushed, {answer.url}")
 
     def _is_there(self, address: str) -> bool:
         """Whether Kaggle knows a notebook; "no" is believed at the third look."""
         for look in range(3):
             if look:
-                time.sleep(self.poll)
+                time.sleep(POLL_SECONDS)
             if self.account.status(address) is not None:
                 return True
         return False
@@ -161,16 +130,16 @@ class Pusher:
         """
         if not pushed and self.account.status(address) is None:
             raise UserError(f"{address} is not on Kaggle yet, and later notebooks read its output: push it first.")
-        if self._result(address).state is State.PAUSED:
+        if self._result(address)["status"] == State.PAUSED:
             raise UserError(
                 f"{address} is paused, so that later notebooks have nothing to read: push it again until it is done, "
                 "or use --follow."
             )
 
-    def _result(self, address: str, before: str = "") -> Ended:
-        """How the newest version has ended, when it has. UserError for everything but `done` and `paused`.
+    def _result(self, address: str, before: Json | None = None) -> Json:
+        """The note of the newest version, when it has ended. UserError for everything but `done` and `paused`.
 
-        `before` is the mark of the output before a push: for a while that version may still count as the newest.
+        `before` is the note before a push: for a while that version may still count as the newest.
         """
         for _ in range(MOST_UNKNOWN):
             status = self._wait(address)
@@ -179,13 +148,17 @@ class Pusher:
                     f"{address} ended as {status.lower()}: read its log on its page; push again, and it continues from "
                     "the last output that it published."
                 )
-            ended = self._ended(address)
-            if ended.mark == before:
-                time.sleep(self.poll)
+            note = self._note(address)
+            if note == before:
+                time.sleep(POLL_SECONDS)
                 continue
-            if ended.state not in (State.DONE, State.PAUSED):
-                raise UserError(f"{address} {ended.words}: read its log on its page, mend that, and push again.")
-            return ended
+            if note.get("status") in (State.DONE, State.PAUSED):
+                return note
+            found = f"says {note['status']}: {note.get('error', 'see its log')}" if note else f"has no {NOTE}"
+            raise UserError(
+                f"{address} completed, but it is not done (its output {found}): read its log on its page, mend that, "
+                "and push again."
+            )
         raise UserError(
             f"{address} shows the output of the version before, though a new one has ended: look at its page, and push "
             "again to continue."
@@ -202,27 +175,22 @@ class Pusher:
                     "the user who owns it, and that its address on kaggle.com/code is this one (bundle --owner)."
                 )
             if status and status != last:
-                self.say(f"{address}: {status.lower()}")
+                print(f"{address}: {status.lower()}")
             last = status or last
-            time.sleep(self.poll)
+            time.sleep(POLL_SECONDS)
         return str(status)
 
-    def _ended(self, address: str) -> Ended:
-        """What the output of the newest version says, which has to be complete."""
-        stage = stage_of(address)
-        names = [each.name for each in stages()] if stage == WHOLE else [stage]
+    def _note(self, address: str) -> Json:
+        """What the newest version, which has to be complete, says of its end; {} where it says nothing."""
         with tempfile.TemporaryDirectory() as folder:
-            self.account.output(address, Path(folder), RECORDS)
-            found = [_of_run(run, names) for run in runs_below(Path(folder))]
-            mark = sha256_of_json({str(p.relative_to(folder)): sha256_of_file(p) for p in Path(folder).rglob("*.json")})
-        order = [State.FAILED, State.PAUSED, State.DONE, State.RUNNING]
-        nothing = Ended(State.RUNNING, f"completed, but its output holds no finished {names[-1]} stage")
-        return min(found, key=lambda ended: order.index(ended.state), default=nothing)._replace(mark=mark)
+            self.account.output(address, Path(folder), rf"(^|/){NOTE}$")
+            notes = [read_record(path) or {} for path in Path(folder).rglob(NOTE)]
+        return max(notes, key=lambda note: note["time"], default={})
 
     def _download(self, folder: Path, address: str) -> None:
         target = folder / "output"
         files = self.account.output(address, target, RESULTS)
-        self.say(f"{address}: {files} files in {shown(target)}")
+        print(f"{address}: {files} files in {shown(target)}")
 
 
 def bundle_folders(folder: Path) -> list[Path]:
@@ -236,25 +204,6 @@ def bundle_folders(folder: Path) -> list[Path]:
             f"{shown(folder)} --owner NAME` makes them."
         )
     return found
-
-
-def _of_run(run: Path, names: list[str]) -> Ended:
-    try:
-        note = read_record(run / NOTE) or {}
-        records = {name: Run(run).record(name) or {} for name in names}
-    except UserError as error:
-        return Ended(State.RUNNING, f"completed, but its output cannot be read ({error})")
-    for record in (note, *records.values()):
-        if record.get("status") == State.FAILED:
-            reason = record.get("error", "see its log")
-            return Ended(State.FAILED, f"has published a failed {record['stage']} ({reason})")
-    if State.PAUSED in [record.get("status") for record in (note, *records.values())]:
-        return Ended(State.PAUSED)
-    for name, record in records.items():
-        if record.get("status") != State.DONE:
-            how = f"it says {record['status']}" if record else "there is none"
-            return Ended(State.RUNNING, f"completed, but its output holds no finished {name} stage ({how})")
-    return Ended(State.DONE)
 
 
 def _pushed(folder: Path) -> dict[str, Any]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from IPython import get_ipython
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import append_jsonl, kaggle_root, resolve, write_json
+from nbutils.core.files import append_jsonl, kaggle_root, read_json, read_jsonl, resolve, write_json
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import UPSTREAM, key_parts
@@ -25,19 +25,26 @@ from nbutils.core.run.record import RECORD, SCHEMA, versions, write_record
 from nbutils.core.run.state import State
 from nbutils.core.stages import maker, spec, stages
 from nbutils.core.torchrun import STARTED
+from nbutils.core.training_log import LOG as LOG_OF_TRAINING
 from nbutils.kaggle.carry_over import ACCEPT, LOG, NOTE, Earlier, best, bring, continues, run_folders, settings_of
 from nbutils.kaggle.environment import LIMIT, WHOLE, Environment, keep_under, used
-from nbutils.kaggle.forecast import forecast_of
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.mirror import Mirror
-from nbutils.kaggle.start import Bundle, check_attached
-from nbutils.pipeline.fetch import wanted_by
+from nbutils.kaggle.start import Bundle
 
 TRAINING = maker("model").name
 LONG = maker("scores").name
 """The stage that has no time budget of its own, and is not begun with little of the session left."""
 LEAST_LEFT = 0.4
 """Share of `budget_minutes` that has to be left for it."""
+WEEKLY_HOURS = 30.0
+"""GPU-hours that Kaggle gives a week; an hour on two T4s counts as one (kaggle.com/docs/efficient-gpu-usage)."""
+SESSION_HOURS = 11.5
+"""Of a session's 12 hours, those that the time budget leaves."""
+START_HOURS = 0.1
+"""Of each session: installing, copying what came before, loading."""
+WARM_UP = 3
+"""First rows of a session that say little about its speed."""
 
 
 class Session:
@@ -50,27 +57,24 @@ class Session:
         self.environment = environment
         self.waits = ""
         self.run = Run(Path())
+        self.names: Mapping[str, Any] = {}
         self.continued: Earlier | None = None
         self.mirror: Mirror | None = None
         if bundle.checkpoint_mirror and environment.root is not None and environment.internet:
             self.mirror = Mirror(bundle.checkpoint_mirror, bundle.mirror_minutes)
-        self.guard = Guard(get_ipython(), editor=environment.run_type == "Interactive")
 
     def resume(self, names: Mapping[str, Any]) -> None:
         """Brings what earlier sessions and notebooks made, and passes over a stage that is finished already."""
-        self.run = Run(resolve(str(names["run_dir"])))
+        self.run, self.names = Run(resolve(str(names["run_dir"]))), names
         if self.environment.root is None:
             return
-        if not self.environment.internet:
-            wanted = wanted_by({name: settings_of(name, names) for name in self.stages})
-            check_attached([astuple(item) for item in wanted], [], self.bundle.recipe)
-        self.bring_earlier(names)
+        self.bring_earlier()
         self._log_session()
-        self.guard.watch(self.keep_output)
-        if self.stage != WHOLE and self._is_done(self.stage, names):
+        guard = Guard(get_ipython(), self.keep_output)
+        if self.stage != WHOLE and self._is_done(self.stage):
             print(f"{self.stage} is finished already; the cells below are passed over, and its output is handed on.")
             self.close()
-            self.guard.pass_over()
+            guard.pass_over()
         elif self.mirror is not None:
             self.mirror.start(self.run.path)
 
@@ -89,7 +93,7 @@ class Session:
         if self.run.state(TRAINING) is not State.DONE:
             return
         trained = self.continued is None or not self.continued.done
-        if trained and self.environment.root is not None and not self._is_done(LONG, names):
+        if trained and self.environment.root is not None and not self._is_done(LONG):
             self.waits = too_late(float(names.get("budget_minutes") or 0))
         if not self.waits:
             _run_pipeline(str(profile), *options)
@@ -108,7 +112,7 @@ class Session:
             print(f"{waits} {self.how_to_continue}")
         done = all(self.run.state(name) is State.DONE for name in self.stages)
         self._note_end(State.PAUSED if waits else State.DONE if done else State.RUNNING)
-        if self.trains and (expected := forecast_of(self.run.path)):
+        if self.trains and (expected := forecast(self.run)):
             print(expected)
         print(f"The output is {used(kaggle_root() / 'working') / 1e9:.2f} GB of {LIMIT / 1e9:.0f} GB.")
 
@@ -122,9 +126,8 @@ class Session:
     @property
     def how_to_continue(self) -> str:
         """What a person does after a pause or a failure."""
-        own = self.bundle.address.partition("/")[2]
         return (
-            f"To continue: attach this notebook's own output (Add Input → Your Work → {own}) "
+            f"To continue: attach this notebook's own output (Add Input → Your Work → {self.bundle.slug}) "
             "where it is not among its inputs yet, and Save Version → Save & Run All once more; `python -m nbutils "
             "kaggle push` does both."
         )
@@ -134,9 +137,9 @@ class Session:
         """Whether this notebook trains a model."""
         return TRAINING in self.stages
 
-    def _is_done(self, name: str, names: Mapping[str, Any]) -> bool:
+    def _is_done(self, name: str) -> bool:
         """Whether a stage is finished, with these settings, this code and what it reads as it is here."""
-        return inspect(spec(name), settings_of(name, names)).fits
+        return inspect(spec(name), settings_of(name, self.names)).fits
 
     def _note_end(self, status: State, error: str = "") -> None:
         """Notes how the session ended, and when; `running` is one that finished nothing."""
@@ -145,7 +148,7 @@ class Session:
 
     # ---- what came before ----
 
-    def bring_earlier(self, names: Mapping[str, Any]) -> None:
+    def bring_earlier(self) -> None:
         """Copies what earlier sessions and notebooks made into the run folder."""
         runs = run_folders(kaggle_root() / "input", self.run.path.name)
         upstream = [] if self.stage == WHOLE else [*spec(self.stage).reads, *spec(self.stage).consults]
@@ -155,14 +158,17 @@ class Session:
             if name in upstream:
                 self._bring(*best(runs, name, None))
                 continue
-            settings = settings_of(name, names)
+            settings = settings_of(name, self.names)
             asked = key_parts(spec(name), settings)
             if self.stage == WHOLE:
                 del asked[UPSTREAM]  # earlier stages may still change
             found, remarks = best(runs, name, asked)
             if name == TRAINING and not (found and found.done and found.fits):
-                runs += self.from_mirror(found if found and (found.fits or self.bundle.stale == ACCEPT) else None)
-                found, remarks = best(runs, name, asked)
+                usable = found is not None and (found.fits or self.bundle.stale == ACCEPT)
+                further = self.mirror and self.mirror.fetch(self.run.path.name, found.step if found and usable else 0)
+                if further:
+                    runs += run_folders(further, self.run.path.name)
+                    found, remarks = best(runs, name, asked)
             self._bring(found, remarks, own=True)
             state = inspect(spec(name), settings)
             if found is not None and not continues(found, state, self.bundle.stale, self.stage == WHOLE):
@@ -176,26 +182,6 @@ class Session:
         if found is not None:
             bring(found, self.run, own)
 
-    def from_mirror(self, earlier: Earlier | None) -> list[Path]:
-        """The run folder that the mirror holds, where it is further than what is attached.
-
-        UserError where it can't be read and nothing is attached: training would start at step 0, and replace it.
-        """
-        if self.mirror is None:
-            return []
-        folder, step = Path(tempfile.mkdtemp(prefix="smallchat-mirror-")), earlier.step if earlier else 0
-        try:
-            if not self.mirror.fetch(self.run.path.name, step, folder):
-                return []
-        except UserError as error:
-            if not step:
-                raise
-            self.mirror = None  # what it holds may be further, and sending would replace it for good
-            print(f"Note: {error} This session continues from step {step}, which is attached, and sends nothing there.")
-            return []
-        print(f"The mirror {self.mirror.repo} is further than what is attached.")
-        return run_folders(folder, self.run.path.name)
-
     def _say_what_continues(self, earlier: Earlier | None, changed: str) -> None:
         if earlier is None or (not earlier.done and earlier.checkpoint is None):
             print(
@@ -205,10 +191,9 @@ class Session:
             return
         self.continued = earlier
         if earlier.done:
-            print(f"Training was finished by session {earlier.session} of {earlier.date}.")
             return
         print(
-            f"Continues session {earlier.session} of {earlier.date} at step {earlier.step}; steps that a later session "
+            f"Continues the session of {earlier.date} at step {earlier.step}; steps that a later session "
             "took without publishing them are lost and taken again."
         )
         if changed:
@@ -231,32 +216,24 @@ class Session:
     # ---- failures ----
 
     def keep_output(self, error: BaseException) -> bool:
-        """Marks the session as failed; True where there is work to be kept, so that the version has to complete.
-
-        A stage that was brought keeps its own word (`paused`, say) until it is begun: that is no longer true here.
-        """
+        """Notes that the session failed; True where there is work to be kept, so that the version has to complete."""
+        if self.environment.run_type == "Interactive":
+            return False  # who sits in the editor mends the cell and runs it again
         if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
         if self.environment.root is not None:
-            self._try("tidying up", self._tidy, True)
-        for name in self.stages:
-            self._try(f"marking {name} as failed", self._mark_failed, name, error)
-        self._try("noting the end", self._note_end, State.FAILED, str(error))
+            self._try(self._tidy, True)
+        self._try(self._note_end, State.FAILED, str(error))
         print(RED.format("This session failed; what it made so far is kept as its output."), flush=True)
         print(self.how_to_continue)
         return True
 
-    def _mark_failed(self, name: str, error: BaseException) -> None:
-        record = self.run.record(name)
-        if record and record["status"] != State.DONE:
-            write_record(self.run.folder(name) / RECORD, record | {"status": State.FAILED, "error": str(error)})
-
-    def _try(self, what: str, work: Callable[..., None], *arguments: Any) -> None:
+    def _try(self, work: Callable[..., None], *arguments: Any) -> None:
         """Does what may fail on a full disk or a damaged record: neither may cost the version its output."""
         try:
             work(*arguments)
         except (OSError, UserError) as error:
-            print(f"Note: {what} failed ({error}).")
+            print(f"Note: this failure could not be recorded in full ({error}).")
 
 
 def _run_pipeline(*options: str) -> None:
@@ -284,3 +261,30 @@ def too_late(budget_minutes: float) -> str:
     if left >= LEAST_LEFT:
         return ""
     return f"{LONG} waits for the next session: {max(0.0, left):.0%} of budget_minutes ({budget_minutes:g}) is left."
+
+
+def forecast(run: Run) -> str:
+    """What all passes over all of the data take at the speed of this run; '' where there are too few rows to tell.
+
+    Datasets that were read in part are counted in full: their tokens are scaled by rows in the source over rows read.
+    How often and how much the full run evaluates is not known here: evaluations are named and not counted.
+    """
+    paths = [run.training / LOG_OF_TRAINING, run.rows / "summary.json", run.training / "settings.json"]
+    if not all(path.is_file() for path in paths):
+        return ""
+    speeds = [row["tokens_per_second"] for row in read_jsonl(paths[0]) if row.get("kind") == "train"]
+    summary, settings = read_json(paths[1]), read_json(paths[2])["settings"]
+    read = sum(source["rows"] for source in summary["datasets"])
+    if not speeds or not read:
+        return ""
+    speed = median(speeds[WARM_UP:] or speeds[-1:])
+    scale = sum(source.get("rows_in_source") or source["rows"] for source in summary["datasets"]) / read
+    tokens = summary["train"]["tokens"] * scale * settings["epochs"]
+    hours = tokens / speed / 3600
+    sessions = max(1, math.ceil(hours / (SESSION_HOURS - START_HOURS)))
+    hours += sessions * START_HOURS
+    return (
+        f"At {speed:,.0f} tokens a second, the training steps of the full run ({tokens / 1e6:,.1f} million tokens) "
+        f"take about {hours:.1f} GPU-hours in {sessions} session(s); Kaggle gives {WEEKLY_HOURS:.0f} hours a week, so "
+        f"{math.ceil(hours / WEEKLY_HOURS)} week(s). Evaluations on the way and notebook 04 come on top."
+    )

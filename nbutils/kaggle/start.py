@@ -6,6 +6,7 @@ Until then nothing is imported that the image might lack, or have in a version t
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
+from nbutils.core.files import sha256_of_bytes
+from nbutils.core.stages import spec
 from nbutils.kaggle import environment, packages
+from nbutils.kaggle.environment import WHOLE
 
 if TYPE_CHECKING:
     from nbutils.kaggle.session import Session
@@ -30,22 +34,44 @@ Need = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle's first cell knows of it.
+    """What is known of a bundle where it is made, and in its first cell.
 
-    `recipe` is the profile with its values as a command line has them, `needs` what comes from the hub, `stale`
-    (accept, force or '') what happens to earlier work that is stale.
+    `recipe` is the profile with its values as a command line has them, `attached` are Kaggle datasets (`owner/slug`),
+    `needs` what comes from the hub. `stale` says what happens to long earlier work that no longer fits: accept, force,
+    or '' to stop there. `checkpoint_mirror` is a private Hub repository that gets the newest checkpoint every
+    `mirror_minutes`; empty for none.
     """
 
-    stage: str
+    owner: str
     profile: str
-    address: str
-    processes: int
-    internet: bool
     recipe: str
+    stage: str = WHOLE
+    processes: int = 0
+    internet: bool = True
+    attached: Sequence[str] = ()
     needs: Sequence[Need] = ()
     stale: str = ""
     checkpoint_mirror: str = ""
     mirror_minutes: float = 30.0
+
+    @property
+    def slug(self) -> str:
+        """The last part of the notebook's address on Kaggle, of at most 50 characters: what its title becomes there.
+
+        A profile whose name is too long for that, or not in Latin letters, is told apart by a few digits of its hash.
+        """
+        file = "whole-pipeline" if self.stage == WHOLE else spec(self.stage).file[:-6]
+        prefix, words = (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in (self.profile, file))
+        longest = 38 - len(words)
+        if len(prefix) > longest or not prefix or not self.profile.isascii():
+            digits = sha256_of_bytes(self.profile.encode())[:6]
+            prefix = f"{prefix[: longest - 7].strip('-')}-{digits}".strip("-")
+        return f"smallchat-{prefix}-{words}"
+
+    @property
+    def address(self) -> str:
+        """The notebook's address on Kaggle: owner/slug."""
+        return f"{self.owner}/{self.slug}"
 
 
 def start(bundle: Bundle) -> Session:
@@ -78,13 +104,13 @@ def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> 
     mirror = bundle.checkpoint_mirror
     if mirror and where.internet and not has_secret:
         raise UserError(NO_SECRET.format(repo=mirror))
-    wheels = sorted(path.parent for path in attached.glob(f"**/{packages.WHEELS}"))
-    before = packages.inspect(packages.needed(bundle.stage))
+    wheels = sorted({path.parent for path in attached.glob("**/*.whl")})
+    needed = packages.needed(bundle.stage)
+    lacking = packages.lacking(needed)
     if not where.internet:
-        check_attached(bundle.needs, before, bundle.recipe, wheels)
-    print(packages.install(before, where.internet, wheels))
-    if has_secret:
-        print("HF_TOKEN is taken from the notebook's secrets.")
+        # Whether the wheels are those that are lacking is for pip to say.
+        _check_attached(bundle, [] if wheels else [str(requirement) for requirement in lacking])
+    print(packages.install(needed, lacking, where.internet, wheels))
     if where.internet:
         return
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -94,16 +120,9 @@ def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> 
         print(f"Note: nothing is sent to checkpoint_mirror {mirror}: there is no internet here.")
 
 
-def check_attached(
-    needs: Sequence[Need], brought: Sequence[packages.Package], recipe: str, wheels: Sequence[Path] = ()
-) -> None:
-    """UserError that lists everything that nobody has attached, with how to add it: packages, models, datasets.
-
-    `recipe` is the profile with its values, as `bundle` and `fetch` take them.
-    Packages count as attached where there are any wheels: whether they do is for pip to say.
-    """
-    lacking = [] if wheels else [str(package.requirement) for package in brought if not package.fits]
-    absent = [f"{what} {name}" for kind, name, revision, what in needs if local_copy(kind, name, revision) is None]
+def _check_attached(bundle: Bundle, lacking: Sequence[str]) -> None:
+    """UserError that lists everything that nobody has attached, with how to add it: packages, models, datasets."""
+    absent = [f"{use} {name}" for kind, name, revision, use in bundle.needs if local_copy(kind, name, revision) is None]
     if not lacking and not absent:
         return
     commands, found = [], list[str]()
@@ -112,7 +131,7 @@ def check_attached(
         commands.append(f"`python -m nbutils kaggle wheels --out wheels --python {python}` for the packages")
         found.append(f"the packages {', '.join(lacking)}")
     if absent:
-        commands.append(f"`python -m nbutils fetch {recipe} --out fetched` for models and data")
+        commands.append(f"`python -m nbutils fetch {bundle.recipe} --out fetched` for models and data")
     raise UserError(
         f"There is no internet here, and not attached are: {', '.join(found + absent)}. Switch Internet on in the "
         f"session's options; or run {' and '.join(commands)} where there is a network, upload each folder as a Kaggle "

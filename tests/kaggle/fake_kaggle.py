@@ -7,16 +7,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from nbutils.core.stages import STAGES
-from nbutils.kaggle.bundle import stage_of
-from nbutils.kaggle.environment import WHOLE
-
 
 class FakeKaggle(ThreadingHTTPServer):
-    """Notebooks by `owner/slug`: their versions as they were pushed, and the states of their sessions' stages.
+    """Notebooks by `owner/slug`: their versions as they were pushed, and how their sessions ended.
 
-    `plan` gives for each notebook the status of its stage after each session (`done` where the list has ended),
-    `nothing` for an output without a record, or `error` for a session that fails. `failing` is how many requests to
+    `plan` gives for each notebook the status in the note of each session (`done` where the list has ended),
+    `nothing` for an output without a note, or `error` for a session that fails. `failing` is how many requests to
     come are answered 503; of `hidden` notebooks nothing can be learned. The next `denied` looks at a notebook are
     answered 403. Downloads of files that end in `broken` are an error's page, `broken_times`. For so many looks as
     `lagging` says, a notebook's version before counts as the newest.
@@ -49,21 +45,17 @@ class FakeKaggle(ThreadingHTTPServer):
         return planned[number] if number < len(planned) else "done"
 
     def files(self, name: str) -> dict[str, str]:
-        """The output of a notebook's newest version; it holds the finished first stage, as most outputs do."""
-        stage, status = stage_of(name), self.state(name)
-        number = len(self.versions[name]) - (name in self.lagging)
-        found = {"runs/mine/run.json": json.dumps({"schema": 1, "name": "mine"})}
-        found["runs/mine/session.json"] = json.dumps({"schema": 1, "status": "", "time": number})
-        for each in [s.name for s in STAGES] if stage == WHOLE else ["data", stage]:
-            record = {"schema": 1, "stage": each, "status": "done", "error": "it broke", "facts": {}}
-            record["status"] = status if each == stage else "done"
-            if record["status"] != "nothing":
-                found[f"runs/mine/{each}/stage.json"] = json.dumps(record)
-        if stage == WHOLE:
-            ending = {"schema": 1, "stage": stage, "status": status, "time": number}
-            found["runs/mine/session.json"] = json.dumps(ending)
-        found["runs/mine/train/checkpoints/step-000001/weights"] = "large"
-        found["runs/mine/train/final/model.safetensors"] = "weights"
+        """The output of a notebook's newest version."""
+        status, number = self.state(name), len(self.versions[name]) - (name in self.lagging)
+        note = {"schema": 1, "status": status, "time": number} | ({"error": "it broke"} if status == "failed" else {})
+        found = {
+            "runs/mine/run.json": json.dumps({"schema": 1, "name": "mine"}),
+            "runs/mine/session.json": json.dumps(note),
+            "runs/mine/train/checkpoints/step-000001/weights": "large",
+            "runs/mine/train/final/model.safetensors": "weights",
+        }
+        if status == "nothing":
+            del found["runs/mine/session.json"]
         return found
 
 
@@ -123,9 +115,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.log.append(f"output {name}")
         files = [{"url": f"{self.server.url}/file/{name}/{file}", "fileName": file} for file in self.server.files(name)]
         self._json({"files": files, "log": ""})
-
-    def _GetAcceleratorQuotaStatistics(self, given: dict[str, Any]) -> None:
-        self._json({"gpuQuota": {"timeUsed": "27000s", "totalTimeAllowed": "108000s"}})
 
     def _json(self, value: Any, status: int = 200) -> None:
         self._send(json.dumps(value).encode(), "application/json", status)

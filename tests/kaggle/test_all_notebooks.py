@@ -80,15 +80,15 @@ def test_the_rehearsal_fails_pauses_and_resumes_and_forecasts(oldest, wheels, tm
     assert status(failed, "train") == "failed" == ending(failed)
 
     paused = done(account.run(bundle, {WHEELS: wheels, own: failed.working}))
-    assert "Continues session 1" in paused.text and "Save Version" in paused.text
+    assert "Continues the session" in paused.text and "Save Version" in paused.text
     assert status(paused, "train") == "paused" == ending(paused)
     step = stage_of(paused, "train")["facts"]["step"]
     assert 20 < step < 40
 
     last = done(account.run(bundle, {WHEELS: wheels, own: paused.working}))
-    assert "Continues session 2" in last.text and f"at step {step}" in last.text
+    assert "Continues the session" in last.text and f"at step {step}" in last.text
     assert [status(last, stage.name) for stage in STAGES] == ["done"] * 6 and ending(last) == "done"
-    assert re.search(r"training steps of the full run.* GPU-hours in 1 session.* notebook 04 \(here \d+ s\)", last.text)
+    assert re.search(r"training steps of the full run.* GPU-hours in 1 session.* notebook 04 come", last.text)
     started = [stage_of(outcome, "data")["started"] for outcome in (failed, paused, last)]
     assert len(set(started)) == 1  # the data was made once
 

@@ -15,7 +15,8 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.stages import STAGES
-from nbutils.kaggle.bundle import BUDGET_MINUTES, Options, make_archive, with_values, write_bundles
+from nbutils.kaggle.bundle import BUDGET_MINUTES, make_archive, write_bundles
+from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
 from tests.kaggle.simulated import bundles
@@ -70,6 +71,8 @@ def test_the_parameters_cell_holds_the_profiles_values(profile, made):
         untouched = {n: p.default for n, p in parameters(notebook_path(entry.stage)).items()}
         budget = {"budget_minutes": BUDGET_MINUTES} if "budget_minutes" in untouched else {}
         assert cell == untouched | budget | entry.injected
+        lines = code_cells(folder / metadata(folder)["code_file"])[1]["source"].splitlines()
+        assert len(lines) == len(cell) and all("  # " in line for line in lines)
 
 
 def test_training_and_evaluation_ask_for_two_t4s_and_the_chain_leads_from_one_to_the_next(made):
@@ -121,14 +124,6 @@ def test_the_archive_is_the_same_for_the_same_files():
     assert make_archive() == make_archive()
 
 
-def test_values_keep_types_and_help():
-    cell = 'a: int = 1  # ä, one\nb: list = [\n    "x",\n]  # two\nc: str = "é"  # three\n'
-    assert (
-        with_values(cell, {"b": ["y"], "c": "z"})
-        == "a: int = 1  # ä, one\nb: list = ['y']  # two\nc: str = 'z'  # three\n"
-    )
-
-
 def test_away_from_kaggle_a_bundle_is_an_ordinary_notebook(made, tmp_path):
     """Its first cells, executed by papermill where there is no /kaggle."""
     folder = next(iter(made.values()))
@@ -158,16 +153,16 @@ def test_bad_input_is_one_sentence(tmp_path, options, words):
 
 
 def test_what_is_on_this_machine_alone_is_listed(tmp_path):
-    options = Options("someone", "mine", "mine.yaml")
+    bundle = Bundle("someone", "mine", "mine.yaml")
     (tmp_path / "talk").mkdir()
     file = tmp_path / "mine.yaml"
     file.write_text(f"base_model: models/my.gguf\ndatasets: [my.jsonl, {tmp_path / 'talk'}, chitchat, some/hub-data]\n")
     with pytest.raises(UserError) as raised:
-        write_bundles(plan(file, []), options, tmp_path / "out")
+        write_bundles(plan(file, []), bundle, tmp_path / "out")
     said = str(raised.value)
     assert f"models/my.gguf, my.jsonl, {tmp_path / 'talk'}. Upload" in said and "--attach OWNER/DATASET" in said
     assert "/kaggle/input/DATASET/my.gguf" in said and not (tmp_path / "out").exists()
     file.write_text("base_model: /kaggle/input/things/my.gguf\ndatasets: [/kaggle/input/things/my.jsonl]\n")
-    assert len(write_bundles(plan(file, []), options, tmp_path / "out")) == 7
+    assert len(write_bundles(plan(file, []), bundle, tmp_path / "out")) == 7
     with pytest.raises(UserError, match=r"is on this machine alone: models/SmolLM2.*gguf"):
-        write_bundles(plan(LAPTOP, []), options, tmp_path / "laptop")
+        write_bundles(plan(LAPTOP, []), bundle, tmp_path / "laptop")

@@ -62,13 +62,14 @@ mirror.stop(Path(sys.argv[2]))
 """
 FETCH = """
 import sys
-from pathlib import Path
 from nbutils.core.errors import UserError
 from nbutils.kaggle import mirror
 from nbutils.kaggle.mirror import Mirror
 mirror.PAUSES = (0.0, 0.5, 0.5)
 try:
-    print(Mirror(sys.argv[1], 1).fetch("mine", int(sys.argv[2]), Path(sys.argv[3])))
+    one = Mirror(sys.argv[1], 1)
+    folder = one.fetch("mine", int(sys.argv[2]))
+    print("sends" if not one._ended.is_set() else "sends nothing", folder)
 except UserError as error:
     print(error)
 """
@@ -78,7 +79,7 @@ def test_the_newest_valid_checkpoint_is_sent_and_found_again(hub, tmp_path):
     folder = stage_at(tmp_path / "runs" / "mine", "running")
     checkpoint(folder, 10)
     (checkpoint(folder, 20) / "weights").write_bytes(b"x")  # damaged
-    assert python(hub, FETCH, REPO, 0, tmp_path / "none") == "False"
+    assert python(hub, FETCH, REPO, 0) == "sends None"
     assert python(hub, SEND, REPO, folder.parent) == "10"
     assert hub.repos[REPO]["private"] is True
     names = [f"mine/train/checkpoints/step-000010/{name}" for name in ("manifest.json", "weights")]
@@ -87,9 +88,10 @@ def test_the_newest_valid_checkpoint_is_sent_and_found_again(hub, tmp_path):
     checkpoint(folder, 30)
     assert python(hub, SEND, REPO, folder.parent) == "30"
     assert not any("step-000010" in name for name in hub.names(REPO))
-    assert python(hub, FETCH, REPO, 30, tmp_path / "none") == "False"
-    assert python(hub, FETCH, REPO, 20, tmp_path / "back") == "True"
-    copy = tmp_path / "back" / "mine" / "train" / "checkpoints" / "step-000030" / "weights"
+    assert python(hub, FETCH, REPO, 30) == "sends None"
+    said = python(hub, FETCH, REPO, 20)
+    assert "The mirror me/mirror is further" in said
+    copy = Path(said.split()[-1]) / "mine" / "train" / "checkpoints" / "step-000030" / "weights"
     assert copy.read_bytes() == b"w" * 100
     assert not list((tmp_path / "runs").glob(".mirror-*"))
     assert any("super-squash" in path for _, path in hub.requests)  # old checkpoints take no room there
@@ -106,8 +108,10 @@ def test_a_hub_in_trouble_is_one_sentence(hub, tmp_path, broken):
     checkpoint(stage_at(tmp_path / "runs" / "mine", "running"), 10)
     python(hub, SEND, REPO, tmp_path / "runs" / "mine")
     hub.broken = broken
-    said = python(hub, FETCH, REPO, 0, tmp_path / "none")
+    said = python(hub, FETCH, REPO, 0)
     assert "checkpoint_mirror 'me/mirror' cannot be read" in said and "\n" not in said
+    said = python(hub, FETCH, REPO, 5)  # what is attached is enough, and the mirror may be further: it is left alone
+    assert "continues from step 5" in said and said.endswith("sends nothing None")
 
 
 def test_a_checkpoint_that_is_pruned_while_it_is_staged_replaces_nothing(hub, tmp_path):
@@ -138,13 +142,13 @@ def test_a_hub_that_stumbles_is_asked_again(hub, tmp_path):
     checkpoint(stage_at(tmp_path / "runs" / "mine", "running"), 10)
     python(hub, SEND, REPO, tmp_path / "runs" / "mine")
     hub.broken = "once"
-    assert python(hub, FETCH, REPO, 0, tmp_path / "back") == "True"
+    assert "/smallchat-mirror-" in python(hub, FETCH, REPO, 0)
     assert hub.broken == ""
 
 
 @pytest.mark.soak
 def test_a_killed_session_that_published_nothing_goes_on_from_the_mirror(hub, account, data, undisturbed, tmp_path):
-    made = bundles(SMALL, tmp_path, "--mirror", REPO, "--mirror-minutes", "0.01", "-p", "budget_minutes=0")
+    made = bundles(SMALL, tmp_path, "--mirror", REPO, "-p", "mirror_minutes=0.01", "-p", "budget_minutes=0")
 
     hub.open.clear()
 
@@ -163,7 +167,7 @@ def test_a_killed_session_that_published_nothing_goes_on_from_the_mirror(hub, ac
     assert killed.status != 0
     shutil.rmtree(killed.working)  # Kaggle has published nothing
     outcome = done(account.run(made["02-train-sft"], {DATA: data}, **environment(hub)))
-    assert "me/mirror is further" in outcome.text and "Continues session 1 of" in outcome.text
+    assert "me/mirror is further" in outcome.text and "Continues the session of" in outcome.text
     models = [o.working / "runs" / "small" / "train" / "final" / "model.safetensors" for o in (outcome, undisturbed)]
     assert sha256_of_file(models[0]) == sha256_of_file(models[1])
     assert read_json(models[0].parents[1] / "stage.json")["status"] == "done"

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 
+from nbutils.core.files import append_jsonl, write_json, write_text
 from nbutils.core.run.layout import Run
 from nbutils.kaggle.environment import keep_under, used
-from nbutils.kaggle.forecast import forecast
+from nbutils.kaggle.session import forecast
 from tests.kaggle.made_stages import checkpoint, stage_at
+
+SOURCE = {"rows": 4_600, "rows_in_source": 460_000}
 
 
 def test_what_nobody_goes_on_from_is_dropped_first(tmp_path):
@@ -40,20 +43,19 @@ def test_the_output_is_kept_below_its_limit(tmp_path, status, left):
 
 
 def test_a_kept_failure_is_red_and_costs_no_version(tmp_path):
-    """Guard in a real kernel, executed by papermill. In the editor a failure is one, and no cell is passed over."""
+    """Guard in a real kernel, executed by papermill. A failure that nobody keeps is one, and no cell is passed over."""
     import nbformat
 
-    keep = "lambda error: 'keep' in str(error)"
     cells = [
-        f"from nbutils.kaggle.guard import Guard\nguard = Guard(get_ipython(), editor={{editor}})\nguard.watch({keep})",
+        "from nbutils.kaggle.guard import Guard\nguard = Guard(get_ipython(), lambda error: 'keep' in str(error))",
         "'a value'",
         "raise ValueError('{}')",
         "print('never' + 'reached')",
         "# session.resume(\nprint('begun' + 'again')",
     ]
     red, plain = "ValueError: keep", '"ename": "ValueError"'
-    for word, editor, status, shown in [("keep", False, 0, red), ("fatal", False, 1, plain), ("keep", True, 1, plain)]:
-        sources = [source.replace("{}", word).replace("{editor}", str(editor)) for source in cells]
+    for word, status, shown in [("keep", 0, red), ("fatal", 1, plain)]:
+        sources = [source.replace("{}", word) for source in cells]
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
         nbformat.write(book, tmp_path / f"{word}.ipynb")
         command = [sys.executable, "-m", "papermill", f"{word}.ipynb", "out.ipynb", "-k", "python3"]
@@ -65,14 +67,16 @@ def test_a_kept_failure_is_red_and_costs_no_version(tmp_path):
         assert ("passed over" in out.replace("print('passed over')", "")) is (status == 0)
 
 
-def test_the_forecast_counts_all_of_the_data_and_all_passes():
-    rows = [{"kind": "train", "tokens_per_second": speed} for speed in (1, 1, 1, 20_000, 22_000, 24_000)]
-    summary = {"train": {"tokens": 4_000_000}, "datasets": [{"rows": 4_600, "rows_in_source": 460_000}]}
-    found = forecast([{"kind": "session"}, *rows], summary, epochs=3)
-    assert all(words in found for words in ("22,000 tokens a second", "1,200.0 million tokens", "training steps"))
-    assert "15.4 GPU-hours in 2 session(s)" in found and "1 week(s)" in found
-    assert "Evaluations on the way and notebook 04 come on top" in found
-    rows.append({"kind": "eval", "seconds": 30.0})
-    found = forecast(rows, summary, epochs=3, notebook_seconds=90.0)
-    assert "(here 30 s each) and notebook 04 (here 90 s) come on top" in found
-    assert forecast([], summary, epochs=3) == ""
+def test_the_forecast_counts_all_of_the_data_and_all_passes(tmp_path):
+    run = Run(tmp_path)
+    assert forecast(run) == ""
+    write_json(run.rows / "summary.json", {"train": {"tokens": 4_000_000}, "datasets": [SOURCE]})
+    write_json(run.training / "settings.json", {"settings": {"epochs": 3}})
+    log = run.training / "metrics.jsonl"
+    write_text(log, '{"kind": "eval"}\n')
+    assert forecast(run) == ""
+    for speed in (1, 1, 1, 20_000, 22_000, 24_000):
+        append_jsonl(log, {"kind": "train", "tokens_per_second": speed})
+    assert "At 22,000 tokens a second, the training steps of the full run (1,200.0 million tokens)" in forecast(run)
+    assert "15.4 GPU-hours in 2 session(s)" in forecast(run)
+    assert "1 week(s). Evaluations on the way and notebook 04 come on top." in forecast(run)

@@ -32,17 +32,17 @@ def test_an_image_too_old_or_too_new_is_one_sentence(tmp_path, monkeypatch, vers
     installed(tmp_path, "transformers", version)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError) as raised:
-        packages.inspect([Requirement("transformers>=5.0")])
+        packages.lacking({"transformers": Requirement("transformers>=5.0")})
     assert all(word in str(raised.value) for word in ["transformers", version, *words])
 
 
 def test_what_is_there_is_kept_and_each_notebook_needs_its_own():
     for stage in ("data", "train", "evaluate", "all"):
-        found = packages.inspect(packages.needed(stage))
-        assert all(package.fits for package in found)
-        rows = [line.split() for line in packages.install(found, internet=False, wheels=[]).splitlines()[1:]]
+        found = packages.needed(stage)
+        assert not packages.lacking(found)
+        rows = [line.split() for line in packages.install(found, [], internet=False, wheels=[]).splitlines()[1:]]
         assert rows and all(row[-1] == "kept" for row in rows)
-    names = {str(r.name) for r in packages.needed("train")}
+    names = set(packages.needed("train"))
     assert {"torch", "trl", "chitchat-dataset"} <= names and not names & {"lm-eval", "jupyterlab", "papermill"}
 
 
@@ -52,9 +52,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from nbutils.core.errors import UserError
 from nbutils.kaggle import packages
-before = packages.inspect([Requirement(line) for line in sys.argv[2:]])
+needed = {each.name: each for each in map(Requirement, sys.argv[2:])}
 try:
-    print(packages.install(before, internet=False, wheels=[Path(sys.argv[1])]))
+    print(packages.install(needed, packages.lacking(needed), internet=False, wheels=[Path(sys.argv[1])]))
 except UserError as error:
     print(error)
 """

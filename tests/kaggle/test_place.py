@@ -111,12 +111,12 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(tmp_path, monkeypatch,
     monkeypatch.setattr("nbutils.kaggle.environment.has_internet", lambda: internet)
     monkeypatch.setattr("nbutils.kaggle.environment.nvidia_gpus", lambda: ())
     monkeypatch.setattr("nbutils.kaggle.packages.FOLDER", tmp_path)
-    (tmp_path / "requirements.txt").write_text("torch\n")
+    (tmp_path / "pyproject.toml").write_text("project.dependencies = ['torch']")
     for folder in ("input", "working"):
         (tmp_path / folder).mkdir()
     for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
         monkeypatch.setenv(name, "")
-    facts = {"stage": "train", "profile": "mine", "recipe": "mine.yaml", "address": "me/it", "processes": 0}
+    facts = {"stage": "train", "profile": "mine", "recipe": "mine.yaml", "owner": "me"}
     if internet:
         with pytest.raises(UserError, match=r"me/mirror.*no secret HF_TOKEN.*Add-ons → Secrets.*push again"):
             start(Bundle(internet=True, checkpoint_mirror="me/mirror", **facts))

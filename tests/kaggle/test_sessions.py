@@ -53,12 +53,12 @@ def test_three_sessions_end_as_one_and_a_fourth_passes_through(account, hurried,
     first, second = paused
     assert [record(outcome)["facts"]["step"] for outcome in paused] == [1, 2]
     assert "Save Version" in first.text and "paused at step 1 of 3" in first.text
-    assert "Continues session 1 of" in second.text and "at step 1" in second.text
+    assert "Continues the session of" in second.text and "at step 1" in second.text
 
     account.layout = "nested"  # and the outputs of two versions attached at once
     inputs = {DATA: data, "other/first-version": first.working, TRAIN: second.working}
     third = done(account.run(hurried["02-train-sft"], inputs))
-    assert "Continues session 2 of" in third.text and "at step 2" in third.text
+    assert "Continues the session of" in third.text and "at step 2" in third.text
     assert weights(third) == weights(undisturbed)
     rows = read_jsonl(third.working / "runs" / "small" / "kaggle.jsonl")
     assert [row["step"] for row in rows if row["stage"] == "train"] == [0, 1, 2]
@@ -92,7 +92,7 @@ def test_a_killed_session_whose_output_was_kept_goes_on(account, unhurried, data
     killed = account.run(unhurried["02-train-sft"], {DATA: data}, during=kill)
     assert killed.status != 0 and record(killed)["status"] == "running"
     outcome = done(account.run(unhurried["02-train-sft"], {DATA: data, TRAIN: killed.working}))
-    assert "Continues session 1 of" in outcome.text and weights(outcome) == weights(undisturbed)
+    assert "Continues the session of" in outcome.text and weights(outcome) == weights(undisturbed)
 
     again = done(account.run(unhurried["02-train-sft"], {DATA: data}))  # Kaggle has published nothing of it
     assert "starts at step 0" in again.text and "its work is lost" in again.text
@@ -118,4 +118,4 @@ def test_a_failure_after_the_first_checkpoint_keeps_the_output(account, unhurrie
     failed = done(account.run(unhurried["02-train-sft"], {DATA: data}, during=fail))
     assert record(failed)["status"] == "failed" and "\033[1;31mUserError: Training ended" in failed.text
     outcome = done(account.run(unhurried["02-train-sft"], {DATA: data, TRAIN: failed.working}))
-    assert "Continues session 1 of" in outcome.text and weights(outcome) == weights(undisturbed)
+    assert "Continues the session of" in outcome.text and weights(outcome) == weights(undisturbed)

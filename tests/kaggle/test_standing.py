@@ -18,9 +18,8 @@ from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import key_of, key_parts
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
-from nbutils.kaggle.bundle import Options, slug, stage_of
 from nbutils.kaggle.carry_over import best, continues, settings_of
-from nbutils.kaggle.command import add_arguments, options_of
+from nbutils.kaggle.command import add_arguments, bundle_of
 from nbutils.kaggle.environment import WHOLE, Environment
 from nbutils.kaggle.session import Session, too_late
 from nbutils.kaggle.start import Bundle
@@ -98,9 +97,9 @@ def test_of_two_trainings_the_one_that_fits_is_found(kaggle):
 
 
 def session(kaggle: Path, stage: str = "train", internet: bool = False, stale: str = "") -> Session:
-    bundle = Bundle(stage, "mine", "me/it", processes=0, internet=internet, recipe="mine.yaml", stale=stale)
+    bundle = Bundle("me", "mine", "mine.yaml", stage, internet=internet, stale=stale)
     made = Session(bundle, Environment(kaggle, "Batch", internet, ()))
-    made.run = Run(kaggle / "working" / "runs" / "mine")
+    made.run, made.names = Run(kaggle / "working" / "runs" / "mine"), NAMES
     return made
 
 
@@ -108,9 +107,8 @@ def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kag
     trained(kaggle, "paused")
     made = session(kaggle)
     assert made.keep_output(UserError("no room")) is True
-    record = made.run.record("train")
-    assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
-    assert read_json(made.run.path / "session.json")["status"] == "failed"
+    note = read_json(made.run.path / "session.json")
+    assert (note["status"], note["error"]) == ("failed", "no room")
     assert "\033[1;31m" in capsys.readouterr().out
 
 
@@ -136,12 +134,9 @@ def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(kaggle, tmp_pat
     """`--force` after the data changed: the new run, in the mirror alone, is not lost for the old one's sake."""
 
     class Held:
-        repo = "me/mirror"
-
-        def fetch(self, name: str, beyond: int, target: Path) -> bool:
-            assert beyond == 0
-            shutil.copytree(held, target / name)
-            return True
+        def fetch(self, name: str, step: int) -> Path:
+            assert (name, step) == ("mine", 0)
+            return held.parent
 
     held = tmp_path_factory.mktemp("held") / "mine"
     shutil.copytree(trained(kaggle, "running").parent, held)
@@ -154,7 +149,7 @@ def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(kaggle, tmp_pat
     shutil.move(old.parent, kaggle / "input" / "it" / "mine")
     made = session(kaggle, internet=True, stale="force")
     made.mirror = Held()  # type: ignore[assignment]
-    made.bring_earlier(NAMES)
+    made.bring_earlier()
     assert made.continued is not None and made.continued.step == 10
 
 
@@ -169,25 +164,6 @@ def test_the_end_of_a_session_is_noted(kaggle):
     made.waits = "evaluate waits."
     made.close()
     assert read_json(made.run.path / "session.json")["status"] == "paused"
-
-
-@pytest.mark.parametrize("attached", [True, False])
-def test_a_mirror_in_trouble_stops_only_who_has_nothing_else(kaggle, capsys, attached):
-    class Troubled:
-        repo = "me/mirror"
-
-        def fetch(self, *_: object) -> bool:
-            raise UserError("me/mirror cannot be read.")
-
-    found, _ = best([trained(kaggle, "paused").parent], "train", None)
-    made = session(kaggle, internet=True)
-    made.mirror = Troubled()  # type: ignore[assignment]
-    if attached:
-        assert made.from_mirror(found) == [] and "continues from step 10" in capsys.readouterr().out
-        assert made.mirror is None  # or it would replace what may be further
-    else:
-        with pytest.raises(UserError, match="cannot be read"):
-            made.from_mirror(None)
 
 
 @pytest.mark.parametrize("used,waits", [(30, False), (59, False), (61, True), (500, True)])
@@ -216,11 +192,11 @@ def test_a_rehearsal_pauses_after_its_steps_however_fast_the_machine(step, pause
 # Options
 
 
-def given(profile: Path, *words: str) -> Options:
+def given(profile: Path, *words: str) -> Bundle:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     always = ["bundle", str(profile), "--out", "x", "--owner", "someone"]
-    return options_of(parser.parse_args([*always, *words]), profile)
+    return bundle_of(parser.parse_args([*always, *words]), profile)
 
 
 @pytest.fixture
@@ -233,7 +209,7 @@ def profile(tmp_path) -> Path:
 def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(profile):
     found = given(profile)
     assert (found.internet, found.checkpoint_mirror, found.mirror_minutes) == (False, "me/mirror", 5.0)
-    found = given(profile, "--mirror", "", "--mirror-minutes", "7", "-p", "internet=true", "--force")
+    found = given(profile, "--mirror", "", "-p", "mirror_minutes=7", "-p", "internet=true", "--force")
     assert (found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
     assert not given(SMALL, "--offline").internet
     assert given(SMALL).internet and given(SMALL).mirror_minutes == 30.0
@@ -247,8 +223,8 @@ def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_
     "options,words",
     [
         (["--attach", "foo"], ["--attach", "'foo'", "OWNER/DATASET"]),
-        (["--mirror-minutes", "0"], ["mirror_minutes", "more than 0"]),
-        (["--mirror-minutes", "soon"], ["mirror_minutes", "more than 0"]),
+        (["-p", "mirror_minutes=soon"], ["mirror_minutes", "more than 0"]),
+        (["-p", "mirror_minutes=true"], ["mirror_minutes", "more than 0"]),
         (["--mirror", "foo"], ["mirror", "'foo'", "owner/name"]),
         (["-p", "mirror_minutes=0"], ["mirror_minutes", "more than 0"]),
         (["-p", "internet=2"], ["internet", "true or false"]),
@@ -260,11 +236,6 @@ def test_what_kaggle_would_refuse_is_one_sentence(profile, options, words):
     assert all(word in str(raised.value) for word in words)
 
 
-def test_a_notebooks_address_names_its_stage():
-    for name in ("data", "train", "metrics", "evaluate", "chat", "publish", WHOLE):
-        assert stage_of(f"someone/{slug('a-rather-long-name-of-a-profile', name)}") == name
-
-
 def test_profiles_that_kaggle_would_take_for_one_have_addresses_of_their_own():
     alike = [f"a-profile-of-a-very-long-name-{number}" for number in (1, 2)] + [
         "модель",
@@ -273,9 +244,8 @@ def test_profiles_that_kaggle_would_take_for_one_have_addresses_of_their_own():
         "modell-",
     ]
     for name in ("data", "evaluate", WHOLE):
-        addresses = [slug(profile, name) for profile in alike]
+        addresses = [Bundle("me", profile, "", name).slug for profile in alike]
         assert len(set(addresses)) == len(alike)
         for address in addresses:
             assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", address) and len(address) <= 50
-            assert stage_of(address) == name
-    assert slug("kaggle_t4x2", "train") == "smallchat-kaggle-t4x2-02-train-sft"
+    assert Bundle("me", "kaggle_t4x2", "", "train").address == "me/smallchat-kaggle-t4x2-02-train-sft"
