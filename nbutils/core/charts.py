@@ -231,9 +231,8 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
     for line in lines:
         few = thinned(line.series)
         dots = {"marker": "."} if len(few) < 5 else {}  # a line of one point would not be seen
-        every = -(-len(few) // 60) if line.look == "evaluation" else None
         axes.plot(few.steps, few.values, label=line.label, color=colours.curves[line.colour], clip_on=False,
-                  markevery=every, **dots | LOOKS[line.look])  # fmt: skip
+                  **dots | LOOKS[line.look])  # fmt: skip
     for step in history.resumes:
         axes.axvline(step, color=colours.ink, linewidth=0.7, linestyle=":", alpha=0.7, zorder=1,
                      label=f"resumed ({len(history.resumes)}×)" if step == history.resumes[0] else None)  # fmt: skip

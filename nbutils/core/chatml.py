@@ -6,6 +6,7 @@ writes control tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -196,10 +197,8 @@ def _broken_up(tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str
     """Ids of a text in which a special token is spelled: cut inside each spelling, so that no merge can complete it."""
     cuts = {0, len(text)}
     for special in controls.forbidden.values():
-        start = text.find(special)
-        while start >= 0:
-            cuts.add(start + max(1, len(special) // 2))
-            start = text.find(special, start + 1)
+        found = re.finditer(f"(?={re.escape(special)})", text)
+        cuts |= {match.start() + max(1, len(special) // 2) for match in found}
     rows = _plain_ids(tokenizer, [f"{role}\n{text[a:b]}" for a, b in pairwise(sorted(cuts))])
     ids = [i for row in rows for i in row[controls.header_lengths[role] :]]
     if not controls.forbidden.keys().isdisjoint(ids):

@@ -10,8 +10,6 @@ from nbutils.core.files import Json, kaggle_root, project_root, read_json, shown
 
 MANIFEST = "fetched.json"
 SCHEMA = 1
-ITEM = {"kind", "name", "revision", "commit", "folder", "files"}
-"""What every entry of a manifest has."""
 VARIABLE = "NBUTILS_FETCHED"
 """Environment variable that names the folder where it is not `fetched/` at the project root."""
 
@@ -29,14 +27,21 @@ def folders() -> list[Path]:
 def entry(kind: str, name: str, revision: str = "") -> tuple[Path, Json] | None:
     """Folder and manifest entry of a collected `model` or `dataset`; None where it was not collected.
 
-    `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where the copy is
-    damaged.
+    `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
+    complete.
     """
+    damaged: UserError | None = None
     for folder in folders():
         for item in manifest(folder)["items"]:
             if (item["kind"], item["name"]) == (kind, name) and revision in ("", item["revision"], item["commit"]):
-                _check(folder / item["folder"], item)
-                return folder / item["folder"], item
+                try:
+                    _check(folder / item["folder"], item)
+                except UserError as error:
+                    damaged = error
+                else:
+                    return folder / item["folder"], item
+    if damaged:
+        raise damaged
     return None
 
 
@@ -50,8 +55,7 @@ def manifest(folder: Path) -> Json:
     """What a fetched folder holds. UserError for one that is damaged."""
     try:
         found: Json = dict(read_json(folder / MANIFEST))
-        if not all(set(item) >= ITEM for item in found["items"]):
-            raise KeyError("items")
+        found["items"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{shown(folder / MANIFEST)} is damaged, or not smallchat's ({type(error).__name__}: {error}): run `python "

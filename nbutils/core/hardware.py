@@ -7,6 +7,7 @@ touch CUDA itself asks that one.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -76,14 +77,11 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     """CUDA devices by `nvidia-smi`, without initialising CUDA in this process; none where there is no such program."""
     query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    gpus = []
-    for name, capability, memory in (line.split(", ") for line in lines if line.count(", ") == 2):
-        major, minor = capability.split(".")
-        gpus.append(Gpu(name, (int(major), int(minor)), round(float(memory) / 1024, 1)))
-    return tuple(gpus)
+    found = re.findall(r"^(.+), (\d+)\.(\d+), (\d+)$", listed, re.MULTILINE)
+    return tuple(Gpu(name, (int(a), int(b)), round(int(memory) / 1024, 1)) for name, a, b, memory in found)
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
