@@ -53,12 +53,14 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
             samples.add(result)
             for side in ("train", "eval"):
                 sets[side].add(_where(result, fate=KEPT, side=side))
-            counted_long.add(_where(result, fate=TOO_LONG), tokenizer, only_count=True)
-            kept_long.add(_where(result, fate=TOO_LONG, side="eval"), tokenizer, only_count=False)
-    sets["too_long"].add(pa.Table.from_pylist(list(kept_long.found.values()), schema=SCHEMA))
+            counted_long.add(_where(result, fate=TOO_LONG))
+            kept_long.add(_where(result, fate=TOO_LONG, side="eval"))
+    for row, whole in kept_long.read_whole(tokenizer):
+        row |= {"tokens": whole.tokens, "supervised_tokens": whole.supervised} | vars(whole.encoding)
+        sets["too_long"].add(pa.Table.from_pylist([row], schema=SCHEMA))
     write_json(folder / "samples.json", samples.found())
     facts = {name: rows.save() for name, rows in sets.items()}
-    return Filtered(read, facts | {"eval_hash": sets["eval"].hexdigest()}, list(counted_long.found.values()))
+    return Filtered(read, facts | {"eval_hash": sets["eval"].hexdigest()}, counted_long)
 
 
 def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Iterator[tuple[Source, int, pa.Table]]:

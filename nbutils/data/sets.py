@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 COLUMNS = pa.schema([SCHEMA.field(name) for name in ("source", "index", "messages", "input_ids", "supervised")])
 """What a row of the train and eval sets holds."""
+AT_ONCE = 50
+"""Over-long conversations encoded together."""
 PER_REASON = 3
 SHOWN_CHARACTERS = 160
 SHOWN_MESSAGES = 4
@@ -93,20 +97,20 @@ class Sample:
 
 
 class LongRows(Sample):
-    """A sample of over-long conversations, each read to its end."""
+    """A sample of over-long conversations."""
 
-    def add(self, rows: pa.Table, tokenizer: PreTrainedTokenizerBase, only_count: bool) -> None:
-        """Takes those of the rows that belong to the sample: their tokens, or all that a set holds of them."""
-        rows = rows.filter(pa.array([self.offer(key) for key in rows["hash"].to_pylist()], pa.bool_()))
-        taken = rows.to_pylist()
-        whole = encode_within(tokenizer, [row["messages"] for row in taken], sys.maxsize)
-        for row, measured in zip(taken, whole, strict=True):
-            if row["hash"] in self.found:
-                self.found[row["hash"]] = measured.tokens if only_count else row | _columns(measured)
+    def add(self, rows: pa.Table) -> None:
+        """Takes those of the rows that belong to the sample as far as is known by now."""
+        for number, key in enumerate(rows["hash"].to_pylist()):
+            if self.offer(key):
+                self.found[key] = rows.slice(number, 1).to_pylist()[0]
 
-
-def _columns(whole: Measured) -> dict[str, Any]:
-    return {"tokens": whole.tokens, "supervised_tokens": whole.supervised} | vars(whole.encoding)
+    def read_whole(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[dict[str, Any], Measured]]:
+        """The sample in row order, each conversation encoded to its end."""
+        rows = iter(self.found.values())
+        while group := list(islice(rows, AT_ONCE)):
+            conversations = [row["messages"] for row in group]
+            yield from zip(group, encode_within(tokenizer, conversations, sys.maxsize), strict=True)
 
 
 class DropSamples:

@@ -17,6 +17,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown, write_json
 from nbutils.data.batches import Source
 from nbutils.data.fates import FATES, TOO_LONG
+from nbutils.data.sets import LongRows
 from nbutils.data.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ BARS = 16
 
 @dataclass(frozen=True)
 class Filtered:
-    """What a pass over all sources found besides the ledger: rows read by source, the sets, lengths of long rows."""
+    """What a pass over all sources found besides the ledger: rows read by source, the sets, a sample of long rows."""
 
     read: dict[str, int]
     sets: dict[str, Any]
-    long_lengths: list[int]
+    long: LongRows
 
 
 def write_summary(
@@ -63,6 +64,7 @@ def write_summary(
             )
     ledger = pq.read_table(file, columns=["source", "fate", "tokens", "lost_last_user_turn"])
     taken = {count["values"]: count["counts"] for count in ledger["source"].value_counts().to_pylist()}
+    long_lengths = np.array([whole.tokens for _, whole in filtered.long.read_whole(tokenizer)], np.int64)
     summary = {
         "schema": SCHEMA,
         "rows": ledger.num_rows,
@@ -70,7 +72,7 @@ def write_summary(
         "fates": by_fate(ledger),
         "trimmed_rows": pc.sum(ledger["lost_last_user_turn"]).as_py(),
         **filtered.sets,
-        **lengths(ledger, settings.max_length, np.array(filtered.long_lengths, np.int64)),
+        **lengths(ledger, settings.max_length, long_lengths),
         "tokens_per_role": tokens_per_role(filtered.sets, tokenizer),
         "max_length": settings.max_length,
         "split_seed": settings.split_seed,
