@@ -57,25 +57,21 @@ class NgramIndex:
         """
         tokens = [words_of(" ".join(texts)) for texts in conversations]
         lengths = np.array([len(row) for row in tokens], np.int64)
-        flat = np.fromiter(map(hash_of_word, chain.from_iterable(tokens)), np.uint64, lengths.sum())
-        words = [""] * len(conversations)
-        items: list[dict[int, None]] = [{} for _ in conversations]
-        grams = rolling(flat, self.words)
-        if not len(grams) or not len(self.hashes):
-            return [None] * len(conversations)
+        grams = rolling(hashed(chain.from_iterable(tokens)), self.words)
+        found: list[Match | None] = [None] * len(conversations)
+        if not len(self.hashes):
+            return found
         first = np.searchsorted(self.hashes, grams)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         for hit in np.flatnonzero(self.hashes[first.clip(max=len(self.hashes) - 1)] == grams):
             row = int(np.searchsorted(starts, hit, side="right")) - 1
             begin = int(hit - starts[row])
             if begin + self.words <= lengths[row]:  # else the run goes over into the next conversation
-                words[row] = words[row] or " ".join(tokens[row][begin : begin + self.words])
+                match = found[row] = found[row] or Match([], " ".join(tokens[row][begin : begin + self.words]))
                 stop = np.searchsorted(self.hashes, grams[hit], side="right")
-                items[row] |= dict.fromkeys(self.items[first[hit] : stop].tolist())
-        return [
-            Match([self.labels[item] for item in own], run) if own else None
-            for own, run in zip(items, words, strict=True)
-        ]
+                labels = [self.labels[item] for item in self.items[first[hit] : stop]]
+                match.items.extend(label for label in labels if label not in match.items)
+        return found
 
 
 def words_of(text: str) -> list[str]:
@@ -89,11 +85,14 @@ def hash_of_word(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+def hashed(words: Iterable[str]) -> np.ndarray:
+    """Hashes of words: (W,) uint64."""
+    return np.fromiter(map(hash_of_word, words), np.uint64)
+
+
 def rolling(words: np.ndarray, n: int) -> np.ndarray:
     """The polynomial hash modulo 2^64 of every run of `n` words: (W,) uint64 → (W - n + 1,)."""
-    count = len(words) - n + 1
-    if count <= 0:
-        return np.zeros(0, np.uint64)
+    count = max(0, len(words) - n + 1)
     hashes = np.zeros(count, np.uint64)
     for offset in range(n):
         hashes = hashes * BASE + words[offset : offset + count]
@@ -105,39 +104,28 @@ def build_index(items: Iterable[tuple[str, list[str]]], words: int, folder: Path
 
     Items shorter than `words` words have no n-gram; they are counted, and cannot be found.
     """
-    hashes: list[np.ndarray] = []
-    numbers: list[np.ndarray] = []
     labels: list[str] = []
-    short = 0
+    hashes = [np.zeros(0, np.uint64)]  # of each item
     for label, texts in items:
-        grams = [
-            rolling(np.fromiter(map(hash_of_word, row), np.uint64, len(row)), words) for row in map(words_of, texts)
-        ]
-        own = np.unique(np.concatenate(grams)) if grams else np.zeros(0, np.uint64)
-        short += not len(own)
-        hashes.append(own)
-        numbers.append(np.full(len(own), len(labels), np.int32))
         labels.append(label)
-    flat = np.concatenate([np.zeros(0, np.uint64), *hashes])
+        grams = [rolling(hashed(words_of(text)), words) for text in texts]
+        hashes.append(np.unique(np.concatenate([hashes[0], *grams])))
+    flat, lengths = np.concatenate(hashes), [len(own) for own in hashes[1:]]
     order = np.argsort(flat, kind="stable")
     with replaced(folder) as partial:
         partial.mkdir()
         np.save(partial / "hashes.npy", flat[order])
-        np.save(partial / "items.npy", np.concatenate([np.zeros(0, np.int32), *numbers])[order])
+        np.save(partial / "items.npy", np.repeat(np.arange(len(labels), dtype=np.int32), lengths)[order])
         write_json(partial / "index.json", {"words": words, "labels": labels})
-    return {"items": len(labels), "items_too_short": short, "ngrams": len(np.unique(flat)), "words": words}
-
-
-def loaded_index(folder: str) -> NgramIndex:
-    """The index in a folder, memory-mapped, opened once by each process (again when it changes)."""
-    return _index(folder, (Path(folder) / "index.json").stat().st_mtime_ns)
+    loaded_index.cache_clear()
+    return {"items": len(labels), "items_too_short": lengths.count(0), "ngrams": len(np.unique(flat)), "words": words}
 
 
 @lru_cache(maxsize=2)
-def _index(folder: str, _changed: int) -> NgramIndex:
-    path = Path(folder)
-    facts = read_json(path / "index.json")
-    hashes, items = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("hashes", "items"))
+def loaded_index(folder: str) -> NgramIndex:
+    """The index in a folder, memory-mapped, opened once by each process."""
+    facts = read_json(Path(folder) / "index.json")
+    hashes, items = (np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ("hashes", "items"))
     return NgramIndex(hashes, items, facts["labels"], facts["words"])
 
 

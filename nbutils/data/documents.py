@@ -56,10 +56,7 @@ def open_document(path: Path) -> Document | None:
             raise UserError(
                 f"{shown(path)} holds no list of rows; give a JSON file with a list of objects, or JSON lines."
             )
-        try:
-            values = list(_values(path, text, start))
-        except _Another:  # one object after another
-            return None
+        values = list(_values(path, text, start))
         lists = [one for _, begin, end in values if text[begin] == _LIST and (one := _list(path, text, begin, end))]
         try:
             if not lists and (columns := _columns_of_values(text, values)) is not None:
@@ -73,10 +70,6 @@ def open_document(path: Path) -> Document | None:
         except (ValueError, RecursionError) as error:
             raise Broken(path, start + getattr(error, "pos", 0), getattr(error, "msg", str(error))) from None
     return Document(1, lambda: iter([path.read_bytes()]))
-
-
-class _Another(Broken):
-    """Something follows behind the end of a document."""
 
 
 def _values(path: Path, text: mmap, start: int, stop: int | None = None) -> Iterator[tuple[bytes, int, int]]:
@@ -96,7 +89,7 @@ def _values(path: Path, text: mmap, start: int, stop: int | None = None) -> Iter
             begin = sign.end()
         if not depth:
             if more := _FILLED.search(text, begin, stop):
-                raise _Another(path, more.start(), "more follows behind the end")
+                raise Broken(path, more.start(), "more follows behind the end")
             return
     raise Broken(path, begin, "what starts here has no end")
 

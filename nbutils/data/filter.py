@@ -17,8 +17,7 @@ from nbutils.core.files import replaced, write_json
 from nbutils.data.batches import Source, in_order
 from nbutils.data.fates import DUPLICATE, KEPT, TOO_LONG
 from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tokenizer
-from nbutils.data.samples import DropSamples, LongRows
-from nbutils.data.sets import RowSet
+from nbutils.data.sets import DropSamples, LongRows, RowSet
 from nbutils.data.settings import DataSettings
 from nbutils.data.summary import Filtered
 
@@ -37,38 +36,31 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
 
     Memory holds one hash for each conversation and a bounded number of batches, whatever the sources' size.
     """
-    clear(folder)
+    for path in (*(folder / name for name in WRITTEN), *folder.glob(".*.partial*")):  # what was left by another run
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     tokenizer = loaded_tokenizer(str(folder / "tokenizer"))  # forked workers inherit it
     sets = {name: RowSet(folder / name) for name in ("train", "eval", "too_long")}
-    kept_long = LongRows(TOO_LONG_ROWS, settings.split_seed, folder / ".too_long.partial.arrows")
-    counted_long = LongRows(COUNTED_ROWS, settings.split_seed, folder / ".limits.partial.arrows")
-    samples, seen = DropSamples(settings.seed), FirstSeen()
+    kept_long = LongRows(TOO_LONG_ROWS, settings.split_seed)
+    counted_long = LongRows(COUNTED_ROWS, settings.split_seed)
+    samples = DropSamples(settings.seed)
+    first: dict[bytes, tuple[str, int]] = {}
     read = {source.label: 0 for source in sources}
     with replaced(folder / "ledger.parquet") as partial, pq.ParquetWriter(partial, LEDGER_SCHEMA) as ledger:
         for source, rows, result in results(settings, sources, folder):
             read[source.label] += rows
-            result = seen.marked(result)
+            result = duplicates_marked(result, source.label, first)
             ledger.write_table(result.select(LEDGER_SCHEMA.names).replace_schema_metadata(LEDGER_SCHEMA.metadata))
             samples.add(result)
             for side in ("train", "eval"):
                 sets[side].add(_where(result, fate=KEPT, side=side))
             counted_long.add(_where(result, fate=TOO_LONG))
             kept_long.add(_where(result, fate=TOO_LONG, side="eval"))
-    for row, found in kept_long.read_whole(tokenizer):
-        row |= {"tokens": found.tokens, "supervised_tokens": found.supervised} | vars(found.encoding)
+    for row, whole in kept_long.read_whole(tokenizer):
+        row |= {"tokens": whole.tokens, "supervised_tokens": whole.supervised} | vars(whole.encoding)
         sets["too_long"].add(pa.Table.from_pylist([row], schema=SCHEMA))
     write_json(folder / "samples.json", samples.found())
     facts = {name: rows.save() for name, rows in sets.items()}
     return Filtered(read, facts | {"eval_hash": sets["eval"].hexdigest()}, counted_long)
-
-
-def clear(folder: Path) -> None:
-    """Removes what an interrupted run left behind, so that nothing old is found beside what is new."""
-    for path in (*(folder / name for name in WRITTEN), *folder.glob(".*.partial*")):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Iterator[tuple[Source, int, pa.Table]]:
@@ -76,46 +68,32 @@ def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> 
     for source in sources:
         filtered = RowFilter(source.spec, source.shape.name, settings, folder)
         processes = processes_for(settings.data_processes, source.rows)
-        label = f"{source.label} ({processes} process{'es' if processes > 1 else ''})"
         # Text on the standard output: it shows in Jupyter, in an executed notebook and in the pipeline's log alike.
-        with tqdm(total=source.rows, desc=label, unit=" rows", mininterval=0.5, file=sys.stdout) as bar:
+        with tqdm(total=source.rows, desc=source.label, unit=" rows", mininterval=0.5, file=sys.stdout) as bar:
             for rows, result in in_order(filtered, source, processes):
                 yield source, rows, result
                 bar.update(rows)
 
 
 def processes_for(asked: int, rows: int | None) -> int:
-    """Number of processes: as asked, or one for each core this process may use, fewer for few rows."""
-    if asked:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if rows is None else max(1, min(cores, rows // ROWS_PER_PROCESS))
+    """Number of processes: as asked, or one for each core, fewer for few rows."""
+    cores = os.cpu_count() or 1
+    return asked or (cores if rows is None else max(1, min(cores, rows // ROWS_PER_PROCESS)))
 
 
-class FirstSeen:
-    """Which conversations were kept already, by their hashes."""
-
-    def __init__(self) -> None:
-        self.sources: list[str] = []
-        self.first: dict[bytes, int] = {}  # hash → number of the source · 2^40 + row
-
-    def marked(self, result: pa.Table) -> pa.Table:
-        """One source's rows with the fate `duplicate`, and where the first is, for those whose turns came before."""
-        columns = result.select(["fate", "detail", "hash", "index", "source"])
-        fates, details, hashes, numbers, sources = (column.to_pylist() for column in columns)
-        if sources and sources[0] not in self.sources:
-            self.sources.append(sources[0])
-        for row, (fate, digest, number) in enumerate(zip(fates, hashes, numbers, strict=True)):
-            if not digest or fate == TOO_LONG:
-                continue
-            here = (len(self.sources) - 1 << 40) + number
-            there = self.first.setdefault(bytes.fromhex(digest), here)
+def duplicates_marked(result: pa.Table, source: str, first: dict[bytes, tuple[str, int]]) -> pa.Table:
+    """A source's rows, those with the fate `duplicate` whose turns came before; `first`: hash → where it was kept."""
+    fates, details, hashes, numbers = (result[name].to_pylist() for name in ("fate", "detail", "hash", "index"))
+    for row, (fate, digest, number) in enumerate(zip(fates, hashes, numbers, strict=True)):
+        if digest and fate != TOO_LONG:
+            here = (source, number)
+            there = first.setdefault(bytes.fromhex(digest), here)
             if there != here:
                 fates[row] = DUPLICATE
-                details[row] = f"same as {self.sources[there >> 40]} row {there & (1 << 40) - 1}"
-        for name, values in (("fate", fates), ("detail", details)):
-            result = result.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array(values, pa.string()))
-        return result
+                details[row] = f"same as {there[0]} row {there[1]}"
+    for name, values in (("fate", fates), ("detail", details)):
+        result = result.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array(values, pa.string()))
+    return result
 
 
 def _where(table: pa.Table, **values: str) -> pa.Table:

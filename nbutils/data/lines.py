@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 from codecs import BOM_UTF8 as BOM
@@ -11,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import IO
 
 import pyarrow as pa
 
@@ -69,7 +67,7 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
             "file to read in `datasets`, or move the other away."
         )
     if not mine and not others and spec.whole_split == "train":
-        mine = [file for file in of_lines if not names_other_split(file, spec.whole_split)]
+        mine = [file for file in of_lines if not any(names_split(file, other) for other in WORDS if other != "train")]
     return [path / file for file in mine]
 
 
@@ -93,11 +91,6 @@ def names_split(path: PurePath, split: str) -> bool:
     return any(re.fullmatch(words, part) for part in path.parent.parts) or bool(
         re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", stem)
     )
-
-
-def names_other_split(path: PurePath, split: str) -> bool:
-    """Whether a file is named for a usual split that is not this one."""
-    return any(names_split(path, other) for other in WORDS if other != split)
 
 
 def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
@@ -130,19 +123,11 @@ def _document(path: Path) -> Document:
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
-    with _opened(path) as file:
-        try:
-            for line in file:
-                if line.strip():
-                    yield line
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise UserError(f"The dataset file {shown(path)} is damaged ({error}); fetch it again.") from error
-
-
-def _opened(path: Path) -> IO[bytes]:
-    if path.suffix == ".zst":
-        return io.BufferedReader(pa.input_stream(path, compression="zstd"))
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    try:
+        with io.BufferedReader(pa.input_stream(path), BATCH_BYTES) as file:  # unpacks what is compressed
+            yield from (line for line in file if line.strip())
+    except OSError as error:
+        raise UserError(f"The dataset file {shown(path)} is damaged ({error}); fetch it again.") from error
 
 
 def _is_list(path: Path) -> bool:

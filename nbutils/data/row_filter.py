@@ -7,10 +7,10 @@ order and on any number of machines. What depends on the order of rows (duplicat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -37,7 +37,7 @@ from nbutils.data.shapes import BY_NAME, Malformed, read_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.large_string())])
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))
 SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -53,7 +53,7 @@ SCHEMA = pa.schema(
         ("side", pa.string()),
         ("hash", pa.string()),
         ("matched_items", pa.list_(pa.string())),
-        ("messages", pa.list_(MESSAGE)),
+        ("messages", MESSAGES),
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
     ]
@@ -80,31 +80,36 @@ class RowFilter:
     def __call__(self, table: pa.Table, start: int) -> pa.Table:
         """Rows with their fates, duplicates not yet looked for; `start` numbers the first row in its source."""
         numbers, judged = self.judged(table, start)
-        measured = self._measured(judged)
-        matches = self._matches(judged, measured)
-        decided = [_decided(j, measured.get(i), matches.get(i)) for i, j in enumerate(judged)]
-        hashes = [conversation_hash(j.turns) if i in measured else "" for i, j in enumerate(judged)]
-        read = [measured.get(i) for i in range(len(judged))]
-        kept = [m.encoding if m else None for m in read]
-        columns = {
-            "source": [self.spec.label] * len(numbers),
-            "index": numbers,
-            "fate": [fate for fate, _ in decided],
-            "detail": [detail for _, detail in decided],
-            "turns": [len(j.turns) for j in judged],
-            "characters": [j.characters for j in judged],
-            "tokens": [m.tokens if m else None for m in read],
-            "tokens_is_lower_bound": [bool(m and not m.exact) for m in read],
-            "supervised_tokens": [m.supervised if m else None for m in read],
-            "lost_last_user_turn": [j.lost_last_user_turn for j in judged],
-            "side": [self.side(h) if h else "" for h in hashes],
-            "hash": hashes,
-            "matched_items": [matches[i].items if i in matches else None for i in range(len(judged))],
-            "messages": message_lists([j.turns for j in judged]),
-            "input_ids": [encoding.input_ids if encoding else None for encoding in kept],
-            "supervised": [encoding.supervised if encoding else None for encoding in kept],
+        measured = self._measured(judged, [i for i, j in enumerate(judged) if j.fate == KEPT])
+        matches = self._matches(judged, [i for i, m in measured.items() if m.encoding])
+        rows = [self._row(numbers[i], j, measured.get(i), matches.get(i)) for i, j in enumerate(judged)]
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+    def _row(self, number: int, judged: Judged, measured: Measured | None, match: Match | None) -> dict[str, Any]:
+        row = {
+            "source": self.spec.label,
+            "index": number,
+            "fate": judged.fate,
+            "detail": judged.detail,
+            "turns": len(judged.turns),
+            "characters": judged.characters,
+            "tokens_is_lower_bound": False,
+            "lost_last_user_turn": judged.lost_last_user_turn,
+            "side": "",
+            "hash": "",
+            "messages": as_messages(judged.turns),
         }
-        return pa.table(columns, schema=SCHEMA)
+        if measured:
+            digest = conversation_hash(judged.turns)
+            row |= {"hash": digest, "side": self.side(digest), "tokens_is_lower_bound": not measured.exact}
+            row |= {"tokens": measured.tokens, "supervised_tokens": measured.supervised}
+            if measured.encoding:
+                row |= vars(measured.encoding)
+            else:
+                row |= {"fate": TOO_LONG, "detail": f"{measured.tokens:,} tokens{'' if measured.exact else ' or more'}"}
+        if match:
+            row |= {"fate": CONTAMINATED, "detail": match.detail, "matched_items": match.items}
+        return row
 
     def judged(self, table: pa.Table, start: int) -> tuple[list[int], list[Judged]]:
         """The numbers of the rows taken (`fraction`), and each one cleaned and judged as far as text alone decides."""
@@ -119,45 +124,29 @@ class RowFilter:
         """The side of a conversation, by its hash."""
         return side_of(conversation, self.settings.split_seed, self.settings.eval_fraction)
 
-    def _measured(self, judged: list[Judged]) -> dict[int, Measured]:
-        """Conversations as tokens, without the rows dropped already. What cannot be encoded is malformed."""
+    def _measured(self, judged: list[Judged], rows: list[int]) -> dict[int, Measured]:
+        """These conversations as tokens, by their places. What cannot be encoded is malformed."""
         tokenizer = loaded_tokenizer(str(self.folder / "tokenizer"))
-        good = [i for i, j in enumerate(judged) if j.fate == KEPT]
-
-        def encoded(rows: list[int]) -> dict[int, Measured]:
-            conversations = [as_messages(judged[i].turns) for i in rows]
-            return dict(zip(rows, encode_within(tokenizer, conversations, self.settings.max_length), strict=True))
-
+        conversations = [as_messages(judged[i].turns) for i in rows]
         try:
-            return encoded(good)
-        except UserError:
-            found: dict[int, Measured] = {}
-            for i in good:
-                try:
-                    found |= encoded([i])
-                except UserError as error:
-                    judged[i] = Judged(judged[i].turns, MALFORMED, str(error))
-            return found
+            return dict(zip(rows, encode_within(tokenizer, conversations, self.settings.max_length), strict=True))
+        except UserError as error:
+            if len(rows) > 1:
+                return {i: measured for row in rows for i, measured in self._measured(judged, [row]).items()}
+            judged[rows[0]] = replace(judged[rows[0]], fate=MALFORMED, detail=str(error))
+            return {}
 
-    def _matches(self, judged: list[Judged], measured: dict[int, Measured]) -> dict[int, Match]:
-        """What the conversations that fit share with evaluation items."""
+    def _matches(self, judged: list[Judged], rows: list[int]) -> dict[int, Match]:
+        """What these conversations share with evaluation items."""
         if not self.settings.contamination_tasks:
             return {}
-        fit = [i for i, m in measured.items() if m.encoding]
         index = loaded_index(str(self.folder / "contamination"))
-        matches = index.matches([[text for _, text in judged[i].turns] for i in fit])
-        return {i: match for i, match in zip(fit, matches, strict=True) if match}
+        matches = index.matches([[text for _, text in judged[i].turns] for i in rows])
+        return {i: match for i, match in zip(rows, matches, strict=True) if match}
 
 
 def _judged(row: list[Turn] | Malformed) -> Judged:
     return Judged([], row.fate, str(row)) if isinstance(row, Malformed) else judge(row)
-
-
-def _decided(judged: Judged, measured: Measured | None, match: Match | None) -> tuple[str, str]:
-    """Fate and detail."""
-    if measured and not measured.encoding:
-        return TOO_LONG, f"{measured.tokens:,} tokens{'' if measured.exact else ' or more'}"
-    return (CONTAMINATED, match.detail) if match else (judged.fate, judged.detail)
 
 
 def as_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
@@ -165,24 +154,9 @@ def as_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in turns]
 
 
-def message_lists(conversations: Sequence[Sequence[Turn]]) -> pa.ListArray:
-    """Conversations as an Arrow column of lists of {role, content}."""
-    roles = pa.array([role for turns in conversations for role, _ in turns], pa.string())
-    texts = pa.array([text for turns in conversations for _, text in turns], pa.large_string())
-    offsets = [0]
-    for turns in conversations:
-        offsets.append(offsets[-1] + len(turns))
-    items = pa.StructArray.from_arrays([roles, texts], fields=list(MESSAGE))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items)
-
-
-def loaded_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that the stage saved, read once by each process (again when the file changes)."""
-    return _tokenizer(folder, (Path(folder) / "tokenizer.json").stat().st_mtime_ns)
-
-
 @lru_cache(maxsize=2)
-def _tokenizer(folder: str, _changed: int) -> PreTrainedTokenizerBase:
+def loaded_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that the stage saved, read once by each process."""
     if read_json(Path(folder) / "tokenizer_config.json").get("tokenizer_class") == "TokenizersBackend":
         from transformers import PreTrainedTokenizerFast  # what `AutoTokenizer` would take, but without torch
 

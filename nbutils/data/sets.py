@@ -1,18 +1,33 @@
-"""Sets of tokenised conversations: collected in an Arrow file, saved as folders of the `datasets` library."""
+"""What is collected as rows come out of the filter: sets of tokenised conversations, and small random samples."""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
+import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbutils.core.encode_within import Measured, encode_within
 from nbutils.core.files import replaced, sha256_of_json
+from nbutils.data.fates import KEPT, REASONS, uniform
 from nbutils.data.row_filter import SCHEMA
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 COLUMNS = pa.schema([SCHEMA.field(name) for name in ("source", "index", "messages", "input_ids", "supervised")])
 """What a row of the train and eval sets holds."""
+AT_ONCE = 50
+"""Over-long conversations encoded together."""
+PER_REASON = 3
+SHOWN_CHARACTERS = 160
+SHOWN_MESSAGES = 4
 
 
 class RowSet:
@@ -45,20 +60,80 @@ class RowSet:
 
     def save(self) -> dict[str, int]:
         """Writes the folder, removes the temporary file and says how much is in it."""
-        from datasets import Dataset, disable_progress_bars, enable_progress_bars
-        from datasets.utils import are_progress_bars_disabled
+        from datasets import Dataset, disable_progress_bars
 
+        disable_progress_bars()  # it would stay in the notebook for good
         self.writer.close()
         dataset = Dataset.from_file(str(self.file))
         dataset._fingerprint = self.hexdigest()[:16]  # the library's own differs from run to run
-        disabled = are_progress_bars_disabled()
-        disable_progress_bars()
-        try:
-            with replaced(self.folder) as partial:
-                dataset.save_to_disk(partial)
-        finally:
-            if not disabled:
-                enable_progress_bars()
-        del dataset
+        with replaced(self.folder) as partial:
+            dataset.save_to_disk(partial)
         self.file.unlink()
         return self.counts
+
+
+class Sample:
+    """What is kept of the `size` keys with the smallest random numbers: a uniform sample without repetition.
+
+    Which keys these are follows from them and the seed, not from their order or the number of processes.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.heap: list[tuple[float, str]] = []  # largest number first, by its negative
+        self.found: dict[str, Any] = {}
+
+    def offer(self, key: str) -> bool:
+        """Whether the key belongs to the sample as far as is known by now; its content then goes into `found`."""
+        number = uniform(f"sample {key}", self.seed)  # not the number that decides the key's side
+        if key in self.found or (len(self.heap) == self.size and number >= -self.heap[0][0]):
+            return False
+        self.found[key] = None
+        heapq.heappush(self.heap, (-number, key))
+        if len(self.heap) > self.size:
+            del self.found[heapq.heappop(self.heap)[1]]
+        return True
+
+
+class LongRows(Sample):
+    """A sample of over-long conversations."""
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes those of the rows that belong to the sample as far as is known by now."""
+        for number, key in enumerate(rows["hash"].to_pylist()):
+            if self.offer(key):
+                self.found[key] = rows.slice(number, 1).to_pylist()[0]
+
+    def read_whole(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[dict[str, Any], Measured]]:
+        """The sample in row order, each conversation encoded to its end."""
+        rows = iter(self.found.values())
+        while group := list(islice(rows, AT_ONCE)):
+            conversations = [row["messages"] for row in group]
+            yield from zip(group, encode_within(tokenizer, conversations, sys.maxsize), strict=True)
+
+
+class DropSamples:
+    """Three dropped rows for each reason, picked by `seed`, with the beginning of their text."""
+
+    def __init__(self, seed: int) -> None:
+        self.samples = {reason: Sample(PER_REASON, seed) for reason in REASONS}
+
+    def add(self, rows: pa.Table) -> None:
+        """Looks at the dropped ones of the rows."""
+        dropped = rows.select(["source", "index", "detail", "fate", "messages"])
+        dropped = dropped.filter(pc.not_equal(dropped["fate"], KEPT))
+        for number, row in enumerate(dropped.drop_columns(["messages"]).to_pylist()):
+            key, sample = f"{row['source']} row {row['index']}", self.samples[row.pop("fate")]
+            if sample.offer(key):
+                sample.found[key] = row | {"text": _beginning(dropped["messages"][number].as_py())}
+
+    def found(self) -> dict[str, list[dict[str, Any]]]:
+        """Reason → rows, in the order in which reasons are looked for."""
+        return {reason: list(sample.found.values()) for reason, sample in self.samples.items()}
+
+
+def _beginning(messages: list[dict[str, str]]) -> str:
+    first = messages[:SHOWN_MESSAGES]
+    lines = [f"{m['role']}: {' '.join(m['content'].split())[:SHOWN_CHARACTERS]}" for m in first]
+    return "\n".join(lines + ["…"] * (len(messages) > len(first)))

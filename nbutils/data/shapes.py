@@ -121,9 +121,8 @@ def messages_of(value: Any) -> list[Turn]:
             raise Malformed("the messages are no list")
         value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        raise Malformed(
-            "the messages are missing" if absent(value) else f"the messages are of type {type(value).__name__}"
-        )
+        kind = "missing" if absent(value) else f"of type {type(value).__name__}"
+        raise Malformed(f"the messages are {kind}")
     return [_message(item) for item in value]
 
 
@@ -146,6 +145,11 @@ def _message(item: Any) -> Turn:
 def role_of(name: str) -> str:
     """The role that a name stands for; a name that is none of ROLES stays as it is."""
     return ROLES.get(name.strip().lower(), name)
+
+
+def _messages(row: Mapping[str, Any]) -> list[Turn]:
+    names = [name for name in ("messages", "conversations", "conversation") if name in row]
+    return messages_of(row[names[0] if names else "messages"])
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Turn]:
@@ -182,14 +186,8 @@ def _preference(row: Mapping[str, Any]) -> list[Turn]:
 
 SHAPES = (
     Shape("preference", (("prompt", "conversations"), ("chosen",)), (), _preference, "prompt or conversations, chosen"),
-    Shape("messages", (("messages",),), (), lambda row: messages_of(row["messages"]), "messages: [{role, content}, …]"),
-    Shape(
-        "sharegpt",
-        (("conversations", "conversation"),),
-        (),
-        lambda row: messages_of(row["conversations"] if "conversations" in row else row["conversation"]),
-        "conversations: [{from, value}, …]",
-    ),
+    Shape("messages", (("messages",),), (), _messages, "messages: [{role, content}, …]"),
+    Shape("sharegpt", (("conversations", "conversation"),), (), _messages, "conversations: [{from, value}, …]"),
     Shape(
         "alpaca", (("instruction",), ("output",)), ("input", "history", "system"), _alpaca, "instruction, input, output"
     ),
@@ -216,10 +214,9 @@ def read_rows(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed]:
     """Each row of a batch as messages, or why it cannot be read. Accepts the shape's columns, or one of JSON lines."""
     if LINE in table.column_names:
         return [_read(shape, line, lambda line: _Present(parse_line(line))) for line in table[LINE].to_pylist()]
-    fast = _role_and_content(table, shape)
-    if fast is not None:
-        return fast
     table = table.select(shape.used(table.column_names))
+    if (fast := _role_and_content(table, shape)) is not None:
+        return fast
     loads = _loading(pa.struct(table.schema)) or (lambda row: row)
     try:
         return [_read(shape, row, loads) for row in table.to_pylist()]
@@ -228,10 +225,7 @@ def read_rows(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed]:
 
 
 def _loading(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """What turns a value of this type into the one meant, where JSON is part of the type; None where nothing is to do.
-
-    The `datasets` library makes such columns where messages have unlike keys.
-    """
+    """What decodes a value of a type that holds JSON (`datasets` makes it of unlike messages); None for any other."""
     if isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json":
         return lambda value: decoded(value, "what its column calls JSON")
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -282,33 +276,24 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> l
 
 def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed] | None:
     """The common case, list<struct<string, string>>, read column by column (five times as fast); None for any other."""
-    if shape.name not in ("messages", "sharegpt"):
-        return None
-    column = table[shape.used(table.column_names)[0]].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)) or column.null_count:
+    column = table[0].combine_chunks()
+    if shape.read is not _messages or not pa.types.is_list(column.type) or column.null_count:
         return None
     items = column.flatten()
-    if not pa.types.is_struct(items.type) or items.null_count:
+    if not pa.types.is_struct(items.type) or items.null_count or len(items.type) != 2:
         return None
-    keys = {items.type.field(i).name: items.type.field(i).type for i in range(items.type.num_fields)}
-    names = [[name for name in known if name in keys] for known in (ROLE_KEYS, TEXT_KEYS, CALLS)]
-    if list(map(len, names)) != [1, 1, 0] or not all(_is_text(keys[name]) for (name,) in names[:2]):
+    texts = {
+        field.name for field in items.type if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    }
+    names = [name for name in (*ROLE_KEYS, *TEXT_KEYS) if name in texts]
+    if len(names) != 2 or names[0] not in ROLE_KEYS or names[1] not in TEXT_KEYS:
         return None
     try:
-        raw_roles, texts = (items.field(name).to_pylist() for (name,) in names[:2])
+        roles, said = (items.field(name).to_pylist() for name in names)
     except UnicodeDecodeError:
         return None
-    if None in raw_roles:
+    known = {role: role and role_of(role) for role in set(roles)}
+    if None in known or "tool" in known.values():
         return None
-    known = {role: role_of(role) for role in set(raw_roles)}
-    if "tool" in known.values():
-        return None
-    turns = [(known[role], text or "") for role, text in zip(raw_roles, texts, strict=True)]
-    turns_left = iter(turns)
-    return [list(islice(turns_left, length)) for length in column.value_lengths().to_pylist()]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    turns = iter([(known[role], text or "") for role, text in zip(roles, said, strict=True)])
+    return [list(islice(turns, length)) for length in column.value_lengths().to_pylist()]

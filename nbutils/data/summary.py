@@ -17,7 +17,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown, write_json
 from nbutils.data.batches import Source
 from nbutils.data.fates import FATES, TOO_LONG
-from nbutils.data.samples import LongRows
+from nbutils.data.sets import LongRows
 from nbutils.data.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -62,10 +62,9 @@ def write_summary(
                 f"No conversation is left for the {side} set ({shown(file)} says why); "
                 "raise max_length, change eval_fraction, or give more data."
             )
-    columns = ["source", "fate", "tokens", "lost_last_user_turn"]
-    ledger = pq.read_table(file, columns=columns, read_dictionary=columns[:2]).unify_dictionaries()
+    ledger = pq.read_table(file, columns=["source", "fate", "tokens", "lost_last_user_turn"])
     taken = {count["values"]: count["counts"] for count in ledger["source"].value_counts().to_pylist()}
-    long_lengths = np.array([found.tokens for _, found in filtered.long.read_whole(tokenizer)], np.int64)
+    long_lengths = np.array([whole.tokens for _, whole in filtered.long.read_whole(tokenizer)], np.int64)
     summary = {
         "schema": SCHEMA,
         "rows": ledger.num_rows,
@@ -73,7 +72,7 @@ def write_summary(
         "fates": by_fate(ledger),
         "trimmed_rows": pc.sum(ledger["lost_last_user_turn"]).as_py(),
         **filtered.sets,
-        **limit_costs(ledger, settings.max_length, long_lengths),
+        **lengths(ledger, settings.max_length, long_lengths),
         "tokens_per_role": tokens_per_role(filtered.sets, tokenizer),
         "max_length": settings.max_length,
         "split_seed": settings.split_seed,
@@ -108,43 +107,34 @@ def by_fate(ledger: pa.Table) -> dict[str, dict[str, int]]:
     return {fate: found.get(fate, {"rows": 0, "tokens": 0}) for fate in FATES}
 
 
-def limit_costs(ledger: pa.Table, max_length: int, counted: np.ndarray) -> dict[str, Any]:
-    """`limits`: what each would drop; `long_lengths`: how long the over-long conversations that were counted are.
+def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> dict[str, Any]:
+    """`lengths`: how long conversations are, as a histogram; `limits`: what each would drop.
 
     Up to `max_length` every well-formed conversation is counted. Above it reading stopped early: those of which
-    `counted` holds the length were read to their end and stand for all of them. Shares of tokens are estimates wherever
-    not every over-long conversation was counted: how much the rest holds is then known from the sample alone.
+    `counted` holds the length were read to their end and stand for all of them.
     """
-    is_long = pc.equal(ledger["fate"].cast(pa.string()), TOO_LONG)
-    long_rows = pc.sum(is_long).as_py() or 0
-    lengths = ledger["tokens"].filter(pc.invert(is_long)).drop_null().to_numpy()
-    each = long_rows / max(1, len(counted))  # over-long conversations that one counted stands for
-    all_rows, all_tokens = len(lengths) + long_rows, int(lengths.sum()) + each * int(counted.sum())
-    sampled = len(counted) < long_rows
-    limits = []
-    for limit in sorted({*LIMITS, max_length}):
-        exact = limit <= max_length
-        fits, longer = lengths[lengths > limit], counted[counted > limit]
-        rows_above = len(fits) + (long_rows if exact else each * len(longer))
-        limits.append(
-            {
-                "limit": limit,
-                "share_of_rows": rows_above / max(1, all_rows),
-                "share_of_tokens": (int(fits.sum()) + each * int(longer.sum())) / max(1.0, all_tokens),
-                "rows_estimated": sampled and not exact,
-                "tokens_estimated": sampled,
-            }
-        )
-    width = max_length / BARS
-    inside = np.histogram(counted, max_length + width * np.arange(2 * BARS + 1))[0].tolist()
-    histogram = {
+    is_long = pc.equal(ledger["fate"], TOO_LONG)
+    long_rows = pc.sum(is_long).as_py()
+    fits = ledger["tokens"].filter(pc.invert(is_long)).drop_null().to_numpy()
+    tokens = np.concatenate([fits, counted])
+    rows = np.repeat([1, long_rows / max(1, len(counted))], [len(fits), len(counted)])  # that each length stands for
+    end = 3 * max_length
+    histogram = np.histogram(tokens.clip(max=end), 3 * BARS, (1, end + 1), weights=rows)[0]
+    limits = [
+        {
+            "limit": limit,
+            "share_of_rows": rows[tokens > limit].sum() / rows.sum(),
+            "share_of_tokens": (rows * tokens)[tokens > limit].sum() / (rows * tokens).sum(),
+        }
+        for limit in sorted({*LIMITS, max_length})
+    ]
+    found = {
+        "too_long": long_rows,
         "counted": len(counted),
-        "of": long_rows,
-        "bin_tokens": width,
-        "rows": inside,
-        "rows_beyond": len(counted) - sum(inside),
+        "bin_tokens": max_length / BARS,
+        "rows": histogram.tolist(),
     }
-    return {"limits": limits, "long_lengths": histogram}
+    return {"limits": limits, "lengths": found}
 
 
 def tokens_per_role(sets: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ from nbutils.core.files import replaced
 from nbutils.core.run.models import TINY, ModelRef, train_bpe
 from nbutils.data.batches import Source
 from nbutils.data.fates import KEPT, conversation_hash
-from nbutils.data.row_filter import RowFilter
+from nbutils.data.row_filter import RowFilter, loaded_tokenizer
 from nbutils.data.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def make_tokenizer(settings: DataSettings, sources: Sequence[Source], folder: Pa
         tokenizer = ModelRef.parse(settings.base_model, revision=settings.base_revision).tokenizer()
     with replaced(folder / "tokenizer") as partial:
         tokenizer.save_pretrained(partial)
+    loaded_tokenizer.cache_clear()
     return tokenizer
 
 
