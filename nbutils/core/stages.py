@@ -101,7 +101,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("scores",),
         code=(
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling", "core.chat_engine.window"),
-            *("core.tasks", *own("evaluate", "figures", "worker")),
+            *("core.tasks", *own("evaluate", "worker")),
         ),
         entries=(
             *("evaluate.run:prepare", "evaluate.run:score_all", "evaluate.run:compare", "evaluate.run:curve"),

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
 NGRAM = 4
 DECODINGS = ("greedy", "sampled")
-SHARES = ("ended", "repeats", "leaks", "echoes", "empty")
-"""Figures that are shares of the replies, each of which has one value: these get intervals."""
 PROMPTS = (
     "Act as a polite pirate and tell me how to find a good cup of coffee.",
     "Pretend you are a professional chef. Give me one quick tip on how to cook a perfect egg.",
@@ -85,18 +83,21 @@ def figures_of(
     """
     count = len(replies)
     words = [reply.text.casefold().split() for reply in replies]
-    figures: dict[str, Any] = {
+    counted = {
+        "ended": [reply.ended for reply in replies],
+        "repeats": [_repeats(reply.token_ids) for reply in replies],
+        "leaks": [_leaks(reply, special_ids) for reply in replies],
+        "echoes": list(map(_echoes, replies, prompts)),
+        "empty": [not reply.text.strip() for reply in replies],
+    }
+    shares = {name: sum(found) / count for name, found in counted.items()}
+    return shares | {
         "replies": count,
-        "ended": sum(reply.ended for reply in replies) / count,
         "median_tokens": float(median(len(reply.token_ids) for reply in replies)),
-        "repeats": sum(_repeats(reply.token_ids) for reply in replies) / count,
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),
-        "leaks": sum(_leaks(reply, special_ids) for reply in replies) / count,
-        "echoes": sum(map(_echoes, replies, prompts)) / count,
-        "empty": sum(not reply.text.strip() for reply in replies) / count,
+        "intervals": {name: list(wilson(share, count)) for name, share in shares.items()},
     }
-    return figures | {"intervals": {key: list(wilson(figures[key], count)) for key in SHARES}}
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

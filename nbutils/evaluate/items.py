@@ -17,8 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nbutils.core.files import sha256_of_bytes
-from nbutils.core.tasks import labelled_item
+from nbutils.core.tasks import item_label
 
 KINDS = {"mean": "mean", "perplexity": "perplexity", "weighted_perplexity": "perplexity", "bits_per_byte": "bits"}
 """lm-eval's aggregations that are a function of two sums, by the name of that function here."""
@@ -57,7 +56,7 @@ def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric
     """One row for each item that lm-eval logged, in the order of the task's documents.
 
     Columns: `doc_id`, `filter`, `group` (what is resampled as one: the document's column `groups`, or the item),
-    `prompt_hash`, `item_hash`, `loglikelihoods` and `is_greedy` of all requests, `choice` and `gold` where one is
+    `prompt_hash`, `loglikelihoods` and `is_greedy` of all requests, `choice` and `gold` where one is
     made, `response` of a generation, and for each metric `<metric>` and `<metric>_weight`.
     """
     rows = []
@@ -71,12 +70,10 @@ def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric
             "filter": sample["filter"],
             "group": int(doc[groups]) if groups else int(sample["doc_id"]),
             "prompt_hash": sample["prompt_hash"],
-            "item_hash": sha256_of_bytes(repr(sample["arguments"]).encode())[:16],
             "loglikelihoods": scores,
             "is_greedy": [bool(r[1]) for r in pairs],
             "choice": _choice(sample, scores) if gold is not None else None,
             "gold": gold,
-            "correct": bool(sample["acc"]) if "acc" in sample else None,
             "response": "" if scores else str(responses[0]) if responses else "",
         }
         for name, metric in metrics.items():
@@ -109,13 +106,12 @@ def to_parquet(rows: list[dict[str, Any]]) -> bytes:
 def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]:
     """Task → numbers of its items that the ledger of the data stage names as the reason why a row was dropped.
 
-    Those rows were not trained on; their neighbours in the same source may still be close to the item. Tasks that the
-    data stage did not look for have no entry.
+    Those rows were not trained on; their neighbours in the same source may still be close to the item.
     """
-    found: dict[str, set[int]] = {}
-    if ledger.is_file():
-        labels = pd.read_parquet(ledger, columns=["matched_items"])["matched_items"].dropna().explode()
-        for task, number in map(labelled_item, labels):
-            if task in tasks:
-                found.setdefault(task, set()).add(number)
-    return found
+    if not ledger.is_file():
+        return {}
+    labels = set(pd.read_parquet(ledger, columns=["matched_items"])["matched_items"].explode())
+    return {
+        name: {number for number in range(len(task.eval_docs)) if item_label(name, number) in labels}
+        for name, task in tasks.items()
+    }

@@ -20,7 +20,6 @@ from nbutils.core.stages import maker
 from nbutils.core.tasks import load_tasks, own_tasks
 from nbutils.core.torchrun import LOG, PROGRESS, Torchrun
 from nbutils.evaluate.behaviour import PROMPTS, measure, sample_rows, user_turns
-from nbutils.evaluate.compare import TOO_FEW
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
 from nbutils.evaluate.heldout import EMBEDDED, YAMLS, read_conversations, write_items
 from nbutils.evaluate.items import flagged_items
@@ -197,6 +196,4 @@ def in_short(found: Mapping[str, Any]) -> str:
     if not found["paired"]:
         return f"{len(found['scores'])} scores"
     first = found["paired"][0]
-    other = "the base" if first["reference"] == "base" else first["reference"]
-    link = {TOO_FEW: "to compare with", "not distinguishable": "from"}.get(first["word"], "than")
-    return f"{first['metric']} {first['word']} {link} {other}"
+    return f"{first['metric']} against {shown_name(first['reference'])}: {first['word']}"

@@ -184,7 +184,6 @@ def _ask(
         return {}, {}
     metrics = metrics_of(task)
     rows = item_rows(results["samples"][name], metrics, str(about.get("groups", "")))
-    values = {key: value for key, value in results["results"][name].items() if isinstance(value, float | int)}
     answer = {
         "task": name,
         "version": about.get("version", ""),
@@ -193,7 +192,7 @@ def _ask(
         "chat_template": bool(template),
         "num_fewshot": task.get_config("num_fewshot"),
         "metrics": [asdict(metric) for metric in metrics.values()],
-        "values": {key: value for key, value in values.items() if "stderr" not in key and key != "sample_len"},
+        "values": {k: v for k, v in results["results"][name].items() if k.partition(",")[0] in metrics},
         "processes": lm.world_size,
         "seconds": round(time.perf_counter() - started, 2),
         "model": facts_of(model, lm),

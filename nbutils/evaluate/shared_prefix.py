@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
+from lm_eval.models.utils import _add_special_kwargs
 
-from nbutils.core.jupyter import interactive
 from nbutils.evaluate.rows import Request
 from nbutils.evaluate.scorer import Answer, Progress, RowScorer, silent
 
@@ -69,20 +69,12 @@ class SharedPrefixLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text, in stock's windows; all windows are one batch, which is planned here."""
-        stock, own = self.strategy == "stock", self.batch_size
-        if not stock:
+        own = self.batch_size_per_gpu
+        if self.strategy != "stock":
             self.batch_size_per_gpu = sys.maxsize
-        try:
-            quiet = disable_tqdm or not (stock and interactive())
-            totals: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=quiet)
-            return totals
-        finally:
-            self.batch_size_per_gpu = own
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations up to a stop string, by stock's own code; its bar is drawn where a person may look on."""
-        written: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm or not interactive())
-        return written
+        totals: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        self.batch_size_per_gpu = own
+        return totals
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
         """Token ids of a string, as stock gives them; strings seen by `_tokenized` are looked up."""
@@ -104,23 +96,15 @@ class SharedPrefixLM(HFLM):
     @contextmanager
     def _tokenized(self, requests: Sequence[Instance]) -> Iterator[None]:
         """While it lasts, `tok_encode` knows the strings that stock will ask for: tokenized in one batch."""
-        plain, bare = set(), set()
-        for request in requests:
-            context, continuation = request.args
-            if context == "":
-                bare.add(continuation)
-            else:
-                plain |= {context.rstrip(), context + continuation}
-        bos = self.tokenizer.decode(self.prefix_token_id)
-        plain = {text for text in plain if not has_bos_prefix(text, bos)}
-        try:
-            for texts, asked in ((plain, None), (bare, False)):
-                listed = list(texts)
-                rows = encode_all(self.tokenizer, listed, **_add_special_kwargs(asked, self.add_bos_token))
-                self._memo |= {(text, asked): ids for text, ids in zip(listed, rows, strict=True)}
-            yield
-        finally:
-            self._memo = {}
+        pairs, bos = [request.args for request in requests], self.tokenizer.decode(self.prefix_token_id)
+        plain = {text for context, rest in pairs if context for text in (context.rstrip(), context + rest)}
+        plain = {text for text in plain if not text.startswith(bos)}
+        bare = {rest for context, rest in pairs if not context}
+        for texts, asked in ((list(plain), None), (list(bare), False)):
+            rows = encode_all(self.tokenizer, texts, **_add_special_kwargs(asked, self.add_bos_token))
+            self._memo |= {(text, asked): ids for text, ids in zip(texts, rows, strict=True)}
+        yield
+        self._memo = {}
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> list[list[int]]:
@@ -130,32 +114,23 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **optio
     come back in every later context; so pieces are read once and put together, if that is right for this tokenizer:
     one that treats the beginning of a text differently, or puts a token in front, gets whole texts.
     """
-    splitter = _splitter(tokenizer)
-    if splitter is None or not texts:
-        return _whole(tokenizer, texts, options)
-    pieces = {text: [piece for piece in splitter.split(text) if piece] for text in texts}
-    unique = list(dict.fromkeys(piece for split in pieces.values() for piece in split))
-    if sum(map(len, unique)) * 2 > sum(map(len, texts)):
-        return _whole(tokenizer, texts, options)  # little comes back: nothing to be gained
-    known = dict(zip(unique, _whole(tokenizer, unique, {"add_special_tokens": False}), strict=True))
-    joined = {text: [i for piece in split for i in known[piece]] for text, split in pieces.items()}
-    checked = sorted(texts, key=len)[-CHECKED:]
-    if [joined[text] for text in checked] != _whole(tokenizer, checked, options):
-        return _whole(tokenizer, texts, options)
-    return [joined[text] for text in texts]
 
+    def read(some: Sequence[str], **how: Any) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(some, return_attention_mask=False, verbose=False, **how)["input_ids"]
+        return found
 
-def _whole(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], options: dict[str, Any]) -> list[list[int]]:
     if not texts:
         return []
-    rows: list[list[int]] = tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)["input_ids"]
-    return rows
-
-
-def _splitter(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """What splits a text at special tokens; None where there are none, or where one takes white space with it."""
     added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
-    if not tokenizer.is_fast or not added or any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in added):
-        return None
+    if not added or any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in added):
+        return read(texts, **options)
     longest_first = sorted((re.escape(token.content) for token in added), key=len, reverse=True)
-    return re.compile(f"({'|'.join(longest_first)})")
+    splitter = re.compile(f"({'|'.join(longest_first)})")
+    pieces = {text: list(filter(None, splitter.split(text))) for text in texts}
+    unique = list(dict.fromkeys(chain.from_iterable(pieces.values())))
+    known = dict(zip(unique, read(unique, add_special_tokens=False), strict=True))
+    joined = {text: [i for piece in split for i in known[piece]] for text, split in pieces.items()}
+    checked = sorted(texts, key=len)[-CHECKED:]
+    if [joined[text] for text in checked] != read(checked, **options):
+        return read(texts, **options)
+    return [joined[text] for text in texts]
