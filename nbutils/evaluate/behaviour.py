@@ -6,15 +6,12 @@ import random
 import re
 from collections.abc import Sequence
 from statistics import NormalDist, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import IM_END, IM_START, encode, encode_batch, special_strings
 from nbutils.core.run.models import context_length
 from nbutils.evaluate.heldout import Conversation, folded
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
 NGRAM = 4
@@ -30,7 +27,7 @@ PROMPTS = (
 
 
 def user_turns(
-    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, count: int, room: int, seed: int
+    conversations: Sequence[Conversation], tokenizer: Any, count: int, room: int, seed: int
 ) -> list[list[dict[str, str]]]:
     """Beginnings of held-out conversations that end with a user turn and have at most `room` tokens.
 
@@ -51,8 +48,8 @@ def user_turns(
 
 
 def measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     prompts: Sequence[Sequence[dict[str, str]]],
     max_new_tokens: int,
     seed: int,
@@ -126,9 +123,7 @@ def _leaks(reply: Reply, special_ids: set[int]) -> bool:
     return not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text))
 
 
-def sample_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, seed: int
-) -> list[dict[str, Any]]:
+def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> list[dict[str, Any]]:
     """Rows of `samples.jsonl`: the prompts answered alone, then the same ones in one conversation.
 
     Sampled as in the reference (temperature 0.75, top-p 0.9, repetition penalty 1.2). The first sample is the one

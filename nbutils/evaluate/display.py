@@ -6,6 +6,7 @@ import html
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 
 from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save
 from nbutils.core.jupyter import interactive
-from nbutils.core.text import duration, number, with_interval
+from nbutils.core.text import number, with_interval
 from nbutils.evaluate.report import shown_name
 
 if TYPE_CHECKING:
@@ -42,24 +43,21 @@ WORDS = {
 
 
 @contextmanager
-def progress(
-    total: int, say: Callable[[str], None] = print, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Callable[[int], None]]:
+def progress(total: int, say: Callable[[str], None] = print) -> Iterator[Callable[[int], None]]:
     """Shows how far the scoring is: a bar in Jupyter that leaves nothing behind, elsewhere a line a minute.
 
     Gives the function that counts more of them.
     """
-    done, started = 0, clock()
-    said = started
-    with tqdm(total=total, unit=" requests", disable=not interactive(), delay=BAR_AFTER, leave=False) as bar:
+    said = time.monotonic()
+    file = None if interactive() else StringIO()
+    with tqdm(total=total, unit=" requests", file=file, delay=BAR_AFTER, leave=False) as bar:
 
         def count(more: int) -> None:
-            nonlocal done, said
+            nonlocal said
             bar.update(more)
-            done, now = done + more, clock()
-            if bar.disable and now - said >= LINE_EVERY:
-                said, left = now, (now - started) / done * (total - done)
-                say(f"{done:,} of {total:,} requests ({done / total:.0%}), about {duration(left)} left")
+            if file and time.monotonic() - said >= LINE_EVERY:
+                said = time.monotonic()
+                say(str(bar))
 
         yield count
 
@@ -108,18 +106,10 @@ def _figure(figures: Mapping[str, Any], name: str) -> str:
 
 
 def sample_texts(rows: Sequence[Mapping[str, Any]], model: str = "run") -> Any:
-    """The sampled replies of one model, as quotations in which nothing is markup."""
-    parts = []
-    for mode, title in (("alone", "Each prompt alone"), ("conversation", "All five in one conversation")):
-        parts.append(f"<h4>{title}</h4>")
-        for row in (r for r in rows if r["model"] == model and r["mode"] == mode):
-            end = "" if row["ended"] else " <em>(stopped at the limit)</em>"
-            reply = html.escape(row["reply"]) or "<em>(nothing)</em>"
-            parts.append(
-                f"<p><b>User:</b> {html.escape(row['prompt'])}<br><b>Assistant:</b> "
-                f"<span style='white-space:pre-wrap'>{reply}</span>{end}</p>"
-            )
-    return HTML("\n".join(parts))
+    """The sampled replies of one model, as a table in which nothing is markup."""
+    own = pd.DataFrame([row for row in rows if row["model"] == model])
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(own[["mode", "prompt", "reply", "ended"]].to_html(index=False))
 
 
 def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
@@ -153,9 +143,9 @@ def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> 
             f"{shown_name(row['model'])}   {with_interval(row['value'], row['low'], row['high'])}" for row in rows
         ]
         for label, row in zip(labels, rows, strict=True):
-            colour, marker = (colours.first, "o") if row["model"] == "run" else (colours.second, "s")
-            ax.plot([row["low"], row["high"]], [label, label], color=colour, linewidth=2)
-            ax.plot(row["value"], label, marker, color=colour)
+            colour = colours.first if row["model"] == "run" else colours.second
+            ax.plot([row["low"], row["high"]], [label, label], color=colour)
+            ax.plot(row["value"], label, "o", color=colour)
         ax.margins(y=0.5)
         ax.invert_yaxis()
         better = "higher" if rows[0]["higher_is_better"] else "lower"
@@ -165,18 +155,11 @@ def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> 
 
 
 def context_figure(curve: Mapping[str, Any], theme: str = "light") -> Figure:
-    """Loss by position without extension, and what each extension adds to it or takes off, with the trained length.
-
-    The conversations are the same for all: in the difference, what makes a passage hard cancels out.
-    """
-    figure, (left, right) = new_figure(1, 2, theme=theme, height=3.2)
-    plain = curve["curves"]["none"]
+    """Loss by position under each extension, with the trained length."""
+    figure, (ax,) = new_figure(1, 1, theme=theme, height=3.2)
     for index, (name, values) in enumerate(curve["curves"].items()):
-        ax, base = (left, [0.0] * len(plain)) if name == "none" else (right, plain)
-        points = [(p, v - b) for p, v, b in zip(curve["positions"], values, base, strict=True) if v is not None]
-        ax.plot(*zip(*points, strict=True), LINE_STYLES[index], color=THEMES[theme].curves[index], label=name)
-    for ax, title in ((left, "Loss without extension, nats per token"), (right, "Difference with an extension")):
-        ax.axvline(curve["trained_length"], color=THEMES[theme].ink, linestyle=":", label="trained length")
-        caption(ax, theme, title, "position in the conversation, tokens")
-    add_legend(right, theme, loc="best")
+        ax.plot(curve["positions"], values, LINE_STYLES[index], color=THEMES[theme].curves[index], label=name)
+    ax.axvline(curve["trained_length"], color=THEMES[theme].ink, linestyle=":", label="trained length")
+    caption(ax, theme, "Loss, nats per token", "position in the conversation, tokens")
+    add_legend(ax, theme)
     return figure

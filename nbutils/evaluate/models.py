@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,8 +41,8 @@ def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
         raise UserError(f"{shown(trained)} holds no model: run notebooks/02_train_sft.ipynb first.")
     models.append(Model("run", "run", ModelRef.parse(str(trained))))
     for ref in map(ModelRef.parse, peers):
-        local = ref.path is not None and not ref.hub
-        name = "/".join(ref.path.absolute().parts[-3:]) if local else ref.text
+        local = ref.path if not ref.hub else None
+        name = "/".join(local.absolute().parts[-3:]) if local else ref.text
         if name in [model.name for model in models]:
             raise UserError(f"Two of the peers would both be called '{name}'; list one of them, or rename its folder.")
         models.append(Model(name, "peer", ref))
@@ -85,7 +84,6 @@ def open_model(model: Model, device: str, max_length: int, precision: str, token
     """The model ready for scoring. UserError where it cannot be loaded, or is no causal language model."""
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     where, options = model.ref.source
     if model.ref.gguf:  # HFLM would ask AutoTokenizer, which some releases of transformers answer with other ids
         options = options | {"tokenizer": model.ref.raw_tokenizer()}

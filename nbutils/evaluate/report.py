@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,12 @@ from nbutils.core.text import markdown_table, number, with_interval
 from nbutils.evaluate.compare import (
     FEWEST_GROUPS,
     TOO_FEW,
+    Metric,
     interval,
     paired_difference,
     sums_of,
     word_for,
 )
-from nbutils.evaluate.items import Metric
-from nbutils.evaluate.models import items_name
 from nbutils.evaluate.score import Plan, Scored
 from nbutils.evaluate.settings import EvaluateSettings
 
@@ -37,13 +34,6 @@ SCOPE = (
 def shown_name(model: str) -> str:
     """What a model of the table is called in a sentence."""
     return NAMES.get(model, model)
-
-
-def keep_items(scored: Sequence[Scored], folder: Path) -> None:
-    """Copies the per-item results into the run, one file for each model and task."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for result in scored:
-        shutil.copyfile(result.items, folder / items_name(result.model.name, result.task))
 
 
 def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]]) -> dict[str, Any]:
@@ -171,9 +161,6 @@ def settings_list(found: Mapping[str, Any]) -> str:
         f"intervals: 95 %, bootstrap percentiles of {found['resamples']:,} resamples, wider for few items as t "
         "intervals are",
     ]
-    without = sorted({f"`{s['metric']}` of `{s['task']}`" for s in found["scores"] if "low" not in s})
-    if without:
-        lines.append(f"{', '.join(without)}: no interval and no paired difference, as it is no mean over items")
     for task in found["tasks"]:
         template = "the model's chat template" if task["chat_template"] else "no chat template"
         unit = f"; resampled by {task['groups']}" if task["groups"] else ""

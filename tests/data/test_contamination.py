@@ -11,7 +11,7 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.data.contamination import build_index, loaded_index, rolling, words_of
 from nbutils.data.display import contamination_line, drops_table
-from nbutils.evaluate.items import flagged_items
+from nbutils.evaluate.compare import flagged_items
 from tests.data.hellaswag import hellaswag_task
 from tests.data.making import chats, make, messages, write_lines
 
