@@ -77,7 +77,9 @@ def test_a_match_is_shown_and_all_its_items_reach_evaluation(tmp_path):
     row = made.ledger.set_index("index").loc[40]
     assert (row["fate"], list(row["matched_items"])) == ("contaminated", ["toy item 1", "toy item 2"])
     assert made.ledger[made.ledger["fate"] == "kept"]["matched_items"].isna().all()
-    assert flagged_items(made.folder / "ledger.parquet", {"toy": None}) == {"toy": {1, 2}}
+    assert flagged_items(made.folder / "ledger.parquet", {"toy": SimpleNamespace(eval_docs=range(3))}) == {
+        "toy": {1, 2}
+    }
     assert pq.read_schema(made.folder / "ledger.parquet").metadata[b"schema"] == b"1"
     shown = drops_table(json.loads((made.folder / "samples.json").read_text())).data
     assert "toy item 1: «the quick brown fox" in shown and "<b>" not in shown.split("assistant", 1)[1][:40]

@@ -198,7 +198,8 @@ def test_models_of_one_name_stay_apart(run_folder, tmp_path):
     hub = ["owner/model@one", "owner/model@two"]
     names = [m.name for m in models_of_run(Run(run_folder), [*peers, str(tmp_path / "c/d/y"), *hub])]
     assert names == [
-        "base", "run", "a/train/final", "b/train/final", f"{tmp_path.name}/models/SmolLM2-1.7B", "c/d/x", "e/d/x", "c/d/y",
+        "base", "run", "a/train/final", "b/train/final", f"{tmp_path.name}/models/SmolLM2-1.7B",
+        "c/d/x", "e/d/x", "c/d/y",
         "owner/model@one", "owner/model@two",
     ]  # fmt: skip
     shutil.copytree(final, tmp_path / "again" / "a" / "train" / "final")
@@ -280,7 +281,7 @@ def test_a_peer_that_cannot_be_scored_is_refused_before_anything_is(run_folder, 
     shutil.copytree(run_folder / "train" / "base", short)
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
-    with pytest.raises(UserError, match="The model .*short reads 128 tokens at once, and max_length is 256"):
+    with pytest.raises(UserError, match=r"The model .*short reads 128 tokens at once, and max_length is 256"):
         planned(run_folder, peers=[str(short)])
     cipher.mkdir()
     (cipher / "config.json").write_text(json.dumps({"model_type": "t5"}))
@@ -293,7 +294,7 @@ def test_a_wanted_chat_template_that_is_missing_is_one_sentence(run_folder, sums
     shutil.copytree(run_folder / "train" / "base", peer)
     (peer / "chat_template.jinja").unlink()
     wanted = {"apply_chat_template": True, "peers": [str(peer)]}
-    with pytest.raises(UserError, match="The model .*plain has no chat template: set apply_chat_template to false"):
+    with pytest.raises(UserError, match=r"The model .*plain has no chat template: set apply_chat_template to false"):
         planned(run_folder, tasks=["sums"], task_path=str(sums), **wanted)
     planned(run_folder, **wanted)  # ChatML tasks need none
 
