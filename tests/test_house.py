@@ -55,7 +55,6 @@ OTHERWISE = {
     "core.history": {"train"},  # a kind of row in the log
     "core.training_log": {"data"},  # a part of a step's seconds
     "data": {"train"},  # a side of the data, and a split of a data set
-    "evaluate.figures": {"data"},  # matplotlib's coordinates
     "evaluate.report": {"metrics"},  # a field of an answer
     "evaluate.score": {"metrics"},  # a field of an answer
     "kaggle.session": {"train"},  # a kind of row in the log, and a side of the data

@@ -6,13 +6,13 @@ touch CUDA itself asks that one.
 
 from __future__ import annotations
 
+import json  # and no pydantic: a bare image lacks it
 import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
-
-from pydantic import TypeAdapter
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from nbutils.core.errors import UserError
 
@@ -64,13 +64,15 @@ def child_report(seconds: float = 120) -> DeviceReport:
     program = [sys.executable, "-m", "nbutils.core.hardware"]
     try:
         done = subprocess.run(program, capture_output=True, text=True, timeout=seconds, check=True)
-        return TypeAdapter(DeviceReport).validate_json(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
         raise UserError(
             f"Asking torch for its devices failed ({lines[-1] if lines else 'no message'}); check the GPU's driver and "
             "the installation of torch."
         ) from None
+    gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory_gib"]) for g in found.pop("gpus"))
+    return DeviceReport(gpus, **found)
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:
@@ -131,4 +133,4 @@ def choose_processes(asked: int, gpus: tuple[Gpu, ...], cores: int) -> int:
 
 
 if __name__ == "__main__":
-    print(TypeAdapter(DeviceReport).dump_json(device_report()).decode())
+    print(json.dumps(asdict(device_report())))

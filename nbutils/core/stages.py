@@ -84,7 +84,7 @@ STAGES: tuple[StageSpec, ...] = (
         "03_plot_metrics.ipynb",
         {"train": ("metrics.jsonl", "settings.json")},
         makes=("curves",),
-        code=("core.history", *own("metrics", "figures", "interactive")),
+        code=("core.history", *own("metrics", "figures")),
         settings="nbutils.metrics.settings:MetricsSettings",
     ),
     StageSpec(

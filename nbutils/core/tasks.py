@@ -153,12 +153,6 @@ def item_label(task: str, number: int) -> str:
     return f"{task} item {number}"
 
 
-def labelled_item(label: str) -> tuple[str, int]:
-    """The task and the number that `item_label` was given."""
-    task, _, number = label.rpartition(" item ")
-    return task, int(number)
-
-
 def _absolute(files: Any, folders: Sequence[Path]) -> Any:
     """`data_files` with each relative path in the first of the folders that has it, else in the last."""
     if isinstance(files, dict):

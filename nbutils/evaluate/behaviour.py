@@ -6,21 +6,16 @@ import random
 import re
 from collections.abc import Sequence
 from statistics import NormalDist, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import IM_END, IM_START, encode, encode_batch, special_strings
 from nbutils.core.run.models import context_length
 from nbutils.evaluate.heldout import Conversation, folded
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
 NGRAM = 4
 DECODINGS = ("greedy", "sampled")
-SHARES = ("ended", "repeats", "leaks", "echoes", "empty")
-"""Figures that are shares of the replies, each of which has one value: these get intervals."""
 PROMPTS = (
     "Act as a polite pirate and tell me how to find a good cup of coffee.",
     "Pretend you are a professional chef. Give me one quick tip on how to cook a perfect egg.",
@@ -32,7 +27,7 @@ PROMPTS = (
 
 
 def user_turns(
-    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, count: int, room: int, seed: int
+    conversations: Sequence[Conversation], tokenizer: Any, count: int, room: int, seed: int
 ) -> list[list[dict[str, str]]]:
     """Beginnings of held-out conversations that end with a user turn and have at most `room` tokens.
 
@@ -53,8 +48,8 @@ def user_turns(
 
 
 def measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     prompts: Sequence[Sequence[dict[str, str]]],
     max_new_tokens: int,
     seed: int,
@@ -85,18 +80,21 @@ def figures_of(
     """
     count = len(replies)
     words = [reply.text.casefold().split() for reply in replies]
-    figures: dict[str, Any] = {
+    counted = {
+        "ended": [reply.ended for reply in replies],
+        "repeats": [_repeats(reply.token_ids) for reply in replies],
+        "leaks": [_leaks(reply, special_ids) for reply in replies],
+        "echoes": list(map(_echoes, replies, prompts)),
+        "empty": [not reply.text.strip() for reply in replies],
+    }
+    shares = {name: sum(found) / count for name, found in counted.items()}
+    return shares | {
         "replies": count,
-        "ended": sum(reply.ended for reply in replies) / count,
         "median_tokens": float(median(len(reply.token_ids) for reply in replies)),
-        "repeats": sum(_repeats(reply.token_ids) for reply in replies) / count,
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),
-        "leaks": sum(_leaks(reply, special_ids) for reply in replies) / count,
-        "echoes": sum(map(_echoes, replies, prompts)) / count,
-        "empty": sum(not reply.text.strip() for reply in replies) / count,
+        "intervals": {name: list(wilson(share, count)) for name, share in shares.items()},
     }
-    return figures | {"intervals": {key: list(wilson(figures[key], count)) for key in SHARES}}
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -125,9 +123,7 @@ def _leaks(reply: Reply, special_ids: set[int]) -> bool:
     return not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text))
 
 
-def sample_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, seed: int
-) -> list[dict[str, Any]]:
+def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> list[dict[str, Any]]:
     """Rows of `samples.jsonl`: the prompts answered alone, then the same ones in one conversation.
 
     Sampled as in the reference (temperature 0.75, top-p 0.9, repetition penalty 1.2). The first sample is the one

@@ -1,4 +1,5 @@
-"""Intervals and paired differences by the bootstrap: Efron & Tibshirani 1993, percentile intervals.
+"""Items of a task as a table, and intervals and paired differences from it by the bootstrap:
+Efron & Tibshirani 1993, percentile intervals.
 
 What is resampled is a group of items that belong together (the replies of one conversation), or the item where there
 are no groups. Two models are compared on the same resamples, so that what makes an item hard for both cancels out.
@@ -9,13 +10,20 @@ the Bootstrap", section 4.3).
 
 from __future__ import annotations
 
+import io
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from nbutils.evaluate.items import Metric, combine
+from nbutils.core.tasks import item_label
 
 LEVEL = 0.95
 FEWEST_GROUPS = 20
@@ -94,3 +102,93 @@ def tail_for(groups: int) -> float:
     # Student's t by its expansion around the normal quantile (Abramowitz & Stegun 26.7.5).
     t = z + (z**3 + z) / (4 * nu) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
     return NormalDist().cdf(t * (1 + 1 / nu) ** 0.5)
+
+
+KINDS = {"mean": "mean", "perplexity": "perplexity", "weighted_perplexity": "perplexity", "bits_per_byte": "bits"}
+"""lm-eval's aggregations that are a function of two sums, by the name of that function here."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its `kind` says how sums of values and weights become one number; `none` if they can't."""
+
+    name: str
+    kind: str
+    higher_is_better: bool
+
+
+def combine(kind: str, sums: np.ndarray) -> np.ndarray:
+    """The metric (…,) from sums of per-item values and weights (…, 2)."""
+    ratio = sums[..., 0] / sums[..., 1]
+    if kind == "perplexity":
+        return np.exp(-ratio)
+    return -ratio / math.log(2) if kind == "bits" else ratio
+
+
+def metrics_of(task: Any) -> dict[str, Metric]:
+    """The metrics of a task of lm-eval, by name."""
+    from lm_eval.api.registry import AGGREGATION_REGISTRY
+
+    names = {function: name for name, function in AGGREGATION_REGISTRY.items()}
+    better = task.higher_is_better()
+    return {
+        name: Metric(name, KINDS.get(names.get(function, ""), "none"), bool(better.get(name, True)))
+        for name, function in task.aggregation().items()
+    }
+
+
+def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric], groups: str) -> list[dict[str, Any]]:
+    """One row for each item that lm-eval logged, in the order of the task's documents.
+
+    Columns: `doc_id`, `filter`, `group` (what is resampled as one: the document's column `groups`, or the item),
+    `prompt_hash`, `loglikelihoods` and `is_greedy` of all requests, `gold` where one of them is
+    right, `response` of a generation, and for each metric `<metric>` and `<metric>_weight`.
+    """
+    rows = []
+    for sample in sorted(samples, key=lambda s: (s["filter"], s["doc_id"])):
+        doc, responses = sample["doc"], list(sample["filtered_resps"])
+        pairs = [r for r in responses if isinstance(r, tuple | list) and len(r) == 2]
+        scores = [float(r[0]) for r in pairs] or [float(r) for r in responses if isinstance(r, float)]
+        row = {
+            "doc_id": int(sample["doc_id"]),
+            "filter": sample["filter"],
+            "group": int(doc[groups]) if groups else int(sample["doc_id"]),
+            "prompt_hash": sample["prompt_hash"],
+            "loglikelihoods": scores,
+            "is_greedy": [bool(r[1]) for r in pairs],
+            "gold": sample["target"] if isinstance(sample["target"], int) else None,
+            "response": "" if scores else str(responses[0]) if responses else "",
+        }
+        for name, metric in metrics.items():
+            row[name], row[f"{name}_weight"] = _value_and_weight(sample.get(name), metric)
+        rows.append(row)
+    return rows
+
+
+def _value_and_weight(value: Any, metric: Metric) -> tuple[float | None, float | None]:
+    if value is None or metric.kind == "none":
+        return None, None
+    if isinstance(value, tuple | list):
+        return float(value[0]), float(value[1])
+    return float(value), 1.0
+
+
+def to_parquet(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]:
+    """Task → numbers of its items that the ledger of the data stage names as the reason why a row was dropped.
+
+    Those rows were not trained on; their neighbours in the same source may still be close to the item.
+    """
+    if not ledger.is_file():
+        return {}
+    labels = set(pd.read_parquet(ledger, columns=["matched_items"])["matched_items"].explode())
+    return {
+        name: {number for number in range(len(task.eval_docs)) if item_label(name, number) in labels}
+        for name, task in tasks.items()
+    }

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, can_extend, rota
 from nbutils.core.run.models import context_length
 from nbutils.core.text import with_interval
 from nbutils.evaluate.compare import FEWEST_GROUPS, paired_difference, word_for
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 BUCKETS = 16
 """Points of the curve between the first token and twice the trained length."""
@@ -44,9 +41,7 @@ def too_long_ids(data: Path, count: int, trained: int, seed: int) -> list[list[i
     return [list(rows[row]["input_ids"])[: FACTOR * trained] for row in chosen]
 
 
-def measure_curve(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, resamples: int, seed: int
-) -> dict[str, Any] | None:
+def measure_curve(model: Any, rows: Sequence[Sequence[int]], *, resamples: int, seed: int) -> dict[str, Any] | None:
     """The curve of a model on conversations that outgrow it; None where there are none, or it cannot be extended.
 
     Each extension's rotation, fixed for twice the trained length, is held for the whole conversation, the beginning
@@ -84,7 +79,7 @@ def measure_curve(
     return curve | {"advice": advice(curve, alike)}
 
 
-def losses_of(model: PreTrainedModel, rows: Sequence[Sequence[int]], extension: str) -> list[np.ndarray]:
+def losses_of(model: Any, rows: Sequence[Sequence[int]], extension: str) -> list[np.ndarray]:
     """Loss of every token but the first, in each row (T - 1,), under one extension."""
     import torch
     from torch.nn.functional import cross_entropy

@@ -6,25 +6,22 @@ import html
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from IPython.display import HTML, Image, Markdown
 from IPython.display import display as show
 from tqdm.auto import tqdm
 
-from nbutils.core.charts import save
+from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save
 from nbutils.core.jupyter import interactive
-from nbutils.core.text import duration, markdown_table, number, with_interval
-from nbutils.evaluate.behaviour import DECODINGS, SHARES
-from nbutils.evaluate.figures import EXTENSION_NAMES, context_figure, scores_figure
-from nbutils.evaluate.report import (
-    difference_table,
-    scope,
-    scores_table,
-    settings_list,
-    shown_name,
-)
+from nbutils.core.text import number, with_interval
+from nbutils.evaluate.report import shown_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 500
 """Characters of an item's context, and of each of its answers, that are shown."""
@@ -33,6 +30,7 @@ BAR_AFTER = 5.0
 LINE_EVERY = 60.0
 """Seconds between two lines, where there is no bar."""
 WORDS = {
+    "replies": "replies",
     "ended": "ends with `<|im_end|>`",
     "median_tokens": "tokens, median",
     "repeats": "repeats a 4-gram",
@@ -45,54 +43,38 @@ WORDS = {
 
 
 @contextmanager
-def progress(
-    total: int, say: Callable[[str], None] = print, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Callable[[int], None]]:
+def progress(total: int, say: Callable[[str], None] = print) -> Iterator[Callable[[int], None]]:
     """Shows how far the scoring is: a bar in Jupyter that leaves nothing behind, elsewhere a line a minute.
 
     Gives the function that counts more of them.
     """
-    done, started = 0, clock()
-    said = started
-    with tqdm(total=total, unit=" requests", disable=not interactive(), delay=BAR_AFTER, leave=False) as bar:
+    said = time.monotonic()
+    file = None if interactive() else StringIO()
+    with tqdm(total=total, unit=" requests", file=file, delay=BAR_AFTER, leave=False) as bar:
 
         def count(more: int) -> None:
-            nonlocal done, said
+            nonlocal said
             bar.update(more)
-            done, now = done + more, clock()
-            if bar.disable and now - said >= LINE_EVERY:
-                said, left = now, (now - started) / done * (total - done)
-                say(f"{done:,} of {total:,} requests ({done / total:.0%}), about {duration(left)} left")
+            if file and time.monotonic() - said >= LINE_EVERY:
+                said = time.monotonic()
+                say(str(bar))
 
         yield count
 
 
 def model_list(models: Sequence[Any]) -> Any:
     """The models of the table and where they are."""
-    rows = [[shown_name(model.name), f"`{model.facts['source']}`"] for model in models]
-    return Markdown(markdown_table(["model", "where"], rows))
+    return pd.DataFrame([{"model": shown_name(model.name), "where": model.facts["source"]} for model in models])
 
 
-def item(task: Any, number_of_item: int = 0) -> Any:
-    """One item of a task as lm-eval asks it: the end of its context, and what is scored or expected behind it."""
-    doc = task.task_docs[number_of_item]
-    question, target = task.doc_to_text(doc), task.doc_to_target(doc)
-    targets = target if isinstance(target, list) else [target]
-    if task.get_config("doc_to_choice") is None:
-        answers = [("✓", text) for text in targets]
-    else:
-        choices = task.doc_to_choice(doc)
-        right = {question} if isinstance(question, int) else set(targets)  # the choices may be the contexts
-        answers = [("✓" if k in right or text in right else " ", text) for k, text in enumerate(choices)]
-    context = str(target) if isinstance(question, int) else str(question)
-    texts = ["… " * (len(context) > SHOWN) + context[-SHOWN:]]
-    texts += [f"{mark} {str(text).strip()[:SHOWN]}" + " …" * (len(str(text)) > SHOWN) for mark, text in answers]
+def item(task: Any) -> Any:
+    """The first item of a task as lm-eval asks it: the end of its context, what is asked behind it, and its target."""
+    doc = task.task_docs[0]
+    found = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
+    asked = [request.args for request in (found if isinstance(found, list) else [found])]
+    behind = [*dict.fromkeys(str(text) for _, *rest in asked for text in rest), f"target: {task.doc_to_target(doc)}"]
+    texts = [asked[0][0][-SHOWN:], *(text.strip()[:SHOWN] for text in behind)]
     return HTML("\n".join(f"<pre>{html.escape(text)}</pre>" for text in texts))
-
-
-def scores(found: Mapping[str, Any]) -> Any:
-    """The table of scores."""
-    return Markdown(scores_table(found["scores"], found["models"]))
 
 
 def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
@@ -101,66 +83,33 @@ def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
         _picture(lambda theme: scores_figure(found["scores"], theme), folder, "scores")
 
 
-def differences(found: Mapping[str, Any]) -> Any:
-    """The table of paired differences, and what its words are about."""
-    if not found["paired"]:
-        return Markdown("There is no other model to compare with.")
-    return Markdown(f"{difference_table(found['paired'])}\n\n{scope(found['paired'])}")
-
-
-def how_measured(found: Mapping[str, Any]) -> Any:
-    """The settings that decide the numbers."""
-    return Markdown(settings_list(found))
-
-
 def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
-    """The figures of behaviour, models side by side."""
+    """The figures of behaviour, models and decodings side by side; before it what they are of, and who is left out."""
+    notes = [f"{shown_name(name)}: {why['left_out']}" for name, why in behaviour["left_out"].items()]
     if not behaviour["models"]:
-        return Markdown(
-            "No behaviour was measured: `behaviour_prompts` is 0, or no held-out turn leaves room for `reply_tokens`."
-        )
-    replies = next(iter(next(iter(behaviour["models"].values())).values()))["replies"]
-    head = ["share of replies", "decoding", *(shown_name(name) for name in behaviour["models"])]
-    left_out = [f"{shown_name(n)}: {why['left_out']}" for n, why in behaviour["left_out"].items()]
-    note = (
-        f"{replies} replies each, of at most {behaviour['max_new_tokens']} tokens; in brackets 95 % intervals of the "
-        "shares (Wilson)."
+        notes.append("No behaviour: `behaviour_prompts` is 0, or no held-out turn leaves room for `reply_tokens`.")
+    show(Markdown("\n\n".join([*notes, "Shares of all replies, in brackets their 95 % intervals (Wilson)."])))
+    return pd.DataFrame(
+        {
+            (shown_name(name), decoding): {words: _figure(figures, key) for key, words in WORDS.items()}
+            for name, of_model in behaviour["models"].items()
+            for decoding, figures in of_model.items()
+        }
     )
-    return Markdown("\n\n".join([markdown_table(head, behaviour_rows(behaviour)), note, *left_out]))
 
 
-def behaviour_rows(behaviour: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of the side-by-side table: one for each figure and decoding, a cell for each model."""
-    models = behaviour["models"].values()
-    return [
-        [words, decoding, *(_figure(model.get(decoding), figure) for model in models)]
-        for figure, words in WORDS.items()
-        for decoding in DECODINGS
-    ]
-
-
-def _figure(figures: Mapping[str, Any] | None, name: str) -> str:
-    if figures is None:
-        return "—"
-    if name == "median_tokens":
+def _figure(figures: Mapping[str, Any], name: str) -> str:
+    if name in ("replies", "median_tokens"):
         return number(figures[name])
-    between = "[{:.0%}, {:.0%}]".format(*figures["intervals"][name]) if name in SHARES else ""
+    between = "[{:.0%}, {:.0%}]".format(*figures["intervals"][name]) if name in figures["intervals"] else ""
     return f"{figures[name]:.0%} {between}".strip()
 
 
 def sample_texts(rows: Sequence[Mapping[str, Any]], model: str = "run") -> Any:
-    """The sampled replies of one model, as quotations in which nothing is markup."""
-    parts = []
-    for mode, title in (("alone", "Each prompt alone"), ("conversation", "All five in one conversation")):
-        parts.append(f"<h4>{title}</h4>")
-        for row in (r for r in rows if r["model"] == model and r["mode"] == mode):
-            end = "" if row["ended"] else " <em>(stopped at the limit)</em>"
-            reply = html.escape(row["reply"]) or "<em>(nothing)</em>"
-            parts.append(
-                f"<p><b>User:</b> {html.escape(row['prompt'])}<br><b>Assistant:</b> "
-                f"<span style='white-space:pre-wrap'>{reply}</span>{end}</p>"
-            )
-    return HTML("\n".join(parts))
+    """The sampled replies of one model, as a table in which nothing is markup."""
+    own = pd.DataFrame([row for row in rows if row["model"] == model])
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(own[["mode", "prompt", "reply", "ended"]].to_html(index=False))
 
 
 def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
@@ -171,18 +120,46 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
             "or no held-out conversation outgrows what the model was trained to read."
         )
     _picture(lambda theme: context_figure(curve, theme), folder, "context_curve")
-    rows = [
-        [EXTENSION_NAMES.get(name, name), with_interval(d["value"], d["low"], d["high"], "+"), f"**{d['word']}**"]
-        for name, d in curve["differences"].items()
-    ]
-    table = markdown_table(["extension, against none", "nats per token beyond the trained length", "in a word"], rows)
-    return Markdown(
-        f"{table}\n\n{curve['advice']} ({curve['conversations']} conversations, {curve['tokens_beyond']:,} tokens "
-        "beyond the trained length.)"
-    )
+    return Markdown(f"{curve['advice']} ({curve['conversations']} conversations.)")
 
 
 def _picture(draw: Callable[[str], Any], folder: Path, name: str) -> None:
     """Keeps a figure in both themes and shows it."""
     save(draw, folder, name)
     show(Image(filename=str(folder / f"{name}.png"), width=800))
+
+
+def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> Figure:
+    """A panel for each metric: a point and its 95 % interval for each model; where lower is better on a log axis."""
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for score in scores:
+        if "low" in score and "part" not in score:
+            panels.setdefault(f"{score['task']} · {score['metric']}", []).append(score)
+    colours = THEMES[theme]
+    figure, axes = new_figure(len(panels), 1, theme=theme, height=sum(0.7 + 0.3 * len(p) for p in panels.values()))
+    figure.subplots_adjust(left=0.4, hspace=0.9, top=0.9, bottom=0.1)
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
+        labels = [
+            f"{shown_name(row['model'])}   {with_interval(row['value'], row['low'], row['high'])}" for row in rows
+        ]
+        for label, row in zip(labels, rows, strict=True):
+            colour = colours.first if row["model"] == "run" else colours.second
+            ax.plot([row["low"], row["high"]], [label, label], color=colour)
+            ax.plot(row["value"], label, "o", color=colour)
+        ax.margins(y=0.5)
+        ax.invert_yaxis()
+        better = "higher" if rows[0]["higher_is_better"] else "lower"
+        ax.set_xscale("linear" if better == "higher" else "log")
+        caption(ax, theme, f"{title} ({better} is better)")
+    return figure
+
+
+def context_figure(curve: Mapping[str, Any], theme: str = "light") -> Figure:
+    """Loss by position under each extension, with the trained length."""
+    figure, (ax,) = new_figure(1, 1, theme=theme, height=3.2)
+    for index, (name, values) in enumerate(curve["curves"].items()):
+        ax.plot(curve["positions"], values, LINE_STYLES[index], color=THEMES[theme].curves[index], label=name)
+    ax.axvline(curve["trained_length"], color=THEMES[theme].ink, linestyle=":", label="trained length")
+    caption(ax, theme, "Loss, nats per token", "position in the conversation, tokens")
+    add_legend(ax, theme)
+    return figure

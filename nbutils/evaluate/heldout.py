@@ -11,15 +11,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbutils.core.chatml import CHATML, IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import replaced, shown
-from nbutils.evaluate.items import to_parquet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from nbutils.evaluate.compare import to_parquet
 
 EMBEDDED = {
     "heldout_perplexity": "heldout/replies.parquet",
@@ -39,7 +36,7 @@ class Conversation:
     messages: list[dict[str, str]]
 
 
-def read_conversations(data: Path, tokenizer: PreTrainedTokenizerBase) -> list[Conversation]:
+def read_conversations(data: Path, tokenizer: Any) -> list[Conversation]:
     """The conversations of `data/eval` whose ChatML text reads back as their token ids.
 
     Those in which a message spells a control token do not (their ids hold ordinary text instead), and stay out.
@@ -83,13 +80,13 @@ def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any
     for conversation, turn in _turns(conversations, "assistant"):
         opening = f"\n{CHATML.open('assistant')}"
         reply = conversation.messages[turn]["content"].strip()
-        yield {
-            "conversation": conversation.row,
-            "turn": turn,
-            "context": CHATML.render(conversation.messages[:turn]).removesuffix("\n"),
-            "choices": [opening, f"{opening}{reply}{IM_END}"],
-            "words": len(reply.split()),
-        }
+        asked = _item(conversation, turn, [opening, f"{opening}{reply}{IM_END}"])
+        yield asked | {"words": len(reply.split())}
+
+
+def _item(conversation: Conversation, turn: int, choices: list[str]) -> dict[str, Any]:
+    context = CHATML.render(conversation.messages[:turn]).removesuffix("\n")
+    return {"conversation": conversation.row, "turn": turn, "context": context, "choices": choices}
 
 
 def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> list[dict[str, Any]]:
@@ -132,17 +129,11 @@ def _others(pool: list[tuple[int, str]], conversation: Conversation, turn: int, 
 
 
 def _selection_item(conversation: Conversation, turn: int, others: list[str], rng: random.Random) -> dict[str, Any]:
-    message = conversation.messages[turn]
+    role, true = conversation.messages[turn]["role"], conversation.messages[turn]["content"].strip()
     label = rng.randrange(len(others) + 1)
-    utterances = [*others[:label], message["content"].strip(), *others[label:]]
-    return {
-        "conversation": conversation.row,
-        "turn": turn,
-        "role": message["role"],
-        "context": CHATML.render(conversation.messages[:turn]).removesuffix("\n"),
-        "choices": [f"\n{CHATML.open(message['role'])}{utterance}{IM_END}" for utterance in utterances],
-        "label": label,
-    }
+    utterances = [*others[:label], true, *others[label:]]
+    choices = [f"\n{CHATML.open(role)}{utterance}{IM_END}" for utterance in utterances]
+    return _item(conversation, turn, choices) | {"role": role, "label": label}
 
 
 def folded(text: str) -> str:

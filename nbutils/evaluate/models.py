@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
@@ -17,9 +13,6 @@ from nbutils.core.run.models import ModelRef
 
 if TYPE_CHECKING:
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
-
-USED = ("base", "run", "final")
-"""Names that the run's own models have, or that every run's model has: of a peer they would say nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +33,20 @@ class Model:
 def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
     """The untrained base first, the run's trained model, then peers: hub ids (`id@revision`), folders or GGUF files.
 
-    A peer has the shortest of its names that nothing else in the table has. UserError where two share all of theirs.
+    A local peer is called by the last three parts of its path. UserError where two would have one name.
     """
     base, trained = run.base, run.model()
     models = [Model("base", "base", ModelRef.parse(str(base)))] if holds_model(base) else []
     if not holds_model(trained):
         raise UserError(f"{shown(trained)} holds no model: run notebooks/02_train_sft.ipynb first.")
     models.append(Model("run", "run", ModelRef.parse(str(trained))))
-    refs = list(map(ModelRef.parse, peers))
-    used = Counter([*USED, *(_names(ref)[0] for ref in refs)])
-    for ref in refs:
-        short, long = _names(ref)
-        models.append(Model(short if used[short] == 1 else long, "peer", ref))
-    files = Counter(items_name(model.name, "") for model in models)
-    for model in models:
-        if files[items_name(model.name, "")] > 1:
-            raise UserError(
-                f"Two of the peers would both be called '{model.name}'; list one of them, or rename its folder."
-            )
+    for ref in map(ModelRef.parse, peers):
+        local = ref.path if not ref.hub else None
+        name = "/".join(local.absolute().parts[-3:]) if local else ref.text
+        if name in [model.name for model in models]:
+            raise UserError(f"Two of the peers would both be called '{name}'; list one of them, or rename its folder.")
+        models.append(Model(name, "peer", ref))
     return models
-
-
-def _names(peer: ModelRef) -> tuple[str, str]:
-    """What a peer may be called: its file's or folder's name, or with the folders above it (run/stage/name)."""
-    if peer.path is None or peer.hub:
-        return peer.hub or peer.text, f"{peer.hub}@{peer.revision}" if peer.revision else peer.hub or peer.text
-    parts = Path(os.path.abspath(peer.path)).parts[1:]
-    if peer.gguf:
-        parts = (*parts[:-1], peer.path.stem)
-    return parts[-1], "/".join(parts[-3:])
 
 
 def items_name(model: str, task: str) -> str:
@@ -106,7 +84,6 @@ def open_model(model: Model, device: str, max_length: int, precision: str, token
     """The model ready for scoring. UserError where it cannot be loaded, or is no causal language model."""
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     where, options = model.ref.source
     if model.ref.gguf:  # HFLM would ask AutoTokenizer, which some releases of transformers answer with other ids
         options = options | {"tokenizer": model.ref.raw_tokenizer()}

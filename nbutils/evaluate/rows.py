@@ -77,12 +77,8 @@ class Row:
 
     def shared(self, request: Request) -> int:
         """Tokens of the request's input that the trunk begins with: the length of their longest common prefix."""
-        low, high = 0, min(len(request.inputs), len(self.trunk))
-        while low < high:  # slices compare at the speed of C
-            middle = (low + high + 1) // 2
-            same = self.trunk[low:middle] == request.inputs[low:middle]
-            low, high = (middle, high) if same else (low, middle - 1)
-        return low
+        pairs = zip(self.trunk, request.inputs, strict=False)
+        return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(self.trunk), len(request.inputs)))
 
     def add(self, index: int, request: Request, shared: int = 0) -> None:
         """Scores a request of which the trunk holds the first `shared` tokens; the others become a segment."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -16,16 +17,14 @@ from nbutils.core.hardware import choose_device, device_report, usable_gpus, vis
 from nbutils.core.jupyter import quiet
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import context_length
-from nbutils.core.stages import maker
 from nbutils.core.tasks import load_tasks, own_tasks
 from nbutils.core.torchrun import LOG, PROGRESS, Torchrun
 from nbutils.evaluate.behaviour import PROMPTS, measure, sample_rows, user_turns
-from nbutils.evaluate.compare import TOO_FEW
+from nbutils.evaluate.compare import flagged_items
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
 from nbutils.evaluate.heldout import EMBEDDED, YAMLS, read_conversations, write_items
-from nbutils.evaluate.items import flagged_items
-from nbutils.evaluate.models import Model, check_models, models_of_run
-from nbutils.evaluate.report import comparison_markdown, keep_items, results, shown_name
+from nbutils.evaluate.models import Model, check_models, items_name, models_of_run
+from nbutils.evaluate.report import comparison_markdown, results, shown_name
 from nbutils.evaluate.score import Plan, Scored, resumable, score, takes_template
 from nbutils.evaluate.scorer import Progress, silent
 from nbutils.evaluate.settings import EvaluateSettings
@@ -45,7 +44,7 @@ def prepare(settings: EvaluateSettings) -> Plan:
     _use_all_cores()
     quiet()
     run = Run(settings.run_path)
-    folder = run.folder(maker("scores").name)
+    folder = run.folder("evaluate")
     tokenizer = AutoTokenizer.from_pretrained(run.rows / "tokenizer")
     conversations = read_conversations(run.rows, tokenizer)
     if not EMBEDDED.keys().isdisjoint(settings.tasks):
@@ -104,7 +103,9 @@ def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -
 
 def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
     """Scores with intervals and paired differences; keeps the items in the run, writes `results.json`."""
-    keep_items(scored, plan.folder / "items")
+    (plan.folder / "items").mkdir(parents=True, exist_ok=True)
+    for result in scored:
+        shutil.copyfile(result.items, plan.folder / "items" / items_name(result.model.name, result.task))
     flagged = flagged_items(plan.run.rows / "ledger.parquet", plan.tasks)
     found = results(plan, scored, flagged)
     write_json(plan.folder / "results.json", found)
@@ -128,7 +129,7 @@ def measure_behaviour(plan: Plan) -> dict[str, Any]:
 def take_samples(plan: Plan) -> list[dict[str, Any]]:
     """Replies of the run's model and of its base to the reference card's prompts, written to `samples.jsonl`."""
     rows: list[dict[str, Any]] = []
-    for model in sorted((m for m in plan.models if m.role != "peer"), key=lambda m: m.role != "run"):
+    for model in reversed([m for m in plan.models if m.role != "peer"]):
         answer = _of_replies(plan, model, {"samples": PROMPTS}, sample_rows)
         rows += [{"model": model.name} | row for row in answer]
     write_text(plan.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -139,12 +140,8 @@ def _of_replies(plan: Plan, model: Model, question: dict[str, Any], measured: Ca
     """What is measured of a model's replies; known from the cache, or generated now."""
     options = {"max_new_tokens": plan.settings.reply_tokens, "seed": plan.settings.seed}
     question = question | options | {"model": model.ref.identity()}
-    answer = plan.cache.get(question)
-    if answer is None:
-        with resumable(lambda: f"{shown_name(model.name)} replied"):
-            answer = measured(*load_to_generate(model), **options)
-        plan.cache.put(question, answer)
-    return answer
+    with resumable(lambda: f"{shown_name(model.name)} replied"):
+        return plan.cache.known(question, lambda: measured(*load_to_generate(model), **options))
 
 
 def curve(plan: Plan) -> dict[str, Any] | None:
@@ -159,9 +156,8 @@ def curve(plan: Plan) -> dict[str, Any] | None:
         rows = too_long_ids(plan.run.rows, s.context_curve, context_length(loaded), s.seed)
         options = {"resamples": s.resamples, "seed": s.seed}
         question = {"context_curve": sha256_of_json(rows), "model": model.ref.identity()} | options
-        found: dict[str, Any] | None = plan.cache.get(question) or measure_curve(loaded, rows, **options)
+        found: dict[str, Any] | None = plan.cache.known(question, lambda: measure_curve(loaded, rows, **options))
     if found is not None:
-        plan.cache.put(question, found)
         _add(plan.folder, "context_curve", found)
     return found
 
@@ -197,6 +193,4 @@ def in_short(found: Mapping[str, Any]) -> str:
     if not found["paired"]:
         return f"{len(found['scores'])} scores"
     first = found["paired"][0]
-    other = "the base" if first["reference"] == "base" else first["reference"]
-    link = {TOO_FEW: "to compare with", "not distinguishable": "from"}.get(first["word"], "than")
-    return f"{first['metric']} {first['word']} {link} {other}"
+    return f"{first['metric']} against {shown_name(first['reference'])}: {first['word']}"

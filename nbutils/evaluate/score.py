@@ -18,9 +18,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, resolve, sha256_of_json, write_json
 from nbutils.core.hardware import Gpu, choose_precision
 from nbutils.core.run.layout import Run
-from nbutils.core.stages import maker
+from nbutils.evaluate.compare import item_rows, metrics_of, to_parquet
 from nbutils.evaluate.heldout import Conversation
-from nbutils.evaluate.items import item_rows, metrics_of, to_parquet
 from nbutils.evaluate.models import Model, facts_of, open_model
 from nbutils.evaluate.scorer import Progress, silent
 from nbutils.evaluate.settings import EvaluateSettings
@@ -46,6 +45,14 @@ class Cache:
         """The answer, or None where there is none yet."""
         file = self.path(question) / "answer.json"
         return read_json(file)["answer"] if file.is_file() else None
+
+    def known(self, question: Any, compute: Callable[[], Any]) -> Any:
+        """The answer; computed and stored where there is none yet."""
+        answer = self.get(question)
+        if answer is None:
+            answer = compute()
+            self.put(question, answer)
+        return answer
 
     def put(self, question: Any, answer: Any, files: dict[str, bytes] | None = None) -> None:
         """Stores an answer at once or not at all."""
@@ -81,7 +88,7 @@ class Plan:
     @property
     def folder(self) -> Path:
         """The stage's folder."""
-        return self.run.folder(maker("scores").name)
+        return self.run.folder("evaluate")
 
     @cached_property
     def cache(self) -> Cache:
@@ -184,7 +191,6 @@ def _ask(
         return {}, {}
     metrics = metrics_of(task)
     rows = item_rows(results["samples"][name], metrics, str(about.get("groups", "")))
-    values = {key: value for key, value in results["results"][name].items() if isinstance(value, float | int)}
     answer = {
         "task": name,
         "version": about.get("version", ""),
@@ -193,8 +199,7 @@ def _ask(
         "chat_template": bool(template),
         "num_fewshot": task.get_config("num_fewshot"),
         "metrics": [asdict(metric) for metric in metrics.values()],
-        "values": {key: value for key, value in values.items() if "stderr" not in key and key != "sample_len"},
-        "processes": lm.world_size,
+        "values": {k: v for k, v in results["results"][name].items() if k.partition(",")[0] in metrics},
         "seconds": round(time.perf_counter() - started, 2),
         "model": facts_of(model, lm),
     }

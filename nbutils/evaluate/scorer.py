@@ -114,9 +114,10 @@ class RowScorer:
         indices = [index for row in batch for index, _ in row.scored]
         flat = [r * length + p for r, row in enumerate(batch) for _, positions in row.scored for p in positions]
         targets = [token for index in indices for token in requests[index].continuation]
-        unique, which = np.unique(flat, return_inverse=True)  # continuations that begin alike share positions
-        logits = self._logits_at(inputs, torch.from_numpy(unique).to(self.device))  # (P, V)
-        logprobs, greedy = _logprobs(logits, which, np.array(targets))  # (N,), (N,)
+        # Continuations that begin alike share positions.
+        unique, which = torch.tensor(flat, device=self.device).unique(return_inverse=True)  # (P,), (N,)
+        logits = self._logits_at(inputs, unique)  # (P, V)
+        logprobs, greedy = _logprobs(logits, which, torch.tensor(targets, device=self.device))  # (N,), (N,)
         if not np.isfinite(logprobs).all():
             raise UserError(
                 f"The model {self.name} gives NaN or infinite log-likelihoods; its weights are damaged or overflow "
@@ -130,11 +131,8 @@ class RowScorer:
     def _logits_at(self, inputs: dict[str, torch.Tensor], flat: torch.Tensor) -> torch.Tensor:
         """Logits (N, V) at flat positions of a batch."""
         self._wanted.flat = flat
-        try:
-            with torch.inference_mode():
-                logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
-        finally:
-            self._wanted.flat = None
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
         if logits.shape[:2] != (1, len(flat)):
             raise ValueError(f"the output layer gave {tuple(logits.shape)} for {len(flat)} positions")
         return logits[0]
@@ -147,35 +145,30 @@ class RowScorer:
             hidden, flat = arguments[0], self._wanted.flat  # (B, L, D), (N,)
             return (hidden.reshape(-1, hidden.shape[-1])[flat][None], *arguments[1:])
 
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(gather)
-        try:
+        with self.model.get_output_embeddings().register_forward_pre_hook(gather):
             yield
-        finally:
-            handle.remove()
 
     def _tensors(self, batch: list[Row]) -> dict[str, torch.Tensor]:
         """Right-padded ids (B, L); for rows with branches also position ids (B, L) and the 4-D mask (B, 1, L, L)."""
-
-        def padded(rows: Iterator[torch.Tensor], value: int = 0) -> torch.Tensor:
-            return pad_sequence(list(rows), batch_first=True, padding_value=value).to(self.device)
-
-        ids = padded(torch.tensor(row.ids) for row in batch)
+        ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True)
         if not batch[0].branched:
-            return {"input_ids": ids}
-        length, lengths = ids.shape[1], [torch.tensor(row.lengths) for row in batch]
-        # Padding is a segment of its own: no query sees nothing.
-        segment = padded((torch.arange(len(n)).repeat_interleave(n) for n in lengths), -1)
-        start = padded(torch.tensor(row.starts).repeat_interleave(n) for row, n in zip(batch, lengths, strict=True))
-        offset = padded(torch.cat([torch.arange(n) for n in row.lengths]) for row in batch)
-        index = torch.arange(length, device=self.device)
-        causal = index[None, :] <= index[:, None]  # (L, L)
-        own = segment[:, None, :] == segment[:, :, None]  # (B, L, L)
-        context = (segment[:, None, :] == 0) & (index[None, None, :] < start[:, :, None])  # (B, L, L)
-        seen = ((own & causal) | context)[:, None]  # (B, 1, L, L)
+            return {"input_ids": ids.to(self.device)}
+        length, positions = ids.shape[1], torch.zeros_like(ids)
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        seen = torch.eye(length, dtype=torch.bool).repeat(len(batch), 1, 1, 1)  # padding sees itself, not nothing
+        for row, place, mask in zip(batch, positions, seen[:, 0], strict=True):
+            begin = 0
+            for start, size in zip(row.starts, row.lengths, strict=True):
+                own = slice(begin, begin + size)
+                place[own] = torch.arange(start, start + size)
+                mask[own, :start] = True
+                mask[own, own] = causal[:size, :size]
+                begin += size
+        seen = seen.to(self.device)
         if getattr(self.model.config, "_attn_implementation", "sdpa") != "sdpa":  # eager adds the mask to the scores
             dtype = next(self.model.parameters()).dtype
-            seen = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(~seen, torch.finfo(dtype).min)
-        return {"input_ids": ids, "position_ids": start + offset, "attention_mask": seen}
+            seen = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        return {"input_ids": ids.to(self.device), "position_ids": positions.to(self.device), "attention_mask": seen}
 
 
 def _each(
@@ -198,27 +191,24 @@ def _each(
         torch.set_num_threads(threads)
 
 
-def _logprobs(logits: torch.Tensor, which: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _logprobs(logits: torch.Tensor, which: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability of each target (N,) in the row `which` (N,) of logits (P, V), and whether it is greedy's choice.
 
     Taken in float32, given as float64 to be summed.
     """
-    logprobs, greedy = np.empty(len(which)), np.empty(len(which), bool)
-    order = np.argsort(which, kind="stable")
-    bounds = np.searchsorted(which[order], np.arange(0, len(logits) + CHUNK, CHUNK))
-    for number, part in enumerate(logits.split(CHUNK)):
+    logprobs, greedy = targets.double(), targets > 0  # to be overwritten, all of them
+    for first in range(0, len(logits), CHUNK):
         # Stock's own kernel: over a vocabulary of 49,152 its float32 sum is off by 7e-6 nats a token, always to the
         # same side, which a log-sum-exp that is exact would show as 0.01 nats on a page.
-        normalised = part.float().log_softmax(dim=1)  # (p, V)
-        entries = order[bounds[number] : bounds[number + 1]]
-        row = torch.from_numpy(which[entries] - number * CHUNK).to(logits.device)  # (n,)
-        target = torch.from_numpy(targets[entries]).to(logits.device)  # (n,)
+        normalised = logits[first : first + CHUNK].float().log_softmax(dim=1)  # (p, V)
+        entries = (first <= which) & (which < first + CHUNK)  # (N,)
+        row, target = which[entries] - first, targets[entries]  # (n,)
         chosen = normalised[row, target]
         best = chosen == normalised.amax(dim=1)[row]
         if best.any():  # among equals the first is greedy's, and argmax is too slow to ask for every row
             best[best.clone()] = normalised[row[best]].argmax(dim=1) == target[best]
-        logprobs[entries], greedy[entries] = chosen.double().cpu().numpy(), best.cpu().numpy()
-    return logprobs, greedy
+        logprobs[entries], greedy[entries] = chosen.double(), best
+    return logprobs.cpu().numpy(), greedy.cpu().numpy()
 
 
 def _windowed(config: Any, max_length: int) -> str:

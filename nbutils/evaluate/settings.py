@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from nbutils.core.files import local_hashes
 from nbutils.core.run.models import files_of
@@ -38,11 +38,3 @@ class EvaluateSettings(Settings):
         peers = {f"{peer}/{name}": found for peer in self.peers for name, found in files_of(peer).items()}
         files = local_hashes([self.task_path]) | peers
         return super().result_parameters() | ({OUTSIDE: files} if files else {})
-
-    @field_validator("tasks", "peers")
-    @classmethod
-    def _named_once(cls, value: list[str]) -> list[str]:
-        twice = next((name for name in value if value.count(name) > 1 or not name.strip()), None)
-        if twice is not None:
-            raise ValueError(f"{twice!r} is empty or listed twice; name each once")
-        return value

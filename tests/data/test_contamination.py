@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.data.contamination import build_index, loaded_index, rolling, words_of
 from nbutils.data.display import contamination_line, drops_table
-from nbutils.evaluate.items import flagged_items
+from nbutils.evaluate.compare import flagged_items
 from tests.data.hellaswag import hellaswag_task
 from tests.data.making import chats, make, messages, write_lines
 
@@ -77,7 +78,9 @@ def test_a_match_is_shown_and_all_its_items_reach_evaluation(tmp_path):
     row = made.ledger.set_index("index").loc[40]
     assert (row["fate"], list(row["matched_items"])) == ("contaminated", ["toy item 1", "toy item 2"])
     assert made.ledger[made.ledger["fate"] == "kept"]["matched_items"].isna().all()
-    assert flagged_items(made.folder / "ledger.parquet", {"toy": None}) == {"toy": {1, 2}}
+    assert flagged_items(made.folder / "ledger.parquet", {"toy": SimpleNamespace(eval_docs=range(3))}) == {
+        "toy": {1, 2}
+    }
     assert pq.read_schema(made.folder / "ledger.parquet").metadata[b"schema"] == b"1"
     shown = drops_table(json.loads((made.folder / "samples.json").read_text())).data
     assert "toy item 1: «the quick brown fox" in shown and "<b>" not in shown.split("assistant", 1)[1][:40]

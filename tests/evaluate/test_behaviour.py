@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,10 @@ import torch
 from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.behaviour import figures_of, measure, user_turns
-from nbutils.evaluate.compare import FEWEST_GROUPS
+from nbutils.evaluate.compare import FEWEST_GROUPS, flagged_items
 from nbutils.evaluate.context_curve import ORDER, advice, best_of, differences, losses_of, measure_curve, too_long_ids
-from nbutils.evaluate.display import behaviour_rows
+from nbutils.evaluate.display import behaviour_table
 from nbutils.evaluate.heldout import Conversation
-from nbutils.evaluate.items import flagged_items
 from tests.conftest import sentencepiece_tokenizer
 from tests.evaluate.runs import made_up_run
 
@@ -35,7 +36,8 @@ def test_figures_on_made_up_replies():
     low, high = figures["intervals"]["ended"]
     assert low == pytest.approx(0.15, abs=0.01) and high == pytest.approx(0.85, abs=0.01)
     assert figures["intervals"]["echoes"][0] > 0.04, "a share of 1 in 4 is not certain"
-    assert "50% [15%, 85%]" in behaviour_rows({"models": {"run": {"greedy": figures, "sampled": figures}}})[0]
+    found = {"models": {"run": {"greedy": figures, "sampled": figures}}, "left_out": {}}
+    assert "50% [15%, 85%]" in behaviour_table(found).to_string()
 
 
 def test_prompts_end_with_a_user_turn_and_fit(chat_tokenizers):
@@ -121,9 +123,10 @@ def test_items_in_the_ledger_are_flagged(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    task = SimpleNamespace(eval_docs=range(20))
     items = [["hellaswag item 17", "hellaswag item 4"], ["sciq item 3"], None, None]
     pq.write_table(pa.table({"matched_items": items}), tmp_path / "ledger.parquet")
-    assert flagged_items(tmp_path / "ledger.parquet", {"hellaswag": None}) == {"hellaswag": {4, 17}}
-    both = flagged_items(tmp_path / "ledger.parquet", {"hellaswag": None, "sciq": None})
+    assert flagged_items(tmp_path / "ledger.parquet", {"hellaswag": task}) == {"hellaswag": {4, 17}}
+    both = flagged_items(tmp_path / "ledger.parquet", {"hellaswag": task, "sciq": task})
     assert both == {"hellaswag": {4, 17}, "sciq": {3}}, "every item that a row shares words with"
     assert flagged_items(tmp_path / "missing.parquet", {"hellaswag": None}) == {}

@@ -11,6 +11,7 @@ import pytest
 from nbutils.evaluate.compare import (
     TOO_FEW,
     Estimate,
+    Metric,
     interval,
     paired_difference,
     resampled,
@@ -18,7 +19,6 @@ from nbutils.evaluate.compare import (
     tail_for,
     word_for,
 )
-from nbutils.evaluate.items import Metric
 
 
 def accuracies(correct: np.ndarray) -> np.ndarray:

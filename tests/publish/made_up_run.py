@@ -21,8 +21,7 @@ from nbutils.core.notebooks import parameters as parameters_of
 from nbutils.core.run.models import tiny_model
 from nbutils.core.run.record import outputs_of
 from nbutils.core.stages import STAGES
-from nbutils.evaluate.compare import interval, sums_of
-from nbutils.evaluate.items import Metric, to_parquet
+from nbutils.evaluate.compare import Metric, interval, sums_of, to_parquet
 from nbutils.metrics.figures import save_figures
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
 from tests.metrics.histories import history_rows, write_done, write_training
