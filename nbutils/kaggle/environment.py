@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import kaggle_root
 from nbutils.core.hardware import Gpu, nvidia_gpus, usable_gpus
+from nbutils.core.network import hub_answers
 from nbutils.core.run.checkpoints import half_written, newest_whole
 from nbutils.core.run.layout import Run
 from nbutils.core.run.state import State
@@ -23,7 +20,6 @@ WHOLE = "all"
 """Stands in place of a stage for the bundle that runs the whole pipeline."""
 RUN_TYPE = "KAGGLE_KERNEL_RUN_TYPE"
 """Environment variable of a Kaggle session: `Batch` for a saved version, `Interactive` in the editor."""
-INTERNET_SECONDS = 2.0
 SECRET = "HF_TOKEN"
 LIMIT = 20_000_000_000
 """Bytes that Kaggle keeps of `/kaggle/working` (kaggle.com/docs/notebooks, technical specifications)."""
@@ -57,35 +53,9 @@ def look_around() -> Environment:
     return Environment(
         root if there else None,
         os.environ.get(RUN_TYPE) or "unknown",
-        has_internet(),
+        hub_answers(),
         nvidia_gpus(),
     )
-
-
-def has_internet() -> bool:
-    """Whether the hub's host (HF_ENDPOINT, or huggingface.co) takes a connection within 2 s, at whatever try."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    place = (address.hostname or "", address.port or (80 if address.scheme == "http" else 443))
-    reached = threading.Event()
-    # A socket's timeout holds for each address of a name, and not for finding them.
-    thread = threading.Thread(target=_connect, args=(place, reached), daemon=True, name="looking for the hub")
-    thread.start()
-    thread.join(INTERNET_SECONDS)
-    return reached.is_set()
-
-
-def _connect(place: tuple[str, int], reached: threading.Event) -> None:
-    until = time.monotonic() + INTERNET_SECONDS
-    while (left := until - time.monotonic()) > 0 and not reached.is_set():
-        try:
-            with socket.create_connection(place, timeout=left):
-                reached.set()
-        except ConnectionRefusedError:
-            return
-        except OSError:
-            time.sleep(0.1)  # a name server may stumble in a session's first second
 
 
 def check_gpus(gpus: tuple[Gpu, ...], processes: int) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
-import threading
-import time
 
 import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import KAGGLE, resolve
 from nbutils.core.hardware import Gpu
-from nbutils.kaggle.environment import check_gpus, has_internet, look_around, take_secret
+from nbutils.kaggle.environment import check_gpus, look_around, take_secret
 from nbutils.kaggle.start import Bundle, start
 from tests.conftest import ROOT
 
@@ -31,43 +28,6 @@ def test_kaggle_is_known_by_its_folders_and_not_by_variables(tmp_path, monkeypat
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     assert look_around().root == tmp_path and look_around().run_type == "Interactive"
     assert resolve("runs/x") == tmp_path / "working" / "runs" / "x"
-
-
-def test_a_missing_internet_is_found_out_soon(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert has_internet() is False
-    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # nobody ever answers there (RFC 5737)
-    started = time.monotonic()
-    assert has_internet() is False and time.monotonic() - started < 3
-
-
-def test_a_name_server_that_stumbles_is_asked_again(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    asked = []
-
-    def stumble(*_, **__):
-        asked.append(True)
-        if len(asked) < 3:
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return socket.socket()
-
-    monkeypatch.setattr("socket.create_connection", stumble)
-    assert has_internet() is True and len(asked) == 3
-
-
-def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    released, answered = threading.Event(), []
-
-    def resolve_slowly(*_, **__):
-        released.wait(60)
-        answered.append(True)
-        raise OSError
-
-    monkeypatch.setattr("socket.getaddrinfo", resolve_slowly)
-    assert has_internet() is False and not answered
-    released.set()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +68,7 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(tmp_path, monkeypatch,
     monkeypatch.setenv(KAGGLE, str(tmp_path))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setitem(sys.modules, "kaggle_secrets", None)  # no such module here
-    monkeypatch.setattr("nbutils.kaggle.environment.has_internet", lambda: internet)
+    monkeypatch.setattr("nbutils.kaggle.environment.hub_answers", lambda: internet)
     monkeypatch.setattr("nbutils.kaggle.environment.nvidia_gpus", lambda: ())
     monkeypatch.setattr("nbutils.kaggle.packages.FOLDER", tmp_path)
     (tmp_path / "pyproject.toml").write_text("project.dependencies = ['torch']")

@@ -1,0 +1,58 @@
+"""Whether the hub can be reached: asked once, where each library would ask again and again for a minute."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from functools import cache
+from ssl import SSLError
+from urllib.error import HTTPError
+from urllib.request import Request, build_opener
+
+SECONDS = 2.0
+OFFLINE = "HF_HUB_OFFLINE"
+
+
+def hub_answers() -> bool:
+    """Whether the hub (HF_ENDPOINT, or huggingface.co; through a proxy where one is set) answers within 2 s.
+
+    Where it does not, this process and its children are offline from then on.
+    """
+    if os.environ.get(OFFLINE, "").lower() in ("1", "true", "yes", "on"):
+        return False
+    if _reached(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
+        return True
+    os.environ[OFFLINE] = "1"
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        if name in sys.modules:  # it has read the variable already
+            setattr(sys.modules[name], OFFLINE, True)
+    return False
+
+
+@cache
+def _reached(endpoint: str) -> bool:
+    reached = threading.Event()
+    # A socket's timeout holds for each address of a name, and not for finding them.
+    thread = threading.Thread(target=_ask, args=(endpoint, reached), daemon=True, name="looking for the hub")
+    thread.start()
+    thread.join(SECONDS)
+    return reached.is_set()
+
+
+def _ask(endpoint: str, reached: threading.Event) -> None:
+    until = time.monotonic() + SECONDS
+    while (left := until - time.monotonic()) > 0 and not reached.is_set():
+        try:
+            build_opener().open(Request(endpoint, method="HEAD"), timeout=left).close()
+            reached.set()
+        except HTTPError:
+            reached.set()  # an answer, whatever it says
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ConnectionRefusedError):
+                return
+            if isinstance(reason, SSLError):
+                reached.set()  # somebody is there, and certificates are the libraries' affair
+            time.sleep(0.1)  # a name server may stumble in a session's first second

@@ -1,0 +1,84 @@
+"""Whether the hub can be reached: by an endpoint, through a proxy, with a name server that stumbles or is silent."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import datasets
+import huggingface_hub
+import pytest
+
+from nbutils.core import network
+from nbutils.core.network import hub_answers
+
+
+@pytest.fixture(autouse=True)
+def asked_anew(monkeypatch) -> None:
+    network._reached.cache_clear()
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "")
+    for module in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Something that answers every request with 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{made.server_port}"
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://192.0.2.1"])  # closed; never answers (RFC 5737)
+def test_without_the_hub_everything_is_offline_within_three_seconds(monkeypatch, endpoint):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    started = time.monotonic()
+    assert hub_answers() is False and time.monotonic() - started < 3
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert huggingface_hub.constants.is_offline_mode() and datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr(network, "_reached", None)
+    assert hub_answers() is False, "and nobody asks again"
+
+
+def test_an_answer_is_an_answer_and_a_proxy_is_asked_where_one_is_set(monkeypatch, server):
+    monkeypatch.setenv("HF_ENDPOINT", server)
+    assert hub_answers() is True and not os.environ["HF_HUB_OFFLINE"]
+    monkeypatch.setenv("http_proxy", server)
+    monkeypatch.setenv("HF_ENDPOINT", "http://nobody.invalid")
+    assert hub_answers() is True
+
+
+def test_a_name_server_that_stumbles_is_asked_again(monkeypatch, server):
+    asked, found = [], socket.getaddrinfo
+
+    def stumble(*arguments, **options):
+        asked.append(arguments)
+        if len(asked) < 3:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return found(*arguments, **options)
+
+    monkeypatch.setattr("socket.getaddrinfo", stumble)
+    monkeypatch.setenv("HF_ENDPOINT", server)
+    assert hub_answers() is True and len(asked) == 3
+
+
+def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [released.wait(60)][1:])
+    assert hub_answers() is False and not released.is_set()
+    released.set()
