@@ -111,8 +111,7 @@ def interactive_curves(history: History) -> None:
             curves.append(_points(marks, metric=metric.title, line=label))
     figure = _panels(curves, facet_col="metric", facet_col_wrap=2, height=1100, labels={"x": "optimizer steps"})
     for step in history.resumes:
-        figure.add_vline(x=step, line_dash="dot", line_width=1)
-    figure.update_layout(hovermode="x unified")
+        figure.add_vline(x=step, line_dash="dot")
     _show(figure, training_figure(history), f"curves of {history.last_step} optimizer steps")
 
 
@@ -134,7 +133,8 @@ def interactive_comparison(runs: list[Compared]) -> None:
 
 def _points(series: Series, **names: str) -> pd.DataFrame:
     few = thinned(series, POINTS)
-    return pd.DataFrame({"x": few.steps, "value": few.values, **names})
+    values = [float(f"{value:.6g}") for value in few.values]  # else the axis of what is constant shows noise
+    return pd.DataFrame({"x": few.steps, "value": values, **names})
 
 
 def _panels(curves: list[pd.DataFrame], **options: Any) -> Any:
@@ -142,7 +142,7 @@ def _panels(curves: list[pd.DataFrame], **options: Any) -> Any:
     import plotly.express as px
 
     frame = pd.concat(curves).astype(object)  # else numbers become plotly's arrays, which not every front end reads
-    figure = px.line(frame, x="x", y="value", color="line", render_mode="svg", **options)
+    figure = px.line(frame, x="x", y="value", color="line", render_mode="svg", facet_col_spacing=0.08, **options)
     figure.update_xaxes(showticklabels=True).update_yaxes(matches=None, showticklabels=True, title="")
     figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
     return figure.for_each_trace(lambda trace: trace.update(mode="lines" if "training" in trace.name else "markers"))

@@ -149,7 +149,7 @@ def _value(value: Any) -> str:
 def _template(name: str) -> Any:
     import jinja2
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     environment.globals |= {"table": markdown_table, "with_interval": with_interval}
     environment.tests |= {"held_out": _held_out}
     environment.filters |= {
