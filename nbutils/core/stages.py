@@ -78,7 +78,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("model", "history"),
         code=(
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling"),
-            *own("train", "memory", "overfit", "preflight", "run"),
+            *own("train", "overfit", "preflight", "run"),
         ),
         entries=("train.worker:main",),
         pausable=True,
