@@ -73,7 +73,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("model", "history"),
         code=(
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling"),
-            *own("train", "memory", "overfit", "preflight", "run"),
+            *own("train", "overfit", "preflight", "run"),
         ),
         pausable=True,
         gpu=True,

@@ -49,10 +49,11 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
         raise UserError(problem)
     if gpus:
         make_deterministic()
-    steps = {"max_steps": settings.max_steps} if settings.max_steps else {"num_train_epochs": settings.epochs}
     own = {
         "output_dir": str(folder / "checkpoints"),
         "seed": settings.seed,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,  # -1 follows the epochs
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.scheduler,
         "warmup_steps": settings.warmup_fraction,  # a fraction below 1 is a share of all steps
@@ -75,7 +76,7 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "ddp_find_unused_parameters": False,
     }
-    return Arguments(**(own | steps | settings.trainer_options))
+    return Arguments(**(own | settings.trainer_options))
 
 
 def make_deterministic() -> None:

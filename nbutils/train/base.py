@@ -6,13 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, shown, write_json
-from nbutils.core.run.layout import holds_model
-from nbutils.core.run.models import TINY, ModelRef, context_length, tiny_model
+from nbutils.core.run.layout import Run, holds_model
+from nbutils.core.run.models import TINY, VOCABULARY, ModelRef, context_length, tiny_config, tiny_model
+from nbutils.train.loss import check_head
 from nbutils.train.settings import TrainSettings
 
 SOURCE = "source.json"
@@ -37,20 +39,11 @@ def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
 def source_of(settings: TrainSettings) -> dict[str, Any]:
     """Where the base came from: its name as it was asked for, a hub model's commit, whether local, a file's hash."""
     ref = settings.base_ref
-    return {
-        "schema": 1,
-        "base_model": ref.text,
-        "local": ref.path is not None and not ref.hub,
-        "commit": _commit(ref) if ref.hub else None,
-        "sha256": ref.identity()["sha256"] if ref.gguf else None,
-    }
-
-
-def _commit(ref: ModelRef) -> str | None:
-    """The commit of a hub model; None where it is not known."""
-    with suppress(UserError):
-        return ref.commit()
-    return None
+    source = {"schema": 1, "base_model": ref.text, "local": ref.path is not None and not ref.hub, "commit": None}
+    if ref.hub:
+        with suppress(UserError):  # not known
+            source["commit"] = ref.commit()
+    return source | {"sha256": ref.identity()["sha256"] if ref.gguf else None}
 
 
 def data_tokenizer(settings: TrainSettings, data: Path) -> PreTrainedTokenizerBase:
@@ -93,3 +86,22 @@ def check_context(settings: TrainSettings, model: PreTrainedModel) -> None:
             f"max_length is {settings.max_length} tokens, but '{settings.base_model}' reads {context_length(model)}; "
             "lower max_length in notebooks 01 and 02."
         )
+
+
+def weightless_base(settings: TrainSettings, vocabulary: int = 0) -> PreTrainedModel:
+    """The base model with so many tokens (0: its own) and without weights.
+
+    UserError where the configuration cannot be read, or training could not use the model.
+    """
+    kept = Run(settings.run_path).base
+    if settings.base_model == TINY:
+        size = vocabulary or VOCABULARY
+        config: Any = tiny_config(size, settings.max_length, size - 1, size - 2)
+    else:  # the base may be gone since it was read
+        config = (ModelRef.parse(str(kept)) if holds_model(kept) else settings.base_ref).config()
+        config.get_text_config().vocab_size = vocabulary or config.get_text_config().vocab_size
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    check_head(model)
+    check_context(settings, model)
+    return model

@@ -35,12 +35,12 @@ FIRST_STEPS = 3
 def pause_requests(run: Path) -> Callable[[], bool]:
     """Tells whether a pause was asked for: by SIGTERM, SIGINT, SIGHUP, or the request file in the run folder.
 
-    The signals are taken from now on and only noted: the step under way is finished first. Under `nohup` SIGHUP stays
-    ignored, as it asks for.
+    The signals are taken from now on and only noted: the step under way is finished first. One that is ignored, as
+    SIGHUP under `nohup`, stays so.
     """
     taken: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, _: taken.append(number))
     return lambda: bool(taken) or pause.requested(run)
 
@@ -103,15 +103,16 @@ class Counters:
 
     def __init__(self) -> None:
         self.totals = {"supervised_tokens": 0, "total_tokens": 0, "elapsed": 0.0}
-        self._carried: dict[str, Any] = {"window": {}, "seconds": {}, "wall": 0.0}
-        self.restart()
+        self.begin_row()
+        self.start_clock()
 
-    def restart(self) -> None:
-        """Counts the open row from now on, on top of what an earlier session counted of it."""
-        self._begin_row()
-        self.window |= self._carried["window"]
-        self.seconds |= self._carried["seconds"]
-        self.wall = self._carried["wall"]
+    def begin_row(self) -> None:
+        """Begins a row with nothing counted."""
+        self.window = dict.fromkeys(("loss", "correct", "supervised", "tokens", "padded", "flops"), 0.0)
+        self.seconds, self.wall = dict.fromkeys(SECONDS, 0.0), 0.0
+
+    def start_clock(self) -> None:
+        """Measures the step under way from now on."""
         self._ended = time.perf_counter()
 
     def count_step(self, batch: StepBatch, loss: float, correct: float, flops: float) -> None:
@@ -136,7 +137,7 @@ class Counters:
         """The log row since the last one, with further facts; a new one begins."""
         self.end_step()
         window, parts, wall = self.window, self.seconds, max(self.wall, 1e-9)
-        self._begin_row()
+        self.begin_row()
         self.totals["elapsed"] += wall
         parts["optimizer"] = max(0.0, wall - sum(parts.values()))
         working = max(wall - parts["evaluation"] - parts["checkpoint"], 1e-9)
@@ -161,14 +162,10 @@ class Counters:
         write_json(folder / COUNTERS, state | others)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Takes over the counters of a checkpoint, which are returned; one of an earlier smallchat may lack some."""
-        self._carried |= read_json(folder / COUNTERS)
-        self.totals |= self._carried["totals"]
-        return self._carried
-
-    def _begin_row(self) -> None:
-        self.window = dict.fromkeys(("loss", "correct", "supervised", "tokens", "padded", "flops"), 0.0)
-        self.seconds, self.wall = dict.fromkeys(SECONDS, 0.0), 0.0
+        """Takes over the counters of a checkpoint, and returns all that `save` wrote there."""
+        state: dict[str, Any] = read_json(folder / COUNTERS)
+        self.window, self.totals, self.wall, self.seconds = (state[k] for k in ("window", "totals", "wall", "seconds"))
+        return state
 
 
 class StepControl(TrainerCallback):
@@ -181,7 +178,8 @@ class StepControl(TrainerCallback):
         """Measures the untrained model first."""
         if state.global_step == 0:
             self.trainer.evaluate()
-        self.trainer.job.counters.restart()
+            self.trainer.job.counters.begin_row()
+        self.trainer.job.counters.start_clock()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Logs, evaluates and saves every so many steps; on a pause saves and stops."""

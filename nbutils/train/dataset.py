@@ -67,16 +67,13 @@ class TokenRows:
         lengths: np.ndarray = pc.list_value_length(self.rows.data.column("input_ids")).to_numpy()
         return lengths
 
-    def supervised_counts(self, token: int | None = None) -> np.ndarray:
-        """Labels of each row that the loss counts, (rows,), or only those that are `token`.
-
-        The first token is never predicted.
-        """
+    def supervised_counts(self) -> np.ndarray:
+        """Labels of each row that the loss counts, (rows,). The first token is never predicted."""
         counts = []
         ids_and_masks = (self.rows.data.column(name).chunks for name in ("input_ids", "supervised"))
         for ids, mask in zip(*ids_and_masks, strict=True):
             labels = self._labels(ids.flatten().to_numpy(), mask.flatten().to_numpy(zero_copy_only=False))
-            counted = labels != IGNORED if token is None else labels == token
+            counted = labels != IGNORED
             starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
             counted[starts] = False
             counts.append(np.add.reduceat(counted, starts, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""What is measured of a model: its exact loss, its replies to fixed prompts, and what it knows of control tokens."""
+"""What is measured of a model: its exact loss, its replies to fixed prompts, and how surely it ends them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from accelerate.utils import reduce
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chat_engine.generation import generate_replies
-from nbutils.core.chatml import IM_END, IM_START, PAD
+from nbutils.core.chatml import IM_END
 from nbutils.core.run.models import ModelRef
 from nbutils.train.batches import blocks_of
 from nbutils.train.dataset import TokenRows
@@ -75,22 +75,13 @@ def sample_replies(
 
 
 @torch.no_grad()
-def control_token_report(folder: Path, rows: TokenRows) -> dict[str, float]:
-    """Norm of each control token's output row, and the mean probability of `<|im_end|>` where a reply really ends.
-
-    Averaged over the ends of all replies of the first evaluation rows.
-    """
+def end_probability(folder: Path, rows: TokenRows) -> float:
+    """The mean probability of `<|im_end|>` where a reply really ends, over the first evaluation rows."""
     ref = ModelRef.parse(str(folder))
-    tokenizer, model = ref.raw_tokenizer(), ref.load().eval()
-    weight = model.get_output_embeddings().weight
-    tokens = (IM_START, IM_END, PAD)
-    report = {f"norm of {token}": weight[tokenizer.convert_tokens_to_ids(token)].norm().item() for token in tokens}
-    report["norm of all rows, mean"] = weight.norm(dim=1).mean().item()
-    end = tokenizer.convert_tokens_to_ids(IM_END)
+    model, end = ref.load().eval(), ref.raw_tokenizer().convert_tokens_to_ids(IM_END)
     odds: list[float] = []
     for row in range(min(REPORTED_ROWS, len(rows))):
         ids, labels = rows.tensors(np.array([row]))
         logits = model(input_ids=ids).logits[0, :-1].float()  # (T-1, V)
         odds += logits[labels[0, 1:] == end].softmax(dim=-1)[:, end].tolist()
-    report[f"probability of {IM_END} at the end of a reply"] = sum(odds) / max(1, len(odds))
-    return report
+    return sum(odds) / max(1, len(odds))

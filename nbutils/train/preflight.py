@@ -1,4 +1,4 @@
-"""What can be known to go wrong before an hour is spent: machine, disk, data, tokenizer, memory.
+"""What can be known to go wrong before an hour is spent: machine, disk, data, model.
 
 Each check is a function from facts to findings, so that it can be tested without the machine that it is about.
 """
@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.hardware import (
@@ -27,19 +25,16 @@ from nbutils.core.hardware import (
     nvidia_gpus,
     usable_gpus,
 )
-from nbutils.core.run.layout import Run, holds_model
+from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY
 from nbutils.core.text import size
-from nbutils.train.base import data_tokenizer
+from nbutils.train.base import data_tokenizer, weightless_base
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
-from nbutils.train.memory import GIB, memory_need, weight_bytes, weightless_base
 from nbutils.train.settings import OPTIMIZERS, TrainSettings, checked_trackers, precision_problem
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
-
-AMPERE = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -48,29 +43,6 @@ class Finding:
 
     level: str
     text: str
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the checks ask of a machine: torch's report, GPUs by `nvidia-smi`, bytes of free memory and disk."""
-
-    report: DeviceReport
-    listed: tuple[Gpu, ...]
-    memory: int
-    disk: int
-
-    @property
-    def usable(self) -> tuple[Gpu, ...]:
-        """GPUs that training can use."""
-        return usable_gpus(self.report.gpus)
-
-
-def this_machine(run: Path) -> Machine:
-    """Facts of this machine. torch is asked in a child process, and only where `nvidia-smi` lists a GPU."""
-    listed = nvidia_gpus()
-    report = child_report() if listed else DeviceReport(cores=os.cpu_count() or 1)
-    folder = next(parent for parent in (run, *run.parents) if parent.is_dir())
-    return Machine(report, listed, psutil.virtual_memory().available, shutil.disk_usage(folder).free)
 
 
 # ---- all of them
@@ -104,99 +76,78 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
     data = Run(settings.run_path).rows
     ready = (data / "summary.json").is_file()
     attempt(lambda: checked_trackers(settings.report_to))
-    machine = attempt(lambda: this_machine(settings.run_path))
-    tokenizer = attempt(lambda: data_tokenizer(settings, data) if ready else _base_tokenizer(settings))
-    model = attempt(lambda: weightless_base(settings, len(tokenizer or ())))
-    if machine:
-        yield from device_findings(settings, machine)
-    if model:
+    listed = nvidia_gpus()  # torch is asked in a child process, and only where there is a GPU
+    if machine := attempt(lambda: child_report() if listed else DeviceReport(cores=os.cpu_count() or 1)):
+        yield from device_findings(settings, machine, listed)
+    tokenizer = None  # `tiny` has none before notebook 01
+    if ready or settings.base_model != TINY:
+        tokenizer = attempt(lambda: data_tokenizer(settings, data) if ready else settings.base_ref.tokenizer())
+    if model := attempt(lambda: weightless_base(settings, len(tokenizer or ()))):
         yield Finding(FINE, f"The base model {settings.base_model} has {model.num_parameters():,} parameters.")
-    if machine and model:
-        yield from disk_findings(settings, model, machine.disk)
-    if tokenizer:
-        yield from tokenizer_findings(tokenizer)
-    longest = settings.max_length
-    if tokenizer and ready and (rows := attempt(lambda: TokenRows.for_training(data, settings, tokenizer))):
-        longest = int(rows.lengths().max())
-        yield from attempt(lambda: list(data_findings(settings, rows, data / "eval", tokenizer))) or ()
-    elif not ready:
+        yield disk_finding(settings, model)
+    if not ready:
         yield Finding(
             LATER,
             f"{shown(data)} is not there yet, so its rows, their supervision and the number of steps cannot be "
             "checked; run notebook 01, then this again.",
         )
-    if machine and model:
-        yield memory_finding(settings, model, longest, machine)
+    elif tokenizer:
+        yield from attempt(lambda: list(data_findings(settings, data, tokenizer))) or ()
     yield from dict.fromkeys(failed)  # a base that cannot be had fails twice in the same words
 
 
 # ---- each of them
 
 
-def device_findings(settings: TrainSettings, machine: Machine) -> Iterator[Finding]:
-    """Which device, precision and number of processes the run gets, and what stands against it."""
-    usable, report = machine.usable, machine.report
+def device_findings(settings: TrainSettings, machine: DeviceReport, listed: tuple[Gpu, ...]) -> Iterator[Finding]:
+    """Which device, precision and number of processes the run gets, and what prevents it; `listed` by `nvidia-smi`."""
+    usable = usable_gpus(machine.gpus)
     precision = choose_precision(settings.precision, usable)
-    processes = choose_processes(settings.processes, report.gpus, report.cores)
+    processes = choose_processes(settings.processes, machine.gpus, machine.cores)
     names = " and ".join(sorted({gpu.name for gpu in usable})) or "the CPU"
     yield Finding(FINE, f"Training runs on {names} in {precision}, {counted(processes, 'process')}.")
-    if not usable:
-        yield from _why_the_cpu(machine)
-        if processes > report.cores:
-            cores = counted(report.cores, "core")
-            yield Finding(NOTE, f"{processes} processes share {cores}; set processes to 0 for a fit.")
-    elif processes > len(usable):
+    if usable and processes > len(usable):
         yield Finding(
             STOP,
             f"processes is {processes}, but this machine has {counted(len(usable), 'usable GPU')}; set processes to "
             "that number, or to 0 for all of them.",
         )
-    if problem := precision_problem(precision, settings.optimizer, usable):
-        yield Finding(STOP, problem)
-    older = [gpu.name for gpu in usable if gpu.capability < AMPERE]
-    if precision == "bf16" and older:
-        yield Finding(NOTE, f"precision is bf16, which {older[0]} only emulates, slowly; auto takes fp16.")
-
-
-def _why_the_cpu(machine: Machine) -> Iterator[Finding]:
-    report = machine.report
-    for gpu in report.gpus:
-        capability = ".".join(map(str, gpu.capability))
+    if machine.gpus and not usable:
         yield Finding(
             NOTE,
-            f"{gpu.name} (capability {capability}) is too old for this torch, which has kernels from 7.0 on; "
-            "training falls back to the CPU. On Kaggle choose T4 x2.",
+            f"{machine.gpus[0].name} is too old for this torch, which has kernels from capability 7.0 on; training "
+            "falls back to the CPU. On Kaggle choose T4 x2.",
         )
-    if machine.listed and not report.gpus:
-        build = f"was built for CUDA {report.cuda_build}" if report.cuda_build else "has no CUDA in it"
+    if listed and not machine.gpus:
+        build = f"was built for CUDA {machine.cuda_build}" if machine.cuda_build else "has no CUDA in it"
         yield Finding(
             STOP,
-            f"nvidia-smi lists {machine.listed[0].name}, but torch {report.torch} {build} and sees no GPU; "
+            f"nvidia-smi lists {listed[0].name}, but torch {machine.torch} {build} and sees no GPU; "
             "install a torch built for this driver, or set CUDA_VISIBLE_DEVICES right.",
         )
+    if problem := precision_problem(precision, settings.optimizer, usable):
+        yield Finding(STOP, problem)
 
 
-def disk_findings(settings: TrainSettings, model: PreTrainedModel, free: int) -> Iterator[Finding]:
+def disk_finding(settings: TrainSettings, model: PreTrainedModel) -> Finding:
     """Whether the disk holds the checkpoints that are kept, one more while it is written, base and final model."""
-    run, weights = Run(settings.run_path), weight_bytes(model)
+    folder, weights = settings.run_path, 4 * model.num_parameters()  # in float32
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir())).free
     checkpoint = weights * (1 + OPTIMIZERS[settings.optimizer])
-    models = 1 if holds_model(run.base) else 2
-    needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + models * weights))
-    there = sum(file.stat().st_size for file in run.checkpoints_folder.rglob("*") if file.is_file())
+    needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + 2 * weights))
+    there = sum(file.stat().st_size for file in Run(folder).training.rglob("*") if file.is_file())
     text = (
         f"{settings.checkpoints_kept + 1} checkpoints of {size(checkpoint)} and the models need {size(needed)}; the "
-        f"disk of {shown(settings.run_path)} has {size(free)} free"
+        f"disk of {shown(folder)} has {size(free)} free"
     )
     if needed <= free + there:
-        yield Finding(FINE, f"{text}.")
-    else:
-        yield Finding(STOP, f"{text}; free some, lower checkpoints_kept, or choose another run_dir.")
+        return Finding(FINE, f"{text}.")
+    return Finding(STOP, f"{text}; free some, lower checkpoints_kept, or choose another run_dir.")
 
 
-def data_findings(
-    settings: TrainSettings, rows: TokenRows, held_out: Path, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Finding]:
-    """What the tokenised rows hold: optimizer steps, supervision, and the stop token inside the mask."""
+def data_findings(settings: TrainSettings, data: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """What the tokenised rows hold: optimizer steps and supervision."""
+    rows = TokenRows.for_training(data, settings, tokenizer)
     supervised, total, plan = rows.supervised_counts(), len(rows), BatchPlan.of(rows, settings)
     steps = plan.total_steps(settings.epochs, settings.max_steps)
     yield Finding(FINE, f"The run takes {steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.")
@@ -208,61 +159,8 @@ def data_findings(
         yield Finding(STOP, f"{text}: there is nothing to learn; set supervise to all, or look at the data.")
     elif without:
         yield Finding(NOTE, f"{text}; they cost time and teach nothing.")
-    end = tokenizer.convert_tokens_to_ids(IM_END)
-    if not settings.supervise_end:
-        yield Finding(NOTE, f"supervise_end is false: the loss leaves {IM_END} out, so replies will not stop.")
-    elif unended := int((rows.counting("assistant").supervised_counts(end) == 0).sum()):
-        yield Finding(
-            STOP if unended == total else NOTE,
-            f"{unended:,} of {total:,} training conversations have no supervised {IM_END}: the model would not learn "
-            "to stop; run notebook 01 again.",
-        )
-    else:
-        yield Finding(FINE, f"Every training conversation has {IM_END} inside its supervised part.")
-    if not TokenRows.load(held_out, "assistant").supervised_counts().sum():
+    if not TokenRows.load(data / "eval", "assistant").supervised_counts().sum():
         yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
-
-
-def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """Whether the stop token is the end of a reply, and padding is another token."""
-    end, eos, pad = tokenizer.convert_tokens_to_ids(IM_END), tokenizer.eos_token_id, tokenizer.pad_token_id
-    if eos != end:
-        yield Finding(STOP, f"The tokenizer's eos is {tokenizer.eos_token!r}, not {IM_END}: replies would not stop.")
-    if pad is None or pad == eos:
-        what = "has no pad token" if pad is None else f"pads with its eos, {tokenizer.pad_token!r}"
-        yield Finding(STOP, f"The tokenizer {what}; run notebook 01 again, which adds one of its own.")
-    elif eos == end:
-        yield Finding(FINE, f"eos is {IM_END}, and padding is another token ({tokenizer.pad_token}).")
-
-
-def memory_finding(settings: TrainSettings, model: PreTrainedModel, longest: int, machine: Machine) -> Finding:
-    """Whether a process's predicted memory fits the device; `longest` is the longest row in tokens."""
-    usable, report = machine.usable, machine.report
-    processes = choose_processes(settings.processes, report.gpus, report.cores)
-    half = choose_precision(settings.precision, usable) != "fp32"
-    tokens = max(settings.tokens_per_microbatch, longest)
-    need = memory_need(model, tokens, half=half, processes=processes, optimizer=settings.optimizer)
-    if usable:
-        smallest = min(usable, key=lambda gpu: gpu.memory_gib)
-        there, where = smallest.memory_gib * GIB, f"{smallest.name} has {smallest.memory_gib:.1f} GiB"
-    else:
-        there = machine.memory / processes
-        where = f"{machine.memory / GIB:.1f} GiB are free for {counted(processes, 'process')}"
-    text = f"A process is predicted to take {need.total / GIB:.1f} GiB at its peak; {where}."
-    if need.total <= 0.9 * there:
-        return Finding(FINE, text)
-    advice = (
-        f" Lower tokens_per_microbatch: {tokens:,} tokens take {need.activations / GIB:.1f} GiB of it."
-        if need.states < 0.8 * there
-        else " The model and the optimizer alone are too much: choose a smaller base_model."
-    )
-    # A prediction is a fifth off at times: only what is far too much stops a run.
-    return Finding(STOP if need.total > 1.2 * there else NOTE, text + advice)
-
-
-def _base_tokenizer(settings: TrainSettings) -> PreTrainedTokenizerBase | None:
-    """Before notebook 01 the base's own; None for `tiny`, whose own is not trained yet."""
-    return None if settings.base_model == TINY else settings.base_ref.tokenizer()
 
 
 def counted(number: int, word: str) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import html
-import math
 import os
 import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import FrameType
@@ -29,10 +27,8 @@ from nbutils.core.training_log import LOG
 from nbutils.train.preflight import counted
 from nbutils.train.settings import TrainSettings
 
-COLOURS = "background:#2f81f733;border-bottom:2px solid #2f81f7;text-decoration:none"
-
-LEAST_STEPS = 3
-"""Steps of a run before its time left is forecast: the first is a warm-up, and one more says little."""
+SHOWN_TOKENS = 160
+"""Of the conversation that notebook 02 shows."""
 
 UNREACHED = (
     "The training processes could not reach each other{}; set processes to 1, or check that the loopback interface is "
@@ -40,32 +36,16 @@ UNREACHED = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a training session ended: `done` or `paused`, and at which optimizer step of how many."""
-
-    status: str
-    step: int
-    steps: int
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the stage's record says about it."""
-        facts: dict[str, Any] = {"step": self.step, "steps": self.steps, "fraction": round(self.step / self.steps, 4)}
-        facts["made"] = f"step {self.step:,} of {self.steps:,}"
-        if self.status == "paused":
-            facts["how_to_continue"] = "run the same command, or this notebook, again"
-        return facts
-
-
-def run_training(settings: TrainSettings, folder: Path) -> Outcome:
+def run_training(settings: TrainSettings, folder: Path) -> dict[str, Any]:
     """Trains in child processes; prints a line per log step and redraws the live loss curve in Jupyter.
 
-    Running it again resumes from the newest valid checkpoint by itself.
+    Running it again resumes from the newest valid checkpoint by itself. Returns what the stage's record says about it:
+    `done` or `paused`, and at which optimizer step of how many.
     """
     pause.clear(settings.run_path)
-    figure, outlook = LiveFigure(), Outlook(settings.budget_minutes)
+    figure = LiveFigure()
     rows: list[Event] = []
+    first: Event = {}
     last: Event = {}
     steps = 0
     with closing(events_of(settings, folder)) as events:
@@ -75,13 +55,23 @@ def run_training(settings: TrainSettings, folder: Path) -> Outcome:
             if event["event"] == "started":  # what earlier sessions logged is part of the curve
                 steps = figure.steps = event["steps"]
                 rows = read_jsonl(folder / LOG)
-            for line in outlook.lines(event, steps):
+            line = line_of(event, steps)
+            if event.get("kind") == "train":
+                first = first or event  # a warm-up: time is counted from its end
+                if taken := event["step"] - first["step"]:
+                    seconds = (steps - event["step"]) * (event["elapsed"] - first["elapsed"]) / taken
+                    line += f"  about {duration(seconds)} left"
+            if line:
                 print(line, flush=True)
             if event["event"] == "metric":
                 rows.append(event)
                 figure.update(rows)
     figure.update(rows, now=True)
-    return Outcome("done" if last["event"] == "finished" else "paused", last["step"], last["steps"])
+    step = last["step"]
+    facts = {"step": step, "steps": steps, "fraction": round(step / steps, 4), "made": f"step {step:,} of {steps:,}"}
+    if last["event"] == "finished":
+        return facts | {"status": "done"}
+    return facts | {"status": "paused", "how_to_continue": "run the same command, or this notebook, again"}
 
 
 def events_of(settings: TrainSettings, folder: Path) -> Generator[Event, None, None]:
@@ -143,43 +133,6 @@ def _interrupts(run: Path, program: Torchrun) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-class Outlook:
-    """The lines about a running session, with the time that it still needs."""
-
-    def __init__(self, budget_minutes: float) -> None:
-        self.budget_minutes, self.began = budget_minutes, float(os.environ.get(STARTED) or time.time())
-        self._first: Event | None = None
-        self._said = False
-
-    def lines(self, event: Event, steps: int) -> Iterator[str]:
-        """The line about an event, and once, as soon as there is one, the forecast with the sessions that it takes."""
-        seconds = self._seconds_left(event, steps)
-        left = f"about {duration(seconds)} left"
-        if line := line_of(event, steps):
-            yield f"{line}  {left}" if seconds else line
-        if seconds and not self._said:
-            self._said = True
-            yield f"Forecast: {left}{self._sessions(seconds)}."
-
-    def _seconds_left(self, event: Event, steps: int) -> float:
-        if event.get("kind") != "train":
-            return 0.0
-        self._first = self._first or event
-        taken = event["step"] - self._first["step"]
-        if event["step"] < LEAST_STEPS or not taken:
-            return 0.0
-        return float((steps - event["step"]) * (event["elapsed"] - self._first["elapsed"]) / taken)
-
-    def _sessions(self, seconds: float) -> str:
-        budget = 60 * self.budget_minutes
-        if not budget:
-            return ""
-        sessions = math.ceil((time.time() - self.began + seconds) / budget)
-        if sessions == 1:
-            return f"; it ends in this session of {duration(budget)}"
-        return f": {sessions} sessions of {duration(budget)}, this one included"
-
-
 def line_of(event: Event, steps: int) -> str:
     """One line for people about an event, empty for those that need none."""
     match event.get("kind", event["event"]):
@@ -210,27 +163,28 @@ def line_of(event: Event, steps: int) -> str:
     return ""
 
 
-def supervised_text(tokenizer: Any, input_ids: Sequence[int], supervised: Sequence[bool], limit: int = 160) -> HTML:
-    """One conversation as the model reads it, up to `limit` tokens; what the loss counts is marked."""
-    pieces = []
-    pairs = list(zip(input_ids, supervised, strict=True))[:limit]
+def supervised_text(tokenizer: Any, input_ids: Sequence[int], supervised: Sequence[bool]) -> HTML:
+    """The first tokens of a conversation as the model reads it; what the loss counts is marked."""
+    body = f"{sum(supervised)} of {len(supervised)} tokens are supervised (marked).\n\n"
+    pairs = list(zip(input_ids, supervised, strict=True))[:SHOWN_TOKENS]
     for marked, run in groupby(pairs, key=lambda pair: pair[1]):
-        text = html.escape(tokenizer.decode([int(token) for token, _ in run])).replace("\n", "<br>")
-        pieces.append(f'<ins style="{COLOURS}">{text}</ins>' if marked else text)
-    more = f"<br>… and {len(input_ids) - limit} more tokens" if len(input_ids) > limit else ""
-    share = f"{sum(map(bool, supervised))} of {len(supervised)} tokens are supervised (marked)."
-    body = "".join(pieces) + more
-    return HTML(f'<p>{share}</p><div style="font-family:monospace;line-height:1.7;max-width:60em">{body}</div>')
+        text = html.escape(tokenizer.decode([int(token) for token, _ in run]))
+        body += f"<mark>{text}</mark>" if marked else text
+    return HTML(f'<pre style="white-space:pre-wrap">{body}{" …" * (len(supervised) > SHOWN_TOKENS)}</pre>')
 
 
 def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
     """The replies of the untrained and of the trained model to the same prompts, side by side and in full."""
     if not samples:
         return HTML("<p>There are no sample replies yet.</p>")
-    first, last = min(s["step"] for s in samples), max(s["step"] for s in samples)
-    table = {f"step {step}": {s["prompt"]: _cell(s) for s in samples if s["step"] == step} for step in (first, last)}
+    table: dict[str, dict[str, str]] = {f"step {samples[at]['step']}": {} for at in (0, -1)}
+    for sample in samples:
+        if (column := f"step {sample['step']}") in table:
+            table[column][sample["prompt"]] = (sample["reply"] or "(nothing)") + (
+                "" if sample["ended"] else " …(never ends)"
+            )
     with pd.option_context("display.max_colwidth", None):
-        return HTML(pd.DataFrame(table).rename_axis("prompt").reset_index().to_html(index=False, justify="left"))
+        return HTML(pd.DataFrame(table).to_html(justify="left"))
 
 
 def plain_against_worker(
@@ -240,16 +194,11 @@ def plain_against_worker(
 
     `difference` is the larger of the two relative differences.
     """
-    logged = {row["step"]: row for row in rows if row["kind"] == "train"}
-    table = []
-    for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-        if row := logged.get(step):
-            off = max(abs(loss / row["loss"] - 1), abs(norm / row["grad_norm"] - 1))
-            table.append((step, loss, row["loss"], norm, row["grad_norm"], off))
-    columns = ["step", "loss, plain loop", "loss, worker", "gradient norm, plain loop", "gradient norm, worker"]
-    return pd.DataFrame(table, columns=[*columns, "difference"]).set_index("step")
-
-
-def _cell(sample: dict[str, Any]) -> str:
-    text = sample["reply"] or "(nothing)"
-    return text + ("" if sample["ended"] else " …(never ends)")
+    logged = pd.DataFrame(rows, columns=["kind", "step", "loss", "grad_norm"])
+    worker = logged[logged.kind == "train"].set_index("step")
+    table = pd.DataFrame({"loss, plain loop": losses, "gradient norm, plain loop": norms})
+    table.index = pd.RangeIndex(1, len(table) + 1, name="step")
+    table.insert(1, "loss, worker", worker.loss)
+    table["gradient norm, worker"] = worker.grad_norm
+    ratios = table.iloc[:, [0, 2]].to_numpy() / table.iloc[:, [1, 3]].to_numpy()
+    return table.assign(difference=abs(ratios - 1).max(axis=1)).dropna()

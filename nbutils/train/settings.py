@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import Gpu
 from nbutils.core.run.models import ModelRef, files_of
-from nbutils.core.settings import OUTSIDE, STEERING, Seed, nearest
+from nbutils.core.settings import OUTSIDE, STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
 
 OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
@@ -108,15 +108,14 @@ class TrainSettings(BaseSettings):
 
 
 def checked_trackers(names: list[str]) -> list[str]:
-    """The trackers if each is known to transformers and its package installed; UserError otherwise."""
+    """The trackers if transformers knows each and its package is installed; UserError otherwise."""
     from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise UserError(f"report_to: there is no tracker '{name}'.{nearest(name, [*INTEGRATION_TO_CALLBACK])}")
-        if name not in get_available_reporting_integrations():
-            raise UserError(f"report_to: the package of '{name}' is not installed; `pip install {name}` adds it.")
+    installed = get_available_reporting_integrations()
+    if missing := set(names) - set(installed):
+        raise UserError(
+            f"report_to: no tracker {', '.join(sorted(missing))} is installed ({', '.join(installed) or 'none'} is)."
+        )
     return names
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,13 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.run.checkpoints import Checkpoint, prune
 from nbutils.core.run.layout import Run
-from nbutils.core.text import size
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepBatch, StepLoader
 from nbutils.train.control import Budget, Counters, Records, StepControl, flops_of
 from nbutils.train.dataset import Microbatch, TokenRows
 from nbutils.train.evaluation import exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
-from nbutils.train.settings import OPTIMIZERS, TrainSettings
+from nbutils.train.settings import TrainSettings
 
 NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
@@ -155,7 +153,7 @@ class SmallchatTrainer(SFTTrainer):
     def _stop_on_nonfinite(self, what: str, mine: list[np.ndarray]) -> None:
         """Raises the same sentence on every rank, with the rows of the micro-batches that each rank gives."""
         rows = sorted(gather_object([int(row) for rows in mine for row in rows]))
-        named = ", ".join(map(str, rows[:NAMED_ROWS])) + (" …" if len(rows) > NAMED_ROWS else "")
+        named = ", ".join(map(str, rows[:NAMED_ROWS]))
         raise UserError(
             f"The {what} of step {self.state.global_step + 1} is not a finite number, so training stopped before the "
             f"update; the last checkpoint is whole. Lower the learning rate, or look at rows {named} of data/train."
@@ -243,8 +241,6 @@ class SmallchatTrainer(SFTTrainer):
     def _write(self, checkpoint: Checkpoint) -> None:
         if self.is_world_process_zero():
             checkpoint.partial.mkdir(parents=True, exist_ok=True)
-            copies = 1 + OPTIMIZERS[self.job.settings.optimizer]
-            check_room(checkpoint.partial, copies * sum(p.nbytes for p in self.model.parameters()))
         folder = str(checkpoint.partial)
         self.save_model(folder, _internal_call=True)
         self._save_optimizer_and_scheduler(folder)
@@ -257,13 +253,6 @@ class SmallchatTrainer(SFTTrainer):
     def _seal(self, checkpoint: Checkpoint) -> None:
         if self.is_world_process_zero():
             checkpoint.seal(self.job.identity, {"step": self.state.global_step, "world_size": self.args.world_size})
-
-
-def check_room(folder: Path, needed: int) -> None:
-    """OSError where so many bytes do not fit on the disk of a folder with a tenth to spare."""
-    free = shutil.disk_usage(folder).free
-    if free < 1.1 * needed:
-        raise OSError(errno.ENOSPC, f"{size(free)} are free, a checkpoint needs {size(1.1 * needed)}")
 
 
 def disk_is_full(error: Exception) -> bool:

@@ -113,7 +113,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     eval_rows = TokenRows.load(data / "eval", "assistant")
     job = Job(settings, identity, loader, eval_rows, records, Budget(requested, settings.budget_minutes))
     if checkpoint:
-        job.budget.slowest |= job.counters.load(checkpoint.path).get("slowest", {})
+        job.budget.slowest |= job.counters.load(checkpoint.path)["slowest"]
         if checkpoint.manifest["world_size"] != world:
             records.progress("warning", message="Resumed with another number of processes: not bit-identical.")
     trainer = SmallchatTrainer(model, tokenizer, args, job)
@@ -169,16 +169,14 @@ def _announce(trainer: SmallchatTrainer, steps: int) -> None:
         "world_size": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
-        "parameters": trainer.model.num_parameters(),
         "steps": steps,
         "steps_per_epoch": len(loader),
         "microbatches_per_step": round(dealt / len(loader), 2),
     }
-    eval_hash = read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash")
-    data = {"data_key": job.identity["data"], "eval_hash": eval_hash}
     if records.active:
+        eval_hash = read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash")
         given = {"schema": 1, "settings": settings.model_dump(mode="json"), "machine": machine()}
-        write_json(records.folder / "settings.json", given | {"derived": derived, "data": data})
+        write_json(records.folder / "settings.json", given | {"derived": derived, "data": {"eval_hash": eval_hash}})
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"session": records.session, "step": loader.first_step, "world_size": args.world_size, "time": now}
     made_with = {"supervise": settings.supervise, "versions": versions()}

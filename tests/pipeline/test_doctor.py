@@ -40,7 +40,7 @@ def test_before_notebook_01_it_says_what_cannot_be_checked_yet(profile, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "later  " in done.stdout and "run notebook 01, then this again" in done.stdout
-    assert "The base model tiny has" in done.stdout and "disk of" in done.stdout and "GiB at its peak" in done.stdout
+    assert "The base model tiny has" in done.stdout and "disk of" in done.stdout
     assert done.stdout.splitlines()[-1] == "Nothing stands against this run, as far as it can be checked yet."
     assert not (tmp_path / "run").exists()  # a look changes nothing
 
@@ -48,15 +48,12 @@ def test_before_notebook_01_it_says_what_cannot_be_checked_yet(profile, tmp_path
 def test_every_problem_is_listed_at_once_and_the_status_says_so(doctor, profile, tmp_path):
     run = tmp_path / "run"
     data_folder(run, train=30)
-    config = read_json(run / "data" / "tokenizer" / "tokenizer_config.json")
-    write_json(run / "data" / "tokenizer" / "tokenizer_config.json", config | {"pad_token": "<|im_end|>"})
     options = ("precision=fp16", "report_to=[tensorbord]")
     status, out = doctor(profile, run, *(word for option in options for word in ("-p", option)))
-    assert status == 1 and "3 problems would stop this run or spoil it:" in out
+    assert status == 1 and "2 problems would stop this run or spoil it:" in out
     for text in (
-        "report_to: there is no tracker 'tensorbord'. Did you mean 'tensorboard'?",
+        "report_to: no tracker tensorbord is installed (",
         "precision is fp16, but training runs on the CPU",
-        "The tokenizer pads with its eos",
     ):
         assert f"  STOP  {text}" in out, text
 
@@ -83,21 +80,20 @@ def test_a_base_that_cannot_be_had_is_one_problem(doctor, profile, tmp_path):
     assert status == 1 and "1 problem would stop" in out and "HF_HUB_OFFLINE is set" in out
 
 
-@pytest.mark.parametrize("own_data", [pytest.param(False, marks=pytest.mark.soak), True])
-def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path, own_data):
+def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path):
     run = tmp_path / "run"
-    if own_data:
-        data_folder(run, train=40)
     status, out = doctor(profile, run, "--overfit")
     assert status == 0, out
     assert "4 of 4 replies came out word for word, each stopping by itself" in out
-    assert "Learned by heart: tiny." in out
+    assert "tiny learned by heart: the loss came down to" in out
     assert not (run / "train").exists()
 
 
-def test_a_set_up_that_cannot_learn_is_told(tmp_path):
+def test_a_set_up_that_cannot_learn_is_told(tmp_path, monkeypatch):
     from tests.train.runs import small_settings
 
-    found = overfit.overfit(small_settings(tmp_path / "run", processes=1), learning_rate=1e-6, max_steps=5)
+    monkeypatch.setattr(overfit, "RATE", {True: 1e-6})
+    monkeypatch.setattr(overfit, "STEPS", {True: 5})
+    found = overfit.overfit(small_settings(tmp_path / "run", processes=1))
     stops = " ".join(finding.text for finding in found if finding.level == "STOP")
     assert "below 0.1 is needed" in stops and "of 4 replies came out word for word" in stops and "for example" in stops

@@ -187,7 +187,7 @@ def test_an_interrupt_while_a_line_is_printed_is_a_pause(fake_worker, monkeypatc
     interrupt_on(monkeypatch, 2)
     before = signal.getsignal(signal.SIGINT)
     outcome = training.run_training(settings, folder)
-    assert outcome == training.Outcome("paused", 3, 9)
+    assert (outcome["status"], outcome["step"], outcome["made"]) == ("paused", 3, "step 3 of 9")
     assert capsys.readouterr().out.count("Pausing: a checkpoint is being written. Interrupt again") == 1
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -11,7 +11,7 @@ from tests.metrics.histories import history_rows, session
 from tests.train.runs import small_settings
 
 
-def test_a_resumed_run_shows_its_earlier_curve_and_the_planned_steps(tmp_path, monkeypatch):
+def test_a_resumed_run_shows_its_earlier_curve_and_the_planned_steps(tmp_path, monkeypatch, capsys):
     earlier, folder = history_rows(30), tmp_path / "train"
     later = [row for row in history_rows(60)[1:] if row["step"] > 300]
     started = {"event": "started", "step": 300, "steps": 900, "world_size": 2, "device": "cpu", "precision": "fp32",
@@ -29,7 +29,9 @@ def test_a_resumed_run_shows_its_earlier_curve_and_the_planned_steps(tmp_path, m
 
     monkeypatch.setattr(run, "events_of", events)
     monkeypatch.setattr(charts.LiveFigure, "update", lambda self, rows, **_: drawn.append((self.steps, list(rows))))
-    run.run_training(small_settings(tmp_path), folder)
+    outcome = run.run_training(small_settings(tmp_path), folder)
+    assert (outcome["status"], outcome["step"], outcome["fraction"]) == ("paused", 600, 0.6667)
+    assert "about 27 seconds left" in capsys.readouterr().out.splitlines()[-3]  # 300 steps of 0.09 s
     steps, rows = drawn[-1]
     history = History.of(rows)
     assert steps == 900 and history.resumes == [300]

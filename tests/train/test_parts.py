@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 
@@ -14,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, write_json
+from nbutils.core.files import read_json, read_jsonl
 from nbutils.core.run import checkpoints
 from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.train import arguments, control
@@ -23,7 +22,7 @@ from nbutils.train.control import Budget, Counters, Records, flops_of, pause_req
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
 from nbutils.train.settings import TrainerOptions, TrainSettings, checked_trackers
-from nbutils.train.trainer import CountingScaler, check_room, disk_is_full
+from nbutils.train.trainer import CountingScaler
 from tests.builders import data_folder
 from tests.train.runs import small_settings
 
@@ -110,13 +109,6 @@ def test_a_newer_schema_is_named(tmp_path):
         checkpoints.newest_whole(tmp_path)
 
 
-def test_no_room_is_a_full_disk(tmp_path):
-    check_room(tmp_path, 1)
-    with pytest.raises(OSError, match="GiB are free, a checkpoint needs") as caught:
-        check_room(tmp_path, shutil.disk_usage(tmp_path).free)
-    assert disk_is_full(caught.value) and not disk_is_full(OSError("no such file"))
-
-
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_scaler_counts_skipped_steps_and_keeps_the_count(fused):
     """With accelerate's own optimizer wrapper, as in training; the scaler is torch's, on the CPU."""
@@ -161,8 +153,7 @@ def test_every_option_is_one_of_sftconfig_that_smallchat_does_not_set(tmp_path, 
     made: dict[str, object] = {}
     options = TrainerOptions.__annotations__.keys()
     monkeypatch.setattr(arguments, "Arguments", lambda **options: made.update(options))
-    for changes in ({}, {"max_steps": 0}):
-        arguments.trainer_arguments(small_settings(tmp_path, **changes), tmp_path)
+    arguments.trainer_arguments(small_settings(tmp_path), tmp_path)
     assert {"optim", "max_steps", "num_train_epochs"} < made.keys()
     assert made.keys() & options <= {arguments.CHECKPOINTING}
     newer = {"activation_checkpointing", "project"}
@@ -173,11 +164,10 @@ def test_trackers_are_checked_by_name_and_package(monkeypatch):
     from transformers import integrations
 
     assert checked_trackers([]) == []
-    with pytest.raises(UserError, match="Did you mean 'tensorboard'"):
-        checked_trackers(["tensorbord"])
-    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: [])
-    with pytest.raises(UserError, match="`pip install trackio` adds it"):
-        checked_trackers(["trackio"])
+    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: ["wandb"])
+    assert checked_trackers(["wandb"]) == ["wandb"]
+    with pytest.raises(UserError, match="no tracker trackio is installed \\(wandb is"):
+        checked_trackers(["trackio", "wandb"])
 
 
 def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
@@ -210,7 +200,7 @@ def clock(monkeypatch) -> list[float]:
 
 def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
     first = Counters()
-    first.restart()
+    first.start_clock()
     clock[0] += 3.0
     first.count_step(step_batch(), 1.0, 1.0, 0.0)
     first.add("forward_backward", 2.5)
@@ -221,7 +211,7 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
     second = Counters()
     assert second.load(tmp_path)["slowest"] == {"step": 3.0}
     clock[0] += 20.0  # start-up
-    second.restart()
+    second.start_clock()
     clock[0] += 1.0
     second.count_step(step_batch(), 1.0, 1.0, 0.0)
     second.add("forward_backward", 0.5)
@@ -231,25 +221,12 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, clock):
     assert row["seconds"]["forward_backward"] == 3.0 and row["seconds"]["optimizer"] == 1.0
 
 
-def test_a_checkpoint_of_an_earlier_smallchat_is_resumed(tmp_path, clock):
-    """Its counters knew neither of seconds nor of the slowest step, and counted more."""
-    window = {"loss": 2.0, "correct": 1.0, "supervised": 10.0, "tokens": 60.0, "padded": 80.0, "old": 1.0}
-    totals = {"supervised_tokens": 10, "total_tokens": 60, "elapsed": 3.0}
-    write_json(tmp_path / "counters.json", {"window": window, "totals": totals})
-    counters = Counters()
-    assert "slowest" not in counters.load(tmp_path)
-    counters.restart()
-    clock[0] += 1.0
-    counters.count_step(step_batch(), 1.0, 1.0, 0.0)
-    row = counters.row()
-    assert (row["loss"], row["total_tokens"], row["elapsed"]) == (3.0 / 20, 120, 4.0)
-
-
 def test_the_evaluation_before_the_first_step_is_no_part_of_its_row(clock):
     counters = Counters()
     counters.add("evaluation", 7.0)
     clock[0] += 7.0
-    counters.restart()
+    counters.begin_row()
+    counters.start_clock()
     clock[0] += 2.0
     counters.count_step(step_batch(), 1.0, 1.0, 0.0)
     row = counters.row()
