@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from nbutils.core.errors import UserError
+from nbutils.pipeline.display import silence
 
 COMMANDS = {
-    "run": ("nbutils.pipeline.command", "run the notebooks of a profile"),
+    "run": ("nbutils.pipeline.run", "run the notebooks of a profile"),
     "chat": ("nbutils.chat.terminal", "talk to a model in the terminal"),
     "doctor": ("nbutils.pipeline.doctor", "check machine, parameters, data and model"),
     "settings": ("nbutils.pipeline.settings_command", "write the training worker's SETTINGS.json"),
@@ -37,6 +37,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader has gone (`| head`): nothing more can be said, and flushing at exit must not fail over it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return 141

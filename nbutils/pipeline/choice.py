@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.decide import Action, Policy, StageState, decide, inspect
 from nbutils.core.run.stage import upstream_problem
-from nbutils.core.run.state import State, in_short
+from nbutils.core.run.state import State
 from nbutils.core.settings import nearest
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import Plan, Planned
-
-LOOK = "look again"
-"""For a stage whose state depends on what a stage before it, which runs first, will make."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +39,16 @@ class Options:
 def chosen(plan: Plan, options: Options) -> list[Planned]:
     """The stages that --only, --from and --until leave. UserError for a name that is no stage with a notebook."""
     names = [planned.stage.name for planned in plan.stages]
-    start, until = options.only or options.start, options.only or options.until
-    for name in (options.only, options.start, options.until):
-        if name is not None and name not in names:
+    for name in filter(None, (options.only, options.start, options.until)):
+        if name not in names:
             raise UserError(
                 f"There is no stage '{name}' here; the stages are {', '.join(names)}.{nearest(name, names)}"
             )
-    if options.until and options.only:
-        raise UserError("--until goes alone or with --from, not with --only, which is one stage already.")
-    if options.until and options.start and names.index(options.until) < names.index(options.start):
-        raise UserError(f"--until {options.until} comes before --from {options.start}, so that nothing would run.")
-    return plan.stages[names.index(start) if start else 0 : names.index(until) + 1 if until else None]
+    first = names.index(options.only or options.start or names[0])
+    last = min(names.index(options.only or names[-1]), names.index(options.until or names[-1]))
+    if last < first:
+        raise UserError(f"--until {names[last]} comes before {names[first]}, so that nothing would run.")
+    return plan.stages[first : last + 1]
 
 
 def asks_first(picked: list[Planned], options: Options) -> StageState | None:
@@ -67,13 +62,6 @@ def asks_first(picked: list[Planned], options: Options) -> StageState | None:
 
 def explain(plan: Plan, options: Options, display: Display) -> int:
     """Prints for each stage what a run would do with it, and why. It decides as the run does, and executes nothing."""
-    for name, action, reason in foreseen(plan, options):
-        display.say(f"{name}: {action} ({reason})")
-    return 0
-
-
-def foreseen(plan: Plan, options: Options) -> Iterator[tuple[str, str, str]]:
-    """Each stage of a plan, what a run would do with it, and why."""
     picked = chosen(plan, options)
     first = asks_first(picked, options)
     stop = first.spec.name if first else ""  # the stage at which the run would end
@@ -81,23 +69,20 @@ def foreseen(plan: Plan, options: Options) -> Iterator[tuple[str, str, str]]:
     again: set[str] = set()
     for planned in plan.stages:
         name, state = planned.stage.name, inspect(planned.stage, planned.settings)
-        states[name] = state.state
+        states[name], reason = state.state, state.reason
         if planned not in picked:
-            yield name, "left as it is", state.reason
-            continue
-        if name == stop:
-            yield name, Action.ASK, state.reason
-            continue
-        if stop:
-            yield name, f"wait for an answer to {stop}" if first else f"not reached after {stop}", state.reason
-            continue
-        action, reason = _foreseen(planned, state, options, states, again)
-        yield name, action, reason
-        if action in (Action.ASK, Action.REFUSE):
-            stop = name
-        elif action not in (Action.SKIP, Action.KEEP, Action.LEAVE):
-            again.add(name)
-            states[name] = State.DONE
+            words = "left as it is"
+        elif stop:
+            words = Action.ASK if name == stop else f"wait for {stop}"
+        else:
+            words, reason = _foreseen(planned, state, options, states, again)
+            if words in (Action.ASK, Action.REFUSE):
+                stop = name
+            elif words not in (Action.SKIP, Action.KEEP, Action.LEAVE):
+                again.add(name)
+                states[name] = State.DONE
+        display.say(f"{name}: {words} ({reason})")
+    return 0
 
 
 def _foreseen(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import math
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -33,9 +32,6 @@ from nbutils.core.text import redact
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.run import Job, StageFailed
 from nbutils.pipeline.supervise import MARK, child_environment, guarded
-
-OUTPUT_SECONDS = 60
-"""How long the last output of a finished cell is waited for."""
 
 _MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE
@@ -130,7 +126,8 @@ class _Execution:
                 if self.job.supervisor.stops:
                     raise StageFailed(f"{self.job.source.name} was stopped between two cells.", interrupted=True)
                 self.cell, self.number = cell, self.number + 1
-                self.job.display.cell(self.number, total, _title(cells, index))
+                self.job.display.flush()
+                self.job.display.say(f"  cell {self.number}/{total} · {_title(cells, index)}")
             book.cell_start(cell)
             try:
                 client.execute_cell(cell, index)
@@ -150,12 +147,9 @@ class _Execution:
         if isinstance(error, DeadKernelError):
             return dead_kernel(where, self.status, said)
         if isinstance(error, CellTimeoutError):
-            return f"{where} took longer than --cell-minutes {(self.job.cell_seconds or 0) / 60:g} allows."
+            return f"{where} took longer than --cell-minutes {self.job.options.cell_minutes:g} allows."
         if isinstance(error, OSError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return _full_disk(folder)
-            file = f" {error.filename}" if error.filename else ""
-            return f"{error.strerror or error}{file}: check that {shown(folder)} can be read and written."
+            return _full_disk(folder) if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{where}: {error}."
         if self.number:
             raise error
         return (
@@ -168,7 +162,7 @@ def cell_sentence(name: str, value: str, where: str, folder: Path) -> str:
     """For an exception in a cell, by its type's name and its text."""
     first = _first_line(value)
     if name == "UserError":  # the last lines of a log may follow; the notebook holds them
-        return f"{where}: {first[:-1] + '.' if first.endswith(':') else first}"
+        return f"{where}: {first.rstrip(':.')}."
     if name == "SystemExit":
         return f"{where} called sys.exit({value}): a stage ends with its last cell; remove the call."
     if name == "KeyboardInterrupt":
@@ -177,8 +171,7 @@ def cell_sentence(name: str, value: str, where: str, folder: Path) -> str:
         return f"{where}: memory ran out ({first or name}); {_LESS_MEMORY}."
     if f"[Errno {errno.ENOSPC}]" in value or "No space left on device" in value:
         return f"{where}: {_full_disk(folder)}"
-    text = f"{where} raised {name}: {first}".removesuffix(": ")
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+    return f"{where} raised {name}: {first}".rstrip(" :.") + "."
 
 
 def dead_kernel(where: str, status: int | None, said: str) -> str:
@@ -194,13 +187,14 @@ def dead_kernel(where: str, status: int | None, said: str) -> str:
 
 def _client(job: Job, book: _Book) -> Any:
     """A client on a new kernel, which is this interpreter's whatever kernels the user has installed."""
+    minutes = job.options.cell_minutes
     client = _Client(
         book.nb,
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
-        timeout=job.cell_seconds and math.ceil(job.cell_seconds),
+        timeout=minutes and math.ceil(60 * minutes),
         startup_timeout=60,
         # A cell that is done may write faster than its output can be read; that is no reason to fail it.
-        iopub_timeout=OUTPUT_SECONDS,
+        iopub_timeout=60,
         raise_on_iopub_timeout=False,
         coalesce_streams=True,
     )
@@ -210,7 +204,7 @@ def _client(job: Job, book: _Book) -> Any:
 
 def _environment(job: Job) -> dict[str, str]:
     given = {MARK: job.supervisor.mark, "NBUTILS_NOTEBOOKS": str(job.source.absolute().parent)}
-    return child_environment(**given, **{ALLOW_PAUSED: "1" if job.allow_paused else ""})
+    return child_environment(**given, **{ALLOW_PAUSED: "1" if job.options.allow_paused else ""})
 
 
 def _last_line(errors: IO[bytes]) -> str:
@@ -222,17 +216,13 @@ def _last_line(errors: IO[bytes]) -> str:
 
 def _title(cells: list[Any], index: int) -> str:
     """What a cell is about: the nearest heading above it."""
-    if {"parameters", "injected-parameters"} & set(cells[index].metadata.tags):
-        return "parameters"
     text = "\n".join(cell.source for cell in cells[:index] if cell.cell_type == "markdown")
     headings = re.findall(r"^#+\s+(.+)$", text, re.MULTILINE)
     return str(headings[-1]).strip() if headings else ""
 
 
 def _full_disk(folder: Path) -> str:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free / 2**20
-    return f"the disk of {shown(folder)} is full ({free:.0f} MiB free): free some space and run the same command again."
+    return f"the disk of {shown(folder)} is full: free some space and run the same command again."
 
 
 def _first_line(text: str) -> str:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import MANIFEST, SCHEMA, VARIABLE, manifest
-from nbutils.core.files import project_root, replaced, resolve, sha256_of_file, shown, write_json
+from nbutils.core.files import project_root, resolve, sha256_of_file, shown, write_json
 from nbutils.core.run.models import TINY
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.chitchat import NAME as CHITCHAT
@@ -64,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     for item in wanted:
         fetch(item, folder)
-    print(f"All of it lies in {shown(folder)}. Copy that folder, and set {VARIABLE} to where it lies there.")
+    print(f"All of it is in {shown(folder)}. Copy that folder, and set {VARIABLE} to where it is then.")
     return 0
 
 
@@ -92,27 +90,20 @@ def _all_wanted(settings: dict[str, Any]) -> Iterator[Wanted]:
 
 
 def fetch(wanted: Wanted, folder: Path) -> None:
-    """Downloads one repository at a pinned commit and adds it to the manifest; what is there already is left alone."""
+    """Downloads one repository at a pinned commit and adds it to the manifest; what is there already stays."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        info: Any = HfApi().repo_info(
-            wanted.name, repo_type=wanted.kind, revision=wanted.revision or None, files_metadata=True
-        )
+        info: Any = HfApi().repo_info(wanted.name, repo_type=wanted.kind, revision=wanted.revision or None)
         commit = str(info.sha)
+        print(f"{wanted.purpose} {wanted.name}: commit {commit[:12]}")
         target = f"{wanted.kind}s/{wanted.name.replace('/', '--')}@{commit[:12]}"
-        if _is_there(folder, target):
-            print(f"{wanted.purpose} {wanted.name}: is there at commit {commit[:12]}")
-            return
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        chosen = chosen_files(wanted.kind, sizes)
-        size = sum(sizes[name] for name in chosen) / 1e6
-        print(f"{wanted.purpose} {wanted.name}: {len(chosen)} files, {size:,.1f} MB, commit {commit[:12]}")
-        with replaced(folder / target) as partial:
-            snapshot_download(
-                wanted.name, repo_type=wanted.kind, revision=commit, local_dir=partial, allow_patterns=chosen
-            )
-            shutil.rmtree(partial / ".cache", ignore_errors=True)
+        left_out = [*NOT_WEIGHTS] if wanted.kind == "model" else []
+        if left_out and any(file.rfilename.endswith(".safetensors") for file in info.siblings):
+            left_out += OLD_WEIGHTS
+        snapshot_download(
+            wanted.name, repo_type=wanted.kind, revision=commit, local_dir=folder / target, ignore_patterns=left_out
+        )
     except Exception as error:  # the hub's client raises a dozen types, its HTTP library's among them
         first = str(error).strip().split("\n")[0][:200]
         raise UserError(
@@ -122,14 +113,6 @@ def fetch(wanted: Wanted, folder: Path) -> None:
     _add(wanted, commit, folder, target)
 
 
-def chosen_files(kind: str, files: Iterable[str]) -> list[str]:
-    """The files of a repository that our loaders read: all of a dataset's, a model's without copies of its weights."""
-    if kind == "dataset":
-        return sorted(files)
-    left_out = NOT_WEIGHTS + (OLD_WEIGHTS if any(name.endswith(".safetensors") for name in files) else ())
-    return sorted(name for name in files if not any(fnmatch(name, pattern) for pattern in left_out))
-
-
 def check(folder: Path) -> int:
     """Compares every file with its hash in the manifest; prints what differs, and the exit status."""
     if not (folder / MANIFEST).is_file():
@@ -137,7 +120,7 @@ def check(folder: Path) -> int:
     wrong = [
         path
         for item in manifest(folder)["items"]
-        for path, facts in _paths(folder, item)
+        for path, facts in ((folder / item["folder"] / name, facts) for name, facts in item["files"].items())
         if not path.is_file() or sha256_of_file(path) != facts["sha256"]
     ]
     for path in wrong:
@@ -146,32 +129,15 @@ def check(folder: Path) -> int:
     return 1 if wrong else 0
 
 
-def _items(folder: Path) -> list[dict[str, Any]]:
-    return list(manifest(folder)["items"]) if (folder / MANIFEST).is_file() else []
-
-
-def _paths(folder: Path, item: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    return [(folder / item["folder"] / name, facts) for name, facts in item["files"].items()]
-
-
-def _is_there(folder: Path, target: str) -> bool:
-    found = [item for item in _items(folder) if item["folder"] == target]
-    paths = [entry for item in found for entry in _paths(folder, item)]
-    return bool(found) and all(path.is_file() and path.stat().st_size == facts["bytes"] for path, facts in paths)
-
-
 def _add(wanted: Wanted, commit: str, folder: Path, target: str) -> None:
-    files = sorted(path for path in (folder / target).rglob("*") if path.is_file())
-    item = {
-        "kind": wanted.kind,
-        "name": wanted.name,
-        "revision": wanted.revision,
-        "commit": commit,
-        "folder": target,
-        "files": {
-            str(path.relative_to(folder / target)): {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
-            for path in files
-        },
+    root = folder / target
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    files = {
+        name: {"sha256": sha256_of_file(root / name), "bytes": (root / name).stat().st_size}
+        for name in names
+        if not name.startswith(".cache/")  # where the hub's client notes what it has downloaded
     }
-    others = [other for other in _items(folder) if other["folder"] != target]
-    write_json(folder / MANIFEST, {"schema": SCHEMA, "items": [*others, item]})
+    item = {"kind": wanted.kind, "name": wanted.name, "revision": wanted.revision, "commit": commit}
+    known = manifest(folder)["items"] if (folder / MANIFEST).is_file() else []
+    others = [other for other in known if other["folder"] != target]
+    write_json(folder / MANIFEST, {"schema": SCHEMA, "items": [*others, item | {"folder": target, "files": files}]})

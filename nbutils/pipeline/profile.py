@@ -21,7 +21,7 @@ from nbutils.core.files import resolve, shown
 
 @dataclass(frozen=True)
 class Given:
-    """One value that a person gave, and the place where it stands."""
+    """One value that a person gave, and where."""
 
     value: Any
     where: str
@@ -61,20 +61,16 @@ def read_profile(path: Path) -> dict[str, Given]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        folder = path if isinstance(error, IsADirectoryError) else path.parent
-        others = ", ".join(sorted(file.name for file in folder.glob("*.y*ml"))) if os.path.isdir(folder) else ""
-        raise UserError(
-            f"There is no profile {name} ({error.strerror}); profiles are YAML files"
-            + (f", such as {others} there." if others else " in params/.")
-        ) from None
+        known = ", ".join(shown(file) for file in sorted(resolve("params").glob("*.yaml")))
+        raise UserError(f"There is no profile {name} ({error.strerror}); there are {known}.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name}, byte {error.start + 1}: not UTF-8 text; save the profile as UTF-8.") from None
     values, node = _read(text, name)
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{_place(name, node.start_mark)}: 'name: value' lines are expected, one for each parameter.")
-    places = [_place(name, value.start_mark) for _, value in node.value]
+        raise UserError(f"{_place(node.start_mark)}: 'name: value' lines are expected, one for each parameter.")
+    places = [_place(value.start_mark) for _, value in node.value]
     return {str(key): Given(value, place) for (key, value), place in zip(values.items(), places, strict=True)}
 
 
@@ -94,8 +90,7 @@ class _Loader(yaml.SafeLoader):
         found: list[Any] = []
         for key, _ in node.value:
             if key.value in found:
-                problem = f"'{key.value}' stands here a second time"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                raise UserError(f"{_place(key.start_mark)}: '{key.value}' is here a second time.")
             found.append(key.value)
         return super().construct_mapping(node, deep)
 
@@ -118,18 +113,17 @@ def _read(text: str, name: str) -> tuple[Any, yaml.Node | None]:
     """The value of a YAML text, and its node. UserError with line and column for what cannot be read."""
     try:
         loader = _Loader(text)
+        loader.name = name
         node = loader.get_single_node()
         return (None if node is None else loader.construct_document(node)), node
     except yaml.MarkedYAMLError as error:
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        help_text = "; put text that contains : { } [ ] # & * or ! in quotes"
-        known = isinstance(error, yaml.constructor.ConstructorError)
-        mark = error.problem_mark or error.context_mark
-        raise UserError(f"{_place(name, mark)}: {problem}{'' if known else help_text}.") from None
+        place = _place(error.problem_mark or error.context_mark)
+        raise UserError(f"{place}: {problem}; put text that contains : {{ }} [ ] # & * or ! in quotes.") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{name}, line {line}: a control character; remove it.") from None
 
 
-def _place(name: str, mark: Any) -> str:
-    return f"{name}, line {mark.line + 1}, column {mark.column + 1}"
+def _place(mark: Any) -> str:
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"

@@ -1,28 +1,71 @@
-"""Runs the notebooks of a profile in order, skips what is done, and never throws work away."""
+"""`python -m nbutils run`: runs a profile's notebooks in order, skips what is done, and never throws work away."""
 
 from __future__ import annotations
 
+import argparse
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.notebooks import code_cells, notebook_path
+from nbutils.core.notebooks import notebook_path
 from nbutils.core.run import pause
 from nbutils.core.run.decide import Action, StageState, carry_out, decide, inspect, progress_words, question
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RECORD, write_record
 from nbutils.core.run.stage import check_upstream, locked
 from nbutils.core.run.state import State
-from nbutils.core.text import size
-from nbutils.pipeline.choice import Options, asks_first, chosen
+from nbutils.pipeline.choice import Options, asks_first, chosen, explain
 from nbutils.pipeline.display import Display, Row
-from nbutils.pipeline.parameters import Plan, Planned
+from nbutils.pipeline.parameters import Plan, Planned, plan
+from nbutils.pipeline.profile import add_profile, profile_path
 from nbutils.pipeline.supervise import Supervisor, end, run_mark
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `run`."""
+    add_profile(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--from", metavar="STAGE", dest="start", help="rerun this stage and all later ones")
+    which.add_argument("--only", metavar="STAGE", help="run this stage alone, on the earlier ones as they are")
+    parser.add_argument("--until", metavar="STAGE", help="run no stage after this one")
+    stale = parser.add_mutually_exclusive_group()
+    stale.add_argument("--accept", action="store_true", help="keep long work that is stale, as if it were not")
+    stale.add_argument("--force", action="store_true", help="set long work that is stale aside and start again")
+    parser.add_argument(
+        "--allow-paused", action="store_true", help="run later stages on a paused training's checkpoint"
+    )
+    parser.add_argument("--explain", action="store_true", help="say what would be run and why, and run nothing")
+    parser.add_argument(
+        "--cell-minutes", metavar="N", type=minutes, help="fail a cell that takes longer (default: no limit)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs a profile; the exit status."""
+    display = Display()
+    options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
+    planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
+    if arguments.explain:
+        return explain(planned, options, display)
+    return Runner(planned, options, display, _execute).go()
+
+
+def minutes(text: str) -> float:
+    """A time limit of the command line: above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+NOT_RUN = "not run"
 
 
 class StageFailed(Exception):
@@ -42,8 +85,7 @@ class Job:
     parameters: dict[str, Any]
     supervisor: Supervisor
     display: Display
-    allow_paused: bool = False
-    cell_seconds: float | None = None
+    options: Options
     autosave_seconds: float = 30
 
 
@@ -59,7 +101,6 @@ class Runner:
         self.rows: dict[str, Row] = {}
         self.sentence = ""
         self._execute = execute
-        self._began = time.monotonic()
         self.chosen = chosen(plan, options)
 
     def go(self) -> int:
@@ -68,20 +109,16 @@ class Runner:
             pause.clear(self.plan.run)
             left = end(run_mark(self.plan.run))
             if left:
-                self.display.say(f"Ended {left} process(es) that an earlier run had left behind.", "yellow")
+                self.display.say(f"Ended {left} process(es) that an earlier run had left behind.")
             self._warn_of_stale_upstream()
             if first := asks_first(self.chosen, self.options):
                 raise question(first)
             try:
-                with self.display.run(len(self.chosen)):
-                    status = self._stages()
-            except UserError as error:
-                self._table()
-                raise error
+                status = self._stages()
             finally:
                 pause.clear(self.plan.run)
-        self._table()
-        self._last_words(status)
+                self._table()
+        self._last_words()
         return status
 
     def _stages(self) -> int:
@@ -92,7 +129,6 @@ class Runner:
             status = self._stage(planned, number)
             if status is not None:
                 return status
-            self.display.stage_over()
         return 0
 
     def _stage(self, planned: Planned, number: int) -> int | None:
@@ -116,16 +152,16 @@ class Runner:
     def _prepare(self, state: StageState, decision: Action) -> None:
         """Does to the stage's folder what has been decided. UserError where a person decides."""
         try:
-            place = carry_out(decision, state)
+            aside = carry_out(decision, state)
         except OSError as error:
             where = shown(str(error.filename or state.folder))
             raise UserError(
                 f"{where} cannot be changed ({error.strerror}): choose another run_dir, or free the disk."
             ) from None
-        if place is not None:
-            self.display.say(f"{state.spec.name}: set the earlier work aside in {shown(place)}.", "yellow")
+        if aside is not None:
+            self.display.say(f"{state.spec.name}: set the earlier work aside in {shown(aside)}.")
         elif decision.accepts:
-            self.display.say(f"{state.spec.name}: kept as it is, as --accept asks.", "yellow")
+            self.display.say(f"{state.spec.name}: kept as it is, as --accept asks.")
 
     def _run_notebook(self, planned: Planned, reason: str, number: int) -> int | None:
         stage, source, started = planned.stage, notebook_path(planned.stage), time.time()
@@ -135,23 +171,20 @@ class Runner:
             planned.injected,
             self.supervisor,
             self.display,
-            allow_paused=self.options.allow_paused,
-            cell_seconds=self.options.cell_minutes and self.options.cell_minutes * 60,
+            self.options,
         )
         error: StageFailed | None = None
-        cells = len(code_cells(source))
-        with (
-            self.display.stage(number, len(self.chosen), stage.name, source.name, cells, reason),
-            self.supervisor.stage(stage.pausable),
-        ):
+        self.display.say(f"[{number}/{len(self.chosen)}] {stage.name}: {source.name} — {reason}")
+        with self.supervisor.stage(stage.pausable):
             try:
                 self._execute(job)
             except StageFailed as raised:
                 error = raised
+        self.display.flush()
         status = self._state_since(stage.name, started)
         if status in (State.DONE, State.PAUSED):
             if error and not self.supervisor.asked:
-                self.display.say(f"{stage.name} is {status}, but after stage.finish() {error}", "yellow")
+                self.display.say(f"{stage.name} is {status}, but after stage.finish() {error}")
             self._row(planned, status, time.time() - started)
             return self._paused(planned) if status is State.PAUSED else None
         if self.supervisor.asked and (error is None or error.interrupted):
@@ -187,79 +220,65 @@ class Runner:
 
     def _stopped(self, planned: Planned) -> str:
         assert self.supervisor.asked is not None
-        name = self.supervisor.asked.name
-        if planned.stage.pausable:
-            waited = "before it had saved a checkpoint" if self.supervisor.ended else "instead of pausing"
-            return f"{planned.stage.name} was ended by {name} {waited}; run the same command again to go on."
-        return f"{planned.stage.name} was stopped by {name}; run the same command again to go on from this stage."
+        early = " before it had saved a checkpoint" if planned.stage.pausable and self.supervisor.ended else ""
+        how = "ended" if early else "stopped"
+        return (
+            f"{planned.stage.name} was {how} by {self.supervisor.asked.name}{early}; "
+            "run the same command again to go on from this stage."
+        )
 
     def _failed(self, planned: Planned, sentence: str, seconds: float, notebook: Path) -> int:
-        self._row(
-            planned, State.FAILED, seconds, note=f"partial notebook {shown(notebook)}" if notebook.is_file() else ""
-        )
+        self._row(planned, State.FAILED, seconds)
         record = self.folder.record(planned.stage.name)
-        try:
-            if record and record["status"] == State.RUNNING:
-                record |= {"status": State.FAILED, "error": sentence, "seconds": round(seconds, 1)}
-                record["work_seconds"] = round(record.get("work_seconds", 0.0) + seconds, 1)
+        if record and record["status"] == State.RUNNING:
+            record |= {"status": State.FAILED, "error": sentence, "seconds": round(seconds, 1)}
+            record["work_seconds"] = round(record.get("work_seconds", 0.0) + seconds, 1)
+            with suppress(OSError):  # on a full disk it stays one that was interrupted
                 write_record(self.folder.folder(planned.stage.name) / RECORD, record)
-        except OSError as error:
-            self.display.say(f"{planned.stage.name}/{RECORD} could not be updated ({error.strerror}).", "yellow")
-        partial = f" What ran so far stands in {shown(notebook)}." if notebook.is_file() else ""
+        partial = f" What ran so far is in {shown(notebook)}." if notebook.is_file() else ""
         self.sentence = f"{sentence}{partial}"
         return 128 + self.supervisor.asked if self.supervisor.asked else 1
 
-    def _row(self, planned: Planned, status: str, seconds: float | None = None, note: str | None = None) -> None:
+    def _row(self, planned: Planned, status: str, seconds: float | None = None) -> None:
+        """A row of the final table; what the stage made, in the words of its own record."""
         name = planned.stage.name
-        self.rows[name] = Row(name, status, seconds, self._made(name) if note is None else note)
-
-    def _made(self, name: str) -> str:
-        """What a stage made, in a line: its own words, or the count and size of its files."""
-        record = self.folder.record(name)
-        if record is None or record["status"] not in (State.DONE, State.PAUSED):
-            return ""
-        if words := record.get("facts", {}).get("made"):
-            return str(words)
-        outputs = record["outputs"].values()
-        amount = size(sum(entry["bytes"] for entry in outputs))
-        return f"{len(outputs)} file{'s' if len(outputs) != 1 else ''}, {amount} in {shown(self.folder.folder(name))}"
+        record = self.folder.record(name) or {}
+        made = record.get("facts", {}).get("made", "") if status != NOT_RUN else ""
+        self.rows[name] = Row(name, status, "–" if seconds is None else f"{seconds:.1f}", made)
 
     def _table(self) -> None:
         """The final table: a row for each stage of the plan, executed or not."""
         for planned in self.plan.stages:
-            state = self.folder.state(planned.stage.name)
-            if planned.stage.name in self.rows:
-                continue
-            if planned in self.chosen:
-                self._row(planned, "not run", note="")
-            else:
-                self._row(planned, {State.DONE: "kept", State.ABSENT: "not run"}.get(state, state))
+            if planned.stage.name not in self.rows:
+                state = State.ABSENT if planned in self.chosen else self.folder.state(planned.stage.name)
+                self._row(planned, {State.DONE: "kept", State.ABSENT: NOT_RUN}.get(state, str(state)))
         self.display.table([self.rows[planned.stage.name] for planned in self.plan.stages])
 
-    def _last_words(self, status: int) -> None:
+    def _last_words(self) -> None:
         if self.sentence:
             if self.options.again:
                 self.sentence += f" Leave out {self.options.again} then: with it the stage starts again."
-            self.display.say(self.sentence, "bold red" if status else "yellow")
+            self.display.say(self.sentence)
         elif any(self.rows[planned.stage.name].status != "skipped" for planned in self.chosen):
             return
         elif self.options.only:
             self.display.say(f"{self.options.only} is done already; --force runs it again.")
         else:
-            seconds, run = time.monotonic() - self._began, shown(self.plan.run)
-            self.display.say(f"Nothing to do: all {len(self.chosen)} stages in {run} are done ({seconds:.1f} s).")
+            self.display.say(f"Nothing to do: all {len(self.chosen)} stages in {shown(self.plan.run)} are done.")
 
     def _report_libraries(self, state: StageState, decision: Action) -> None:
         if not decision.clears and (differing := state.library_changes):
-            on = (
-                "it continues with today's"
-                if decision in (Action.RESUME, Action.KEEP_AND_RESUME)
-                else "nothing is rerun for that"
-            )
-            self.display.say(f"{state.spec.name} was made with {differing}; {on}.", "yellow")
+            self.display.say(f"{state.spec.name} was made with {differing}; nothing is rerun for that.")
 
     def _warn_of_stale_upstream(self) -> None:
         names = {name for planned in self.chosen for name in planned.stage.reads} - {p.stage.name for p in self.chosen}
         for planned in self.plan.stages:
             if planned.stage.name in names and (state := inspect(planned.stage, planned.settings)).stale:
-                self.display.say(f"Warning: {state.spec.name} is used as it is, but {state.reason}.", "yellow")
+                self.display.say(f"Warning: {state.spec.name} is used as it is, but {state.reason}.")
+
+
+def _execute(job: Job) -> None:
+    """The engine, imported when the first notebook has to run: a run in which nothing happens doesn't wait for it."""
+    from nbutils.pipeline import engine
+
+    engine.execute(job)

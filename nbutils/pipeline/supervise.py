@@ -88,8 +88,6 @@ class Supervisor:
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.asked is None:
             self.asked = signal.Signals(number)
-            if number == signal.SIGHUP:
-                _let_go_of_terminal()
             self._interrupt()
         elif self.mark and not self.ended:
             self._say("Ending the stage now.")
@@ -187,12 +185,3 @@ def child_environment(**more: str) -> dict[str, str]:
     """The environment of a process that imports this package, wherever it starts."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
-
-
-def _let_go_of_terminal() -> None:
-    """The terminal is gone: what is printed from now on goes nowhere instead of failing."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        if os.isatty(stream):
-            os.dup2(nowhere, stream)
-    os.close(nowhere)

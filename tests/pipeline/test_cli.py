@@ -52,8 +52,8 @@ def test_a_users_error_is_one_sentence_and_status_1(capsys):
 @pytest.mark.parametrize(
     "options,words",
     [
-        (["--only", "train", "--until", "metrics"], "not with --only"),
-        (["--from", "evaluate", "--until", "train"], "before --from evaluate"),
+        (["--only", "train", "--until", "data"], "before train"),
+        (["--from", "evaluate", "--until", "train"], "before evaluate"),
         (["--until", "trian"], "There is no stage 'trian'"),
     ],
 )

@@ -52,7 +52,7 @@ def test_read_rightly(tmp_path, text, value):
     [
         ("- a\n- b", (1, 1), "lines are expected"),
         ("only text", (1, 1), "lines are expected"),
-        ("a: 1\nb: 2\na: 3", (3, 1), "'a' stands here a second time"),
+        ("a: 1\nb: 2\na: 3", (3, 1), "'a' is here a second time"),
         ("d: [{path: x, path: y}]", (1, 15), "second time"),
         ("a:\n\tb: 1", (2, 1), r"'\t'"),
         ("a: {b}/x", (1, 7), "quotes"),
@@ -74,7 +74,7 @@ def test_other_files_are_refused_in_words(tmp_path):
     with pytest.raises(UserError, match="There is no profile"):
         read_profile(tmp_path / "none.yaml")
     (tmp_path / "p.yaml").touch()
-    with pytest.raises(UserError, match=r"Is a directory.*p\.yaml"):
+    with pytest.raises(UserError, match=r"Is a directory.*params/demo\.yaml"):
         read_profile(tmp_path)
     with pytest.raises(UserError, match="line 2: a control character"):
         read(tmp_path, "a: 1\nb: \x07")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbutils.pipeline import engine
+from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.run import Job, StageFailed
 from nbutils.pipeline.supervise import MARK, Supervisor, end, marked, run_mark
@@ -69,7 +70,9 @@ def test_no_mark_is_no_mark_of_all_processes(use):
 @pytest.fixture
 def job(tmp_path) -> Job:
     notebooks = write_notebooks(tmp_path / "notebooks")
-    return Job(notebooks / "01_first.ipynb", tmp_path / "out.ipynb", {}, Supervisor(tmp_path, print), Display())
+    return Job(
+        notebooks / "01_first.ipynb", tmp_path / "out.ipynb", {}, Supervisor(tmp_path, print), Display(), Options()
+    )
 
 
 def test_how_a_notebook_is_executed(job, monkeypatch):
@@ -81,8 +84,8 @@ def test_how_a_notebook_is_executed(job, monkeypatch):
         raise OSError("no kernel")
 
     monkeypatch.setattr(engine._Client, "start_new_kernel", start_new_kernel)
-    for seconds, timeout in ((0.33 * 60, 20), (None, None)):
-        job.cell_seconds = seconds
+    for minutes, timeout in ((0.33, 20), (None, None)):
+        job.options = Options(cell_minutes=minutes)
         with job.supervisor.stage(pausable=False), pytest.raises(StageFailed):
             engine.execute(job)
         assert seen == {"timeout": timeout, "raises": False, "autosave": 30}
