@@ -71,7 +71,7 @@ def explain(plan: Plan, options: Options, display: Display) -> int:
         name, state = planned.stage.name, inspect(planned.stage, planned.settings)
         states[name], reason = state.state, state.reason
         if planned not in picked:
-            words = "left as it is"
+            words: str = "left as it is"
         elif stop:
             words = Action.ASK if name == stop else f"wait for {stop}"
         else:
@@ -88,14 +88,11 @@ def explain(plan: Plan, options: Options, display: Display) -> int:
 def _foreseen(
     planned: Planned, state: StageState, options: Options, states: dict[str, State], again: set[str]
 ) -> tuple[str, str]:
-    """The action, or LOOK where it is not known before an earlier stage has run, and why."""
+    """The action (`look again` where it is not known before an earlier stage has run), and why."""
     problem = upstream_problem(planned.stage, planned.settings, options.allow_paused, lambda name: states[name])
     if problem:
         return Action.REFUSE, problem.rstrip(".")
     waits = sorted(again & {*planned.stage.reads, *planned.stage.consults})
     if waits and state.state is not State.ABSENT and (options.accept or not options.again):
-        return LOOK, f"after {', '.join(waits)}; so far {state.reason}"
-    action, reason = decide(state, options.policy), state.reason
-    if action is Action.REFUSE:
-        reason = f"its checkpoints belong to other settings or data: {in_short(state.blocking)}"
-    return action, reason
+        return "look again", f"after {', '.join(waits)}; so far {state.reason}"
+    return decide(state, options.policy), state.reason
