@@ -117,7 +117,7 @@ STAGES: tuple[StageSpec, ...] = (
         consults=("evaluate",),
         makes=("transcript",),
         code=(*CHATML, *ENGINE, *own("chat", "markup", "parts", "terminal", "widget")),
-        entries=("chat.scripted:play", "chat.scripted:ask"),
+        entries=("chat.session:play", "chat.session:ask"),
         settings="nbutils.chat.settings:ChatSettings",
     ),
     StageSpec(
