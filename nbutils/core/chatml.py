@@ -23,7 +23,7 @@ IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 TEMPLATE = files("nbutils.core").joinpath("chatml.jinja").read_text(encoding="utf-8")
 
 Message = Mapping[str, Any]
-"""`role`, `content`, and `train`: False for one that is context alone, which nothing is learnt from."""
+"""`role`, `content`, and `learn`: False for one that is context alone, which nothing is learnt from."""
 Conversation = Sequence[Message]
 
 
@@ -116,7 +116,7 @@ def assembled(controls: Controls, messages: Conversation, texts: Sequence[list[i
     for message, text in zip(messages, texts, strict=True):
         head = [controls.im_start, *controls.headers[message["role"]]]
         ids += [*head, *text, controls.im_end, *controls.newline]
-        is_context = message.get("train") is False
+        is_context = message.get("learn") is False
         is_learnt = message["role"] == "assistant" and not is_context
         mask += [False] * len(head) + [is_learnt] * (len(text) + 1) + [False] * len(controls.newline)
         context += [is_context] * (len(ids) - len(context))

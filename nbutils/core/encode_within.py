@@ -95,7 +95,7 @@ def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
     for message in one.messages:  # supervised is an assistant's text, from behind its header to its end token
         start = one.ids.index(controls.im_start, end) + 1 + len(controls.headers[message["role"]])
         end = one.ids.index(controls.im_end, start) + 1
-        if message.get("train") is False:
+        if message.get("learn") is False:
             begin = start - 1 - len(controls.headers[message["role"]])
             stop = end + len(controls.newline)
             context[begin:stop] = [True] * (stop - begin)

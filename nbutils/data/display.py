@@ -128,18 +128,11 @@ def _saved(folder: Path, name: str, draw: Any) -> Image:
     return Image(filename=str(folder / f"{name}.png"), width=round(WIDTH * DPI))
 
 
-def roles_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Tokens of the kept conversations by who speaks."""
-    frame = pd.DataFrame.from_dict(summary["tokens_per_role"], orient="index")
-    tokens = frame["text"] + frame["control"]
-    frame["share of all tokens"] = (tokens / tokens.sum()).map(PERCENT)
-    frame["tokens a turn"] = (frame["text"] / frame["turns"]).round(1)
-    return frame
-
-
 def sets_table(summary: dict[str, Any]) -> pd.DataFrame:
     """What each set holds; `too_long` are over-long conversations of the evaluation side."""
-    return pd.DataFrame.from_dict({name: summary[name] for name in ("train", "eval", "too_long")}, orient="index")
+    frame = pd.DataFrame.from_dict({name: summary[name] for name in ("train", "eval", "too_long")}, orient="index")
+    frame["share supervised"] = (frame["supervised_tokens"] / frame["tokens"].clip(lower=1)).map(PERCENT)
+    return frame
 
 
 def limits_table(summary: dict[str, Any]) -> pd.DataFrame:

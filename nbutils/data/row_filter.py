@@ -164,7 +164,7 @@ def _judged(row: list[Turn] | Malformed) -> Judged:
 def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Turns as the messages that the rest of the project reads."""
     return [
-        {"role": str(role), "content": text, "train": False}
+        {"role": str(role), "content": text, "learn": False}
         if isinstance(role, Context)
         else {"role": role, "content": text}
         for role, text in turns

@@ -27,8 +27,6 @@ COLUMNS = pa.schema(
 """What a row of the train and eval sets holds."""
 AT_ONCE = 50
 """Over-long conversations encoded together."""
-COUNTS = ("rows", "turns", "tokens", "supervised_tokens", "context_turns", "context_answers", "context_tokens")
-"""What is counted of a set. Context are the turns that are marked not to be learnt, answers those of the assistant."""
 PER_REASON = 3
 SHOWN_CHARACTERS = 160
 SHOWN_MESSAGES = 4
@@ -43,7 +41,7 @@ class RowSet:
         self.writer = pa.ipc.new_stream(str(self.file), COLUMNS)
         # One digest for each, since what they see must not depend on where one batch ends and the next begins.
         self.digests = {name: hashlib.sha256() for name in ("lengths", "input_ids", "supervised")}
-        self.counts = dict.fromkeys(COUNTS, 0)
+        self.counts = dict.fromkeys(("rows", "turns", "tokens", "supervised_tokens", "context_turns"), 0)
 
     def add(self, table: pa.Table) -> None:
         """Appends rows of a batch's result."""
@@ -52,10 +50,7 @@ class RowSet:
         self.counts["rows"] += table.num_rows
         for name in ("turns", "tokens", "supervised_tokens"):
             self.counts[name] += pc.sum(table[name]).as_py()
-        places = pc.list_flatten(table["context_turns"]).to_numpy()
-        self.counts["context_turns"] += len(places)
-        self.counts["context_answers"] += int((places % 2).sum())  # the user speaks first, then they take turns
-        self.counts["context_tokens"] += pc.sum(pc.list_flatten(table["context"])).as_py() or 0
+        self.counts["context_turns"] += len(pc.list_flatten(table["context_turns"]))  # marked not to be learnt
         self.digests["lengths"].update(pc.list_value_length(table["input_ids"]).to_numpy().tobytes())
         for name in ("input_ids", "supervised"):
             values = table[name].combine_chunks().flatten()
@@ -118,7 +113,7 @@ class LongRows(Sample):
         rows = iter(self.found.values())
         while group := list(islice(rows, AT_ONCE)):
             conversations = [
-                [message | {"train": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
+                [message | {"learn": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
                 for row in group
             ]
             yield from zip(group, encode_within(tokenizer, conversations, sys.maxsize), strict=True)

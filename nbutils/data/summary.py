@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nbutils.core.chatml import IM_END, IM_START, PAD, encode
+from nbutils.core.chatml import IM_END, IM_START, PAD
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.data.batches import Source
@@ -27,7 +27,7 @@ from nbutils.data.fates import (
     REJECTED,
     TOO_LONG,
 )
-from nbutils.data.sets import COUNTS, LongRows
+from nbutils.data.sets import LongRows
 from nbutils.data.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -92,7 +92,6 @@ def write_summary(
         "trimmed_rows": pc.sum(ledger["lost_last_user_turn"]).as_py(),
         **filtered.sets,
         **lengths(ledger, settings.max_length, long_lengths),
-        "tokens_per_role": tokens_per_role(filtered.sets, tokenizer),
         "max_length": settings.max_length,
         "split_seed": settings.split_seed,
         "eval_fraction": settings.eval_fraction,
@@ -167,23 +166,3 @@ def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> dict[str,
         "rows": histogram.tolist(),
     }
     return {"limits": limits, "lengths": found}
-
-
-def tokens_per_role(sets: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, int]]:
-    """Tokens of the kept conversations by who speaks: texts, and the control tokens around them.
-
-    Kept conversations alternate and end with the assistant, so each role has half of the turns; those that are marked
-    not to be learnt are `context`.
-    """
-    both = {name: sets["train"][name] + sets["eval"][name] for name in COUNTS}
-    frame = {role: len(encode(tokenizer, [{"role": role, "content": ""}])) for role in ("user", "assistant")}
-    unlearnt = {"user": both["context_turns"] - both["context_answers"], "assistant": both["context_answers"]}
-    turns = {role: both["turns"] // 2 - unlearnt[role] for role in frame}
-    control = {role: turns[role] * frame[role] for role in frame}
-    around = sum(unlearnt[role] * frame[role] for role in frame)
-    assistant = both["supervised_tokens"] - turns["assistant"]  # each turn's <|im_end|> is supervised too
-    user = both["tokens"] - both["context_tokens"] - assistant - sum(control.values())
-    found = {role: {"turns": turns[role], "text": text, "control": control[role]}
-             for role, text in (("user", user), ("assistant", assistant))}  # fmt: skip
-    context = {"turns": both["context_turns"], "text": both["context_tokens"] - around, "control": around}
-    return found | ({"context": context} if context["turns"] else {})

@@ -127,18 +127,6 @@ def test_the_ledger_has_the_columns_that_were_promised(mixed):
     assert set(promised) <= set(mixed.ledger.columns) == set(LEDGER_SCHEMA.names)
 
 
-def test_tokens_per_role_add_up(mixed):
-    roles = mixed.summary["tokens_per_role"]
-    total = sum(counts["text"] + counts["control"] for counts in roles.values())
-    assert total == mixed.summary["train"]["tokens"] + mixed.summary["eval"]["tokens"]
-    tokenizer = loaded_tokenizer(str(mixed.folder / "tokenizer"))
-    users = 0
-    for row in mixed.kept.values():
-        asked = [m for m in row["messages"] if m["role"] == "user"]
-        users += len(encode(tokenizer, asked))
-    assert roles["user"]["text"] + roles["user"]["control"] == users
-
-
 def row_filter(settings: DataSettings, made: Made) -> RowFilter:
     """The filter of a run's first source."""
     return RowFilter(made.sources[0].spec, made.sources[0].shape.name, settings, made.folder)
