@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
 
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 TEMPLATE = files("nbutils.core").joinpath("chatml.jinja").read_text(encoding="utf-8")
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""`role`, `content`, and `learn`: False for one that is context alone, which nothing is learnt from."""
 Conversation = Sequence[Message]
+
+
+_RENDERED = re.compile(rf"{re.escape(IM_START)}(\w+)\n(.*?)(?:{re.escape(IM_END)}\s*|\Z)", re.DOTALL)
 
 
 class ChatTemplate:
@@ -32,6 +36,11 @@ class ChatTemplate:
     def open(self, role: str) -> str:
         """What is in front of a message's text."""
         return f"{IM_START}{role}\n"
+
+    def parse(self, text: str) -> list[tuple[str, str]]:
+        """Role and text of each message in what `render` wrote (the last may be open); empty for any other text."""
+        whole = text.startswith(IM_START) and not _RENDERED.sub("", text).strip()
+        return _RENDERED.findall(text) if whole else []
 
     def render(self, messages: Conversation) -> str:
         """A conversation's text; texts are stripped as `encode` strips them."""
@@ -43,10 +52,11 @@ CHATML = ChatTemplate()
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a conversation, and which of them the loss is computed on (both of length T)."""
+    """Token ids of a conversation, which of them the loss is computed on, and which are context alone (length T)."""
 
     input_ids: list[int]
     supervised: list[bool]
+    context: list[bool]
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -69,9 +79,9 @@ def encode(
 ) -> Encoded:
     """Token ids and supervised mask of a conversation.
 
-    Supervised are the ids of each assistant's text and the `<|im_end|>` behind it. White space at both ends of a text
-    is dropped; special tokens spelled out in a text become ordinary text. Raises UserError for a tokenizer without
-    the control tokens (see `add_chatml`) and for text that is no valid Unicode.
+    Supervised are the ids of each assistant's text that is to be learnt and the `<|im_end|>` behind it. White space at
+    both ends of a text is dropped; special tokens spelled out in a text become ordinary text. Raises UserError for a
+    tokenizer without the control tokens (see `add_chatml`) and for text that is no valid Unicode.
     """
     return encode_batch(tokenizer, [messages], add_generation_prompt=add_generation_prompt)[0]
 
@@ -87,20 +97,24 @@ def encode_batch(
     controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
     texts = iter(_text_ids(tokenizer, controls, flat))
     prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
+    silent = [False] * len(prompt)
     encodings = [assembled(controls, messages, [next(texts) for _ in messages]) for messages in conversations]
-    return [Encoded(one.input_ids + prompt, one.supervised + [False] * len(prompt)) for one in encodings]
+    return [Encoded(e.input_ids + prompt, e.supervised + silent, e.context + silent) for e in encodings]
 
 
 def assembled(controls: Controls, messages: Conversation, texts: Sequence[list[int]]) -> Encoded:
     """Control tokens around the ids of each message's text."""
     ids: list[int] = []
     mask: list[bool] = []
+    context: list[bool] = []
     for message, text in zip(messages, texts, strict=True):
         head = [controls.im_start, *controls.headers[message["role"]]]
         ids += [*head, *text, controls.im_end, *controls.newline]
-        is_assistant = message["role"] == "assistant"
-        mask += [False] * len(head) + [is_assistant] * (len(text) + 1) + [False] * len(controls.newline)
-    return Encoded(ids, mask)
+        is_context = message.get("learn") is False
+        is_learnt = message["role"] == "assistant" and not is_context
+        mask += [False] * len(head) + [is_learnt] * (len(text) + 1) + [False] * len(controls.newline)
+        context += [is_context] * (len(ids) - len(context))
+    return Encoded(ids, mask, context)
 
 
 def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:

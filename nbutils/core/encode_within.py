@@ -90,14 +90,18 @@ def encode_within(
 def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
     if not one.complete:
         return Measured(None, one.tokens, None)
-    mask = [False] * one.tokens
+    mask, context = [False] * one.tokens, [False] * one.tokens
     end = 0
     for message in one.messages:  # supervised is an assistant's text, from behind its header to its end token
         start = one.ids.index(controls.im_start, end) + 1 + len(controls.headers[message["role"]])
         end = one.ids.index(controls.im_end, start) + 1
-        if message["role"] == "assistant":
+        if message.get("learn") is False:
+            begin = start - 1 - len(controls.headers[message["role"]])
+            stop = end + len(controls.newline)
+            context[begin:stop] = [True] * (stop - begin)
+        elif message["role"] == "assistant":
             mask[start:end] = [True] * (end - start)
-    return Measured(Encoded(one.ids, mask) if one.tokens <= max_length else None, one.tokens, sum(mask))
+    return Measured(Encoded(one.ids, mask, context) if one.tokens <= max_length else None, one.tokens, sum(mask))
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, controls: Controls, spans: Sequence[Conversation]) -> list[list[int]]:

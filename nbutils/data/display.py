@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from nbutils.core.charts import DPI, THEMES, WIDTH, add_legend, new_figure, save
-from nbutils.core.chatml import encode
 from nbutils.data.batches import Source
 from nbutils.data.fates import KEPT, REASONS
 
@@ -64,6 +63,14 @@ def contamination_line(summary: dict[str, Any]) -> str:
         f"Contamination was looked for with {', '.join(found['tasks'])}: {found['items']:,} items, "
         f"{found['items_too_short']:,} too short to be found (fewer than {found['words']} words)."
     )
+
+
+def beside_line(summary: dict[str, Any]) -> str:
+    """What the rows held beside the texts that are learnt: marked messages, and keys that were not read."""
+    marked = sum(summary[side]["context_turns"] for side in ("train", "eval"))
+    found = [f"{marked:,} messages are marked not to be learnt: they are read as context."] if marked else []
+    keys = [f"{key} ({rows:,} rows)" for key, rows in summary["unread"].items()]
+    return " ".join([*found, f"Not read, though they held text: {', '.join(keys)}." if keys else ""])
 
 
 def waterfall(summary: dict[str, Any], folder: Path) -> Image:
@@ -121,18 +128,11 @@ def _saved(folder: Path, name: str, draw: Any) -> Image:
     return Image(filename=str(folder / f"{name}.png"), width=round(WIDTH * DPI))
 
 
-def roles_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Tokens of the kept conversations by who speaks."""
-    frame = pd.DataFrame.from_dict(summary["tokens_per_role"], orient="index")
-    tokens = frame["text"] + frame["control"]
-    frame["share of all tokens"] = (tokens / tokens.sum()).map(PERCENT)
-    frame["tokens a turn"] = (frame["text"] / frame["turns"]).round(1)
-    return frame
-
-
 def sets_table(summary: dict[str, Any]) -> pd.DataFrame:
     """What each set holds; `too_long` are over-long conversations of the evaluation side."""
-    return pd.DataFrame.from_dict({name: summary[name] for name in ("train", "eval", "too_long")}, orient="index")
+    frame = pd.DataFrame.from_dict({name: summary[name] for name in ("train", "eval", "too_long")}, orient="index")
+    frame["share supervised"] = (frame["supervised_tokens"] / frame["tokens"].clip(lower=1)).map(PERCENT)
+    return frame
 
 
 def limits_table(summary: dict[str, Any]) -> pd.DataFrame:
@@ -153,25 +153,23 @@ def drops_table(samples: dict[str, list[dict[str, Any]]]) -> HTML:
         return HTML(frame.to_html(escape=False, index=False))
 
 
-def example(folder: Path, turns: int = 4) -> list[dict[str, str]]:
-    """A whole conversation of a set: of the first ones, the shortest that has `turns` turns or more (else the longest).
+def example(folder: Path, turns: int = 4) -> dict[str, Any]:
+    """A row of a set: of the first ones, the shortest that has `turns` turns or more (else the longest).
 
     Only the first LOOKED_AT are read, however long the set is.
     """
     from datasets import load_from_disk
 
-    rows = load_from_disk(folder).select_columns(["messages"])
-    found: list[list[dict[str, str]]] = list(rows[:LOOKED_AT]["messages"])
-    return min(found, key=lambda messages: (len(messages) < turns, abs(len(messages) - turns)))
+    rows: list[dict[str, Any]] = list(load_from_disk(folder).take(LOOKED_AT))
+    return min(rows, key=lambda row: (len(row["messages"]) < turns, abs(len(row["messages"]) - turns)))
 
 
-def coloured(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> HTML:
-    """A conversation token by token, supervised ones in green; hover for the id. Texts are escaped."""
+def coloured(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> HTML:
+    """A row of a set token by token, supervised ones in green; hover for the id. Texts are escaped."""
     from IPython.display import HTML
 
-    encoding = encode(tokenizer, messages)
     spans = []
-    for number, (token, supervised) in enumerate(zip(encoding.input_ids, encoding.supervised, strict=True)):
+    for number, (token, supervised) in enumerate(zip(row["input_ids"], row["supervised"], strict=True)):
         text = html.escape(tokenizer.decode([token])).replace("\n", "⏎\n")
         shade = ("#b8e6d0", "#9bd9bd") if supervised else ("#eeeeee", "#dddddd")
         spans.append(f'<span style="background:{shade[number % 2]};color:#222" title="{token}">{text}</span>')

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.data.shapes import SHAPES, Malformed, parse_line
+from nbutils.data.messages import Malformed
+from nbutils.data.shapes import SHAPES, parse_line
 
 HEAD = 2**20
 """Bytes at the start of a file that tell JSON lines from a document."""

@@ -6,11 +6,13 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 KEPT = "kept"
 MALFORMED = "malformed"
 TOOL_USE = "tool_use"
 NOT_TEXT = "not_text"
+REJECTED = "rejected"
 NO_USER_TURN = "no_user_turn"
 NO_ASSISTANT_TURN = "no_assistant_turn"
 BAD_ROLES = "bad_roles"
@@ -23,6 +25,7 @@ REASONS = {
     MALFORMED: "the row cannot be read as a conversation",
     TOOL_USE: "a message calls a tool, or is what a tool answered",
     NOT_TEXT: "a message holds an image, sound, video or file",
+    REJECTED: "the data says that no answer in it is to be learnt",
     NO_USER_TURN: "nobody asks",
     NO_ASSISTANT_TURN: "nobody answers",
     BAD_ROLES: "turns do not alternate user and assistant",
@@ -39,6 +42,10 @@ Turn = tuple[str, str]
 """(role, text)"""
 
 
+class Context(str):
+    """The role of a message that is marked not to be learnt: it is read, and no loss is counted on it."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """A conversation cleaned of system messages and half-finished exchanges, with its fate so far (or `kept`)."""
@@ -47,6 +54,11 @@ class Judged:
     fate: str
     detail: str = ""
     lost_last_user_turn: bool = False
+
+    @property
+    def context_turns(self) -> list[int]:
+        """The places of turns that are not to be learnt."""
+        return [number for number, (role, _) in enumerate(self.turns) if isinstance(role, Context)]
 
     @property
     def characters(self) -> int:
@@ -66,12 +78,16 @@ def judge(messages: Sequence[Turn]) -> Judged:
         return Judged(turns, BAD_ROLES, f"unknown role {others[0]!r:.60}")
     if turns[0][0] != "user":  # joined turns of two roles alternate, so the first decides about all
         return Judged(turns, BAD_ROLES, "the assistant speaks first")
+    if any(a == b for (a, _), (b, _) in pairwise(turns)):
+        return Judged(turns, BAD_ROLES, "of two turns of one role in a row, one is marked not to be learnt")
     lost = turns[-1][0] == "user"
     if lost:
         turns = turns[:-1]
     for number, (role, text) in enumerate(turns):
         if not text:
             return Judged(turns, EMPTY_MESSAGE, f"turn {number + 1} ({role})", lost)
+    if all(isinstance(role, Context) for role, _ in turns if role == "assistant"):
+        return Judged(turns, REJECTED, "every answer is marked not to be learnt", lost)
     return Judged(turns, KEPT, lost_last_user_turn=lost)
 
 
@@ -82,7 +98,7 @@ def joined(messages: Sequence[Turn]) -> list[Turn]:
         if role == "system":
             continue
         text = text.strip()
-        if turns and turns[-1][0] == role:
+        if turns and turns[-1][0] == role and type(turns[-1][0]) is type(role):
             earlier = turns[-1][1]
             turns[-1] = (role, f"{earlier}\n{text}" if earlier and text else earlier or text)
         else:

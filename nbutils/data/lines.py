@@ -17,8 +17,9 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import sha256_of_file, sha256_of_json, shown
 from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.documents import HEAD, Document, open_document
+from nbutils.data.messages import Malformed
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import LINE, Malformed, Shape, detect, parse_line
+from nbutils.data.shapes import LINE, Shape, detect, parse_line
 
 LINES, PACKED = (".jsonl", ".ndjson"), ("", ".gz", ".zst")
 LINE_ENDINGS = tuple(kind + packed for kind in LINES for packed in PACKED)

@@ -24,6 +24,7 @@ from nbutils.data.fates import (
     KEPT,
     MALFORMED,
     TOO_LONG,
+    Context,
     Judged,
     Turn,
     conversation_hash,
@@ -31,8 +32,9 @@ from nbutils.data.fates import (
     side_of,
     uniform,
 )
+from nbutils.data.messages import STOP, Malformed
 from nbutils.data.settings import DatasetSpec, DataSettings
-from nbutils.data.shapes import BY_NAME, Malformed, read_rows
+from nbutils.data.shapes import BY_NAME, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,19 +52,23 @@ SCHEMA = pa.schema(
         ("tokens_is_lower_bound", pa.bool_()),
         ("supervised_tokens", pa.int64()),
         ("lost_last_user_turn", pa.bool_()),
+        ("context_turns", pa.list_(pa.int32())),
+        ("unread", pa.list_(pa.string())),
         ("side", pa.string()),
         ("hash", pa.string()),
         ("matched_items", pa.list_(pa.string())),
         ("messages", MESSAGES),
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
+        ("context", pa.list_(pa.bool_())),
     ]
 )
 """What the filter returns, a row for every row taken. `tokens` is null where nothing was read as tokens,
 `side` and `hash` are empty there; ids and mask are null for rows that are dropped. `matched_items` names every
-evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others."""
+evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others.
+`context_turns` are the places of turns that are marked not to be learnt, `unread` the keys that held text beside it."""
 LEDGER_SCHEMA = pa.schema(
-    [field for field in SCHEMA if field.name not in ("messages", "input_ids", "supervised")],
+    [field for field in SCHEMA if field.name not in ("messages", "input_ids", "supervised", "context")],
     metadata={"schema": str(RECORD_SCHEMA)},
 )
 """Of `ledger.parquet`; the number rises when a column's meaning changes, not when one is added."""
@@ -79,10 +85,13 @@ class RowFilter:
 
     def __call__(self, table: pa.Table, start: int) -> pa.Table:
         """Rows with their fates, duplicates not yet looked for; `start` numbers the first row in its source."""
-        numbers, judged = self.judged(table, start)
+        numbers, judged, unread = self.judged(table, start)
         measured = self._measured(judged, [i for i, j in enumerate(judged) if j.fate == KEPT])
         matches = self._matches(judged, [i for i, m in measured.items() if m.encoding])
-        rows = [self._row(numbers[i], j, measured.get(i), matches.get(i)) for i, j in enumerate(judged)]
+        rows = [
+            self._row(numbers[i], j, measured.get(i), matches.get(i)) | {"unread": unread[i]}
+            for i, j in enumerate(judged)
+        ]
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
     def _row(self, number: int, judged: Judged, measured: Measured | None, match: Match | None) -> dict[str, Any]:
@@ -95,6 +104,7 @@ class RowFilter:
             "characters": judged.characters,
             "tokens_is_lower_bound": False,
             "lost_last_user_turn": judged.lost_last_user_turn,
+            "context_turns": judged.context_turns,
             "side": "",
             "hash": "",
             "messages": as_messages(judged.turns),
@@ -111,14 +121,16 @@ class RowFilter:
             row |= {"fate": CONTAMINATED, "detail": match.detail, "matched_items": match.items}
         return row
 
-    def judged(self, table: pa.Table, start: int) -> tuple[list[int], list[Judged]]:
-        """The numbers of the rows taken (`fraction`), and each one cleaned and judged as far as text alone decides."""
-        rows = read_rows(table, BY_NAME[self.shape])
-        taken = list(range(len(rows)))
+    def judged(self, table: pa.Table, start: int) -> tuple[list[int], list[Judged], list[list[str]]]:
+        """The numbers of the rows taken (`fraction`), each judged as far as text alone decides, and its unread keys."""
+        rows = dict(enumerate(read_rows(table, BY_NAME[self.shape]), start))
         if self.spec.fraction < 1:
             draw, seed = self.spec.draw, self.settings.split_seed
-            taken = [i for i in taken if uniform(f"{draw}:{start + i}", seed) < self.spec.fraction]
-        return [start + i for i in taken], [_judged(rows[i]) for i in taken]
+            rows = {n: row for n, row in rows.items() if uniform(f"{draw}:{n}", seed) < self.spec.fraction}
+        for number, (row, _) in rows.items():
+            if isinstance(row, Malformed) and row.fate == STOP:
+                raise UserError(f"Row {number} of {self.spec.label} cannot be used: {row}.")
+        return list(rows), [_judged(row) for row, _ in rows.values()], [unread for _, unread in rows.values()]
 
     def side(self, conversation: str) -> str:
         """The side of a conversation, by its hash."""
@@ -149,9 +161,14 @@ def _judged(row: list[Turn] | Malformed) -> Judged:
     return Judged([], row.fate, str(row)) if isinstance(row, Malformed) else judge(row)
 
 
-def as_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Turns as the messages that the rest of the project reads."""
-    return [{"role": role, "content": text} for role, text in turns]
+    return [
+        {"role": str(role), "content": text, "learn": False}
+        if isinstance(role, Context)
+        else {"role": role, "content": text}
+        for role, text in turns
+    ]
 
 
 @lru_cache(maxsize=2)

@@ -21,7 +21,9 @@ from nbutils.data.row_filter import SCHEMA
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COLUMNS = pa.schema([SCHEMA.field(name) for name in ("source", "index", "messages", "input_ids", "supervised")])
+COLUMNS = pa.schema(
+    [SCHEMA.field(name) for name in ("source", "index", "messages", "input_ids", "supervised", "context")]
+)
 """What a row of the train and eval sets holds."""
 AT_ONCE = 50
 """Over-long conversations encoded together."""
@@ -39,7 +41,7 @@ class RowSet:
         self.writer = pa.ipc.new_stream(str(self.file), COLUMNS)
         # One digest for each, since what they see must not depend on where one batch ends and the next begins.
         self.digests = {name: hashlib.sha256() for name in ("lengths", "input_ids", "supervised")}
-        self.counts = dict.fromkeys(("rows", "turns", "tokens", "supervised_tokens"), 0)
+        self.counts = dict.fromkeys(("rows", "turns", "tokens", "supervised_tokens", "context_turns"), 0)
 
     def add(self, table: pa.Table) -> None:
         """Appends rows of a batch's result."""
@@ -48,6 +50,7 @@ class RowSet:
         self.counts["rows"] += table.num_rows
         for name in ("turns", "tokens", "supervised_tokens"):
             self.counts[name] += pc.sum(table[name]).as_py()
+        self.counts["context_turns"] += len(pc.list_flatten(table["context_turns"]))  # marked not to be learnt
         self.digests["lengths"].update(pc.list_value_length(table["input_ids"]).to_numpy().tobytes())
         for name in ("input_ids", "supervised"):
             values = table[name].combine_chunks().flatten()
@@ -109,7 +112,10 @@ class LongRows(Sample):
         """The sample in row order, each conversation encoded to its end."""
         rows = iter(self.found.values())
         while group := list(islice(rows, AT_ONCE)):
-            conversations = [row["messages"] for row in group]
+            conversations = [
+                [message | {"learn": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
+                for row in group
+            ]
             yield from zip(group, encode_within(tokenizer, conversations, sys.maxsize), strict=True)
 
 

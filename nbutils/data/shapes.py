@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
+from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
-from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE, Turn
-
-NAMES = {
-    "user": ("user", "human", "prompter"),
-    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
-    "system": ("system", "developer"),
-    "tool": ("tool", "function", "ipython", "observation", "function_call", "function_response", "tool_call",
-             "tool_response"),
-}  # fmt: skip
-ROLES = {name: role for role, names in NAMES.items() for name in names}
-"""Names of roles that datasets use, and ours. Any other name stays as it is."""
-
-ROLE_KEYS = ("role", "from", "speaker")
-TEXT_KEYS = ("content", "value", "text")
-"""Where a message says who speaks and what; a set that was put together from several has all of them."""
-CALLS = ("tool_calls", "function_call")
-TEXT_PARTS = (None, "text", "input_text", "output_text")
-TOOL_PARTS = ("tool_use", "tool_call", "tool_result", "function_call", "function_call_output")
-OTHER_PARTS = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file")
-"""Types of the parts of a message, as the chat interfaces of today call them."""
+from nbutils.data.fates import REJECTED, Turn
+from nbutils.data.messages import ROLE_KEYS, STOP, TEXT_KEYS, Malformed, Reading, absent, decoded, holds_text, role_of
 
 LINE = "__line"
 """Column of raw text lines, each a JSON object, for files that are read line by line."""
+LABEL = "label"
+"""Column that says with `false` that a row shows what is not to be learnt."""
 
-
-class Malformed(ValueError):
-    """A row that is not read as a conversation: the text says why, `fate` which reason to drop it that is."""
-
-    def __init__(self, detail: str, fate: str = MALFORMED) -> None:
-        super().__init__(detail)
-        self.fate = fate
+TEMPLATES = {
+    "<|start_header_id|>": "Llama 3",
+    "<|begin_of_text|>": "Llama 3",
+    "<s>[INST]": "Mistral or Llama 2",
+    "[INST]": "Mistral or Llama 2",
+    "<start_of_turn>": "Gemma",
+    "<|user|>": "Zephyr or Phi 3",
+    "<|system|>": "Zephyr or Phi 3",
+    "### Instruction:": "Alpaca",
+    "### Human:": "Vicuna",
+}
+"""How a prompt begins that was written with a template already; ChatML is read."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class Shape:
     name: str
     columns: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], list[Turn]]
+    read: Callable[[Reading, Mapping[str, Any]], list[Turn]]
     example: str
 
     def fits(self, columns: Collection[str]) -> bool:
@@ -61,127 +50,64 @@ class Shape:
 
     def used(self, columns: Collection[str]) -> list[str]:
         """The columns that reading needs."""
-        names = [name for group in self.columns for name in group] + list(self.optional)
-        return [name for name in names if name in columns]
+        return [name for name in self.known if name in columns]
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All columns that it has a use for."""
+        return (*(name for group in self.columns for name in group), *self.optional, LABEL)
 
 
-def absent(value: Any) -> bool:
-    """Whether a key is there in name alone: null, or the NaN that pandas puts into gaps."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def text_of(value: Any) -> str:
-    """The text of a message: a string, nothing (empty), or a list of parts, each of which is text."""
-    if isinstance(value, str):
-        return value
-    if absent(value):
-        return ""
-    if isinstance(value, list):
-        return "".join(map(_part, value))
-    raise Malformed(f"a message's text is of type {type(value).__name__}")
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, Mapping):
-        raise Malformed(f"a message's text is a list with a {type(part).__name__}")
-    kind = part.get("type")
-    if kind in TOOL_PARTS or kind in OTHER_PARTS:
-        raise Malformed(f"a message holds a part of type {kind!r}", TOOL_USE if kind in TOOL_PARTS else NOT_TEXT)
-    if kind not in TEXT_PARTS:
-        raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text that we know")
-    return _only((text_of(part.get(key)) for key in TEXT_KEYS), "a part of a message holds two different texts")
-
-
-def _only(texts: Iterable[str], problem: str) -> str:
-    """The one text among empty ones, or none. Malformed where two differ."""
-    found = {text: None for text in texts if text}
-    if len(found) > 1:
-        raise Malformed(problem)
-    return next(iter(found), "")
-
-
-def decoded(value: Any, what: str) -> Any:
-    """The value itself, or what a string of JSON holds."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise Malformed(f"{what} is no JSON") from None
-
-
-def messages_of(value: Any) -> list[Turn]:
-    """A list of messages, also as a string of JSON, or where `datasets` turned it into a mapping of lists."""
-    value = decoded(value, "the text in place of messages")
-    if isinstance(value, Mapping):
-        lists = [column for column in value.values() if isinstance(column, list)]
-        if not lists or len(lists) != len(value) or len({len(column) for column in lists}) != 1:
-            raise Malformed("the messages are no list")
-        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-    if not isinstance(value, list):
-        kind = "missing" if absent(value) else f"of type {type(value).__name__}"
-        raise Malformed(f"the messages are {kind}")
-    return [_message(item) for item in value]
-
-
-def _message(item: Any) -> Turn:
-    if not isinstance(item, Mapping):
-        raise Malformed(f"a message is of type {type(item).__name__}")
-    if any(item.get(key) and not absent(item[key]) for key in CALLS):
-        raise Malformed("a message calls a tool", TOOL_USE)
-    roles = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
-    if not roles or not all(isinstance(role, str) for role in roles):
-        raise Malformed("a message has no role")
-    roles = [role_of(role) for role in roles]
-    if len(set(roles)) > 1:
-        raise Malformed("a message names two different roles")
-    if roles[0] == "tool":
-        raise Malformed("a message is what a tool answered", TOOL_USE)
-    return roles[0], _only((text_of(item.get(key)) for key in TEXT_KEYS), "a message holds two different texts")
-
-
-def role_of(name: str) -> str:
-    """The role that a name stands for; a name that is none of ROLES stays as it is."""
-    return ROLES.get(name.strip().lower(), name)
-
-
-def _messages(row: Mapping[str, Any]) -> list[Turn]:
+def _messages(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
     names = [name for name in ("messages", "conversations", "conversation") if name in row]
-    return messages_of(row[names[0] if names else "messages"])
+    return reading.messages(row[names[0] if names else "messages"])
 
 
-def _alpaca(row: Mapping[str, Any]) -> list[Turn]:
-    system = text_of(row.get("system"))
+def _alpaca(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
+    system = reading.text(row.get("system"))
     turns = [("system", system)] if system else []
     history = row.get("history")
     for exchange in [] if absent(history) or history == "" else decoded(history, "`history`"):
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
             raise Malformed("`history` holds something else than pairs of question and answer")
-        turns += [("user", text_of(exchange[0])), ("assistant", text_of(exchange[1]))]
-    parts = [text_of(row["instruction"]), text_of(row.get("input"))]
+        turns += [("user", reading.text(exchange[0])), ("assistant", reading.text(exchange[1]))]
+    parts = [reading.text(row["instruction"]), reading.text(row.get("input"))]
     asked = "\n\n".join(part.strip() for part in parts if part.strip())
-    return [*turns, ("user", asked), ("assistant", text_of(row["output"]))]
+    return _plain([*turns, ("user", asked), ("assistant", reading.text(row["output"]))])
 
 
-def _side(value: Any, role: str) -> list[Turn]:
+def _side(reading: Reading, value: Any, role: str) -> list[Turn]:
     """One side of a prompt/completion or preference row: messages, one message, or the text of one."""
     if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ROLE_KEYS):
-        return [_message(value)]
-    return messages_of(value) if isinstance(value, list | Mapping) else [(role, text_of(value))]
+        return [reading.message(value)]
+    return reading.messages(value) if isinstance(value, list | Mapping) else [(role, reading.text(value))]
 
 
-def _completion(row: Mapping[str, Any]) -> list[Turn]:
-    return _side(row["prompt"], "user") + _side(row["completion"], "assistant")
+def _completion(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
+    return _plain(_side(reading, row["prompt"], "user") + _side(reading, row["completion"], "assistant"))
 
 
-def _preference(row: Mapping[str, Any]) -> list[Turn]:
-    asked = _side(row["prompt"] if "prompt" in row else row["conversations"], "user")
-    chosen = _side(row["chosen"], "assistant")
+def _preference(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
+    asked = _side(reading, row["prompt"] if "prompt" in row else row["conversations"], "user")
+    chosen = _side(reading, row["chosen"], "assistant")
     # Some sets repeat the prompt at the head of `chosen`.
     repeated = len(chosen) > len(asked) and chosen[: len(asked)] == asked
-    return chosen if repeated else asked + chosen
+    return _plain(chosen if repeated else asked + chosen)
+
+
+def _plain(turns: list[Turn]) -> list[Turn]:
+    """The turns, or the messages that their texts are once more, where these were written with a template already."""
+    text = "".join(text for role, text in turns if role != "system").lstrip()
+    messages = CHATML.parse(text)
+    if {"user", "assistant"} <= {role for role, _ in messages}:
+        return [turn for turn in turns if turn[0] == "system"] + messages
+    if begins := [start for start in TEMPLATES if text.startswith(start)]:
+        raise Malformed(
+            f"its text was written with the template of {TEMPLATES[begins[0]]} already (it begins with "
+            f"{begins[0]!r}), which would be learnt as ordinary characters; give the text alone, or messages",
+            STOP,
+        )
+    return turns
 
 
 SHAPES = (
@@ -210,13 +136,19 @@ def detect(columns: Collection[str], where: str) -> Shape:
     )
 
 
-def read_rows(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed]:
-    """Each row of a batch as messages, or why it cannot be read. Accepts the shape's columns, or one of JSON lines."""
+Row = tuple[list[Turn] | Malformed, list[str]]
+"""A row's messages, or why it cannot be read, and the keys that held text which is no part of them."""
+
+
+def read_rows(table: pa.Table, shape: Shape) -> list[Row]:
+    """Each row of a batch. Accepts a table with the shape's columns, or one of JSON lines."""
     if LINE in table.column_names:
         return [_read(shape, line, lambda line: _Present(parse_line(line))) for line in table[LINE].to_pylist()]
-    table = table.select(shape.used(table.column_names))
-    if (fast := _role_and_content(table, shape)) is not None:
-        return fast
+    used = shape.used(table.column_names)
+    if (fast := _role_and_content(table.select(used), shape)) is not None:
+        beside = [[name for name in table.column_names if name not in used and holds_text(row[name])]
+                  for row in table.drop_columns(used).to_pylist()]  # fmt: skip
+        return list(zip(fast, beside or [[]] * len(fast), strict=True))
     loads = _loading(pa.struct(table.schema)) or (lambda row: row)
     try:
         return [_read(shape, row, loads) for row in table.to_pylist()]
@@ -257,27 +189,33 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> list[Turn] | Malformed:
+def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> Row:
+    reading = Reading()
+    found: list[Turn] | Malformed
     try:
-        messages = shape.read(load(row))
-        for role, text in messages:
+        row = load(row)
+        reading.beside(row, shape.known[:-1], "")
+        if row.get(LABEL) is False:
+            raise Malformed("its label is false", REJECTED)
+        found = shape.read(reading, row)
+        for role, text in found:
             if not (text.isascii() and role.isascii()):
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
     except UnicodeEncodeError:
-        return Malformed("a message holds half a surrogate pair, which is no valid Unicode")
+        found = Malformed("a message holds half a surrogate pair, which is no valid Unicode")
     except UnicodeDecodeError:
-        return Malformed("the row is no UTF-8")
+        found = Malformed("the row is no UTF-8")
     except RecursionError:
-        return Malformed("a message is nested too deeply")
+        found = Malformed("a message is nested too deeply")
     except Malformed as error:
-        return error
-    return messages
+        found = error
+    return found, list(reading.unread)
 
 
-def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn] | Malformed] | None:
+def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn]] | None:
     """The common case, list<struct<string, string>>, read column by column (five times as fast); None for any other."""
     column = table[0].combine_chunks()
-    if shape.read is not _messages or not pa.types.is_list(column.type) or column.null_count:
+    if len(table.column_names) > 1 or not pa.types.is_list(column.type) or column.null_count:
         return None
     items = column.flatten()
     if not pa.types.is_struct(items.type) or items.null_count or len(items.type) != 2:

@@ -51,6 +51,8 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     if path.is_dir():
         spec.refuse("a local folder")
         return _source(spec, _load(spec, str(path), streaming, name=spec.name or None))
+    if path.is_file():
+        raise UserError(f"The file {spec.path} ends in none of {', '.join(FILE_ENDINGS)}; rename or convert it.")
     fetched = entry("dataset", spec.path, spec.revision)
     if fetched:
         return _source(spec, _load(spec, str(fetched[0]), streaming, name=spec.name or None), fetched[1]["commit"])
@@ -65,7 +67,9 @@ def _source(spec: DatasetSpec, data: Dataset | IterableDataset, revision: str = 
     columns = data.column_names or list(next(_streamed(spec, data.take(1)), {}))
     shape = detect(columns, spec.label)
     rows, fingerprint = (len(data), data._fingerprint) if isinstance(data, Dataset) else (None, "")
-    batches = partial(_batches, spec, data.select_columns(shape.used(columns)))
+    texts = {name for name, kind in (data.features or {}).items() if getattr(kind, "dtype", "").endswith("string")}
+    wanted = [name for name in columns if name in texts or name in shape.known]  # texts that are not read are counted
+    batches = partial(_batches, spec, data.select_columns(wanted))
     return Source(spec, shape, columns, rows, batches, fingerprint, revision)
 
 
@@ -127,10 +131,14 @@ def _load(spec: DatasetSpec, path: str, streaming: bool, **options: Any) -> Any:
         return load_dataset(path, streaming=streaming, split=spec.split, **options)
     except Exception as error:  # `datasets` and the hub's client raise a dozen types, their HTTP library's among them
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        raise UserError(
-            f"The dataset {spec.label} cannot be opened{offline}: {_first_line(error)}. Check path, name, split and "
-            "revision in `datasets`, or collect it with `python -m nbutils fetch` where there is a network."
-        ) from error
+        advice = (
+            "Check path, name, split and revision in `datasets`, or collect it with `python -m nbutils fetch` where "
+            "there is a network"
+        )
+        if resolve(spec.path).exists():
+            offline, advice = "", "Mend or convert its files, or name the right ones in `datasets`"
+        why = _first_line(error)
+        raise UserError(f"The dataset {spec.label} cannot be opened{offline}: {why}. {advice}.") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,11 +12,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nbutils.core.chatml import IM_END, IM_START, PAD, encode
+from nbutils.core.chatml import IM_END, IM_START, PAD
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown, write_json
+from nbutils.core.files import write_json
 from nbutils.data.batches import Source
-from nbutils.data.fates import FATES, TOO_LONG
+from nbutils.data.fates import (
+    EMPTY_MESSAGE,
+    FATES,
+    KEPT,
+    MALFORMED,
+    NO_ASSISTANT_TURN,
+    NO_USER_TURN,
+    REASONS,
+    REJECTED,
+    TOO_LONG,
+)
 from nbutils.data.sets import LongRows
 from nbutils.data.settings import DataSettings
 
@@ -25,6 +35,15 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 CONTROLS = {"im_start": IM_START, "im_end": IM_END, "pad": PAD}
+ADVICE = {
+    MALFORMED: "Mend the rows, or name other files in `datasets`",
+    REJECTED: "Take the marks out, or give data that is to be learnt",
+    NO_USER_TURN: "Check the names of the roles: questions come from user or human",
+    NO_ASSISTANT_TURN: "Check the names of the roles: answers come from assistant or gpt",
+    EMPTY_MESSAGE: "Check that the texts are under content, value or text",
+    TOO_LONG: "Raise max_length",
+}
+"""What helps where most rows are dropped for a reason; for any other, other data does."""
 LIMITS = (512, 1024, 2048)
 BARS = 16
 """Bars up to `max_length` in the histogram of lengths."""
@@ -48,7 +67,6 @@ def write_summary(
     contamination: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Writes and returns `summary.json`. UserError where rows are unaccounted for, or a set would be empty."""
-    file = folder / "ledger.parquet"
     for source in sources:
         read = filtered.read[source.label]
         if source.rows not in (None, read):
@@ -56,24 +74,24 @@ def write_summary(
                 f"The dataset {source.label} had {source.rows:,} rows when it was opened, and {read:,} "
                 "were read: something changed it meanwhile; run this notebook again."
             )
+    names = ["source", "index", "fate", "detail", "tokens", "lost_last_user_turn", "unread"]
+    ledger = pq.read_table(folder / "ledger.parquet", columns=names)
+    fates = by_fate(ledger)
     for side in ("train", "eval"):
         if not filtered.sets[side]["rows"]:
-            raise UserError(
-                f"No conversation is left for the {side} set ({shown(file)} says why); "
-                "raise max_length, change eval_fraction, or give more data."
-            )
-    ledger = pq.read_table(file, columns=["source", "fate", "tokens", "lost_last_user_turn"])
+            raise UserError(f"No conversation is left for the {side} set: {_why_none_is_left(ledger, fates)}.")
+    unread = pc.list_flatten(ledger["unread"]).value_counts()
     taken = {count["values"]: count["counts"] for count in ledger["source"].value_counts().to_pylist()}
     long_lengths = np.array([whole.tokens for _, whole in filtered.long.read_whole(tokenizer)], np.int64)
     summary = {
         "schema": SCHEMA,
         "rows": ledger.num_rows,
         "rows_not_taken": sum(filtered.read.values()) - ledger.num_rows,
-        "fates": by_fate(ledger),
+        "fates": fates,
+        "unread": {one["values"]: one["counts"] for one in unread.to_pylist()},
         "trimmed_rows": pc.sum(ledger["lost_last_user_turn"]).as_py(),
         **filtered.sets,
         **lengths(ledger, settings.max_length, long_lengths),
-        "tokens_per_role": tokens_per_role(filtered.sets, tokenizer),
         "max_length": settings.max_length,
         "split_seed": settings.split_seed,
         "eval_fraction": settings.eval_fraction,
@@ -98,6 +116,19 @@ def write_summary(
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _why_none_is_left(ledger: pa.Table, fates: dict[str, dict[str, int]]) -> str:
+    rows = {fate: counts["rows"] for fate, counts in fates.items()}
+    if rows[KEPT] or not ledger.num_rows:
+        return f"the other one has all {rows[KEPT]:,} that were kept; change eval_fraction, or give more data"
+    fate = max(REASONS, key=rows.__getitem__)
+    first = ledger.filter(pc.equal(ledger["fate"], fate)).slice(0, 1).to_pylist()[0]
+    where = f"row {first['index']} of {first['source']}{first['detail'] and ': '}{first['detail']}"
+    return (
+        f"{rows[fate]:,} of {ledger.num_rows:,} rows were dropped as {fate} ({REASONS[fate]}), the first is {where}. "
+        f"{ADVICE.get(fate, 'Give other data')}"
+    )
 
 
 def by_fate(ledger: pa.Table) -> dict[str, dict[str, int]]:
@@ -135,19 +166,3 @@ def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> dict[str,
         "rows": histogram.tolist(),
     }
     return {"limits": limits, "lengths": found}
-
-
-def tokens_per_role(sets: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, int]]:
-    """Tokens of the kept conversations by who speaks: texts, and the control tokens around them.
-
-    Kept conversations alternate and end with the assistant, so each role has half of the turns.
-    """
-    both = {name: sets["train"][name] + sets["eval"][name] for name in ("turns", "tokens", "supervised_tokens")}
-    turns = both["turns"] // 2
-    frame = {role: len(encode(tokenizer, [{"role": role, "content": ""}])) for role in ("user", "assistant")}
-    assistant = both["supervised_tokens"] - turns  # each turn's <|im_end|> is supervised too
-    user = both["tokens"] - assistant - turns * sum(frame.values())
-    return {
-        role: {"turns": turns, "text": text, "control": turns * frame[role]}
-        for role, text in (("user", user), ("assistant", assistant))
-    }

@@ -18,6 +18,9 @@ from nbutils.core.files import shown
 from nbutils.train.loss import IGNORED
 from nbutils.train.settings import TrainSettings
 
+COLUMNS = ("input_ids", "supervised", "context")
+"""What is read of the data stage's rows; those of an earlier version say nothing of `context`."""
+
 
 class Microbatch(NamedTuple):
     """Right-padded rows: token ids and labels, both (B, T) int64, padded with 0 and -100."""
@@ -44,7 +47,8 @@ class TokenRows:
         """Rows of a folder that the data stage wrote. UserError where there are none."""
         if not folder.is_dir():
             raise UserError(f"{shown(folder)} does not exist; run notebooks/01_filter_data.ipynb first.")
-        rows = load_from_disk(str(folder)).select_columns(["input_ids", "supervised"]).with_format("numpy")
+        rows = load_from_disk(str(folder))
+        rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names]).with_format("numpy")
         if len(rows) == 0:
             raise UserError(f"{shown(folder)} holds no conversation; see data/ledger.parquet for why each was dropped.")
         return cls(rows, supervise, unsupervised_end)
@@ -70,10 +74,9 @@ class TokenRows:
     def supervised_counts(self) -> np.ndarray:
         """Labels of each row that the loss counts, (rows,). The first token is never predicted."""
         counts = []
-        ids_and_masks = (self.rows.data.column(name).chunks for name in ("input_ids", "supervised"))
-        for ids, mask in zip(*ids_and_masks, strict=True):
-            labels = self._labels(ids.flatten().to_numpy(), mask.flatten().to_numpy(zero_copy_only=False))
-            counted = labels != IGNORED
+        for ids, *masks in zip(*(self.rows.data.column(name).chunks for name in self.rows.column_names), strict=True):
+            flat = [mask.flatten().to_numpy(zero_copy_only=False) for mask in masks]
+            counted = self._labels(ids.flatten().to_numpy(), *flat) != IGNORED
             starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
             counted[starts] = False
             counts.append(np.add.reduceat(counted, starts, dtype=np.int64))
@@ -83,11 +86,13 @@ class TokenRows:
         """One micro-batch of these row numbers."""
         picked = [self.rows[int(row)] for row in rows]
         ids = [row["input_ids"].astype(np.int64) for row in picked]
-        labels = [self._labels(i, row["supervised"].astype(bool)) for i, row in zip(ids, picked, strict=True)]
+        masks = [[row[name].astype(bool) for name in self.rows.column_names[1:]] for row in picked]
+        labels = [self._labels(i, *own) for i, own in zip(ids, masks, strict=True)]
         return Microbatch(_padded(ids, 0), _padded(labels, IGNORED))
 
-    def _labels(self, ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
-        counted = supervised if self.supervise == "assistant" else np.ones(len(ids), dtype=bool)
+    def _labels(self, ids: np.ndarray, supervised: np.ndarray, context: np.ndarray | bool = False) -> np.ndarray:
+        learnable = np.broadcast_to(np.logical_not(context), len(ids))
+        counted = supervised if self.supervise == "assistant" else learnable
         if self.end_id is not None:
             counted = counted & (ids != self.end_id)
         return np.where(counted, ids, IGNORED)

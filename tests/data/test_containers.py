@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from nbutils.data.fates import Context
+from nbutils.data.messages import MARKS
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import read_rows
 from nbutils.data.sources import open_source
@@ -24,6 +26,7 @@ TEXTS = [
 ]  # fmt: skip
 NAMES = {"user": ("user", "User", "human", "prompter"), "assistant": ("assistant", "gpt", "bot", "model")}
 ROLE_KEYS, TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+BESIDE = ("name", "reasoning_content", "thinking")
 Turns = list[tuple[str, str]]
 
 
@@ -44,13 +47,18 @@ def content(rng: random.Random, text: str, parts: bool) -> Any:
 
 
 def message(rng: random.Random, turn: tuple[str, str], style: dict[str, Any]) -> dict[str, Any]:
+    """One way to write a turn; a mark that it is not to be learnt is part of what it means."""
     role, text = turn
     keys = style["keys"] or (rng.choice(ROLE_KEYS), rng.choice(TEXT_KEYS))
     found = {keys[0]: rng.choice(NAMES[role]), keys[1]: content(rng, text, style["parts"])}
     for name in style["nulls"]:
         found.setdefault(name, rng.choice(style["absent"]))
     if style["extra"] and rng.random() < 0.5:
-        found |= {"name": "somebody", "tool_calls": rng.choice((None, []))}
+        found |= {rng.choice(BESIDE): "somebody", "tool_calls": rng.choice((None, []))}
+    if style["mark"]:
+        found[style["mark"]] = rng.choice((0, 0.0) if isinstance(role, Context) else (1, None, 1.0))
+        if style["mark"] == "train":
+            found["train"] = None if found["train"] is None else bool(found["train"])
     return dict(rng.sample(sorted(found.items(), key=lambda item: item[0]), len(found)))
 
 
@@ -65,6 +73,8 @@ def rows_of(rng: random.Random, style: dict[str, Any], count: int) -> tuple[list
     for _ in range(count):
         turns = conversation(rng, rng.choice((1, 2, 3)) if style["shape"] in ("messages", "sharegpt", "alpaca") else 1)
         asked, answer = turns[-2][1], turns[-1][1]
+        if style["mark"]:
+            turns = [(Context(role) if rng.random() < 0.3 else role, text) for role, text in turns]
         if style["shape"] == "messages":
             row = {"messages": messages(rng, turns, style)}
         elif style["shape"] == "sharegpt":
@@ -152,6 +162,7 @@ def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
         "absent": (None,) if binary else (None, float("nan")),
         "extra": rng.random() < 0.3,
         "as_json": kind in FLAT or rng.random() < 0.2,
+        "mark": rng.choice((*MARKS, None, None, None)) if shape in ("messages", "sharegpt") else None,
     }
 
 
@@ -166,4 +177,14 @@ def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, seeds):
         folder.mkdir()
         source = open_source(DatasetSpec(path=str(write(kind, folder, rows))), False)
         found = [row for batch in source.batches() for row in read_rows(batch.read(), source.shape)]
-        assert found == meant, (seed, kind, style, rows[:2])
+        assert [turns for turns, _ in found] == meant, (seed, kind, style, rows[:2])
+        assert [marked(turns) for turns, _ in found] == [marked(turns) for turns in meant], (seed, kind, style)
+        for row, (_, unread) in zip(rows, found, strict=True):
+            beside = {f"message: {key}" for key in BESIDE if f'{key}": "somebody' in json.dumps(row).replace("\\", "")}
+            columns = {key for key in ("source", "rejected") if row.get(key)}
+            assert set(unread) == beside | columns, (seed, kind, style, row)
+
+
+def marked(turns: Turns) -> list[int]:
+    """The places of turns that are not to be learnt."""
+    return [number for number, (role, _) in enumerate(turns) if isinstance(role, Context)]

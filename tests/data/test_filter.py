@@ -98,7 +98,7 @@ def test_kept_rows_are_encoded_as_everywhere_and_none_is_cut(mixed):
         assert (row["input_ids"], row["supervised"]) == (encoding.input_ids, encoding.supervised)
         assert len(encoding) <= 200
         assert row["messages"][-1]["role"] == "assistant"
-    assert list(mixed.rows("train")[0]) == ["source", "index", "messages", "input_ids", "supervised"]
+    assert list(mixed.rows("train")[0]) == ["source", "index", "messages", "input_ids", "supervised", "context"]
 
 
 def test_details_tell_why(mixed):
@@ -125,18 +125,6 @@ def test_the_ledger_has_the_columns_that_were_promised(mixed):
     promised = ["source", "index", "fate", "detail", "turns", "characters", "tokens", "tokens_is_lower_bound",
                 "supervised_tokens", "side", "hash"]  # fmt: skip
     assert set(promised) <= set(mixed.ledger.columns) == set(LEDGER_SCHEMA.names)
-
-
-def test_tokens_per_role_add_up(mixed):
-    roles = mixed.summary["tokens_per_role"]
-    total = sum(counts["text"] + counts["control"] for counts in roles.values())
-    assert total == mixed.summary["train"]["tokens"] + mixed.summary["eval"]["tokens"]
-    tokenizer = loaded_tokenizer(str(mixed.folder / "tokenizer"))
-    users = 0
-    for row in mixed.kept.values():
-        asked = [m for m in row["messages"] if m["role"] == "user"]
-        users += len(encode(tokenizer, asked))
-    assert roles["user"]["text"] + roles["user"]["control"] == users
 
 
 def row_filter(settings: DataSettings, made: Made) -> RowFilter:
@@ -449,9 +437,9 @@ def test_the_example_is_a_whole_conversation_with_some_turns_where_there_is_one(
     ]
     rows = [*chats(60), {"messages": messages(LONG[:12])}, *long]
     made = make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", rows)])
-    assert [m["content"] for m in example(made.folder / "train")][1:] == ["a", "b", "c"]
+    assert [m["content"] for m in example(made.folder / "train")["messages"]][1:] == ["a", "b", "c"]
     only_two = make(tmp_path / "two", [write_lines(tmp_path / "b.jsonl", chats(40))])
-    assert len(example(only_two.folder / "train")) == 2
+    assert len(example(only_two.folder / "train")["messages"]) == 2
 
 
 def test_few_rows_are_not_worth_another_process():

@@ -169,7 +169,7 @@ def check_too_long(made: Made) -> None:
     tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
     dropped = made.ledger[made.ledger["fate"] == "too_long"]
     for source in made.sources:
-        rows = [row for batch in source.batches() for row in read_rows(batch.read(), source.shape)]
+        rows = [row for batch in source.batches() for row, _ in read_rows(batch.read(), source.shape)]
         for row in dropped[dropped["source"] == source.label].itertuples():
             length = len(encode(tokenizer, as_messages(judge(rows[row.index]).turns)))
             assert length > made.summary["max_length"]

@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from nbutils.core.errors import UserError
 from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
-from nbutils.data.shapes import BY_NAME, LINE, Malformed, detect, read_rows
+from nbutils.data.messages import Malformed
+from nbutils.data.shapes import BY_NAME, LINE, detect, read_rows
 from tests.data.making import FIVE, rows_of
 
 
@@ -19,7 +20,7 @@ def read(shape: str, rows: list, *, as_lines: bool = False) -> list:
         table = pa.table({LINE: [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]})
     else:  # where messages are unlike, the type of their column says that it holds JSON
         table = Dataset.from_list(rows, on_mixed_types="use_json").with_format("arrow")[:]
-    return read_rows(table, BY_NAME[shape])
+    return [row for row, _ in read_rows(table, BY_NAME[shape])]
 
 
 @pytest.mark.parametrize("as_lines", [False, True])
@@ -111,7 +112,7 @@ def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
     texts = pa.array([b"Hi", b"\xff\xfe", b"Hello"], pa.binary()).cast(pa.string(), safe=False)
     roles = pa.array(["user"] * 3)
     one_each = pa.ListArray.from_arrays([0, 1, 2, 3], pa.StructArray.from_arrays([roles, texts], ["role", "content"]))
-    good, bad, other = read_rows(pa.table({"messages": one_each}), BY_NAME["messages"])
+    (good, _), (bad, _), (other, _) = read_rows(pa.table({"messages": one_each}), BY_NAME["messages"])
     assert (good, other) == ([("user", "Hi")], [("user", "Hello")])
     assert isinstance(bad, Malformed) and "no UTF-8" in str(bad)
 
@@ -185,5 +186,5 @@ def test_arrow_columns_give_what_lines_give():
     slow, lines = read("messages", with_null), read("messages", with_null, as_lines=True)
     assert slow[:3] == lines[:3]
     assert isinstance(slow[3], Malformed)
-    sliced = read_rows(pa.Table.from_pylist(rows).slice(1), BY_NAME["messages"])
+    sliced = [row for row, _ in read_rows(pa.Table.from_pylist(rows).slice(1), BY_NAME["messages"])]
     assert sliced == read("messages", rows)[1:]

@@ -16,8 +16,9 @@ from nbutils.core.errors import UserError
 from nbutils.data import documents
 from nbutils.data.batches import Source
 from nbutils.data.display import sources_table
+from nbutils.data.messages import Malformed
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import Malformed, read_rows
+from nbutils.data.shapes import read_rows
 from nbutils.data.sources import open_source
 from tests.data.making import chats, rows_of, write_lines
 
@@ -29,7 +30,7 @@ def opened(path: Path | str, *, streaming: bool = False, **spec: object) -> Sour
 def numbered_rows(source: Source) -> dict[int, object]:
     found = {}
     for batch in source.batches():
-        for number, row in enumerate(read_rows(batch.read(), source.shape)):
+        for number, (row, _) in enumerate(read_rows(batch.read(), source.shape)):
             found[batch.start + number] = row
     return found
 

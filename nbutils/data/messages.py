@@ -1,0 +1,153 @@
+"""Reading messages: who speaks, the text in any of its forms, marks on it, and what is beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE, Context, Turn
+
+NAMES = {
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
+    "system": ("system", "developer"),
+    "tool": ("tool", "function", "ipython", "observation", "function_call", "function_response", "tool_call",
+             "tool_response"),
+}  # fmt: skip
+ROLES = {name: role for role, names in NAMES.items() for name in names}
+"""Names of roles that datasets use, and ours. Any other name stays as it is."""
+
+ROLE_KEYS = ("role", "from", "speaker")
+TEXT_KEYS = ("content", "value", "text")
+"""Where a message says who speaks and what; a set that was put together from several has all of them."""
+CALLS = ("tool_calls", "function_call")
+TEXT_PARTS = (None, "text", "input_text", "output_text")
+TOOL_PARTS = ("tool_use", "tool_call", "tool_result", "function_call", "function_call_output")
+OTHER_PARTS = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file")
+"""Types of the parts of a message, as the chat interfaces of today call them."""
+REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
+MARKS = ("weight", "train", "loss", "loss_mask")
+"""Keys of a message that say whether it is to be learnt: 1 or true, 0 or false."""
+KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS, *MARKS))
+
+STOP = "stop"
+"""In place of a fate: the row cannot be read as it was meant, and nor can others like it."""
+
+
+class Malformed(ValueError):
+    """A row that is not read as a conversation: the text says why, `fate` which reason to drop it that is."""
+
+    def __init__(self, detail: str, fate: str = MALFORMED) -> None:
+        super().__init__(detail)
+        self.fate = fate
+
+
+def absent(value: Any) -> bool:
+    """Whether a key is there in name alone: null, or the NaN that pandas puts into gaps."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def holds_text(value: Any) -> bool:
+    """Whether there is a text anywhere in a value."""
+    if isinstance(value, Mapping | list | tuple):
+        return any(map(holds_text, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, str) and bool(value.strip())
+
+
+def decoded(value: Any, what: str) -> Any:
+    """The value itself, or what a string of JSON holds."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise Malformed(f"{what} is no JSON") from None
+
+
+def role_of(name: str) -> str:
+    """The role that a name stands for; a name that is none of ROLES stays as it is."""
+    return ROLES.get(name.strip().lower(), name)
+
+
+class Reading:
+    """Reads the messages of one row; `unread` names the keys that held text which is no part of them."""
+
+    def __init__(self) -> None:
+        self.unread: dict[str, None] = {}
+
+    def beside(self, found: Mapping[str, Any], known: Collection[str], where: str) -> None:
+        """Notes the keys that are not known, but hold text."""
+        self.unread |= {f"{where}{key}": None for key in found if key not in known and holds_text(found[key])}
+
+    def text(self, value: Any) -> str:
+        """The text of a message: a string, nothing (empty), or a list of parts, each of which is text."""
+        if isinstance(value, str):
+            return value
+        if absent(value):
+            return ""
+        if isinstance(value, list):
+            return "".join(map(self.part, value))
+        raise Malformed(f"a message's text is of type {type(value).__name__}")
+
+    def part(self, part: Any) -> str:
+        """The text of a part; what somebody only thought is none."""
+        if isinstance(part, str):
+            return part
+        if not isinstance(part, Mapping):
+            raise Malformed(f"a message's text is a list with a {type(part).__name__}")
+        kind = part.get("type")
+        if kind in REASONING_PARTS:
+            self.beside(part, ("type",), f"message part {kind}: ")
+            return ""
+        if kind in TOOL_PARTS or kind in OTHER_PARTS:
+            raise Malformed(f"a message holds a part of type {kind!r}", TOOL_USE if kind in TOOL_PARTS else NOT_TEXT)
+        if kind not in TEXT_PARTS:
+            raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text that we know")
+        self.beside(part, ("type", *TEXT_KEYS), "message part: ")
+        return self.only(part, "a part of a message holds two different texts")
+
+    def only(self, found: Mapping[str, Any], problem: str) -> str:
+        """The one text among empty ones, or none. Malformed where two differ."""
+        texts = {text: None for key in TEXT_KEYS if (text := self.text(found.get(key)))}
+        if len(texts) > 1:
+            raise Malformed(problem)
+        return next(iter(texts), "")
+
+    def messages(self, value: Any) -> list[Turn]:
+        """A list of messages, also as a string of JSON, or where `datasets` turned it into a mapping of lists."""
+        value = decoded(value, "the text in place of messages")
+        if isinstance(value, Mapping):
+            lists = [column for column in value.values() if isinstance(column, list)]
+            if not lists or len(lists) != len(value) or len({len(column) for column in lists}) != 1:
+                raise Malformed("the messages are no list")
+            value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+        if not isinstance(value, list):
+            kind = "missing" if absent(value) else f"of type {type(value).__name__}"
+            raise Malformed(f"the messages are {kind}")
+        return [self.message(item) for item in value]
+
+    def message(self, item: Any) -> Turn:
+        """Role and text of one message."""
+        if not isinstance(item, Mapping):
+            raise Malformed(f"a message is of type {type(item).__name__}")
+        if any(item.get(key) and not absent(item[key]) for key in CALLS):
+            raise Malformed("a message calls a tool", TOOL_USE)
+        roles = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
+        if not roles or not all(isinstance(role, str) for role in roles):
+            raise Malformed("a message has no role")
+        roles = [role_of(role) for role in roles]
+        if len(set(roles)) > 1:
+            raise Malformed("a message names two different roles")
+        if roles[0] == "tool":
+            raise Malformed("a message is what a tool answered", TOOL_USE)
+        self.beside(item, KNOWN, "message: ")
+        marks = {key: item[key] for key in MARKS if not absent(item.get(key))}
+        if odd := [key for key, mark in marks.items() if mark not in (0, 1)]:
+            raise Malformed(
+                f"a message's {odd[0]} is {marks[odd[0]]!r:.60}, but it is learnt wholly (1) or not at all (0)",
+                STOP,
+            )
+        text = self.only(item, "a message holds two different texts")
+        return (roles[0] if all(marks.values()) else Context(roles[0])), text
