@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from nbutils.core.chatml import OutsideVocabularyError
 from nbutils.core.encode_within import Measured, encode_within
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
@@ -23,6 +24,7 @@ from nbutils.data.fates import (
     CONTAMINATED,
     KEPT,
     MALFORMED,
+    OUTSIDE_VOCABULARY,
     TOO_LONG,
     Judged,
     Turn,
@@ -136,7 +138,8 @@ class RowFilter:
                 try:
                     found |= encoded([i])
                 except UserError as error:
-                    judged[i] = Judged(judged[i].turns, MALFORMED, str(error))
+                    fate = OUTSIDE_VOCABULARY if isinstance(error, OutsideVocabularyError) else MALFORMED
+                    judged[i] = Judged(judged[i].turns, fate, str(error))
             return found
 
     def _matches(self, judged: list[Judged], measured: dict[int, Measured]) -> dict[int, Match]:
@@ -157,7 +160,10 @@ def _decided(judged: Judged, measured: Measured | None, match: Match | None) -> 
     """Fate and detail."""
     if measured and not measured.encoding:
         return TOO_LONG, f"{measured.tokens:,} tokens{'' if measured.exact else ' or more'}"
-    return (CONTAMINATED, match.detail) if match else (judged.fate, judged.detail)
+    if match:
+        return CONTAMINATED, match.detail
+    apart = measured.encoding.apart if measured and measured.encoding else 0
+    return judged.fate, f"{apart} texts read apart from their header" if apart else judged.detail
 
 
 def as_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from nbutils.core.chatml import IM_END, IM_START, PAD, encode
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown, write_json
 from nbutils.data.batches import Source
-from nbutils.data.fates import FATES, TOO_LONG
+from nbutils.data.fates import FATES, KEPT, TOO_LONG
 from nbutils.data.samples import LongRows
 from nbutils.data.settings import DataSettings
 
@@ -64,6 +64,9 @@ def write_summary(
             )
     columns = ["source", "fate", "tokens", "lost_last_user_turn"]
     ledger = pq.read_table(file, columns=columns, read_dictionary=columns[:2]).unify_dictionaries()
+    apart = pq.read_table(file, columns=["fate"], filters=[("fate", "==", KEPT), ("detail", "!=", "")]).num_rows
+    if apart:
+        print(f"Of {apart:,} conversations texts were read apart: this tokenizer has pieces that span header and text.")
     taken = {count["values"]: count["counts"] for count in ledger["source"].value_counts().to_pylist()}
     long_lengths = np.array([found.tokens for _, found in filtered.long.read_whole(tokenizer)], np.int64)
     summary = {
@@ -95,6 +98,7 @@ def write_summary(
             "base_model": settings.base_model,
             "pieces": len(tokenizer),
             **{key: tokenizer.convert_tokens_to_ids(token) for key, token in CONTROLS.items()},
+            **({"conversations_read_apart": apart} if apart else {}),
         },
     }
     write_json(folder / "summary.json", summary)
