@@ -30,6 +30,10 @@ Conversation = Sequence[Message]
 _RENDERED = re.compile(rf"{re.escape(IM_START)}(\w+)\n(.*?)(?:{re.escape(IM_END)}\s*|\Z)", re.DOTALL)
 
 
+class OutsideVocabularyError(UserError):
+    """A text holds characters that no piece of the tokenizer's vocabulary stands for."""
+
+
 class ChatTemplate:
     """How a conversation is written as text."""
 
@@ -52,11 +56,15 @@ CHATML = ChatTemplate()
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a conversation, which of them the loss is computed on, and which are context alone (length T)."""
+    """Token ids of a conversation, which of them the loss is computed on, and which are context alone (length T).
+
+    `apart`: how many texts were read without their header, because a piece would have spanned both.
+    """
 
     input_ids: list[int]
     supervised: list[bool]
     context: list[bool]
+    apart: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -64,13 +72,16 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Controls:
-    """What is between the messages' texts, as ids, for one tokenizer; `forbidden`: its special tokens, id → text."""
+    """What is between the messages' texts, as ids, for one tokenizer.
+
+    `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text.
+    """
 
     im_start: int
     im_end: int
     newline: list[int]
     headers: dict[str, list[int]]
-    header_lengths: dict[str, int]
+    plain: dict[str, list[int]]
     forbidden: dict[int, str]
 
 
@@ -95,11 +106,16 @@ def encode_batch(
     """`encode` for many conversations, with a single call of the tokenizer."""
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
     controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
-    texts = iter(_text_ids(tokenizer, controls, flat))
+    texts = iter(_texts(tokenizer, controls, flat))
     prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
     silent = [False] * len(prompt)
-    encodings = [assembled(controls, messages, [next(texts) for _ in messages]) for messages in conversations]
-    return [Encoded(e.input_ids + prompt, e.supervised + silent, e.context + silent) for e in encodings]
+    encodings = []
+    for messages in conversations:
+        read = [next(texts) for _ in messages]
+        one = assembled(controls, messages, [ids for ids, _ in read])
+        apart = sum(apart for _, apart in read)
+        encodings.append(Encoded(one.input_ids + prompt, one.supervised + silent, one.context + silent, apart))
+    return encodings
 
 
 def assembled(controls: Controls, messages: Conversation, texts: Sequence[list[int]]) -> Encoded:
@@ -129,14 +145,14 @@ def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
             "use a base model with a tokenizer.json."
         )
     known = set(tokenizer.get_vocab())
-    old_length = len(tokenizer)
+    old_ids = sorted(tokenizer.get_vocab().values())
     missing = [token for token in (IM_START, IM_END, PAD) if token not in known]
     tokenizer.add_special_tokens({"extra_special_tokens": [IM_START, IM_END]}, replace_extra_special_tokens=False)
     tokenizer.add_special_tokens({"eos_token": IM_END, "pad_token": PAD})
     tokenizer.chat_template = TEMPLATE
     tokenizer.padding_side = "right"
     if model is not None:
-        _resize(model, tokenizer, old_length, [tokenizer.convert_tokens_to_ids(token) for token in missing])
+        _resize(model, tokenizer, old_ids, [tokenizer.convert_tokens_to_ids(token) for token in missing])
     return tokenizer
 
 
@@ -146,9 +162,12 @@ def special_strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def _resize(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_length: int, added_ids: Iterable[int]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: Iterable[int], added_ids: Iterable[int]
 ) -> None:
-    """Makes the embedding exactly as long as the tokenizer; fresh rows get the mean of the rows in use before."""
+    """Makes the embedding exactly as long as the tokenizer's ids ask; fresh rows get the mean of those in use before.
+
+    A vocabulary may have holes: its highest id counts, not how many pieces there are.
+    """
     import torch
 
     def weights() -> list[torch.Tensor]:
@@ -156,9 +175,10 @@ def _resize(
         return [layer.weight for layer in layers if layer is not None]
 
     rows_before = len(weights()[0])
-    means = [weight[:old_length].float().mean(dim=0) for weight in weights()]  # each (D,)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    fresh = sorted({*added_ids, *range(rows_before, len(tokenizer))})
+    used, rows = [i for i in old_ids if i < rows_before], max(tokenizer.get_vocab().values()) + 1
+    means = [weight[used].float().mean(dim=0) for weight in weights()]  # each (D,)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    fresh = sorted({*added_ids, *range(rows_before, rows)})
     with torch.no_grad():
         for weight, mean in zip(weights(), means, strict=True):
             weight[fresh] = mean.to(weight.dtype)
@@ -186,25 +206,37 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
         return ids[1:-1]
 
     headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}
-    lengths = dict(zip(headers, map(len, _plain_ids(tokenizer, [f"{r}\n" for r in headers])), strict=True))
+    plain = dict(zip(headers, plain_ids(tokenizer, [f"{r}\n" for r in headers]), strict=True))
     newline, specials = between(IM_END, "\n", IM_START), special_strings(tokenizer)
-    return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, lengths, specials)
+    return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, plain, specials)
 
 
-def _text_ids(
+def _texts(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
-) -> list[list[int]]:
+) -> list[tuple[list[int], bool]]:
     """Ids of each text as it is behind its header: read together with the header, which is then taken off.
 
     SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what comes before; alone,
-    a text would get other ids than inside the conversation.
+    a text would get other ids than inside the conversation. Where a piece spans header and text, the text is read
+    alone all the same (True), so that nothing of it is lost.
     """
-    joint = _plain_ids(tokenizer, [f"{role}\n{text}" for role, text in flat])
-    ids = [row[controls.header_lengths[role] :] for row, (role, _) in zip(joint, flat, strict=True)]
-    for index, row in enumerate(ids):
-        if not controls.forbidden.keys().isdisjoint(row):  # merges can spell a special piece, such as "</s>"
-            ids[index] = _broken_up(tokenizer, controls, *flat[index])
-    return ids
+    found = []
+    for (role, text), row in zip(flat, plain_ids(tokenizer, [f"{role}\n{text}" for role, text in flat]), strict=True):
+        ids, apart = _without_header(tokenizer, controls, role, text, row)
+        if not controls.forbidden.keys().isdisjoint(ids):  # merges can spell a special piece, such as "</s>"
+            ids = _broken_up(tokenizer, controls, role, text)
+        found.append((ids, apart))
+    return found
+
+
+def _without_header(
+    tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str, text: str, row: list[int]
+) -> tuple[list[int], bool]:
+    """Of the ids of a header and a text those of the text, and whether it had to be read alone."""
+    header = controls.plain[role]
+    if row[: len(header)] == header:
+        return row[len(header) :], False
+    return plain_ids(tokenizer, [text])[0], True
 
 
 def _broken_up(tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str, text: str) -> list[int]:
@@ -213,14 +245,23 @@ def _broken_up(tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str
     for special in controls.forbidden.values():
         found = re.finditer(f"(?={re.escape(special)})", text)
         cuts |= {match.start() + max(1, len(special) // 2) for match in found}
-    rows = _plain_ids(tokenizer, [f"{role}\n{text[a:b]}" for a, b in pairwise(sorted(cuts))])
-    ids = [i for row in rows for i in row[controls.header_lengths[role] :]]
+    parts = [text[a:b] for a, b in pairwise(sorted(cuts))]
+    rows = plain_ids(tokenizer, [f"{role}\n{part}" for part in parts])
+    read = [_without_header(tokenizer, controls, role, part, row) for part, row in zip(parts, rows, strict=True)]
+    ids = [i for row, _ in read for i in row]
     if not controls.forbidden.keys().isdisjoint(ids):
+        characters = list(dict.fromkeys(text))
+        known = zip(characters, plain_ids(tokenizer, characters), strict=True)
+        if lacking := [character for character, row in known if tokenizer.unk_token_id in row]:
+            raise OutsideVocabularyError(
+                f"The model's vocabulary has no piece for {' '.join(map(repr, lacking[:5]))} in the text "
+                f"{text[:60]!r}: leave such characters out, or take a model whose tokenizer falls back to bytes."
+            )
         raise UserError(f"The tokenizer turns the text {text[:60]!r} into one of its special tokens; drop that row.")
     return ids
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Ids of texts in which special tokens are read as ordinary text."""
     if not texts:
         return []

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from nbutils.core.chatml import CHATML, Controls, Conversation, Encoded, controls_for, encode
+from nbutils.core.chatml import (
+    CHATML,
+    Controls,
+    Conversation,
+    Encoded,
+    OutsideVocabularyError,
+    controls_for,
+    encode,
+    plain_ids,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +62,7 @@ class _Reading:
     tokens: int
     ids: list[int] = field(default_factory=list)
     end: int = 0
+    apart: int = 0
 
     @property
     def complete(self) -> bool:
@@ -81,8 +91,9 @@ def encode_within(
     readings = [_Reading(messages, sum([frame[m["role"]] for m in messages])) for messages in conversations]
     while waiting := [one for one in readings if one.tokens <= max_length and not one.complete]:
         spans = [one.next_span((max_length - one.tokens) * rate) for one in waiting]
-        for one, span, fresh in zip(waiting, spans, _read(tokenizer, controls, spans), strict=True):
+        for one, span, (fresh, apart) in zip(waiting, spans, _read(tokenizer, controls, spans), strict=True):
             one.ids += fresh
+            one.apart += apart
             one.tokens += len(fresh) - sum([frame[m["role"]] for m in span])
     return [_measured(controls, one, max_length) for one in readings]
 
@@ -93,27 +104,45 @@ def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
     mask, context = [False] * one.tokens, [False] * one.tokens
     end = 0
     for message in one.messages:  # supervised is an assistant's text, from behind its header to its end token
-        start = one.ids.index(controls.im_start, end) + 1 + len(controls.headers[message["role"]])
+        header = controls.headers[message["role"]]
+        start = one.ids.index(controls.im_start, end) + 1 + len(header)
         end = one.ids.index(controls.im_end, start) + 1
         if message.get("learn") is False:
-            begin = start - 1 - len(controls.headers[message["role"]])
+            begin = start - 1 - len(header)
             stop = end + len(controls.newline)
             context[begin:stop] = [True] * (stop - begin)
         elif message["role"] == "assistant":
             mask[start:end] = [True] * (end - start)
-    return Measured(Encoded(one.ids, mask, context) if one.tokens <= max_length else None, one.tokens, sum(mask))
+    encoding = Encoded(one.ids, mask, context, one.apart) if one.tokens <= max_length else None
+    return Measured(encoding, one.tokens, sum(mask))
 
 
-def _read(tokenizer: PreTrainedTokenizerBase, controls: Controls, spans: Sequence[Conversation]) -> list[list[int]]:
-    """Ids of consecutive messages of each conversation, control tokens included."""
-    if not reads_in_one_piece(tokenizer):
-        return [encode(tokenizer, span).input_ids for span in spans]
-    special = controls.forbidden.__contains__
-    # A text that spells a special token shows as one too many; it is read again message by message, which defuses it.
-    return [
-        row if sum(map(special, row)) == 2 * len(span) else encode(tokenizer, span).input_ids
-        for row, span in zip(_in_one_piece(tokenizer, spans), spans, strict=True)
-    ]
+def _read(
+    tokenizer: PreTrainedTokenizerBase, controls: Controls, spans: Sequence[Conversation]
+) -> list[tuple[list[int], int]]:
+    """Ids of consecutive messages of each conversation, control tokens included, and how many were read apart."""
+    rows = _in_one_piece(tokenizer, spans) if reads_in_one_piece(tokenizer) else [[] for _ in spans]
+    found = []
+    for row, span in zip(rows, spans, strict=True):
+        if _is_whole(controls, span, row):
+            found.append((row, 0))
+        else:  # message by message, which defuses and loses nothing
+            one = encode(tokenizer, span)
+            found.append((one.input_ids, one.apart))
+    return found
+
+
+def _is_whole(controls: Controls, span: Conversation, row: Sequence[int]) -> bool:
+    """Whether no text of messages that were read in one piece spells a special token, or is joined to its header."""
+    if sum(map(controls.forbidden.__contains__, row)) != 2 * len(span):
+        return False
+    start = 0
+    for message in span:
+        header = controls.headers[message["role"]]
+        start = row.index(controls.im_start, start) + 1
+        if row[start : start + len(header)] != header:
+            return False
+    return True
 
 
 def _in_one_piece(tokenizer: PreTrainedTokenizerBase, spans: Sequence[Conversation]) -> list[list[int]]:
@@ -130,12 +159,15 @@ def _in_one_piece(tokenizer: PreTrainedTokenizerBase, spans: Sequence[Conversati
 def reads_in_one_piece(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether this tokenizer gives the same ids for a whole conversation as for its messages one by one."""
     span = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate((*PROBE, *PROBE))]
-    return _in_one_piece(tokenizer, [span])[0] == encode(tokenizer, span).input_ids
+    try:
+        return _in_one_piece(tokenizer, [span])[0] == encode(tokenizer, span).input_ids
+    except OutsideVocabularyError:
+        return False
 
 
 @lru_cache(maxsize=8)
 def characters_per_token(tokenizer: PreTrainedTokenizerBase) -> float:
     """Characters per token on a fixed English text: how much to read at first to see whether a text can fit."""
-    said, silent = ([{"role": "user", "content": text} for text in texts] for texts in (PROBE[:2], ("", "")))
-    tokens = len(encode(tokenizer, said)) - len(encode(tokenizer, silent))
+    header = controls_for(tokenizer, {"user"}).plain["user"]
+    tokens = sum(len(row) - len(header) for row in plain_ids(tokenizer, [f"user\n{text}" for text in PROBE[:2]]))
     return sum(map(len, PROBE[:2])) / tokens

@@ -94,7 +94,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("scores",),
         code=(
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling", "core.chat_engine.window"),
-            *("core.tasks", *own("evaluate", "worker")),
+            *("core.tasks", *own("evaluate", "figures", "worker")),
         ),
         gpu=True,
         settings="nbutils.evaluate.settings:EvaluateSettings",

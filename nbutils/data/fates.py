@@ -17,6 +17,7 @@ NO_USER_TURN = "no_user_turn"
 NO_ASSISTANT_TURN = "no_assistant_turn"
 BAD_ROLES = "bad_roles"
 EMPTY_MESSAGE = "empty_message"
+OUTSIDE_VOCABULARY = "outside_vocabulary"
 TOO_LONG = "too_long"
 DUPLICATE = "duplicate"
 CONTAMINATED = "contaminated"
@@ -30,6 +31,7 @@ REASONS = {
     NO_ASSISTANT_TURN: "nobody answers",
     BAD_ROLES: "turns do not alternate user and assistant",
     EMPTY_MESSAGE: "a turn has no text",
+    OUTSIDE_VOCABULARY: "a character that the base's vocabulary has no piece for",
     TOO_LONG: "more tokens than max_length",
     DUPLICATE: "the same turns stand in an earlier row",
     CONTAMINATED: "shares words with an item of an evaluation task",

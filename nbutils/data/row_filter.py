@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from nbutils.core.chatml import OutsideVocabularyError
 from nbutils.core.encode_within import Measured, encode_within
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
@@ -23,6 +24,7 @@ from nbutils.data.fates import (
     CONTAMINATED,
     KEPT,
     MALFORMED,
+    OUTSIDE_VOCABULARY,
     TOO_LONG,
     Context,
     Judged,
@@ -115,6 +117,8 @@ class RowFilter:
             row |= {"tokens": measured.tokens, "supervised_tokens": measured.supervised}
             if measured.encoding:
                 row |= vars(measured.encoding)
+                if apart := measured.encoding.apart:
+                    row["detail"] = f"{apart} texts read apart from their header"
             else:
                 row |= {"fate": TOO_LONG, "detail": f"{measured.tokens:,} tokens{'' if measured.exact else ' or more'}"}
         if match:
@@ -145,7 +149,8 @@ class RowFilter:
         except UserError as error:
             if len(rows) > 1:
                 return {i: measured for row in rows for i, measured in self._measured(judged, [row]).items()}
-            judged[rows[0]] = replace(judged[rows[0]], fate=MALFORMED, detail=str(error))
+            fate = OUTSIDE_VOCABULARY if isinstance(error, OutsideVocabularyError) else MALFORMED
+            judged[rows[0]] = replace(judged[rows[0]], fate=fate, detail=str(error))
             return {}
 
     def _matches(self, judged: list[Judged], rows: list[int]) -> dict[int, Match]:

@@ -81,6 +81,9 @@ def write_summary(
         if not filtered.sets[side]["rows"]:
             raise UserError(f"No conversation is left for the {side} set: {_why_none_is_left(ledger, fates)}.")
     unread = pc.list_flatten(ledger["unread"]).value_counts()
+    is_apart = pc.and_(pc.equal(ledger["fate"], KEPT), pc.not_equal(ledger["detail"], ""))
+    if apart := pc.sum(is_apart).as_py():
+        print(f"Of {apart:,} conversations texts were read apart: this tokenizer has pieces that span header and text.")
     taken = {count["values"]: count["counts"] for count in ledger["source"].value_counts().to_pylist()}
     long_lengths = np.array([whole.tokens for _, whole in filtered.long.read_whole(tokenizer)], np.int64)
     summary = {
@@ -112,6 +115,7 @@ def write_summary(
             "base_model": settings.base_model,
             "pieces": len(tokenizer),
             **{key: tokenizer.convert_tokens_to_ids(token) for key, token in CONTROLS.items()},
+            **({"conversations_read_apart": apart} if apart else {}),
         },
     }
     write_json(folder / "summary.json", summary)

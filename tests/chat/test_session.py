@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from nbutils.chat.session import ChatSession
 from nbutils.chat.settings import in_effect
 from nbutils.core.chat_engine.window import MessageTooLongError
-from nbutils.core.chatml import encode, special_strings
+from nbutils.core.chatml import OutsideVocabularyError, encode, special_strings
 from nbutils.core.errors import UserError
 from tests.chat.models import ScriptedModel, byte_tokenizer, random_model, scripted_session
+from tests.core.test_chatml import unigram
 
 TOKENIZER = byte_tokenizer()
 MODEL = random_model(TOKENIZER, context=128)
@@ -132,6 +133,17 @@ def check_sequence(steps) -> tuple[int, int]:
             assert session.messages[-1]["content"] == reply
     session.close()
     return evictions, checked
+
+
+def test_a_character_outside_the_vocabulary_is_a_sentence_and_the_chat_continues():
+    tokenizer = unigram(bytes_too=False)
+    session = ChatSession(random_model(tokenizer, context=128), tokenizer, **GREEDY)
+    with pytest.raises(OutsideVocabularyError, match="no piece for '🙂' in the text 'Hi 🙂'"):
+        session.reply("Hi 🙂")
+    assert session.messages == [] and session.context.used == 0
+    list(session.reply("Hi"))
+    list(session.reply("Hi"))
+    assert len(session.messages) == 4
 
 
 def test_special_strings_that_a_person_types_are_text():

@@ -8,9 +8,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nbutils.core.chatml import IM_END, IM_START, PAD, add_chatml, encode, encode_batch, special_strings
+from nbutils.core.chatml import (
+    IM_END,
+    IM_START,
+    PAD,
+    OutsideVocabularyError,
+    add_chatml,
+    encode,
+    encode_batch,
+    special_strings,
+)
+from nbutils.core.encode_within import encode_within, reads_in_one_piece
 from nbutils.core.errors import UserError
 from tests.conftest import byte_level_tokenizer, sentencepiece_tokenizer
 
@@ -57,7 +68,7 @@ def test_mask_property(chat_tokenizers, kind, conversation):
     tokenizer = chat_tokenizers[kind]
     assume(all(covers(tokenizer, character) for m in conversation for character in m["content"].strip()))
     encoding = encode(tokenizer, conversation)
-    assert len(encoding.input_ids) == len(encoding.supervised)
+    assert len(encoding.input_ids) == len(encoding.supervised) and not encoding.apart
     spans, span = [], []
     for token, supervised in zip(encoding.input_ids, encoding.supervised, strict=True):
         span = [*span, token] if supervised else span
@@ -182,3 +193,62 @@ def test_errors_are_sentences(smollm2_tokenizer_folder, chat_tokenizers):
         encode(sentencepiece_tokenizer(), [{"role": "user", "content": "Hi"}])
     with pytest.raises(UserError, match="surrogate"):
         encode(chat_tokenizers["byte_level"], [{"role": "user", "content": "a\ud800"}])
+
+
+def unigram(*pieces: str, normalizer=None, bytes_too: bool = True):
+    """ASCII and newline as single pieces, and `pieces`, which win wherever they fit."""
+    single = ["▁", "\n", *map(chr, range(33, 127))]
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{b:02X}>", -20.0) for b in range(256) if bytes_too)]
+    vocab += [(piece, -9.0) for piece in single] + [(piece, -1.0) for piece in pieces]
+    raw = Tokenizer(models.Unigram(vocab, 0, bytes_too))
+    if normalizer:
+        raw.normalizer = normalizer
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    raw.decoder = decoders.Sequence([*[decoders.ByteFallback()] * bytes_too, decoders.Metaspace()])
+    return add_chatml(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="<unk>"))
+
+
+BLANKS = normalizers.Sequence([normalizers.Nmt(), normalizers.Replace(Regex(" {2,}"), " ")])
+
+
+@pytest.mark.parametrize(
+    ("pieces", "normalizer", "one_piece"),
+    [
+        (["▁user", "▁Hello", "▁Zebra"], BLANKS, True),  # newlines become blanks
+        (["▁user", "\nHello", "\nZebra"], None, True),  # pieces that begin with a newline, of words not in the probe
+        (["▁user", "\nHello", "\nZebra", "\nWhat"], None, False),
+    ],
+)
+def test_no_text_is_lost_where_a_piece_spans_header_and_text(pieces, normalizer, one_piece):
+    tokenizer = unigram(*pieces, normalizer=normalizer)
+    roles = ["user", "assistant"] * 2
+    texts = ["Hello there", "Zebra <s>", "fine", "ok"]
+    talk = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    encoding = encode(tokenizer, talk)
+    decoded = tokenizer.decode(encoding.input_ids, clean_up_tokenization_spaces=False).split(IM_END)
+    assert [part.split("user")[-1].split("assistant")[-1].strip() for part in decoded[:4]] == texts
+    assert encoding.apart == 2 and reads_in_one_piece(tokenizer) == one_piece
+    assert encode_within(tokenizer, [talk], 500)[0].encoding == encoding
+    assert encoding.input_ids[: len(encode(tokenizer, talk[:2]))] == encode(tokenizer, talk[:2]).input_ids
+
+
+def test_a_character_outside_the_vocabulary_is_named_and_costs_its_own_text_alone():
+    tokenizer = unigram(bytes_too=False)
+    talk = [{"role": "user", "content": "Hi <unk>"}, {"role": "assistant", "content": "Good"}]
+    assert encode_within(tokenizer, [talk], 100)[0].encoding == encode(tokenizer, talk)
+    with pytest.raises(OutsideVocabularyError, match="no piece for '🙂' '東' in the text 'a 🙂 東 🙂'"):
+        encode(tokenizer, [*talk, {"role": "user", "content": "a 🙂 東 🙂"}])
+
+
+def test_a_vocabulary_with_holes_keeps_its_ids():
+    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    raw = Tokenizer(models.BPE(vocabulary | {"z": 600}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    model = tiny(601)
+    before = model.get_input_embeddings().weight.clone()
+    tokenizer = add_chatml(PreTrainedTokenizerFast(tokenizer_object=raw), model)
+    after, ids = model.get_input_embeddings().weight, encode(tokenizer, [{"role": "user", "content": "zz"}]).input_ids
+    assert ids.count(600) == 2 and model(torch.tensor([ids])).logits.shape[-1] == model.config.vocab_size == 601
+    used = sorted(raw.get_vocab(with_added_tokens=False).values())
+    assert torch.equal(after[600], before[600])
+    assert torch.allclose(after[tokenizer.eos_token_id], before[used].mean(dim=0), atol=1e-7)

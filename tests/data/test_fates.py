@@ -56,7 +56,7 @@ def test_an_empty_last_user_turn_costs_nothing():
 def test_the_reasons_stand_in_the_order_of_the_issue():
     assert FATES == (
         "kept", "malformed", "tool_use", "not_text", "rejected", "no_user_turn", "no_assistant_turn", "bad_roles",
-        "empty_message", "too_long", "duplicate", "contaminated",
+        "empty_message", "outside_vocabulary", "too_long", "duplicate", "contaminated",
     )  # fmt: skip
 
 

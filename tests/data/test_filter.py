@@ -17,6 +17,7 @@ import psutil
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from transformers import LlamaConfig
 
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
@@ -28,13 +29,14 @@ from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tok
 from nbutils.data.settings import DataSettings
 from nbutils.data.sources import open_source
 from nbutils.data.summary import write_summary
+from tests.core.test_chatml import unigram
 from tests.data.making import FIVE, Made, chats, make, messages, rows_of, settings_for, write_lines
 
 LONG = [turn for i in range(60) for turn in (("user", f"Tell me more about number {i}."), ("assistant", f"{i} " * 9))]
 
 
 def one_of_each() -> list:
-    """A row for every fate but `contaminated`, then some that are kept."""
+    """A row for every fate but `contaminated` and `outside_vocabulary`, then some that are kept."""
     return [
         b'{"messages": [}',
         {"messages": messages([("assistant", "Hello")])},
@@ -125,6 +127,20 @@ def test_the_ledger_has_the_columns_that_were_promised(mixed):
     promised = ["source", "index", "fate", "detail", "turns", "characters", "tokens", "tokens_is_lower_bound",
                 "supervised_tokens", "side", "hash"]  # fmt: skip
     assert set(promised) <= set(mixed.ledger.columns) == set(LEDGER_SCHEMA.names)
+
+
+@pytest.mark.parametrize("bytes_too", [False, True])
+def test_a_text_that_the_vocabulary_cannot_write_or_joins_to_its_header(tmp_path, capsys, bytes_too):
+    tokenizer = unigram("▁user", "\nZebra", bytes_too=bytes_too)
+    tokenizer.save_pretrained(tmp_path / "base")
+    LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
+    rows = [*chats(20), {"messages": messages([("user", "Zebra"), ("assistant", "Fine 🙂")])}]
+    made = make(tmp_path / "run", [write_lines(tmp_path / "rows.jsonl", rows)], base_model=str(tmp_path / "base"))
+    fates = ["kept"] * 20 + ["kept" if bytes_too else "outside_vocabulary"]
+    assert made.ledger["fate"].tolist() == fates
+    assert ("read apart" if bytes_too else "no piece for '🙂'") in made.ledger["detail"][20]
+    assert made.summary["tokenizer"].get("conversations_read_apart") == (1 if bytes_too else None)
+    assert ("Of 1 conversations texts were read apart" in capsys.readouterr().out) == bytes_too
 
 
 def row_filter(settings: DataSettings, made: Made) -> RowFilter:
