@@ -91,8 +91,8 @@ def make_base(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pr
     if settings.base_model == TINY:
         return tiny_model(tokenizer, settings.max_length, settings.seed)
     ref = settings.base_ref
-    model = ref.load()
     check_weights(ref)
+    model = ref.load()
     own = add_chatml(ref.raw_tokenizer(), model)
     if own.get_vocab() != tokenizer.get_vocab():
         raise UserError(
