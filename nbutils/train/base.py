@@ -7,15 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, shown, write_json
 from nbutils.core.run.layout import Run, holds_model
-from nbutils.core.run.models import TINY, VOCABULARY, ModelRef, context_length, tiny_config, tiny_model
+from nbutils.core.run.models import (
+    TINY,
+    VOCABULARY,
+    ModelRef,
+    context_length,
+    tiny_config,
+    tiny_model,
+    without_loading_bar,
+)
 from nbutils.train.loss import check_head
 from nbutils.train.settings import TrainSettings
+
+WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+"""What DistributedDataParallel, `torch.compile` and PEFT put in front of the names of weights."""
 
 SOURCE = "source.json"
 """In the base's folder: its provenance. The model card prints it."""
@@ -27,7 +39,7 @@ def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
     UserError where the data was tokenised for another base, or holds longer rows than the model can read.
     """
     if not holds_model(folder):
-        tokenizer = data_tokenizer(settings, data)
+        tokenizer = without_additions(data_tokenizer(settings, data))
         model = make_base(settings, tokenizer)
         with replaced(folder) as partial:
             model.save_pretrained(partial)
@@ -63,11 +75,23 @@ def data_tokenizer(settings: TrainSettings, data: Path) -> PreTrainedTokenizerBa
     return AutoTokenizer.from_pretrained(data / "tokenizer")
 
 
+def without_additions(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer without the tokens, such as BOS, that it would put around a text: no row of the data has them.
+
+    So every later reader of the trained model, an evaluation too, gives it the ids that it was trained on.
+    """
+    if tokenizer("")["input_ids"]:
+        tokenizer.add_bos_token = tokenizer.add_eos_token = False
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", "$A $B", [])
+    return tokenizer
+
+
 def make_base(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The untrained `tiny`, or the given base with its embedding resized for ChatML, in float32 on the CPU."""
     if settings.base_model == TINY:
         return tiny_model(tokenizer, settings.max_length, settings.seed)
     ref = settings.base_ref
+    check_weights(ref)
     model = ref.load()
     own = add_chatml(ref.raw_tokenizer(), model)
     if own.get_vocab() != tokenizer.get_vocab():
@@ -88,20 +112,43 @@ def check_context(settings: TrainSettings, model: PreTrainedModel) -> None:
         )
 
 
-def weightless_base(settings: TrainSettings, vocabulary: int = 0) -> PreTrainedModel:
-    """The base model with so many tokens (0: its own) and without weights.
-
-    UserError where the configuration cannot be read, or training could not use the model.
-    """
-    kept = Run(settings.run_path).base
-    if settings.base_model == TINY:
-        size = vocabulary or VOCABULARY
-        config: Any = tiny_config(size, settings.max_length, size - 1, size - 2)
-    else:  # the base may be gone since it was read
-        config = (ModelRef.parse(str(kept)) if holds_model(kept) else settings.base_ref).config()
-        config.get_text_config().vocab_size = vocabulary or config.get_text_config().vocab_size
+def weightless_base(settings: TrainSettings) -> PreTrainedModel:
+    """The base model without weights. UserError where it cannot be read, or training could not use it."""
+    kept = Run(settings.run_path).base  # the base may be gone since it was read
+    ref = ModelRef.parse(str(kept)) if holds_model(kept) else settings.base_ref
+    tiny = ref.text == TINY
+    config: Any = tiny_config(VOCABULARY, settings.max_length, 0, 0) if tiny else ref.config()
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     check_head(model)
     check_context(settings, model)
+    if ref.path:
+        check_weights(ref)
     return model
+
+
+def check_weights(ref: ModelRef) -> None:
+    """UserError where the files of a base hold other weights than its configuration asks for; they are not loaded."""
+    if ref.gguf:
+        return
+    where, options = ref.source
+    asked = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        with without_loading_bar():
+            _, found = AutoModelForCausalLM.from_pretrained(where, **asked, **options)
+    except Exception as error:
+        raise ref.unreadable(error) from error
+    missing, unknown = found["missing_keys"], found["unexpected_keys"]
+    kinds = {"missing": missing, "unknown": unknown, "of another size": {name for name, *_ in found["mismatched_keys"]}}
+    wrong = [f"{len(names)} {kind} ({', '.join(sorted(names)[:3])})" for kind, names in kinds.items() if names]
+    if not wrong:
+        return
+    advice = "give the files that belong to its config.json"
+    if wrapped := [prefix for prefix in WRAPPERS if any(name.startswith(prefix) for name in unknown)]:
+        advice = f"'{wrapped[0]}' was put in front of the names by a wrapper: take it off, and save the model again"
+    elif missing == {"lm_head.weight"}:
+        advice = "where the output is tied to the input embedding, set tie_word_embeddings to true in config.json"
+    raise UserError(
+        f"The files of base_model '{ref.text}' do not fit its configuration: weights {' and '.join(wrong)}; training "
+        f"would begin with random numbers in place of them; {advice}."
+    )

@@ -82,7 +82,7 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
     tokenizer = None  # `tiny` has none before notebook 01
     if ready or settings.base_model != TINY:
         tokenizer = attempt(lambda: data_tokenizer(settings, data) if ready else settings.base_ref.tokenizer())
-    if model := attempt(lambda: weightless_base(settings, len(tokenizer or ()))):
+    if model := attempt(lambda: weightless_base(settings)):
         yield Finding(FINE, f"The base model {settings.base_model} has {model.num_parameters():,} parameters.")
         yield disk_finding(settings, model)
     if not ready:

@@ -25,13 +25,11 @@ class TrainerOptions(TypedDict, total=False):
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
-    lr_scheduler_kwargs: dict[str, Any]
     neftune_noise_alpha: float
     activation_checkpointing: bool
     gradient_checkpointing: bool  # the same in transformers 5.0
     ddp_bucket_cap_mb: int
     ddp_timeout: int
-    tf32: bool
     run_name: str
     project: str
 

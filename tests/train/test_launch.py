@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from nbutils.core.text import HIDDEN
 from nbutils.core.torchrun import AGENT, LOG, LOG_LINES, PARENT, Hang, Torchrun
 from nbutils.train import run as training
 from nbutils.train.run import events_of
+from tests.train.forked import forked
 from tests.train.runs import small_settings
 
 
@@ -80,6 +83,42 @@ def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, faulty):
     assert "[rank 0]" not in text and "ChildFailedError" not in text
     log = (tmp_path / "train" / "worker.log").read_text()
     assert secret not in log and "planted, with the secret" in log
+
+
+SUMS = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from nbutils.core.torchrun import tell
+dist.init_process_group("gloo")
+ranks = torch.ones(1)
+dist.all_reduce(ranks)
+tell(Path(sys.argv[1]).parent, "finished", ranks=int(ranks))
+"""
+
+
+def test_processes_meet_where_the_hosts_name_leads_nowhere(tmp_path):
+    """In a mount namespace of its own, whose /etc/hosts has an address that nobody answers."""
+    apart = ["unshare", "-rm"]
+    try:
+        subprocess.run([*apart, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("namespaces are not allowed here")
+    (tmp_path / "sums.py").write_text(SUMS)
+    (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n192.0.2.1 {socket.gethostname()}\n")
+    command = torchrun.command("sums", tmp_path / "settings.json", 2)
+    script = f"mount --bind {tmp_path}/hosts /etc/hosts && exec {shlex.join(command)}"
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [*apart, "sh", "-c", script],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["ranks"] for row in read_jsonl(tmp_path / "progress.jsonl")] == [2, 2]
 
 
 @pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
@@ -278,7 +317,8 @@ def test_a_tracker_gets_the_logged_numbers(tmp_path):
     settings = small_settings(
         tmp_path, processes=1, report_to=["tensorboard"], max_steps=6, eval_steps=3, sample_prompts=[]
     )
-    list(events_of(settings, tmp_path / "train"))
+    done = forked(settings, 1)
+    assert done.returncode == 0, done.stderr
     folder = tmp_path / "train" / "trackers"
     assert [file.name for file in folder.iterdir() if "tfevents" in file.name]
     events = accumulator.EventAccumulator(str(folder)).Reload()

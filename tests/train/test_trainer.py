@@ -12,7 +12,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import arguments
-from nbutils.train.arguments import WORKSPACE, relax_where_needed
+from nbutils.train.arguments import CHECKPOINTING, WORKSPACE, relax_where_needed
+from nbutils.train.settings import TrainerOptions
 from nbutils.train.trainer import CountingScaler
 from tests.train.runs import small_settings, trainer_of
 
@@ -74,6 +75,33 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_its_rows(tmp
     assert str(caught.value).endswith(f"look at rows {', '.join(map(str, sorted(bad)))} of data/train.")
     assert len(bad) < len(step) and len(weights.after) == 2
     assert torch.equal(flat(trainer.model), weights.after[1])
+
+
+OPTIONS = {
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.9,
+    "adam_epsilon": 1e-6,
+    "neftune_noise_alpha": 5.0,
+    CHECKPOINTING: True,
+    "ddp_bucket_cap_mb": 10,
+    "ddp_timeout": 60,
+    "run_name": "mine",
+    "project": "mine",
+}
+
+
+@pytest.mark.parametrize("option", sorted(OPTIONS.keys() & arguments.SFTConfig.__dataclass_fields__.keys()))
+def test_each_trainer_option_trains(tmp_path, option):
+    bare = BARE | {"max_steps": 2, "trainer_options": {option: OPTIONS[option]}}
+    trainer = trainer_of(small_settings(tmp_path, **bare))
+    assert getattr(trainer.args, option) == OPTIONS[option]
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_every_trainer_option_is_among_these():
+    names = {"activation_checkpointing", "gradient_checkpointing"}
+    assert TrainerOptions.__annotations__.keys() - names == OPTIONS.keys() - names
 
 
 @pytest.fixture
