@@ -9,7 +9,7 @@ from statistics import NormalDist, median
 from typing import Any
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
-from nbutils.core.chatml import IM_END, IM_START, encode, encode_batch, special_strings
+from nbutils.core.chatml import CHATML, IM_END, IM_START, encode, encode_batch, special_strings
 from nbutils.core.run.models import context_length
 from nbutils.evaluate.heldout import Conversation, folded
 
@@ -57,6 +57,11 @@ def measure(
     """The figures of `figures_of` for greedy and for sampled replies; why there are none in `left_out`."""
     if not {IM_START, IM_END} <= set(tokenizer.get_vocab()):  # it was never taught to end a turn so
         return {"left_out": "its tokenizer has no ChatML tokens"}
+    asked = [{"role": role, "content": role} for role in ("system", "user")]
+    rendered = tokenizer.chat_template and tokenizer.apply_chat_template(asked, tokenize=False)
+    if rendered and rendered.strip() != CHATML.render(asked).strip():
+        return {"left_out": "its chat template is another than ChatML"}
+    tokenizer.pad_token = tokenizer.pad_token or IM_END
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": 32}
     return {
         decoding: figures_of(

@@ -54,30 +54,28 @@ def items_name(model: str, task: str) -> str:
     return f"{model.replace('/', '__')}--{task}.parquet"
 
 
-def check_models(models: Sequence[Model], *, max_length: int, chat_template: bool) -> None:
-    """UserError for the first model that could not be scored, before any is: their configurations alone are read.
+def check_model(model: Model, *, max_length: int, chat_template: bool) -> None:
+    """UserError for a model that could not be scored, before any is: its configuration alone is read.
 
     `chat_template` asks for a tokenizer that has one.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    for model in models:
-        config = model.ref.config()
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise UserError(
-                f"The model {model.ref.text} ({config.model_type}) is not a causal language model; give one that is."
-            )
-        length = int(getattr(config.get_text_config(), "max_position_embeddings", max_length) or max_length)
-        if length < max_length:
-            raise UserError(
-                f"The model {model.name} reads {length} tokens at once, and max_length is {max_length}: all models of "
-                f"a table get the same length, so set max_length to {length} or leave that model out."
-            )
-        if chat_template and not model.ref.raw_tokenizer().chat_template:
-            raise UserError(
-                f"The model {model.name} has no chat template: set apply_chat_template to false, or leave it out of "
-                "peers."
-            )
+    config = model.ref.config()
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"The model {model.ref.text} ({config.model_type}) is not a causal language model; give one that is."
+        )
+    length = int(getattr(config.get_text_config(), "max_position_embeddings", max_length) or max_length)
+    if length < max_length:
+        raise UserError(
+            f"The model {model.name} reads {length} tokens at once, and max_length is {max_length}: all models of "
+            f"a table get the same length, so set max_length to {length} or leave that model out."
+        )
+    if chat_template and not model.ref.raw_tokenizer().chat_template:
+        raise UserError(
+            f"The model {model.name} has no chat template: set apply_chat_template to false, or leave it out of peers."
+        )
 
 
 def open_model(model: Model, device: str, max_length: int, precision: str, tokens_per_batch: int = 0) -> SharedPrefixLM:
