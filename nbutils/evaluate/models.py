@@ -33,7 +33,7 @@ class Model:
 def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
     """The untrained base first, the run's trained model, then peers: hub ids (`id@revision`), folders or GGUF files.
 
-    A local peer is called by the last three parts of its path. UserError where two would have one name.
+    A local peer is called by the last three parts of its path, or by all of it where that name is taken.
     """
     base, trained = run.base, run.model()
     models = [Model("base", "base", ModelRef.parse(str(base)))] if holds_model(base) else []
@@ -43,9 +43,8 @@ def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
     for ref in map(ModelRef.parse, peers):
         local = ref.path if not ref.hub else None
         name = "/".join(local.absolute().parts[-3:]) if local else ref.text
-        if name in [model.name for model in models]:
-            raise UserError(f"Two of the peers would both be called '{name}'; list one of them, or rename its folder.")
-        models.append(Model(name, "peer", ref))
+        taken = name in [model.name for model in models]
+        models.append(Model(ref.text if taken else name, "peer", ref))
     return models
 
 
