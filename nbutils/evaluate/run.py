@@ -22,7 +22,7 @@ from nbutils.core.torchrun import LOG, PROGRESS, Torchrun
 from nbutils.evaluate.behaviour import PROMPTS, measure, sample_rows, user_turns
 from nbutils.evaluate.compare import flagged_items
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
-from nbutils.evaluate.heldout import read_conversations, write_items, yamls
+from nbutils.evaluate.heldout import EMBEDDED, read_conversations, write_items, yamls
 from nbutils.evaluate.models import Model, check_model, items_name, models_of_run
 from nbutils.evaluate.report import comparison_markdown, results, shown_name
 from nbutils.evaluate.score import Plan, Scored, noting, resumable, score, takes_template
@@ -48,8 +48,10 @@ def prepare(settings: EvaluateSettings) -> Plan:
     tokenizer = AutoTokenizer.from_pretrained(run.rows / "tokenizer")
     conversations = read_conversations(run.rows, tokenizer)
     tasks: dict[str, Any] = {}
-    left_out = write_items(folder, conversations, settings.selection_items, settings.split_seed)
-    left_out = {name: why for name, why in left_out.items() if name in settings.tasks}
+    left_out: dict[str, str] = {}
+    if not EMBEDDED.keys().isdisjoint(settings.tasks):
+        missing = write_items(folder, conversations, settings.selection_items, settings.split_seed)
+        left_out |= {name: why for name, why in missing.items() if name in settings.tasks}
     own = yamls(conversations) | own_tasks(settings.task_path)
     for name in settings.tasks:
         if name not in left_out:
@@ -200,7 +202,7 @@ def _use_all_cores() -> None:
 
 def _add(folder: Path, name: str, value: Any) -> None:
     path = folder / "results.json"
-    write_json(path, {**(read_json(path) if path.is_file() else {}), name: value})
+    write_json(path, read_json(path) | {name: value})
 
 
 def in_short(found: Mapping[str, Any]) -> str:

@@ -181,6 +181,7 @@ def _ask(
     from lm_eval import evaluator
 
     about = task.get_config("metadata") or {}
+    groups = str(about.get("groups", ""))
     template = settings.apply_chat_template and takes_template(task)
     started = time.perf_counter()
     # A bar for building the requests, which takes a second, would stay on the page; ours is for the scoring.
@@ -197,12 +198,12 @@ def _ask(
     if results is None:
         return {}, {}
     metrics = metrics_of(task)
-    rows = item_rows(results["samples"][name], metrics, str(about.get("groups", "")))
+    rows = item_rows(results["samples"][name], metrics, groups)
     answer = {
         "task": name,
         "version": about.get("version", ""),
         "items": len(rows) // max(1, len({row["filter"] for row in rows})),
-        "groups": str(about.get("groups", "")),
+        "groups": groups,
         "chat_template": bool(template),
         "num_fewshot": task.get_config("num_fewshot"),
         "metrics": [asdict(metric) for metric in metrics.values()],
