@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 import tempfile
@@ -161,10 +162,12 @@ def _absolute(files: Any, folders: Sequence[Path]) -> Any:
         return [_absolute(file, folders) for file in files]
     if "://" in files:
         return files
-    path = next((folder / files for folder in folders if (folder / files).exists()), folders[-1] / files)
-    if not path.exists() and "*" not in files:
+    folder = next((folder for folder in folders if (folder / files).exists()), folders[-1])
+    if (folder / files).exists():
+        return glob.escape(str(folder / files))  # `datasets` takes each path for a pattern
+    if "*" not in files:
         raise UserError(f"The file {files} that the task in {shown(folders[0])} reads does not exist beside its YAML.")
-    return str(path)
+    return f"{glob.escape(str(folder))}/{files}"
 
 
 def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:

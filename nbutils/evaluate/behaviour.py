@@ -9,7 +9,7 @@ from statistics import NormalDist, median
 from typing import Any
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
-from nbutils.core.chatml import IM_END, IM_START, encode, encode_batch, special_strings
+from nbutils.core.chatml import CHATML, IM_END, IM_START, encode, special_strings
 from nbutils.core.run.models import context_length
 from nbutils.evaluate.heldout import Conversation, folded
 
@@ -40,10 +40,11 @@ def user_turns(
             break
         turns = [k for k, message in enumerate(conversation.messages) if message["role"] == "user"]
         rng.shuffle(turns)
-        beginnings = [conversation.messages[: k + 1] for k in turns]
-        lengths = [len(e) for e in encode_batch(tokenizer, beginnings, add_generation_prompt=True)]
-        fitting = [messages for messages, length in zip(beginnings, lengths, strict=True) if length <= room]
-        chosen += fitting[:1]
+        for k in turns:
+            beginning = conversation.messages[: k + 1]
+            if len(encode(tokenizer, beginning, add_generation_prompt=True)) <= room:
+                chosen.append(beginning)
+                break
     return chosen
 
 
@@ -57,6 +58,11 @@ def measure(
     """The figures of `figures_of` for greedy and for sampled replies; why there are none in `left_out`."""
     if not {IM_START, IM_END} <= set(tokenizer.get_vocab()):  # it was never taught to end a turn so
         return {"left_out": "its tokenizer has no ChatML tokens"}
+    asked = [{"role": role, "content": role} for role in ("system", "user")]
+    rendered = tokenizer.chat_template and tokenizer.apply_chat_template(asked, tokenize=False)
+    if rendered and rendered.strip() != CHATML.render(asked).strip():
+        return {"left_out": "its chat template is another than ChatML"}
+    tokenizer.pad_token = tokenizer.pad_token or IM_END
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": 32}
     return {
         decoding: figures_of(

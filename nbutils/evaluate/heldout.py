@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.chatml import CHATML, IM_END
-from nbutils.core.errors import UserError
-from nbutils.core.files import replaced, shown
+from nbutils.core.files import replaced
 from nbutils.evaluate.compare import to_parquet
 
 EMBEDDED = {
@@ -24,6 +23,15 @@ EMBEDDED = {
 }
 """Embedded task → the file of its items in the stage's folder, as its YAML names it."""
 YAMLS = {name: Path(__file__).with_name(f"{name}.yaml") for name in EMBEDDED}
+BY_BYTE = Path(__file__).with_name("heldout_perplexity_by_byte.yaml")
+LONGEST_WORDS = 20
+"""Mean characters between white space from which a reply is not counted in words."""
+MISSING = {
+    "heldout_perplexity": "no held-out conversation has a reply of the assistant; raise eval_fraction in notebook 01",
+    "heldout_next_utterance": "it takes four different utterances by the same role in held-out conversations, and "
+    "there are fewer; raise eval_fraction in notebook 01, or leave the task out where replies are a few labels",
+}
+"""Embedded task → why it cannot be made, where it has no items."""
 ALTERNATIVES = 3
 """Utterances of other conversations beside the true one."""
 
@@ -46,27 +54,31 @@ def read_conversations(data: Path, tokenizer: Any) -> list[Conversation]:
     rows = load_from_disk(str(data / "eval"))
     texts = [CHATML.render(messages) for messages in rows["messages"]]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
-    kept = [
+    return [
         Conversation(row, messages)
         for row, (messages, stored, read) in enumerate(zip(rows["messages"], rows["input_ids"], ids, strict=True))
         if list(stored) == read
     ]
-    if not kept:
-        raise UserError(
-            f"{shown(data / 'eval')} holds no conversation to evaluate on; raise eval_fraction in notebook 01."
-        )
-    return kept
 
 
-def write_items(folder: Path, conversations: Sequence[Conversation], selection_items: int, seed: int) -> None:
-    """Writes the items of both embedded tasks below the stage's folder."""
+def yamls(conversations: Sequence[Conversation]) -> dict[str, Path]:
+    """The embedded tasks' YAMLs; perplexity is by byte where replies have no words (Chinese, Japanese, Thai)."""
+    replies = [c.messages[turn]["content"] for c, turn in _turns(conversations, "assistant")]
+    by_byte = sum(map(len, replies)) > LONGEST_WORDS * sum(len(reply.split()) for reply in replies)
+    return YAMLS | ({"heldout_perplexity": BY_BYTE} if by_byte else {})
+
+
+def write_items(folder: Path, conversations: Sequence[Conversation], selection_items: int, seed: int) -> dict[str, str]:
+    """Writes the items of both embedded tasks below the stage's folder; gives those that have none, and why."""
     found = (list(reply_items(conversations)), selection(conversations, selection_items, seed))
-    for file, items in zip(EMBEDDED.values(), found, strict=True):
+    left_out = {}
+    for (task, file), items in zip(EMBEDDED.items(), found, strict=True):
         if not items:
-            raise UserError(f"The held-out conversations give no items for {Path(file).name}; raise eval_fraction in "
-                            "notebook 01.")  # fmt: skip
+            left_out[task] = MISSING[task]
+            continue
         with replaced(folder / file) as partial:
             partial.write_bytes(to_parquet(items))
+    return left_out
 
 
 def reply_perplexity(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
@@ -75,13 +87,19 @@ def reply_perplexity(doc: dict[str, Any], results: Sequence[tuple[float, bool]])
     return {"word_perplexity": (whole - header, doc["words"])}
 
 
+def reply_perplexity_by_byte(doc: dict[str, Any], results: Any) -> dict[str, tuple[float, int]]:
+    """Log-likelihood of a reply with its end of turn, and the number of its bytes."""
+    (found,) = reply_perplexity(doc, results).values()
+    return {"byte_perplexity": (found[0], doc["bytes"])}
+
+
 def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
     """One item for each of the assistant's turns."""
     for conversation, turn in _turns(conversations, "assistant"):
         opening = f"\n{CHATML.open('assistant')}"
         reply = conversation.messages[turn]["content"].strip()
         asked = _item(conversation, turn, [opening, f"{opening}{reply}{IM_END}"])
-        yield asked | {"words": len(reply.split())}
+        yield asked | {"words": len(reply.split()), "bytes": len(reply.encode())}
 
 
 def _item(conversation: Conversation, turn: int, choices: list[str]) -> dict[str, Any]:

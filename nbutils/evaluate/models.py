@@ -33,7 +33,7 @@ class Model:
 def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
     """The untrained base first, the run's trained model, then peers: hub ids (`id@revision`), folders or GGUF files.
 
-    A local peer is called by the last three parts of its path. UserError where two would have one name.
+    A local peer is called by the last three parts of its path, or by all of it where that name is taken.
     """
     base, trained = run.base, run.model()
     models = [Model("base", "base", ModelRef.parse(str(base)))] if holds_model(base) else []
@@ -43,9 +43,8 @@ def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
     for ref in map(ModelRef.parse, peers):
         local = ref.path if not ref.hub else None
         name = "/".join(local.absolute().parts[-3:]) if local else ref.text
-        if name in [model.name for model in models]:
-            raise UserError(f"Two of the peers would both be called '{name}'; list one of them, or rename its folder.")
-        models.append(Model(name, "peer", ref))
+        taken = name in [model.name for model in models]
+        models.append(Model(ref.text if taken else name, "peer", ref))
     return models
 
 
@@ -54,30 +53,28 @@ def items_name(model: str, task: str) -> str:
     return f"{model.replace('/', '__')}--{task}.parquet"
 
 
-def check_models(models: Sequence[Model], *, max_length: int, chat_template: bool) -> None:
-    """UserError for the first model that could not be scored, before any is: their configurations alone are read.
+def check_model(model: Model, *, max_length: int, chat_template: bool) -> None:
+    """UserError for a model that could not be scored, before any is: its configuration alone is read.
 
     `chat_template` asks for a tokenizer that has one.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    for model in models:
-        config = model.ref.config()
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise UserError(
-                f"The model {model.ref.text} ({config.model_type}) is not a causal language model; give one that is."
-            )
-        length = int(getattr(config.get_text_config(), "max_position_embeddings", max_length) or max_length)
-        if length < max_length:
-            raise UserError(
-                f"The model {model.name} reads {length} tokens at once, and max_length is {max_length}: all models of "
-                f"a table get the same length, so set max_length to {length} or leave that model out."
-            )
-        if chat_template and not model.ref.raw_tokenizer().chat_template:
-            raise UserError(
-                f"The model {model.name} has no chat template: set apply_chat_template to false, or leave it out of "
-                "peers."
-            )
+    config = model.ref.config()
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"The model {model.ref.text} ({config.model_type}) is not a causal language model; give one that is."
+        )
+    length = int(getattr(config.get_text_config(), "max_position_embeddings", max_length) or max_length)
+    if length < max_length:
+        raise UserError(
+            f"The model {model.name} reads {length} tokens at once, and max_length is {max_length}: all models of "
+            f"a table get the same length, so set max_length to {length} or leave that model out."
+        )
+    if chat_template and not model.ref.raw_tokenizer().chat_template:
+        raise UserError(
+            f"The model {model.name} has no chat template: set apply_chat_template to false, or leave it out of peers."
+        )
 
 
 def open_model(model: Model, device: str, max_length: int, precision: str, tokens_per_batch: int = 0) -> SharedPrefixLM:

@@ -71,6 +71,7 @@ def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]
         "models": list(models.values()),
         "tasks": list(tasks.values()),
         "flagged": asked,
+        "left_out": plan.left_out,
         "scores": scores,
         "paired": paired,
     }
@@ -98,7 +99,8 @@ def _compared(
                 own[label] = metric, sums_of(items, metric)
                 scores.append(row | asdict(interval(own[label][1], metric.kind, s.resamples, s.seed)))
     for other in (name for name in known if name != "run"):
-        for label, (metric, sums) in known["run"].items():
+        for label in [label for label in known.get("run", {}) if label in known[other]]:
+            metric, sums = known["run"][label]
             found = paired_difference(sums, known[other][label][1], metric.kind, s.resamples, s.seed)
             paired.append(
                 {"model": "run", "reference": other, "task": tables[0][0].task, "metric": label,
@@ -130,7 +132,8 @@ def scores_table(found: Mapping[str, Any]) -> str:
         rows.setdefault(row, {})[score["model"]] = interval_of(score["value"], score.get("low"), score.get("high"))
     names = [model["name"] for model in found["models"]]
     body = [[*row, *(cells.get(name, "—") for name in names)] for row, cells in rows.items()]
-    return markdown_table(["task", "metric", "items", *map(shown_name, names)], body)
+    table = markdown_table(["task", "metric", "items", *map(shown_name, names)], body)
+    return "\n".join([table, *(f"\nLeft out: {name} ({why})" for name, why in found["left_out"].items())])
 
 
 def difference_table(found: Mapping[str, Any]) -> str:

@@ -22,10 +22,10 @@ from nbutils.core.torchrun import LOG, PROGRESS, Torchrun
 from nbutils.evaluate.behaviour import PROMPTS, measure, sample_rows, user_turns
 from nbutils.evaluate.compare import flagged_items
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
-from nbutils.evaluate.heldout import EMBEDDED, YAMLS, read_conversations, write_items
-from nbutils.evaluate.models import Model, check_models, items_name, models_of_run
+from nbutils.evaluate.heldout import EMBEDDED, read_conversations, write_items, yamls
+from nbutils.evaluate.models import Model, check_model, items_name, models_of_run
 from nbutils.evaluate.report import comparison_markdown, results, shown_name
-from nbutils.evaluate.score import Plan, Scored, resumable, score, takes_template
+from nbutils.evaluate.score import Plan, Scored, noting, resumable, score, takes_template
 from nbutils.evaluate.scorer import Progress, silent
 from nbutils.evaluate.settings import EvaluateSettings
 
@@ -47,17 +47,29 @@ def prepare(settings: EvaluateSettings) -> Plan:
     folder = run.folder("evaluate")
     tokenizer = AutoTokenizer.from_pretrained(run.rows / "tokenizer")
     conversations = read_conversations(run.rows, tokenizer)
+    tasks: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     if not EMBEDDED.keys().isdisjoint(settings.tasks):
-        write_items(folder, conversations, settings.selection_items, settings.split_seed)
-    tasks = load_tasks(settings.tasks, YAMLS | own_tasks(settings.task_path), data=folder)
+        missing = write_items(folder, conversations, settings.selection_items, settings.split_seed)
+        left_out |= {name: why for name, why in missing.items() if name in settings.tasks}
+    own = yamls(conversations) | own_tasks(settings.task_path)
+    for name in settings.tasks:
+        if name not in left_out:
+            with noting(left_out, name):
+                tasks |= load_tasks([name], own, data=folder)
+    if not tasks:
+        raise UserError(f"None of the tasks can be made: {left_out}")
     for task in tasks.values():  # as lm-eval's `simple_evaluate` does: a task that says 0 in its YAML stays at 0
         if task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    models = models_of_run(run, settings.peers)
     template = settings.apply_chat_template and any(map(takes_template, tasks.values()))
-    check_models(models, max_length=settings.max_length, chat_template=template)
-    return Plan(settings, run, models, tasks, conversations, tokenizer, visible_gpus())
+    models = []
+    for model in models_of_run(run, settings.peers):
+        with noting(left_out if model.role == "peer" else None, model.name):
+            check_model(model, max_length=settings.max_length, chat_template=template)
+            models.append(model)
+    return Plan(settings, run, models, tasks, conversations, tokenizer, visible_gpus(), left_out)
 
 
 def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None] = print) -> list[Scored]:
@@ -78,8 +90,13 @@ def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None
             device, where = choose_device(device_report())
             say(f"scoring {where}")
             score(plan, device, progress, say)
-    say(f"{count} results: {missing} computed now, {count - missing} known from before")
-    return plan.scored()
+    scored = plan.scored()
+    say(f"{len(scored)} results: {missing} computed now, {count - missing} known from before")
+    measured = {result.model.name for result in scored}
+    if "run" not in measured:
+        raise UserError(f"None of the tasks could be scored: {plan.left_out}")
+    plan.models[:] = [model for model in plan.models if model.name in measured]
+    return scored
 
 
 def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -> None:
@@ -185,7 +202,7 @@ def _use_all_cores() -> None:
 
 def _add(folder: Path, name: str, value: Any) -> None:
     path = folder / "results.json"
-    write_json(path, {**(read_json(path) if path.is_file() else {}), name: value})
+    write_json(path, read_json(path) | {name: value})
 
 
 def in_short(found: Mapping[str, Any]) -> str:

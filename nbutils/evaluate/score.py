@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
@@ -75,7 +75,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: settings, run folder, models, loaded tasks, held-out conversations and the run's tokenizer."""
+    """What is measured: settings, run folder, models, loaded tasks, held-out conversations and the run's tokenizer.
+
+    `left_out`: what could not be made or measured, and why; None where a fault is to be an error.
+    """
 
     settings: EvaluateSettings
     run: Run
@@ -84,6 +87,7 @@ class Plan:
     conversations: list[Conversation]
     tokenizer: Any
     gpus: tuple[Gpu, ...] = ()
+    left_out: dict[str, str] | None = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -121,10 +125,11 @@ class Plan:
         return [pair for pair, question in self.questions.items() if self.cache.get(question) is None]
 
     def scored(self) -> list[Scored]:
-        """The answers, all of them known by now."""
+        """The answers that are known by now."""
         return [
-            Scored(*pair, self.cache.get(question), self.cache.path(question) / ITEMS)
+            Scored(*pair, answer, self.cache.path(question) / ITEMS)
             for pair, question in self.questions.items()
+            if (answer := self.cache.get(question))
         ]
 
 
@@ -137,14 +142,16 @@ def score(plan: Plan, device: str, progress: Progress = silent, say: Callable[[s
         wanted = [name for name in plan.tasks if (model, name) in first]
         if not wanted:
             continue
-        lm = open_model(model, device, s.max_length, plan.asking["precision"], s.tokens_per_batch)
-        lm.progress = progress
-        for name in wanted:
-            answer, files = _ask(lm, model, name, plan.tasks[name], s)
-            if answer:  # only the first of several processes gets one
-                plan.cache.put(plan.questions[model, name], answer, files)
-                say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
-        del lm
+        with noting(plan.left_out if model.role == "peer" else None, model.name):
+            lm = open_model(model, device, s.max_length, plan.asking["precision"], s.tokens_per_batch)
+            lm.progress = progress
+            for name in wanted:
+                with noting(plan.left_out, f"{name} of {model.name}"):
+                    answer, files = _ask(lm, model, name, plan.tasks[name], s)
+                    if answer:  # only the first of several processes gets one
+                        plan.cache.put(plan.questions[model, name], answer, files)
+                        say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
+            del lm
 
 
 def takes_template(task: Any) -> bool:
@@ -174,6 +181,7 @@ def _ask(
     from lm_eval import evaluator
 
     about = task.get_config("metadata") or {}
+    groups = str(about.get("groups", ""))
     template = settings.apply_chat_template and takes_template(task)
     started = time.perf_counter()
     # A bar for building the requests, which takes a second, would stay on the page; ours is for the scoring.
@@ -190,12 +198,12 @@ def _ask(
     if results is None:
         return {}, {}
     metrics = metrics_of(task)
-    rows = item_rows(results["samples"][name], metrics, str(about.get("groups", "")))
+    rows = item_rows(results["samples"][name], metrics, groups)
     answer = {
         "task": name,
         "version": about.get("version", ""),
         "items": len(rows) // max(1, len({row["filter"] for row in rows})),
-        "groups": str(about.get("groups", "")),
+        "groups": groups,
         "chat_template": bool(template),
         "num_fewshot": task.get_config("num_fewshot"),
         "metrics": [asdict(metric) for metric in metrics.values()],
@@ -204,6 +212,17 @@ def _ask(
         "model": facts_of(model, lm),
     }
     return answer, {ITEMS: to_parquet(rows)}
+
+
+@contextmanager
+def noting(left_out: dict[str, str] | None, name: str) -> Iterator[None]:
+    """Notes a UserError as the reason why something is left out; without `left_out` the error goes its way."""
+    try:
+        yield
+    except UserError as error:
+        if left_out is None:
+            raise
+        left_out[name] = str(error)
 
 
 @contextmanager

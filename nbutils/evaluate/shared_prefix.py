@@ -7,7 +7,6 @@ tokenized piece by piece.
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ from lm_eval.models.huggingface import HFLM
 
 from nbutils.evaluate.rows import Request
 from nbutils.evaluate.scorer import Answer, Progress, RowScorer, silent
-
-logger = logging.getLogger(__name__)
 
 
 @register_model("shared-prefix")
@@ -46,10 +43,7 @@ class SharedPrefixLM(HFLM):
     @cached_property
     def strategy(self) -> str:
         """How requests are scored. UserError for a model that isn't causal."""
-        strategy, reason = self.scorer.choose_strategy(self.max_length)
-        if reason:
-            logger.warning("%s: %s, so its requests are scored as %s.", self.scorer.name, reason, strategy)
-        return strategy
+        return self.scorer.choose_strategy(self.max_length)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """(log-likelihood, is greedy) of each (context, continuation), as stock gives them."""

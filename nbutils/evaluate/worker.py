@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def fill(request: Path) -> None:
         if os.environ.get("RANK", "0") == "0":
             tell(request.parent, "said", text=text)
 
-    plan = prepare(EvaluateSettings.checked(read_json(request)))
+    # A process that left something out would keep the others waiting.
+    plan = replace(prepare(EvaluateSettings.checked(read_json(request))), left_out=None)
     score(plan, device, partial(progress, say=say), say)
 
 

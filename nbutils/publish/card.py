@@ -17,7 +17,13 @@ from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
 
-METRIC_TYPES = {"acc": "accuracy", "acc_norm": "accuracy", "word_perplexity": "perplexity"}
+METRIC_TYPES = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy",
+    "word_perplexity": "perplexity",
+    "byte_perplexity": "perplexity",
+    "loss": "loss",
+}
 """The Hub's word for a metric of the evaluation harness; others keep their own name."""
 
 

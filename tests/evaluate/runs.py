@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+from nbutils.core.chatml import encode
 from nbutils.core.files import write_json
 from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.settings import EvaluateSettings
@@ -44,6 +46,17 @@ def made_up_run(run: Path, evaluation: int = 24) -> Path:
         record = {"schema": 1, "stage": stage, "status": "done", "key": "made up", "facts": {}, "outputs": {}}
         write_json(run / stage / "stage.json", record)
     return run
+
+
+def hold_out(run: Path, conversations: list[list[dict[str, str]]]) -> None:
+    """Puts conversations of one's own into the place of those that a made-up run holds out."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
+    shutil.rmtree(run / "data" / "eval")
+    rows = [{"messages": talk, "input_ids": encode(tokenizer, talk).input_ids} for talk in conversations]
+    Dataset.from_list(rows).save_to_disk(str(run / "data" / "eval"))
 
 
 def settings_for(run: Path, **changes: Any) -> EvaluateSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,3 +131,18 @@ def test_items_in_the_ledger_are_flagged(tmp_path):
     both = flagged_items(tmp_path / "ledger.parquet", {"hellaswag": task, "sciq": task})
     assert both == {"hellaswag": {4, 17}, "sciq": {3}}, "every item that a row shares words with"
     assert flagged_items(tmp_path / "missing.parquet", {"hellaswag": None}) == {}
+
+
+IM_SEP = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(("template", "asked"), [(IM_SEP, False), (None, True), ("as it is", True)])
+def test_models_of_another_template_are_left_out_and_a_missing_pad_token_is_none_of_our_business(
+    chat_tokenizers, template, asked
+):
+    tokenizer = copy.deepcopy(chat_tokenizers["byte_level"])
+    tokenizer.pad_token = None
+    tokenizer.chat_template = tokenizer.chat_template if template == "as it is" else template
+    prompts = [[{"role": "user", "content": "x" * k}] for k in (1, 20)]
+    found = measure(tiny_model(tokenizer, 64, 0), tokenizer, prompts, max_new_tokens=2, seed=0)
+    assert found["greedy"]["replies"] == 2 if asked else "another than ChatML" in found["left_out"]

@@ -23,11 +23,11 @@ from nbutils.core.tasks import load_tasks
 from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import YAMLS
-from nbutils.evaluate.models import Model, check_models, models_of_run
+from nbutils.evaluate.models import Model, check_model, models_of_run
 from nbutils.evaluate.report import results, scores_table, settings_list
 from nbutils.evaluate.run import prepare, score_all, score_in_processes
 from nbutils.evaluate.scorer import RowScorer
-from tests.evaluate.runs import made_up_run, settings_for
+from tests.evaluate.runs import hold_out, made_up_run, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_the_chat_template_is_asked_for_by_name_and_never_put_around_chatml(run_
 def test_models_of_a_table_read_the_same_length(run_folder):
     model = Model("run", "run", ModelRef.parse(str(run_folder / "train" / "final")))
     with pytest.raises(UserError, match="reads 256 tokens at once, and max_length is 512"):
-        check_models([model], max_length=512, chat_template=False)
+        check_model(model, max_length=512, chat_template=False)
 
 
 def test_peers_may_be_folders_hub_ids_or_gguf_files(run_folder, smollm2_gguf, monkeypatch, tmp_path):
@@ -203,8 +203,8 @@ def test_models_of_one_name_stay_apart(run_folder, tmp_path):
         "owner/model@one", "owner/model@two",
     ]  # fmt: skip
     shutil.copytree(final, tmp_path / "again" / "a" / "train" / "final")
-    with pytest.raises(UserError, match="Two of the peers would both be called 'a/train/final'"):
-        models_of_run(Run(run_folder), [peers[0], str(tmp_path / "again" / "a" / "train" / "final")])
+    twins = [peers[0], str(tmp_path / "again" / "a" / "train" / "final")]
+    assert [m.name for m in models_of_run(Run(run_folder), twins)[2:]] == ["a/train/final", twins[1]]
 
 
 def test_peers_named_like_the_runs_own_models_have_columns_of_their_own(evaluated, run_folder, tmp_path):
@@ -281,12 +281,13 @@ def test_a_peer_that_cannot_be_scored_is_refused_before_anything_is(run_folder, 
     shutil.copytree(run_folder / "train" / "base", short)
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
-    with pytest.raises(UserError, match=r"The model .*short reads 128 tokens at once, and max_length is 256"):
-        planned(run_folder, peers=[str(short)])
+    prepared = planned(run_folder, peers=[str(short)])
+    assert "reads 128 tokens at once, and max_length is 256" in str(prepared.left_out)
     cipher.mkdir()
     (cipher / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(UserError, match="not a causal language model"):
-        planned(run_folder, peers=[str(cipher)])
+    prepared = planned(run_folder, peers=[str(cipher)])
+    assert "not a causal language model" in str(prepared.left_out)
+    assert [model.name for model in prepared.models] == ["base", "run"]
 
 
 def test_a_wanted_chat_template_that_is_missing_is_one_sentence(run_folder, sums, tmp_path):
@@ -294,9 +295,9 @@ def test_a_wanted_chat_template_that_is_missing_is_one_sentence(run_folder, sums
     shutil.copytree(run_folder / "train" / "base", peer)
     (peer / "chat_template.jinja").unlink()
     wanted = {"apply_chat_template": True, "peers": [str(peer)]}
-    with pytest.raises(UserError, match=r"The model .*plain has no chat template: set apply_chat_template to false"):
-        planned(run_folder, tasks=["sums"], task_path=str(sums), **wanted)
-    planned(run_folder, **wanted)  # ChatML tasks need none
+    left_out = planned(run_folder, tasks=["sums"], task_path=str(sums), **wanted).left_out
+    assert "plain has no chat template: set apply_chat_template to false" in str(left_out)
+    assert not planned(run_folder, **wanted).left_out  # ChatML tasks need none
 
 
 def test_with_the_chat_template_a_real_task_has_the_numbers_of_stock(run_folder, sums, tmp_path, monkeypatch):
@@ -487,3 +488,49 @@ def test_a_gguf_peer_is_scored_as_its_unpacked_model_is(
     packed, unpacked = (pq.read_table(r.items)["loglikelihoods"].to_pylist() for r in scored[2:])
     assert packed == [pytest.approx(row, abs=1e-3) for row in unpacked] and len(packed) == 2
     assert len(calls) == 1
+
+
+def talks(replies: list[str]) -> list[list[dict[str, str]]]:
+    """Conversations of one question and one answer."""
+    return [
+        [{"role": "user", "content": f"Number {k}?"}, {"role": "assistant", "content": reply}]
+        for k, reply in enumerate(replies)
+    ]
+
+
+def test_a_task_that_the_data_cannot_make_is_left_out_with_its_reason(tmp_path):
+    run = made_up_run(tmp_path / "exp[lr=1e-4] 50%, {a}?", evaluation=4)
+    hold_out(run, talks(["positive", "negative", "neutral"] * 2))
+    prepared = planned(run, selection_items=4)
+    assert list(prepared.tasks) == ["heldout_perplexity"]
+    found = stage.compare(prepared, score_all(prepared, say=lambda _: None))
+    assert list(found["left_out"]) == ["heldout_next_utterance"]
+    assert [(s["model"], s["n"]) for s in found["scores"]] == [("base", 6), ("run", 6)]
+    assert "Left out: heldout_next_utterance (it takes four different utterances" in scores_table(found)
+
+
+def test_replies_without_words_are_measured_by_byte(tmp_path):
+    run = made_up_run(tmp_path / "run", evaluation=4)
+    hold_out(run, talks(["山" * 60 + "水" * (10 + k) for k in range(6)]))
+    prepared = planned(run, tasks=["heldout_perplexity"])
+    scored = score_all(prepared, say=lambda _: None)
+    found = stage.compare(prepared, scored)
+    assert {s["metric"] for s in found["scores"]} == {"byte_perplexity"}
+    lls = pq.read_table(scored[0].items)["loglikelihoods"].to_pylist()
+    size = sum(3 * (70 + k) for k in range(6))
+    assert found["scores"][0]["value"] == pytest.approx(np.exp(-sum(whole - header for header, whole in lls) / size))
+
+
+def test_a_task_that_cannot_be_scored_costs_no_other(run_folder, sums, tmp_path):
+    rows = [{"question": "Long?", "right": 0, "answers": ["word " * 400, "six"]}]
+    (sums / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (sums / "long.yaml").write_text((sums / "sums.yaml").read_text().replace("sums", "long"))
+    prepared = planned(
+        run_folder, tasks=["long", "sums", "helaswag"], task_path=str(sums), cache_dir=str(tmp_path / "cache")
+    )
+    found = results(prepared, score_all(prepared, say=lambda _: None), {})
+    assert {s["task"] for s in found["scores"]} == {"sums"}
+    assert list(found["left_out"]) == ["helaswag", "long of base", "long of run"]
+    assert "does not fit max_length" in found["left_out"]["long of run"]
+    with pytest.raises(UserError, match=r"None of the tasks can be made: .*did you mean"):
+        planned(run_folder, tasks=["helaswag"])

@@ -135,14 +135,13 @@ def test_learned_positions_share_too(tokenizer):
     assert_equal_scores(HFLM(model, tokenizer=tokenizer, batch_size=8), ours, multiple_choice(4))
 
 
-def test_an_architecture_without_custom_masks_falls_back_and_says_so(tokenizer, caplog):
+def test_an_architecture_without_custom_masks_falls_back(tokenizer):
     config = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=2, initializer_range=0.3,
                          seq_length=LENGTH)  # fmt: skip
     model = BloomForCausalLM(config).eval()
     options = {"tokenizer": tokenizer, "max_length": LENGTH}
     ours = SharedPrefixLM(model, **options)
     assert ours.strategy == "causal rows"
-    assert "custom attention mask" in caplog.text
     assert_equal_scores(HFLM(model, batch_size=8, **options), ours, multiple_choice(5))
 
 
@@ -151,11 +150,11 @@ def test_a_sliding_window_is_never_replaced_by_our_mask(model, tokenizer, monkey
     assert SharedPrefixLM(model, tokenizer=tokenizer).strategy == "causal rows"
 
 
-def test_an_output_layer_out_of_reach_means_stock(model, tokenizer, monkeypatch, caplog):
+def test_an_output_layer_out_of_reach_means_stock(model, tokenizer, monkeypatch):
     decoy = torch.nn.Linear(2, 2)
     monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: decoy)
     ours = SharedPrefixLM(model, tokenizer=tokenizer, batch_size=4)
-    assert ours.strategy == "stock" and "scored as stock" in caplog.text
+    assert ours.strategy == "stock"
     assert_equal_scores(HFLM(model, tokenizer=tokenizer, batch_size=4), ours, multiple_choice(6)[:12])
 
 
