@@ -15,12 +15,18 @@ SECONDS = 2.0
 OFFLINE = "HF_HUB_OFFLINE"
 
 
+def offline() -> str:
+    """What is said beside a failure where nobody asks the hub; '' where it is asked."""
+    is_set = os.environ.get(OFFLINE, "").lower() in ("1", "true", "yes", "on")
+    return f" (offline: the hub does not answer, or {OFFLINE} is set)" if is_set else ""
+
+
 def hub_answers() -> bool:
     """Whether the hub (HF_ENDPOINT, or huggingface.co; through a proxy where one is set) answers within 2 s.
 
     Where it does not, this process and its children are offline from then on.
     """
-    if os.environ.get(OFFLINE, "").lower() in ("1", "true", "yes", "on"):
+    if offline():
         return False
     if _reached(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
         return True

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
 from nbutils.core.files import project_root, resolve, shown
+from nbutils.core.network import hub_answers
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "arrow", "text")
 _NAME = re.compile(r"^[\"']?(task|group)[\"']?:[ \t]*[\"']?([\w\-.:/]+)", re.MULTILINE)
@@ -134,6 +135,8 @@ def _built(spec: str | dict[str, Any], name: str, manager: Any = None) -> dict[s
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if isinstance(spec, str):  # a stock task, whose data is on the hub
+        hub_answers()
     try:
         tasks: dict[str, Any] = (manager or TaskManager(include_defaults=False)).load([spec])["tasks"]
         return tasks

@@ -18,6 +18,7 @@ from typing import Any
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import MANIFEST, SCHEMA, VARIABLE, manifest
 from nbutils.core.files import project_root, replaced, resolve, sha256_of_file, shown, write_json
+from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.models import TINY
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.chitchat import NAME as CHITCHAT
@@ -62,6 +63,11 @@ def main(arguments: argparse.Namespace) -> int:
     if not wanted:
         print(f"{shown(profile)} takes nothing from the hub; it runs without internet as it is.")
         return 0
+    if not hub_answers():
+        raise UserError(
+            f"Nothing can be fetched{offline()}: run this where there is a network, or set HF_ENDPOINT or HTTPS_PROXY "
+            f"to the way there; it takes {', '.join(item.name for item in wanted)}."
+        )
     for item in wanted:
         fetch(item, folder)
     print(f"All of it lies in {shown(folder)}. Copy that folder, and set {VARIABLE} to where it lies there.")

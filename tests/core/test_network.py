@@ -16,14 +16,7 @@ import pytest
 from nbutils.core import network
 from nbutils.core.network import hub_answers
 
-
-@pytest.fixture(autouse=True)
-def asked_anew(monkeypatch) -> None:
-    network._reached.cache_clear()
-    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "")
-    for module in (huggingface_hub.constants, datasets.config):
-        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+pytestmark = pytest.mark.usefixtures("unasked")
 
 
 @pytest.fixture

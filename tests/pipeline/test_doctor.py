@@ -83,6 +83,14 @@ def test_a_base_that_cannot_be_had_is_one_problem(doctor, profile, tmp_path):
     assert status == 1 and "1 problem would stop" in out and "HF_HUB_OFFLINE is set" in out
 
 
+def test_without_a_network_no_library_tries_again(doctor, profile, tmp_path, monkeypatch, unasked, caplog):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"somebody waits {seconds} s to try again"))
+    status, out = doctor(profile, tmp_path / "run", "-p", "base_model=nobody/no-such-model")
+    assert status == 1 and "1 problem would stop" in out and "the hub does not answer" in out
+    assert "etry" not in out + caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("own_data", [False, True])
 def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path, own_data):

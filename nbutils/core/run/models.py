@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import entry, local_copy
 from nbutils.core.files import hash_of, resolve, sha256_of_json, shown
+from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import Run, holds_model, is_run_model
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class ModelRef:
         fetched = entry("model", self.hub, self.revision)
         if fetched:
             return str(fetched[1]["commit"])
+        hub_answers()
         from huggingface_hub import hf_hub_download
 
         try:
@@ -168,6 +169,8 @@ class ModelRef:
 
     def _load(self, auto: Any, **options: Any) -> Any:
         where, more = self.source
+        if self.path is None:
+            hub_answers()
         try:
             return auto.from_pretrained(where, **more, **options)
         except Exception as error:  # damaged weights raise neither OSError nor ValueError
@@ -182,9 +185,8 @@ class ModelRef:
             return UserError(
                 f"The GGUF file {self.text} could not be read ({words}); download it again, or convert it again."
             )
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         return UserError(
-            f"The model '{self.text}' could not be loaded{offline}: {words} — give a hub id that can be reached, a "
+            f"The model '{self.text}' could not be loaded{offline()}: {words} — give a hub id that can be reached, a "
             "folder, a GGUF file, or 'tiny'."
         )
 
