@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -168,3 +169,13 @@ def evaldata() -> Path:
 def run_dir(tmp_path: Path) -> Iterator[Path]:
     """A fresh run folder."""
     yield tmp_path / "run"
+
+
+@pytest.fixture
+def unasked(monkeypatch) -> None:
+    """Nobody has asked yet whether the hub answers, and nothing says that it shall not be asked."""
+    importlib.import_module("nbutils.core.network")._reached.cache_clear()
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "")
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(importlib.import_module(name), "HF_HUB_OFFLINE", False)

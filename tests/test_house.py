@@ -101,6 +101,7 @@ NEUTRAL = {
     "core.run.layout": "where files are",
     "core.run.pause": "asking for a pause",
     "core.run.record": "stage.json, versions and commit, which are recorded",
+    "core.network": "whether the hub answers; what comes from there is hashed or pinned",
     "core.run.state": "states and changes",
     "core.settings": "parameters are part of the key themselves",
     "core.stages": "which stage is which",

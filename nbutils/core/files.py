@@ -35,8 +35,19 @@ def project_root() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """An absolute path; a relative one starts at the project root, whatever the working directory is."""
-    return project_root() / Path(path).expanduser()
+    """An absolute path; a relative one starts at the project root, whatever the working directory is.
+
+    Kaggle mounts a data set as `input/SLUG` or `input/datasets/OWNER/SLUG`: a path that names one finds the other, too.
+    """
+    found = project_root() / Path(path).expanduser()
+    attached = kaggle_root() / "input"
+    if not found.is_relative_to(attached) or found.exists():
+        return found
+    inside = found.relative_to(attached)
+    others = [owner / inside for owner in attached.glob("datasets/*")]
+    if inside.parts[:1] == ("datasets",) and inside.parts[2:]:
+        others.append(attached.joinpath(*inside.parts[2:]))
+    return next((other for other in others if other.exists()), found)
 
 
 def shown(path: str | Path) -> str:

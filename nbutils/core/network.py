@@ -15,12 +15,18 @@ SECONDS = 2.0
 OFFLINE = "HF_HUB_OFFLINE"
 
 
+def offline() -> str:
+    """What is said beside a failure where nobody asks the hub; '' where it is asked."""
+    is_set = os.environ.get(OFFLINE, "").lower() in ("1", "true", "yes", "on")
+    return f" (offline: the hub does not answer, or {OFFLINE} is set)" if is_set else ""
+
+
 def hub_answers() -> bool:
     """Whether the hub (HF_ENDPOINT, or huggingface.co; through a proxy where one is set) answers within 2 s.
 
     Where it does not, this process and its children are offline from then on.
     """
-    if os.environ.get(OFFLINE, "").lower() in ("1", "true", "yes", "on"):
+    if offline():
         return False
     if _reached(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
         return True
@@ -42,17 +48,14 @@ def _reached(endpoint: str) -> bool:
 
 
 def _ask(endpoint: str, reached: threading.Event) -> None:
-    until = time.monotonic() + SECONDS
-    while (left := until - time.monotonic()) > 0 and not reached.is_set():
+    for pause in (0.0, 0.5):  # a name server may stumble in a session's first second
+        time.sleep(pause)
         try:
-            build_opener().open(Request(endpoint, method="HEAD"), timeout=left).close()
-            reached.set()
+            build_opener().open(Request(endpoint, method="HEAD"), timeout=SECONDS).close()
         except HTTPError:
-            reached.set()  # an answer, whatever it says
+            pass  # an answer, whatever it says
         except OSError as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, ConnectionRefusedError):
-                return
-            if isinstance(reason, SSLError):
-                reached.set()  # somebody is there, and certificates are the libraries' affair
-            time.sleep(0.1)  # a name server may stumble in a session's first second
+            if not isinstance(getattr(error, "reason", None), SSLError):  # certificates are the libraries' affair
+                continue
+        reached.set()
+        return

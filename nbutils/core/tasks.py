@@ -15,6 +15,7 @@ from typing import Any
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
 from nbutils.core.files import project_root, resolve, shown
+from nbutils.core.network import hub_answers
 from nbutils.core.settings import nearest
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "arrow", "text")
@@ -127,6 +128,8 @@ def _built(spec: str | dict[str, Any], name: str) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if isinstance(spec, str):  # a stock task, whose data is on the hub
+        hub_answers()
     try:
         tasks: dict[str, Any] = TaskManager(include_defaults=isinstance(spec, str)).load([spec])["tasks"]
         return tasks

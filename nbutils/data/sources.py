@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -14,6 +13,7 @@ import pyarrow as pa
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import entry
 from nbutils.core.files import resolve, sha256_of_file
+from nbutils.core.network import hub_answers, offline
 from nbutils.data import chitchat, lines
 from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
@@ -56,6 +56,7 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     fetched = entry("dataset", spec.path, spec.revision)
     if fetched:
         return _source(spec, _load(spec, str(fetched[0]), streaming, name=spec.name or None), fetched[1]["commit"])
+    hub_answers()
     revision = spec.revision if len(spec.revision) == 40 else _commit(spec)
     data = _load(spec, spec.path, streaming, name=spec.name or None, revision=revision or None)
     return _source(spec, data, revision)
@@ -130,15 +131,14 @@ def _load(spec: DatasetSpec, path: str, streaming: bool, **options: Any) -> Any:
     try:
         return load_dataset(path, streaming=streaming, split=spec.split, **options)
     except Exception as error:  # `datasets` and the hub's client raise a dozen types, their HTTP library's among them
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        where = offline()
         advice = (
             "Check path, name, split and revision in `datasets`, or collect it with `python -m nbutils fetch` where "
             "there is a network"
         )
         if resolve(spec.path).exists():
-            offline, advice = "", "Mend or convert its files, or name the right ones in `datasets`"
-        why = _first_line(error)
-        raise UserError(f"The dataset {spec.label} cannot be opened{offline}: {why}. {advice}.") from error
+            where, advice = "", "Mend or convert its files, or name the right ones in `datasets`"
+        raise UserError(f"The dataset {spec.label} cannot be opened{where}: {_first_line(error)}. {advice}.") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -190,7 +190,7 @@ def make_archive() -> bytes:
     }
     for stage in stages():
         files[f"notebooks/{stage.file}"] = notebook_path(stage).read_bytes()
-    files[PROJECT] = (FOLDER / PROJECT).read_bytes()
+    files["project.toml"] = next(FOLDER.glob(PROJECT)).read_bytes()
     files[COMMIT] = (git_commit() or "").encode()
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as packed:
@@ -214,8 +214,10 @@ def check_reach(plan: Plan) -> None:
             if not there and (resolve(path).exists() or path.endswith(FILES)):
                 local[path] = None
     if local:
+        name = Path(next(iter(local))).name
         raise UserError(
             f"A session on Kaggle cannot reach what is on this machine alone: {', '.join(local)}. Upload it as a "
             "Kaggle dataset, bundle with --attach OWNER/DATASET, and give the path that it has there, such as "
-            f"/kaggle/input/DATASET/{Path(next(iter(local))).name}."
+            f"/kaggle/input/DATASET/{name} (or /kaggle/input/datasets/OWNER/DATASET/{name}: either "
+            "is found)."
         )

@@ -68,8 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _wheels(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out).expanduser().absolute()
     wheels = collect_wheels(folder, arguments.python, required())
-    size = sum(path.stat().st_size for path in wheels) / 1e6
-    print(f"{len(wheels)} wheels, {size:.1f} MB, in {shown(folder)}. Upload the folder as a Kaggle dataset, and bundle")
+    print(f"{len(wheels)} wheels are in {shown(folder)}. Upload the folder as a Kaggle dataset, and bundle")
     print("with --offline --attach OWNER/DATASET; what `fetch` collects for the profile is attached the same way.")
     return 0
 

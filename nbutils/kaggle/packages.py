@@ -25,8 +25,8 @@ from nbutils.kaggle.environment import WHOLE
 
 FOLDER = Path(__file__).resolve().parents[2]
 """Where the archive was unpacked; the clone, where it is made."""
-PROJECT = "pyproject.toml"
-"""There: what smallchat needs, among other things."""
+PROJECT = "*project.toml"
+"""There: what smallchat needs. The archive's has another name than a clone's, as its folder is no project root."""
 
 CONSTRAINED = ("torch==", "torchvision==", "torchaudio==", "triton==", "transformers==", "numpy==", "nvidia-", "cuda-")
 """How the lines of a constraints file begin that hold even where the others cannot."""
@@ -53,7 +53,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 
 def requirements() -> list[str]:
     """What smallchat needs at run time."""
-    return list(tomllib.loads((FOLDER / PROJECT).read_text(encoding="utf-8"))["project"]["dependencies"])
+    return list(tomllib.loads(next(FOLDER.glob(PROJECT)).read_text(encoding="utf-8"))["project"]["dependencies"])
 
 
 def needed(stage: str) -> dict[str, Requirement]:

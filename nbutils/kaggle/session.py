@@ -54,13 +54,14 @@ class Session:
         self.bundle = bundle
         self.stage = bundle.stage
         self.stages = [each.name for each in stages()] if self.stage == WHOLE else [self.stage]
+        self.trains = TRAINING in self.stages
         self.environment = environment
         self.waits = ""
         self.run = Run(Path())
         self.names: Mapping[str, Any] = {}
         self.continued: Earlier | None = None
         self.mirror: Mirror | None = None
-        if bundle.checkpoint_mirror and environment.root is not None and environment.internet:
+        if bundle.checkpoint_mirror and environment.internet:
             self.mirror = Mirror(bundle.checkpoint_mirror, bundle.mirror_minutes)
 
     def resume(self, names: Mapping[str, Any]) -> None:
@@ -132,11 +133,6 @@ class Session:
             "kaggle push` does both."
         )
 
-    @property
-    def trains(self) -> bool:
-        """Whether this notebook trains a model."""
-        return TRAINING in self.stages
-
     def _is_done(self, name: str) -> bool:
         """Whether a stage is finished, with these settings, this code and what it reads as it is here."""
         return inspect(spec(name), settings_of(name, self.names)).fits
@@ -164,8 +160,8 @@ class Session:
                 del asked[UPSTREAM]  # earlier stages may still change
             found, remarks = best(runs, name, asked)
             if name == TRAINING and not (found and found.done and found.fits):
-                usable = found is not None and (found.fits or self.bundle.stale == ACCEPT)
-                further = self.mirror and self.mirror.fetch(self.run.path.name, found.step if found and usable else 0)
+                step = found.step if found and (found.fits or self.bundle.stale == ACCEPT) else 0
+                further = self.mirror and self.mirror.fetch(self.run.path.name, step)
                 if further:
                     runs += run_folders(further, self.run.path.name)
                     found, remarks = best(runs, name, asked)
@@ -223,10 +219,17 @@ class Session:
             return False
         if self.environment.root is not None:
             self._try(self._tidy, True)
+        for name in self.stages:
+            self._try(self._mark_failed, name, error)
         self._try(self._note_end, State.FAILED, str(error))
         print(RED.format("This session failed; what it made so far is kept as its output."), flush=True)
         print(self.how_to_continue)
         return True
+
+    def _mark_failed(self, name: str, error: BaseException) -> None:
+        record = self.run.record(name)
+        if record and record["status"] != State.DONE:
+            write_record(self.run.folder(name) / RECORD, record | {"status": State.FAILED, "error": str(error)})
 
     def _try(self, work: Callable[..., None], *arguments: Any) -> None:
         """Does what may fail on a full disk or a damaged record: neither may cost the version its output."""
@@ -245,8 +248,7 @@ def _run_pipeline(*options: str) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             print(line, end="", flush=True)
             last = line.strip() or last
     if process.returncode:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import sha256_of_bytes
+from nbutils.core.files import resolve, sha256_of_bytes
 from nbutils.core.stages import spec
 from nbutils.kaggle import environment, packages
 from nbutils.kaggle.environment import WHOLE
@@ -122,7 +122,11 @@ def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> 
 
 def _check_attached(bundle: Bundle, lacking: Sequence[str]) -> None:
     """UserError that lists everything that nobody has attached, with how to add it: packages, models, datasets."""
-    absent = [f"{use} {name}" for kind, name, revision, use in bundle.needs if local_copy(kind, name, revision) is None]
+    absent = [
+        f"{use} {name}"
+        for kind, name, revision, use in bundle.needs
+        if local_copy(kind, name, revision) is None and not resolve(name).exists()
+    ]
     if not lacking and not absent:
         return
     commands, found = [], list[str]()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.jupyter import quiet
-from nbutils.pipeline.parameters import plan
+from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
+from nbutils.pipeline.parameters import Plan, plan
 from nbutils.pipeline.profile import add_profile, profile_path
 from nbutils.train.settings import TrainSettings
 
@@ -30,11 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Prints every finding, problems last; the exit status is 1 where one of them would stop a run."""
-    from nbutils.train.preflight import LATER, STOP, counted, report  # imports torch
+    """Prints every finding, problems last; the exit status is 1 where one of them would stop a run.
+
+    UserError at once for wrong parameters, and where what the profile takes from the hub cannot be had.
+    """
+    profile = profile_path(arguments.profile)
+    planned = plan(profile, arguments.overrides, arguments.run_dir)
+    settings = {entry.stage.name: entry.settings for entry in planned.stages}
+    for tasks in (False, True):
+        need_hub(not_here(wanted_by(settings, tasks)), profile)
+    from nbutils.train.preflight import FINE, LATER, STOP, Finding, counted, report  # imports torch
 
     quiet()
-    found = report(findings(arguments))
+    known = Finding(FINE, f"Every parameter of {shown(profile)} is known and in its range.")
+    found = report(chain([known], findings(planned, arguments.overfit)))
     stops = found[STOP]
     if not stops:
         print("Nothing stands against this run" + (", as far as it can be checked yet." if found[LATER] else "."))
@@ -45,22 +55,14 @@ def main(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
+def findings(planned: Plan, learn: bool) -> Iterator[Finding]:
     """Every finding, as it is made."""
     from nbutils.train.overfit import overfit  # imports torch
-    from nbutils.train.preflight import FINE, LATER, STOP, Finding, run_findings
+    from nbutils.train.preflight import run_findings
 
-    profile = profile_path(arguments.profile)
-    try:
-        planned = plan(profile, arguments.overrides, arguments.run_dir)
-    except UserError as error:
-        yield Finding(STOP, str(error))
-        yield Finding(LATER, "Nothing else can be checked until the parameters are right.")
-        return
-    yield Finding(FINE, f"Every parameter of {shown(profile)} is known and in its range.")
     for entry in planned.stages:
         if isinstance(entry.settings, TrainSettings):
             yield from run_findings(entry.settings)
-            if arguments.overfit:
+            if learn:
                 print("        Learning four short conversations by heart …", flush=True)
                 yield from overfit(entry.settings)

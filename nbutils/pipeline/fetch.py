@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 from nbutils.core.errors import UserError
-from nbutils.core.fetched import MANIFEST, SCHEMA, VARIABLE, manifest
+from nbutils.core.fetched import MANIFEST, SCHEMA, VARIABLE, local_copy, manifest
 from nbutils.core.files import project_root, resolve, sha256_of_file, shown, write_json
+from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.models import TINY
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.chitchat import NAME as CHITCHAT
@@ -60,18 +63,40 @@ def main(arguments: argparse.Namespace) -> int:
     if not wanted:
         print(f"{shown(profile)} takes nothing from the hub; it runs without internet as it is.")
         return 0
+    need_hub(wanted, profile)
     for item in wanted:
         fetch(item, folder)
     print(f"All of it is in {shown(folder)}. Copy that folder, and set {VARIABLE} to where it is then.")
     return 0
 
 
-def wanted_by(settings: dict[str, Any]) -> list[Wanted]:
-    """What the stages' settings take from the hub, each once."""
-    return [item for item in dict.fromkeys(_all_wanted(settings)) if not resolve(item.name).exists()]
+def wanted_by(settings: dict[str, Any], tasks: bool = True) -> list[Wanted]:
+    """What the stages' settings take from the hub, each once; for `tasks`, lm-eval is imported, which takes seconds."""
+    return [item for item in dict.fromkeys(_all_wanted(settings, tasks)) if not resolve(item.name).exists()]
 
 
-def _all_wanted(settings: dict[str, Any]) -> Iterator[Wanted]:
+def need_hub(wanted: list[Wanted], profile: Path) -> None:
+    """UserError where something is wanted and the hub does not answer."""
+    if wanted and not hub_answers():
+        raise UserError(
+            f"There is no way to {', '.join(f'{item.purpose} {item.name}' for item in wanted)}{offline()}: connect to "
+            "a network (HF_ENDPOINT and HTTPS_PROXY are honoured), or run `python -m nbutils fetch "
+            f"{shown(profile)}` where there is one and copy the folder."
+        )
+
+
+def not_here(wanted: list[Wanted]) -> list[Wanted]:
+    """What was neither fetched nor ever loaded on this machine."""
+    cache = Path(constants.HF_HUB_CACHE)
+    here = [f"{item.kind}s--{item.name.replace('/', '--')}" for item in wanted]
+    return [
+        item
+        for item, folder in zip(wanted, here, strict=True)
+        if local_copy(item.kind, item.name, item.revision) is None and not (cache / folder).is_dir()
+    ]
+
+
+def _all_wanted(settings: dict[str, Any], tasks: bool) -> Iterator[Wanted]:
     values = {name: value for stage in settings.values() for name, value in stage}
     base = values.get("base_model", TINY)
     if base != TINY and not base.endswith(".gguf"):
@@ -83,6 +108,8 @@ def _all_wanted(settings: dict[str, Any]) -> Iterator[Wanted]:
         name, _, revision = peer.partition("@")
         if not name.endswith(".gguf"):
             yield Wanted("model", name, revision, "peer")
+    if not tasks:
+        return
     own = own_tasks(values.get("task_path", ""))
     for task in [*values.get("tasks", []), *values.get("contamination_tasks", [])]:
         for name in dataset_of_tasks(task, own):

@@ -19,9 +19,9 @@ from nbutils.core.run.models import (
     VOCABULARY,
     ModelRef,
     context_length,
+    hide_loading_bar,
     tiny_config,
     tiny_model,
-    without_loading_bar,
 )
 from nbutils.train.loss import check_head
 from nbutils.train.settings import TrainSettings
@@ -134,8 +134,8 @@ def check_weights(ref: ModelRef) -> None:
     where, options = ref.source
     asked = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        with without_loading_bar():
-            _, found = AutoModelForCausalLM.from_pretrained(where, **asked, **options)
+        hide_loading_bar()
+        _, found = AutoModelForCausalLM.from_pretrained(where, **asked, **options)
     except Exception as error:
         raise ref.unreadable(error) from error
     missing, unknown = found["missing_keys"], found["unexpected_keys"]

@@ -19,7 +19,7 @@ from nbutils.kaggle.bundle import BUDGET_MINUTES, make_archive, write_bundles
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
-from tests.kaggle.simulated import bundles
+from tests.kaggle.simulated import bundles, text_of
 
 LAPTOP = ROOT / "params" / "laptop_135m.yaml"
 """Its base model is a file of the machine that it is for."""
@@ -130,11 +130,13 @@ def test_away_from_kaggle_a_bundle_is_an_ordinary_notebook(made, tmp_path):
     book = nbformat.read(folder / metadata(folder)["code_file"], as_version=4)
     last = next(n for n, cell in enumerate(book.cells) if cell["id"] == "smallchat-resume")
     book.cells = book.cells[: last + 1]
+    book.cells.append(nbformat.v4.new_code_cell("print(session.run.path)"))
     nbformat.write(book, tmp_path / "start.ipynb")
     command = [sys.executable, "-m", "papermill", "start.ipynb", "out.ipynb", "-k", "python3", "--no-progress-bar"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert "not on Kaggle" in (tmp_path / "out.ipynb").read_text()
+    said = text_of(tmp_path / "out.ipynb")
+    assert "not on Kaggle" in said and Path(said.splitlines()[-1]).parents[1] == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,10 @@ def test_what_is_on_this_machine_alone_is_listed(tmp_path):
         write_bundles(plan(file, []), bundle, tmp_path / "out")
     said = str(raised.value)
     assert f"models/my.gguf, my.jsonl, {tmp_path / 'talk'}. Upload" in said and "--attach OWNER/DATASET" in said
-    assert "/kaggle/input/DATASET/my.gguf" in said and not (tmp_path / "out").exists()
+    assert (
+        all(f"/kaggle/input/{place}DATASET/my.gguf" in said for place in ("", "datasets/OWNER/"))
+        and not (tmp_path / "out").exists()
+    )
     file.write_text("base_model: /kaggle/input/things/my.gguf\ndatasets: [/kaggle/input/things/my.jsonl]\n")
     assert len(write_bundles(plan(file, []), bundle, tmp_path / "out")) == 7
     with pytest.raises(UserError, match=r"is on this machine alone: models/SmolLM2.*gguf"):

@@ -11,7 +11,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import KAGGLE, resolve
 from nbutils.core.hardware import Gpu
 from nbutils.kaggle.environment import check_gpus, look_around, take_secret
-from nbutils.kaggle.start import Bundle, start
+from nbutils.kaggle.start import Bundle, _check_attached, start
 from tests.conftest import ROOT
 
 T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
@@ -28,6 +28,23 @@ def test_kaggle_is_known_by_its_folders_and_not_by_variables(tmp_path, monkeypat
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     assert look_around().root == tmp_path and look_around().run_type == "Interactive"
     assert resolve("runs/x") == tmp_path / "working" / "runs" / "x"
+
+
+@pytest.mark.parametrize("place", ["talk", "datasets/me/talk"])
+@pytest.mark.parametrize("asked", ["talk", "datasets/me/talk"])
+def test_a_data_set_is_found_wherever_kaggle_mounts_it(tmp_path, monkeypatch, place, asked):
+    """By the path at either place; and where it is attached, the first cell does not ask for it without internet."""
+    monkeypatch.setenv(KAGGLE, str(tmp_path))
+    there, root = tmp_path / "input" / place / "data" / "train.jsonl", tmp_path / "input" / asked
+    there.parent.mkdir(parents=True)
+    there.touch()
+    (there.parent / "a").touch()
+    assert resolve(root / "data" / "train.jsonl") == there and resolve(root) == tmp_path / "input" / place
+    assert resolve(root / "data" / "none") == root / "data" / "none"
+    assert resolve(tmp_path / "input" / "data" / "train.jsonl") == tmp_path / "input" / "data" / "train.jsonl"
+    needs = [("dataset", str(root / "data"), "", "conversations"), ("model", str(root / "model"), "", "base model")]
+    with pytest.raises(UserError, match=r"not attached are: base model \S+/model\. Switch"):
+        _check_attached(Bundle("me", "mine", "mine.yaml", needs=needs), [])
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kag
     trained(kaggle, "paused")
     made = session(kaggle)
     assert made.keep_output(UserError("no room")) is True
-    note = read_json(made.run.path / "session.json")
+    record, note = made.run.record("train"), read_json(made.run.path / "session.json")
+    assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
     assert (note["status"], note["error"]) == ("failed", "no room")
     assert "\033[1;31m" in capsys.readouterr().out
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from nbutils.cli import main
+from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
+from nbutils.core.run.models import ModelRef
+from nbutils.data.settings import DatasetSpec
+from nbutils.data.sources import open_source
 from nbutils.train import overfit
 from tests.builders import data_folder
 from tests.conftest import ROOT
@@ -66,18 +71,30 @@ def test_data_of_another_notebook_01_is_a_problem(doctor, profile, tmp_path):
     assert status == 1 and "up to 999 tokens, but max_length is 256" in out
 
 
-def test_wrong_parameters_are_problems_too(doctor, profile, tmp_path):
-    status, out = doctor(profile, tmp_path / "run", "-p", "learning_rate=11")
-    assert status == 1 and "'learning_rate' is 11" in out and "until the parameters are right" in out
-    assert (
-        "'packing' cannot be set here" in doctor(profile, tmp_path / "run", "-p", "trainer_options={packing: true}")[1]
-    )
-    assert "Did you mean 'learning_rate'?" in doctor(profile, tmp_path / "run", "-p", "learning_rat=1")[1]
+@pytest.mark.parametrize(
+    "option,words",
+    [
+        ("learning_rate=11", "'learning_rate' is 11"),
+        ("learning_rat=1", "Did you mean 'learning_rate'?"),
+        ("trainer_options={packing: true}", "'packing' cannot be set here"),
+        ("base_model=nobody/no-such-model", "no way to base model nobody/no-such-model (offline: the hub does not"),
+    ],
+)
+def test_wrong_parameters_and_what_cannot_be_had_are_one_sentence(profile, tmp_path, capsys, option, words):
+    assert main(["doctor", str(profile), "--run-dir", str(tmp_path / "run"), "-p", option]) == 1
+    said = capsys.readouterr()
+    assert words in said.err and not said.out and said.err.count("\n") == 1
 
 
-def test_a_base_that_cannot_be_had_is_one_problem(doctor, profile, tmp_path):
-    status, out = doctor(profile, tmp_path / "run", "-p", "base_model=nobody/no-such-model")
-    assert status == 1 and "1 problem would stop" in out and "HF_HUB_OFFLINE is set" in out
+def test_without_a_network_no_library_tries_again(tmp_path, monkeypatch, unasked, caplog):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    for read in (ModelRef("nobody/none", hub="nobody/none").config, ModelRef("nobody/none", hub="nobody/none").commit):
+        with pytest.raises(UserError, match="the hub does not answer"):
+            read()
+    with pytest.raises(UserError, match="the hub does not answer"):
+        open_source(DatasetSpec(path="nobody/none"), False)
+    assert time.monotonic() - started < 20 and "etry" not in caplog.text
 
 
 def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import entry, local_copy
 from nbutils.core.files import hash_of, resolve, sha256_of_json, shown
+from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import Run, holds_model, is_run_model
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class ModelRef:
         fetched = entry("model", self.hub, self.revision)
         if fetched:
             return str(fetched[1]["commit"])
+        hub_answers()
         from huggingface_hub import hf_hub_download
 
         try:
@@ -147,13 +148,9 @@ class ModelRef:
     def load(self) -> PreTrainedModel:
         """The causal language model in float32 on the CPU. UserError where it cannot be read, or isn't causal."""
         import torch
-        from huggingface_hub.utils import enable_progress_bars
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
 
-        if logging.is_progress_bar_enabled():  # the bar for reading weights would stay in executed notebooks
-            logging.disable_progress_bar()
-            enable_progress_bars()  # the hub's own, which the line above has switched off too
+        hide_loading_bar()
         model: PreTrainedModel = self._load(AutoModelForCausalLM, dtype=torch.float32)
         if getattr(model, "quantization_method", None) == "gguf":
             # Its weights are plain float32, but transformers would not save a model that has this mark.
@@ -172,6 +169,8 @@ class ModelRef:
 
     def _load(self, auto: Any, **options: Any) -> Any:
         where, more = self.source
+        if self.path is None:
+            hub_answers()
         try:
             return auto.from_pretrained(where, **more, **options)
         except Exception as error:  # damaged weights raise neither OSError nor ValueError
@@ -186,11 +185,20 @@ class ModelRef:
             return UserError(
                 f"The GGUF file {self.text} could not be read ({words}); download it again, or convert it again."
             )
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         return UserError(
-            f"The model '{self.text}' could not be loaded{offline}: {words} — give a hub id that can be reached, a "
+            f"The model '{self.text}' could not be loaded{offline()}: {words} — give a hub id that can be reached, a "
             "folder, a GGUF file, or 'tiny'."
         )
+
+
+def hide_loading_bar() -> None:
+    """transformers' bar for reading weights would stay in executed notebooks; the hub's own bars stay on."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    if logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+        enable_progress_bars()
 
 
 def _model_in(folder: Path) -> Path:
