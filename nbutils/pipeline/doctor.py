@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.jupyter import quiet
+from nbutils.pipeline.ahead import problems
 from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.profile import add_profile, profile_path
 from nbutils.train.settings import TrainSettings
@@ -58,6 +59,7 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
         yield Finding(LATER, "Nothing else can be checked until the parameters are right.")
         return
     yield Finding(FINE, f"Every parameter of {shown(profile)} is known and in its range.")
+    yield from (Finding(STOP, problem) for problem in problems(planned, planned.stages))
     for entry in planned.stages:
         if isinstance(entry.settings, TrainSettings):
             yield from run_findings(entry.settings)
