@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status: 0 done, 1 with one sentence on what is wrong, 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):  # a console that is not UTF-8 shows ? for what it cannot
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m nbutils", description="Trains and measures a chat model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

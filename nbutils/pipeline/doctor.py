@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.files import shown
 from nbutils.core.jupyter import quiet
+from nbutils.pipeline.ahead import problems
 from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, plan
 from nbutils.pipeline.profile import add_profile, profile_path
@@ -58,8 +59,9 @@ def main(arguments: argparse.Namespace) -> int:
 def findings(planned: Plan, learn: bool) -> Iterator[Finding]:
     """Every finding, as it is made."""
     from nbutils.train.overfit import overfit  # imports torch
-    from nbutils.train.preflight import run_findings
+    from nbutils.train.preflight import STOP, Finding, run_findings
 
+    yield from (Finding(STOP, problem) for problem in problems(planned, planned.stages))
     for entry in planned.stages:
         if isinstance(entry.settings, TrainSettings):
             yield from run_findings(entry.settings)

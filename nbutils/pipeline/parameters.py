@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.notebooks import Parameter, notebook_path, notebooks_folder, parameters
+from nbutils.core.notebooks import Parameter, code_cells, notebook_path, notebooks_folder, parameters
 from nbutils.core.settings import Settings, nearest
 from nbutils.core.stages import StageSpec, stages
 from nbutils.pipeline.profile import Given, read_override, read_profile
@@ -45,6 +46,8 @@ def plan(profile: Path, overrides: list[str], run_dir: str | None = None) -> Pla
         raise UserError(
             f"There are no notebooks in {notebooks_folder()}; set NBUTILS_NOTEBOOKS to the folder of yours."
         )
+    for stage in present:
+        _check_code(notebook_path(stage))
     cells = {stage.name: parameters(notebook_path(stage)) for stage in present}
     known = sorted({name for cell in cells.values() for name in cell} | set(OF_BUNDLES))
     for name, entry in given.items():
@@ -56,6 +59,19 @@ def plan(profile: Path, overrides: list[str], run_dir: str | None = None) -> Pla
         raise UserError(f"The notebooks have different run folders ({', '.join(folders.values())}): give one run_dir.")
     run, name = next(iter(folders.items()))
     return Plan(planned, run, name)
+
+
+def _check_code(notebook: Path) -> None:
+    """UserError for a cell with a typo. IPython's magics are for the kernel, but not in the parameters cell."""
+    for number, cell in enumerate(code_cells(notebook), 1):
+        try:
+            ast.parse(cell["source"])
+        except SyntaxError as error:
+            line = (error.text or "").strip()
+            magic = cell["source"].startswith("%%") or set("%!?") & set(line)
+            if "parameters" in cell["tags"] or not magic:
+                where = f"{notebook.name}, code cell {number}, line {error.lineno}"
+                raise UserError(f"{where}: {error.msg} in `{line}`.") from None
 
 
 def _planned(stage: StageSpec, cell: dict[str, Parameter], given: dict[str, Given]) -> Planned:

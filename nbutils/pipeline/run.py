@@ -113,6 +113,7 @@ class Runner:
             self._warn_of_stale_upstream()
             if first := asks_first(self.chosen, self.options):
                 raise question(first)
+            self._look_ahead()
             try:
                 status = self._stages()
             finally:
@@ -120,6 +121,14 @@ class Runner:
                 self._table()
         self._last_words()
         return status
+
+    def _look_ahead(self) -> None:
+        """UserError for what a later notebook would stop over, unless all is done."""
+        from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
+
+        done = all(inspect(planned.stage, planned.settings).fits for planned in self.chosen)
+        if not done and (stops := list(problems(self.plan, self.chosen))):
+            raise UserError(" ".join(stops))
 
     def _stages(self) -> int:
         for number, planned in enumerate(self.chosen, 1):

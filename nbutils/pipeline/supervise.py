@@ -184,4 +184,5 @@ def guard(mark: str) -> None:
 def child_environment(**more: str) -> dict[str, str]:
     """The environment of a process that imports this package, wherever it starts."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+    # Logs are UTF-8, whatever the console can show.
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONIOENCODING": "utf-8", **more}

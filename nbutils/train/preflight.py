@@ -105,7 +105,9 @@ def device_findings(settings: TrainSettings, machine: DeviceReport, listed: tupl
     precision = choose_precision(settings.precision, usable)
     processes = choose_processes(settings.processes, machine.gpus, machine.cores)
     names = " and ".join(sorted({gpu.name for gpu in usable})) or "the CPU"
-    yield Finding(FINE, f"Training runs on {names} in {precision}, {counted(processes, 'process')}.")
+    problem = precision_problem(precision, settings.optimizer, usable)
+    fine = f"Training runs on {names} in {precision}, {counted(processes, 'process')}."
+    yield Finding(STOP, problem) if problem else Finding(FINE, fine)
     if usable and processes > len(usable):
         yield Finding(
             STOP,
@@ -125,8 +127,6 @@ def device_findings(settings: TrainSettings, machine: DeviceReport, listed: tupl
             f"nvidia-smi lists {listed[0].name}, but torch {machine.torch} {build} and sees no GPU; "
             "install a torch built for this driver, or set CUDA_VISIBLE_DEVICES right.",
         )
-    if problem := precision_problem(precision, settings.optimizer, usable):
-        yield Finding(STOP, problem)
 
 
 def disk_finding(settings: TrainSettings, model: PreTrainedModel) -> Finding:

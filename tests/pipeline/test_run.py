@@ -425,6 +425,26 @@ def test_a_wrong_profile_stops_before_anything_starts(pipeline, text, words):
     assert not pipeline.run.exists()
 
 
+@pytest.mark.parametrize(
+    "file,old,new,words",
+    [
+        ("02_second.ipynb", "steps: int = 3 ", "steps: int = 3 0 ", "02_second.ipynb, code cell 1, line 4: "),
+        ("01_first.ipynb", "seed: int = 1 ", "%env A=1\nseed: int = 1 ", "01_first.ipynb, code cell 1, line 2: "),
+        ("03_third.ipynb", "stage.finish()", "stage.finish((", "03_third.ipynb, code cell 4, line 1: "),
+    ],
+)
+def test_a_typo_in_a_later_notebook_stops_before_the_first(pipeline, file, old, new, words):
+    edit_cell(pipeline.notebooks / file, old, new)
+    with pytest.raises(UserError, match=re.escape(words)):
+        pipeline.go()
+    assert not pipeline.run.exists()
+
+
+def test_magics_are_left_to_the_kernel(pipeline):
+    edit_cell(pipeline.notebooks / "03_third.ipynb", "stage.finish()", "%matplotlib inline\nstage.finish()")
+    assert "run" in pipeline.explained()["third"]
+
+
 def test_an_unknown_stage_is_refused(pipeline):
     with pytest.raises(UserError, match=r"no stage 'secnd'.*Did you mean 'second'"):
         pipeline.go(only="secnd")
