@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nbutils.core.chat_engine.window import keeps_keys
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
@@ -111,6 +112,8 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
         yield from device_findings(settings, machine)
     if model:
         yield Finding(FINE, f"The base model {settings.base_model} has {model.num_parameters():,} parameters.")
+    if model and not keeps_keys(model):
+        yield Finding(NOTE, "The base model has no key/value cache: the chat reads everything again for each token.")
     if machine and model:
         yield from disk_findings(settings, model, machine.disk)
     if tokenizer:
