@@ -13,8 +13,8 @@ from IPython.display import HTML, Javascript, display
 from nbutils.chat.models import LoadedModel, load
 from nbutils.chat.settings import ChatSettings
 from nbutils.chat.widget import SCRIPT, ChatWidget, Load
-from nbutils.core.chat_engine.engine import Measured
-from nbutils.core.chatml import encode
+from nbutils.core.chat_engine.engine import Engine, Measured
+from nbutils.core.chat_engine.window import Plan
 from nbutils.core.run.layout import Run
 
 SHOWN = 300
@@ -55,7 +55,7 @@ def live_chat(settings: ChatSettings, loaded: Sequence[LoadedModel]) -> ChatWidg
 def as_read(loaded: LoadedModel, transcript: dict[str, Any]) -> str:
     """The first turn and the next message as the model reads them, control tokens and the reply's header included."""
     messages = transcript["messages"][:3]
-    ids = encode(loaded.tokenizer, messages, add_generation_prompt=messages[-1]["role"] == "user").input_ids
+    ids = Engine(loaded.model, loaded.tokenizer).ids(messages, Plan(0, False), prompt=messages[-1]["role"] == "user")
     return str(loaded.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbutils.core.chat_engine.template import has_own_template
+from nbutils.core.chat_engine.window import keeps_keys
 from nbutils.core.chatml import IM_END, IM_START, add_chatml
 from nbutils.core.hardware import choose_device, device_report
 from nbutils.core.run.models import ModelRef
@@ -27,14 +29,19 @@ class LoadedModel:
 def load(name: str, run: Path | None = None) -> LoadedModel:
     """Loads a model for talking: CUDA of compute capability 7.0 or newer, else MPS, else CPU; float32.
 
-    A tokenizer without ChatML gets it. UserError where the model cannot be found or read.
+    A tokenizer without any chat template gets ChatML; one with its own keeps it. UserError where the model cannot be
+    found or read.
     """
     ref = ModelRef.parse(name, run)
     model, tokenizer = ref.load(), ref.raw_tokenizer()
-    if not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
+    own = has_own_template(tokenizer)
+    if not own and not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
         add_chatml(tokenizer, model)
     device, why = choose_device(device_report())
     parameters = sum(p.numel() for p in model.parameters())
     so_far = name == "final" and ref.path is not None and ref.path.name != name
-    whole = f"{name} so far ({ref.path.name})" if so_far and ref.path else name
-    return LoadedModel(name, model.to(device).eval(), tokenizer, f"{whole}: {parameters:,} parameters, {why}")
+    line = f"{name} so far ({ref.path.name})" if so_far and ref.path else name
+    line += f": {parameters:,} parameters, {why}"
+    line += ", talked to in its own chat template" if own else ""
+    line += "" if keeps_keys(model) else ", no key/value cache: each token takes a reading of the whole conversation"
+    return LoadedModel(name, model.to(device).eval(), tokenizer, line)

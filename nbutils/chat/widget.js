@@ -52,7 +52,8 @@
 
   document.addEventListener("keydown", (event) => {
     const area = event.target instanceof Element && event.target.closest(".smallchat .sc-input textarea");
-    if (!area || event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (!area || event.key !== "Enter" || event.shiftKey) return;
+    if (event.isComposing || event.keyCode === 229) return;  // Enter takes a candidate of an input method; Safari says 229
     caught(event, area.closest(".smallchat"));
   }, true);
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nbutils.core.chat_engine.window import keeps_keys
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.hardware import (
@@ -85,6 +86,9 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
     if model := attempt(lambda: weightless_base(settings)):
         yield Finding(FINE, f"The base model {settings.base_model} has {model.num_parameters():,} parameters.")
         yield disk_finding(settings, model)
+        if not keeps_keys(model):
+            text = "The base model has no key/value cache: the chat reads everything again for each token."
+            yield Finding(NOTE, text)
     if not ready:
         yield Finding(
             LATER,

@@ -188,7 +188,7 @@ def from_scratch(session: ChatSession, messages: list[dict[str, str]], tokens: i
         started = time.perf_counter()
         prompt = torch.tensor([engine.ids(messages, plan, prompt=True)])
         config = GenerationConfig(
-            max_new_tokens=tokens, do_sample=False, eos_token_id=engine._end, pad_token_id=engine._end
+            max_new_tokens=tokens, do_sample=False, eos_token_id=[*engine.ends], pad_token_id=min(engine.ends)
         )
         out = engine.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
         seconds = time.perf_counter() - started

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nbutils.core.chat_engine.kvcache import KeyValueCache
 from nbutils.core.chat_engine.sampling import Sampling, next_id
+from nbutils.core.chat_engine.template import OwnTemplate, has_own_template
 from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, Plan, Rotation, Sizes, Window, can_extend, rotations
 from nbutils.core.chatml import IM_END, Conversation, Message, encode
 from nbutils.core.errors import UserError
@@ -95,10 +96,11 @@ class Engine:
         self.limit = self.trained * (FACTOR if self.extension != "none" else 1)
         self._rotations = rotations(model, self.extension, self.limit)
         self._caches: dict[Plan, KeyValueCache] = {}
-        self._header = encode(tokenizer, [], add_generation_prompt=True).input_ids
+        self._template = OwnTemplate(tokenizer) if has_own_template(tokenizer) else None
+        self._header = [] if self._template else encode(tokenizer, [], add_generation_prompt=True).input_ids
         self._background: threading.Thread | None = None
         self._hurry = threading.Event()
-        self._end = tokenizer.convert_tokens_to_ids(IM_END)
+        self.ends = self._template.ends if self._template else {tokenizer.convert_tokens_to_ids(IM_END)}
 
         @lru_cache(maxsize=2000)  # a reply in the making leaves an entry for every length it had
         def ids_of(role: str, text: str) -> list[int]:
@@ -124,13 +126,15 @@ class Engine:
         return self._rotations[plan.extended]
 
     def sizes(self, messages: Conversation, ahead: int = 0) -> Sizes:
-        """Sizes in tokens; a user's message at the end is the newest, and no turn yet.
+        """Sizes in tokens, each turn's by itself; a user's message at the end is the newest, and no turn yet.
 
         `ahead` stands for tokens of a message that is not there yet.
         """
         system, turns = _turns(messages)
         newest = turns.pop() if messages and messages[-1]["role"] == "user" else []
-        fixed = len(self._header) + len(self._ids_of(system))
+        hello: list[Message] = [{"role": "user", "content": "Hi"}]
+        header = len(self._ids_of(hello, prompt=True)) - len(self._ids_of(hello))
+        fixed = header + len(self._ids_of(system))
         return Sizes(fixed, [len(self._ids_of(turn)) for turn in turns], len(self._ids_of(newest)) + ahead)
 
     def plan(self, messages: Conversation, dropped: int, sampling: Sampling, ahead: int = 0) -> Plan:
@@ -141,11 +145,14 @@ class Engine:
         """Token ids of the messages that the plan keeps, with the header of a reply behind them if `prompt`."""
         system, turns = _turns(messages)
         kept = [*system, *(message for turn in turns[plan.dropped :] for message in turn)]
-        return self._ids_of(kept) + (self._header if prompt else [])
+        return self._ids_of(kept, prompt=prompt)
 
-    def _ids_of(self, messages: Conversation) -> list[int]:
-        """Ids of a conversation are its messages' in a row (see `nbutils.core.chatml`)."""
-        return [i for message in messages for i in self._ids_of_message(message["role"], message["content"])]
+    def _ids_of(self, messages: Conversation, *, prompt: bool = False) -> list[int]:
+        """In ChatML, ids of a conversation are its messages' in a row (see `nbutils.core.chatml`)."""
+        if self._template:
+            return self._template.ids(messages, prompt=prompt)
+        ids = [i for message in messages for i in self._ids_of_message(message["role"], message["content"])]
+        return ids + self._header if prompt else ids
 
     @property
     def cached(self) -> dict[Plan, list[int]]:
@@ -161,7 +168,7 @@ class Engine:
         stopped: Callable[[], bool],
         measured: Measured,
     ) -> Iterator[int]:
-        """Ids of the reply, one by one, without `<|im_end|>`; ends early once `stopped` says so. Fills `measured`."""
+        """Ids of the reply, one by one, without the one that ends it, until `stopped` says so. Fills `measured`."""
         started = time.perf_counter()
         self.pause()
         cache = self._cache(plan)
@@ -179,7 +186,7 @@ class Engine:
             measured.new_tokens += 1
             measured.seconds = time.perf_counter() - started
             measured.seconds_to_first_token = measured.seconds_to_first_token or measured.seconds
-            if token == self._end:
+            if token in self.ends:
                 measured.ended = "end"
                 return
             left = time.perf_counter()

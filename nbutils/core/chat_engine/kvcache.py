@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from nbutils.core.chat_engine.window import Rotation, rotated
+from nbutils.core.chat_engine.window import Rotation, keeps_keys, rotated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +22,8 @@ class KeyValueCache:
     """Keys and values of `ids`, all turned by one rotation.
 
     transformers cuts caches by length alone; this one compares ids, so that an edited history reuses exactly the
-    prefix that still holds. A forward pass that fails half-way leaves `ids` true.
+    prefix that still holds. A forward pass that fails half-way leaves `ids` true. For a model that keeps a state in
+    place of keys and values, nothing is kept: it reads everything again for each token.
     """
 
     def __init__(self, model: PreTrainedModel, rotation: Rotation | None) -> None:
@@ -30,7 +31,7 @@ class KeyValueCache:
         self.rotation = rotation
         self.ids: list[int] = []
         self.reused = 0
-        self._cache = Cache(layer_class_to_replicate=_GrowingLayer)
+        self._cache = Cache(layer_class_to_replicate=_GrowingLayer) if keeps_keys(model) else None
 
     def read(
         self, ids: list[int], interrupted: Callable[[], bool] = lambda: False, piece: int = READ_TOKENS
@@ -40,6 +41,8 @@ class KeyValueCache:
         Returns the float32 logits (V,) behind the last id, on the CPU; None if `interrupted` between two pieces, with
         what was read so far kept. `reused` then says how many ids were there already.
         """
+        if self._cache is None:
+            self.ids, piece = [], len(ids)
         held = zip(self.ids, ids[:-1], strict=False)
         self.reused = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], held))
         self._truncate(self.reused)
@@ -52,15 +55,18 @@ class KeyValueCache:
 
     def _truncate(self, length: int) -> None:
         del self.ids[length:]
-        for layer in self._cache.layers:
+        for layer in self._cache.layers if self._cache is not None else ():
             layer.length = min(layer.length, length)
 
     def append(self, ids: list[int]) -> torch.Tensor:
         """Reads more ids in one forward pass; returns the float32 logits (V,) behind the last, on the CPU."""
         self._truncate(len(self.ids))  # an earlier pass may have failed between two layers
         with torch.inference_mode(), rotated(self.model, self.rotation):
-            tokens = torch.tensor([ids], device=self.model.device)
-            out = self.model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            if self._cache is None:
+                tokens, cache = torch.tensor([self.ids + ids]), {"use_cache": False}
+            else:
+                tokens, cache = torch.tensor([ids]), {"use_cache": True, "past_key_values": self._cache}
+            out = self.model(input_ids=tokens.to(self.model.device), logits_to_keep=1, **cache)
             logits: torch.Tensor = out.logits[0, -1].float().cpu()
         self.ids += ids
         return logits

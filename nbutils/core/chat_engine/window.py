@@ -128,6 +128,11 @@ def can_extend(model: PreTrainedModel) -> bool:
         return rotary is not None and rotary.rope_type in ("default", "dynamic")
 
 
+def keeps_keys(model: PreTrainedModel) -> bool:
+    """Whether the model has a key/value cache that can be cut; a state-space or hybrid model has a state instead."""
+    return not getattr(model, "_is_stateful", False)
+
+
 def rotations(model: PreTrainedModel, extension: str, limit: int) -> tuple[Rotation | None, Rotation | None]:
     """The rotation up to the trained length, and the one for up to `limit` tokens (None for those that do not exist).
 

@@ -214,8 +214,8 @@ def _model_in(folder: Path) -> Path:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Tokens that the model was trained to read at once."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1024))
+    """Tokens that the model was trained to read at once; 1,024 where it has no limit."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1024)
 
 
 def files_of(name: str | Path, patterns: tuple[str, ...] = MODEL_FILES, run: Path | None = None) -> dict[str, str]:
