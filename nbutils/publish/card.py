@@ -36,7 +36,7 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         architecture=architecture.architecture(folder),
         context=context,
         scores=_scores(facts.evaluation),
-        tokens=[(f"`{token}`", number, purpose) for token, number, purpose in control_tokens(folder)],
+        tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
         extension=extension,
         usage=_template("usage.py.jinja").render(model_id=model_id, extension=extension, longest_reply=longest).strip(),
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
@@ -73,6 +73,13 @@ def quoted(text: str, who: str) -> str:
     """Text as a Markdown quotation in which nothing is markup: model output is untrusted."""
     lines = [_plain(line) for line in text.strip().splitlines()] or [""]
     return "\n".join([f"> **{who}:** {lines[0]}", *(f"> {line}" for line in lines[1:])])
+
+
+def code(name: str) -> str:
+    """A name as Markdown's code, whatever characters it has."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
+    pad = " " * (len(ticks) > 1)
+    return f"{ticks}{pad}{' '.join(name.split())}{pad}{ticks}"
 
 
 def _plain(line: str) -> str:
@@ -158,6 +165,9 @@ def _template(name: str) -> Any:
         "value": _value,
         "duration": duration,
         "task": _task,
+        "code": code,
+        "plain": _plain,
+        "cell": lambda text: text.replace("|", "\\|"),
         "quoted": quoted,
         "versions": _versions,
         "in_short": in_short,
