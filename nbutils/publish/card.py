@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
     model_id = settings.repo_id or "."  # what `from_pretrained` takes: the Hub's id, or the folder that the card is in
-    context = architecture.context_length(folder)
+    context = architecture.context_length(folder) or facts.data["max_length"]
     longest = min(int(GENERATION["max_new_tokens"]), context // 4)  # of the replies in a chat that fits the context
     extension = architecture.extension(folder, facts.transcript["settings"]["context_extension"])  # as the chat had it
     text = _template("card.md.jinja").render(
@@ -38,7 +39,9 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         scores=_scores(facts.evaluation),
         tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
         extension=extension,
-        usage=_template("usage.py.jinja").render(model_id=model_id, extension=extension, longest_reply=longest).strip(),
+        usage=_template("usage.py.jinja")
+        .render(model_id=model_id, extension=extension, trained=context, longest_reply=longest)
+        .strip(),
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
     )
     return text.rstrip() + "\n"
@@ -153,6 +156,7 @@ def _value(value: Any) -> str:
     return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+@cache
 def _template(name: str) -> Any:
     import jinja2
 
