@@ -34,13 +34,20 @@ def read_history(run: Path) -> History:
     UserError where it is missing or damaged, or has no row of training or evaluation.
     """
     path = Run(run).training / "metrics.jsonl"
-    history = _read(path, lambda path: History.of(read_jsonl(path)))
+    history = _read(path, lambda path: History.of(map(_of_numbers, read_jsonl(path))))
     if not history.train and not history.evals:
         raise UserError(
             f"{shown(path)} has no row of training or evaluation yet: let notebooks/02_train_sft.ipynb run on."
         )
     record = Run(run).record(maker("history").name) or {}
     return replace(history, reached=int(record.get("facts", {}).get("step") or 0))
+
+
+def _of_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    for name, value in (row | (row["seconds"] if isinstance(row.get("seconds"), dict) else {})).items():
+        if row["kind"] != "session" and name not in ("kind", "seconds") and not isinstance(value, int | float | None):
+            raise ValueError(f"the {name} of step {row['step']} is {value!r}, which is no number")
+    return row
 
 
 def _read(path: Path, read: Callable[[Path], T]) -> T:

@@ -8,9 +8,6 @@ from typing import Any
 
 from safetensors import safe_open
 
-from nbutils.core.errors import UserError
-from nbutils.core.files import shown
-
 PARTS = (
     ("embed", "token embedding"),
     ("wte", "token embedding"),
@@ -107,15 +104,9 @@ def extension(folder: Path, kind: str) -> tuple[str, str] | None:
     return name, code.format(factor=round(3 ** (size / (size - 2)), 6))
 
 
-def context_length(folder: Path) -> int:
-    """Tokens that the model was trained to read at once; UserError where its config does not say."""
-    found = _config(folder).get("max_position_embeddings")
-    if not found:
-        raise UserError(
-            f"{shown(folder / 'config.json')} does not say how many tokens the model reads at once "
-            "(max_position_embeddings): add it there."
-        )
-    return int(found)
+def context_length(folder: Path) -> int | None:
+    """Tokens that the model reads at once; None where its positions have no limit."""
+    return _config(folder).get("max_position_embeddings")
 
 
 def _config(folder: Path) -> dict[str, Any]:

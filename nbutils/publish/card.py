@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
     model_id = settings.repo_id or "."  # what `from_pretrained` takes: the Hub's id, or the folder that the card is in
-    context = architecture.context_length(folder)
+    context = architecture.context_length(folder) or facts.data["max_length"]
     longest = min(int(GENERATION["max_new_tokens"]), context // 4)  # of the replies in a chat that fits the context
     extension = architecture.extension(folder, facts.transcript["settings"]["context_extension"])  # as the chat had it
     text = _template("card.md.jinja").render(
@@ -42,9 +43,11 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         architecture=architecture.architecture(folder),
         context=context,
         scores=_scores(facts.evaluation),
-        tokens=[(f"`{token}`", number, purpose) for token, number, purpose in control_tokens(folder)],
+        tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
         extension=extension,
-        usage=_template("usage.py.jinja").render(model_id=model_id, extension=extension, longest_reply=longest).strip(),
+        usage=_template("usage.py.jinja")
+        .render(model_id=model_id, extension=extension, trained=context, longest_reply=longest)
+        .strip(),
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
     )
     return text.rstrip() + "\n"
@@ -79,6 +82,13 @@ def quoted(text: str, who: str) -> str:
     """Text as a Markdown quotation in which nothing is markup: model output is untrusted."""
     lines = [_plain(line) for line in text.strip().splitlines()] or [""]
     return "\n".join([f"> **{who}:** {lines[0]}", *(f"> {line}" for line in lines[1:])])
+
+
+def code(name: str) -> str:
+    """A name as Markdown's code, whatever characters it has."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
+    pad = " " * (len(ticks) > 1)
+    return f"{ticks}{pad}{' '.join(name.split())}{pad}{ticks}"
 
 
 def _plain(line: str) -> str:
@@ -152,6 +162,7 @@ def _value(value: Any) -> str:
     return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+@cache
 def _template(name: str) -> Any:
     import jinja2
 
@@ -164,6 +175,9 @@ def _template(name: str) -> Any:
         "value": _value,
         "duration": duration,
         "task": _task,
+        "code": code,
+        "plain": _plain,
+        "cell": lambda text: text.replace("|", "\\|"),
         "quoted": quoted,
         "versions": _versions,
         "in_short": in_short,

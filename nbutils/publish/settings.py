@@ -40,6 +40,7 @@ def _like(pattern: re.Pattern[str], words: str) -> AfterValidator:
 
 HubId = Annotated[str, _like(re.compile(f"{HUB_ID.pattern}|"), "name on the Hub, such as 'owner/name'")]
 Language = Annotated[str, _like(LANGUAGE, "language code of two or three small letters, such as 'en'")]
+Title = Annotated[str, _like(re.compile(r"[^\r\n]*\S[^\r\n]*"), "title of one line"), Field(max_length=96)]
 
 
 def _licence(value: str) -> str:
@@ -52,10 +53,10 @@ def _licence(value: str) -> str:
 class PublishSettings(BaseSettings):
     """Parameters of the publish stage; explained in the notebook's `parameters` cell."""
 
-    model_name: str = Field(min_length=1, max_length=96)
+    model_name: Title
     license: Annotated[str, AfterValidator(_licence)]
     languages: list[Language] = Field(min_length=1)
-    tags: list[str]
+    tags: list[Title]
     base_model_id: HubId
     dataset_ids: list[HubId]
     parity_conversations: int = Field(ge=1)

@@ -14,7 +14,7 @@ from nbutils.metrics.display import PLOTLY, interactive_curves, number_table, pi
 from nbutils.metrics.figures import FIGURES, save_figures
 from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
-from tests.metrics.histories import history_rows, session, write_done, write_training
+from tests.metrics.histories import SECONDS, history_rows, session, write_done, write_training
 
 
 def test_summary_of_a_resumed_run(tmp_path):
@@ -89,6 +89,17 @@ def test_a_damaged_file_of_the_training_is_named(tmp_path, name):
     file.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UserError, match=rf"{name} is damaged \(.*02_train_sft"):
         read_history(run), read_training_settings(run)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"loss": "3.2?"}, {"learning_rate": [1e-3]}, {"seconds": SECONDS | {"data": "long"}}]
+)
+def test_a_value_that_is_no_number_is_named_with_its_step(tmp_path, changes):
+    rows = history_rows(5)
+    rows[4] |= changes
+    name = next(iter(changes)).replace("seconds", "data")
+    with pytest.raises(UserError, match=rf"metrics.jsonl is damaged \(the {name} of step 30 is .*02_train_sft"):
+        read_history(write_training(tmp_path, rows))
 
 
 @pytest.mark.parametrize("rows", [history_rows(1, eval_loss=None), history_rows(8, loss=lambda _: math.nan)])

@@ -16,10 +16,12 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from transformers import AutoModelForCausalLM
 
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json
 from nbutils.publish.card import quoted, render_card
 from nbutils.publish.parity import check_parity
 from tests.publish.conftest import publish, settings_for
-from tests.publish.made_up_run import as_gpt2
+from tests.publish.made_up_run import as_gpt2, record_stages, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,36 @@ def test_a_quotation_is_nothing_but_text(text):
 def test_bare_addresses_are_broken_before_a_front_end_makes_links_of_them():
     made = quoted("see http://a.example, HTTPS://b.example, www.c.example or me@d.example", "User")
     assert not re.search(r"https?://|www\.|\w@", made, flags=re.IGNORECASE)
+
+
+NAMES = ["my talk (1).jsonl", "a|b.jsonl", "`tick`.csv", "``two", "[link](x) #1", "*star* _under_ <b>", "umlaut ü 🙂"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_shown_as_it_is_and_breaks_nothing(spare, name):
+    """Of the card, a dataset, the base, a peer and a folder of tasks; what the names are of is not there any more."""
+    path = f"/gone/since/{name}"
+    record_stages(spare, base_model=path, local=True, datasets=[path], peers=[path], task_path=path)
+    summary, results = read_json(spare / "data" / "summary.json"), read_json(spare / "evaluate" / "results.json")
+    rewrite(spare, "data/summary.json", summary | {"datasets": [summary["datasets"][0] | {"path": path, "name": name}]})
+    models = [*results["models"], {"name": name, "parameters": 1}]
+    rewrite(spare, "evaluate/results.json", results | {"models": models})
+    card = (publish(spare, model_name=name, tags=[name]).folder / "README.md").read_text(encoding="utf-8")
+    data = ModelCard(card).data
+    assert (data.model_name, data.tags[-1]) == (name, name) and data.base_model is None and data.datasets is None
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("\n---\n", 1)[1])
+    heading = next(token for token in tokens if token.type == "inline")
+    assert {child.type for child in heading.children} <= {"text", "text_special"}
+    assert "".join(child.content for child in heading.children) == name
+    shown = [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]
+    assert shown.count(name) == 11  # datasets 5, base 3, peer 2, tasks 1
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert sum(token.type == "tr_open" for token in tokens) == sum(not line.startswith("|---") for line in rows)
+
+
+def test_a_title_of_several_lines_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'model_name' is .*no title of one line"):
+        settings_for(tmp_path, model_name="a\n---\nb")
 
 
 def limitation(published, facts) -> str:

@@ -67,7 +67,7 @@ def test_datasets_of_the_hub_and_of_a_disk(spare):
     rewrite(spare, "data/summary.json", summary | {"datasets": [hub, local]})
     card = render_card(read_facts(spare), settings_for(spare))
     assert ModelCard(card).data.datasets == ["me/talk"]
-    assert f"| me/talk | {'d' * 40} | 200 | — |" in card and "| talk.jsonl | — | 200 | `dddd" in card
+    assert f"| `me/talk` | {'d' * 40} | 200 | — |" in card and "| `talk.jsonl` | — | 200 | `dddd" in card
     assert "`talk.jsonl`" in card and "data/talk.jsonl" not in card
 
 

@@ -1,0 +1,174 @@
+"""Random base models of a few thousand parameters: kinds of tokenizers, special tokens, templates, configurations."""
+
+from __future__ import annotations
+
+import random
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ["<unk>", "<s>", "</s>"]
+TALK = [
+    [("What is %d plus two?", "That makes %d, I think."), ("Are you sure?", "Yes, I am. Ask me more!")],
+    [("Hello there, number %d", "Hello! How are\nyou today?")],
+    [("Tell me a story of %d words.", "Once upon a time there was a cat; it said 'miau' %d times.")],
+]
+
+
+def conversations(count: int) -> list[list[dict[str, str]]]:
+    """Made-up talk in plain ASCII."""
+    return [
+        [
+            {"role": role, "content": text % i if "%d" in text else text}
+            for pair in TALK[i % len(TALK)]
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        for i in range(count)
+    ]
+
+
+TEXTS = [m["content"] for c in conversations(60) for m in c] + ["user\nassistant\nsystem\n"] * 20
+ASCII = ["\n", *map(chr, range(32, 127))]
+
+
+def byte_level(special: list[str]) -> Tokenizer:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, show_progress=False, special_tokens=special, initial_alphabet=alphabet
+    )
+    raw.train_from_iterator(TEXTS, trainer)
+    return raw
+
+
+def sentencepiece(special: list[str]) -> Tokenizer:
+    """BPE over "▁" with bytes for what it does not know, as Llama's and Mistral's."""
+    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    raw.decoder = decoders.Sequence(parts)
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=420, show_progress=False, special_tokens=[*special, *fallback])
+    raw.train_from_iterator(TEXTS, trainer)
+    return raw
+
+
+def unigram(special: list[str], *, byte_fallback: bool = True) -> Tokenizer:
+    pieces = [(token, 0.0) for token in special]
+    pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256) if byte_fallback]
+    pieces += [(piece, -9.0) for piece in ("▁", *ASCII) if piece != " "]
+    pieces += [(f"▁{word}", -2.0) for word in ("you", "What", "Hello", "I", "am", "a")]
+    raw = Tokenizer(models.Unigram(pieces, 0, byte_fallback))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return raw
+
+
+def no_fallback(special: list[str]) -> Tokenizer:
+    return unigram(special, byte_fallback=False)
+
+
+def word_piece(special: list[str]) -> Tokenizer:
+    """As BERT's: white space is gone."""
+    words = sorted({word for text in TEXTS for word in text.split()})
+    vocabulary = [*special, *ASCII[2:], *(f"##{letter}" for letter in ASCII[2:]), *words]
+    numbered = {piece: i for i, piece in enumerate(dict.fromkeys(vocabulary))}
+    raw = Tokenizer(models.WordPiece(numbered, unk_token="<unk>"))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    return raw
+
+
+def characters(special: list[str]) -> Tokenizer:
+    """One piece for each character of ASCII, and nothing else."""
+    numbered = {piece: i for i, piece in enumerate([*special, *ASCII])}
+    raw = Tokenizer(models.WordLevel(numbered, unk_token="<unk>"))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    return raw
+
+
+TOKENIZERS = {f.__name__: f for f in (byte_level, sentencepiece, unigram, no_fallback, word_piece, characters)}
+NORMALIZERS = {
+    "none": None, "nfc": normalizers.NFC(), "nfkc": normalizers.NFKC(), "lower": normalizers.Lowercase(),
+    "strip": normalizers.Strip(),
+}  # fmt: skip
+TEMPLATES = {
+    "none": None,
+    "inst": "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}",
+    "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    "broken": "{% for m in messages %}",
+}
+SPECIALS: dict[str, dict[str, Any]] = {
+    "eos": {}, "bos": {"bos_token": "<s>"}, "adds_bos": {"bos_token": "<s>"}, "pads_with_eos": {"pad_token": "</s>"},
+    "pads_with_unk": {"pad_token": "<unk>"}, "has_chatml": {}, "has_im_end": {}, "many": {},
+}  # fmt: skip
+UNLIMITED = ("bloom", "mpt")
+"""Architectures whose positions have no limit."""
+REFUSED = {
+    "cohere": "logit_scale", "codegen": "bias in the output layer", "gemma2": "final_logit_softcapping",
+    "phi": "bias in the output layer",
+}  # fmt: skip
+"""Architectures that are refused before training, and what the sentence names."""
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {}, "bloom": {}, "codegen": {"rotary_dim": 8}, "cohere": {}, "falcon": {"alibi": False},
+    "gemma": {"head_dim": 16}, "gemma2": {"head_dim": 16}, "gpt2": {}, "gpt_bigcode": {},
+    "gpt_neo": {"attention_types": [[["global"], 2]]}, "gpt_neox": {}, "granite": {}, "mistral": {}, "mpt": {},
+    "olmo": {}, "opt": {}, "phi": {}, "qwen2": {}, "qwen3": {"head_dim": 16}, "stablelm": {}, "starcoder2": {},
+}  # fmt: skip
+FIELDS: dict[str, dict[str, Any]] = {
+    "plain": {}, "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
+    "short": {"max_position_embeddings": 96}, "grouped": {"num_key_value_heads": 1}, "half": {}, "padded_rows": {},
+    "too_few_rows": {}, "dropout": {"attention_dropout": 0.1},
+    "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}},
+}  # fmt: skip
+
+
+def choices(seed: int) -> dict[str, str]:
+    """What the base of this seed is: one of each."""
+    draw = random.Random(seed)
+    tables = {"tokenizer": TOKENIZERS, "normalizer": NORMALIZERS, "special": SPECIALS, "template": TEMPLATES,
+              "model": ARCHITECTURES, "field": FIELDS}  # fmt: skip
+    return {
+        name: draw.choice(sorted(table)) if draw.random() < 0.7 else next(iter(table)) for name, table in tables.items()
+    }
+
+
+def make_base(folder: Path, chosen: dict[str, str]) -> Path:
+    """Writes the base: config.json, weights and tokenizer."""
+    special = SPECIAL + {"has_chatml": ["<|im_start|>", "<|im_end|>"], "has_im_end": ["<|im_end|>"],
+                         "many": [f"<|reserved_{i}|>" for i in range(20)]}.get(chosen["special"], [])  # fmt: skip
+    raw = TOKENIZERS[chosen["tokenizer"]](special)
+    if (normalizer := NORMALIZERS[chosen["normalizer"]]) is not None:
+        raw.normalizer = normalizers.Sequence([normalizer, *([raw.normalizer] if raw.normalizer else [])])
+    if chosen["special"] == "adds_bos":
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", special.index("<s>"))]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="</s>",
+                                        clean_up_tokenization_spaces=False, **SPECIALS[chosen["special"]])  # fmt: skip
+    tokenizer.chat_template = TEMPLATES[chosen["template"]]
+    field = chosen["field"]
+    rows = len(tokenizer) + {"padded_rows": 30, "too_few_rows": -5}.get(field, 0)
+    given = {
+        "vocab_size": rows, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    given = deepcopy(given | ARCHITECTURES[chosen["model"]] | FIELDS[field])
+    if chosen["model"] in UNLIMITED:
+        del given["max_position_embeddings"]
+    config = AutoConfig.for_model(chosen["model"], **given)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    if field == "half":
+        model = model.half()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

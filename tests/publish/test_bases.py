@@ -1,0 +1,114 @@
+"""Random bases through encoding, doctor, training, chat and card: each works, or is refused in a sentence before."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from nbutils.chat.models import load
+from nbutils.chat.scripted import play
+from nbutils.core.chatml import encode_batch
+from nbutils.core.errors import UserError
+from nbutils.core.files import write_json
+from nbutils.core.run.models import ModelRef
+from nbutils.publish.card import render_card
+from nbutils.publish.export import export
+from nbutils.publish.facts import Facts
+from nbutils.train.preflight import STOP, run_findings
+from nbutils.train.settings import TrainSettings
+from nbutils.train.worker import train
+from tests.metrics.histories import write_done
+from tests.publish.bases import REFUSED, choices, conversations, make_base
+from tests.publish.conftest import settings_for
+from tests.train.runs import SMALL
+
+QUICK = {"max_steps": 2, "eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "processes": 1,
+         "max_length": 96, "precision": "fp32"}  # fmt: skip
+GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 6}
+
+
+def letters(text: str) -> str:
+    """What no tokenizer may lose: not its case, and not the space between words."""
+    return re.sub(r"\W", "", text).lower()
+
+
+def write_data(run: Path, base: Path) -> None:
+    """Rows as notebook 01 writes them; UserError for a text that comes back as another."""
+    tokenizer = ModelRef.parse(str(base)).tokenizer()
+    talks = conversations(12)
+    rows = []
+    for index, (talk, encoded) in enumerate(zip(talks, encode_batch(tokenizer, talks), strict=True)):
+        said = letters("".join(message["role"] + message["content"] for message in talk))
+        assert letters(tokenizer.decode(encoded.input_ids, skip_special_tokens=True)) == said
+        rows.append({"source": "made up", "index": index, "messages": talk, "input_ids": encoded.input_ids,
+                     "supervised": encoded.supervised})  # fmt: skip
+    for side, part in (("train", rows[4:]), ("eval", rows[:4])):
+        Dataset.from_list(part).save_to_disk(str(run / "data" / side))
+    tokenizer.save_pretrained(run / "data" / "tokenizer")
+    write_json(run / "data" / "summary.json", {"schema": 1, "max_length": QUICK["max_length"], "eval_hash": "a" * 64,
+                                               "tokenizer": {"base_model": str(base)}})  # fmt: skip
+
+
+def before_training(settings: TrainSettings) -> None:
+    """As notebooks 01 and 02 begin. UserError for a base that cannot be trained."""
+    write_data(settings.run_path, Path(settings.base_model))
+    if stops := [finding.text for finding in run_findings(settings) if finding.level == STOP]:
+        raise UserError(" ".join(stops))
+
+
+def through(settings: TrainSettings, facts: Facts) -> None:
+    """Training, chat and card; what the chat says is what plain transformers says."""
+    run = settings.run_path
+    train(settings, lambda: False)
+    write_done(run / "train", facts={"step": 2})
+    loaded = load(str(run / "train" / "final"))
+    said = play(loaded, ["Hello there, number 5", "Are you sure?"], GREEDY)["messages"]
+    (ids,) = (e.input_ids for e in encode_batch(loaded.tokenizer, [said[:1]], add_generation_prompt=True))
+    assert ids == loaded.tokenizer.apply_chat_template(said[:1], add_generation_prompt=True)["input_ids"]
+    tokens = torch.tensor([ids], device=loaded.model.device)
+    out = loaded.model.generate(tokens, do_sample=False, max_new_tokens=GREEDY["max_new_tokens"])
+    reply = loaded.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+    assert letters(reply) == letters(said[1]["content"]), reply
+    own = replace(facts, run=run, figures={})
+    export(own, settings_for(run), run / "publish")
+    card = render_card(own, settings_for(run))
+    compile(card.split("```python\n")[2].partition("```")[0], "card", "exec")
+    assert card.count("\n## ") == 10
+
+
+def failures(seeds: range, home: Path, facts: Facts) -> dict[str, str]:
+    """The bases that neither work nor are refused for what they are, and what happened."""
+    found = {}
+    for seed in seeds:
+        chosen = choices(seed)
+        base = make_base(home / str(seed) / "base", chosen)
+        settings = TrainSettings(run_dir=str(home / str(seed) / "run"), **(SMALL | QUICK | {"base_model": str(base)}))
+        refusal = ""
+        try:
+            try:
+                before_training(settings)
+            except UserError as error:
+                refusal = str(error)
+            assert bool(refusal) is (chosen["model"] in REFUSED) and REFUSED.get(chosen["model"], "") in refusal
+            if not refusal:
+                through(settings, facts)
+        except Exception as error:  # whatever it is, the others are tried too
+            found[f"{seed}: {' '.join(chosen.values())}"] = f"{type(error).__name__}: {error}"[:300]
+        shutil.rmtree(home / str(seed))
+    return found
+
+
+def test_a_base_works_or_is_refused_before_training(published, tmp_path):
+    assert not failures(range(5), tmp_path, published.facts)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_a_hundred_bases_work_or_are_refused_before_training(published, tmp_path):
+    assert not failures(range(5, 105), tmp_path, published.facts)
