@@ -87,6 +87,9 @@ def test_three_turns_stream(notebook):
     area.press("Shift+Enter")
     area.type("lines")
     expect(area).to_have_value("two\nlines")
+    # Enter that takes a candidate of an input method: Safari has ended the composition by then, and says 229.
+    area.evaluate("e => e.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', keyCode: 229, bubbles: true}))")
+    expect(area).to_have_value("two\nlines")
     area.press("Enter")
     done(chat, 2)
     assert "là 🌙" in bubbles(chat).last.inner_text()
