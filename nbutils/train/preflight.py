@@ -139,9 +139,7 @@ def device_findings(settings: TrainSettings, machine: Machine) -> Iterator[Findi
     precision = choose_precision(settings.precision, usable)
     processes = choose_processes(settings.processes, report.gpus, report.cores)
     names = " and ".join(sorted({gpu.name for gpu in usable})) or "the CPU"
-    problem = precision_problem(precision, settings.optimizer, usable)
-    fine = f"Training runs on {names} in {precision}, {counted(processes, 'process')}."
-    yield Finding(STOP, problem) if problem else Finding(FINE, fine)
+    yield Finding(FINE, f"Training runs on {names} in {precision}, {counted(processes, 'process')}.")
     if not usable:
         yield from _why_the_cpu(machine)
         if processes > report.cores:
@@ -153,6 +151,8 @@ def device_findings(settings: TrainSettings, machine: Machine) -> Iterator[Findi
             f"processes is {processes}, but this machine has {counted(len(usable), 'usable GPU')}; set processes to "
             "that number, or to 0 for all of them.",
         )
+    if problem := precision_problem(precision, settings.optimizer, usable):
+        yield Finding(STOP, problem)
     older = [gpu.name for gpu in usable if gpu.capability < AMPERE]
     if precision == "bf16" and older:
         yield Finding(NOTE, f"precision is bf16, which {older[0]} only emulates, slowly; auto takes fp16.")
