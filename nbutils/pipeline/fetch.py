@@ -123,7 +123,6 @@ def fetch(wanted: Wanted, folder: Path) -> None:
     try:
         info: Any = HfApi().repo_info(wanted.name, repo_type=wanted.kind, revision=wanted.revision or None)
         commit = str(info.sha)
-        print(f"{wanted.purpose} {wanted.name}: commit {commit[:12]}")
         target = f"{wanted.kind}s/{wanted.name.replace('/', '--')}@{commit[:12]}"
         left_out = [*NOT_WEIGHTS] if wanted.kind == "model" else []
         if left_out and any(file.rfilename.endswith(".safetensors") for file in info.siblings):
@@ -137,7 +136,13 @@ def fetch(wanted: Wanted, folder: Path) -> None:
             f"The {wanted.purpose} {wanted.name} cannot be fetched ({first}); check its name and revision, the "
             "network, and HF_TOKEN for what needs a login."
         ) from error
+    there = any(item["folder"] == target for item in _items(folder))
+    print(f"{wanted.purpose} {wanted.name}: {'is there' if there else 'fetched'} at commit {commit[:12]}")
     _add(wanted, commit, folder, target)
+
+
+def _items(folder: Path) -> list[dict[str, Any]]:
+    return list(manifest(folder)["items"]) if (folder / MANIFEST).is_file() else []
 
 
 def check(folder: Path) -> int:
@@ -165,6 +170,5 @@ def _add(wanted: Wanted, commit: str, folder: Path, target: str) -> None:
         if not name.startswith(".cache/")  # where the hub's client notes what it has downloaded
     }
     item = {"kind": wanted.kind, "name": wanted.name, "revision": wanted.revision, "commit": commit}
-    known = manifest(folder)["items"] if (folder / MANIFEST).is_file() else []
-    others = [other for other in known if other["folder"] != target]
+    others = [other for other in _items(folder) if other["folder"] != target]
     write_json(folder / MANIFEST, {"schema": SCHEMA, "items": [*others, item | {"folder": target, "files": files}]})
