@@ -71,12 +71,16 @@ class TokenRows:
         lengths: np.ndarray = pc.list_value_length(self.rows.data.column("input_ids")).to_numpy()
         return lengths
 
-    def supervised_counts(self) -> np.ndarray:
-        """Labels of each row that the loss counts, (rows,). The first token is never predicted."""
+    def supervised_counts(self, token: int | None = None) -> np.ndarray:
+        """Labels of each row that the loss counts, (rows,), or only those that are `token`.
+
+        The first token is never predicted.
+        """
         counts = []
         for ids, *masks in zip(*(self.rows.data.column(name).chunks for name in self.rows.column_names), strict=True):
             flat = [mask.flatten().to_numpy(zero_copy_only=False) for mask in masks]
-            counted = self._labels(ids.flatten().to_numpy(), *flat) != IGNORED
+            labels = self._labels(ids.flatten().to_numpy(), *flat)
+            counted = labels != IGNORED if token is None else labels == token
             starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
             counted[starts] = False
             counts.append(np.add.reduceat(counted, starts, dtype=np.int64))

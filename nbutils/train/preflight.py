@@ -1,4 +1,4 @@
-"""What can be known to go wrong before an hour is spent: machine, disk, data, model.
+"""What can be known to go wrong before an hour is spent: machine, disk, data, tokenizer, memory.
 
 Each check is a function from facts to findings, so that it can be tested without the machine that it is about.
 """
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chat_engine.window import keeps_keys
+from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.hardware import (
@@ -32,6 +34,7 @@ from nbutils.core.text import size
 from nbutils.train.base import data_tokenizer, weightless_base
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
+from nbutils.train.memory import GIB, memory_need
 from nbutils.train.settings import OPTIMIZERS, TrainSettings, checked_trackers, precision_problem
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
@@ -95,8 +98,14 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
             f"{shown(data)} is not there yet, so its rows, their supervision and the number of steps cannot be "
             "checked; run notebook 01, then this again.",
         )
-    elif tokenizer:
-        yield from attempt(lambda: list(data_findings(settings, data, tokenizer))) or ()
+    if tokenizer:
+        yield from tokenizer_findings(tokenizer)
+    longest = settings.max_length
+    if tokenizer and ready and (rows := attempt(lambda: TokenRows.for_training(data, settings, tokenizer))):
+        longest = int(rows.lengths().max())
+        yield from attempt(lambda: list(data_findings(settings, rows, data / "eval", tokenizer))) or ()
+    if machine and model:
+        yield memory_finding(settings, model, longest, machine, psutil.virtual_memory().available)
     yield from dict.fromkeys(failed)  # a base that cannot be had fails twice in the same words
 
 
@@ -149,9 +158,10 @@ def disk_finding(settings: TrainSettings, model: PreTrainedModel) -> Finding:
     return Finding(STOP, f"{text}; free some, lower checkpoints_kept, or choose another run_dir.")
 
 
-def data_findings(settings: TrainSettings, data: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """What the tokenised rows hold: optimizer steps and supervision."""
-    rows = TokenRows.for_training(data, settings, tokenizer)
+def data_findings(
+    settings: TrainSettings, rows: TokenRows, held_out: Path, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Finding]:
+    """What the tokenised rows hold: optimizer steps, supervision, and the stop token inside the mask."""
     supervised, total, plan = rows.supervised_counts(), len(rows), BatchPlan.of(rows, settings)
     steps = plan.total_steps(settings.epochs, settings.max_steps)
     yield Finding(FINE, f"The run takes {steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.")
@@ -163,8 +173,61 @@ def data_findings(settings: TrainSettings, data: Path, tokenizer: PreTrainedToke
         yield Finding(STOP, f"{text}: there is nothing to learn; set supervise to all, or look at the data.")
     elif without:
         yield Finding(NOTE, f"{text}; they cost time and teach nothing.")
-    if not TokenRows.load(data / "eval", "assistant").supervised_counts().sum():
+    end = tokenizer.convert_tokens_to_ids(IM_END)
+    if not settings.supervise_end:
+        yield Finding(NOTE, f"supervise_end is false: the loss leaves {IM_END} out, so replies will not stop.")
+    elif unended := int((rows.counting("assistant").supervised_counts(end) == 0).sum()):
+        yield Finding(
+            STOP if unended == total else NOTE,
+            f"{unended:,} of {total:,} training conversations have no supervised {IM_END}: the model would not learn "
+            "to stop; run notebook 01 again.",
+        )
+    else:
+        yield Finding(FINE, f"Every training conversation has {IM_END} inside its supervised part.")
+    if not TokenRows.load(held_out, "assistant").supervised_counts().sum():
         yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
+
+
+def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """Whether the stop token is the end of a reply, and padding is another token."""
+    end, eos, pad = tokenizer.convert_tokens_to_ids(IM_END), tokenizer.eos_token_id, tokenizer.pad_token_id
+    if eos != end:
+        yield Finding(STOP, f"The tokenizer's eos is {tokenizer.eos_token!r}, not {IM_END}: replies would not stop.")
+    if pad is None or pad == eos:
+        what = "has no pad token" if pad is None else f"pads with its eos, {tokenizer.pad_token!r}"
+        yield Finding(STOP, f"The tokenizer {what}; run notebook 01 again, which adds one of its own.")
+    elif eos == end:
+        yield Finding(FINE, f"eos is {IM_END}, and padding is another token ({tokenizer.pad_token}).")
+
+
+def memory_finding(
+    settings: TrainSettings, model: PreTrainedModel, longest: int, machine: DeviceReport, free: int
+) -> Finding:
+    """Whether a process's predicted memory fits the device, or the `free` bytes of a machine without a usable one.
+
+    `longest` is the longest row in tokens.
+    """
+    usable = usable_gpus(machine.gpus)
+    processes = choose_processes(settings.processes, machine.gpus, machine.cores)
+    half = choose_precision(settings.precision, usable) != "fp32"
+    tokens = max(settings.tokens_per_microbatch, longest)
+    need = memory_need(model, tokens, half=half, processes=processes, optimizer=settings.optimizer)
+    if usable:
+        smallest = min(usable, key=lambda gpu: gpu.memory_gib)
+        there, where = smallest.memory_gib * GIB, f"{smallest.name} has {smallest.memory_gib:.1f} GiB"
+    else:
+        there = free / processes
+        where = f"{free / GIB:.1f} GiB are free for {counted(processes, 'process')}"
+    text = f"A process is predicted to take {need.total / GIB:.1f} GiB at its peak; {where}."
+    if need.total <= 0.9 * there:
+        return Finding(FINE, text)
+    advice = (
+        f" Lower tokens_per_microbatch: {tokens:,} tokens take {need.activations / GIB:.1f} GiB of it."
+        if need.states < 0.8 * there
+        else " The model and the optimizer alone are too much: choose a smaller base_model."
+    )
+    # A prediction is a fifth off at times: only what is far too much stops a run.
+    return Finding(STOP if need.total > 1.2 * there else NOTE, text + advice)
 
 
 def counted(number: int, word: str) -> str:

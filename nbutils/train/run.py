@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import os
 import signal
 import time
@@ -30,6 +31,9 @@ from nbutils.train.settings import TrainSettings
 SHOWN_TOKENS = 160
 """Of the conversation that notebook 02 shows."""
 
+LEAST_STEPS = 3
+"""Steps of a run before its time left is forecast: the first is a warm-up, and one more says little."""
+
 UNREACHED = (
     "The training processes could not reach each other{}; set processes to 1, or check that the loopback interface is "
     "up and no firewall closes it."
@@ -43,9 +47,8 @@ def run_training(settings: TrainSettings, folder: Path) -> dict[str, Any]:
     `done` or `paused`, and at which optimizer step of how many.
     """
     pause.clear(settings.run_path)
-    figure = LiveFigure()
+    figure, outlook = LiveFigure(), Outlook(settings.budget_minutes)
     rows: list[Event] = []
-    first: Event = {}
     last: Event = {}
     steps = 0
     with closing(events_of(settings, folder)) as events:
@@ -55,13 +58,7 @@ def run_training(settings: TrainSettings, folder: Path) -> dict[str, Any]:
             if event["event"] == "started":  # what earlier sessions logged is part of the curve
                 steps = figure.steps = event["steps"]
                 rows = read_jsonl(folder / LOG)
-            line = line_of(event, steps)
-            if event.get("kind") == "train":
-                first = first or event  # a warm-up: time is counted from its end
-                if taken := event["step"] - first["step"]:
-                    seconds = (steps - event["step"]) * (event["elapsed"] - first["elapsed"]) / taken
-                    line += f"  about {duration(seconds)} left"
-            if line:
+            for line in outlook.lines(event, steps):
                 print(line, flush=True)
             if event["event"] == "metric":
                 rows.append(event)
@@ -131,6 +128,43 @@ def _interrupts(run: Path, program: Torchrun) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Outlook:
+    """The lines about a running session, with the time that it still needs."""
+
+    def __init__(self, budget_minutes: float) -> None:
+        self.budget_minutes, self.began = budget_minutes, float(os.environ.get(STARTED) or time.time())
+        self._first: Event | None = None
+        self._said = False
+
+    def lines(self, event: Event, steps: int) -> Iterator[str]:
+        """The line about an event, and once, as soon as there is one, the forecast with the sessions that it takes."""
+        seconds = self._seconds_left(event, steps)
+        left = f"about {duration(seconds)} left"
+        if line := line_of(event, steps):
+            yield f"{line}  {left}" if seconds else line
+        if seconds and not self._said:
+            self._said = True
+            yield f"Forecast: {left}{self._sessions(seconds)}."
+
+    def _seconds_left(self, event: Event, steps: int) -> float:
+        if event.get("kind") != "train":
+            return 0.0
+        self._first = self._first or event
+        taken = event["step"] - self._first["step"]
+        if event["step"] < LEAST_STEPS or not taken:
+            return 0.0
+        return float((steps - event["step"]) * (event["elapsed"] - self._first["elapsed"]) / taken)
+
+    def _sessions(self, seconds: float) -> str:
+        budget = 60 * self.budget_minutes
+        if not budget:
+            return ""
+        sessions = math.ceil((time.time() - self.began + seconds) / budget)
+        if sessions == 1:
+            return f"; it ends in this session of {duration(budget)}"
+        return f": {sessions} sessions of {duration(budget)}, this one included"
 
 
 def line_of(event: Event, steps: int) -> str:

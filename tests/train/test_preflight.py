@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from nbutils.core import hardware
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import preflight
 from nbutils.train.base import weightless_base
+from nbutils.train.dataset import TokenRows
+from nbutils.train.memory import GIB, memory_need
 from nbutils.train.preflight import FINE, NOTE, STOP, Finding
 from tests.builders import data_folder
 from tests.train.runs import small_settings
@@ -109,26 +112,95 @@ def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run, monkeypatch
     assert found(needed - 10).level == FINE
 
 
+def data_findings(settings, data, tokenizer) -> list[Finding]:
+    rows = TokenRows.for_training(data, settings, tokenizer)
+    return list(preflight.data_findings(settings, rows, data / "eval", tokenizer))
+
+
 def test_good_data_has_no_problem(run, tokenizer):
-    found = list(preflight.data_findings(small_settings(run), run / "data", tokenizer))
-    assert {finding.level for finding in found} == {FINE}
+    found = data_findings(small_settings(run), run / "data", tokenizer)
+    assert {finding.level for finding in found} == {FINE} and "inside its supervised part" in texts(found)
+    assert {finding.level for finding in preflight.tokenizer_findings(tokenizer)} == {FINE}
 
 
 @pytest.mark.parametrize(
-    "untaught,expected,level",
+    "harm,expected,level",
     [
-        (1, "1 of 2 training conversations have no supervised token", NOTE),
-        (2, "2 of 2 training conversations have no supervised token: there is nothing to learn", STOP),
+        ("one", "1 of 2 training conversations have no supervised token", NOTE),
+        ("all", "2 of 2 training conversations have no supervised token: there is nothing to learn", STOP),
+        ("end", "2 of 2 training conversations have no supervised <|im_end|>", STOP),
     ],
 )
-def test_conversations_that_teach_nothing(tmp_path, run, tokenizer, untaught, expected, level):
-    rows = [{"input_ids": [5, 6, 7, 8], "supervised": [False, False, True, True]} for _ in range(2)]
-    for row in rows[:untaught]:
-        row["supervised"] = [False] * 4
+def test_data_that_is_wrong_in_one_way(tmp_path, run, tokenizer, harm, expected, level):
+    end = tokenizer.eos_token_id
+    rows = [{"input_ids": [5, 6, 7, 8, end], "supervised": [False, False, True, True, True]} for _ in range(2)]
+    if harm in ("one", "all"):
+        for row in rows[: 1 if harm == "one" else 2]:
+            row["supervised"] = [False] * 5
+    else:
+        for row in rows:
+            row["supervised"][-1] = False
     for side in ("train", "eval"):
         Dataset.from_list(rows).save_to_disk(str(tmp_path / side))
-    found = list(preflight.data_findings(small_settings(run), tmp_path, tokenizer))
+    found = data_findings(small_settings(run), tmp_path, tokenizer)
     assert expected in texts(found, level)
+
+
+def test_leaving_the_stop_token_out_on_purpose_is_a_note(run, tokenizer):
+    found = data_findings(small_settings(run, supervise_end=False), run / "data", tokenizer)
+    assert "replies will not stop" in texts(found, NOTE) and not texts(found, STOP)
+
+
+def test_padding_with_the_stop_token_and_another_eos_are_problems(tokenizer):
+    tokenizer.pad_token = tokenizer.eos_token
+    assert "pads with its eos, '<|im_end|>'" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
+    tokenizer.eos_token = "<|pad|>"
+    assert "eos is '<|pad|>', not <|im_end|>" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
+
+
+def kept_for_backward(model, batch: int, length: int, half: bool) -> int:
+    """Bytes that autograd keeps of a forward pass, weights left out."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being reused
+        return tensor
+
+    ids = torch.randint(0, 90, (batch, length))
+    context = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), context:
+        out = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    assert out.shape[:2] == (batch, length)
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "wide", "gpt2"])
+def test_predicted_activations_are_what_autograd_keeps(kind, half):
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=128, n_layer=4, n_head=4))
+    else:
+        sizes = {"hidden_size": 256, "intermediate_size": 1024 if kind == "wide" else 688, "num_hidden_layers": 4}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=100, num_attention_heads=4, **sizes))
+    need = memory_need(model, 4 * 256, half=half, processes=1, optimizer="adamw_torch")
+    assert need.activations == pytest.approx(kept_for_backward(model, 4, 256, half), rel=0.3)
+    assert need.states == 16 * sum(p.numel() for p in model.parameters())
+
+
+def test_memory_is_set_against_the_device(run):
+    def found(settings, model, longest=1024, gpus=(T4, T4), free=16) -> Finding:
+        return preflight.memory_finding(settings, model, longest, DeviceReport(gpus, cores=2), free * GIB)
+
+    fits = small_settings(run, precision="fp16", tokens_per_microbatch=8192)
+    assert found(fits, REFERENCE).level == FINE
+    large = found(small_settings(run, precision="fp16", tokens_per_microbatch=131_072), REFERENCE)
+    assert large.level == STOP and "Lower tokens_per_microbatch: 131,072 tokens take" in large.text
+    huge = found(fits, weightless(2560, 32, 8_192))
+    assert huge.level == STOP and "choose a smaller base_model" in huge.text
+    assert "4.0 GiB are free for 2 processes" in found(small_settings(run, processes=2), REFERENCE, 200, (), 4).text
 
 
 def test_a_base_that_cannot_be_read_is_told(run):
