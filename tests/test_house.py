@@ -122,7 +122,7 @@ ENTRIES = {
         *("evaluate.run:prepare", "evaluate.run:score_all", "evaluate.run:compare", "evaluate.run:curve"),
         *("evaluate.run:measure_behaviour", "evaluate.run:take_samples"),
     ),
-    "chat": ("chat.session:play", "chat.session:ask"),
+    "chat": ("chat.scripted:play", "chat.scripted:ask"),
     "publish": ("publish.card:render_card", "publish.export:export", "publish.parity:check_parity"),
 }
 """The functions that the notebook of a stage calls to make its result."""

@@ -15,6 +15,7 @@ from nbutils.chat.settings import ChatSettings
 from nbutils.chat.widget import SCRIPT, ChatWidget, Load
 from nbutils.core.chat_engine.engine import Engine, Measured
 from nbutils.core.chat_engine.window import Plan
+from nbutils.core.chatml import IM_END
 from nbutils.core.run.layout import Run
 
 SHOWN = 300
@@ -28,13 +29,13 @@ def show_chat(get: Load, names: Sequence[str], model: str, settings: dict[str, A
     """Shows a live chat below the cell and returns at once; the kernel stays free.
 
     `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps the
-    conversation; other cells may show chats of their own.
+    conversation, and with the same arguments what was picked and set too; other cells may show chats of their own.
     """
     cell = _this_cell()
     earlier = _shown.get(cell)
     if earlier is not None:
         earlier.close()  # first: two models and their caches need the room of two
-    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier.transcript() if earlier else None)
+    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier.state if earlier else None)
     if cell:
         _shown[cell] = chat
     display(Javascript(SCRIPT))
@@ -76,9 +77,20 @@ def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     for transcript in transcripts:
         costs = (Measured(**m["measured"]) for m in transcript["messages"] if m["role"] == "assistant")
         for turn, cost in enumerate(costs, 1):
-            found = cost.model_dump() | {"tokens_per_second": cost.tokens_per_second}
-            rows.append({"model": transcript["model"], "turn": turn, **found})
-    return pd.DataFrame(rows).set_index(["model", "turn"]).rename(columns=lambda name: name.replace("_", " "))
+            first, speed = cost.seconds_to_first_token, cost.tokens_per_second
+            rows.append(
+                {
+                    "model": transcript["model"],
+                    "turn": turn,
+                    "tokens read": cost.read_tokens,
+                    "reused from the cache": cost.reused_tokens,
+                    "tokens written": cost.new_tokens,
+                    "ended by": {"end": IM_END, "length": "max_new_tokens", "stopped": "stop"}[cost.ended],
+                    "first token after": f"{first:.3f} s" if first is not None else "–",
+                    "tokens per second": f"{speed:.0f}" if speed is not None else "–",
+                }
+            )
+    return pd.DataFrame(rows).set_index(["model", "turn"])
 
 
 def loader(*loaded: LoadedModel, run: Path | None = None) -> Load:

@@ -104,26 +104,30 @@ def bubble(message: dict[str, Any], *, state: str = "", writing: bool = False) -
 
 
 def conversation(messages: Sequence[dict[str, Any]], context: Context) -> str:
-    """All messages, those of dropped turns faded."""
+    """All messages, those of dropped turns faded, those that go next marked."""
+    next_to_go = context.dropped + (context.next_dropped if context.nearly_full else 0)
     parts, turn = [], 0
     for message in messages:
         turn += message["role"] == "user"
-        gone = 0 < turn <= context.dropped  # a system message always stays
-        parts.append(bubble(message, state="no longer read" if gone else ""))
+        state = "no longer read" if turn <= context.dropped else "goes next" if turn <= next_to_go else ""
+        parts.append(bubble(message, state=state if turn else ""))  # a system message always stays
     return "".join(parts)
 
 
 def meter(context: Context) -> str:
-    """Tokens used of the limit, as a bar and in words, with what is gone."""
-    words = f"{context.used:,} of {context.limit:,} tokens"
+    """Tokens used of the limit, as a bar and in words, with what is gone and what goes next."""
+    words = [f"{context.used:,} of {context.limit:,} tokens"]
     if context.dropped:
-        words += f" · oldest turns no longer read: {context.dropped}"
+        words.append(f"the first {_turns(context.dropped)} no longer read")
+    if context.nearly_full:
+        words.append(f"next to go: {_turns(context.next_dropped)}")
     filled = 100.0 * context.used / context.limit
+    level = " sc-full" if context.nearly_full else ""
     return (
         f'<div class="sc-meter"><div class="sc-bar" role="progressbar" aria-label="Context used" aria-valuemin="0" '
         f'aria-valuemax="{context.limit}" aria-valuenow="{context.used}">'
-        f'<div class="sc-fill" style="width:{filled:.1f}%"></div></div>'
-        f"<span>{words}</span></div>"
+        f'<div class="sc-fill{level}" style="width:{filled:.1f}%"></div></div>'
+        f"<span>{escape(' · '.join(words))}</span></div>"
     )
 
 
@@ -150,3 +154,7 @@ def _footer(message: dict[str, Any]) -> str:
     text = escape(without_controls(message["content"]))  # as it was written, Markdown and all
     copy = f'<button type="button" class="sc-copy" aria-label="Copy this reply" data-text="{text}">Copy</button>'
     return f'<div class="sc-foot"><span>{cost}</span>{copy}</div>'
+
+
+def _turns(count: int) -> str:
+    return f"{count} turn" + ("" if count == 1 else "s")

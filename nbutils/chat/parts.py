@@ -49,6 +49,17 @@ class Panel:
         """Draws the conversation as it is."""
         self._draw(self.session.transcript()["messages"])
 
+    def show_waiting(self, said: str, *, edited: bool) -> None:
+        """Shows a message that was just sent, with an empty bubble below it: reading a long history takes a while.
+
+        If `edited`, it replaces the last message.
+        """
+        messages = self.session.transcript()["messages"]
+        if edited:
+            del messages[max(i for i, m in enumerate(messages) if m["role"] == "user") :]
+        waiting = [{"role": "user", "content": said.strip()}, {"role": "assistant", "content": ""}]
+        self._draw([*messages, *waiting], writing=True)
+
     def write(self, pieces: Iterator[str]) -> Generator[bool]:
         """Writes a reply piece by piece, and shows it when it is time to."""
         next_frame = 0.0

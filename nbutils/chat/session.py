@@ -6,12 +6,11 @@ The notebook's widget and the terminal are two thin views of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.chat.models import LoadedModel
 from nbutils.chat.transcript import Transcript, checked_transcript, read_transcript, whole_characters, write_transcript
 from nbutils.core.chat_engine.engine import Engine, Measured, StreamDecoder
 from nbutils.core.chat_engine.sampling import Sampling
@@ -28,18 +27,31 @@ class Bookmark:
 
     messages: list[dict[str, Any]]
     dropped: int = 0
+    dropped_before: int = 0  # before the last message, which another text or setting may take the place of
     replies: int = 0
     plan: Plan | None = None
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the model still reads: tokens used of the limit, turns dropped, and whether the rotation is extended."""
+    """What the model still reads: tokens used of the limit, turns dropped, and how many would go next.
+
+    `fixed` of the tokens used are always read (a system message, the header of a reply); `room` is what history and a
+    new message may take before the oldest turns go.
+    """
 
     used: int
     limit: int
+    fixed: int
+    room: int
     dropped: int
+    next_dropped: int
     extended: bool
+
+    @property
+    def nearly_full(self) -> bool:
+        """Whether the window is so full that it is worth saying which turns go next."""
+        return self.next_dropped > 0 and self.used - self.fixed > 0.75 * self.room
 
 
 class ChatSession:
@@ -90,12 +102,20 @@ class ChatSession:
     @property
     def context(self) -> Context:
         """Tokens used by what the model reads (a reply in the making included), the limit, and the turns dropped."""
-        at, limit = self._at, self.engine.limit
-        used = self.engine.sizes(at.messages).used(at.dropped) if len(at.messages) > len(self._system) else 0
-        return Context(min(used, limit), limit, at.dropped, at.plan is not None and at.plan.extended)
+        at, limit, window = self._at, self.engine.limit, self.engine.window(self.sampling)
+        sizes = self.engine.sizes(at.messages)
+        return Context(
+            used=min(sizes.used(at.dropped), limit) if len(at.messages) > len(self._system) else 0,
+            limit=limit,
+            fixed=sizes.fixed,
+            room=max(0, window.room - sizes.fixed),
+            dropped=at.dropped,
+            next_dropped=window.after_eviction(sizes, at.dropped) - at.dropped,
+            extended=at.plan is not None and at.plan.extended,
+        )
 
     def reply(self, text: str) -> Iterator[str]:
-        """The assistant's reply to a new message: nothing at first, then for each token what it makes certain.
+        """The assistant's reply to a new message, piece by piece.
 
         MessageTooLongError (with size and room) where the message cannot fit; UserError for an empty one, or while
         another reply is being written.
@@ -104,13 +124,11 @@ class ChatSession:
 
     def regenerate(self) -> Iterator[str]:
         """Another reply to the last message, in place of the one that is there; that stays if it is stopped at once."""
-        end = self._last_user() + 1
-        return self._start(self._at.messages[:end], self._dropped(self._at.messages[: end - 1]), again=True)
+        return self._start(self._at.messages[: self._last_user() + 1], self._at.dropped_before, again=True)
 
     def edit(self, text: str) -> Iterator[str]:
         """Replaces the last message that the user sent, and its reply by a new one."""
-        before = self._at.messages[: self._last_user()]
-        return self._start([*before, _said(text)], self._dropped(before))
+        return self._start([*self._at.messages[: self._last_user()], _said(text)], self._at.dropped_before)
 
     def stop(self) -> None:
         """Ends the reply being written after its current token; what is there stays."""
@@ -137,24 +155,38 @@ class ChatSession:
         if not self.busy:
             self.engine.forget()
 
-    def transcript(self) -> dict[str, Any]:
-        """The conversation with settings and, under each reply, what it cost: a JSON value that `restore` takes."""
+    def transcript(self, *, own_system: bool = True) -> dict[str, Any]:
+        """The conversation with settings and, under each reply, what it cost: a JSON value that `restore` takes.
+
+        Without `own_system` the system message that this session was given is left out.
+        `turns_dropped` are those that the model no longer reads, `dropped_before_last` how many they were before the
+        last message; both hold for a context of `context_limit` tokens.
+        """
         return {
             "settings": {"context_extension": self.engine.extension, **self.sampling.model_dump()},
+            "context_limit": self.engine.limit,
+            "turns_dropped": self._at.dropped,
+            "dropped_before_last": self._at.dropped_before,
             "replies_started": self._at.replies,
-            "messages": [dict(m) for m in self._at.messages],
+            "messages": [dict(m) for m in self._at.messages[0 if own_system else len(self._system) :]],
         }
 
     def restore(self, transcript: dict[str, Any] | Transcript) -> None:
         """Takes over the conversation of a transcript; this session's own settings stay, its system message included.
 
-        Turns are dropped as if it had been held here. UserError where it is no transcript, or another reply is being
-        written.
+        Turns dropped for a context of another length are read again as far as they fit this one. UserError where it is
+        no transcript, or another reply is being written.
         """
         self._check_idle()
         taken = checked_transcript(transcript, "the transcript")
         messages = [*self._system, *taken.talk(system=not self._system)]
-        self._begin_at(Bookmark(messages, self._dropped(messages), taken.replies_started))
+        sizes, limit = self.engine.sizes(messages), self.engine.limit
+        same = taken.context_limit == limit
+        dropped = taken.turns_dropped if same else 0
+        if sizes.used(dropped) > limit:
+            dropped = self.engine.window(self.sampling).after_eviction(sizes, dropped)
+        before = min(dropped, taken.dropped_before_last) if same else 0
+        self._begin_at(Bookmark(messages, dropped, before, taken.replies_started))
         self._prepare()
 
     def save(self, path: str | Path) -> Path:
@@ -179,13 +211,13 @@ class ChatSession:
             answer: dict[str, Any] = {"role": "assistant", "content": ""}
             decoder = StreamDecoder(self.engine.tokenizer)
             try:
-                self._at = Bookmark([*messages, answer], plan.dropped, before.replies + 1, plan)
-                yield ""  # the message can be shown: reading a long history takes a while
+                self._at = Bookmark([*messages, answer], plan.dropped, dropped, before.replies + 1, plan)
                 generator = sampling.generator(before.replies)
                 tokens = self.engine.generate(messages, plan, sampling, generator, self._stop.is_set, measured)
                 for piece in decoder.pieces(tokens):
                     answer["content"] = decoder.text
-                    yield piece
+                    if piece:
+                        yield piece
             except GeneratorExit:  # the reader has gone: as if stopped
                 pass
             except BaseException:
@@ -200,14 +232,6 @@ class ChatSession:
             self._prepare()
 
         return pieces()
-
-    def _dropped(self, messages: list[dict[str, Any]]) -> int:
-        """Turns that are gone once these messages were said here, one after the other."""
-        window, dropped = self.engine.window(self.sampling), 0
-        for end, message in enumerate(messages, 1):
-            if message["role"] == "user":
-                dropped = window.after_eviction(self.engine.sizes(messages[:end]), dropped)
-        return dropped
 
     def _begin_at(self, mark: Bookmark) -> None:
         self._check_idle()
@@ -240,26 +264,3 @@ def _said(text: str) -> dict[str, Any]:
     if not text:
         raise UserError("The message is empty; type something.")
     return {"role": "user", "content": text}
-
-
-# ---- a conversation whose user is a list of messages: what notebook 05 plays when nobody is there
-
-
-def play(loaded: LoadedModel, messages: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """Sends each message and waits for the reply; returns the transcript with the model's name."""
-    session = ChatSession(loaded.model, loaded.tokenizer, read_ahead=False, **settings)  # nobody pauses to read
-    for message in messages:
-        for _ in session.reply(message):
-            pass
-    session.close()
-    return {"model": loaded.name, "device": loaded.line, **session.transcript()}
-
-
-def ask(
-    loaded: LoadedModel, message: str, variants: dict[str, dict[str, Any]], settings: dict[str, Any]
-) -> dict[str, str]:
-    """The reply to one message under each variant of the settings, by the variants' names; each in a new session."""
-    return {
-        name: play(loaded, [message], settings | changes)["messages"][-1]["content"]
-        for name, changes in variants.items()
-    }

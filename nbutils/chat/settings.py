@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, create_model, field_validator
 
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import EXTENSIONS, can_extend
@@ -25,8 +25,14 @@ AUTO = "auto"
 DEFAULT = "dynamic"
 """The reference's."""
 
+_fields: dict[str, Any] = {
+    name: (Annotated[field.annotation, Field(description=field.description), *field.metadata], ...)
+    for name, field in Sampling.model_fields.items()
+}
+_SamplingSettings: Any = create_model("_SamplingSettings", __base__=BaseSettings, **_fields)
 
-class ChatSettings(BaseSettings, Sampling):
+
+class ChatSettings(_SamplingSettings, BaseSettings):
     """Parameters of the chat stage, those of `Sampling` among them; the notebook's parameters cell explains them."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -47,9 +53,7 @@ class ChatSettings(BaseSettings, Sampling):
 
     def session_settings(self) -> dict[str, object]:
         """The settings of a ChatSession."""
-        return {"context_extension": self.extension()[0]} | {
-            name: getattr(self, name) for name in Sampling.model_fields
-        }
+        return {"context_extension": self.extension()[0]} | {name: getattr(self, name) for name in _fields}
 
     def extension(self) -> tuple[str, str]:
         """The context extension for `model`, and a line that says why it was chosen."""

@@ -61,10 +61,14 @@ def main(arguments: argparse.Namespace) -> int:
     status is 1 where a piped message got no reply, and 130 after a Ctrl-C that met no reply. UserError where the model
     or the transcript cannot be loaded, or a setting is out of range.
     """
+    from nbutils.chat.transcript import check_writable  # imports torch
+
     try:
+        if arguments.save:
+            check_writable(arguments.save)
         session = _session(arguments)
     except KeyboardInterrupt:
-        _say("stopped")
+        _say("stopped before the model was there")
         return INTERRUPTED
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed window ends the conversation, and does not lose it
         if signal.getsignal(number) != signal.SIG_IGN:

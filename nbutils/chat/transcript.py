@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -39,7 +43,10 @@ class Transcript(BaseModel):
     model: str = ""
     messages: list[Message]
     compared: list[Transcript] = []
+    turns_dropped: Count = 0
+    dropped_before_last: Count = 0
     replies_started: Count = 0
+    context_limit: Count = 0
 
     @model_validator(mode="after")
     def _takes_turns(self) -> Transcript:
@@ -47,6 +54,8 @@ class Transcript(BaseModel):
         spoken = roles[1:] if roles[:1] == ["system"] else roles
         if spoken != ["user", "assistant"] * (len(spoken) // 2):
             raise ValueError("the messages do not alternate between user and assistant, ending with the assistant")
+        if self.turns_dropped > len(spoken) // 2:
+            raise ValueError(f"turns_dropped is {self.turns_dropped}, but it has {len(spoken) // 2} turns")
         return self
 
     def talk(self, *, system: bool = True) -> list[dict[str, Any]]:
@@ -94,11 +103,27 @@ def read_transcript(path: str | Path) -> Transcript:
 
 def write_transcript(path: str | Path, transcript: dict[str, Any]) -> Path:
     """Writes a transcript atomically and returns its absolute path. UserError where it can't be written."""
+    with _writing(path) as target:
+        write_json(target, {"schema": SCHEMA, **transcript})
+    return target
+
+
+def check_writable(path: str | Path) -> None:
+    """UserError where a transcript could not be written to that path: to be found out before a conversation."""
+    with _writing(path) as target:
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=target.parent):
+            pass
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[Path]:
     target = resolve(path)
     try:
-        write_json(target, {"schema": SCHEMA, **transcript})
+        yield target
     except OSError as error:
         raise UserError(
             f"The transcript cannot be written to {shown(target)} ({error.strerror or error}): give another path."
         ) from None
-    return target

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache, wraps
 from importlib.resources import files
 from operator import methodcaller
@@ -28,6 +29,16 @@ SCRIPT = files("nbutils.chat").joinpath("widget.js").read_text(encoding="utf-8")
 Load = Callable[[str], LoadedModel]
 
 
+@dataclass(frozen=True)
+class ChatState:
+    """What a cell that runs again keeps: the conversation always, the rest where it asks for the same as before."""
+
+    asked: dict[str, Any]
+    shown: list[str]
+    sampling: Sampling
+    transcript: dict[str, Any]
+
+
 def _reported(action: Callable[..., None]) -> Callable[..., None]:
     """An action whose error is shown to the person, with the widget as usable as before."""
 
@@ -47,18 +58,24 @@ class ChatWidget:
     """Talks to `model`, one of `names`; `load` gives the model behind a name and is called once for each.
 
     `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. `earlier` is the
-    transcript of the widget that this one replaces.
+    `state` of the widget that this one replaces.
     """
 
     def __init__(
         self, load: Load, names: list[str], model: str, settings: dict[str, Any], beside: str = "",
-        earlier: dict[str, Any] | None = None,
+        earlier: ChatState | None = None,
     ) -> None:  # fmt: skip
-        shown = _different(model, beside or NOBODY)
+        if model == beside:
+            raise UserError(f"Both columns would show the model '{model}': give another one as beside, or none.")
+        self._asked = {"names": names, "model": model, "beside": beside, "settings": settings}
+        shown = [model, beside] if beside else [model]
         self._settings = settings
         self._sampling = Sampling(**{name: value for name, value in settings.items() if name in Sampling.model_fields})
+        if earlier and earlier.asked == self._asked:
+            shown, self._sampling = earlier.shown, earlier.sampling
         self._load = cache(load)
         self._thread: threading.Thread | None = None
+        self._lock = threading.RLock()
         self.busy = False
         """Whether a reply is being written or a model is being loaded."""
         self.notice = Notice()
@@ -70,7 +87,7 @@ class ChatWidget:
         rows = [self.controls.pickers, self._columns, self.notice.html, *self.controls.rows]
         self.root = styled(widgets.VBox([style, *rows, self.announcement]), "smallchat")
         if earlier:
-            self.restore(earlier)
+            self.restore(earlier.transcript)
         self._show_state()
 
     @property
@@ -82,14 +99,19 @@ class ChatWidget:
     def _said(self) -> list[str]:
         return [m["content"] for m in self.panels[0].session.messages if m["role"] == "user"]
 
+    @property
+    def state(self) -> ChatState:
+        """What another widget needs to take the place of this one; its system message is given by its cell."""
+        return ChatState(self._asked, self.shown, self._sampling, self.transcript(own_system=False))
+
     def wait(self, seconds: float | None = None) -> None:
         """Waits until nothing is being written or loaded."""
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def transcript(self) -> dict[str, Any]:
+    def transcript(self, *, own_system: bool = True) -> dict[str, Any]:
         """The conversation of the first model, that of the second under `compared`."""
-        talks = [{"model": panel.name} | panel.session.transcript() for panel in self.panels]
+        talks = [{"model": panel.name} | panel.session.transcript(own_system=own_system) for panel in self.panels]
         return {"schema": 1, **talks[0], "compared": talks[1:]}
 
     def restore(self, transcript: dict[str, Any] | Transcript) -> None:
@@ -181,11 +203,16 @@ class ChatWidget:
 
     @_reported
     def pick(self) -> None:
-        """Shows the picked models, one that is picked twice once."""
-        names = _different(self.controls.model.value, self.controls.beside.value)
+        """Shows the picked models. Where one picker is set to what the other column shows, the two change places."""
+        picked = [self.controls.model.value, self.controls.beside.value]
         self._halt()
+        shown = self.shown  # only now: a model that was being loaded is shown by now
+        same = picked[0] == picked[1]
+        names = shown[::-1] if same else [name for name in picked if name != NOBODY]
         self.controls.show_picked(names)
-        if names != self.shown:  # asked only now: a model that was being loaded is shown by now
+        if names == shown:
+            self.notice.say(f"{shown[0]} is shown already." if same else "")
+        else:
             self._work(lambda: self._change_panels(names), f"loading {' and '.join(names)} …")
 
     # ---- the worker ----
@@ -214,11 +241,13 @@ class ChatWidget:
         self.wait()
 
     def _begin(self, start: Callable[[ChatSession], Iterator[str]], said: str | None = None) -> None:
-        """Writes the replies of all panels."""
+        """Writes the replies of all panels; where nothing new was said the old ones stay meanwhile."""
         edited, panels = self.controls.editing, self.panels
         marks = [panel.session.bookmark() for panel in panels]
         writers = [panel.write(start(panel.session)) for panel in panels]  # refuses what cannot be sent
         if said is not None:
+            for panel in panels:
+                panel.show_waiting(said, edited=edited)
             self.controls.set_editing(False)
             self.controls.fill("")
 
@@ -264,10 +293,8 @@ class ChatWidget:
         self.notice.say("")
 
     def _show_state(self) -> None:
-        self.controls.show_busy(self.busy, talked=bool(self._said))
-        if not self.busy:
-            self.controls.download.value = markup.download_link(self.transcript())
-
-
-def _different(*names: str) -> list[str]:
-    return [name for name in dict.fromkeys(names) if name != NOBODY]
+        with self._lock:
+            busy = self.busy
+            self.controls.show_busy(busy, talked=bool(self._said))
+            if not busy:
+                self.controls.download.value = markup.download_link(self.transcript())

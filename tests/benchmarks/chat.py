@@ -174,7 +174,7 @@ def seconds_to_first(session: ChatSession, text: str, tokens: int) -> float:
     started = time.perf_counter()
     first = 0.0
     stream = session.reply(text)
-    for count, _ in enumerate(filter(None, stream), 1):
+    for count, _ in enumerate(stream, 1):
         first = first or time.perf_counter() - started
         if count == tokens:
             session.stop()

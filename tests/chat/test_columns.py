@@ -29,11 +29,23 @@ def test_side_by_side_and_picking_another_model():
     assert [len(m) for m in chat.transcript()["compared"]] == []
 
 
+@pytest.mark.parametrize("picked", [{"model": "base"}, {"beside": "final"}])
+def test_a_model_that_the_other_column_shows_changes_places_with_this_one(picked):
+    chat = widget("left", "left again", names=("final", "base"), beside="base")
+    send(chat, "hi")
+    assert pick(chat, **picked) == ["base", "final"]
+    assert "base left" in shown(chat, 0) and "base" not in shown(chat, 1)
+    send(chat, "and?")
+    assert last(chat) == ["base left again", "left again"]
+    assert pick(chat, model="final") == ["final", "base"]
+
+
 def test_a_model_is_not_compared_with_itself():
-    chat = widget("left", names=("final", "base"), beside="final")
-    assert chat.shown == ["final"]
+    chat = widget("left", names=("final", "base"))
     assert pick(chat, beside="final") == ["final"]
-    assert pick(chat, model="base", beside="base") == ["base"]
+    assert "final is shown already" in chat.notice.text
+    with pytest.raises(UserError, match="Both columns would show the model 'final'"):
+        widget("left", names=("final", "base"), beside="final")
 
 
 def test_a_pick_taken_back_while_its_model_loads_counts():
@@ -137,14 +149,20 @@ def test_both_replies_are_announced():
     assert "final said: left. base said: base left" in chat.announcement.value
 
 
-def test_a_cell_that_runs_again_keeps_what_was_said_and_shows_what_it_asks_for():
+def test_a_cell_that_runs_again_keeps_what_was_said_and_with_the_same_arguments_what_was_picked_and_set():
     names = ("final", "base", "other")
     first = widget("left", "left again", names=names, temperature=0.5)
     assert pick(first, beside="other") == ["final", "other"]
     send(first, "hi")
     first.set("top_p", 0.5)
     first.close()
-    changed = widget("third", names=("final", "base"), beside="base", temperature=0.9, earlier=first)
+    again = widget("third", names=names, temperature=0.5, earlier=first)
+    assert again.shown == ["final", "other"] and again.controls.beside.value == "other"
+    assert "left" in shown(again, 0) and "other left" in shown(again, 1)
+    assert again.controls.sampling["top_p"].value == 0.5
+    assert {panel.session.sampling.top_p for panel in again.panels} == {0.5}
+    again.close()
+    changed = widget("third", names=("final", "base"), beside="base", temperature=0.9, earlier=again)
     assert changed.shown == ["final", "base"]
     sampling = changed.panels[0].session.sampling
     assert (sampling.temperature, sampling.top_p) == (0.9, 0.9), "what the cell now asks for counts"

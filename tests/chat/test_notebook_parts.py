@@ -10,9 +10,8 @@ import pytest
 
 from nbutils.chat import display
 from nbutils.chat.models import load
-from nbutils.chat.session import ask, play
+from nbutils.chat.scripted import ask, play, save
 from nbutils.chat.settings import ChatSettings
-from nbutils.chat.transcript import write_transcript
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.notebooks import notebook_path, parameters
@@ -35,12 +34,14 @@ def test_the_scripted_conversation_is_saved_with_timings(run, tmp_path):
     transcripts = [
         play(load(name, run), given.scripted_messages, given.session_settings()) for name in ("final", "base")
     ]
-    path = write_transcript(tmp_path / "transcript.json", transcripts[0] | {"compared": transcripts[1:]})
+    path = save(transcripts, tmp_path / "transcript.json")
     saved = json.loads(path.read_text())
     assert saved["schema"] == 1 and saved["model"] == "final" and saved["compared"][0]["model"] == "base"
     assert [m["role"] for m in saved["messages"]] == ["user", "assistant"] * 2
     for message in saved["messages"][1::2]:
         assert message["measured"]["seconds_to_first_token"] > 0 and message["measured"]["new_tokens"] > 0
+    assert [t["tokens"] for t in saved["timings"]] == [m["measured"]["new_tokens"] for m in saved["messages"][1::2]]
+    assert set(saved["timings"][0]) == {"time_to_first_token", "tokens", "tokens_per_second", "ended"}
     again = play(load("final", run), given.scripted_messages, given.session_settings())
     assert [m["content"] for m in again["messages"]] == [m["content"] for m in saved["messages"]]
     table = display.replies_table(transcripts).data

@@ -128,7 +128,8 @@ def check_sequence(steps) -> tuple[int, int]:
             assert len(held) <= max(len(kept), len(prompt) + written)
         if reply is not None:
             fresh = ChatSession(MODEL, TOKENIZER, read_ahead=False, **GREEDY)
-            fresh.restore({"messages": session.messages[:-2]})
+            so_far = {"messages": session.messages[:-2], "turns_dropped": session.context.dropped}
+            fresh.restore(so_far | {"context_limit": session.context.limit})
             assert "".join(fresh.reply(session.messages[-2]["content"])) == reply
             assert session.messages[-1]["content"] == reply
     session.close()
@@ -164,7 +165,7 @@ def test_a_message_that_cannot_fit_is_refused_with_its_size_and_the_room():
         session.reply("x" * 400)
     tokens = len(encode(TOKENIZER, [{"role": "user", "content": "x" * 400}]))
     assert error.value.tokens == tokens
-    assert error.value.room < tokens
+    assert error.value.room == session.context.room < tokens
     assert f"{tokens:,}" in str(error.value) and f"{error.value.room:,}" in str(error.value)
     assert session.transcript() == before
     with pytest.raises(UserError):
@@ -189,7 +190,7 @@ def test_the_newest_turn_and_the_system_message_always_stay():
     assert session.context.dropped == 0
 
 
-def test_context_says_what_is_used():
+def test_context_says_what_is_used_and_what_goes_next():
     session = ChatSession(MODEL, TOKENIZER, **GREEDY)
     assert (session.context.used, session.context.limit, session.context.dropped) == (0, 256, 0)
     stream = session.reply("hello")
@@ -197,6 +198,14 @@ def test_context_says_what_is_used():
     during = session.context.used
     list(stream)
     assert 0 < during <= session.context.used
+    expected = 0
+    for turn in range(12):
+        previous, soon = session.context.dropped, session.context.next_dropped
+        list(session.reply(f"turn {turn}, some words"))
+        if session.context.dropped > previous:
+            assert session.context.dropped - previous in (soon, soon + 1)
+            expected += 1
+    assert expected >= 1
 
 
 def test_an_error_in_the_model_leaves_the_conversation_as_it_was():
@@ -231,7 +240,7 @@ def test_stop_between_send_and_the_first_token_is_not_lost():
     session = scripted_session("never seen")
     stream = session.reply("hi")
     session.stop()
-    assert "".join(stream) == ""
+    assert list(stream) == []
 
 
 def test_a_cleared_chat_repeats_itself_with_the_same_seed():
@@ -362,4 +371,4 @@ def test_a_regeneration_that_is_stopped_at_once_leaves_the_old_reply():
     before = session.transcript()
     stream = session.regenerate()
     session.stop()
-    assert "".join(stream) == "" and session.transcript() == before
+    assert list(stream) == [] and session.transcript() == before

@@ -162,7 +162,7 @@ def test_wrong_bytes_on_a_pipe_are_replaced(monkeypatch, capsys):
     assert session.messages[0]["content"] == "caf\ufffd" and capsys.readouterr().out == "fine\n"
 
 
-@pytest.mark.parametrize(("during", "words"), [("load", "stopped"), ("talk", "stopped")])
+@pytest.mark.parametrize(("during", "words"), [("load", "before the model was there"), ("talk", "stopped")])
 def test_ctrl_c_ends_the_program_with_a_word(tmp_path, monkeypatch, capsys, during, words):
     run, saved = str(made_up_run(tmp_path / "run")), tmp_path / "said.json"
 
@@ -260,10 +260,18 @@ def test_a_conversation_is_saved_and_gone_on_with(tmp_path, monkeypatch, capsys)
         assert main_of_chat(run, "--greedy", "--max-new-tokens", "4", "--save", str(saved), *loading) == 0
     assert [m["content"] for m in read_json(saved)["messages"][::2]] == ["first", "second"]
     assert "the transcript is in" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"cannot be written to .*\(it is a folder\): give another path"):
+        main_of_chat(run, "--save", str(tmp_path))
     with pytest.raises(UserError, match=r"cannot be written to .* give another path"):
         write_transcript(saved / "below-a-file.json", {"messages": []})
     with pytest.raises(UserError, match=r"top_p.* is 3.0"):
         main_of_chat(run, "--top-p", "3")
+
+
+def test_a_place_that_cannot_be_written_is_found_out_before_the_conversation(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot be written to .*file/t.json .*give another path"):
+        main_of_chat("no/such/model", "--save", str(tmp_path / "file" / "t.json"))
 
 
 def test_a_conversation_whose_place_is_lost_meanwhile_is_saved_elsewhere(tmp_path, capsys):

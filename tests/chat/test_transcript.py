@@ -44,6 +44,9 @@ def test_save_and_load(tmp_path):
         ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]}', "alternate"),
         ("[1]", "no conversation"),
         ("{}", "messages"),
+        (f'{{"messages": {TURN}, "turns_dropped": 2}}', "turns_dropped is 2, but it has 1 turns"),
+        (f'{{"messages": {TURN}, "turns_dropped": -1}}', "turns_dropped is -1"),
+        (f'{{"messages": {TURN}, "turns_dropped": "x"}}', "turns_dropped is 'x'"),
         (f'{{"messages": {TURN}, "replies_started": 1.5}}', "replies_started is 1.5"),
         (f'{{"messages": {TURN}, "schema": "new"}}', "schema is 'new'"),
         (f'{{"messages": {TURN}, "schema": null}}', "schema is None"),
@@ -96,7 +99,7 @@ def test_a_conversation_is_fitted_to_a_context_of_another_length():
         list(wide.reply(f"turn {turn}, some words"))
     assert wide.context.dropped == 0 and wide.context.used > narrow.context.limit
     narrow.restore(wide.transcript())
-    assert narrow.context.dropped > 0 and narrow.context.used <= narrow.context.limit
+    assert narrow.context.dropped > 0 and narrow.context.used <= narrow.context.room
     wide.restore(narrow.transcript())
     assert wide.context.dropped == 0, "there is room for all of it again"
     assert narrow.messages == wide.messages

@@ -7,11 +7,13 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from nbutils.chat import markup
 from nbutils.chat.parts import MARK
+from nbutils.chat.session import Context
 from tests.chat.widgets import send, shown, texts, upload, widget
 
 
@@ -85,9 +87,15 @@ def test_a_draft_survives_an_error_and_an_edit_that_is_taken_back(capsys):
     assert chat.controls.input.value == "again\nmy next thought" and "RuntimeError" in capsys.readouterr().err
 
 
-def test_the_notice_follows_what_happens():
+def test_meter_and_notice_follow_what_happens():
     ready = threading.Event()
-    chat = widget("a reply", names=("final", "base"), ready=ready)
+    chat = widget(*["a reply of thirty characters.."] * 40, names=("final", "base"), ready=ready, max_new_tokens=250)
+    for turn in range(40):
+        if "next to go" in chat.panels[0].meter.value:
+            break
+        send(chat, f"message {turn} with some more text to fill the window")
+    chat.set("max_new_tokens", 10)
+    assert "next to go" not in chat.panels[0].meter.value, "a shorter reply leaves more room"
     chat.controls.model.value = "base"
     chat.set("temperature", 1.5)
     assert "loading base" in chat.notice.text
@@ -144,6 +152,7 @@ def test_download_and_load_a_transcript():
     for wrong, words in (
         (b"no", "no transcript"),
         (b'{"messages": [], "schema": 2}', "newer smallchat"),
+        (b'{"messages": [], "turns_dropped": 1}', "turns_dropped"),
         (b"[1]", "no conversation"),
     ):
         upload(other, wrong)
@@ -151,12 +160,22 @@ def test_download_and_load_a_transcript():
     assert other.panels[0].session.messages == chat.panels[0].session.messages
 
 
-def test_the_meter_says_what_is_gone():
+def test_the_meter_says_what_goes_next_and_what_is_gone():
     chat = widget(*["a reply of thirty characters.."] * 40, max_new_tokens=100, context_extension="none")
+    seen = set()
     for turn in range(16):
         send(chat, f"message {turn} with some more text to fill the window")
-    assert "no longer read" in chat.panels[0].meter.value
+        meter = chat.panels[0].meter.value
+        seen |= {word for word in ("next to go", "no longer read") if word in meter}
+    assert seen == {"next to go", "no longer read"}
     assert "sc-faded" in shown(chat)
+
+
+def test_turns_go_soon_when_the_room_is_nearly_full_and_not_the_context():
+    half_for_the_reply = Context(used=480, limit=1000, fixed=80, room=500, dropped=0, next_dropped=1, extended=False)
+    assert half_for_the_reply.nearly_full
+    assert not replace(half_for_the_reply, used=440).nearly_full
+    assert not replace(half_for_the_reply, next_dropped=0).nearly_full
 
 
 def test_sampling_settings_reach_the_session():
@@ -178,19 +197,17 @@ def test_a_setting_beyond_its_slider_stays_until_that_is_moved():
 def test_what_was_sent_is_shown_while_the_history_is_read():
     chat = widget("one", "two", "three", reading=0.5)
     send(chat, "first <b>", wait=False)
-    time.sleep(0.2)
     assert chat.busy and "first &lt;b&gt;" in shown(chat) and "sc-cursor" in shown(chat)
     chat.wait(20)
     send(chat, "second", wait=False)
-    time.sleep(0.2)
     assert chat.busy and shown(chat).count("sc-user") == 2 and ">one<" in shown(chat)
     chat.wait(20)
     chat.controls.edit.click()
     send(chat, "third", wait=False)
-    time.sleep(0.2)
     assert chat.busy and "third" in shown(chat) and "second" not in shown(chat) and "two" not in shown(chat)
     chat.wait(20)
     chat.controls.regenerate.click()
+    assert chat.busy and "three" in shown(chat), "the old reply stays until there is a new one"
     chat.wait(20)
     assert "(nothing)" in shown(chat)
 

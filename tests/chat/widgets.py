@@ -35,9 +35,7 @@ def widget(
             name, ScriptedModel(TOKENIZER, texts, seconds, reading=reading), TOKENIZER, f"{name} on the CPU"
         )
 
-    return ChatWidget(
-        load, list(names), "final", {"read_ahead": False} | settings, beside, earlier and earlier.transcript()
-    )
+    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier and earlier.state)
 
 
 def send(chat: ChatWidget, text: str, wait: bool = True) -> None:

@@ -96,6 +96,7 @@ class Engine:
         self.limit = self.trained * (FACTOR if self.extension != "none" else 1)
         self._rotations = rotations(model, self.extension, self.limit)
         self._caches: dict[Plan, KeyValueCache] = {}
+        self._current: Plan | None = None
         self._template = OwnTemplate(tokenizer) if has_own_template(tokenizer) else None
         self._header = [] if self._template else encode(tokenizer, [], add_generation_prompt=True).input_ids
         self._background: threading.Thread | None = None
@@ -172,6 +173,7 @@ class Engine:
         started = time.perf_counter()
         self.pause()
         cache = self._cache(plan)
+        self._current = plan
         prompt = self.ids(messages, plan, prompt=True)
         logits = cache.read(prompt, stopped)
         measured.read_tokens = len(cache.ids) - cache.reused
@@ -222,14 +224,14 @@ class Engine:
         """Frees all caches."""
         self.pause()
         self._caches.clear()
+        self._current = None
 
     def _cache(self, plan: Plan) -> KeyValueCache:
-        """The cache of a plan; the one that was used longest ago goes where there are too many."""
-        cache = self._caches.pop(plan, None) or KeyValueCache(self.model, self.rotation(plan))
-        self._caches[plan] = cache
-        while len(self._caches) > MOST_CACHES:
-            del self._caches[next(iter(self._caches))]
-        return cache
+        if plan not in self._caches:
+            for old in [p for p in self._caches if p != self._current][: max(0, len(self._caches) - MOST_CACHES + 1)]:
+                del self._caches[old]
+            self._caches[plan] = KeyValueCache(self.model, self.rotation(plan))
+        return self._caches[plan]
 
     def _prepare(self, messages: list[Message], dropped: int, sampling: Sampling) -> None:
         room = self.window(sampling).room - self.sizes(messages).fixed
@@ -237,6 +239,8 @@ class Engine:
             return
         lengths = [min(length, room) for length in (1, round(AHEAD * self.limit))]
         plans = {self.plan(messages, dropped, sampling, ahead=length) for length in lengths}
+        for plan in [p for p in self._caches if p not in plans and p != self._current]:
+            del self._caches[plan]
         for plan in sorted(plans, key=lambda p: (p.dropped, p.extended)):
             ids = self.ids(messages, plan, prompt=False)
             cache = self._cache(plan)

@@ -50,7 +50,7 @@ class Sampling(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise in_words(error, type(self)) from None
+            raise in_words(error, Sampling) from None
 
     def changed(self, **values: Any) -> Sampling:
         """These settings with other values. UserError for values out of range."""

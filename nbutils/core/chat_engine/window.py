@@ -82,18 +82,17 @@ class Window:
         """
         if sizes.fixed + sizes.newest > self.room:
             raise MessageTooLongError(sizes.newest, max(0, self.room - sizes.fixed))
-        dropped = self.after_eviction(sizes, dropped)
+        if sizes.used(dropped) > self.room:
+            dropped = self.after_eviction(sizes, dropped)
         beyond = dropped > 0 or sizes.used(dropped) + self.max_new_tokens > self.trained
         return Plan(dropped, extended=self.limit > self.trained and beyond)
 
     def after_eviction(self, sizes: Sizes, dropped: int) -> int:
-        """How many turns are gone; where they overflow the room, the oldest go until history fills KEPT of it.
+        """How many turns are gone once the oldest are dropped: history then fills no more than KEPT of the room.
 
         The count does not depend on the newest message unless that is very long, so that the history which remains
         can be read before the message is there.
         """
-        if sizes.used(dropped) <= self.room:
-            return dropped
         allowed = min(KEPT * self.room, self.room - sizes.newest)
         while dropped < len(sizes.turns) and sizes.used(dropped) - sizes.newest > allowed:
             dropped += 1
