@@ -58,7 +58,7 @@ def prepare(settings: EvaluateSettings) -> Plan:
             with noting(left_out, name):
                 tasks |= load_tasks([name], own, data=folder)
     if not tasks:
-        raise UserError(f"None of the tasks can be made: {left_out}")
+        raise UserError(f"None of the tasks can be made: {' '.join(left_out.values())}")
     for task in tasks.values():  # as lm-eval's `simple_evaluate` does: a task that says 0 in its YAML stays at 0
         if task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)

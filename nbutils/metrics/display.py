@@ -112,6 +112,7 @@ def interactive_curves(history: History) -> None:
     figure = _panels(curves, facet_col="metric", facet_col_wrap=2, height=1100, labels={"x": "optimizer steps"})
     for step in history.resumes:
         figure.add_vline(x=step, line_dash="dot")
+    figure.update_layout(hovermode="x unified")
     _show(figure, training_figure(history), f"curves of {history.last_step} optimizer steps")
 
 

@@ -53,9 +53,8 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     ends = {"bos_token_id": read_json(source / "config.json").get("bos_token_id"), "eos_token_id": ids[IM_END]}
     write_json(folder / "generation_config.json", GENERATION | ends | {"pad_token_id": ids[PAD]})
     for name in facts.figures:
-        picture = facts.run / name
-        for file in (*picture.parent.glob(f"{picture.name}.*"), *picture.parent.glob(f"{picture.name}-dark.*")):
-            _copy(file, folder / f"{published_figure(name)}{file.name.removeprefix(picture.name)}")
+        for ending in (".png", "-dark.png", *((".svg", "-dark.svg") if name.startswith(maker("curves").name) else ())):
+            _copy(facts.run / f"{name}{ending}", folder / f"{published_figure(name)}{ending}")
     for role, patterns in EVIDENCE.items():
         stage = Run(facts.run).folder(maker(role).name)
         for file in sorted(file for pattern in patterns for file in stage.glob(pattern)):

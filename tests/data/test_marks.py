@@ -44,7 +44,11 @@ def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path, ma
         assert decoded(made, row["input_ids"], row["context"]) == CHATML.render(left_out)
         given = [{"role": m["role"], "content": m["content"], "learn": mark not in m} for m in said]
         whole = encode(loaded_tokenizer(str(made.folder / "tokenizer")), given)
-        assert (row["input_ids"], row["supervised"], row["context"]) == (*vars(whole).values(),)
+        assert (row["input_ids"], row["supervised"], row["context"]) == (
+            whole.input_ids,
+            whole.supervised,
+            whole.context,
+        )
     both = {name: TokenRows.load(made.folder / "train", name) for name in ("assistant", "all")}
     for number, row in enumerate(made.rows("train")):
         labels = {name: one.tensors([number]).labels[0].tolist() for name, one in both.items()}

@@ -104,6 +104,12 @@ def failures(seeds: range, home: Path, facts: Facts) -> dict[str, str]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _trackers(monkeypatch, tmp_path):
+    """The training program, here in this process, would set it for all later ones."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+
+
 def test_a_base_works_or_is_refused_before_training(published, tmp_path):
     assert not failures(range(5), tmp_path, published.facts)
 
