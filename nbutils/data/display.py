@@ -41,17 +41,20 @@ def sources_table(sources: Sequence[Source]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def fates_table(summary: dict[str, Any]) -> pd.DataFrame:
+def fates_table(summary: dict[str, Any]) -> HTML:
     """Rows and tokens read by fate, in the order in which reasons are looked for, with what each means.
 
     Rows that a `fraction` left out have no fate; they have a line of their own, outside the shares.
     """
+    from IPython.display import HTML
+
     frame = pd.DataFrame.from_dict(summary["fates"], orient="index").rename(columns={"tokens": "tokens read"})
     frame["share of rows"] = (frame["rows"] / summary["rows"]).map(PERCENT)
     frame["meaning"] = frame.index.map(REASONS.get).fillna("goes into the training or the evaluation set")
     if summary["rows_not_taken"]:
         frame.loc["not taken"] = [summary["rows_not_taken"], 0, "–", "left out by the fractions in `datasets`"]
-    return frame
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(frame.to_html(formatters=dict.fromkeys(("rows", "tokens read"), "{:,}".format)))
 
 
 def contamination_line(summary: dict[str, Any]) -> str:
