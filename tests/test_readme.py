@@ -73,7 +73,7 @@ def test_the_replies_that_are_quoted_stand_on_the_page():
     quoted = re.findall(r'Asked "([^"]+)", .*?:\s"([^"]+)"', README, re.S)
     assert len(quoted) == 2
     for prompt, reply in (tuple(" ".join(text.split()) for text in pair) for pair in quoted):
-        assert re.search(rf"<td>{re.escape(prompt)}</td>\s*<td>[^<]*</td>\s*<td>{re.escape(reply)}</td>", page), prompt
+        assert re.search(rf"<th>{re.escape(prompt)}</th>\s*<td>[^<]*</td>\s*<td>{re.escape(reply)}</td>", page), prompt
 
 
 def test_the_example_task_is_one_and_its_fields_are_those_of_the_guide(tmp_path):
