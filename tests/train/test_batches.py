@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils.train.batches import BatchPlan, blocks_of, even_cuts
+from nbutils.train.batches import BatchPlan, StepLoader, blocks_of, even_cuts
+from nbutils.train.dataset import TokenRows
 
 lengths = st.lists(st.integers(2, 300), min_size=1, max_size=60).map(lambda xs: np.array(xs, dtype=np.int64))
 plans = st.builds(
@@ -45,6 +47,17 @@ def test_a_resume_at_another_world_size_goes_on_with_the_same_rows(plan):
     for step, expected in zip(plan.steps(1), rows[0], strict=True):
         for world in (1, 2, 4):
             assert {int(r) for rank in plan.deal(step, world) for batch in rank for r in batch} == expected
+
+
+def test_a_resumed_loader_passes_over_the_steps_of_the_epoch_that_it_resumes_in():
+    rows = [{"input_ids": [5] * (2 + n % 7), "supervised": [True] * (2 + n % 7)} for n in range(40)]
+    token_rows = TokenRows(Dataset.from_list(rows).with_format("numpy"), "assistant", None)
+    plan = BatchPlan(token_rows.lengths(), tokens_per_step=30, tokens_per_microbatch=30, seed=0)
+    loader = StepLoader(token_rows, plan, first_step=plan.steps_per_epoch + 2)
+    for epoch, taken in ((1, 2), (2, 0)):
+        loader.set_epoch(epoch)
+        seen = [sorted(np.concatenate(step.rows)) for step in loader]
+        assert seen == [sorted(step) for step in plan.steps(epoch)[taken:]]
 
 
 def real_plan(**changes) -> BatchPlan:
