@@ -110,6 +110,7 @@ UNLIMITED = ("bloom", "mpt")
 """Architectures whose positions have no limit."""
 REFUSED = {
     "cohere": "logit_scale", "codegen": "bias in the output layer", "gemma2": "final_logit_softcapping",
+    "granite": "logits_scaling",
     "phi": "bias in the output layer",
 }  # fmt: skip
 """Architectures that are refused before training, and what the sentence names."""
