@@ -194,6 +194,7 @@ CHANGED = {
     "core.torchrun": set(),
     "train.run": set(),
     "train.preflight": set(),
+    "train.memory": set(),
     "train.loss": {"train"},
     "train.batches": {"train"},
     "train.trainer": {"train"},

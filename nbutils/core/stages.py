@@ -73,7 +73,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("model", "history"),
         code=(
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling"),
-            *own("train", "overfit", "preflight", "run"),
+            *own("train", "memory", "overfit", "preflight", "run"),
         ),
         pausable=True,
         gpu=True,
@@ -94,7 +94,7 @@ STAGES: tuple[StageSpec, ...] = (
         makes=("scores",),
         code=(
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling", "core.chat_engine.window"),
-            *("core.tasks", *own("evaluate", "figures", "worker")),
+            *("core.tasks", *own("evaluate", "worker")),
         ),
         gpu=True,
         settings="nbutils.evaluate.settings:EvaluateSettings",

@@ -73,6 +73,15 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
+def check_known(names: Sequence[str], own: Mapping[str, Path]) -> None:
+    """UserError for a name that is neither one of `own` nor anything that lm-eval brings."""
+    for name in names:
+        if name not in own and name not in stock_tasks():
+            raise UserError(
+                f"No task is called '{name}' in task_path or lm-eval.{nearest(name, [*own, *stock_tasks()])}"
+            )
+
+
 def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None = None) -> dict[str, Any]:
     """Tasks of lm-eval by name, in the order given; a group or tag becomes its tasks.
 
@@ -80,11 +89,7 @@ def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None 
     `data`, then in the project's root. UserError for a name that nothing has (with the nearest ones), before anything
     is loaded, and for a task whose data cannot be reached.
     """
-    for name in names:
-        if name not in own and name not in stock_tasks():
-            raise UserError(
-                f"No task is called '{name}' in task_path or lm-eval.{nearest(name, [*own, *stock_tasks()])}"
-            )
+    check_known(names, own)
     tasks: dict[str, Any] = {}
     for name in names:
         found = own.get(name) or stock_tasks()[name]

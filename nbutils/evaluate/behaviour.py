@@ -146,7 +146,7 @@ def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> l
     messages: list[dict[str, str]] = []
     for turn, prompt in enumerate(PROMPTS):
         messages.append({"role": "user", "content": prompt})
-        room = context_length(model) - max_new_tokens
+        room = context_length(model.config) - max_new_tokens
         while len(messages) > 1 and len(encode(tokenizer, messages, add_generation_prompt=True)) > room:
             messages = messages[2:]
         reply = generate_replies(model, tokenizer, [messages], **options)[0]

@@ -49,7 +49,7 @@ def measure_curve(model: Any, rows: Sequence[Sequence[int]], *, resamples: int, 
     `none` where the conversations do not show that another is better, and None where they are too few to show
     anything; `advice` says so in a sentence.
     """
-    trained = context_length(model)
+    trained = context_length(model.config)
     if not rows or not can_extend(model):
         return None
     losses = {name: losses_of(model, rows, name) for name in ORDER}  # each a list of (T - 1,)
@@ -84,7 +84,7 @@ def losses_of(model: Any, rows: Sequence[Sequence[int]], extension: str) -> list
     import torch
     from torch.nn.functional import cross_entropy
 
-    own, extended = rotations(model, extension, FACTOR * context_length(model))
+    own, extended = rotations(model, extension, FACTOR * context_length(model.config))
     found = []
     with rotated(model, extended if extension != "none" else own), torch.inference_mode():
         for row in rows:

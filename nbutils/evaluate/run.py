@@ -170,7 +170,7 @@ def curve(plan: Plan) -> dict[str, Any] | None:
     with resumable(lambda: "the context curve was measured"):
         loaded, _ = load_to_generate(model)
         _use_all_cores()  # two thousand tokens at once keep all cores busy, also of a small model
-        rows = too_long_ids(plan.run.rows, s.context_curve, context_length(loaded), s.seed)
+        rows = too_long_ids(plan.run.rows, s.context_curve, context_length(loaded.config), s.seed)
         options = {"resamples": s.resamples, "seed": s.seed}
         question = {"context_curve": sha256_of_json(rows), "model": model.ref.identity()} | options
         found: dict[str, Any] | None = plan.cache.known(question, lambda: measure_curve(loaded, rows, **options))

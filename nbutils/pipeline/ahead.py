@@ -10,9 +10,8 @@ from nbutils.chat.settings import ChatSettings
 from nbutils.core.chat_engine.window import FACTOR
 from nbutils.core.errors import UserError
 from nbutils.core.run.layout import is_run_model
-from nbutils.core.run.models import TINY
-from nbutils.core.settings import nearest
-from nbutils.core.tasks import own_tasks, stock_tasks
+from nbutils.core.run.models import TINY, context_length
+from nbutils.core.tasks import check_known, own_tasks
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.evaluate.settings import EvaluateSettings
 from nbutils.pipeline.parameters import Plan, Planned
@@ -32,11 +31,7 @@ def problems(plan: Plan, picked: Iterable[Planned]) -> Iterator[str]:
 
 
 def _evaluate(settings: EvaluateSettings, _: TrainSettings | None) -> None:
-    own = YAMLS | own_tasks(settings.task_path)
-    for name in settings.tasks:
-        if name not in own and name not in stock_tasks():
-            known = [*own, *stock_tasks()]
-            raise UserError(f"No task is called '{name}' in task_path or lm-eval.{nearest(name, known)}")
+    check_known(settings.tasks, YAMLS | own_tasks(settings.task_path))
 
 
 def _chat(settings: ChatSettings, trained: TrainSettings | None) -> None:
@@ -58,7 +53,7 @@ def _check_reply(name: str, tokens: int, longer: int, trained: TrainSettings | N
     context = trained.max_length
     if trained.base_model != TINY:
         with suppress(UserError):
-            context = getattr(trained.base_ref.config().get_text_config(), "max_position_embeddings", 1024)
+            context = context_length(trained.base_ref.config())
     if tokens > longer * context // 2:
         raise UserError(
             f"{name} is {tokens}, more than half of the {longer * context} tokens that the trained model can read; "

@@ -105,9 +105,10 @@ def make_base(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pr
 
 def check_context(settings: TrainSettings, model: PreTrainedModel) -> None:
     """UserError where rows may be longer than the model reads."""
-    if settings.max_length > context_length(model):
+    longest = context_length(model.config)
+    if settings.max_length > longest:
         raise UserError(
-            f"max_length is {settings.max_length} tokens, but '{settings.base_model}' reads {context_length(model)}; "
+            f"max_length is {settings.max_length} tokens, but '{settings.base_model}' reads {longest}; "
             "lower max_length in notebooks 01 and 02."
         )
 

@@ -91,7 +91,7 @@ class Engine:
             raise UserError(f"context_extension is {context_extension!r}; choose one of {', '.join(EXTENSIONS)}.")
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.trained = context_length(model)
+        self.trained = context_length(model.config)
         self.extension = context_extension if can_extend(model) else "none"
         self.limit = self.trained * (FACTOR if self.extension != "none" else 1)
         self._rotations = rotations(model, self.extension, self.limit)

@@ -213,9 +213,9 @@ def _model_in(folder: Path) -> Path:
     )
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Tokens that the model was trained to read at once; 1,024 where it has no limit."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1024)
+def context_length(config: PretrainedConfig) -> int:
+    """Tokens that a model was trained to read at once; 1,024 where it has no limit."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1024)
 
 
 def files_of(name: str | Path, patterns: tuple[str, ...] = MODEL_FILES, run: Path | None = None) -> dict[str, str]:
