@@ -111,22 +111,6 @@ NEUTRAL = {
 }
 """Modules that declared code may import although no bit of a result depends on them, each with the reason."""
 
-ENTRIES = {
-    "data": (
-        *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.filter:filter_sources"),
-        "data.summary:write_summary",
-    ),
-    "train": ("train.worker:main",),
-    "metrics": ("metrics.summary:summarise", "metrics.compare:differences"),
-    "evaluate": (
-        *("evaluate.run:prepare", "evaluate.run:score_all", "evaluate.run:compare", "evaluate.run:curve"),
-        *("evaluate.run:measure_behaviour", "evaluate.run:take_samples"),
-    ),
-    "chat": ("chat.scripted:play", "chat.scripted:ask"),
-    "publish": ("publish.card:render_card", "publish.export:export", "publish.parity:check_parity"),
-}
-"""The functions that the notebook of a stage calls to make its result."""
-
 SHOWS = ("display", "charts", "launch", "progress", "forecast", "preflight")
 """Last parts of names of modules that can't change a result: nothing declared may need them."""
 
@@ -135,7 +119,8 @@ def test_result_code_is_declared_whole():
     """From the functions that the notebooks call, every import, function-local ones included, is declared."""
     for stage in STAGES:
         declared = set(stage.code)
-        for entry in ENTRIES[stage.name]:
+        assert stage.entries, f"{stage.name} names no function that makes its result"
+        for entry in stage.entries:
             module, _, function = entry.partition(":")
             defined = {node.name for node in TREES[module].body if isinstance(node, ast.FunctionDef)}
             assert function in defined and module in declared, f"{stage.name}: {entry}"

@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import matplotlib
+from IPython.display import Image, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from nbutils.core.files import replaced
 from nbutils.core.history import History, Row, Series, thinned, trend
 from nbutils.core.training_log import ACCURACY, LOSS, Metric
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH = 8.0
 """Inches; at DPI this is 800 pixels, the width of a model card."""
@@ -71,8 +73,6 @@ def new_figure(
     rows: int, columns: int, *, theme: str, height: float, width: float = WIDTH, sharex: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure in a theme and its axes, row by row; sizes in inches."""
-    from matplotlib.figure import Figure
-
     colours = THEMES[theme]
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=colours.page)
     # Fixed margins in inches: fitting them would draw each figure twice. The right one holds the final values.
@@ -109,8 +109,6 @@ def add_legend(place: Axes | Figure, theme: str, **options: Any) -> None:
 
 def format_values(axes: Axes, metric: Metric) -> None:
     """Writes the y axis as the metric's values are written: in percent, or with commas between the thousands."""
-    from matplotlib.ticker import PercentFormatter
-
     if metric.is_share:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the axis needs
     elif "," in metric.form:
@@ -147,8 +145,6 @@ def png(figure: Figure, dpi: int = DPI) -> bytes:
 
 def svg(figure: Figure) -> bytes:
     """The figure as an SVG file: the same bytes for the same figure."""
-    import matplotlib
-
     with matplotlib.rc_context({"svg.hashsalt": "smallchat", "svg.fonttype": "none"}):
         return _saved(figure, "svg", metadata={"Date": None})
 
@@ -265,8 +261,6 @@ class LiveFigure:
         """Redraws with all rows so far, unless it was done just before; `now` draws in any case."""
         if not now and time.monotonic() - self._drawn_at < REDRAW:
             return
-        from IPython.display import Image, display
-
         image = Image(data=png(training_figure(rows, steps=self.steps)), format="png")
         if self._handle is None:
             self._handle = display(image, display_id=True)

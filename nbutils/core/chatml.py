@@ -30,8 +30,19 @@ Conversation = Sequence[Message]
 _RENDERED = re.compile(rf"{re.escape(IM_START)}(\w+)\n(.*?)(?:{re.escape(IM_END)}\s*|\Z)", re.DOTALL)
 
 
+SAMPLE = "".join(map(chr, range(256))) + "\u0301東🙂"
+"""A tokenizer that drops a character without a word drops one of these; others are not asked at every text."""
+_UNHEARD_OF = "\U000f0000", "\U000f0001"
+
+
 class OutsideVocabularyError(UserError):
     """A text holds characters that no piece of the tokenizer's vocabulary stands for."""
+
+    def __init__(self, characters: Iterable[str], text: str) -> None:
+        super().__init__(
+            f"The model's vocabulary has no piece for {' '.join(map(repr, [*characters][:5]))} in the text "
+            f"{text[:60]!r}: leave such characters out, or take a model whose tokenizer falls back to bytes."
+        )
 
 
 class ChatTemplate:
@@ -74,7 +85,8 @@ class Encoded:
 class Controls:
     """What is between the messages' texts, as ids, for one tokenizer.
 
-    `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text.
+    `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text, and the one for
+    what is unknown. `drops`: the tokenizer leaves some characters out.
     """
 
     im_start: int
@@ -83,6 +95,7 @@ class Controls:
     headers: dict[str, list[int]]
     plain: dict[str, list[int]]
     forbidden: dict[int, str]
+    drops: bool
 
 
 def encode(
@@ -207,8 +220,33 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
 
     headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}
     plain = dict(zip(headers, plain_ids(tokenizer, [f"{r}\n" for r in headers]), strict=True))
-    newline, specials = between(IM_END, "\n", IM_START), special_strings(tokenizer)
-    return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, plain, specials)
+    forbidden, drops = _forbidden(tokenizer), bool(dropped(tokenizer, SAMPLE))
+    newline = between(IM_END, "\n", IM_START)
+    return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, plain, forbidden, drops)
+
+
+def _forbidden(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The special tokens, id → text, and the one for what is unknown, which need not be marked as special."""
+    try:
+        one, other = ([t.id for t in tokenizer.backend_tokenizer.model.tokenize(c)] for c in _UNHEARD_OF)
+    except Exception:  # it has no such token, and says so
+        one, other = [], []
+    return special_strings(tokenizer) | {i: str(tokenizer.convert_ids_to_tokens(i)) for i in one if one == other}
+
+
+def dropped(tokenizer: PreTrainedTokenizerBase, characters: str) -> list[str]:
+    """Those characters, white space aside, that leave no token at all: of them two read as one does."""
+    visible = [character for character in characters if not character.isspace()]
+    once, twice = (plain_ids(tokenizer, [f"a{character * n}a" for character in visible]) for n in (1, 2))
+    forbidden = _forbidden(tokenizer).keys()
+    pairs = zip(visible, once, twice, strict=True)
+    return [character for character, one, two in pairs if one == two and forbidden.isdisjoint(one)]
+
+
+@lru_cache(maxsize=1 << 16)
+def is_dropped(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
+    """Whether a character leaves no token at all."""
+    return bool(dropped(tokenizer, character))
 
 
 def _texts(
@@ -218,13 +256,15 @@ def _texts(
 
     SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what comes before; alone,
     a text would get other ids than inside the conversation. Where a piece spans header and text, the text is read
-    alone all the same (True), so that nothing of it is lost.
+    alone all the same (True), so that nothing of it is lost. OutsideVocabularyError where something would be.
     """
     found = []
     for (role, text), row in zip(flat, plain_ids(tokenizer, [f"{role}\n{text}" for role, text in flat]), strict=True):
         ids, apart = _without_header(tokenizer, controls, role, text, row)
         if not controls.forbidden.keys().isdisjoint(ids):  # merges can spell a special piece, such as "</s>"
             ids = _broken_up(tokenizer, controls, role, text)
+        if controls.drops and (gone := [c for c in dict.fromkeys(text) if is_dropped(tokenizer, c)]):
+            raise OutsideVocabularyError(gone, text)
         found.append((ids, apart))
     return found
 
@@ -234,7 +274,7 @@ def _without_header(
 ) -> tuple[list[int], bool]:
     """Of the ids of a header and a text those of the text, and whether it had to be read alone."""
     header = controls.plain[role]
-    if row[: len(header)] == header:
+    if row[: len(header)] == header and header[-1] not in controls.forbidden:  # what is unknown may go on into the text
         return row[len(header) :], False
     return plain_ids(tokenizer, [text])[0], True
 
@@ -252,12 +292,8 @@ def _broken_up(tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str
     if not controls.forbidden.keys().isdisjoint(ids):
         characters = list(dict.fromkeys(text))
         known = zip(characters, plain_ids(tokenizer, characters), strict=True)
-        if lacking := [character for character, row in known if tokenizer.unk_token_id in row]:
-            raise OutsideVocabularyError(
-                f"The model's vocabulary has no piece for {' '.join(map(repr, lacking[:5]))} in the text "
-                f"{text[:60]!r}: leave such characters out, or take a model whose tokenizer falls back to bytes."
-            )
-        raise UserError(f"The tokenizer turns the text {text[:60]!r} into one of its special tokens; drop that row.")
+        lacking = [character for character, row in known if not controls.forbidden.keys().isdisjoint(row)]
+        raise OutsideVocabularyError(lacking or [text[:60]], text)
     return ids
 
 

@@ -17,11 +17,12 @@ from nbutils.core.chatml import (
     Controls,
     Conversation,
     Encoded,
-    OutsideVocabularyError,
     controls_for,
     encode,
+    is_dropped,
     plain_ids,
 )
+from nbutils.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,7 +125,7 @@ def _read(
     rows = _in_one_piece(tokenizer, spans) if reads_in_one_piece(tokenizer) else [[] for _ in spans]
     found = []
     for row, span in zip(rows, spans, strict=True):
-        if _is_whole(controls, span, row):
+        if _is_whole(tokenizer, controls, span, row):
             found.append((row, 0))
         else:  # message by message, which defuses and loses nothing
             one = encode(tokenizer, span)
@@ -132,8 +133,10 @@ def _read(
     return found
 
 
-def _is_whole(controls: Controls, span: Conversation, row: Sequence[int]) -> bool:
-    """Whether no text of messages that were read in one piece spells a special token, or is joined to its header."""
+def _is_whole(tokenizer: PreTrainedTokenizerBase, controls: Controls, span: Conversation, row: Sequence[int]) -> bool:
+    """Whether no text read in one piece spells a special token, has lost something, or is joined to its header."""
+    if controls.drops and any(is_dropped(tokenizer, c) for message in span for c in {*message["content"]}):
+        return False
     if sum(map(controls.forbidden.__contains__, row)) != 2 * len(span):
         return False
     start = 0
@@ -161,7 +164,7 @@ def reads_in_one_piece(tokenizer: PreTrainedTokenizerBase) -> bool:
     span = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate((*PROBE, *PROBE))]
     try:
         return _in_one_piece(tokenizer, [span])[0] == encode(tokenizer, span).input_ids
-    except OutsideVocabularyError:
+    except UserError:  # a text of ours, which need not be in any row
         return False
 
 

@@ -8,13 +8,14 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from IPython import get_ipython
+from IPython.display import Markdown, display
+
 from nbutils.core.run.pause import PIPELINE
 
 
 def interactive() -> bool:
     """Whether a person may be looking on: a Jupyter kernel, and no pipeline above it."""
-    from IPython import get_ipython
-
     shell = get_ipython()
     return shell is not None and hasattr(shell, "kernel") and PIPELINE not in os.environ
 
@@ -30,7 +31,5 @@ def quiet() -> None:
 
 def show_source(function: Callable[..., Any]) -> None:
     """Shows the real source of a function below the cell: how it is done, not only that it is."""
-    from IPython.display import Markdown, display
-
     source = textwrap.dedent(inspect.getsource(function)).strip()
     display(Markdown(f"`{function.__module__}`:\n\n```python\n{source}\n```"))

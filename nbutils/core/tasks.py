@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
 from nbutils.core.files import project_root, resolve, shown
@@ -129,7 +131,6 @@ def _members_or_config(found: Path | list[str]) -> tuple[list[str], dict[str, An
 def _built(spec: str | dict[str, Any], name: str) -> dict[str, Any]:
     """Loads a task and its data, with errors in a sentence."""
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbutils.core import charts
@@ -70,6 +70,7 @@ def test_close_final_values_do_not_overlap():
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12))
+@settings(max_examples=25, deadline=None)
 def test_labels_move_apart_in_their_order_and_no_further_than_they_must(values):
     _, (axes,) = new_figure(1, 1, theme="light", height=3.2)
     axes.plot(values)
@@ -132,7 +133,7 @@ def test_live_figure_redraws_at_most_every_five_seconds(monkeypatch):
         shown.append("new")
         return Handle()
 
-    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(charts, "display", display)
     monkeypatch.setattr(
         charts, "training_figure", lambda *_, **__: new_figure(1, 1, theme="light", width=2, height=2)[0]
     )

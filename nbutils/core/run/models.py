@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import entry, local_copy
@@ -117,10 +120,10 @@ class ModelRef:
         if fetched:
             return str(fetched[1]["commit"])
         hub_answers()
-        from huggingface_hub import hf_hub_download
-
         try:
-            return Path(hf_hub_download(self.hub, "config.json", revision=self.revision or None)).parent.name
+            return Path(
+                huggingface_hub.hf_hub_download(self.hub, "config.json", revision=self.revision or None)
+            ).parent.name
         except Exception as error:  # the hub's client raises a dozen types, requests' among them
             raise self.unreadable(error) from error
 
@@ -193,12 +196,11 @@ class ModelRef:
 
 def hide_loading_bar() -> None:
     """transformers' bar for reading weights would stay in executed notebooks; the hub's own bars stay on."""
-    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     if logging.is_progress_bar_enabled():
         logging.disable_progress_bar()
-        enable_progress_bars()
+        huggingface_hub.utils.enable_progress_bars()
 
 
 def _model_in(folder: Path) -> Path:
@@ -233,7 +235,6 @@ def files_of(name: str | Path, patterns: tuple[str, ...] = MODEL_FILES, run: Pat
 
 def train_bpe(texts: Iterable[str], pieces: int = PIECES) -> PreTrainedTokenizerBase:
     """A byte-level BPE of up to `pieces` pieces (256 of them the bytes), with ChatML's control tokens on top."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())

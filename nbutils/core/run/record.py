@@ -10,6 +10,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 from nbutils import __version__
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, project_root, read_json, sha256_of_file, shown, write_text
@@ -113,8 +115,6 @@ def provenance() -> Json:
 
 def machine() -> Json:
     """Processor, cores, memory and platform; accelerators are reported by the processes that use them."""
-    import psutil
-
     return {
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
