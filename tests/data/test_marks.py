@@ -110,14 +110,15 @@ def test_what_held_text_and_was_not_read_is_counted(tmp_path, kind):
     assert all("number" not in json.dumps(row["messages"]) for row in made.kept.values())
 
 
-@pytest.mark.parametrize("column", ["completion", "chosen"])
+@pytest.mark.parametrize("column", ["completion", "chosen", "text"])
 def test_chatml_in_a_text_is_the_messages_that_it_was(tmp_path, column):
     rows = []
     for i in range(30):
         asked = CHATML.render(
             messages([("system", "Be kind."), ("user", f"{i}?"), ("assistant", "Hm."), ("user", "So?")])
         )
-        rows.append({"prompt": asked + CHATML.open("assistant"), column: f"{i}!{IM_END}"})
+        prompt, answer = asked + CHATML.open("assistant"), f"{i}!{IM_END}"
+        rows.append({"text": prompt + answer} if column == "text" else {"prompt": prompt, column: answer})
     made = make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", rows)])
     for (_, i), row in made.kept.items():
         turns = [("user", f"{i}?"), ("assistant", "Hm."), ("user", "So?"), ("assistant", f"{i}!")]
@@ -134,17 +135,22 @@ def test_a_question_about_chatml_stays_a_question(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "name"),
+    ("row", "words"),
     [
-        ({"prompt": "<s>[INST] Hi [/INST]", "completion": "Hello</s>"}, "Mistral or Llama 2"),
-        ({"prompt": "<|begin_of_text|><|start_header_id|>user", "chosen": "x"}, "Llama 3"),
-        ({"instruction": "<start_of_turn>user\nHi<end_of_turn>", "output": "x"}, "Gemma"),
+        ({"prompt": "<s>[INST] Hi [/INST]", "completion": "Hello</s>"}, ["of Mistral or Llama 2 already"]),
+        ({"prompt": "<|begin_of_text|><|start_header_id|>user", "chosen": "x"}, ["of Llama 3 already"]),
+        ({"instruction": "<start_of_turn>user\nHi<end_of_turn>", "output": "x"}, ["of Gemma already"]),
+        ({"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}, ["of Gemma already"]),
+        (
+            {"text": "Once upon a time"},
+            ["plain text ('Once upon a time')", "messages: [{role", "text: a conversation in ChatML"],
+        ),
     ],
 )
-def test_text_with_another_template_is_a_stop_that_names_it(tmp_path, row, name):
+def test_text_without_roles_is_a_stop_that_names_its_template_or_the_shapes(tmp_path, row, words):
     with pytest.raises(UserError) as error:
         make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", [row] * 5)])
-    assert "Row 0 of" in str(error.value) and f"the template of {name} already" in str(error.value)
+    assert all(word in str(error.value) for word in ["Row 0 of", *words])
 
 
 @pytest.mark.parametrize(

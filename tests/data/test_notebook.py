@@ -65,8 +65,8 @@ def test_samples_of_all_five_shapes_go_through_the_notebook(tmp_path):
 
 
 def test_a_dataset_of_no_known_shape_stops_with_its_columns(tmp_path):
-    path = write_lines(tmp_path / "rows.jsonl", [{"text": "once", "label": 1}])
+    path = write_lines(tmp_path / "rows.jsonl", [{"note": "once", "label": 1}])
     with pytest.raises(PapermillExecutionError) as error:
         execute(tmp_path, run_dir=str(tmp_path / "run"), datasets=[path])
-    assert "has the columns text, label, which fit none of the five shapes" in str(error.value)
+    assert "has the columns note, label, which fit none of the six shapes" in str(error.value)
     assert json.loads((tmp_path / "run" / "data" / "stage.json").read_text())["status"] != "done"

@@ -169,8 +169,8 @@ def test_an_answer_in_json_stays_the_text_that_it_is():
 
 def test_no_shape_fits_names_columns_and_the_five_shapes():
     with pytest.raises(UserError) as error:
-        detect(["text", "label"], "my/set")
-    for word in ("my/set", "text, label", "messages", "sharegpt", "alpaca", "completion", "preference"):
+        detect(["note", "label"], "my/set")
+    for word in ("my/set", "note, label", "text", "messages", "sharegpt", "alpaca", "completion", "preference"):
         assert word in str(error.value)
 
 
