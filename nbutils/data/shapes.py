@@ -1,4 +1,4 @@
-"""The five shapes that conversation datasets come in, and reading a row of each as (role, text) messages."""
+"""The six shapes that conversation datasets come in, and reading a row of each as (role, text) messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEMPLATES = {
     "### Instruction:": "Alpaca",
     "### Human:": "Vicuna",
 }
-"""How a prompt begins that was written with a template already; ChatML is read."""
+"""What a text begins with or has in it that was written with a template already; ChatML is read."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,34 @@ def _preference(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
 
 def _plain(turns: list[Turn]) -> list[Turn]:
     """The turns, or the messages that their texts are once more, where these were written with a template already."""
-    text = "".join(text for role, text in turns if role != "system").lstrip()
-    messages = CHATML.parse(text)
+    messages = _rendered("".join(text for role, text in turns if role != "system").lstrip(), str.startswith)
     if {"user", "assistant"} <= {role for role, _ in messages}:
         return [turn for turn in turns if turn[0] == "system"] + messages
-    if begins := [start for start in TEMPLATES if text.startswith(start)]:
+    return turns
+
+
+def _text(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
+    text = reading.text(row["text"]).strip()
+    messages = _rendered(text, str.__contains__)
+    if text and not messages:
         raise Malformed(
-            f"its text was written with the template of {TEMPLATES[begins[0]]} already (it begins with "
-            f"{begins[0]!r}), which would be learnt as ordinary characters; give the text alone, or messages",
+            f"its `text` is plain text ({text[:40]!r}), which does not say who asks and who answers; give one of the "
+            f"shapes {KNOWN}",
             STOP,
         )
-    return turns
+    return messages
+
+
+def _rendered(text: str, has: Callable[[str, str], bool]) -> list[Turn]:
+    """The messages of a text that was written with ChatML; none of plain text. Malformed for another template."""
+    messages = CHATML.parse(text)
+    if not messages and (marks := [mark for mark in TEMPLATES if has(text, mark)]):
+        raise Malformed(
+            f"its text was written with the template of {TEMPLATES[marks[0]]} already (it has {marks[0]!r}), which "
+            "would be learnt as ordinary characters; give the text alone, or messages",
+            STOP,
+        )
+    return messages
 
 
 SHAPES = (
@@ -118,9 +135,11 @@ SHAPES = (
         "alpaca", (("instruction",), ("output",)), ("input", "history", "system"), _alpaca, "instruction, input, output"
     ),
     Shape("completion", (("prompt",), ("completion",)), (), _completion, "prompt, completion"),
+    Shape("text", (("text",),), (), _text, "text: a conversation in ChatML"),
 )
 """The first that fits is taken: a preference set often carries `messages` of both answers besides."""
 
+KNOWN = "; ".join(f"{shape.name} ({shape.example})" for shape in SHAPES)
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
@@ -129,10 +148,9 @@ def detect(columns: Collection[str], where: str) -> Shape:
     for shape in SHAPES:
         if shape.fits(columns):
             return shape
-    known = "; ".join(f"{shape.name} ({shape.example})" for shape in SHAPES)
     raise UserError(
-        f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the five shapes: "
-        f"{known}. Rename its columns, or take it out of `datasets`."
+        f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the six shapes: "
+        f"{KNOWN}. Rename its columns, or take it out of `datasets`."
     )
 
 

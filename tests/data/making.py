@@ -10,11 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from nbutils.core.chatml import CHATML
 from nbutils.data.batches import Source
 from nbutils.data.contamination import index_tasks
 from nbutils.data.filter import filter_sources
 from nbutils.data.row_filter import loaded_tokenizer
-from nbutils.data.settings import DataSettings
+from nbutils.data.settings import DatasetSpec, DataSettings
+from nbutils.data.shapes import read_rows
 from nbutils.data.sources import open_source
 from nbutils.data.summary import write_summary
 from nbutils.data.tokenizer import make_tokenizer
@@ -44,6 +46,7 @@ class Made:
     sources: list[Source]
     summary: dict[str, Any]
     ledger: pd.DataFrame
+    tokenizer: Any
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of `train`, `eval` or `too_long`."""
@@ -64,6 +67,17 @@ class Made:
         return str(rows["fate"].iloc[0])
 
 
+def opened(path: Path | str, *, streaming: bool = False, **spec: Any) -> Source:
+    """The dataset at a path, open."""
+    return open_source(DatasetSpec(path=str(path), **spec), streaming)
+
+
+def numbered_rows(source: Source) -> dict[int, Any]:
+    """Number → what each row was read as, and the keys that were not."""
+    batches = [(batch.start, read_rows(batch.read(), source.shape)) for batch in source.batches()]
+    return {start + number: row for start, rows in batches for number, row in enumerate(rows)}
+
+
 def settings_for(run: Path, datasets: Sequence[Any], **values: Any) -> DataSettings:
     """Settings of a run over the datasets."""
     return DataSettings.checked(DEFAULTS | {"run_dir": str(run), "datasets": list(datasets)} | values)
@@ -81,7 +95,12 @@ def make(run: Path, datasets: Sequence[Any], *, same_tokenizer: bool = False, **
         tokenizer = make_tokenizer(settings, sources, folder)
     items = index_tasks(settings, folder)
     summary = write_summary(folder, settings, sources, tokenizer, filter_sources(settings, sources, folder), items)
-    return Made(folder, sources, summary, pd.read_parquet(folder / "ledger.parquet"))
+    return Made(folder, sources, summary, pd.read_parquet(folder / "ledger.parquet"), tokenizer)
+
+
+def make_of(folder: Path, rows: Sequence[Any], **values: Any) -> Made:
+    """Runs the data stage on rows in a JSONL file; the run folder is `folder`/run."""
+    return make(folder / "run", [write_lines(folder / "a.jsonl", rows)], **values)
 
 
 def messages(turns: Turns) -> list[dict[str, str]]:
@@ -96,41 +115,46 @@ def write_lines(path: Path, rows: Sequence[Any]) -> str:
     return str(path)
 
 
+def chat(*texts: str) -> dict[str, Any]:
+    """A row in the shape `messages`: user and assistant in turn."""
+    return {"messages": messages([(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)])}
+
+
 def chats(number: int, tag: str = "") -> list[dict[str, Any]]:
     """Different two-turn conversations in the shape `messages`."""
-    return [
-        {
-            "messages": messages(
-                [("user", f"What is {tag}{i} plus {i}?"), ("assistant", f"It is {tag}{2 * i}, I think.")]
-            )
-        }
-        for i in range(number)
-    ]
+    return [chat(f"What is {tag}{i} plus {i}?", f"It is {tag}{2 * i}, I think.") for i in range(number)]
 
 
-QUESTION, ANSWER = "What is the capital of {}?", "The capital of {} is {}."
 COUNTRIES = {
     "France": "Paris", "Japan": "Tokyo", "Peru": "Lima", "Kenya": "Nairobi", "Norway": "Oslo",
     "Chile": "Santiago", "Egypt": "Cairo", "Cuba": "Havana", "Nepal": "Kathmandu", "Iran": "Tehran",
 }  # fmt: skip
 
 
+def row_of(shape: str, asked: str, answered: str) -> dict[str, Any]:
+    """A question and its answer in one of the six shapes."""
+    row: dict[str, Any] = {
+        "messages": chat(asked, answered),
+        "sharegpt": {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]},
+        "alpaca": {"instruction": asked, "input": "", "output": answered},
+        "completion": {"prompt": asked, "completion": answered},
+        "preference": {"prompt": asked, "chosen": answered, "rejected": "No idea."},
+        "text": {"text": CHATML.render(chat(asked, answered)["messages"])},
+    }[shape]
+    return row
+
+
 def rows_of(shape: str) -> list[dict[str, Any]]:
-    """The same ten conversations in one of the five shapes; the words differ by shape, so that none is a duplicate."""
-    rows = []
-    for country, city in COUNTRIES.items():
-        asked = f"({shape}) {QUESTION.format(country)}"
-        answered = ANSWER.format(country, city)
-        rows.append(
-            {
-                "messages": {"messages": messages([("system", "Be kind."), ("user", asked), ("assistant", answered)])},
-                "sharegpt": {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]},
-                "alpaca": {"instruction": asked, "input": "", "output": answered},
-                "completion": {"prompt": asked, "completion": answered},
-                "preference": {"prompt": asked, "chosen": answered, "rejected": "No idea."},
-            }[shape]
-        )
-    return rows
+    """The same ten conversations in one of the six shapes; the words differ by shape, so that none is a duplicate."""
+    return [
+        row_of(shape, f"({shape}) What is the capital of {country}?", f"The capital of {country} is {city}.")
+        for country, city in COUNTRIES.items()
+    ]
 
 
-FIVE = ("messages", "sharegpt", "alpaca", "completion", "preference")
+SIX = ("messages", "sharegpt", "alpaca", "completion", "preference", "text")
+
+
+def nested(depth: int) -> bytes:
+    """Content in parts, in parts, in parts …"""
+    return b'[{"type": "text", "text": ' * depth + b'"Hi"' + b"}]" * depth

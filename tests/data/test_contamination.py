@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nbutils.core.errors import UserError
 from nbutils.data.contamination import build_index, loaded_index, rolling, words_of
 from nbutils.data.display import contamination_line, drops_table
 from nbutils.evaluate.compare import flagged_items
 from tests.data.hellaswag import hellaswag_task
-from tests.data.making import chats, make, messages, write_lines
+from tests.data.making import chat, chats, make, make_of, write_lines
 
 ITEM = "The quick brown fox jumps over the lazy dog and then runs back into the dark old forest."
 
@@ -25,22 +24,26 @@ def index(tmp_path):
     return loaded_index(str(tmp_path / "index"))
 
 
-def test_a_planted_run_of_words_is_found_with_item_and_words(index):
-    text = f"Well, {ITEM.upper().replace(' ', '  ')}!"
-    nothing, match = index.matches([["nothing"], [text]])
-    assert nothing is None
+@pytest.mark.parametrize(
+    ("conversations", "found"),
+    [
+        ([["nothing"], [f"Well, {ITEM.upper().replace(' ', '  ')}!"]], [False, True]),
+        ([[ITEM[:40], ITEM[40:]]], [True]),  # question and answer in two turns
+        ([[ITEM[:40]], [ITEM[40:]]], [False, False]),  # neighbouring conversations do not add up
+        ([], []),
+        ([[], [""], ["one two"]], [False] * 3),
+        ([[" ".join(words_of(ITEM)[:12])], [" ".join(words_of(ITEM)[:13])]], [False, True]),
+        ([[" ".join(words_of(ITEM)[1:14])]], [True]),
+    ],
+)
+def test_a_run_of_thirteen_words_is_found(index, conversations, found):
+    matches = index.matches(conversations)
+    assert [match and match.items for match in matches] == [["toy item 0"] if one else None for one in found]
+
+
+def test_a_match_shows_the_words(index):
+    (match,) = index.matches([[ITEM]])
     assert match.detail == "toy item 0: «the quick brown fox jumps over the lazy dog and then runs back»"
-    assert match.items == ["toy item 0"]
-
-
-def test_question_and_answer_in_two_turns_are_found(index):
-    half = ITEM.index("lazy")
-    assert index.matches([[ITEM[:half], ITEM[half:]]])[0].items == ["toy item 0"]
-
-
-def test_neighbouring_conversations_do_not_add_up(index):
-    half = ITEM.index("lazy")
-    assert index.matches([[ITEM[:half]], [ITEM[half:]]]) == [None, None]
 
 
 def test_every_item_that_shares_words_is_named(tmp_path):
@@ -68,37 +71,19 @@ metric_list: [{metric: exact_match}]
 
 def test_a_match_is_shown_and_all_its_items_reach_evaluation(tmp_path):
     tasks = tmp_path / "tasks"
-    write_lines(
-        tasks / "toy.jsonl", [{"question": "Hm?", "answer": "No."}, *({"question": ITEM, "answer": a} for a in "ab")]
-    )
+    items = (("Hm?", "No."), (ITEM, "a"), (ITEM, "b"))
+    write_lines(tasks / "toy.jsonl", [{"question": asked, "answer": answer} for asked, answer in items])
     (tasks / "toy.yaml").write_text(TOY)
-    planted = [{"messages": messages([("user", ITEM), ("assistant", "<b>a</b>")])}]
-    path = write_lines(tmp_path / "rows.jsonl", [*chats(40), *planted])
-    made = make(tmp_path / "run", [path], contamination_tasks=["toy"], task_path=str(tasks))
+    made = make_of(tmp_path, [*chats(40), chat(ITEM, "<b>a</b>")], contamination_tasks=["toy"], task_path=str(tasks))
     row = made.ledger.set_index("index").loc[40]
     assert (row["fate"], list(row["matched_items"])) == ("contaminated", ["toy item 1", "toy item 2"])
     assert made.ledger[made.ledger["fate"] == "kept"]["matched_items"].isna().all()
-    assert flagged_items(made.folder / "ledger.parquet", {"toy": SimpleNamespace(eval_docs=range(3))}) == {
-        "toy": {1, 2}
-    }
-    assert pq.read_schema(made.folder / "ledger.parquet").metadata[b"schema"] == b"1"
+    ledger = made.folder / "ledger.parquet"
+    assert flagged_items(ledger, {"toy": SimpleNamespace(eval_docs=range(3))}) == {"toy": {1, 2}}
+    assert pq.read_schema(ledger).metadata[b"schema"] == b"1"
     shown = drops_table(json.loads((made.folder / "samples.json").read_text())).data
     assert "toy item 1: «the quick brown fox" in shown and "<b>" not in shown.split("assistant", 1)[1][:40]
     assert "with toy: 3 items, 1 too short to be found (fewer than 13 words)" in contamination_line(made.summary)
-
-
-def test_where_nothing_was_looked_for_it_says_so():
-    assert "not looked for" in contamination_line({"contamination": None})
-
-
-def test_nothing_matches_nothing(index):
-    assert index.matches([]) == []
-    assert index.matches([[], [""], ["one two"]]) == [None, None, None]
-
-
-def test_twelve_words_are_no_match(index):
-    assert index.matches([[" ".join(words_of(ITEM)[:12])], [" ".join(words_of(ITEM)[:13])]])[0] is None
-    assert index.matches([[" ".join(words_of(ITEM)[1:14])]])[0] is not None
 
 
 def test_the_index_says_what_it_cannot_find(tmp_path):
@@ -121,8 +106,7 @@ def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_
     folder = hellaswag_task(tmp_path / "tasks", evaldata)
     item = json.loads((folder / "validation.jsonl").read_text().splitlines()[4_321])
     ending = item["endings"][int(item["label"])]
-    planted = [{"messages": messages([("user", item["ctx"]), ("assistant", ending)])}]
-    path = write_lines(tmp_path / "rows.jsonl", [*chats(40), *planted])
+    path = write_lines(tmp_path / "rows.jsonl", [*chats(40), chat(item["ctx"], ending)])
     data = ["chitchat", path]
     made = make(tmp_path / "run", data, contamination_tasks=["hellaswag"], task_path=str(folder), max_length=1024)
     assert made.summary["contamination"]["items"] == 10_042
@@ -136,9 +120,3 @@ def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_
     false = ledger[ledger["source"] == "chitchat"]
     judged = made.ledger[(made.ledger["source"] == "chitchat") & made.ledger["fate"].isin(["kept", "contaminated"])]
     assert len(false) / len(judged) < 0.001
-
-
-def test_an_unknown_task_is_a_sentence_with_the_nearest_name(tmp_path):
-    path = write_lines(tmp_path / "rows.jsonl", chats(40))
-    with pytest.raises(UserError, match=r"No task is called 'hellaswagg' .* Did you mean 'hellaswag'"):
-        make(tmp_path / "run", [path], contamination_tasks=["hellaswagg"])

@@ -7,50 +7,39 @@ import pytest
 from nbutils.data.fates import FATES, conversation_hash, judge, side_of
 
 U, A, S = "user", "assistant", "system"
+NAMES = {"u": U, "a": A, "s": S, "t": "tool"}
 
 
 @pytest.mark.parametrize(
-    ("turns", "fate", "detail"),
+    ("roles", "texts", "fate", "detail"),
     [
-        ([(U, "Hi"), (A, "Hello")], "kept", ""),
-        ([(S, "Be kind."), (U, "Hi"), (S, "Again."), (A, "Hello")], "kept", ""),
-        ([(U, "Hi"), (U, "You there?"), (A, "Yes"), (A, "I am")], "kept", ""),
-        ([], "no_user_turn", ""),
-        ([(S, "Be kind.")], "no_user_turn", ""),
-        ([(A, "Hello")], "no_user_turn", ""),
-        ([(U, "Hi")], "no_assistant_turn", ""),
-        ([(A, "Hello"), (U, "Hi")], "bad_roles", "the assistant speaks first"),
-        ([(A, "Hello"), (U, "Hi"), (A, "How are you?")], "bad_roles", "the assistant speaks first"),
-        ([(U, "Hi"), ("tool", "{}"), (A, "Hello")], "bad_roles", "unknown role 'tool'"),
-        ([(U, " \n"), (A, "Hello")], "empty_message", "turn 1 (user)"),
-        ([(U, "Hi"), (A, "")], "empty_message", "turn 2 (assistant)"),
-        (
-            [(U, ""), (U, "Hi"), (A, "Hello")],
-            "kept",
-            "",
-        ),  # what is empty vanishes where another message of the role stays
-        ([("tool", "")], "no_user_turn", ""),  # the first reason counts
+        ("ua", "HX", "kept", ""),
+        ("suasa", "BHCAH", "kept", ""),
+        ("uuaa", "HYXZ", "kept", ""),
+        ("", "", "no_user_turn", ""),
+        ("s", "B", "no_user_turn", ""),
+        ("a", "H", "no_user_turn", ""),
+        ("u", "H", "no_assistant_turn", ""),
+        ("au", "HX", "bad_roles", "the assistant speaks first"),
+        ("aua", "HXY", "bad_roles", "the assistant speaks first"),
+        ("uta", "HXY", "bad_roles", "unknown role 'tool'"),
+        ("ua", "\nX", "empty_message", "turn 1 (user)"),
+        ("ua", "H ", "empty_message", "turn 2 (assistant)"),
+        ("uua", " HX", "kept", ""),  # what is empty vanishes where another message of the role stays
+        ("uau", "HX ", "kept", ""),  # an empty last user turn costs nothing
+        ("t", " ", "no_user_turn", ""),  # the first reason counts
     ],
 )
-def test_fate_and_detail(turns, fate, detail):
-    judged = judge(turns)
+def test_fate_and_detail(roles, texts, fate, detail):
+    judged = judge([(NAMES[role], text) for role, text in zip(roles, texts, strict=True)])
     assert (judged.fate, judged.detail) == (fate, detail)
 
 
-def test_messages_of_one_role_are_joined_and_stripped():
-    judged = judge([(S, "x"), (U, " a "), (U, "b\n"), (A, "c"), (S, "y"), (A, "d")])
+@pytest.mark.parametrize("lost", [False, True])
+def test_messages_of_one_role_are_joined_and_stripped_and_a_last_user_turn_is_lost(lost):
+    judged = judge([(S, "x"), (U, " a "), (U, "b\n"), (A, "c"), (S, "y"), (A, "d"), *[(U, "e")] * lost])
     assert judged.turns == [(U, "a\nb"), (A, "c\nd")]
-    assert judged.characters == 6
-
-
-def test_a_last_user_turn_is_lost_and_said_so():
-    judged = judge([(U, "a"), (A, "b"), (U, "c")])
-    assert (judged.turns, judged.fate, judged.lost_last_user_turn) == ([(U, "a"), (A, "b")], "kept", True)
-    assert not judge([(U, "a"), (A, "b")]).lost_last_user_turn
-
-
-def test_an_empty_last_user_turn_costs_nothing():
-    assert judge([(U, "a"), (A, "b"), (U, "")]).fate == "kept"
+    assert (judged.characters, judged.lost_last_user_turn) == (6, lost)
 
 
 def test_the_reasons_stand_in_the_order_of_the_issue():

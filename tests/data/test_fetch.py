@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, config
+from huggingface_hub import constants
 
+from nbutils.cli import main
+from nbutils.core.errors import UserError
+from nbutils.core.run.models import ModelRef, tiny_model, train_bpe
+from nbutils.core.tasks import item_texts, load_tasks
 from nbutils.pipeline.fetch import wanted_by
 from tests.data.fake_hub import FakeHub
-from tests.data.making import chats, settings_for
+from tests.data.making import chats, opened, settings_for
 
 MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sciq"
 
@@ -29,9 +30,6 @@ def parquet(rows: list[dict]) -> bytes:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Iterator[FakeHub]:
     """A hub with a base model, a dataset of two splits, and the data of the task `sciq`."""
-    from nbutils.core.run.models import tiny_model
-    from nbutils.data.tokenizer import train_bpe
-
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_bpe(["What is one plus one? It is two, I think."] * 3, 300)
     tokenizer.save_pretrained(folder)
@@ -53,10 +51,25 @@ def hub(tmp_path_factory) -> Iterator[FakeHub]:
     hub.close()
 
 
-def environment(tmp: Path, **more: str) -> dict[str, str]:
-    """An environment with caches of its own: nothing that this machine has already."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "NBUTILS"))}
-    return kept | {"HF_HOME": str(tmp / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", **more}
+@pytest.fixture
+def online(hub, tmp_path, unasked, monkeypatch) -> None:
+    """This process asks that hub, with caches of its own: nothing that this machine has already."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def profile(tmp_path) -> str:
+    path = tmp_path / "profile.yaml"
+    path.write_text(
+        f"base_model: {MODEL}\nrun_dir: {tmp_path / 'run'}\ndatasets:\n  - path: {CHATS}\n  - chitchat\n"
+        "contamination_tasks: [sciq]\n"
+    )
+    return str(path)
 
 
 def test_files_are_not_looked_for_on_the_hub_and_a_name_with_a_dot_is_no_file(tmp_path):
@@ -64,114 +77,51 @@ def test_files_are_not_looked_for_on_the_hub_and_a_name_with_a_dot_is_no_file(tm
     assert [item.name for item in wanted_by({"data": settings_for(tmp_path, paths)})] == ["some/set-2.5"]
 
 
-def python(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run([sys.executable, *arguments], env=env, cwd=root, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture
-def profile(tmp_path) -> Path:
-    path = tmp_path / "profile.yaml"
-    path.write_text(
-        f"base_model: {MODEL}\nrun_dir: {tmp_path / 'run'}\ndatasets:\n  - path: {CHATS}\n  - chitchat\n"
-        "contamination_tasks: [sciq]\n"
-    )
-    return path
-
-
-TWICE = """
-from nbutils.cli import main
-
-assert main({0}) == 0
-print("the second time")
-assert main({0}) == 0
-"""
-OFFLINE = """
-import json
-from nbutils.cli import main
-from nbutils.core.run.models import ModelRef
-from nbutils.core.tasks import item_texts, load_tasks
-from nbutils.data.settings import DatasetSpec
-from nbutils.data.sources import open_source
-
-assert main({0}) == 0
-source = open_source(DatasetSpec(path="someone/chats-2.5", split="test"), False)
-print(json.dumps({{
-    "tokens": len(ModelRef.parse("someone/tiny-llama").tokenizer()),
-    "parameters": ModelRef.parse("someone/tiny-llama").load().num_parameters(),
-    "rows": [source.rows, source.revision, sum(b.read().num_rows for b in source.batches())],
-    "items": len(list(item_texts(load_tasks(["sciq"], {{}})["sciq"]))),
-}}))
-"""
-
-
-def test_fetched_once_every_loader_reads_it_without_a_network(hub, profile, tmp_path):
+def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profile, tmp_path, monkeypatch, capsys):
     out = tmp_path / "fetched"
-    online = environment(tmp_path / "online", HF_ENDPOINT=hub.url)
-    fetch = ["fetch", str(profile), "--out", str(out)]
-    done = python("-c", TWICE.format(fetch), env=online)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("is there at commit") == 3  # the second time
+    fetch = ["fetch", profile, "--out", str(out)]
+    assert main(fetch) == main(fetch) == 0
+    said = capsys.readouterr().out
+    assert said.count("is there at commit") == 3  # the second time
     for words in (f"base model {MODEL}", f"conversations {CHATS}", f"task sciq {TASK_DATA}", "NBUTILS_FETCHED"):
-        assert words in done.stdout
+        assert words in said
     items = {item["name"]: item for item in json.loads((out / "fetched.json").read_text())["items"]}
-    assert items[CHATS]["commit"] == hub.commit("datasets", CHATS)
+    commit = hub.commit("datasets", CHATS)
+    assert items[CHATS]["commit"] == commit
     assert set(items[MODEL]["files"]) == set(hub.repos["models", MODEL]) - {"pytorch_model.bin", "onnx/model.onnx"}
     assert not list(out.rglob("*.partial"))
 
-    offline = environment(tmp_path / "offline", HF_HUB_OFFLINE="1", NBUTILS_FETCHED=str(out))
-    loaded = python("-c", OFFLINE.format([*fetch, "--check"]), env=offline)
-    assert loaded.returncode == 0, loaded.stderr
-    found = json.loads(loaded.stdout.splitlines()[-1])
-    assert found["rows"] == [7, hub.commit("datasets", CHATS), 7]
-    assert found["items"] == 3
-    assert found["tokens"] > 256 and found["parameters"] > 500_000
+    hub.asked.clear()
+    monkeypatch.setenv("NBUTILS_FETCHED", str(out))
+    assert main([*fetch, "--check"]) == 0
+    source = opened(CHATS, split="test")
+    assert (source.rows, source.revision, sum(b.read().num_rows for b in source.batches())) == (7, commit, 7)
+    assert len(list(item_texts(load_tasks(["sciq"], {})["sciq"]))) == 3
+    assert len(ModelRef.parse(MODEL).tokenizer()) > 256
+    assert ModelRef.parse(MODEL).load().num_parameters() > 500_000
+    assert not hub.asked
 
     weights = out / items[MODEL]["folder"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    checked = python("-m", "nbutils", *fetch, "--check", env=offline)
-    assert (checked.returncode, "model.safetensors" in checked.stdout) == (1, True)
+    capsys.readouterr()
+    assert (main([*fetch, "--check"]), "model.safetensors" in capsys.readouterr().out) == (1, True)
 
 
-DIRECT = """
-import json, sys
-from nbutils.data.settings import DatasetSpec
-from nbutils.data.sources import open_source
-from nbutils.core.errors import UserError
-
-found = {}
-for streaming in (False, True):
-    source = open_source(DatasetSpec(path="someone/chats-2.5"), streaming)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_dataset_is_read_directly_with_its_commit(hub, online, streaming):
+    source = opened(CHATS, streaming=streaming)
     rows = sum(batch.read().num_rows for batch in source.batches())
-    found[f"streaming {streaming}"] = [source.rows, rows, source.shape.name, source.revision]
-wrong = {"split": {"split": "validation"}, "revision": {"revision": "v9"}, "config": {"name": "other"}}
-for name, spec in wrong.items():
-    try:
-        open_source(DatasetSpec(path="someone/chats-2.5", **spec), False)
-    except UserError as error:
-        found[name] = str(error)
-print(json.dumps(found))
-"""
+    assert (source.rows, rows) == (None if streaming else 300, 300)
+    assert (source.shape.name, source.revision) == ("messages", hub.commit("datasets", CHATS))
 
 
-def test_a_hub_dataset_is_read_directly_streaming_or_not_with_its_commit(hub, tmp_path):
-    done = python("-c", DIRECT, env=environment(tmp_path, HF_ENDPOINT=hub.url))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    commit = hub.commit("datasets", CHATS)
-    assert found["streaming False"] == [300, 300, "messages", commit]
-    assert found["streaming True"] == [None, 300, "messages", commit]
-    assert "validation" in found["split"]
-    assert "v9" in found["revision"]
-    assert "other" in found["config"]
-    assert not any("\n" in found[name] for name in ("split", "revision", "config"))
+@pytest.mark.parametrize("wrong", [{"split": "validation"}, {"revision": "v9"}, {"name": "other"}])
+def test_what_the_hub_has_not_is_named(online, wrong):
+    with pytest.raises(UserError, match=rf"^[^\n]*{next(iter(wrong.values()))}[^\n]*$"):
+        opened(CHATS, **wrong)
 
 
-def test_what_cannot_be_fetched_is_one_sentence(hub, profile, tmp_path):
-    env = environment(tmp_path, HF_ENDPOINT=hub.url)
-    done = python(
-        "-m", "nbutils", "fetch", str(profile), "-p", "base_model=no/such", "--out", str(tmp_path / "x"), env=env
-    )
-    assert done.returncode == 1
-    assert "The base model no/such cannot be fetched" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_fetched_is_one_sentence(online, profile, tmp_path, capsys):
+    assert main(["fetch", profile, "-p", "base_model=no/such", "--out", str(tmp_path / "x")]) == 1
+    said = capsys.readouterr().err
+    assert "The base model no/such cannot be fetched" in said and "Traceback" not in said

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,31 +21,32 @@ from transformers import LlamaConfig
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
 from nbutils.data import filter as filtering
+from nbutils.data import lines
 from nbutils.data.batches import Batch, in_order
 from nbutils.data.display import example, fates_table, limits_table
 from nbutils.data.filter import filter_sources, processes_for
-from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tokenizer
-from nbutils.data.settings import DataSettings
-from nbutils.data.sources import open_source
+from nbutils.data.row_filter import LEDGER_SCHEMA, RowFilter
 from nbutils.data.summary import write_summary
+from tests.conftest import sentencepiece_tokenizer
 from tests.core.test_chatml import unigram
-from tests.data.making import FIVE, Made, chats, make, messages, rows_of, settings_for, write_lines
+from tests.data.making import Made, chat, chats, make, make_of, rows_of, settings_for, write_lines
 
-LONG = [turn for i in range(60) for turn in (("user", f"Tell me more about number {i}."), ("assistant", f"{i} " * 9))]
+LONG = [text for i in range(60) for text in (f"Tell me more about number {i}.", f"{i} " * 9)]
+ANSWER = {"messages": chat("", "Hello")["messages"][1:]}
 
 
 def one_of_each() -> list:
     """A row for every fate but `contaminated` and `outside_vocabulary`, then some that are kept."""
     return [
         b'{"messages": [}',
-        {"messages": messages([("assistant", "Hello")])},
-        {"messages": messages([("user", "Hello")])},
-        {"messages": messages([("assistant", "Hello"), ("user", "Hi"), ("assistant", "So?")])},
-        {"messages": messages([("user", "Hello"), ("assistant", " ")])},
-        {"messages": messages(LONG)},
-        {"messages": messages([("user", "Is this the same?"), ("assistant", "Yes,  the same")])},
-        {"messages": messages([("user", " Is this the\tsame?"), ("assistant", "Yes, the same\n")])},
-        {"messages": messages([("user", "Lost?"), ("assistant", "Never."), ("user", "Then why")])},
+        ANSWER,
+        chat("Hello"),
+        {"messages": ANSWER["messages"] + chat("Hi", "So?")["messages"]},
+        chat("Hello", " "),
+        chat(*LONG),
+        chat("Is this the same?", "Yes,  the same"),
+        chat(" Is this the\tsame?", "Yes, the same\n"),
+        chat("Lost?", "Never.", "Then why"),
         *chats(40),
     ]
 
@@ -60,16 +60,21 @@ def mixed(tmp_path_factory) -> Made:
     return make(folder / "run", [first, second])
 
 
-def test_every_raw_row_is_in_the_ledger_once_with_one_fate(mixed):
+def test_every_raw_row_is_in_the_ledger_once_with_one_fate_and_why(mixed):
     first, second = (source.label for source in mixed.sources)
-    assert mixed.ledger.groupby("source")["index"].apply(list).to_dict() == {
-        first: list(range(49)),
-        second: list(range(12)),
-    }
+    ledger = mixed.ledger.set_index(["source", "index"])
+    assert ledger.index.tolist() == [(first, i) for i in range(49)] + [(second, i) for i in range(12)]
     expected = ["malformed", "no_user_turn", "no_assistant_turn", "bad_roles", "empty_message", "too_long", "kept",
                 "duplicate", "kept"]  # fmt: skip
-    assert mixed.ledger[mixed.ledger["source"] == first]["fate"].tolist() == expected + ["kept"] * 40
-    assert mixed.ledger[mixed.ledger["source"] == second]["fate"].tolist() == ["kept"] * 10 + ["duplicate"] * 2
+    assert ledger.loc[first, "fate"].tolist() == expected + ["kept"] * 40
+    assert ledger.loc[second, "fate"].tolist() == ["kept"] * 10 + ["duplicate"] * 2
+    details = ledger.loc[first, "detail"]
+    assert "no JSON" in details[0]
+    said = ["the assistant speaks first", "turn 2 (assistant)", f"same as {first} row 6"]
+    assert details[[3, 4, 7]].tolist() == said
+    row = mixed.ledger.iloc[8]
+    assert (row["lost_last_user_turn"], row["turns"], row["characters"]) == (True, 2, len("Lost?Never."))
+    assert set(mixed.ledger.columns) == set(LEDGER_SCHEMA.names)
 
 
 def test_the_summary_reconciles_with_ledger_sets_and_sources(mixed):
@@ -81,11 +86,10 @@ def test_the_summary_reconciles_with_ledger_sets_and_sources(mixed):
     for side in ("train", "eval"):
         rows = ledger[(ledger["fate"] == "kept") & (ledger["side"] == side)]
         found = mixed.rows(side)
-        assert summary[side]["rows"] == len(rows) == len(found) > 0
-        assert summary[side]["tokens"] == rows["tokens"].sum() == sum(len(row["input_ids"]) for row in found)
-        assert summary[side]["supervised_tokens"] == rows["supervised_tokens"].sum()
-        assert summary[side]["supervised_tokens"] == sum(sum(row["supervised"]) for row in found)
         assert list(zip(rows["source"], rows["index"], strict=True)) == [(r["source"], r["index"]) for r in found]
+        assert summary[side]["rows"] == len(rows) > 0
+        for name, of in (("tokens", lambda row: len(row["input_ids"])), ("supervised_tokens", supervised)):
+            assert summary[side][name] == rows[name].sum() == sum(map(of, found))
     assert [(d["rows"], d["rows_in_source"], d["shape"]) for d in summary["datasets"]] == [
         (49, 49, "messages"),
         (12, 12, "alpaca"),
@@ -93,40 +97,21 @@ def test_the_summary_reconciles_with_ledger_sets_and_sources(mixed):
     assert summary["trimmed_rows"] == 1
 
 
-def test_kept_rows_are_encoded_as_everywhere_and_none_is_cut(mixed):
-    tokenizer = loaded_tokenizer(str(mixed.folder / "tokenizer"))
+def supervised(row: dict) -> int:
+    return sum(row["supervised"])
+
+
+def test_rows_are_encoded_as_everywhere_and_an_over_long_one_is_read_no_further_than_it_must_be(mixed):
+    tokenizer = mixed.tokenizer
     for row in mixed.kept.values():
         encoding = encode(tokenizer, row["messages"])
+        assert list(row) == ["source", "index", "messages", "input_ids", "supervised", "context"]
         assert (row["input_ids"], row["supervised"]) == (encoding.input_ids, encoding.supervised)
-        assert len(encoding) <= 200
-        assert row["messages"][-1]["role"] == "assistant"
-    assert list(mixed.rows("train")[0]) == ["source", "index", "messages", "input_ids", "supervised", "context"]
-
-
-def test_details_tell_why(mixed):
-    details = mixed.ledger.set_index(["source", "index"])["detail"]
-    first = mixed.sources[0].label
-    assert "no JSON" in details[first, 0]
-    assert details[first, 3] == "the assistant speaks first"
-    assert details[first, 4] == "turn 2 (assistant)"
-    assert details[first, 7] == f"same as {first} row 6"
-    row = mixed.ledger.iloc[8]
-    assert (row["lost_last_user_turn"], row["turns"], row["characters"]) == (True, 2, len("Lost?Never."))
-
-
-def test_an_over_long_row_is_read_no_further_than_it_must_be(mixed):
+        assert len(encoding) <= 200 and row["messages"][-1]["role"] == "assistant"
     row = mixed.ledger.iloc[5]
-    whole = len(encode(loaded_tokenizer(str(mixed.folder / "tokenizer")), messages(LONG)))
-    assert row["tokens_is_lower_bound"]
-    assert 200 < row["tokens"] < whole
+    assert 200 < row["tokens"] < len(encode(tokenizer, chat(*LONG)["messages"]))
     assert pd.isna(row["supervised_tokens"])
-    assert not mixed.ledger.drop(index=5)["tokens_is_lower_bound"].any()
-
-
-def test_the_ledger_has_the_columns_that_were_promised(mixed):
-    promised = ["source", "index", "fate", "detail", "turns", "characters", "tokens", "tokens_is_lower_bound",
-                "supervised_tokens", "side", "hash"]  # fmt: skip
-    assert set(promised) <= set(mixed.ledger.columns) == set(LEDGER_SCHEMA.names)
+    assert mixed.ledger["tokens_is_lower_bound"].tolist() == [i == 5 for i in range(61)]
 
 
 @pytest.mark.parametrize("bytes_too", [False, True])
@@ -134,18 +119,22 @@ def test_a_text_that_the_vocabulary_cannot_write_or_joins_to_its_header(tmp_path
     tokenizer = unigram("▁user", "\nZebra", bytes_too=bytes_too)
     tokenizer.save_pretrained(tmp_path / "base")
     LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
-    rows = [*chats(20), {"messages": messages([("user", "Zebra"), ("assistant", "Fine 🙂")])}]
-    made = make(tmp_path / "run", [write_lines(tmp_path / "rows.jsonl", rows)], base_model=str(tmp_path / "base"))
-    fates = ["kept"] * 20 + ["kept" if bytes_too else "outside_vocabulary"]
-    assert made.ledger["fate"].tolist() == fates
+    rows = [*chats(20), chat("Zebra", "Fine 🙂")]
+    made = make_of(tmp_path, rows, base_model=str(tmp_path / "base"))
+    assert made.ledger["fate"].tolist() == ["kept"] * 20 + ["kept" if bytes_too else "outside_vocabulary"]
     assert ("read apart" if bytes_too else "no piece for '🙂'") in made.ledger["detail"][20]
     assert made.summary["tokenizer"].get("conversations_read_apart") == (1 if bytes_too else None)
     assert ("Of 1 conversations texts were read apart" in capsys.readouterr().out) == bytes_too
 
 
-def row_filter(settings: DataSettings, made: Made) -> RowFilter:
+def row_filter(made: Made) -> RowFilter:
     """The filter of a run's first source."""
-    return RowFilter(made.sources[0].spec, made.sources[0].shape.name, settings, made.folder)
+    (source, *_) = made.sources
+    return RowFilter(source.spec, source.shape.name, settings_for(made.folder.parent, [source.spec]), made.folder)
+
+
+def picked(made: Made, *names: str) -> list:
+    return [made.summary[name] for name in names]
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -155,280 +144,181 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def thousand(tmp_path_factory) -> list[str]:
-    """A dataset of 1,600 rows, some of them twice, as JSONL and as Parquet."""
+def thousand(tmp_path_factory) -> tuple[Made, str]:
+    """A run over 1,600 rows, some of them twice, and these rows as Parquet."""
     folder = tmp_path_factory.mktemp("thousand")
-    rows = [*chats(700), {"messages": messages(LONG)}, *chats(700), *chats(199, "b")]
+    rows = [*chats(700), chat(*LONG), *chats(700), *chats(199, "b")]
     Dataset.from_list(rows).to_parquet(folder / "rows.parquet")
-    return [write_lines(folder / "rows.jsonl", rows), str(folder / "rows.parquet")]
+    return make_of(folder, rows), str(folder / "rows.parquet")
 
 
-def test_the_same_bytes_again_and_on_any_number_of_processes(thousand, tmp_path):
-    one = make(tmp_path / "one", thousand[:1])
-    again = make(tmp_path / "again", thousand[:1])
-    two = make(tmp_path / "two", thousand[:1], data_processes=2)
-    assert tree(one.folder) == tree(again.folder) == tree(two.folder)
-    assert one.summary["fates"]["duplicate"]["rows"] == 700
+def test_the_same_on_any_number_of_processes_and_from_any_kind_of_file(thousand, tmp_path):
+    one, parquet = thousand
     assert one.ledger[one.ledger["fate"] == "duplicate"]["index"].tolist() == list(range(701, 1_401))
+    two = make(tmp_path / "two", [one.sources[0].spec], data_processes=2)
+    assert tree(one.folder) == tree(two.folder)
+    for name, streaming in (("file", False), ("stream", True)):
+        made = make(tmp_path / name, [parquet], streaming=streaming, data_processes=2)
+        assert picked(made, "eval_hash", "fates") == picked(one, "eval_hash", "fates")
+        assert made.summary["datasets"][0]["rows_in_source"] == 1_600
 
 
-def test_streaming_and_files_of_another_kind_give_the_same_sets(thousand, tmp_path):
-    lines, parquet = thousand
-    sets = [
-        make(tmp_path / "a", [lines]),
-        make(tmp_path / "b", [parquet], data_processes=2),
-        make(tmp_path / "c", [parquet], streaming=True, data_processes=2),
-    ]
-    assert len({made.summary["eval_hash"] for made in sets}) == 1
-    assert len({json.dumps(made.summary["fates"]) for made in sets}) == 1
-    assert sets[2].summary["datasets"][0]["rows_in_source"] == 1_600
-
-
-def test_another_engine_can_run_the_row_filter_unchanged(thousand, tmp_path):
+def test_another_engine_can_run_the_row_filter_unchanged(thousand):
     """`Dataset.map` with two processes gives the stage's result, but for duplicates, which need the order of rows."""
-    made = make(tmp_path / "run", thousand[1:])
-    settings = settings_for(tmp_path / "run", thousand[1:])
-    work = row_filter(settings, made)
-    data = Dataset.from_parquet(thousand[1]).with_format("arrow")
-    mapped = data.map(
+    made, parquet = thousand
+    work = row_filter(made)
+    mapped = Dataset.from_parquet(parquet).with_format("arrow").map(
         lambda table, indices: work(table, indices[0]),
         batched=True, batch_size=128, with_indices=True, num_proc=2, remove_columns=["messages"],
     )  # fmt: skip
     found = mapped.with_format("arrow")[:].select(LEDGER_SCHEMA.names).to_pandas()
     expected = made.ledger.copy()
-    again = expected["fate"] == "duplicate"
-    expected.loc[again, ["fate", "detail"]] = ["kept", ""]
+    expected.loc[expected["fate"] == "duplicate", ["fate", "detail"]] = ["kept", ""]
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
 
 
-def test_a_side_never_changes_when_rows_are_added_and_copies_cannot_straddle(tmp_path):
-    rows = chats(60)
-    small = make(tmp_path / "small", [write_lines(tmp_path / "small.jsonl", rows)])
-    more = [*chats(100, "new"), *rows[::-1], *rows]
-    large = make(tmp_path / "large", [write_lines(tmp_path / "large.jsonl", more)])
-    before = small.ledger.set_index("hash")["side"].to_dict()
-    kept = large.ledger[large.ledger["fate"] == "kept"]
-    assert kept["hash"].is_unique
-    after = kept.set_index("hash")["side"].to_dict()
-    assert {key: after[key] for key in before} == before
-    assert set(before.values()) == {"train", "eval"}
-
-
-def test_the_hash_of_the_evaluation_set_does_not_depend_on_where_batches_end(tmp_path):
+def test_sides_and_the_evaluation_set_stay_when_rows_are_added_and_copies_cannot_straddle(tmp_path, monkeypatch):
     """Rows of the training side in front shift every later row into another batch, and change nothing else."""
-    rows = chats(600)
-    plain = make(tmp_path / "run", [write_lines(tmp_path / "plain.jsonl", rows)])
-    side = plain.ledger["side"].tolist()
-    more = [
-        {"messages": messages([("user", f"(again) {m[0]['content']}"), *((x["role"], x["content"]) for x in m[1:])])}
-        for m in (row["messages"] for row in rows)
-    ]
-    probe = make(tmp_path / "run", [write_lines(tmp_path / "probe.jsonl", more)], same_tokenizer=True)
-    train = [row for row, where in zip(more, probe.ledger["side"], strict=True) if where == "train"]
-    path = write_lines(tmp_path / "longer.jsonl", [*train, *rows])
-    longer = make(tmp_path / "run", [path], same_tokenizer=True)
-    assert longer.ledger["side"].tolist()[len(train) :] == side
-    assert longer.summary["eval"] == plain.summary["eval"]
-    assert longer.summary["eval_hash"] == plain.summary["eval_hash"]
+    monkeypatch.setattr(lines, "BATCH_ROWS", 50)
+    rows, new = chats(150), chats(100, "new")
+    plain = make_of(tmp_path, rows)
+    sides = make_of(tmp_path, new, same_tokenizer=True).ledger["side"]
+    train = [row for row, side in zip(new, sides, strict=True) if side == "train"]
+    more = make_of(tmp_path, [*train, *rows, *rows[::-1]], same_tokenizer=True)
+    kept = more.ledger[more.ledger["fate"] == "kept"]
+    assert kept["hash"].is_unique and 0 < len(train) < 100
+    assert kept["side"].tolist() == ["train"] * len(train) + plain.ledger["side"].tolist()
+    assert picked(more, "eval", "eval_hash") == picked(plain, "eval", "eval_hash")
 
 
 def test_split_seed_moves_sides_and_the_seed_of_samples_moves_nothing(tmp_path):
-    path = write_lines(tmp_path / "rows.jsonl", one_of_each())
-    made = [make(tmp_path / str(i), [path], **v) for i, v in enumerate([{}, {"split_seed": 1}, {"seed": 1}])]
-    assert made[0].ledger["side"].tolist() != made[1].ledger["side"].tolist()
-    assert made[0].summary == made[2].summary
+    plain, moved, same = (make_of(tmp_path, one_of_each(), **v) for v in ({}, {"split_seed": 1}, {"seed": 1}))
+    assert plain.ledger["side"].tolist() != moved.ledger["side"].tolist()
+    assert plain.summary == same.summary
 
 
-def test_a_fraction_takes_the_same_rows_wherever_the_file_lies(tmp_path):
-    here, there = (
-        make(tmp_path / name, [{"path": write_lines(tmp_path / name / "in" / "a.jsonl", chats(200)), "fraction": 0.5}])
-        for name in ("here", "there")
+def test_a_fraction_takes_the_same_rows_wherever_the_file_lies_and_the_others_are_counted_and_shown(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        Dataset.from_list(chats(1_000)).to_parquet(tmp_path / name / "a.parquet")
+    half, moved, more = (
+        make(tmp_path / "run", [{"path": str(tmp_path / name / "a.parquet"), "fraction": share}], streaming=streaming)
+        for name, share, streaming in (("here", 0.5, False), ("there", 0.5, True), ("here", 0.8, False))
     )
-    assert list(here.ledger["index"]) == list(there.ledger["index"])
-
-
-def test_fractions_take_a_stable_share_of_rows(tmp_path):
-    path = write_lines(tmp_path / "rows.jsonl", chats(1_000))
-    half = make(tmp_path / "half", [{"path": path, "fraction": 0.5}])
-    more = make(tmp_path / "more", [{"path": path, "fraction": 0.8}])
-    assert 430 < len(half.ledger) < 570
+    assert list(half.ledger["index"]) == list(moved.ledger["index"])
     assert set(half.ledger["index"]) < set(more.ledger["index"])
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_rows_that_a_fraction_leaves_out_are_counted_and_shown(tmp_path, streaming):
-    path = str(tmp_path / "rows.parquet")
-    Dataset.from_list(chats(1_000)).to_parquet(path)
-    made = make(tmp_path / "run", [{"path": path, "fraction": 0.5}], streaming=streaming)
-    described, taken = made.summary["datasets"][0], len(made.ledger)
-    assert (described["rows"], described["rows_in_source"]) == (taken, 1_000)
-    assert made.summary["rows_not_taken"] == 1_000 - taken > 0
-    assert f"<th>not taken</th>\n      <td>{1_000 - taken:,}</td>" in fates_table(made.summary).data
+    taken = len(half.ledger)
+    assert 430 < taken < 570
+    for made in (half, moved):
+        described = made.summary["datasets"][0]
+        assert (described["rows"], described["rows_in_source"]) == (taken, 1_000)
+        assert made.summary["rows_not_taken"] == 1_000 - taken
+        assert f"<th>not taken</th>\n      <td>{1_000 - taken:,}</td>" in fates_table(made.summary).data
 
 
 def test_the_tokenizer_of_the_tiny_model_never_reads_the_evaluation_side(tmp_path):
     rows = chats(80)
-    first = make(tmp_path / "a", [write_lines(tmp_path / "a.jsonl", rows)])
-    held_out = set(first.ledger[first.ledger["side"] == "eval"]["index"])
+    first = make_of(tmp_path / "a", rows)
+    held_out = first.ledger[first.ledger["side"] == "eval"]["index"].tolist()
     trained = [row for i, row in enumerate(rows) if i not in held_out]
-    second = make(tmp_path / "b", [write_lines(tmp_path / "b.jsonl", [*trained, *(rows[i] for i in held_out)])])
-    third = make(tmp_path / "c", [write_lines(tmp_path / "c.jsonl", [*trained, rows[min(held_out)]])])
-    files = [(made.folder / "tokenizer" / "tokenizer.json").read_text() for made in (first, second, third)]
-    assert files[0] == files[1] == files[2]
+    others = [make_of(tmp_path / "b", trained + [rows[i] for i in of]) for of in (held_out, held_out[:1])]
+    assert len({made.tokenizer.backend_tokenizer.to_str() for made in (first, *others)}) == 1
 
 
-def test_whole_over_long_conversations_of_the_evaluation_side_are_kept_apart(tmp_path):
-    rows = [{"messages": messages([("user", f"Story {i}"), *LONG[1:]])} for i in range(300)]
-    path = write_lines(tmp_path / "a.jsonl", [*rows, *rows[:100], *chats(40)])
-    made = make(tmp_path / "run", [path], eval_fraction=0.8)
+def test_whole_over_long_conversations_of_the_evaluation_side_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering, "TOO_LONG_ROWS", 20)
+    rows = [chat(f"Story {i}", *LONG[1:40]) for i in range(40)]
+    made = make_of(tmp_path, [*rows, *rows[:20], *chats(40)], eval_fraction=0.8)
     found = made.rows("too_long")
-    ledger = made.ledger.set_index("index")
-    assert len(found) == 200 == made.summary["too_long"]["rows"]
-    assert len({json.dumps(row["messages"]) for row in found}) == 200
-    assert all(ledger.loc[row["index"], "side"] == "eval" for row in found)
-    tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
-    assert all(row["input_ids"] == encode(tokenizer, row["messages"]).input_ids for row in found[:5])
-    assert [row["index"] for row in found] == sorted(row["index"] for row in found)
+    assert len(found) == 20 == made.summary["too_long"]["rows"]
+    assert len({json.dumps(row["messages"]) for row in found}) == 20
+    numbers = [row["index"] for row in found]
+    assert numbers == sorted(numbers)
+    assert set(made.ledger["side"][numbers]) == {"eval"}
+    assert all(row["input_ids"] == encode(made.tokenizer, row["messages"]).input_ids for row in found[:5])
 
 
-def test_costs_of_other_limits(tmp_path):
-    texts = [("short", 40), ("middle " * 700, 30), ("long " * 1500, 30)]
-    rows = [
-        {"messages": messages([("user", f"{i} {name[:2]}"), ("assistant", f"{i} {name}")])}
-        for name, number in texts
-        for i in range(number)
-    ]
-    path = write_lines(tmp_path / "rows.jsonl", rows)
-    low, high = (make(tmp_path / str(n), [path], max_length=n) for n in (256, 4096))
-    shares = {cost["limit"]: cost for cost in high.summary["limits"]}
-    lengths = high.ledger["tokens"]
-    assert len(lengths.dropna()) == 100
-    for limit, cost in shares.items():
-        assert cost["share_of_rows"] == pytest.approx((lengths > limit).mean())
-        assert cost["share_of_tokens"] == pytest.approx(lengths[lengths > limit].sum() / lengths.sum())
-    assert shares[512]["share_of_rows"] > shares[1024]["share_of_rows"] > 0
-    # All 60 over-long rows fit the sample of 1,000, so the lower limit knows everything too.
-    for cost in low.summary["limits"]:
-        if cost["limit"] in shares:
-            assert cost["share_of_rows"] == pytest.approx(shares[cost["limit"]]["share_of_rows"])
-            assert cost["share_of_tokens"] == pytest.approx(shares[cost["limit"]]["share_of_tokens"])
-    assert "≈" not in limits_table(low.summary).to_string()
-
-
-def test_costs_above_the_limit_are_estimates_and_marked_where_only_a_sample_was_counted(tmp_path, monkeypatch):
-    words = [3, 30, 300, 600, 900, 1_200]
-    rows = [{"messages": messages([("user", f"{i}"), ("assistant", f"{i} " * words[i % 6])])} for i in range(600)]
-    path = write_lines(tmp_path / "rows.jsonl", rows)
-    exact = make(tmp_path / "run", [path], max_length=100)
-    monkeypatch.setattr(filtering, "COUNTED_ROWS", 150)
-    sampled = make(tmp_path / "run", [path], max_length=100, same_tokenizer=True)
-    lengths = sampled.summary["lengths"]
-    assert (lengths["counted"], lengths["too_long"], round(sum(lengths["rows"]))) == (150, 400, 600)
-    assert lengths["rows"][:16] == exact.summary["lengths"]["rows"][:16]
-    differ = False
-    for true, cost in zip(exact.summary["limits"], sampled.summary["limits"], strict=True):
-        assert cost["share_of_rows"] == pytest.approx(true["share_of_rows"], abs=0.08)
-        assert cost["share_of_tokens"] == pytest.approx(true["share_of_tokens"], abs=0.08)
-        differ |= cost["share_of_tokens"] != true["share_of_tokens"]
-    assert differ
-    assert limits_table(sampled.summary)["share_of_tokens dropped"].str.startswith("≈ ").all()
+def test_costs_of_other_limits_are_exact_or_marked_where_only_a_sample_was_counted(tmp_path, monkeypatch):
+    words = [3, 30, 300, 450, 700, 1_200]
+    rows = [chat(f"{i}", f"{i} " * words[i % 6]) for i in range(120)]
+    tokens = make_of(tmp_path, rows, max_length=9_999).ledger["tokens"]
+    exact = make_of(tmp_path, rows, max_length=100, same_tokenizer=True).summary
+    monkeypatch.setattr(filtering, "COUNTED_ROWS", 30)
+    sampled = make_of(tmp_path, rows, max_length=100, same_tokenizer=True).summary
+    assert [cost["limit"] for cost in exact["limits"]] == [100, 512, 1024, 2048]
+    for cost, about in zip(exact["limits"], sampled["limits"], strict=True):
+        over = tokens > cost["limit"]
+        shares = {"share_of_rows": over.mean(), "share_of_tokens": tokens[over].sum() / tokens.sum()}
+        assert cost == pytest.approx({"limit": cost["limit"], **shares})
+        assert about == pytest.approx(cost, abs=0.15)
+    assert sampled["limits"] != exact["limits"]
+    assert exact["limits"][1]["share_of_rows"] > exact["limits"][2]["share_of_rows"] > 0
+    lengths = sampled["lengths"]
+    assert (lengths["counted"], lengths["too_long"], round(sum(lengths["rows"]))) == (30, 80, 120)
+    assert lengths["rows"][:16] == exact["lengths"]["rows"][:16]
+    assert "≈" not in limits_table(exact).to_string()
+    assert limits_table(sampled)["share_of_tokens dropped"].str.startswith("≈ ").all()
 
 
 def test_three_drops_of_each_reason_are_kept_to_look_at(tmp_path):
-    rows = [*one_of_each(), *one_of_each()[:5], *({"messages": messages([("user", f"{i}?")])} for i in range(20))]
-    made = make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", rows)])
-    samples = json.loads((made.folder / "samples.json").read_text())
-    for reason, found in samples.items():
+    made = make_of(tmp_path, [*one_of_each(), *one_of_each()[:5], *(chat(f"{i}?") for i in range(20))])
+    for reason, found in json.loads((made.folder / "samples.json").read_text()).items():
         assert len(found) == min(3, made.summary["fates"][reason]["rows"])
         assert all(made.fate(row["index"]) == reason for row in found)
 
 
-def test_interrupted_leaves_nothing_that_looks_finished_and_starts_again(tmp_path, monkeypatch):
-    path = write_lines(tmp_path / "rows.jsonl", chats(1_200))
-    made = make(tmp_path / "run", [path])
-    expected = tree(made.folder)
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
-    whole = filtering.duplicates_marked
 
-    def interrupted(result: pa.Table, source: str, first: dict) -> pa.Table:
+@pytest.mark.parametrize("killed", [False, True])
+def test_stopped_half_way_leaves_nothing_that_looks_finished_and_starts_again(tmp_path, monkeypatch, killed):
+    """Killed without warning, it takes its workers along."""
+    rows = chats(1_200)
+    made = make_of(tmp_path, rows)
+    expected, whole = tree(made.folder), filtering.duplicates_marked
+
+    def deadly(result: pa.Table, source: str, first: dict) -> pa.Table:
         if len(first) >= 1_000:
-            raise KeyboardInterrupt
+            if not killed:
+                raise KeyboardInterrupt
+            (tmp_path / "workers").write_text(json.dumps([one.pid for one in psutil.Process().children()]))
+            os.kill(os.getpid(), signal.SIGKILL)
         return whole(result, source, first)
 
-    monkeypatch.setattr(filtering, "duplicates_marked", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "run", [path], data_processes=2)
-    for name in ("train", "eval", "too_long", "ledger.parquet", "summary.json"):
-        assert not (made.folder / name).exists()
-    monkeypatch.undo()
-    assert tree(make(tmp_path / "run", [path]).folder) == expected
+    with monkeypatch.context() as patched:
+        patched.setattr(filtering, "duplicates_marked", deadly)
+        if killed:
+            fork = multiprocessing.get_context("fork").Process
+            child = fork(target=make_of, args=(tmp_path, rows), kwargs={"data_processes": 2})
+            child.start()
+            child.join()
+            assert child.exitcode == -signal.SIGKILL
+            workers = json.loads((tmp_path / "workers").read_text())
+            deadline = time.monotonic() + 20
+            while any(map(alive, workers)) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert workers and not any(map(alive, workers))
+            assert list(made.folder.glob(".*.partial*"))
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                make_of(tmp_path, rows, data_processes=2)
+    assert not [name for name in filtering.WRITTEN if (made.folder / name).exists()]
+    assert tree(make_of(tmp_path, rows).folder) == expected
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from nbutils.data import filter as filtering
-from tests.data.making import make
-
-whole = filtering.duplicates_marked
-
-def deadly(result, source, first):
-    if len(first) >= 3_000:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(result, source, first)
-
-filtering.duplicates_marked = deadly
-make(Path(sys.argv[2]), [sys.argv[1]], data_processes=2)
-"""
-
-
-def test_killed_without_warning_takes_its_workers_along_and_starts_again(tmp_path):
-    path = write_lines(tmp_path / "rows.jsonl", chats(6_000))
-    done = subprocess.run([sys.executable, "-c", KILLED, path, str(tmp_path / "run")], cwd=Path(__file__).parents[2])
-    assert done.returncode == -signal.SIGKILL
-    data = tmp_path / "run" / "data"
-    assert list(data.glob(".*.partial*"))
-    assert not [name for name in ("train", "eval", "ledger.parquet", "summary.json") if (data / name).exists()]
-
-    def left() -> list[int]:
-        return [one.pid for one in psutil.process_iter(["cmdline"]) if path in (one.info["cmdline"] or [])]
-
-    deadline = time.monotonic() + 20
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not left()
-    made = make(tmp_path / "run", [path])
-    assert made.summary["rows"] == 6_000
-    assert not list(data.glob(".*.partial*"))
-
-
-def test_a_source_that_is_read_in_part_reconciles_too(tmp_path):
-    path = Path(write_lines(tmp_path / "a.jsonl", chats(60)))
-    settings = settings_for(tmp_path / "run", [{"path": str(path), "fraction": 0.5}])
-    made = make(tmp_path / "run", [{"path": str(path), "fraction": 0.5}])
-    source = open_source(settings.datasets[0], False)
-    write_lines(path, chats(55))
-    found = filter_sources(settings, [source], made.folder)
-    tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
+@pytest.mark.parametrize("fraction", [1, 0.5])
+def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path, fraction):
+    path = write_lines(tmp_path / "a.jsonl", chats(60))
+    settings = settings_for(tmp_path / "run", [{"path": path, "fraction": fraction}])
+    made = make(settings.run_path, settings.datasets)
+    write_lines(Path(path), chats(55))
+    found = filter_sources(settings, made.sources, made.folder)
     with pytest.raises(UserError, match="had 60 rows when it was opened, and 55"):
-        write_summary(made.folder, settings, [source], tokenizer, found, None)
-
-
-def test_an_empty_side_is_an_error_in_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="No conversation is left for the eval set"):
-        make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", chats(5))], eval_fraction=0.0001)
-
-
-def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path):
-    path = Path(write_lines(tmp_path / "a.jsonl", chats(30)))
-    settings = settings_for(tmp_path / "run", [str(path)])
-    made = make(tmp_path / "run", [str(path)])
-    source = open_source(settings.datasets[0], False)
-    write_lines(path, chats(25))
-    found = filter_sources(settings, [source], made.folder)
-    tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
-    with pytest.raises(UserError, match="had 30 rows when it was opened, and 25"):
-        write_summary(made.folder, settings, [source], tokenizer, found, None)
+        write_summary(made.folder, settings, made.sources, made.tokenizer, found, None)
 
 
 def killed() -> pa.Table:
@@ -437,67 +327,30 @@ def killed() -> pa.Table:
     raise AssertionError
 
 
-def test_a_killed_worker_is_an_error_in_a_sentence(tmp_path):
-    made = make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", chats(30))])
-    work = row_filter(settings_for(tmp_path / "run", [made.sources[0].spec.path]), made)
-    source = replace(made.sources[0], batches=lambda: iter([Batch(0, killed)]))
-
+def test_a_killed_worker_is_an_error_in_a_sentence(mixed):
+    source = replace(mixed.sources[0], batches=lambda: iter([Batch(0, killed)]))
     with pytest.raises(UserError, match="smaller data_processes"):
-        list(in_order(work, source, 2))
+        list(in_order(row_filter(mixed), source, 2))
 
 
-def test_the_example_is_a_whole_conversation_with_some_turns_where_there_is_one(tmp_path):
-    long = [
-        {"messages": messages([("user", f"{i}?"), ("assistant", "a"), ("user", "b"), ("assistant", "c")])}
-        for i in range(9)
-    ]
-    rows = [*chats(60), {"messages": messages(LONG[:12])}, *long]
-    made = make(tmp_path / "run", [write_lines(tmp_path / "a.jsonl", rows)])
+def test_the_example_is_a_whole_conversation_with_some_turns_where_there_is_one(mixed, tmp_path):
+    rows = [*chats(60), chat(*LONG[:12]), *(chat(f"{i}?", "a", "b", "c") for i in range(9))]
+    made = make_of(tmp_path, rows)
     assert [m["content"] for m in example(made.folder / "train")["messages"]][1:] == ["a", "b", "c"]
-    only_two = make(tmp_path / "two", [write_lines(tmp_path / "b.jsonl", chats(40))])
-    assert len(example(only_two.folder / "train")["messages"]) == 2
+    assert len(example(mixed.folder / "train")["messages"]) == 2
 
 
 def test_few_rows_are_not_worth_another_process():
-    assert processes_for(0, 100) == 1
-    assert processes_for(3, 100) == 3
+    assert (processes_for(0, 100), processes_for(3, 100)) == (1, 3)
     assert processes_for(0, None) >= 1
 
 
-def test_five_shapes_mix(tmp_path):
-    paths = [write_lines(tmp_path / f"{shape}.jsonl", rows_of(shape)) for shape in FIVE]
-    made = make(tmp_path / "run", paths)
-    assert [source.shape.name for source in made.sources] == list(FIVE)
-    assert made.ledger["fate"].tolist() == ["kept"] * 50
-
-
-def test_schema_is_what_the_function_returns(mixed):
-    work = row_filter(settings_for(mixed.folder.parent, [mixed.sources[0].spec.path]), mixed)
-    batch = next(iter(mixed.sources[0].batches()))
-    assert work(batch.read(), 0).schema == SCHEMA
-    assert work(batch.read().slice(0, 0), 0).schema == SCHEMA
-
-
-@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
-def test_a_base_model_brings_its_own_tokenizer(tmp_path, kind, smollm2_tokenizer_folder):
-    from tests.conftest import sentencepiece_tokenizer
-
-    folder = smollm2_tokenizer_folder
-    if kind == "sentencepiece":
-        folder = tmp_path / "base"
-        sentencepiece_tokenizer().save_pretrained(folder)
-    base = tmp_path / "model"
-    base.mkdir()
-    for file in folder.iterdir():
-        (base / file.name).write_bytes(file.read_bytes())
-    (base / "config.json").write_text('{"model_type": "llama"}')
-    path = write_lines(tmp_path / "rows.jsonl", [*chats(30), {"messages": messages(LONG)}])
-    made = make(tmp_path / "run", [path], base_model=str(base))
-    tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
+def test_a_base_model_brings_its_own_tokenizer(tmp_path):
+    sentencepiece_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    made = make_of(tmp_path, [*chats(30), chat(*LONG)], base_model=str(tmp_path / "base"))
     facts = made.summary["tokenizer"]
-    assert facts["pieces"] == len(tokenizer)
-    if kind == "sentencepiece":
-        assert (facts["im_start"], facts["im_end"], facts["pad"]) == (32000, 32001, 32002)
+    assert [facts[name] for name in ("pieces", "im_start", "im_end", "pad")] == [32_003, 32_000, 32_001, 32_002]
     for row in made.kept.values():
-        assert row["input_ids"] == encode(tokenizer, row["messages"]).input_ids
+        assert row["input_ids"] == encode(made.tokenizer, row["messages"]).input_ids
     assert made.fate(30) == "too_long"

@@ -15,10 +15,9 @@ from nbutils.core.chatml import IM_END, IM_START, PAD, add_chatml, encode
 from nbutils.core.run.models import train_bpe
 from nbutils.data import lines, sources
 from nbutils.data.fates import FATES, judge
-from nbutils.data.row_filter import as_messages, loaded_tokenizer
-from nbutils.data.shapes import read_rows
+from nbutils.data.row_filter import as_messages
 from tests.conftest import sentencepiece_tokenizer
-from tests.data.making import Made, make, write_lines
+from tests.data.making import Made, make, nested, numbered_rows, row_of, write_lines
 
 SPECIAL = [IM_END, IM_START, PAD, "<|im_start|>assistant\n", "<s>", "</s>", "<|endoftext|>", "<unk>", "<file_sep>"]
 TEXTS = [
@@ -27,11 +26,6 @@ TEXTS = [
     "\ufeffx", "a\u2028b", "ﬁ", "١٢٣", "x" * 3_000, "word " * 1_500, "#" * 70, "{\"a\": 1}", "▁▁",
 ]  # fmt: skip
 ROLES = ["user", "assistant", "user", "assistant", "system", "human", "gpt", "tool", "User", "", "narrator"]
-
-
-def nested(depth: int) -> bytes:
-    """Content in parts, in parts, in parts …"""
-    return b'[{"type": "text", "text": ' * depth + b'"Hi"' + b"}]" * depth
 
 
 BROKEN = [
@@ -55,17 +49,14 @@ def turns(rng: random.Random) -> list[tuple[Any, Any]]:
 
 
 def row(rng: random.Random, shape: str) -> Any:
+    """A row of a shape, mostly; any of its texts may be something else, and any key may be missing."""
     if rng.random() < 0.08:
         return rng.choice(BROKEN)
     if shape in ("messages", "sharegpt"):
-        column, role, content = (
-            ("messages", "role", "content") if shape == "messages" else ("conversations", "from", "value")
-        )
-        found = {column: [{role: name, content: said} for name, said in turns(rng)]}
+        ((column, ((role, content), _)),) = row_of(shape, "", "").items()
+        found: dict[str, Any] = {column: [{role: name, content: said} for name, said in turns(rng)]}
     else:
-        names = {"alpaca": ("instruction", "input", "output"), "completion": ("prompt", "completion"),
-                 "preference": ("prompt", "chosen", "rejected")}[shape]  # fmt: skip
-        found = {name: text(rng) for name in names}
+        found = {name: text(rng) for name in row_of(shape, "", "")}
         if shape == "preference" and rng.random() < 0.5:
             found["chosen"] = [{"role": name, "content": said} for name, said in turns(rng)]
     if rng.random() < 0.1:
@@ -73,18 +64,6 @@ def row(rng: random.Random, shape: str) -> Any:
     if rng.random() < 0.04:
         found.pop(next(iter(found)))
     return found
-
-
-def sure(shape: str, number: int) -> Any:
-    """A well-formed short row of a shape."""
-    asked, answered = f"{number}?", f"{number}!"
-    return {
-        "messages": {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]},
-        "sharegpt": {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]},
-        "alpaca": {"instruction": asked, "input": "", "output": answered},
-        "completion": {"prompt": asked, "completion": answered},
-        "preference": {"prompt": asked, "chosen": answered, "rejected": "?"},
-    }[shape]
 
 
 def kind_of(value: Any) -> str:
@@ -113,7 +92,7 @@ def dataset(rng: random.Random, folder: Path) -> list[Any]:
         shape = rng.choice(("messages", "messages", "sharegpt", "alpaca", "completion", "preference"))
         rows = [row(rng, shape) for _ in range(rng.randrange(3, 25))]
         # Enough good rows that most lines have the shape's columns, and that neither side is left empty.
-        rows += [rng.choice(rows), *(sure(shape, i) for i in range(len(rows) + 10))]
+        rows += [rng.choice(rows), *(row_of(shape, f"{i}?", f"{i}!") for i in range(len(rows) + 10))]
         rng.shuffle(rows)
         if rng.random() < 1 / 6:
             path = write_parquet(folder / f"{number}.parquet", rows)
@@ -124,31 +103,27 @@ def dataset(rng: random.Random, folder: Path) -> list[Any]:
 
 
 def check(made: Made, specs: list[Any]) -> None:
-    """Ledger, summary, sets and source agree; every kept row is true ChatML."""
+    """Ledger, summary, sets and source agree; every kept row is true ChatML; what is too long is as long as said."""
     summary, ledger = made.summary, made.ledger
     assert set(ledger["fate"]) <= set(FATES)
-    assert not ledger.duplicated(["source", "index"]).any()
+    counts = {spec["path"]: rows_in(Path(spec["path"])) for spec in specs}
     for spec in specs:
-        all_rows = rows_in(Path(spec["path"]))
         mine = ledger[ledger["source"] == spec["path"]]["index"].tolist()
-        assert mine == sorted(mine)
-        if spec["fraction"] == 1:
-            assert mine == list(range(all_rows))
-        else:
-            assert set(mine) <= set(range(all_rows))
+        everything = list(range(counts[spec["path"]]))
+        assert mine == (everything if spec["fraction"] == 1 else sorted(set(mine) & set(everything)))
     assert summary["rows"] == len(ledger) == sum(counts["rows"] for counts in summary["fates"].values())
-    everything = sum(rows_in(Path(spec["path"])) for spec in specs)
-    assert summary["rows"] + summary["rows_not_taken"] == everything
+    assert summary["rows"] + summary["rows_not_taken"] == sum(counts.values())
     kept = ledger[ledger["fate"] == "kept"].set_index(["source", "index"])
-    assert set(kept.index) == set(made.kept)
     assert kept["hash"].is_unique
-    tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
+    tokenizer = made.tokenizer
     specials = set(tokenizer.all_special_ids)
     im_end = tokenizer.convert_tokens_to_ids(IM_END)
-    for origin, found in made.kept.items():
-        said = found["messages"]
+    found = made.kept
+    assert set(kept.index) == set(found)
+    for origin, one in found.items():
+        said = one["messages"]
         encoding = encode(tokenizer, said)
-        assert (found["input_ids"], found["supervised"]) == (encoding.input_ids, encoding.supervised)
+        assert (one["input_ids"], one["supervised"]) == (encoding.input_ids, encoding.supervised)
         assert len(encoding) == kept.loc[origin, "tokens"] <= summary["max_length"]
         assert [m["role"] for m in said] == ["user", "assistant"] * (len(said) // 2)
         assert all(m["content"] == m["content"].strip() != "" for m in said)
@@ -160,20 +135,12 @@ def check(made: Made, specs: list[Any]) -> None:
         assert supervised.count(im_end) == len(replies)
         if not any("▁" in reply for reply in replies):  # SentencePiece's own mark for a blank decodes as a blank
             assert tokenizer.decode(supervised) == "".join(reply + IM_END for reply in replies)
-
-    check_too_long(made)
-
-
-def check_too_long(made: Made) -> None:
-    """Rows dropped as too long are, read to their end; what the ledger says of their length is true."""
-    tokenizer = loaded_tokenizer(str(made.folder / "tokenizer"))
-    dropped = made.ledger[made.ledger["fate"] == "too_long"]
     for source in made.sources:
-        rows = [row for batch in source.batches() for row, _ in read_rows(batch.read(), source.shape)]
-        for row in dropped[dropped["source"] == source.label].itertuples():
-            length = len(encode(tokenizer, as_messages(judge(rows[row.index]).turns)))
-            assert length > made.summary["max_length"]
-            assert row.tokens <= length if row.tokens_is_lower_bound else row.tokens == length
+        rows = numbered_rows(source)
+        for one in ledger[(ledger["fate"] == "too_long") & (ledger["source"] == source.label)].itertuples():
+            length = len(encode(tokenizer, as_messages(judge(rows[one.index][0]).turns)))
+            assert length > summary["max_length"]
+            assert one.tokens <= length if one.tokens_is_lower_bound else one.tokens == length
 
 
 def rows_in(path: Path) -> int:
@@ -192,28 +159,15 @@ def run_folder(request, tmp_path_factory) -> Path:
     return run
 
 
-def check_seeds(seeds: range, run: Path, folder: Path) -> None:
-    """Generates, runs and checks a dataset for each seed; the two tokenizers get other ones."""
-    for seed in seeds:
-        rng = random.Random(f"{run.name} {seed}")
-        specs = dataset(rng, folder / str(seed))
-        asked = {"max_length": rng.choice((40, 64, 300, 2_000)), "data_processes": 2 if seed % 10 == 0 else 1}
-        check(make(run, specs, same_tokenizer=True, eval_fraction=0.5, **asked), specs)
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
-    """Several batches for each of the small files."""
+@pytest.mark.parametrize(
+    "seeds", [range(12), *(pytest.param(range(n, n + 40), marks=pytest.mark.soak) for n in (12, 52, 92))]
+)
+def test_generated_datasets(run_folder, tmp_path, monkeypatch, seeds):
+    """Several batches for each of the small files; the two tokenizers get other datasets."""
     for module in (sources, lines):
         monkeypatch.setattr(module, "BATCH_ROWS", 11)
-
-
-def test_generated_datasets(run_folder, tmp_path):
-    check_seeds(range(30), run_folder, tmp_path)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("first", (30, 80, 130, 180, 230))
-def test_generated_datasets_up_to_five_hundred(run_folder, tmp_path, first):
-    """With the 30 datasets above, these are 250 for each of the two tokenizers."""
-    check_seeds(range(first, min(first + 50, 250)), run_folder, tmp_path)
+    for seed in seeds:
+        rng = random.Random(f"{run_folder.name} {seed}")
+        specs = dataset(rng, tmp_path / str(seed))
+        asked = {"max_length": rng.choice((40, 64, 300, 2_000)), "data_processes": 2 if seed % 10 == 0 else 1}
+        check(make(run_folder, specs, same_tokenizer=True, eval_fraction=0.5, **asked), specs)

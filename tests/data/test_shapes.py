@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from nbutils.core.errors import UserError
 from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
 from nbutils.data.messages import Malformed
 from nbutils.data.shapes import BY_NAME, LINE, detect, read_rows
-from tests.data.making import FIVE, rows_of
+from tests.data.making import COUNTRIES, SIX, nested, rows_of
 
 
 def read(shape: str, rows: list, *, as_lines: bool = False) -> list:
@@ -23,55 +23,56 @@ def read(shape: str, rows: list, *, as_lines: bool = False) -> list:
     return [row for row, _ in read_rows(table, BY_NAME[shape])]
 
 
+def said(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
+ASKED, ANSWERED = said("user", "a"), said("assistant", "b")
+AB = [("user", "a"), ("assistant", "b")]
+AS_JSON = '[{"type": "text", "text": "x"}]'
+SPAIN = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
+FRANCE = [["France?", "Paris."]]
+ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
+AFTER = [ALONE[0], ("user", "France?"), ("assistant", "Paris."), *ALONE[1:]]
+
+
 @pytest.mark.parametrize("as_lines", [False, True])
-@pytest.mark.parametrize("shape", FIVE)
+@pytest.mark.parametrize("shape", SIX)
 def test_every_shape_reads_the_same_conversation(shape, as_lines):
     rows = rows_of(shape)
     assert detect(list(rows[0]), "x").name == shape
-    for row, messages in zip(rows, read(shape, rows, as_lines=as_lines), strict=True):
-        spoken = [(role, text) for role, text in messages if role != "system"]
-        assert [role for role, _ in spoken] == ["user", "assistant"]
-        assert spoken[0][1].startswith(f"({shape}) What is the capital of")
-        assert spoken[1][1].startswith("The capital of")
-        assert row
+    for messages, (country, city) in zip(read(shape, rows, as_lines=as_lines), COUNTRIES.items(), strict=True):
+        (asker, asked), (answerer, answered) = messages
+        assert (asker, answerer) == ("user", "assistant")
+        assert asked == f"({shape}) What is the capital of {country}?"
+        assert answered == f"The capital of {country} is {city}."
 
 
-def test_alpaca_puts_the_input_below_the_instruction():
-    row = {"instruction": "Translate.", "input": "Hund", "output": "dog"}
-    assert read("alpaca", [row]) == [[("user", "Translate.\n\nHund"), ("assistant", "dog")]]
-
-
-def test_conversational_prompt_and_completion():
-    row = {
-        "prompt": [{"role": "user", "content": "a"}],
-        "completion": [{"role": "assistant", "content": "b"}],
-    }
-    assert read("completion", [row]) == [[("user", "a"), ("assistant", "b")]]
-
-
-def test_a_chosen_answer_that_repeats_the_prompt():
-    asked = [{"role": "user", "content": "a"}]
-    chosen = [*asked, {"role": "assistant", "content": "b"}]
-    assert read("preference", [{"prompt": asked, "chosen": chosen}]) == [[("user", "a"), ("assistant", "b")]]
-    assert read("preference", [{"prompt": "a", "chosen": chosen}]) == [[("user", "a"), ("assistant", "b")]]
-
-
-def test_conversations_with_chosen():
-    row = {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"}}
-    assert detect(list(row), "x").name == "preference"
-    assert read("preference", [row]) == [[("user", "a"), ("assistant", "b")]]
-    assert read("preference", [row | {"chosen": [row["chosen"]]}]) == [[("user", "a"), ("assistant", "b")]]
-
-
-def test_content_in_parts_counts_its_text_and_refuses_pictures():
-    parts = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]
-    rows = [
-        {"messages": [{"role": "user", "content": parts}]},
-        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-    ]
-    good, bad = read("messages", rows, as_lines=True)
-    assert good == [("user", "Hi there")]
-    assert "'image'" in str(bad)
+@pytest.mark.parametrize("as_lines", [False, True])
+@pytest.mark.parametrize(
+    ("row", "shape", "turns"),
+    [
+        ({"instruction": "a", "input": "b", "output": "c"}, "alpaca", [("user", "a\n\nb"), ("assistant", "c")]),
+        ({"prompt": [ASKED], "completion": [ANSWERED]}, "completion", AB),
+        ({"prompt": [ASKED], "chosen": [ASKED, ANSWERED]}, "preference", AB),  # the answer repeats the prompt
+        ({"prompt": "a", "chosen": [ASKED, ANSWERED]}, "preference", AB),
+        ({"conversations": [HUMAN], "chosen": GPT}, "preference", AB),
+        ({"conversations": [HUMAN], "chosen": [GPT]}, "preference", AB),
+        ({"messages": [said("user", [{"type": "text", "text": "a"}, "b"])]}, "messages", [("user", "ab")]),
+        ({"messages": [ASKED, said("assistant", AS_JSON)]}, "messages", [AB[0], ("assistant", AS_JSON)]),  # stays text
+        (
+            {"conversations": [{"from": name, "value": "x"} for name in ("Human", "gpt", "system", "narrator")]},
+            "sharegpt",
+            [(role, "x") for role in ("user", "assistant", "system", "narrator")],
+        ),
+        *((SPAIN | {"history": history}, "alpaca", AFTER) for history in (FRANCE, json.dumps(FRANCE))),
+        *((SPAIN | {"history": history}, "alpaca", ALONE) for history in (None, [], "", float("nan"))),
+    ],
+)
+def test_spellings_of_a_shape(row, shape, turns, as_lines):
+    assert detect(list(row), "x").name == shape
+    assert read(shape, [row], as_lines=as_lines) == [turns]
 
 
 @pytest.mark.parametrize(
@@ -90,21 +91,14 @@ def test_content_in_parts_counts_its_text_and_refuses_pictures():
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
         (b'{"messages": [{"role": "\\ud800", "content": "Hi"}]}', "surrogate"),
         (b"[" * 100_000, "no JSON"),
-        (
-            b'{"messages": [{"role": "user", "content": '
-            + b'[{"type": "text", "text": ' * 420
-            + b'"Hi"'
-            + b"}]" * 420
-            + b"}]}",
-            "nested too deeply",
-        ),
+        (b'{"messages": [{"role": "user", "content": ' + nested(420) + b"}]}", "nested too deeply"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "'image'"),
     ],
 )
 def test_a_broken_line_is_one_malformed_row_that_says_why(line, reason):
-    good, bad = read("messages", [{"messages": [{"role": "user", "content": "Hi"}]}, line], as_lines=True)
-    assert good == [("user", "Hi")]
-    assert isinstance(bad, Malformed)
-    assert reason in str(bad)
+    good, bad = read("messages", [{"messages": [ASKED]}, line], as_lines=True)
+    assert good == AB[:1]
+    assert isinstance(bad, Malformed) and reason in str(bad)
 
 
 def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
@@ -117,27 +111,19 @@ def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
     assert isinstance(bad, Malformed) and "no UTF-8" in str(bad)
 
 
-def test_role_names_of_other_people():
-    row = {"conversations": [{"from": name, "value": "x"} for name in ("Human", "gpt", "system", "narrator")]}
-    assert [role for role, _ in read("sharegpt", [row])[0]] == ["user", "assistant", "system", "narrator"]
-
-
-SAID = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Let me look."}]
-
-
 @pytest.mark.parametrize("as_lines", [False, True])
 @pytest.mark.parametrize(
     ("messages", "fate", "words"),
     [
-        ([SAID[0], SAID[1] | {"tool_calls": [{"type": "function"}]}], TOOL_USE, "calls a tool"),
-        ([SAID[0], SAID[1] | {"function_call": {"name": "weather"}}], TOOL_USE, "calls a tool"),
-        ([*SAID, {"role": "tool", "content": "Sunny."}], TOOL_USE, "what a tool answered"),
+        ([ASKED, ANSWERED | {"tool_calls": [{"type": "function"}]}], TOOL_USE, "calls a tool"),
+        ([ASKED, ANSWERED | {"function_call": {"name": "weather"}}], TOOL_USE, "calls a tool"),
+        ([ASKED, ANSWERED, {"role": "tool", "content": "Sunny."}], TOOL_USE, "what a tool answered"),
         ([{"from": "human", "value": "Hi"}, {"from": "observation", "value": "x"}], TOOL_USE, "what a tool answered"),
-        ([SAID[0] | {"content": [{"type": "image_url", "text": None}]}, SAID[1]], NOT_TEXT, "'image_url'"),
-        ([SAID[0] | {"content": [{"type": "tool_result", "content": "x"}]}], TOOL_USE, "'tool_result'"),
-        ([SAID[0] | {"content": [{"type": "riddle", "text": "x"}]}], MALFORMED, "'riddle'"),
-        ([SAID[0] | {"value": "something else"}], MALFORMED, "two different texts"),
-        ([SAID[0] | {"from": "gpt"}], MALFORMED, "two different roles"),
+        ([ASKED | {"content": [{"type": "image_url", "text": None}]}, ANSWERED], NOT_TEXT, "'image_url'"),
+        ([ASKED | {"content": [{"type": "tool_result", "content": "x"}]}], TOOL_USE, "'tool_result'"),
+        ([ASKED | {"content": [{"type": "riddle", "text": "x"}]}], MALFORMED, "'riddle'"),
+        ([ASKED | {"value": "something else"}], MALFORMED, "two different texts"),
+        ([ASKED | {"from": "gpt"}], MALFORMED, "two different roles"),
     ],
 )
 def test_what_is_no_plain_text_has_a_reason_of_its_own(messages, fate, words, as_lines):
@@ -145,46 +131,18 @@ def test_what_is_no_plain_text_has_a_reason_of_its_own(messages, fate, words, as
     assert isinstance(found, Malformed) and found.fate == fate and words in str(found)
 
 
-def test_history_and_system_of_alpaca_are_turns():
-    row = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
-    turns = [("system", "Be brief."), ("user", "France?"), ("assistant", "Paris."), ("user", "And Spain?"),
-             ("assistant", "Madrid.")]  # fmt: skip
-    history = [["France?", "Paris."]]
-    for given in (history, json.dumps(history)):
-        assert read("alpaca", [row | {"history": given}], as_lines=True) == [turns]
-    for given in (None, [], "", float("nan")):
-        assert read("alpaca", [row | {"history": given}], as_lines=True) == [[turns[0], *turns[3:]]]
-    (bad,) = read("alpaca", [row | {"history": ["France?"]}], as_lines=True)
+def test_a_history_of_something_else_is_malformed():
+    (bad,) = read("alpaca", [SPAIN | {"history": ["France?"]}], as_lines=True)
     assert "`history`" in str(bad)
-
-
-def test_an_answer_in_json_stays_the_text_that_it_is():
-    said = [
-        {"role": "user", "content": "As JSON?"},
-        {"role": "assistant", "content": '[{"type": "text", "text": "x"}]'},
-    ]
-    for as_lines in (False, True):
-        assert read("messages", [{"messages": said}], as_lines=as_lines) == [[(m["role"], m["content"]) for m in said]]
-
-
-def test_no_shape_fits_names_columns_and_the_five_shapes():
-    with pytest.raises(UserError) as error:
-        detect(["text", "label"], "my/set")
-    for word in ("my/set", "text, label", "messages", "sharegpt", "alpaca", "completion", "preference"):
-        assert word in str(error.value)
 
 
 def test_arrow_columns_give_what_lines_give():
     """The fast way over Arrow columns, lists of structs with nulls and the slow way agree."""
-    rows = [
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
-        {"messages": []},
-        {"messages": [{"role": "User", "content": "é"}]},
-    ]
-    assert read("messages", rows) == read("messages", rows, as_lines=True)
-    with_null = [*rows, {"messages": None}]
-    slow, lines = read("messages", with_null), read("messages", with_null, as_lines=True)
-    assert slow[:3] == lines[:3]
-    assert isinstance(slow[3], Malformed)
-    sliced = [row for row, _ in read_rows(pa.Table.from_pylist(rows).slice(1), BY_NAME["messages"])]
-    assert sliced == read("messages", rows)[1:]
+    rows = [{"messages": of} for of in ([ASKED, said("assistant", None)], [], [said("User", "é")], None)]
+    by_line = read("messages", rows, as_lines=True)
+    for some in (rows, rows[:3]):
+        slow = read("messages", some)
+        assert slow[:3] == by_line[:3]
+        assert all(isinstance(row, Malformed) for row in slow[3:])
+    sliced = read_rows(pa.Table.from_pylist(rows[:3]).slice(1), BY_NAME["messages"])
+    assert [row for row, _ in sliced] == by_line[1:3]
