@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -52,10 +57,17 @@ SMALL: dict[str, Any] = {
 }
 
 
+@cache
+def _data() -> TemporaryDirectory[str]:
+    folder = TemporaryDirectory()
+    data_folder(Path(folder.name), train=64)
+    return folder
+
+
 def small_settings(run: Path, **changes: Any) -> TrainSettings:
     """Settings of a run of a few seconds; makes the run's data where it is not there."""
     if not (run / "data").is_dir():
-        data_folder(run, train=64)
+        shutil.copytree(Path(_data().name) / "data", run / "data")
     return TrainSettings(run_dir=str(run), **(SMALL | changes))
 
 
@@ -99,3 +111,11 @@ def torchrun(
         timeout=timeout,
         check=False,
     )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Returns as soon as the condition is met."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
