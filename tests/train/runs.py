@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 from transformers import AutoTokenizer
 
 from nbutils.core.files import write_json
@@ -92,25 +92,11 @@ def written(settings: TrainSettings) -> Path:
     return path
 
 
-def torchrun(
-    settings: TrainSettings,
-    processes: int,
-    *,
-    module: str = "nbutils.train.worker",
-    environment: dict[str, str] | None = None,
-    options: tuple[str, ...] = ("--standalone",),
-    timeout: float = 240,
-) -> subprocess.CompletedProcess[str]:
-    """Runs the worker to its end; the caller looks at the exit status."""
-    program = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={processes}", "-m", module]
-    return subprocess.run(
-        [*program, str(written(settings))],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def torchrun(settings: TrainSettings, processes: int, *options: str, **environment: str) -> psutil.Popen:
+    """Starts the worker as its module's first line says."""
+    program = [sys.executable, "-m", "torch.distributed.run", *(options or ["--standalone"])]
+    line = [*program, f"--nproc-per-node={processes}", "-m", "nbutils.train.worker", str(written(settings))]
+    return psutil.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
