@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from tokenizers import processors
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
@@ -91,21 +97,27 @@ def make_base(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pr
     if settings.base_model == TINY:
         return tiny_model(tokenizer, settings.max_length, settings.seed)
     ref = settings.base_ref
+    check_config(settings, ref.config())
     check_weights(ref)
     model = ref.load()
-    own = add_chatml(ref.raw_tokenizer(), model)
-    if own.get_vocab() != tokenizer.get_vocab():
+    if add_chatml(ref.raw_tokenizer(), model).get_vocab() != tokenizer.get_vocab():
         raise UserError(
-            f"The data's tokenizer has {len(tokenizer)} tokens, that of '{settings.base_model}' {len(own)} or others; "
+            f"The data's tokenizer is another than that of '{settings.base_model}'; "
             "run notebooks/01_filter_data.ipynb again with this base_model."
         )
-    check_context(settings, model)
     return model
 
 
-def check_context(settings: TrainSettings, model: PreTrainedModel) -> None:
-    """UserError where rows may be longer than the model reads."""
-    longest = context_length(model.config)
+def check_config(settings: TrainSettings, config: PretrainedConfig) -> None:
+    """UserError where a configuration contradicts itself, or rows may be longer than the model reads."""
+    text, longest = config.get_text_config(), context_length(config)
+    heads = getattr(text, "num_attention_heads", 1)
+    shared = getattr(text, "num_key_value_heads", None) or heads
+    if heads % shared:
+        raise UserError(
+            f"The configuration of base_model '{settings.base_model}' cannot be right: its {heads} num_attention_heads "
+            f"cannot share {shared} num_key_value_heads evenly; give the config.json that belongs to its weights."
+        )
     if settings.max_length > longest:
         raise UserError(
             f"max_length is {settings.max_length} tokens, but '{settings.base_model}' reads {longest}; "
@@ -119,21 +131,26 @@ def weightless_base(settings: TrainSettings) -> PreTrainedModel:
     ref = ModelRef.parse(str(kept)) if holds_model(kept) else settings.base_ref
     tiny = ref.text == TINY
     config: Any = tiny_config(VOCABULARY, settings.max_length, 0, 0) if tiny else ref.config()
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    check_config(settings, config)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # an architecture's own check of its sizes
+        raise ref.unreadable(error) from error
     check_head(model)
-    check_context(settings, model)
     if ref.path:
         check_weights(ref)
     return model
 
 
 def check_weights(ref: ModelRef) -> None:
-    """UserError where the files of a base hold other weights than its configuration asks for; they are not loaded."""
-    if ref.gguf:
-        return
+    """UserError where the files of a base hold other weights than its configuration asks for; they are not kept.
+
+    Of a GGUF file transformers leaves out what it does not know, so there unknown weights are not found.
+    """
     where, options = ref.source
-    asked = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    asked: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    asked |= {} if ref.gguf else {"config": ref.config()}
     try:
         hide_loading_bar()
         _, found = AutoModelForCausalLM.from_pretrained(where, **asked, **options)
@@ -144,10 +161,10 @@ def check_weights(ref: ModelRef) -> None:
     wrong = [f"{len(names)} {kind} ({', '.join(sorted(names)[:3])})" for kind, names in kinds.items() if names]
     if not wrong:
         return
-    advice = "give the files that belong to its config.json"
+    advice = "download it again, or convert it again" if ref.gguf else "give the files that belong to its config.json"
     if wrapped := [prefix for prefix in WRAPPERS if any(name.startswith(prefix) for name in unknown)]:
         advice = f"'{wrapped[0]}' was put in front of the names by a wrapper: take it off, and save the model again"
-    elif missing == {"lm_head.weight"}:
+    elif set(missing) == {"lm_head.weight"}:
         advice = "where the output is tied to the input embedding, set tie_word_embeddings to true in config.json"
     raise UserError(
         f"The files of base_model '{ref.text}' do not fit its configuration: weights {' and '.join(wrong)}; training "

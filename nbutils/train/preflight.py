@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from datasets import load_from_disk
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chat_engine.window import keeps_keys
@@ -39,6 +40,9 @@ from nbutils.train.settings import OPTIMIZERS, TrainSettings, checked_trackers, 
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
+
+CHOICES = 4
+"""Replies that an item of the held-out task `heldout_next_utterance` chooses among."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
     if ready or settings.base_model != TINY:
         tokenizer = attempt(lambda: data_tokenizer(settings, data) if ready else settings.base_ref.tokenizer())
     if model := attempt(lambda: weightless_base(settings)):
+        if tokenizer:  # with ChatML, and rows for the highest id
+            model.resize_token_embeddings(max(tokenizer.get_vocab().values()) + 1, mean_resizing=False)
         yield Finding(FINE, f"The base model {settings.base_model} has {model.num_parameters():,} parameters.")
         yield disk_finding(settings, model)
         if not keeps_keys(model):
@@ -186,6 +192,16 @@ def data_findings(
         yield Finding(FINE, f"Every training conversation has {IM_END} inside its supervised part.")
     if not TokenRows.load(held_out, "assistant").supervised_counts().sum():
         yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
+    said: dict[str, set[str]] = {"assistant": set(), "user": set()}
+    for messages in load_from_disk(str(held_out))["messages"]:
+        for message in messages[1:]:  # those that answer something
+            said.get(message["role"], set()).add(" ".join(message["content"].casefold().split()))
+    if (most := max(map(len, said.values()))) < CHOICES:
+        yield Finding(
+            NOTE,
+            f"The task heldout_next_utterance chooses among {CHOICES} replies, and the held-out conversations hold "
+            f"{most} different ones: notebook 04 leaves it out; raise eval_fraction, unless replies are a few labels.",
+        )
 
 
 def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from nbutils.core.files import read_json, read_jsonl, sha256_of_file
@@ -22,7 +18,7 @@ from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
 from tests.train.forked import forked
-from tests.train.runs import small_settings, written
+from tests.train.runs import small_settings, torchrun, wait_for
 
 FAULTY = "tests.faults.worker_with_faults"
 MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session", "time")
@@ -91,35 +87,9 @@ def test_sigkill(run, undisturbed, point, rank):
     finish(run, undisturbed)
 
 
-def start(settings) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    return subprocess.Popen(
-        [*command, "nbutils.train.worker", str(written(settings))], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-
-
-def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
+def wait_for_step(run: Path, step: int) -> None:
     path = run / "train" / "metrics.jsonl"
-    for _ in range(int(seconds * 20)):
-        if path.is_file() and any(row["step"] >= step for row in read_jsonl(path)):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"step {step} was not reached in {seconds} s")
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
-
-
-def end_all(process: subprocess.Popen) -> None:
-    """SIGKILL to torchrun and to every worker."""
-    for worker in psutil.Process(process.pid).children(recursive=True):
-        worker.kill()
-    process.kill()
-    process.wait()
+    wait_for(lambda: path.is_file() and any(row["step"] >= step for row in read_jsonl(path)))
 
 
 def last_event(run: Path) -> dict:
@@ -128,7 +98,7 @@ def last_event(run: Path) -> dict:
 
 @pytest.mark.soak
 def test_sigterm_pauses_with_a_checkpoint(run, undisturbed):
-    process = start(small_settings(run))
+    process = torchrun(small_settings(run), 2)
     wait_for_step(run, 2)
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
@@ -138,13 +108,10 @@ def test_sigterm_pauses_with_a_checkpoint(run, undisturbed):
 
 
 def test_a_pause_request_is_one_decision_of_all_ranks(run, undisturbed):
-    process = start(small_settings(run))
-    wait_for_step(run, 1)
-    pause.request(run)
-    assert process.wait(timeout=60) == 0
+    done = forked(small_settings(run), 2, module=FAULTY, environment={"FAULT": "asks_for_a_pause:3:1"})
     step = last_event(run)["step"]
-    assert last_event(run)["event"] == "paused"
-    assert read_json(run / "train" / "checkpoints" / f"step-{step:06d}" / "manifest.json")["step"] == step
+    assert done.returncode == 0 and last_event(run)["event"] == "paused", done.stderr[-3000:]
+    assert read_json(run / "train" / "checkpoints" / f"step-{step:06d}" / "manifest.json")["step"] == step == 3
     pause.clear(run)
     finish(run, undisturbed)
 
@@ -164,10 +131,12 @@ def test_what_follows_a_damaged_newest_checkpoint_is_kept(run, undisturbed):
     checkpoints = run / "train" / "checkpoints"
     with (checkpoints / "step-000008" / "optimizer.pt").open("r+b") as file:
         file.truncate(1000)
-    process = start(settings)
+    process = torchrun(settings, 2)
     wait_for(lambda: list(checkpoints.glob("damaged-*")))  # before that the rows are those of the first session
     wait_for_step(run, 5)
-    end_all(process)
+    for member in [*process.children(recursive=True), process]:
+        member.kill()
+    process.wait()
     (kept,) = (path for path in checkpoints.iterdir() if path.suffix != ".partial")
     assert Checkpoint(kept).damage() is None
     finish(run, undisturbed, sessions=3)
@@ -269,24 +238,7 @@ def test_another_world_size_sees_each_remaining_row_once_and_says_so(run, undist
 
 @pytest.mark.soak
 def test_two_agents_give_the_weights_of_the_two_process_run(run, undisturbed):
-    request = written(small_settings(run))
-    agents = [
-        subprocess.Popen(
-            [
-                *(
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--nnodes=2",
-                    "--nproc-per-node=1",
-                    "--rdzv-backend=c10d",
-                ),
-                *("--rdzv-endpoint=127.0.0.1:29533", "--rdzv-id=smallchat", "--local-addr=127.0.0.1"),
-                *("-m", "nbutils.train.worker", str(request)),
-            ],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(2)
-    ]
+    rendezvous = ("--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29533", "--rdzv-id=smallchat")
+    agents = [torchrun(small_settings(run), 1, *rendezvous, "--local-addr=127.0.0.1") for _ in range(2)]
     assert [agent.wait(timeout=200) for agent in agents] == [0, 0]
     assert weights(run) == weights(undisturbed)

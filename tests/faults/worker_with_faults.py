@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.files import read_json
-from nbutils.core.run import checkpoints
+from nbutils.core.run import checkpoints, pause
 from nbutils.train import trainer, worker
 
 
@@ -121,6 +121,7 @@ POINTS: dict[str, Callable[[Bomb], None]] = {
     "not_a_number": in_loss,
     "never_arrives": lambda bomb: around(worker, "trainer_arguments", bomb, after=False),
     "never_joins": lambda bomb: around(worker.dist, "all_reduce", bomb, after=False),
+    "asks_for_a_pause": lambda bomb: around(trainer.SmallchatTrainer, "training_step", bomb, after=False),
     "disk_fills_before_step": lambda bomb: around(trainer.SmallchatTrainer, "training_step", bomb, after=False),
     "disk_fills_in_checkpoint": lambda bomb: around(
         trainer.SmallchatTrainer, "_save_optimizer_and_scheduler", bomb, after=False
@@ -132,6 +133,7 @@ WORK: dict[str, Callable[[Path], None]] = {
     "not_a_number": lambda run: None,
     "never_arrives": sleep,
     "never_joins": sleep,
+    "asks_for_a_pause": pause.request,
     "disk_fills_before_step": fill_the_disk,
     "disk_fills_in_checkpoint": fill_the_disk,
 }

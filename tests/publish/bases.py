@@ -11,6 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from nbutils.core.files import read_json, write_json
+
 SPECIAL = ["<unk>", "<s>", "</s>"]
 TALK = [
     [("What is %d plus two?", "That makes %d, I think."), ("Are you sure?", "Yes, I am. Ask me more!")],
@@ -111,16 +113,19 @@ UNLIMITED = ("bloom", "mpt")
 REFUSED = {
     "cohere": "logit_scale", "codegen": "bias in the output layer", "gemma2": "final_logit_softcapping",
     "granite": "logits_scaling",
-    "phi": "bias in the output layer",
+    "phi": "bias in the output layer", "odd_heads": "3 num_key_value_heads",
 }  # fmt: skip
-"""Architectures that are refused before training, and what the sentence names."""
+"""What is refused before training, and what the sentence names."""
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {}, "bloom": {}, "codegen": {"rotary_dim": 8}, "cohere": {}, "falcon": {"alibi": False},
     "gemma": {"head_dim": 16}, "gemma2": {"head_dim": 16}, "gpt2": {}, "gpt_bigcode": {},
     "gpt_neo": {"attention_types": [[["global"], 2]]}, "gpt_neox": {}, "granite": {}, "mistral": {}, "mpt": {},
     "olmo": {}, "opt": {}, "phi": {}, "qwen2": {}, "qwen3": {"head_dim": 16}, "stablelm": {}, "starcoder2": {},
 }  # fmt: skip
+HARMS = {"pads_beyond": {"pad_token_id": 5000}, "odd_heads": {"num_key_value_heads": 3}}
+"""What config.json says in place of what the model was made with."""
 FIELDS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in HARMS},
     "plain": {}, "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
     "short": {"max_position_embeddings": 96}, "grouped": {"num_key_value_heads": 1}, "half": {}, "padded_rows": {},
     "too_few_rows": {}, "dropout": {"attention_dropout": 0.1},
@@ -172,4 +177,5 @@ def make_base(folder: Path, chosen: dict[str, str]) -> Path:
         model = model.half()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_json(folder / "config.json", read_json(folder / "config.json") | HARMS.get(field, {}))
     return folder

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import shutil
 import sys
+import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 from transformers import AutoTokenizer
 
 from nbutils.core.files import write_json
@@ -52,10 +57,17 @@ SMALL: dict[str, Any] = {
 }
 
 
+@cache
+def _data() -> TemporaryDirectory[str]:
+    folder = TemporaryDirectory()
+    data_folder(Path(folder.name), train=64)
+    return folder
+
+
 def small_settings(run: Path, **changes: Any) -> TrainSettings:
     """Settings of a run of a few seconds; makes the run's data where it is not there."""
     if not (run / "data").is_dir():
-        data_folder(run, train=64)
+        shutil.copytree(Path(_data().name) / "data", run / "data")
     return TrainSettings(run_dir=str(run), **(SMALL | changes))
 
 
@@ -80,22 +92,16 @@ def written(settings: TrainSettings) -> Path:
     return path
 
 
-def torchrun(
-    settings: TrainSettings,
-    processes: int,
-    *,
-    module: str = "nbutils.train.worker",
-    environment: dict[str, str] | None = None,
-    options: tuple[str, ...] = ("--standalone",),
-    timeout: float = 240,
-) -> subprocess.CompletedProcess[str]:
-    """Runs the worker to its end; the caller looks at the exit status."""
-    program = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={processes}", "-m", module]
-    return subprocess.run(
-        [*program, str(written(settings))],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def torchrun(settings: TrainSettings, processes: int, *options: str, **environment: str) -> psutil.Popen:
+    """Starts the worker as its module's first line says."""
+    program = [sys.executable, "-m", "torch.distributed.run", *(options or ["--standalone"])]
+    line = [*program, f"--nproc-per-node={processes}", "-m", "nbutils.train.worker", str(written(settings))]
+    return psutil.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Returns as soon as the condition is met."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)

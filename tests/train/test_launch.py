@@ -9,75 +9,80 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from nbutils.cli import main
 from nbutils.core import hardware, torchrun
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.core.text import HIDDEN
-from nbutils.core.torchrun import AGENT, LOG, LOG_LINES, PARENT, Hang, Torchrun
+from nbutils.core.torchrun import LOG, LOG_LINES, PARENT, Hang, Torchrun
 from nbutils.train import run as training
+from nbutils.train import worker
 from nbutils.train.run import events_of
+from tests.conftest import ROOT
 from tests.train.forked import forked
-from tests.train.runs import small_settings
+from tests.train.runs import small_settings, wait_for
 
 
 def told(folder: Path, log: str, **failed: object) -> str:
     """What is said of a program that ended with status 1 after this log and this event."""
-    folder.mkdir(exist_ok=True)
     (folder / LOG).write_text(log)
     program = Torchrun("none", folder / "settings.json", 2, work="Training", knob="tokens_per_microbatch")
     return program.failure(failed, 1)
 
 
-def test_the_killed_rank_and_its_signal_are_named(tmp_path):
-    text = told(tmp_path, "something", rank=1, status=-9)
-    assert text.startswith("Training ended: rank 1 was killed by SIGKILL (often the machine ran out of memory")
-    assert "lower tokens_per_microbatch" in text and text.endswith("\nsomething")
-    assert "rank 1 was killed by SIGSEGV;" in told(tmp_path, "something", rank=1, status=-11)
+@pytest.mark.parametrize(
+    "failed,words",
+    [
+        (
+            {"rank": 1, "status": -9},
+            "ended: rank 1 was killed by SIGKILL (often the machine ran out of memory",
+        ),
+        ({"rank": 1, "status": -9}, "lower tokens_per_microbatch"),
+        ({"rank": 1, "status": -11}, "Training ended: rank 1 was killed by SIGSEGV;"),
+        ({"rank": 1, "status": 1}, "Training ended: rank 1 failed with status 1; the last lines of"),
+        ({}, "Training ended with status 1; the last lines of"),
+        ({"event": "error", "message": "A sentence."}, "A sentence."),
+    ],
+)
+def test_who_failed_and_how_is_told(tmp_path, failed, words):
+    text = told(tmp_path, "something", **failed)
+    assert words in text and ("message" in failed or text.endswith("\nsomething"))
 
 
 def test_the_last_40_lines_of_the_failing_rank_are_shown(tmp_path):
     text = told(tmp_path, "".join(f"[rank {i % 2}] line {i}\n" for i in range(200)), rank=1, status=1)
-    assert text.startswith("Training ended: rank 1 failed with status 1; the last lines of")
     lines = text.splitlines()[1:]
     assert len(lines) == LOG_LINES and lines[-1] == "[rank 1] line 199" and all(x.startswith("[rank 1]") for x in lines)
 
 
-def test_without_a_report_the_status_and_the_log_have_to_do(tmp_path):
-    assert told(tmp_path, "no such program").startswith("Training ended with status 1; the last lines of")
-    assert told(tmp_path, "log", event="error", message="A sentence.") == "A sentence."
+PROGRAM = "tests.train.program"
 
 
 @pytest.fixture
-def faulty(monkeypatch):
-    """Makes `events_of` start the worker with a planted fault."""
+def refused(tmp_path, monkeypatch):
+    """What is said where torchrun starts a program that does something else than training."""
 
-    def plant(fault: str, **environment: str) -> None:
+    def start(act: str) -> str:
         own = torchrun.command
-        monkeypatch.setattr(
-            torchrun,
-            "command",
-            lambda *a: [w.replace("nbutils.train.worker", "tests.faults.worker_with_faults") for w in own(*a)],
-        )
-        for name, value in ({"FAULT": fault} | environment).items():
-            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(torchrun, "command", lambda module, *rest: own(PROGRAM, *rest))
+        monkeypatch.setenv("ACT", act)
+        with pytest.raises(UserError) as caught:
+            list(events_of(small_settings(tmp_path), tmp_path / "train"))
+        return str(caught.value)
 
-    return plant
+    return start
 
 
-def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, faulty):
+def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, refused, monkeypatch):
     secret = "hf_" + "planted" * 4
-    faulty("raises:2:1", HF_TOKEN=secret)
-    with pytest.raises(UserError) as caught:
-        list(events_of(small_settings(tmp_path, sample_prompts=[]), tmp_path / "train"))
-    text = str(caught.value)
+    monkeypatch.setenv("HF_TOKEN", secret)
+    text = refused("raises")
     assert text.startswith("Training ended: rank 1 failed with status 1")
     assert f"[rank 1] RuntimeError: planted, with the secret {HIDDEN}" in text
     assert "[rank 0]" not in text and "ChildFailedError" not in text
@@ -85,18 +90,17 @@ def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, faulty):
     assert secret not in log and "planted, with the secret" in log
 
 
-SUMS = """
-import sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from nbutils.core.torchrun import leave, tell
-dist.init_process_group("gloo")
-ranks = torch.ones(1)
-dist.all_reduce(ranks)
-tell(Path(sys.argv[1]).parent, "finished", ranks=int(ranks))
-leave(0)
-"""
+def test_processes_that_do_not_meet_are_told_with_advice(tmp_path, refused):
+    assert "could not reach each other; set processes to 1" in refused("hangs")
+    assert not [p for p in psutil.Process().children(recursive=True) if PROGRAM in p.cmdline()]
+
+
+@pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
+def test_a_rank_that_never_joins_ends_the_others_soon(tmp_path, point):
+    """And not after the half hour that torch would wait."""
+    fault = {"FAULT": f"{point}:1:1", "HANG_SECONDS": "1"}
+    done = forked(small_settings(tmp_path), 2, module="tests.faults.worker_with_faults", environment=fault, timeout=120)
+    assert done.returncode and read_jsonl(tmp_path / "train" / "progress.jsonl")[-1]["event"] == "hang"
 
 
 def test_processes_meet_where_the_hosts_name_leads_nowhere(tmp_path):
@@ -106,72 +110,41 @@ def test_processes_meet_where_the_hosts_name_leads_nowhere(tmp_path):
         subprocess.run([*apart, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("namespaces are not allowed here")
-    (tmp_path / "sums.py").write_text(SUMS)
     (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n192.0.2.1 {socket.gethostname()}\n")
-    command = torchrun.command("sums", tmp_path / "settings.json", 2)
-    script = f"mount --bind {tmp_path}/hosts /etc/hosts && exec {shlex.join(command)}"
-    paths = os.pathsep.join([str(tmp_path), *sys.path])
-    done = subprocess.run(
-        [*apart, "sh", "-c", script],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    command = shlex.join(torchrun.command(PROGRAM, tmp_path / "settings.json", 2))
+    script = f"mount --bind {tmp_path}/hosts /etc/hosts && exec {command}"
+    done = subprocess.run([*apart, "sh", "-c", script], env=os.environ | {"ACT": "sums"}, capture_output=True,
+                          text=True, timeout=100, cwd=ROOT)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [row["ranks"] for row in read_jsonl(tmp_path / "progress.jsonl")] == [2, 2]
+    ranks = [row["ranks"] for row in read_jsonl(tmp_path / "progress.jsonl") if row["event"] == "finished"]
+    assert ranks == [2, 2]
 
 
-@pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
-def test_a_rank_that_never_joins_ends_soon_with_advice(tmp_path, faulty, point):
-    faulty(f"{point}:1:1", HANG_SECONDS="3")
-    started = time.monotonic()
-    with pytest.raises(UserError, match="could not reach each other; set processes to 1"):
-        list(events_of(small_settings(tmp_path), tmp_path / "train"))
-    assert time.monotonic() - started < 300  # and not the half hour that torch would wait
-    mine = [p for p in psutil.Process(os.getpid()).children(recursive=True) if "worker_with_faults" in p.cmdline()]
-    assert mine == []
+KERNEL = """
+import sys
+from pathlib import Path
+from nbutils.core.torchrun import Torchrun
+list(Torchrun("tests.train.program", Path(sys.argv[1]), 2, work="Training", knob="").events())
+"""
 
 
-@pytest.mark.parametrize("killed", ["kernel", pytest.param("torchrun", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("killed", ["kernel", "torchrun"])
 def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
-    settings = small_settings(tmp_path, max_steps=100_000, checkpoint_steps=0, eval_steps=0)
-    (tmp_path / "train").mkdir()
-    code = (
-        "import json, sys; from pathlib import Path; from nbutils.train.run import events_of\n"
-        "from nbutils.train.settings import TrainSettings; s = TrainSettings(**json.loads(sys.argv[1]))\n"
-        "for event in events_of(s, s.run_path / 'train'): pass"
-    )
-    kernel = subprocess.Popen([sys.executable, "-c", code, settings.model_dump_json()])
+    """torchrun makes each worker the leader of a session of its own, so nothing else would end them."""
+    request, progress = tmp_path / "settings.json", tmp_path / "progress.jsonl"
+    kernel = [sys.executable, "-c", KERNEL, str(request)]
+    environment = {name: value for name, value in os.environ.items() if name != PARENT} | {"ACT": "sleeps"}
+    line = kernel if killed == "kernel" else torchrun.command(PROGRAM, request, 2)
+    process = psutil.Popen(line, env=environment, cwd=ROOT)
     try:
-        wait_until(lambda: '"step": 3,' in (tmp_path / "train" / "progress.jsonl").read_text(), 120)
-        workers = psutil.Process(kernel.pid).children(recursive=True)
-        assert len(workers) >= 3  # torchrun and two processes
-        if killed == "torchrun":
-            psutil.Process(kernel.pid).children()[0].kill()
-            wait_until(lambda: not any(alive(worker) for worker in workers), 30)
+        wait_for(lambda: progress.is_file() and len(read_jsonl(progress)) == 2)
+        below = process.children(recursive=True)
+        assert len(below) == 2 + (killed == "kernel")
     finally:
-        kernel.kill()
-        kernel.wait()
-    wait_until(lambda: not any(alive(worker) for worker in workers), 30)
-
-
-def test_a_worker_ends_when_torchrun_alone_is_killed(tmp_path):
-    """torchrun makes each worker the leader of a session of its own, so nothing else would end it."""
-    worker = (
-        "import time; from pathlib import Path; from nbutils.core.torchrun import run_worker\n"
-        "run_worker(Path(), lambda: (print('on', flush=True), time.sleep(60)))"
-    )
-    agent = (
-        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True).wait()"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != PARENT} | {AGENT: "none"}
-    torchrun = subprocess.Popen([sys.executable, "-c", agent, worker], env=environment, stdout=subprocess.PIPE)
-    assert torchrun.stdout is not None and torchrun.stdout.readline() == b"on\n"
-    (child,) = psutil.Process(torchrun.pid).children()
-    torchrun.kill()
-    torchrun.wait()
-    wait_until(lambda: not alive(child), 10)
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs(below, timeout=30)
+    assert not left
 
 
 FAKE_WORKER = """
@@ -258,8 +231,6 @@ def test_processes_are_those_that_torch_sees(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", [None, "{half", "[]", '{"settings": {"seed": -1}}'])
 def test_wrong_settings_files_are_sentences(tmp_path, capsys, text):
-    from nbutils.train import worker
-
     file = tmp_path / "SETTINGS.json"
     if text is not None:
         file.write_text(text)
@@ -269,30 +240,10 @@ def test_wrong_settings_files_are_sentences(tmp_path, capsys, text):
 
 
 def test_the_command_writes_settings_that_the_worker_reads(tmp_path, root, capsys):
-    from nbutils.cli import main
-    from nbutils.train import worker
-
     assert main(["settings", str(root / "params" / "demo.yaml"), "--run-dir", str(tmp_path), "-p", "max_steps=7"]) == 0
     settings = worker.read_settings(tmp_path / "train" / "settings.json")
     assert settings.max_steps == 7 and settings.run_path == tmp_path
     assert f"-m nbutils.train.worker {tmp_path}/train/settings.json" in capsys.readouterr().out
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(OSError):
-            if condition():
-                return
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.2)
-
-
-def alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkeypatch, capsys):
@@ -313,13 +264,12 @@ def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkey
     assert tried == [None, "1"] and "trying once more without peer-to-peer" in capsys.readouterr().out
 
 
-def test_a_tracker_gets_the_logged_numbers(tmp_path):
+def test_a_tracker_gets_the_logged_numbers(tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    settings = small_settings(
-        tmp_path, processes=1, report_to=["tensorboard"], max_steps=6, eval_steps=3, sample_prompts=[]
-    )
-    done = forked(settings, 1)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
+    changes = {"report_to": ["tensorboard"], "max_steps": 4, "eval_steps": 2, "checkpoint_steps": 2}
+    worker.train(small_settings(tmp_path, processes=1, sample_prompts=[], **changes), lambda: False)
     folder = tmp_path / "train" / "trackers"
     assert [file.name for file in folder.iterdir() if "tfevents" in file.name]
     events = accumulator.EventAccumulator(str(folder)).Reload()

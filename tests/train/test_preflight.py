@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -16,11 +14,11 @@ from nbutils.core import hardware
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import preflight
+from nbutils.train.arguments import trainer_arguments
 from nbutils.train.base import weightless_base
 from nbutils.train.dataset import TokenRows
 from nbutils.train.memory import GIB, memory_need
 from nbutils.train.preflight import FINE, NOTE, STOP, Finding
-from tests.builders import data_folder
 from tests.train.runs import small_settings
 
 T4, A100, P100 = (
@@ -40,12 +38,6 @@ def weightless(hidden: int, layers: int, intermediate: int) -> LlamaForCausalLM:
 REFERENCE = weightless(768, 12, 2_048)
 
 
-def device(settings, *gpus: Gpu, listed: tuple[Gpu, ...] | None = None, build="12.8") -> list[Finding]:
-    """What is said of a machine with these GPUs."""
-    report = DeviceReport(gpus, cores=2, torch="2.13.0", cuda_build=build)
-    return list(preflight.device_findings(settings, report, gpus if listed is None else listed))
-
-
 def texts(findings: list[Finding], level: str | None = None) -> str:
     return " ".join(finding.text for finding in findings if level in (None, finding.level))
 
@@ -53,7 +45,7 @@ def texts(findings: list[Finding], level: str | None = None) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preflight")
-    data_folder(folder, train=30)
+    small_settings(folder)
     return folder
 
 
@@ -63,33 +55,26 @@ def tokenizer(run):
 
 
 @pytest.mark.parametrize(
-    "gpus,expected",
-    [((T4, T4), "Tesla T4 in fp16, 2 processes"), ((A100,), "NVIDIA A100 in bf16, 1 process."), ((), "CPU in fp32")],
+    "gpus,listed,changes,level,expected",
+    [
+        ((T4, T4), 2, {"processes": 0}, FINE, "Tesla T4 in fp16, 2 processes"),
+        ((A100,), 1, {"processes": 0}, FINE, "NVIDIA A100 in bf16, 1 process."),
+        ((), 0, {"processes": 0}, FINE, "the CPU in fp32"),
+        ((P100,), 1, {"processes": 0}, FINE, "on the CPU in fp32"),
+        ((P100,), 1, {"processes": 0}, NOTE, "Tesla P100-PCIE-16GB is too old"),
+        ((P100,), 1, {"precision": "fp16"}, STOP, "precision is fp16, but training runs on the CPU"),
+        ((T4,), 1, {"processes": 2}, STOP, "processes is 2, but this machine has 1 usable GPU;"),
+        ((), 1, {}, STOP, "nvidia-smi lists Tesla T4, but torch 2.13.0 has no CUDA in it"),
+        ((T4,), 1, {"optimizer": "adamw_torch_fused", "processes": 1}, STOP, "hides skipped fp16 steps"),
+    ],
 )
-def test_each_device_gets_the_precision_that_it_has(run, gpus, expected):
-    found = device(small_settings(run, processes=0), *gpus)
-    assert expected in texts(found, FINE) and not texts(found, STOP)
-
-
-def test_a_p100_falls_back_to_the_cpu_with_the_reason(run):
-    found = device(small_settings(run, processes=0), P100)
-    assert "on the CPU in fp32" in texts(found, FINE) and "Tesla P100-PCIE-16GB is too old" in texts(found, NOTE)
-    asked = device(small_settings(run, precision="fp16"), P100)
-    assert "precision is fp16, but training runs on the CPU" in texts(asked, STOP)
-
-
-def test_fewer_gpus_than_processes_a_torch_without_cuda_and_a_fused_optimizer(run):
-    few = device(small_settings(run, processes=2), T4)
-    assert "processes is 2, but this machine has 1 usable GPU;" in texts(few, STOP)
-    blind = device(small_settings(run), listed=(T4,), build="")
-    assert "nvidia-smi lists Tesla T4, but torch 2.13.0 has no CUDA in it" in texts(blind, STOP)
-    fused = device(small_settings(run, optimizer="adamw_torch_fused", processes=1), T4)
-    assert "hides skipped fp16 steps" in texts(fused, STOP)
+def test_what_is_said_of_a_machine(run, gpus, listed, changes, level, expected):
+    report = DeviceReport(gpus, cores=2, torch="2.13.0", cuda_build="")
+    found = list(preflight.device_findings(small_settings(run, **changes), report, (gpus or (T4,))[:listed]))
+    assert expected in texts(found, level) and bool(texts(found, STOP)) is (level == STOP)
 
 
 def test_the_worker_refuses_fp16_on_the_cpu(run):
-    from nbutils.train.arguments import trainer_arguments
-
     with pytest.raises(UserError, match="fp16, but training runs on the CPU"):
         trainer_arguments(small_settings(run, precision="fp16"), run / "train")
 
@@ -112,46 +97,52 @@ def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run, monkeypatch
     assert found(needed - 10).level == FINE
 
 
-def data_findings(settings, data, tokenizer) -> list[Finding]:
-    rows = TokenRows.for_training(data, settings, tokenizer)
-    return list(preflight.data_findings(settings, rows, data / "eval", tokenizer))
-
-
-def test_good_data_has_no_problem(run, tokenizer):
-    found = data_findings(small_settings(run), run / "data", tokenizer)
-    assert {finding.level for finding in found} == {FINE} and "inside its supervised part" in texts(found)
-    assert {finding.level for finding in preflight.tokenizer_findings(tokenizer)} == {FINE}
+WHOLE, ENDLESS, NONE = [False, False, True, True, True], [False, False, True, True, False], [False] * 5
 
 
 @pytest.mark.parametrize(
-    "harm,expected,level",
+    "masks,changes,replies,level,expected",
     [
-        ("one", "1 of 2 training conversations have no supervised token", NOTE),
-        ("all", "2 of 2 training conversations have no supervised token: there is nothing to learn", STOP),
-        ("end", "2 of 2 training conversations have no supervised <|im_end|>", STOP),
+        ([WHOLE, WHOLE], {}, 4, FINE, "inside its supervised part"),
+        ([NONE, WHOLE], {}, 4, NOTE, "1 of 2 training conversations have no supervised token"),
+        (
+            [NONE, NONE],
+            {},
+            4,
+            STOP,
+            "2 of 2 training conversations have no supervised token: there is nothing to learn",
+        ),
+        ([WHOLE, NONE], {}, 4, STOP, "No evaluation conversation has a supervised token"),
+        ([WHOLE, ENDLESS], {}, 4, NOTE, "1 of 2 training conversations have no supervised <|im_end|>"),
+        ([ENDLESS, ENDLESS], {}, 4, STOP, "2 of 2 training conversations have no supervised <|im_end|>"),
+        ([WHOLE, WHOLE], {"supervise_end": False}, 4, NOTE, "replies will not stop"),
+        (
+            [WHOLE, WHOLE],
+            {},
+            3,
+            NOTE,
+            "heldout_next_utterance chooses among 4 replies, and the held-out conversations ",
+        ),
     ],
 )
-def test_data_that_is_wrong_in_one_way(tmp_path, run, tokenizer, harm, expected, level):
-    end = tokenizer.eos_token_id
-    rows = [{"input_ids": [5, 6, 7, 8, end], "supervised": [False, False, True, True, True]} for _ in range(2)]
-    if harm in ("one", "all"):
-        for row in rows[: 1 if harm == "one" else 2]:
-            row["supervised"] = [False] * 5
-    else:
-        for row in rows:
-            row["supervised"][-1] = False
-    for side in ("train", "eval"):
-        Dataset.from_list(rows).save_to_disk(str(tmp_path / side))
-    found = data_findings(small_settings(run), tmp_path, tokenizer)
+def test_data_that_is_wrong_in_one_way(tmp_path, run, tokenizer, masks, changes, replies, level, expected):
+    """`Reply 1` and `reply  1` are one reply, and what a conversation begins with is none."""
+    rows = [{"input_ids": [5, 6, 7, 8, tokenizer.eos_token_id], "supervised": mask} for mask in masks]
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "train"))
+    said = [f"{word} {i}" for i in range(replies) for word in ("Reply", "reply ")]
+    talks = [zip(("user", "assistant"), (f"Question {text}", text), strict=True) for text in said]
+    held_out = [rows[1] | {"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
+    Dataset.from_list(held_out).save_to_disk(str(tmp_path / "eval"))
+    settings = small_settings(run, **changes)
+    train = TokenRows.for_training(tmp_path, settings, tokenizer)
+    found = list(preflight.data_findings(settings, train, tmp_path / "eval", tokenizer))
     assert expected in texts(found, level)
-
-
-def test_leaving_the_stop_token_out_on_purpose_is_a_note(run, tokenizer):
-    found = data_findings(small_settings(run, supervise_end=False), run / "data", tokenizer)
-    assert "replies will not stop" in texts(found, NOTE) and not texts(found, STOP)
+    assert level != FINE or texts(found) == texts(found, FINE)
+    assert level != NOTE or not texts(found, STOP)
 
 
 def test_padding_with_the_stop_token_and_another_eos_are_problems(tokenizer):
+    assert {finding.level for finding in preflight.tokenizer_findings(tokenizer)} == {FINE}
     tokenizer.pad_token = tokenizer.eos_token
     assert "pads with its eos, '<|im_end|>'" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
     tokenizer.eos_token = "<|pad|>"
@@ -238,13 +229,8 @@ def test_a_broken_driver_is_told_in_its_own_words(tmp_path, monkeypatch):
         hardware.child_report()
 
 
-def test_the_notebooks_part_never_initialises_cuda(run):
-    code = (
-        "import sys, torch; from pathlib import Path\n"
-        "from tests.train.runs import small_settings; from nbutils.train.preflight import preflight\n"
-        "preflight(small_settings(Path(sys.argv[1])))\n"
-        "print(torch.cuda.is_initialized())"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "False" and "STOP" not in done.stdout
+def test_the_notebooks_part_never_initialises_cuda(run, monkeypatch, capsys):
+    """The processes that it starts, some by fork, could not use a GPU then."""
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialised"))
+    preflight.preflight(small_settings(run))
+    assert "STOP" not in capsys.readouterr().out

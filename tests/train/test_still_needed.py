@@ -11,16 +11,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from datasets import Dataset, load_from_disk
-from transformers import AutoTokenizer, trainer_jit_checkpoint
+from transformers import AutoTokenizer, Trainer, trainer_jit_checkpoint
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from nbutils.core.run.models import tiny_model
+from nbutils.train.arguments import CHECKPOINTING
 from nbutils.train.batches import BatchPlan
-from nbutils.train.trainer import CountingScaler
 from tests.builders import data_folder
 
 QUIET: dict[str, Any] = {
@@ -30,10 +32,8 @@ QUIET: dict[str, Any] = {
     "disable_tqdm": True,
     "save_strategy": "no",
     "logging_strategy": "no",
-    "activation_checkpointing": False,
+    CHECKPOINTING: False,
 }
-if "activation_checkpointing" not in SFTConfig.__dataclass_fields__:
-    QUIET["gradient_checkpointing"] = QUIET.pop("activation_checkpointing")
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +65,8 @@ def stock(tmp_path, tokenizer):
 def labelled(folder: Path) -> Dataset:
     """Tokenised rows as the stock trainer takes them, with labels on the assistant's tokens."""
     rows = load_from_disk(str(folder))
-    return Dataset.from_list(
-        [
-            {
-                "input_ids": row["input_ids"],
-                "labels": [i if s else -100 for i, s in zip(row["input_ids"], row["supervised"], strict=True)],
-            }
-            for row in rows
-        ]
-    )
+    labels = [np.where(row["supervised"], row["input_ids"], -100).tolist() for row in rows]
+    return rows.select_columns("input_ids").add_column("labels", labels)
 
 
 def gone(module: str, what: str) -> str:
@@ -92,22 +85,21 @@ def test_stock_slices_long_conversations_and_loses_their_end(data, stock, tokeni
     assert cut and any(end not in ids[-2:] for ids in cut), gone("../data/fates.py (too_long)", "keeps ends now")
 
 
-def test_stock_pads_batches_of_random_lengths(data, stock):
+def test_stock_pads_batches_of_random_lengths_wants_a_mask_and_installs_its_fused_head(data, stock):
     train = labelled(data / "train")
-    batches = list(stock(train, max_length=None).get_train_dataloader())
+    trainer = stock(train, max_length=None)
+    batches = list(trainer.get_train_dataloader())
     useful = sum(int(b["attention_mask"].sum()) for b in batches) / sum(b["input_ids"].numel() for b in batches)
-    lengths = BatchPlan(torch.tensor([len(ids) for ids in train["input_ids"]]).numpy(), 4096, 2048, 0)
-    padded = sum(lengths.padded(batch) for step in lengths.steps(0) for batch in lengths.deal(step, 1)[0])
-    ours = int(lengths.lengths.sum()) / padded
+    ours = 1 - BatchPlan(np.array([len(ids) for ids in train["input_ids"]]), 4096, 2048, 0).padding()
     assert useful < 0.75 < ours, gone("batches.py", f"makes batches of {useful:.0%} useful tokens, ours {ours:.0%}")
-
-
-def test_stock_wants_a_mask_or_positions(data, stock):
-    trainer = stock(labelled(data / "train"), max_length=None)
-    batch = next(iter(trainer.get_train_dataloader()))
     with pytest.raises(ValueError, match="attention_mask"):
-        trainer.compute_loss(trainer.model, {"input_ids": batch["input_ids"], "labels": batch["labels"]})
+        trainer.compute_loss(trainer.model, {name: batches[0][name] for name in ("input_ids", "labels")})
         pytest.fail(gone("trainer.py (compute_loss)", "takes right-padded rows without a mask now"))
+    assert "fused_lm_head" in inspect.signature(trainer.model.forward, follow_wrapped=False).parameters, gone(
+        "loss.py", "does not install a fused head any more"
+    )
+    switches = [name for name in SFTConfig.__dataclass_fields__ if "fused" in name or "lm_head" in name]
+    assert switches == [], gone("loss.py", f"has a switch for its fused head: {switches}")
 
 
 def test_stock_flattens_rows_into_one(data, stock):
@@ -117,40 +109,27 @@ def test_stock_flattens_rows_into_one(data, stock):
     )
 
 
-def test_stock_always_installs_its_fused_head(data, stock):
-    trainer = stock(labelled(data / "train"), max_length=None)
-    switches = [name for name in SFTConfig.__dataclass_fields__ if "fused" in name or "lm_head" in name]
-    assert "fused_lm_head" in inspect.signature(trainer.model.forward, follow_wrapped=False).parameters, gone(
-        "loss.py", "does not install a fused head any more"
-    )
-    assert switches == [], gone("loss.py", f"has a switch for its fused head: {switches}")
-
-
 def test_stock_accuracy_and_loss_depend_on_the_batch_size(data, stock):
     held_out = labelled(data / "eval")
-    found = []
-    for size in (1, 3):
-        trainer = stock(labelled(data / "train"), held_out, max_length=None, per_device_eval_batch_size=size)
-        found.append(trainer.evaluate())
+    sizes = [{"max_length": None, "per_device_eval_batch_size": size} for size in (1, 3)]
+    found = [stock(held_out, held_out, **options).evaluate() for options in sizes]
     for name in ("eval_loss", "eval_mean_token_accuracy"):
-        first, second = found[0][name], found[1][name]
-        assert not math.isclose(first, second, abs_tol=1e-6), gone(
+        assert not math.isclose(found[0][name], found[1][name], abs_tol=1e-6), gone(
             "evaluation.py", f"gives the same {name} for any batch size now"
         )
 
 
-class Seen:
-    """The rows that a trainer's collator was asked for, batch by batch."""
+def seen(trainer: SFTTrainer) -> list[list[int]]:
+    """The rows that a trainer's collator is asked for, batch by batch."""
+    batches: list[list[int]] = []
+    own = trainer.data_collator
 
-    def __init__(self, trainer: SFTTrainer) -> None:
-        self.batches: list[list[int]] = []
-        own = trainer.data_collator
+    def collate(rows):
+        batches.append([row["input_ids"][0] for row in rows])
+        return own(rows)
 
-        def collate(rows):
-            self.batches.append([row["input_ids"][0] for row in rows])
-            return own(rows)
-
-        trainer.data_collator = collate
+    trainer.data_collator = collate
+    return batches
 
 
 def numbered(count: int) -> Dataset:
@@ -171,19 +150,15 @@ def test_only_random_order_resumes_where_it_was(stock, tmp_path, strategy):
         "learning_rate": 1e-4,
     }
     whole = stock(numbered(16), **options)
-    seen = Seen(whole)
+    batches = seen(whole)
     whole.train()
     again = stock(numbered(16), **options)
-    resumed = Seen(again)
+    resumed = seen(again)
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-6"))
-    assert len(seen.batches) == 8
-    same = resumed.batches[-2:] == seen.batches[-2:]
-    if strategy == "random":  # so it is the strategy, and not this test
-        assert same
-    else:
-        assert not same, gone(
-            "batches.py (StepLoader)", "resumes group_by_length exactly now (check several processes, too)"
-        )
+    assert len(batches) == 8
+    assert (resumed[-2:] == batches[-2:]) is (strategy == "random"), gone(  # so it is the strategy, and not this test
+        "batches.py (StepLoader)", "resumes group_by_length exactly now (check several processes, too)"
+    )
 
 
 def test_stock_checkpoints_are_written_in_place_and_taken_unchecked(stock, tmp_path, monkeypatch):
@@ -214,40 +189,10 @@ def test_stock_has_no_time_budget_and_each_rank_pauses_for_itself():
 
 def test_stock_defaults_to_bf16_and_activation_checkpointing(tmp_path):
     defaults = SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    checkpointing = getattr(defaults, "activation_checkpointing", None) or defaults.gradient_checkpointing
-    assert defaults.bf16 and checkpointing, gone("arguments.py", "has other defaults now")
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_stock_sees_a_skipped_fp16_step_only_where_adamw_is_not_fused(fused):
-    """The stock loop holds its schedule back for a skip that accelerate sees; of a fused AdamW it sees none.
-
-    So with the unfused optimizer the stock schedule is right today, and ours adds the count of skips; fused AdamW is
-    refused with fp16. `global_step` counts skipped steps in either case.
-    """
-    from accelerate import Accelerator
-    from accelerate.optimizer import AcceleratedOptimizer
-
-    Accelerator(cpu=True)
-    weight = torch.nn.Parameter(torch.ones(3))
-    scaler = CountingScaler("cpu", init_scale=16.0)
-    optimizer = AcceleratedOptimizer(
-        torch.optim.AdamW([weight], lr=0.1, fused=fused), device_placement=False, scaler=scaler
-    )
-    scaler.scale((weight * float("inf")).sum()).backward()
-    optimizer.step()
-    assert torch.equal(weight, torch.ones(3)) and scaler.skipped_steps == 1
-    if fused:
-        assert not optimizer.step_was_skipped, gone(
-            "trainer.py (CountingScaler) and OPTIMIZERS", "sees skips of fused AdamW now"
-        )
-    else:
-        assert optimizer.step_was_skipped
+    assert defaults.bf16 and getattr(defaults, CHECKPOINTING), gone("arguments.py", "has other defaults now")
 
 
 def test_the_stock_loop_counts_skipped_steps_as_steps():
-    from transformers import Trainer
-
     source = inspect.getsource(Trainer)
     body = source[source.index("optimizer_step_was_skipped:") :][:900]
     lines = [line for line in body.splitlines() if "global_step += 1" in line or "lr_scheduler.step()" in line]
@@ -258,9 +203,6 @@ def test_the_stock_loop_counts_skipped_steps_as_steps():
 
 
 def test_accelerate_makes_no_scaler_on_the_cpu():
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
-
     AcceleratorState._reset_state()
     PartialState._reset_state()
     try:

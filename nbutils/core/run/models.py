@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,11 @@ class ModelRef:
         """The model's configuration. UserError where it cannot be found or read."""
         from transformers import AutoConfig
 
-        return self._load(AutoConfig)
+        config = self._load(AutoConfig)
+        text = config.get_text_config()
+        if (getattr(text, "pad_token_id", None) or 0) >= getattr(text, "vocab_size", math.inf):
+            text.pad_token_id = None  # beyond the embedding, which could not even be made
+        return config
 
     def raw_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer as its makers left it: its length tells which rows of an embedding ChatML adds."""
@@ -154,7 +159,8 @@ class ModelRef:
         from transformers import AutoModelForCausalLM
 
         hide_loading_bar()
-        model: PreTrainedModel = self._load(AutoModelForCausalLM, dtype=torch.float32)
+        known = {} if self.gguf else {"config": self.config()}
+        model: PreTrainedModel = self._load(AutoModelForCausalLM, dtype=torch.float32, **known)
         if getattr(model, "quantization_method", None) == "gguf":
             # Its weights are plain float32, but transformers would not save a model that has this mark.
             del model.hf_quantizer, model.quantization_method, model.config.quantization_config
@@ -181,7 +187,7 @@ class ModelRef:
 
     def unreadable(self, error: Exception) -> UserError:
         """The sentence on a model that could not be read."""
-        words = str(error).strip().split("\n")[0][:200]
+        words = " ".join(str(error).split())[:200]  # a check of sizes tells its reason in its second line
         if not (isinstance(error, OSError | ValueError) and words):
             words = f"{type(error).__name__}: {words}"
         if self.gguf:  # a file that was cut short fails in a dozen ways, all deep inside the reader
