@@ -11,7 +11,7 @@ from typing import Any
 from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import CHATML, IM_END, IM_START, encode, special_strings
 from nbutils.core.run.models import context_length
-from nbutils.evaluate.heldout import Conversation, folded
+from nbutils.evaluate.heldout import Conversation, folded, turns_of
 
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
 NGRAM = 4
@@ -28,20 +28,20 @@ PROMPTS = (
 
 def user_turns(
     conversations: Sequence[Conversation], tokenizer: Any, count: int, room: int, seed: int
-) -> list[list[dict[str, str]]]:
-    """Beginnings of held-out conversations that end with a user turn and have at most `room` tokens.
+) -> list[list[dict[str, Any]]]:
+    """Beginnings of held-out conversations that the assistant answers next and that have at most `room` tokens.
 
     One for each of `count` conversations, both chosen by the seed.
     """
     rng = random.Random(f"behaviour {seed}")
-    chosen: list[list[dict[str, str]]] = []
+    chosen: list[list[dict[str, Any]]] = []
     for conversation in rng.sample(list(conversations), len(conversations)):
         if len(chosen) == count:
             break
-        turns = [k for k, message in enumerate(conversation.messages) if message["role"] == "user"]
+        turns = [turn for _, turn in turns_of([conversation], "assistant")]
         rng.shuffle(turns)
-        for k in turns:
-            beginning = conversation.messages[: k + 1]
+        for turn in turns:
+            beginning = conversation.messages[:turn]
             if len(encode(tokenizer, beginning, add_generation_prompt=True)) <= room:
                 chosen.append(beginning)
                 break

@@ -58,25 +58,14 @@ def measure_curve(model: Any, rows: Sequence[Sequence[int]], *, resamples: int, 
         name: np.array([(row[trained - 1 :].sum(), len(row[trained - 1 :])) for row in found], float)
         for name, found in losses.items()
     }
-    within = {
-        name: float(np.concatenate([row[: trained - 1] for row in found]).mean()) for name, found in losses.items()
-    }
-    means = {name: float(sums[:, 0].sum() / sums[:, 1].sum()) for name, sums in beyond.items()}
-    best = best_of(beyond, resamples, seed)
-    words = differences(beyond, best, resamples, seed)
-    curve = {
+    within = {name: float(np.concatenate([row[: trained - 1] for row in own]).mean()) for name, own in losses.items()}
+    return {
         "trained_length": trained,
-        "conversations": len(rows),
-        "tokens_beyond": int(beyond["none"][:, 1].sum()),
         "positions": [int(p) for p in (edges[:-1] + edges[1:]) // 2],
         "curves": {name: _by_position(found, edges) for name, found in losses.items()},
         "within": within,
-        "beyond": means,
-        "differences": differences(beyond, "none", resamples, seed),
-        "best": best if len(rows) >= FEWEST_GROUPS else None,
+        **verdict(beyond, trained, within["none"], resamples, seed),
     }
-    alike = [name for name, difference in words.items() if difference["word"] == "not distinguishable"]
-    return curve | {"advice": advice(curve, alike)}
 
 
 def losses_of(model: Any, rows: Sequence[Sequence[int]], extension: str) -> list[np.ndarray]:
@@ -117,30 +106,47 @@ def best_of(beyond: Mapping[str, np.ndarray], resamples: int, seed: int) -> str:
     return min(able, key=lambda name: able[name][:, 0].sum(), default="none")
 
 
-def advice(curve: Mapping[str, Any], alike: Sequence[str]) -> str:
-    """A sentence about what to choose as `context_extension`, with its evidence; `alike` are as good as the best."""
-    trained, beyond, best = curve["trained_length"], curve["beyond"], curve["best"]
+def verdict(beyond: Mapping[str, np.ndarray], trained: int, within: float, resamples: int, seed: int) -> dict[str, Any]:
+    """What the losses beyond the trained length show, and a sentence on what to choose as `context_extension`.
+
+    `within` is the loss within the trained length without extension.
+    """
+    conversations = len(beyond["none"])
+    best = best_of(beyond, resamples, seed) if conversations >= FEWEST_GROUPS else None
+    losses = {name: float(sums[:, 0].sum() / sums[:, 1].sum()) for name, sums in beyond.items()}
+    gains = differences(beyond, "none", resamples, seed)
+    shown = best if best in gains else min(gains, key=lambda name: losses[name])
+    gain = gains[shown]
+    interval = with_interval(gain["value"], gain["low"], gain["high"], "+")
     if best is None:
-        return (
-            f"{curve['conversations']} conversations beyond {trained:,} tokens are too few to tell whether an "
-            f"extension helps: raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then "
+        advice = (
+            f"{conversations} conversations beyond {trained:,} tokens are too few to tell whether an extension helps: "
+            f"raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then "
             "`context_extension: auto` takes `dynamic`, as the reference does."
         )
-    shown = best if best != "none" else min(curve["differences"], key=lambda name: beyond[name])
-    gain = curve["differences"][shown]
-    difference = f"a difference of {with_interval(gain['value'], gain['low'], gain['high'], '+')}"
-    if best == "none":
-        return (
-            f"Beyond {trained:,} tokens no extension is distinguishably better than none: {beyond['none']:.2f} nats a "
-            f"token without, {beyond[shown]:.2f} with `{shown}`, {difference}. A chat is best kept within "
-            f"{trained:,} tokens (`context_extension: none`)."
+    elif best == "none":
+        advice = (
+            f"Beyond {trained:,} tokens no extension is distinguishably better than none: {losses['none']:.2f} nats a "
+            f"token without, {losses[shown]:.2f} with `{shown}`, a difference of {interval}. A chat is best kept "
+            f"within {trained:,} tokens (`context_extension: none`)."
         )
-    equal = f" Not distinguishable from it: {', '.join(f'`{name}`' for name in alike)}." if alike else ""
-    return (
-        f"Beyond {trained:,} tokens `{best}` loses {beyond[best]:.2f} nats a token, against {beyond['none']:.2f} "
-        f"without extension, {difference}, and {curve['within']['none']:.2f} within the trained length. Choose "
-        f"`context_extension: {best}` for chats that grow so long.{equal}"
-    )
+    else:
+        words = {name: found["word"] for name, found in differences(beyond, best, resamples, seed).items()}
+        alike = ", ".join(f"`{name}`" for name, word in words.items() if word == "not distinguishable")
+        advice = (
+            f"Beyond {trained:,} tokens `{best}` loses {losses[best]:.2f} nats a token, against {losses['none']:.2f} "
+            f"without extension, a difference of {interval}, and {within:.2f} within the trained length. Choose "
+            f"`context_extension: {best}` for chats that grow so long."
+            + (f" Not distinguishable from it: {alike}." if alike else "")
+        )
+    return {
+        "conversations": conversations,
+        "tokens_beyond": int(beyond["none"][:, 1].sum()),
+        "beyond": losses,
+        "differences": gains,
+        "best": best,
+        "advice": advice,
+    }
 
 
 def _by_position(rows: Sequence[np.ndarray], edges: np.ndarray) -> list[float | None]:

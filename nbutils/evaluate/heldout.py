@@ -38,10 +38,10 @@ ALTERNATIVES = 3
 
 @dataclass(frozen=True)
 class Conversation:
-    """A held-out conversation by its row in the eval set."""
+    """A held-out conversation by its row in the eval set; `learn: False` marks replies that are context alone."""
 
     row: int
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
 
 
 def read_conversations(data: Path, tokenizer: Any) -> list[Conversation]:
@@ -53,17 +53,23 @@ def read_conversations(data: Path, tokenizer: Any) -> list[Conversation]:
 
     rows = load_from_disk(str(data / "eval"))
     texts = [CHATML.render(messages) for messages in rows["messages"]]
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
-    return [
-        Conversation(row, messages)
-        for row, (messages, stored, read) in enumerate(zip(rows["messages"], rows["input_ids"], ids, strict=True))
-        if list(stored) == read
-    ]
+    read = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    end = tokenizer.convert_tokens_to_ids(IM_END)
+    found = []
+    for number, (row, ids) in enumerate(zip(rows, read, strict=True)):
+        if row["input_ids"] == ids:
+            learnt = (supervised for token, supervised in zip(ids, row["supervised"], strict=True) if token == end)
+            messages = [
+                message if own or message["role"] != "assistant" else message | {"learn": False}
+                for message, own in zip(row["messages"], learnt, strict=True)
+            ]
+            found.append(Conversation(number, messages))
+    return found
 
 
 def yamls(conversations: Sequence[Conversation]) -> dict[str, Path]:
     """The embedded tasks' YAMLs; perplexity is by byte where replies have no words (Chinese, Japanese, Thai)."""
-    replies = [c.messages[turn]["content"] for c, turn in _turns(conversations, "assistant")]
+    replies = [c.messages[turn]["content"] for c, turn in turns_of(conversations, "assistant")]
     by_byte = sum(map(len, replies)) > LONGEST_WORDS * sum(len(reply.split()) for reply in replies)
     return YAMLS | ({"heldout_perplexity": BY_BYTE} if by_byte else {})
 
@@ -95,7 +101,7 @@ def reply_perplexity_by_byte(doc: dict[str, Any], results: Any) -> dict[str, tup
 
 def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
     """One item for each of the assistant's turns."""
-    for conversation, turn in _turns(conversations, "assistant"):
+    for conversation, turn in turns_of(conversations, "assistant"):
         opening = f"\n{CHATML.open('assistant')}"
         reply = conversation.messages[turn]["content"].strip()
         asked = _item(conversation, turn, [opening, f"{opening}{reply}{IM_END}"])
@@ -117,22 +123,22 @@ def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> 
     shuffled = rng.sample(list(conversations), len(conversations))
     items: list[dict[str, Any]] = []
     for role in ("assistant", "user"):
-        pool = [(c.row, c.messages[turn]["content"].strip()) for c, turn in _turns(shuffled, role)]
+        pool = [(c.row, c.messages[turn]["content"].strip()) for c, turn in turns_of(shuffled, role)]
         for conversation in shuffled:
             if len(items) >= wanted:
                 break
-            for _, turn in _turns([conversation], role):
+            for _, turn in turns_of([conversation], role):
                 others = _others(pool, conversation, turn, rng)
                 if len(others) == ALTERNATIVES:
                     items.append(_selection_item(conversation, turn, others, rng))
     return items
 
 
-def _turns(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[Conversation, int]]:
-    """Turns of a role that answer something: never a conversation's first."""
+def turns_of(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[Conversation, int]]:
+    """Turns of a role that answer something (never a conversation's first) and are not marked as context alone."""
     for conversation in conversations:
         for turn, message in enumerate(conversation.messages):
-            if turn and message["role"] == role:
+            if turn and message["role"] == role and message.get("learn") is not False:
                 yield conversation, turn
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
@@ -26,14 +27,17 @@ class Model:
     @property
     def facts(self) -> dict[str, str]:
         """Its name, role, place and revision in a table."""
-        place = shown(self.ref.path) if self.ref.path and not self.ref.hub else self.ref.hub or self.ref.text
-        return {"name": self.name, "role": self.role, "source": place, "revision": self.ref.revision}
+        here = self.ref.path if not self.ref.hub else None
+        source = shown(here) if here else self.ref.hub or self.ref.text
+        if here and Path(source).is_absolute():  # the page is published: nothing of this machine's folders
+            source = next(_ends_of(here))
+        return {"name": self.name, "role": self.role, "source": source, "revision": self.ref.revision}
 
 
 def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
     """The untrained base first, the run's trained model, then peers: hub ids (`id@revision`), folders or GGUF files.
 
-    A local peer is called by the last three parts of its path, or by all of it where that name is taken.
+    A local peer is called by the last three parts of its path, or by more where that name is taken.
     """
     base, trained = run.base, run.model()
     models = [Model("base", "base", ModelRef.parse(str(base)))] if holds_model(base) else []
@@ -41,11 +45,16 @@ def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
         raise UserError(f"{shown(trained)} holds no model: run notebooks/02_train_sft.ipynb first.")
     models.append(Model("run", "run", ModelRef.parse(str(trained))))
     for ref in map(ModelRef.parse, peers):
-        local = ref.path if not ref.hub else None
-        name = "/".join(local.absolute().parts[-3:]) if local else ref.text
-        taken = name in [model.name for model in models]
-        models.append(Model(ref.text if taken else name, "peer", ref))
+        names = _ends_of(ref.path) if ref.path and not ref.hub else iter([ref.text])
+        taken = {model.name for model in models}
+        models.append(Model(next((name for name in names if name not in taken), ref.text), "peer", ref))
     return models
+
+
+def _ends_of(path: Path) -> Iterator[str]:
+    """The last three parts of a path, then the last four, and so on."""
+    _, *parts = path.absolute().parts
+    return ("/".join(parts[-count:]) for count in range(3, max(4, len(parts) + 1)))
 
 
 def items_name(model: str, task: str) -> str:

@@ -91,7 +91,7 @@ def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None
             say(f"scoring {where}")
             score(plan, device, progress, say)
     scored = plan.scored()
-    say(f"{len(scored)} results: {missing} computed now, {count - missing} known from before")
+    say(f"{len(scored)} results: {missing - len(plan.missing())} computed now, {count - missing} known from before")
     measured = {result.model.name for result in scored}
     if "run" not in measured:
         raise UserError(f"None of the tasks could be scored: {plan.left_out}")
@@ -112,6 +112,8 @@ def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -
             for event in events:
                 if event["event"] == "said":
                     say(event["text"])
+                elif event["event"] == "left_out":
+                    plan.left_out.update(event["found"])
         (plan.folder / LOG).unlink()
     finally:
         request.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from nbutils.evaluate.settings import EvaluateSettings
 
 ITEMS = "items.parquet"
 CACHE_SCHEMA = 2
+FOLDERS = re.compile(r"(?<![\w/:.~-])/(?:[^\s/]+/)*(?=[^\s/])")
+"""The folders of an absolute path in a sentence."""
 
 
 class Cache:
@@ -77,7 +80,7 @@ class Scored:
 class Plan:
     """What is measured: settings, run folder, models, loaded tasks, held-out conversations and the run's tokenizer.
 
-    `left_out`: what could not be made or measured, and why; None where a fault is to be an error.
+    `left_out`: what could not be made or measured, and why.
     """
 
     settings: EvaluateSettings
@@ -87,7 +90,7 @@ class Plan:
     conversations: list[Conversation]
     tokenizer: Any
     gpus: tuple[Gpu, ...] = ()
-    left_out: dict[str, str] | None = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -216,13 +219,16 @@ def _ask(
 
 @contextmanager
 def noting(left_out: dict[str, str] | None, name: str) -> Iterator[None]:
-    """Notes a UserError as the reason why something is left out; without `left_out` the error goes its way."""
+    """Notes a UserError as the reason why something is left out; without `left_out` the error goes its way.
+
+    The reason is published: of a path on this machine it keeps the last name.
+    """
     try:
         yield
     except UserError as error:
         if left_out is None:
             raise
-        left_out[name] = str(error)
+        left_out[name] = FOLDERS.sub("", str(error))
 
 
 @contextmanager

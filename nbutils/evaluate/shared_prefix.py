@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from accelerate.utils import gather_object
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from nbutils.core.errors import UserError
 from nbutils.evaluate.rows import Request
 from nbutils.evaluate.scorer import Answer, Progress, RowScorer, silent
 
@@ -47,16 +49,30 @@ class SharedPrefixLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """(log-likelihood, is greedy) of each (context, continuation), as stock gives them."""
-        return super().loglikelihood(requests, disable_tqdm=True)
+        return self._together(super().loglikelihood, requests)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text, in stock's windows; all windows are one batch, which is planned here."""
         own = self.batch_size
         if self.strategy != "stock":
             self.batch_size_per_gpu = sys.maxsize
-        totals: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        totals: list[float] = self._together(super().loglikelihood_rolling, requests)
         self.batch_size_per_gpu = own
         return totals
+
+    def _together(self, scored: Callable[..., list[Any]], requests: list[Instance]) -> list[Any]:
+        """The answers; where one of several processes cannot score its part the UserError is everybody's.
+
+        The others would wait for it.
+        """
+        answers, faults = [], []
+        try:
+            answers = scored(requests, disable_tqdm=True)
+        except UserError as error:
+            faults = [str(error)]
+        if faults := gather_object(faults):
+            raise UserError(faults[0])
+        return answers
 
     @cached_property
     def _splitter(self) -> re.Pattern[str] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +27,9 @@ def fill(request: Path) -> None:
         if os.environ.get("RANK", "0") == "0":
             tell(request.parent, "said", text=text)
 
-    # A process that left something out would keep the others waiting.
-    plan = replace(prepare(EvaluateSettings.checked(read_json(request))), left_out=None)
+    plan = prepare(EvaluateSettings.checked(read_json(request)))
     score(plan, device, partial(progress, say=say), say)
+    tell(request.parent, "left_out", found=plan.left_out)
 
 
 if __name__ == "__main__":

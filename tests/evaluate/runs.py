@@ -1,7 +1,8 @@
-"""A small run folder as notebooks 01 and 02 leave it, and settings to evaluate it with."""
+"""A small run folder as notebooks 01 and 02 leave it, tasks of one's own, and settings to evaluate with."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from nbutils.core.chatml import encode
 from nbutils.core.files import write_json
 from nbutils.core.run.models import tiny_model
+from nbutils.evaluate.run import prepare, score_all
+from nbutils.evaluate.score import Plan, Scored
 from nbutils.evaluate.settings import EvaluateSettings
 from tests.builders import data_folder
 
@@ -31,13 +34,14 @@ SMALL: dict[str, Any] = {
     "tokens_per_batch": 0,
     "processes": 1,
 }
+SUMS = [{"question": f"{a} plus {a}?", "right": k % 2, "answers": ["four", "six"]} for k, a in enumerate(range(6))]
 
 
-def made_up_run(run: Path, evaluation: int = 24) -> Path:
+def made_up_run(run: Path) -> Path:
     """Writes `data/`, and `train/` with two untrained tiny models: the base, and one of other weights as `final`."""
     from transformers import AutoTokenizer
 
-    data_folder(run, train=8, evaluation=evaluation, turns=6)
+    data_folder(run, train=8, evaluation=24, turns=6)
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     for seed, name in enumerate(("base", "final")):
         tiny_model(tokenizer, 256, seed).save_pretrained(run / "train" / name)
@@ -48,18 +52,50 @@ def made_up_run(run: Path, evaluation: int = 24) -> Path:
     return run
 
 
-def hold_out(run: Path, conversations: list[list[dict[str, str]]]) -> None:
-    """Puts conversations of one's own into the place of those that a made-up run holds out."""
+def hold_out(run: Path, conversations: list[list[dict[str, Any]]]) -> None:
+    """Puts conversations of one's own into the place of those that a run holds out, as notebook 01 writes them."""
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     shutil.rmtree(run / "data" / "eval")
-    rows = [{"messages": talk, "input_ids": encode(tokenizer, talk).input_ids} for talk in conversations]
+    rows = []
+    for talk in conversations:
+        encoded = encode(tokenizer, talk)
+        said = [{"role": message["role"], "content": message["content"]} for message in talk]
+        rows.append({"messages": said, "input_ids": encoded.input_ids, "supervised": encoded.supervised})
     Dataset.from_list(rows).save_to_disk(str(run / "data" / "eval"))
+
+
+def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **config: Any) -> None:
+    """Writes a task of one's own with its data; a question with two answers each, unless `config` says otherwise."""
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "question",
+        "doc_to_choice": "answers",
+        "doc_to_target": "right",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps(task | config, indent=0))
 
 
 def settings_for(run: Path, **changes: Any) -> EvaluateSettings:
     """Settings of an evaluation that takes seconds; its cache lies beside the run."""
     values = {**SMALL, "run_dir": str(run), "cache_dir": str(run.parent / "cache"), **changes}
     return EvaluateSettings.checked(values)
+
+
+def planned(run: Path, **changes: Any) -> Plan:
+    """What `settings_for` asks for."""
+    return prepare(settings_for(run, **changes))
+
+
+def scored(plan: Plan) -> tuple[list[Scored], list[str]]:
+    """The plan's answers, and what was said on the way."""
+    lines: list[str] = []
+    return score_all(plan, say=lines.append), lines

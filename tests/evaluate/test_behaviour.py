@@ -1,4 +1,4 @@
-"""Each figure of behaviour counts what its name says."""
+"""Each figure of behaviour counts what its name says, and advice on the context needs evidence."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import copy
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 
 from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.behaviour import figures_of, measure, user_turns
-from nbutils.evaluate.compare import FEWEST_GROUPS, flagged_items
-from nbutils.evaluate.context_curve import ORDER, advice, best_of, differences, losses_of, measure_curve, too_long_ids
+from nbutils.evaluate.compare import flagged_items
+from nbutils.evaluate.context_curve import ORDER, losses_of, measure_curve, too_long_ids, verdict
 from nbutils.evaluate.display import behaviour_table
 from nbutils.evaluate.heldout import Conversation
 from tests.conftest import sentencepiece_tokenizer
-from tests.evaluate.runs import made_up_run
 
 
 def test_figures_on_made_up_replies():
@@ -29,15 +31,18 @@ def test_figures_on_made_up_replies():
         Reply("", [99], False),
     ]
     figures = figures_of(replies, prompts, special_ids={99})
-    assert figures["replies"] == 4 and figures["ended"] == 0.5
-    assert figures["echoes"] == 0.25 and figures["repeats"] == 0.25 and figures["empty"] == 0.25
-    assert figures["leaks"] == 0.5, "a role header in the text, and a control token"
-    assert figures["median_tokens"] == 2.5
-    assert figures["distinct_1"] == pytest.approx(7 / 8)  # hello there fine fine ok user and you?
-    low, high = figures["intervals"]["ended"]
-    assert low == pytest.approx(0.15, abs=0.01) and high == pytest.approx(0.85, abs=0.01)
-    assert figures["intervals"]["echoes"][0] > 0.04, "a share of 1 in 4 is not certain"
-    found = {"models": {"run": {"greedy": figures, "sampled": figures}}, "left_out": {}}
+    intervals = figures.pop("intervals")
+    assert figures == {
+        "replies": 4, "ended": 0.5, "echoes": 0.25, "repeats": 0.25, "empty": 0.25,
+        "leaks": 0.5,  # a role header in the text, and a control token
+        "median_tokens": 2.5,
+        "distinct_1": pytest.approx(7 / 8),  # hello there fine fine ok user and you?
+        "distinct_2": 1.0,
+    }  # fmt: skip
+    assert intervals["ended"] == pytest.approx([0.15, 0.85], abs=0.01)
+    assert intervals["echoes"][0] > 0.04, "a share of 1 in 4 is not certain"
+    shown = figures | {"intervals": intervals}
+    found = {"models": {"run": {"greedy": shown, "sampled": shown}}, "left_out": {}}
     assert "50% [15%, 85%]" in behaviour_table(found).to_string()
 
 
@@ -45,85 +50,68 @@ def test_prompts_end_with_a_user_turn_and_fit(chat_tokenizers):
     tokenizer = chat_tokenizers["byte_level"]
     messages = [{"role": ("user", "assistant")[k % 2], "content": f"text {k} " * 5} for k in range(10)]
     conversations = [Conversation(row, messages) for row in range(30)]
-    chosen = user_turns(conversations, tokenizer, 12, room=90, seed=0)
+    chosen, again, none = (user_turns(conversations, tokenizer, 12, room=room, seed=0) for room in (90, 90, 5))
     assert len(chosen) == 12 and all(prompt[-1]["role"] == "user" for prompt in chosen)
-    assert chosen == user_turns(conversations, tokenizer, 12, room=90, seed=0)
-    assert user_turns(conversations, tokenizer, 12, room=5, seed=0) == []
-    assert "ChatML" in measure(None, sentencepiece_tokenizer(), [], max_new_tokens=1, seed=0)["left_out"]
+    assert chosen == again and none == []
 
 
-def test_the_context_curve_covers_twice_the_trained_length(tmp_path):
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-
-    run = made_up_run(tmp_path / "run", evaluation=4)
-    tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
-    model = tiny_model(tokenizer, 32, 0)
-    assert too_long_ids(run / "data", 3, 32, 0) == []
+def test_the_context_curve_covers_twice_the_trained_length(chat_tokenizers, tmp_path):
     rng = np.random.default_rng(0)
+    model = tiny_model(chat_tokenizers["byte_level"], 32, 0)
+    assert too_long_ids(tmp_path, 3, 32, 0) == []
     lengths = (90, 20, 90, 32, *[90] * 30)
-    Dataset.from_list([{"input_ids": rng.integers(0, 100, n).tolist()} for n in lengths]).save_to_disk(
-        str(run / "data" / "too_long")
+    long = Dataset.from_list([{"input_ids": rng.integers(0, 100, n).tolist()} for n in lengths])
+    long.save_to_disk(str(tmp_path / "too_long"))
+    rows, again, other, all_of_them, none = (
+        too_long_ids(tmp_path, count, trained, seed)
+        for count, trained, seed in ((3, 32, 0), (3, 32, 0), (3, 32, 1), (99, 32, 0), (3, 128, 0))
     )
-    assert too_long_ids(run / "data", 3, 128, 0) == [], "the model reads them all"
-    rows = too_long_ids(run / "data", 3, 32, 0)
-    assert [len(row) for row in rows] == [64] * 3 and rows == too_long_ids(run / "data", 3, 32, 0)
-    assert rows != too_long_ids(run / "data", 3, 32, 1), "the seed chooses, not the order of the data"
-    assert len(too_long_ids(run / "data", 99, 32, 0)) == 32
+    assert [len(row) for row in rows] == [64] * 3 and len(all_of_them) == 32 and none == []
+    assert rows == again != other, "the seed chooses, not the order of the data"
     assert measure_curve(model, [], resamples=200, seed=0) is None
     curve = measure_curve(model, rows, resamples=200, seed=0)
     assert curve["trained_length"] == 32 and set(curve["curves"]) == set(ORDER)
     assert curve["tokens_beyond"] == 3 * 32 and set(curve["differences"]) == set(ORDER) - {"none"}
     assert curve["best"] is None and "3 conversations" in curve["advice"] and "too few" in curve["advice"]
     ids = torch.tensor([rng.integers(0, 100, 40).tolist()])
-    plain = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
-    assert losses_of(model, ids.tolist(), "none")[0] == pytest.approx(plain.detach().numpy(), abs=1e-4)
-    assert losses_of(model, ids.tolist(), "yarn")[0] != pytest.approx(plain.detach().numpy(), abs=1e-4)
+    plain = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none").detach().numpy()
+    assert losses_of(model, ids.tolist(), "none")[0] == pytest.approx(plain, abs=1e-4)
+    assert losses_of(model, ids.tolist(), "yarn")[0] != pytest.approx(plain, abs=1e-4)
 
 
-def beyond_of(conversations: int, **gains: float) -> dict[str, np.ndarray]:
-    """Losses of 500 tokens of each conversation, about 4 nats, less what an extension gains; 0.02 nats are noise."""
+def losses(conversations: int, noisy: float = 0.02, **gains: float) -> dict[str, np.ndarray]:
+    """Losses of 500 tokens of each conversation, about 4 nats, less what an extension gains, and noise.
+
+    `noisy` is the noise of `dynamic`.
+    """
     rng = np.random.default_rng(0)
     hard = rng.normal(4, 0.5, conversations)
-    losses = {name: hard - gains.get(name, 0.0) + rng.normal(0, 0.02, conversations) for name in ORDER}
-    return {name: np.stack([500 * x, np.full(conversations, 500.0)], axis=1) for name, x in losses.items()}
-
-
-def advised(beyond: dict[str, np.ndarray]) -> tuple[str, str]:
-    best, conversations = best_of(beyond, 1000, 0), len(beyond["none"])
-    words = differences(beyond, best, 1000, 0)
-    curve = {
-        "trained_length": 1024,
-        "conversations": conversations,
-        "within": {"none": 3.0},
-        "beyond": {name: sums[:, 0].sum() / sums[:, 1].sum() for name, sums in beyond.items()},
-        "differences": differences(beyond, "none", 1000, 0),
-        "best": best if conversations >= FEWEST_GROUPS else None,
+    found = {
+        name: hard - gains.get(name, 0.0) + rng.normal(0, noisy if name == "dynamic" else 0.02, conversations)
+        for name in ORDER
     }
-    return best, advice(curve, [name for name, found in words.items() if found["word"] == "not distinguishable"])
+    return {name: np.stack([500 * x, np.full(conversations, 500.0)], axis=1) for name, x in found.items()}
 
 
-def test_advice_is_given_only_where_conversations_show_a_difference():
-    assert advised(beyond_of(40, yarn=0.1))[0] == "yarn"
-    best, text = advised(beyond_of(40, yarn=0.1, dynamic=0.1))
-    assert best == "dynamic" and "context_extension: dynamic" in text and "Not distinguishable from it: `yarn`" in text
-    wide = beyond_of(40, yarn=0.1, dynamic=0.05)  # dynamic may be as good as yarn, but also no better than none
-    noise = np.random.default_rng(1).normal(0, 0.3, 40)
-    wide["dynamic"][:, 0] += noise * wide["dynamic"][:, 1]
-    assert differences(wide, "none", 1000, 0)["dynamic"]["word"] == "not distinguishable"
-    assert advised(wide)[0] == "yarn"
-    best, text = advised(beyond_of(40))
-    assert best == "none" and "no extension is distinguishably better" in text and "context_extension: none" in text
-    best, text = advised(beyond_of(40, yarn=-1.0, dynamic=-1.0, linear=-1.0))
-    assert best == "none" and "no extension is distinguishably better" in text
-    best, text = advised(beyond_of(8, yarn=0.1))
-    assert best == "none" and "too few to tell" in text and "Choose" not in text
+@pytest.mark.parametrize(
+    "conversations,gains,best,words",
+    [
+        (40, {"yarn": 0.1}, "yarn", "a difference of -0.1"),
+        (40, {"yarn": 0.1, "dynamic": 0.1}, "dynamic", "Not distinguishable from it: `yarn`."),
+        # dynamic may be as good as yarn, but also no better than none
+        (40, {"yarn": 0.1, "dynamic": 0.05, "noisy": 0.3}, "yarn", "Not distinguishable from it: `dynamic`."),
+        (40, {}, "none", "no extension is distinguishably better than none"),
+        (40, {"yarn": -1.0, "dynamic": -1.0, "linear": -1.0}, "none", "no extension is distinguishably better"),
+        (8, {"yarn": 0.1}, None, "8 conversations beyond 1,024 tokens are too few to tell"),
+    ],
+)
+def test_advice_is_given_only_where_conversations_show_a_difference(conversations, gains, best, words):
+    found = verdict(losses(conversations, **gains), 1024, 3.0, resamples=1000, seed=0)
+    assert found["best"] == best and words in found["advice"]
+    assert f"`context_extension: {best or 'auto'}`" in found["advice"]
 
 
 def test_items_in_the_ledger_are_flagged(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     task = SimpleNamespace(eval_docs=range(20))
     items = [["hellaswag item 17", "hellaswag item 4"], ["sciq item 3"], None, None]
     pq.write_table(pa.table({"matched_items": items}), tmp_path / "ledger.parquet")
@@ -146,3 +134,7 @@ def test_models_of_another_template_are_left_out_and_a_missing_pad_token_is_none
     prompts = [[{"role": "user", "content": "x" * k}] for k in (1, 20)]
     found = measure(tiny_model(tokenizer, 64, 0), tokenizer, prompts, max_new_tokens=2, seed=0)
     assert found["greedy"]["replies"] == 2 if asked else "another than ChatML" in found["left_out"]
+
+
+def test_models_without_the_tokens_of_chatml_are_left_out():
+    assert "no ChatML tokens" in measure(None, sentencepiece_tokenizer(), [], max_new_tokens=1, seed=0)["left_out"]

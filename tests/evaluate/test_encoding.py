@@ -10,51 +10,27 @@ from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.shared_prefix import SharedPrefixLM
 from tests.conftest import sentencepiece_tokenizer
 
-TURNS = [
-    "Hello there",
-    " two  spaces ",
-    "naïve 🙂 café\n\nnew line",
-    "Ünïcode ▁ sign",
-    "",
-    "3.14 and 10,000",
-    "</s> no",
-]
+TURNS = "Hello there", " two  spaces ", "naïve 🙂 café\n\nnew line", "Ünïcode ▁ sign", "", "3.14 and 10,000", "</s> no"
 
 
-def conversations() -> list[str]:
-    """Contexts of one long conversation, each the beginning of the next, as a task asks for them."""
-    texts, text = [], ""
-    for number in range(40):
-        text += f"{IM_START}{'user' if number % 2 == 0 else 'assistant'}\n{TURNS[number % len(TURNS)]}{IM_END}\n"
-        texts += [text, text.rstrip(), text + "open end"]
-    return texts
-
-
-def reader(tokenizer) -> SharedPrefixLM:
-    return SharedPrefixLM(tiny_model(tokenizer, 64, 0), tokenizer=tokenizer)
-
-
-@pytest.mark.parametrize("name", ["byte_level", "sentencepiece"])
-def test_pieces_give_the_ids_of_the_whole(chat_tokenizers, name):
-    lm = reader(chat_tokenizers[name])
-    for text in conversations():
-        assert lm.tok_encode(text) == lm.tokenizer.encode(text)
-        assert lm.tok_encode(text, add_special_tokens=False) == lm.tokenizer.encode(text, add_special_tokens=False)
-
-
-def test_each_piece_is_read_once(chat_tokenizers, monkeypatch):
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "with BOS"])
+def test_pieces_give_the_ids_of_the_whole_and_each_is_read_once(chat_tokenizers, monkeypatch, name):
+    tokenizer = chat_tokenizers.get(name) or sentencepiece_tokenizer()
+    if name == "with BOS":
+        tokenizer.add_bos_token = True
+    lm = SharedPrefixLM(tiny_model(tokenizer, 64, 0), tokenizer=tokenizer)
     read: list[str] = []
     whole = HFLM.tok_encode
-    lm = reader(chat_tokenizers["byte_level"])
     monkeypatch.setattr(HFLM, "tok_encode", lambda lm, text, **how: (read.append(text), whole(lm, text, **how))[1])
-    texts = conversations()
-    for text in texts:
-        lm.tok_encode(text)
-    assert sum(map(len, read)) < sum(map(len, texts)) / 10
-
-
-def test_a_tokenizer_that_puts_bos_in_front_reads_whole():
-    tokenizer = sentencepiece_tokenizer()
-    tokenizer.add_bos_token = True
-    lm = reader(tokenizer)
-    assert [lm.tok_encode(text) for text in conversations()] == [tokenizer.encode(text) for text in conversations()]
+    texts, text = [], ""
+    for number in range(40):  # contexts of one long conversation, each the beginning of the next, as tasks ask for them
+        text += f"{IM_START}{('user', 'assistant')[number % 2]}\n{TURNS[number % len(TURNS)]}{IM_END}\n"
+        texts += [text, text.rstrip(), text + "open end"]
+    assert [lm.tok_encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
+    if name == "byte_level":
+        assert sum(map(len, read)) < sum(map(len, texts)) / 10
+    if name == "with BOS":  # a detail that decides numbers: rolling windows score it once more
+        assert lm.prefix_token_id == lm.tok_encode(text)[0] == tokenizer.bos_token_id
+    else:
+        plain = {"add_special_tokens": False}
+        assert [lm.tok_encode(text, **plain) for text in texts] == [tokenizer.encode(text, **plain) for text in texts]

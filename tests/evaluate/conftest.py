@@ -1,0 +1,42 @@
+"""Runs that the tests of evaluate share."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from contextlib import redirect_stderr
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.cells import run_cells
+from tests.conftest import ROOT
+from tests.evaluate.runs import SMALL, made_up_run
+
+
+@pytest.fixture
+def own_run(made_once, tmp_path) -> Path:
+    """A made-up run that a test may change."""
+    return shutil.copytree(made_once("evaluate", made_up_run), tmp_path / "own" / "run")
+
+
+@pytest.fixture(scope="module")
+def run_folder(made_once, tmp_path_factory) -> Path:
+    """A made-up run for tests that leave it as it is."""
+    return shutil.copytree(made_once("evaluate", made_up_run), tmp_path_factory.mktemp("evaluated") / "run")
+
+
+@pytest.fixture(scope="module")
+def evaluated(run_folder) -> SimpleNamespace:
+    """The names of notebook 04 after it was run on `run_folder`; `stderr` is what would stay on the page."""
+    given = SMALL | {"run_dir": str(run_folder), "cache_dir": str(run_folder.parent / "cache")}
+    with redirect_stderr(io.StringIO()) as stderr:
+        names = run_cells(ROOT / "notebooks" / "04_evaluate.ipynb", **given)
+    return SimpleNamespace(**names, stderr=stderr.getvalue())
+
+
+@pytest.fixture
+def fresh(tmp_path) -> dict[str, str]:
+    """Settings for a cache of the test's own."""
+    return {"cache_dir": str(tmp_path / "cache")}
