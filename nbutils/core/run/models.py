@@ -128,7 +128,11 @@ class ModelRef:
         """The model's configuration. UserError where it cannot be found or read."""
         from transformers import AutoConfig
 
-        return self._load(AutoConfig)
+        config = self._load(AutoConfig)
+        text = config.get_text_config()
+        if (getattr(text, "pad_token_id", None) or 0) >= text.vocab_size:
+            text.pad_token_id = None  # beyond the embedding, which could not even be made
+        return config
 
     def raw_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer as its makers left it: its length tells which rows of an embedding ChatML adds."""
@@ -151,11 +155,17 @@ class ModelRef:
         from transformers import AutoModelForCausalLM
 
         hide_loading_bar()
-        model: PreTrainedModel = self._load(AutoModelForCausalLM, dtype=torch.float32)
+        known = {} if self.gguf else {"config": self.config()}
+        model: PreTrainedModel = self._load(AutoModelForCausalLM, dtype=torch.float32, **known)
         if getattr(model, "quantization_method", None) == "gguf":
             # Its weights are plain float32, but transformers would not save a model that has this mark.
             del model.hf_quantizer, model.quantization_method, model.config.quantization_config
             model.is_quantized = False
+        text = model.config.get_text_config()
+        if getattr(text, "sliding_window", None) and not hasattr(type(text)(), "sliding_window"):
+            del (
+                text.sliding_window
+            )  # Llama reads everything; only the cache of `generate` would forget what is behind it
         return model
 
     @property
