@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nbformat
@@ -118,6 +118,10 @@ class Notebook:
         )
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
 
+    def output(self, index: int):
+        """What a cell shows."""
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(index).locator(".jp-OutputArea-output")
+
     def run(self, index: int) -> None:
         """Runs one cell, and waits until it is done."""
         self.page.evaluate(
@@ -139,8 +143,10 @@ class Notebook:
             }"""
         )
 
-    def chat(self, index: int):
-        """The chat below a cell."""
+    def chat(self, index: int, run: bool = True):
+        """The chat below a cell, which runs first."""
+        if run:
+            self.run(index)
         chat = self.page.locator(".jp-Notebook .jp-CodeCell").nth(index).locator(".smallchat").last
         chat.wait_for(timeout=60_000)
         chat.scroll_into_view_if_needed()
@@ -157,3 +163,20 @@ def context(browser):
     context = browser.new_context(viewport={"width": 1200, "height": 1000})
     yield context
     context.close()
+
+
+@pytest.fixture(scope="module")
+def open_notebook(lab, context) -> Iterator[Callable[..., Notebook]]:
+    """Opens a notebook of the lab's folder, written first where cells are given; the first of them runs."""
+    pages = []
+
+    def open_it(name: str, cells: Sequence[str] = ()) -> Notebook:
+        pages.append(context.new_page())
+        opened = Notebook(pages[-1], lab, lab.write(name, list(cells)) if cells else name)
+        if cells:
+            opened.run(0)
+        return opened
+
+    yield open_it
+    for page in pages:
+        page.close()

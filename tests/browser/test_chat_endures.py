@@ -9,7 +9,6 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import Notebook
 from tests.browser.contrast import too_pale
 from tests.browser.test_chat import REPLIES, bubbles, done, say
 from tests.chat.runs import made_up_run
@@ -17,99 +16,76 @@ from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
+ROOM = f"chat = room({REPLIES!r}, others=('base',))"
 CELLS = [
     "from tests.browser.rooms import room",
-    f"chat = room({REPLIES!r}, others=('base',))",
+    ROOM,
     "one = room(['word ' * 150, 'again'], seconds=0.01)",
     "two = room(['term ' * 150, 'again'], seconds=0.01)",
+    ROOM,
+    ROOM,
     "slow = room(['word ' * 199], seconds=0.01)",
     "slow.wait(); print(slow.panels[0].session.messages[-1]['content'].count('word'), slow.busy)",
 ]
 
 
-@pytest.fixture
-def open_notebook(lab, browser):
-    contexts = []
-
-    def open_it(name: str, cells: list[str] | None = None, **options) -> Notebook:
-        context = browser.new_context(**({"viewport": {"width": 1200, "height": 1000}} | options))
-        contexts.append(context)
-        return Notebook(context.new_page(), lab, lab.write(name, cells) if cells else name)
-
-    yield open_it
-    for context in contexts:
-        context.close()
-
-
-def output(notebook: Notebook, index: int):
-    return notebook.page.locator(".jp-Notebook .jp-CodeCell").nth(index).locator(".jp-OutputArea-output")
+@pytest.fixture(scope="module")
+def notebook(open_notebook):
+    return open_notebook("endures.ipynb", CELLS)
 
 
 @pytest.mark.soak
-def test_a_cell_that_runs_again_and_two_widgets_at_once(open_notebook):
-    notebook = open_notebook("again.ipynb", CELLS)
-    notebook.run(0)
-    notebook.run(1)
+def test_a_cell_that_runs_again_and_two_widgets_at_once(notebook):
     chat = notebook.chat(1)
     say(chat, "hi")
     done(chat, 1)
-    notebook.run(1)
-    expect(bubbles(notebook.chat(1))).to_have_count(1, timeout=20_000)  # the conversation is still there
     chat = notebook.chat(1)
+    expect(bubbles(chat)).to_have_count(1, timeout=20_000)  # the conversation is still there
     say(chat, "and now?")
     done(chat, 2)
-    for index in (2, 3):
-        notebook.run(index)
     one, two = notebook.chat(2), notebook.chat(3)
-    say(one, "go")
-    say(two, "go")
-    expect(bubbles(one).last).to_contain_text("word word", timeout=10_000)
-    expect(bubbles(two).last).to_contain_text("term term", timeout=10_000)
+    for chat in (one, two):
+        say(chat, "go")
+    for chat, word in ((one, "word"), (two, "term")):
+        expect(bubbles(chat).last).to_contain_text(f"{word} {word}", timeout=10_000)
     one.get_by_role("button", name="Stop").click()
     done(one, 1)
     done(two, 1)
     assert "stopped" in bubbles(one).last.inner_text() and "stopped" not in bubbles(two).last.inner_text()
-    notebook.run(2)  # in the midst of nothing, and then in mid-reply
-    chat = notebook.chat(2)
+    chat = notebook.chat(2)  # in the midst of nothing, and then in mid-reply
     expect(bubbles(chat)).to_have_count(1, timeout=20_000)
     say(chat, "go on")
-    notebook.run(2)
-    chat = notebook.chat(2)
-    expect(chat.get_by_role("button", name="Send")).to_be_enabled(timeout=20_000)
+    expect(notebook.chat(2).get_by_role("button", name="Send")).to_be_enabled(timeout=20_000)
 
 
 @pytest.mark.soak
-def test_the_browser_is_closed_in_mid_reply(open_notebook):
-    notebook = open_notebook("closed.ipynb", CELLS)
-    notebook.run(0)
-    notebook.run(4)
+def test_keyboard_alone(notebook):
     chat = notebook.chat(4)
-    say(chat, "go")
-    expect(bubbles(chat).last).to_contain_text("word word", timeout=20_000)
-    notebook.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
-    time.sleep(0.5)
-    notebook.page.close()
-    time.sleep(1)
-    again = open_notebook("closed.ipynb")
-    again.run(5)
-    expect(output(again, 5).last).to_contain_text("199", timeout=60_000)
-    chat = again.chat(4)
-    expect(bubbles(chat).last).to_contain_text("word word", timeout=20_000)
-    expect(chat.get_by_role("button", name="Send")).to_be_enabled(timeout=20_000)
+    area, keyboard = chat.get_by_label("Message"), notebook.page.keyboard
+    area.focus()
+    keyboard.type("hello")
+    keyboard.press("Enter")
+    done(chat, 1)
+    expect(area).to_be_focused()
+    reached = set()
+    for _ in range(7):
+        keyboard.press("Tab")
+        reached.add(notebook.page.evaluate("(document.activeElement.innerText || '').trim()"))
+    assert {"Send", "Regenerate", "Edit", "Clear"} <= reached
+    names = chat.locator("button, textarea, select").evaluate_all(
+        "nodes => nodes.filter(n => !(n.innerText || n.ariaLabel || n.labels?.[0]?.innerText || n.title)).length"
+    )
+    assert names == 0, "every control has a name for a screen reader"
 
 
 @pytest.mark.soak
-def test_light_and_dark_wide_and_narrow(open_notebook):
-    notebook = open_notebook("looks.ipynb", CELLS)
-    page = notebook.page
-    notebook.run(0)
-    notebook.run(1)
-    chat = notebook.chat(1)
+def test_light_and_dark_wide_and_narrow(notebook):
+    page, chat = notebook.page, notebook.chat(5)
     for turn, text in enumerate(("Hi! Who are you?", "Show me some code, s'il te plaît", "Thank you, bye")):
         say(chat, text)
         done(chat, turn + 1)
     chat.get_by_role("button", name="Settings").click()
-    for theme in ("Light", "Dark"):
+    for theme in ("Dark", "Light"):
         page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
         page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
         page.evaluate("jupyterapp.shell.collapseLeft(), jupyterapp.shell.collapseRight()")
@@ -130,30 +106,24 @@ def test_light_and_dark_wide_and_narrow(open_notebook):
 
 
 @pytest.mark.soak
-def test_keyboard_alone(open_notebook):
-    notebook = open_notebook("keyboard.ipynb", CELLS)
-    notebook.run(0)
-    notebook.run(1)
-    chat = notebook.chat(1)
-    area = chat.get_by_label("Message")
-    area.focus()
-    notebook.page.keyboard.type("hello")
-    notebook.page.keyboard.press("Enter")
-    done(chat, 1)
-    expect(area).to_be_focused()
-    reached = []
-    for _ in range(7):
-        notebook.page.keyboard.press("Tab")
-        reached.append(notebook.page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel"))
-    assert {"Send", "Regenerate", "Edit", "Clear"} <= {text.strip() for text in reached if text}
-    names = chat.locator("button, textarea, select").evaluate_all(
-        "nodes => nodes.filter(n => !(n.innerText || n.ariaLabel || n.labels?.[0]?.innerText || n.title)).length"
-    )
-    assert names == 0, "every control has a name for a screen reader"
+def test_the_browser_is_closed_in_mid_reply(notebook, open_notebook):
+    chat = notebook.chat(6)
+    say(chat, "go")
+    expect(bubbles(chat).last).to_contain_text("word word", timeout=20_000)
+    notebook.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    time.sleep(0.5)
+    notebook.page.close()
+    time.sleep(1)
+    again = open_notebook("endures.ipynb")
+    again.run(7)
+    expect(again.output(7).last).to_contain_text("199", timeout=60_000)
+    chat = again.chat(6, run=False)
+    expect(bubbles(chat).last).to_contain_text("word word", timeout=20_000)
+    expect(chat.get_by_role("button", name="Send")).to_be_enabled(timeout=20_000)
 
 
 def test_notebook_05_runs_and_its_chat_is_live(lab, open_notebook):
-    run = made_up_run(lab.folder / "run")
+    run, record = made_up_run(lab.folder / "run"), lab.folder / "run" / "chat" / "stage.json"
     source = nbformat.read(ROOT / "notebooks" / "05_chat.ipynb", as_version=4)
     cell = next(c for c in source.cells if "parameters" in c.metadata.get("tags", []))
     cell.source = cell.source.replace('"runs/demo"', repr(str(run))).replace("int = 250", "int = 20")
@@ -164,7 +134,7 @@ def test_notebook_05_runs_and_its_chat_is_live(lab, open_notebook):
         "() => jupyterapp.commands.execute('notebook:run-all-cells'))"
     )
     deadline = time.monotonic() + 120
-    while not (run / "chat" / "stage.json").is_file() or '"done"' not in (run / "chat" / "stage.json").read_text():
+    while not record.is_file() or '"done"' not in record.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.3)
     assert len(json.loads((run / "chat" / "transcript.json").read_text())["messages"]) == 8

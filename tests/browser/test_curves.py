@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import SCREENSHOTS, Notebook
+from tests.browser.conftest import SCREENSHOTS
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -18,10 +18,8 @@ interactive_curves(History.of([*history_rows(60), session(2, 600)]))
 RANGES = "plot => ['xaxis', 'xaxis3', 'xaxis4', 'xaxis7'].map(name => plot._fullLayout[name].range.map(Math.round))"
 
 
-def test_curves_hover_and_zoom_together(lab, context):
-    page = context.new_page()
-    notebook = Notebook(page, lab, lab.write("curves.ipynb", [CELL]))
-    notebook.run(0)
+def test_curves_hover_and_zoom_together(open_notebook):
+    page = open_notebook("curves.ipynb", [CELL]).page
     plot = page.locator(".js-plotly-plot")
     expect(plot).to_have_count(1, timeout=60_000)
     expect(plot.locator(".xtitle, .x3title, .x4title").first).to_be_visible(timeout=20_000)
@@ -38,8 +36,8 @@ def test_curves_hover_and_zoom_together(lab, context):
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.5, middle + 40, steps=5)
     page.mouse.up()
-    page.wait_for_timeout(1000)
+    moved = "low => document.querySelector('.js-plotly-plot')._fullLayout.xaxis7.range[0] > low + 1"
+    page.wait_for_function(moved, arg=before[0][0])
     after = plot.evaluate(RANGES)
     assert len({tuple(r) for r in after}) == 1  # all four panels together
     assert after[0][0] > before[0][0] and after[0][1] < before[0][1]
-    page.close()

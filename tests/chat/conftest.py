@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.chat.models import byte_tokenizer
+from tests.chat.runs import made_up_run
 
 
 @pytest.fixture(scope="session")
-def bytes_tokenizer():
-    """One token per byte, with ChatML."""
-    return byte_tokenizer()
+def finished(made_once) -> Path:
+    """A run with a trained model; tests leave it as it is."""
+    return made_once("a run to talk to", made_up_run)

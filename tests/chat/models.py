@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from types import SimpleNamespace
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nbutils.chat.session import ChatSession
+from nbutils.core.chat_engine.window import rotary_module
 from nbutils.core.chatml import IM_END, add_chatml
+
+GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -22,10 +26,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return add_chatml(PreTrainedTokenizerFast(tokenizer_object=core))
 
 
-def random_model(tokenizer: PreTrainedTokenizerFast, context: int, seed: int = 0) -> LlamaForCausalLM:
-    """A Llama of 2 layers whose weights are large enough that the next token is rarely a tie."""
+def random_model(
+    tokenizer: PreTrainedTokenizerFast, context: int, seed: int = 0, kind: type = LlamaForCausalLM, **more
+):
+    """A Llama or another kind, of 2 layers, whose weights are large enough that the next token is rarely a tie."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = kind.config_class(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
@@ -38,8 +44,9 @@ def random_model(tokenizer: PreTrainedTokenizerFast, context: int, seed: int = 0
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.4,
+        **more,
     )
-    model = LlamaForCausalLM(config).eval()
+    model = kind(config).eval()
     printable = set(tokenizer.convert_tokens_to_ids([chr(c) for c in range(33, 127)]))  # valid text, encoded as written
     unlikely = [i for i in range(len(tokenizer)) if i not in printable and i != tokenizer.eos_token_id]
     head = torch.nn.Linear(32, len(tokenizer))
@@ -47,6 +54,44 @@ def random_model(tokenizer: PreTrainedTokenizerFast, context: int, seed: int = 0
     head.bias.data.zero_()[unlikely] = -100.0
     model.lm_head = head
     return model
+
+
+TOKENIZER = byte_tokenizer()
+MODEL = random_model(TOKENIZER, context=128)
+
+
+def chat(model=MODEL, tokenizer=TOKENIZER, **settings) -> ChatSession:
+    """A greedy chat with a model of random weights."""
+    return ChatSession(model, tokenizer, **GREEDY | settings)
+
+
+def say(session: ChatSession, *texts: str) -> list[str]:
+    """Sends messages; the replies."""
+    return ["".join(session.reply(text)) for text in texts]
+
+
+def said(text: str) -> dict[str, str]:
+    """A user's message."""
+    return {"role": "user", "content": text}
+
+
+def from_scratch(session: ChatSession, messages: list[dict], **options) -> str:
+    """The greedy reply of `model.generate` without any cache of ours, with the session's rotation and kept turns."""
+    engine, model = session.engine, copy.deepcopy(session.engine.model)
+    ids = torch.tensor([engine.ids(messages, session.plan, prompt=True)])
+    if rotation := engine.rotation(session.plan):
+        rotary = rotary_module(model)
+        rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = "default", rotation.inv_freq, rotation.scaling
+    config = GenerationConfig(
+        max_new_tokens=session.sampling.max_new_tokens,
+        do_sample=False,
+        repetition_penalty=session.sampling.repetition_penalty,
+        eos_token_id=[*engine.ends],
+        pad_token_id=0,
+        **options,
+    )
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
 class ScriptedModel(torch.nn.Module):
@@ -92,5 +137,4 @@ class ScriptedModel(torch.nn.Module):
 
 def scripted_session(*replies: str, **settings) -> ChatSession:
     """A chat with a model that gives these replies."""
-    tokenizer = byte_tokenizer()
-    return ChatSession(ScriptedModel(tokenizer, list(replies)), tokenizer, read_ahead=False, **settings)
+    return ChatSession(ScriptedModel(TOKENIZER, list(replies)), TOKENIZER, read_ahead=False, **settings)

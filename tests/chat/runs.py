@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from nbutils.core.files import write_json
-from tests.chat.models import byte_tokenizer, random_model
+from tests.chat.models import TOKENIZER, random_model
 
 
 def made_up_run(run: Path, context: int = 1024) -> Path:
     """Writes `train/base`, `train/final` and the stage's record; models of 2 layers that read bytes."""
-    tokenizer = byte_tokenizer()
     for seed, name in enumerate(("base", "final")):
-        model = random_model(tokenizer, context, seed)
+        model = random_model(TOKENIZER, context, seed)
         model.lm_head.bias = None  # a folder holds a plain Llama
         model.save_pretrained(run / "train" / name)
-        tokenizer.save_pretrained(run / "train" / name)
+        TOKENIZER.save_pretrained(run / "train" / name)
     record = {"schema": 1, "stage": "train", "status": "done", "key": "made up", "outputs": {}}
     write_json(run / "train" / "stage.json", record)
     return run

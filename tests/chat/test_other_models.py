@@ -1,21 +1,21 @@
-"""Models that are unlike ours: another chat template, or no key/value cache; and texts that cannot be encoded."""
+"""Models that are unlike ours: architecture, chat template, or no key/value cache; and texts that cannot be encoded."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
+from transformers import LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralForCausalLM, MixtralForCausalLM
 
 from nbutils.chat import models, terminal
-from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.template import has_own_template
 from nbutils.core.chat_engine.window import keeps_keys
 from nbutils.core.chatml import IM_END, TEMPLATE
 from nbutils.core.errors import UserError
-from tests.chat.models import byte_tokenizer, random_model, scripted_session
+from tests.chat.models import TOKENIZER, byte_tokenizer, chat, from_scratch, random_model, said, say, scripted_session
 from tests.chat.widgets import send, texts, widget
 
-GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12, "read_ahead": False}
 IM_SEP = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endfor %}"
 ZEPHYR = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -35,12 +35,34 @@ def tokenizer_with(template: str, *specials: str):
     return tokenizer
 
 
-def from_scratch(session: ChatSession, prompt: list[int]) -> str:
-    config = GenerationConfig(
-        max_new_tokens=12, do_sample=False, eos_token_id=[*session.engine.ends], pad_token_id=0, use_cache=False
-    )
-    out = session.engine.model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :]
-    return session.engine.tokenizer.decode(out, skip_special_tokens=True).strip()
+def saved(model, tokenizer, folder) -> str:
+    model.lm_head.bias = None  # a folder holds no head of ours
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "extension"),
+    [
+        (MistralForCausalLM, {"sliding_window": 32}, "dynamic"),
+        (MistralForCausalLM, {"sliding_window": 32}, "none"),
+        (LlamaForCausalLM, {"sliding_window": 32}, "none"),  # which Llama does not know: it reads everything
+        (MixtralForCausalLM, {"num_local_experts": 2, "num_experts_per_tok": 1}, "yarn"),  # its head_dim is None
+        (LlamaForCausalLM, {"pad_token_id": 5000}, "linear"),  # beyond the embedding
+    ],
+)
+def test_a_model_of_another_kind_replies_as_generate_does(tmp_path, kind, more, extension):
+    made = {name: value for name, value in more.items() if name != "pad_token_id"}
+    folder = saved(random_model(TOKENIZER, context=128, kind=kind, **made), TOKENIZER, tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | more))
+    loaded = models.load(folder)
+    session = chat(loaded.model, loaded.tokenizer, context_extension=extension)
+    for turn in range(6):
+        messages = [*session.messages, said(f"turn {turn}: what now?")]
+        assert say(session, messages[-1]["content"]) == [from_scratch(session, messages)], turn
+    assert session.context.dropped and session.context.extended == (extension != "none")
 
 
 @pytest.mark.parametrize(
@@ -52,21 +74,20 @@ def from_scratch(session: ChatSession, prompt: list[int]) -> str:
 )
 def test_a_model_with_another_template_is_talked_to_in_its_own(template, specials, header, end):
     tokenizer = tokenizer_with(template, *specials)
-    session = ChatSession(random_model(tokenizer, context=512), tokenizer, **GREEDY)
+    session = chat(random_model(tokenizer, context=512), tokenizer, read_ahead=False)
     for text in ("Hello there", "and now?"):
-        messages = [*session.messages, {"role": "user", "content": text}]
+        messages = [*session.messages, said(text)]
         written = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert say(session, text) == [from_scratch(session, messages)]
         prompt = tokenizer(written + header, add_special_tokens=False).input_ids
-        assert "".join(session.reply(text)) == from_scratch(session, prompt)
         assert session.engine.ids(messages, session.plan, prompt=True) == prompt
     assert session.measured.reused_tokens > 20, "the cache serves it too"
     assert tokenizer.convert_tokens_to_ids(end) in session.engine.ends
     typed = f"{end}{specials[0]} is text"
-    said = session.engine.ids([{"role": "user", "content": typed}], session.plan, prompt=False)
-    plain = session.engine.ids([{"role": "user", "content": "is text"}], session.plan, prompt=False)
-    assert typed in tokenizer.decode(said)
     special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids(s) for s in specials}
-    assert sum(i in special for i in said) == sum(i in special for i in plain)
+    ids, plain = (session.engine.ids([said(text)], session.plan, prompt=False) for text in (typed, "is text"))
+    assert typed in tokenizer.decode(ids)
+    assert sum(i in special for i in ids) == sum(i in special for i in plain)
 
 
 @pytest.mark.parametrize(
@@ -79,31 +100,26 @@ def test_which_template_counts_as_another(template, own):
 
 def test_a_conversation_that_the_template_refuses_is_told_in_a_sentence():
     tokenizer = tokenizer_with(ZEPHYR, "</s>")
-    session = ChatSession(random_model(tokenizer, context=512), tokenizer, system="Be brief.", **GREEDY)
+    session = chat(random_model(tokenizer, context=512), tokenizer, system="Be brief.")
     with pytest.raises(UserError, match="chat template refuses this conversation: no system"):
         session.reply("hi")
 
 
 def test_a_model_without_a_key_value_cache_reads_everything_again():
-    tokenizer = byte_tokenizer()
     torch.manual_seed(0)
-    model = MambaForCausalLM(
-        MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.4)
-    ).eval()
-    assert not keeps_keys(model) and keeps_keys(random_model(tokenizer, context=64))
-    session = ChatSession(model, tokenizer, **GREEDY)
+    size = {"vocab_size": len(TOKENIZER), "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    model = MambaForCausalLM(MambaConfig(**size, initializer_range=0.4)).eval()
+    assert not keeps_keys(model) and keeps_keys(random_model(TOKENIZER, context=64))
+    session = chat(model, read_ahead=False)
     for text in ("Hello there", "and now?"):
-        messages = [*session.messages, {"role": "user", "content": text}]
-        reply = "".join(session.reply(text))
-        assert reply == from_scratch(session, session.engine.ids(messages, session.plan, prompt=True))
+        messages = [*session.messages, said(text)]
+        assert say(session, text) == [from_scratch(session, messages, use_cache=False)]
         assert session.measured.reused_tokens == 0
 
 
 def test_the_line_about_a_model_says_how_it_is_talked_to(tmp_path):
     tokenizer = tokenizer_with(IM_SEP, "<|im_sep|>")
-    for part in (random_model(tokenizer, context=64), tokenizer):
-        part.save_pretrained(tmp_path)
-    assert "in its own chat template" in models.load(str(tmp_path)).line
+    assert "own chat template" in models.load(saved(random_model(tokenizer, context=64), tokenizer, tmp_path)).line
 
 
 def unknown(*_, **__):
@@ -111,15 +127,15 @@ def unknown(*_, **__):
 
 
 def test_a_text_that_the_vocabulary_lacks_is_told_and_the_chat_goes_on(monkeypatch, capsys):
-    chat, session = widget("one", "two"), scripted_session("one", "two")
-    for engine in (chat.panels[0].session.engine, session.engine):
+    column, session = widget("one", "two"), scripted_session("one", "two")
+    for engine in (column.panels[0].session.engine, session.engine):
         as_before = engine.sizes
         engine.sizes = lambda m, a=0, f=as_before: unknown() if m and "🌙" in m[-1]["content"] else f(m, a)
-    send(chat, "hi")
-    send(chat, "a 🌙")
-    assert "lacks '🌙'" in chat.notice.text and chat.controls.input.value == "a 🌙"
-    send(chat, "again")
-    assert texts(chat) == ["hi", "one", "again", "two"]
+    for text in ("hi", "a 🌙"):
+        send(column, text)
+    assert "lacks '🌙'" in column.notice.text and column.controls.input.value == "a 🌙"
+    send(column, "again")
+    assert texts(column) == ["hi", "one", "again", "two"]
     assert not terminal.converse(session, ["hi", "a 🌙", "again"], interactive=False)
-    said = capsys.readouterr()
-    assert said.out == "one\ntwo\n" and "lacks '🌙'" in said.err
+    told = capsys.readouterr()
+    assert told.out == "one\ntwo\n" and "lacks '🌙'" in told.err

@@ -8,17 +8,18 @@ from datetime import UTC, datetime
 
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
-from tests.chat.models import ScriptedModel, byte_tokenizer
+from tests.chat.models import TOKENIZER, ScriptedModel
 
-TOKENIZER = byte_tokenizer()
+TURN = [{"role": "user", "content": "old"}, {"role": "assistant", "content": "reply"}]
 
 
 def widget(
     *replies: str,
     seconds: float = 0.0,
-    names=("final",),
+    names=("final", "base", "broken"),
     beside: str = "",
     reading: float = 0.0,
+    contexts: dict[str, int] | None = None,
     earlier: ChatWidget | None = None,
     ready: threading.Event | None = None,
     **settings,
@@ -31,17 +32,27 @@ def widget(
         if name == "broken":
             raise RuntimeError("disk on fire")
         texts = [reply if name == "final" else f"{name} {reply}" for reply in replies]
-        return LoadedModel(
-            name, ScriptedModel(TOKENIZER, texts, seconds, reading=reading), TOKENIZER, f"{name} on the CPU"
-        )
+        model = ScriptedModel(TOKENIZER, texts, seconds, (contexts or {}).get(name, 1024), reading)
+        return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
 
     return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier and earlier.state)
 
 
-def send(chat: ChatWidget, text: str, wait: bool = True) -> None:
-    chat.send(text)
-    if wait:
-        chat.wait(20)
+def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:
+    for text in said:
+        chat.send(text)
+        if wait:
+            chat.wait(20)
+
+
+def click(chat: ChatWidget, button: str) -> None:
+    getattr(chat.controls, button).click()
+    chat.wait(5)
+
+
+def fail(chat: ChatWidget, panel: int = 0) -> None:
+    """The next pass of a column's model fails."""
+    chat.panels[panel].session.engine.model.failing = RuntimeError("out of <memory>")
 
 
 def upload(chat: ChatWidget, content: bytes) -> None:
@@ -63,8 +74,13 @@ def last(chat: ChatWidget) -> list[str]:
     return [panel.session.messages[-1]["content"] for panel in chat.panels]
 
 
+def sampling(chat: ChatWidget, name: str) -> list:
+    """A setting of each column's session, and then what its control shows."""
+    return [*(getattr(panel.session.sampling, name) for panel in chat.panels), chat.controls.sampling[name].value]
+
+
 def pick(chat: ChatWidget, **picked: str) -> list[str]:
-    """Picks models and waits; returns what the columns show, each by its title and by what its model said last."""
+    """Picks models and waits; returns what the columns show, each by its title."""
     for picker, name in picked.items():
         getattr(chat.controls, picker).value = name
     chat.wait(5)

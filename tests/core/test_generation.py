@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.generation import generate_replies
-from tests.chat.models import byte_tokenizer, random_model
+from tests.chat.models import MODEL, TOKENIZER, chat, random_model, said, say
 
-TOKENIZER = byte_tokenizer()
-CONVERSATIONS = [[{"role": "user", "content": "hi " * k}] for k in (1, 7, 3, 12)]
-CONVERSATIONS.append([*CONVERSATIONS[0], {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}])
+TEXTS = ["hi " * k for k in (1, 7, 3, 12)]
+CONVERSATIONS = [[said(text)] for text in TEXTS]
+CONVERSATIONS.append([said(TEXTS[0]), {"role": "assistant", "content": "b"}, said("c")])
 
 
 def test_greedy_replies_do_not_depend_on_the_batch_and_equal_the_chat():
@@ -18,22 +17,20 @@ def test_greedy_replies_do_not_depend_on_the_batch_and_equal_the_chat():
     alone = generate_replies(model, TOKENIZER, CONVERSATIONS, max_new_tokens=12, batch_size=1)
     assert generate_replies(model, TOKENIZER, CONVERSATIONS, max_new_tokens=12, batch_size=3) == alone
     assert model.training, "the mode is as it was"
-    session = ChatSession(model, TOKENIZER, greedy=True, repetition_penalty=1.0, max_new_tokens=12)
-    for conversation, reply in zip(CONVERSATIONS[:4], alone, strict=False):
-        session.clear()
-        assert "".join(session.reply(conversation[0]["content"])) == reply.text
+    for text, reply in zip(TEXTS, alone, strict=False):
+        session = chat(model, read_ahead=False)
+        assert say(session, text) == [reply.text]
         assert reply.ended == (session.measured.ended == "end") and len(reply.token_ids) <= 12
 
 
 def test_sampled_replies_repeat_with_their_seed_and_leave_torch_alone():
-    model = random_model(TOKENIZER, context=256)
+    def sampled(seed: int) -> list:
+        return generate_replies(MODEL, TOKENIZER, CONVERSATIONS[:2], seed=seed, max_new_tokens=12, greedy=False)
+
     state = torch.random.get_rng_state()
-    settings = {"max_new_tokens": 12, "greedy": False}
-    first = generate_replies(model, TOKENIZER, CONVERSATIONS, seed=1, **settings)
-    assert first == generate_replies(model, TOKENIZER, CONVERSATIONS, seed=1, **settings)
-    assert first != generate_replies(model, TOKENIZER, CONVERSATIONS, seed=2, **settings)
+    assert sampled(1) == sampled(1) != sampled(2)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert generate_replies(model, TOKENIZER, [], max_new_tokens=3) == []
+    assert generate_replies(MODEL, TOKENIZER, [], max_new_tokens=3) == []
 
 
 def test_a_reply_that_the_model_ends_says_so():

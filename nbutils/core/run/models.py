@@ -165,6 +165,11 @@ class ModelRef:
             # Its weights are plain float32, but transformers would not save a model that has this mark.
             del model.hf_quantizer, model.quantization_method, model.config.quantization_config
             model.is_quantized = False
+        text = model.config.get_text_config()
+        if getattr(text, "sliding_window", None) and not hasattr(type(text)(), "sliding_window"):
+            del (
+                text.sliding_window
+            )  # Llama reads everything; only the cache of `generate` would forget what is behind it
         return model
 
     @property
