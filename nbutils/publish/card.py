@@ -129,7 +129,7 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
     for (task, metric), cells in rows.items():
         first = next(iter(cells.values()))
         words = [_interval(cells.get(model["name"])) for model in evaluation["models"]]
-        made.append([task, f"{metric} {'↑' if first['higher_is_better'] else '↓'}", f"{first['n']:,}", *words])
+        made.append([task, f"{code(metric)} {'↑' if first['higher_is_better'] else '↓'}", f"{first['n']:,}", *words])
     return made
 
 
@@ -140,7 +140,7 @@ def _interval(score: dict[str, Any] | None) -> str:
 
 
 def _task(score: dict[str, Any]) -> str:
-    return f"{score['task']} ({score['part']} items)" if score.get("part") else str(score["task"])
+    return code(score["task"]) + (f" ({score['part']} items)" if "part" in score else "")
 
 
 def _held_out(task: str) -> bool:
@@ -176,7 +176,7 @@ def _template(name: str) -> Any:
         "duration": duration,
         "task": _task,
         "code": code,
-        "plain": _plain,
+        "plain": lambda text: _plain(" ".join(text.split())),
         "cell": lambda text: text.replace("|", "\\|"),
         "quoted": quoted,
         "versions": _versions,

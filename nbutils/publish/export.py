@@ -58,7 +58,11 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     for role, patterns in EVIDENCE.items():
         stage = Run(facts.run).folder(maker(role).name)
         for file in sorted(file for pattern in patterns for file in stage.glob(pattern)):
-            _copy(file, folder / "run" / f"{stage.name}-{file.relative_to(stage)}")
+            target = folder / "run" / f"{stage.name}-{file.relative_to(stage)}"
+            if file.suffix == ".parquet":
+                _copy(file, target.with_name(facts.places.hide(file.name.replace("__", "/")).replace("/", "__")))
+            else:
+                write_text(target, facts.places.hide(file.read_text(encoding="utf-8")))
     kept = ("started", "seconds", "git_commit", "versions", "key")
     records = {stage: {name: record[name] for name in kept} for stage, record in facts.stages.items()}
     write_json(folder / "run" / "stages.json", records)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, resolve, shown
+from nbutils.core.files import project_root, read_json, read_jsonl, resolve, shown
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY
 from nbutils.core.run.record import RECORD, current_hash
@@ -22,16 +25,53 @@ CHITCHAT = "chitchat"
 DATA_FIGURES = {"lengths": "How long conversations are, in tokens"}
 """Pictures of the data stage that say more than the card's tables, and their captions."""
 
+SPOKEN = ("sample_prompts", "scripted_messages")
+"""Parameters that are texts for the model: no paths, whatever they begin with."""
+
+
+class Places:
+    """Hides where things lie on this machine: what is published names no absolute path of it.
+
+    A folder or file that a parameter names becomes `…/` and its name, the clone `.`, and the home folder `~`.
+    """
+
+    def __init__(self, run: Path, stages: dict[str, dict[str, Any]]) -> None:
+        root = project_root()
+        given = (value for record in stages.values() for name, value in record["parameters"].items()
+                 if name not in SPOKEN)  # fmt: skip
+        paths = {run, *map(Path, chain(*map(_texts, given)))}
+        hidden = {str(p): f"…/{p.name}" for p in paths if p.is_absolute() and p.name and not p.is_relative_to(root)}
+        hidden |= {str(Path.home()): "~", str(root): "."}
+        self.hidden = hidden | {json.dumps(path, ensure_ascii=False)[1:-1]: name for path, name in hidden.items()}
+        known = "|".join(map(re.escape, sorted(self.hidden, key=len, reverse=True)))
+        self.pattern = re.compile(rf"(?:(?<![\w.~/…])|(?<=\\[nrt]))/*({known})(?!\w)")
+
+    def hide(self, text: str) -> str:
+        """A text, also one of JSON, with every such path replaced."""
+        return self.pattern.sub(lambda found: self.hidden[found[1]], text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value
+
 
 @dataclass(frozen=True)
 class Facts:
     """The contents of the files that the card is made from; `stages` are the records of the stages before this one.
+
+    None names a place on this machine but `run`: `places` hides them in other texts.
 
     `figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
     training's, each with its versions.
     """
 
     run: Path
+    places: Places
     stages: dict[str, dict[str, Any]]
     data: dict[str, Any]
     training: dict[str, Any]
@@ -148,25 +188,25 @@ def read_facts(run: Path) -> Facts:
                 raise _unlike(layout, name, file, found)
     for name, record in stages.items():
         _check_inputs(layout, name, record["inputs"], stages)
-    curves, scores = (layout.folder(maker(role).name) for role in ("curves", "scores"))
-    metrics = read_json(curves / "summary.json")
-    return Facts(
-        run=run,
-        stages=stages,
-        data=read_json(layout.rows / "summary.json"),
-        training=read_json(layout.training / "settings.json"),
-        base=read_json(layout.base / "source.json"),
-        metrics=metrics,
-        evaluation=read_json(scores / "results.json"),
-        samples=read_jsonl(scores / "samples.jsonl"),
-        transcript=read_json(layout.folder(maker("transcript").name) / "transcript.json"),
-        figures={
-            f"{folder.name}/figures/{name}": caption
-            for folder, captions in ((layout.rows, DATA_FIGURES), (curves, metrics["figures"]))
-            for name, caption in captions.items()
-        },
-        sessions=[row for row in read_jsonl(layout.training / "metrics.jsonl") if row["kind"] == "session"],
-    )
+    curves, scores, talk = (layout.folder(maker(role).name) for role in ("curves", "scores", "transcript"))
+    found: dict[str, Any] = {
+        "stages": stages,
+        "data": read_json(layout.rows / "summary.json"),
+        "training": read_json(layout.training / "settings.json"),
+        "base": read_json(layout.base / "source.json"),
+        "metrics": read_json(curves / "summary.json"),
+        "evaluation": read_json(scores / "results.json"),
+        "samples": read_jsonl(scores / "samples.jsonl"),
+        "transcript": read_json(talk / "transcript.json"),
+        "sessions": [row for row in read_jsonl(layout.training / "metrics.jsonl") if row["kind"] == "session"],
+    }
+    found["figures"] = {
+        f"{folder.name}/figures/{name}": caption
+        for folder, captions in ((layout.rows, DATA_FIGURES), (curves, found["metrics"]["figures"]))
+        for name, caption in captions.items()
+    }
+    places = Places(run, stages)
+    return Facts(run, places, **json.loads(places.hide(json.dumps(found, ensure_ascii=False))))
 
 
 def _unlike(run: Run, stage: str, file: str, found: str) -> UserError:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import subprocess
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from nbutils.core.files import write_text
+from nbutils.publish import plain_reader
 from nbutils.publish.card import render_card
 from nbutils.publish.export import export
 from nbutils.publish.facts import Facts, read_facts
@@ -29,18 +33,23 @@ def settings_for(run: Path, **changes) -> PublishSettings:
 
 @dataclass(frozen=True)
 class Published:
-    """A run, its facts, and the folder that was made from them."""
+    """A run, its facts, and the folder and card that were made from them."""
 
     run: Path
     facts: Facts
     folder: Path
     settings: PublishSettings
 
+    @property
+    def card(self) -> str:
+        return (self.folder / "README.md").read_text(encoding="utf-8")
+
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory) -> Published:
+def published(made_once) -> Published:
     """The published folder of a made-up run; tests leave it as it is."""
-    return publish(make_run(tmp_path_factory.mktemp("published") / "run"))
+    run = made_once("published", lambda folder: publish(make_run(folder / "run"))) / "run"
+    return Published(run, read_facts(run), run / "publish", settings_for(run))
 
 
 def publish(run: Path, **changes) -> Published:
@@ -55,3 +64,36 @@ def publish(run: Path, **changes) -> Published:
 def spare(published, tmp_path) -> Path:
     """A copy of the made-up run that a test may spoil, before notebook 06 was opened."""
     return shutil.copytree(published.run, tmp_path / "run", ignore=shutil.ignore_patterns("publish"))
+
+
+@pytest.fixture
+def folder(published, tmp_path) -> Path:
+    """A copy of the published folder that a test may spoil."""
+    return shutil.copytree(published.folder, tmp_path / "publish")
+
+
+@pytest.fixture
+def read_here(monkeypatch) -> None:
+    """What plain transformers reads for the parity check it reads in this process: no other one is started."""
+
+    class Here:
+        def __init__(self, *_, **__) -> None:
+            self.returncode = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_) -> None:
+            pass
+
+        def communicate(self, job: str) -> tuple[str, str]:
+            monkeypatch.setattr("sys.stdin", io.StringIO(job))
+            with redirect_stdout(io.StringIO()) as out:
+                try:
+                    plain_reader.main()
+                except Exception as error:  # whatever it is, a process would end with it
+                    self.returncode = 1
+                    return "", f"Traceback\n{error}"
+            return out.getvalue(), ""
+
+    monkeypatch.setattr(subprocess, "Popen", Here)

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from nbutils.core.chatml import add_chatml, encode
+from nbutils.core.chatml import encode
 from nbutils.core.files import read_json, write_json
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.notebooks import parameters as parameters_of
@@ -24,6 +23,7 @@ from nbutils.core.stages import STAGES
 from nbutils.evaluate.compare import Metric, interval, sums_of, to_parquet
 from nbutils.metrics.figures import save_figures
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
+from tests.builders import small_tokenizer
 from tests.metrics.histories import history_rows, write_done, write_training
 
 CONTEXT = 256
@@ -51,14 +51,7 @@ def conversations(count: int, turns: int = 2) -> list[list[dict[str, str]]]:
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of a few hundred pieces, with ChatML."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    bpe.train_from_iterator([m["content"] for c in conversations(200) for m in c], trainer)
-    return add_chatml(PreTrainedTokenizerFast(tokenizer_object=bpe))
+    return small_tokenizer([m["content"] for c in conversations(200) for m in c], 330)
 
 
 def make_run(run: Path, **parameters: Any) -> Path:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -14,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from transformers import AutoModelForCausalLM
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
@@ -23,10 +20,133 @@ from nbutils.publish.parity import check_parity
 from tests.publish.conftest import publish, settings_for
 from tests.publish.made_up_run import as_gpt2, record_stages, rewrite
 
+KEPT = {"at": "2026-11-02T10:00:00+00:00", "changed": ["upstream file train/final/model.safetensors"]}
+SESSION = {"kind": "session", "session": 1, "step": 0, "versions": {"torch": "2.12.0", "trl": "absent"}}
+OWN = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.5, "n": 9, "higher_is_better": True}
+DATASET = {"path": "chitchat", "name": "", "rows": 200, "revision": "", "fingerprint": "d" * 64}
 
-@pytest.fixture(scope="module")
-def card(published) -> str:
-    return (published.folder / "README.md").read_text(encoding="utf-8")
+
+def trained(**changes) -> dict:
+    return {"stages": {"train": changes}}
+
+
+CARDS = {
+    "as it is": (
+        {},
+        ["| `<\\|im_end\\|>` | 331 |", "| too long | 80 | 40.0% | 90,000 |",
+         "| Evaluation loss, the assistant's tokens | 3.811 |",
+         "| `heldout_perplexity` | `word_perplexity` ↓ | 206 | 210.5 [206.3, 214.7] | 90,000 [88,200, 91,800] |",
+         "this model against its base -89,000 [-91,000, -87,000], better.",
+         "A chat model of 1,234,567 parameters: a Llama built", "600 optimizer steps",
+         "97% end by themselves within 60 tokens (98% of the greedy ones)",
+         "| Epochs, at most | 1 |", "| Epochs read | 1.00 |",
+         "on 100 conversations of `chitchat` with smallchat", "4,000 of them the assistant's) were trained on,",
+         "40% of the sampled replies and 40% of the greedy ones say the same four tokens twice",
+         "0% of the sampled replies and 2% of the greedy ones write role headers",
+         "| `heldout_perplexity` (flagged items) | `word_perplexity` ↓ | 206 | 190.0 [186.2, 193.8] | — |",
+         "Each prompt alone:", "The same prompts in one conversation:",
+         "with TRL's `SFTTrainer` and DDP: 2 processes in fp32 on the CPU (4 cores, 31 GiB, Linux)",
+         "\\# Not a heading", "\\*how\\*",
+         "## Limitations\n\n- Its 1.2 million parameters began at random", "10,000 tokens of conversation"],
+        ["duplicate", "of another model", "<script>", "<b>you</b>", "not to be learnt"],
+    ),
+    "read in part": (  # `max_steps` ended it after 17 % of the conversations
+        {"training": {"settings": {"max_steps": 36}}, "metrics": {"epochs": 0.1706, "total_tokens": 1706}},
+        ["on 17% of the 100 conversations of `chitchat` with smallchat", "| Epochs, at most | 1 |",
+         "| Optimizer steps, at most | 36 |", "| Epochs read | 0.17 |",
+         "kept for training, 17% of which the optimizer steps read", "have read nothing but 1,706 tokens"],
+        ["were trained on"],
+    ),
+    "paused": (  # its last evaluation was before the checkpoint that is published
+        {"metrics": {"steps": 570, "evaluated_step": 500, "epochs": 0.0031}},
+        ["fine-tuned for 570 optimizer steps on 0.3% of the 100 conversations",
+         "| Evaluation loss, the assistant's tokens, at step 500 | 3.811 |",
+         "| Perplexity, the assistant's tokens, at step 500 |"],
+        [],
+    ),
+    "marks": (
+        {"data": {"train": {"context_turns": 5}, "eval": {"context_turns": 2}}},
+        ["7 messages are marked not to be learnt (2 of them in what was held out)"],
+        [],
+    ),
+    "one process": ({"training": {"derived": {"world_size": 1}}}, ["`SFTTrainer`: 1 process in fp32"], []),
+    "nothing extended": (
+        {"transcript": {"settings": {"context_extension": "none"}}},
+        ["limit = trained\n"],
+        ["rotary_emb", "is extended to twice"],
+    ),
+    "base of the hub": (
+        trained(parameters={"base_model": "me/base"}) | {"base": {"commit": "c" * 40}}
+        | {"evaluation": {"models": [{"name": "run", "parameters": 135_000_000}]}},
+        [f"| base model | `me/base`, revision {'c' * 40} |", "base_model: me/base",
+         "## Limitations\n\n- Whether what it states is true was not measured", "135.0 million"],
+        ["began at random"],
+    ),
+    "own task": (
+        trained(parameters={"base_model": "me/base"}) | {"evaluation": {"scores": [OWN]}},
+        ["## Limitations\n\n- Of what it knows, `sciq` above are all that was measured"],
+        [],
+    ),
+    "local base": (
+        {"stages": {stage: {"parameters": {"base_model": "models/base.Q4_1.gguf"}} for stage in ("data", "train")}}
+        | {"base": {"local": True, "sha256": "5" * 64}},
+        ["`base.Q4_1.gguf`, a local file, fine-tuned for", f"| base model's file, SHA-256 | `{'5' * 64}` |",
+         "write there where yours lies"],
+        ["models/", "base_model:", "newest when it was run"],
+    ),
+    "datasets": (
+        {"stages": {"data": {"parts": {"parameters": {"files": {"data/talk.jsonl": "0"}}}}}}
+        | {"data": {"datasets": [DATASET | {"path": "me/talk", "revision": "d" * 40, "fingerprint": ""},
+                                 DATASET | {"path": "data/talk.jsonl"}]}},
+        [f"| `me/talk` | {'d' * 40} | 200 | — |", "| `talk.jsonl` | — | 200 | `dddd", "datasets:\n- me/talk\n"],
+        ["data/talk.jsonl"],
+    ),
+    "two values": (
+        {"stages": {"evaluate": {"parameters": {"seed": 9}}}},
+        ["not run with one value of `seed` (3 in ", ", 9 in evaluate"],
+        [],
+    ),
+    "accepted": (
+        {"stages": {"evaluate": {"accepted": [KEPT]}}},
+        ["The work of `04_evaluate.ipynb` was kept on 2026-11-02 although this had changed since: "
+         "upstream file train/final/model.safetensors."],
+        [],
+    ),
+    "sessions": (
+        {"sessions": [SESSION, SESSION | {"session": 2, "step": 290, "versions": {"torch": "2.13.0"}}]},
+        ["| … its session 1, from step 0 | torch 2.12.0 |"],
+        ["its session 2"],
+    ),
+    "changes": (
+        trained(git_commit="a" * 40 + "+changes"),
+        ["never committed", f"```bash\ngit checkout {'a' * 40}\npython"],
+        [],
+    ),
+    "no commit": (trained(git_commit=None), ["commit is unknown", "```bash\npython"], []),
+    "another notebook": (  # the card is about the training, not about the last notebook
+        {"stages": {"chat": {"git_commit": "e" * 40, "versions": {"torch": "2.12.0"}}}},
+        [f"| git commit | {'0' * 40} |", "torch 2.13.0 |", "4 cores, 31 GiB",
+         f"| … notebook of chat | git commit {'e' * 40}, torch 2.12.0 |"],
+        ["notebook of evaluate"],
+    ),
+}  # fmt: skip
+"""Case → facts that differ from those of the made-up run, what the card says then, and what it does not."""
+
+
+def merged(value, change):
+    """A value with another one laid over it, key by key."""
+    if not (isinstance(value, dict) and isinstance(change, dict)):
+        return change
+    return value | {name: merged(value.get(name), part) for name, part in change.items()}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_the_card_says_what_the_files_hold(published, case):
+    changes, expected, absent = CARDS[case]
+    given = {name: merged(getattr(published.facts, name), change) for name, change in changes.items()}
+    card = render_card(replace(published.facts, **given), published.settings)
+    assert [words for words in expected if words not in card] == []
+    assert [words for words in absent if words in card] == []
 
 
 def test_metadata_reads_back_with_the_hubs_classes(published):
@@ -36,93 +156,22 @@ def test_metadata_reads_back_with_the_hubs_classes(published):
     assert data.base_model is None and data.datasets is None  # `tiny` and `chitchat` are not the Hub's
     found = {(r.dataset_name, r.metric_name, r.metric_value) for r in data.eval_results}
     assert found == {("heldout_perplexity", "word_perplexity", 210.5), ("heldout_next_utterance", "acc", 0.31)}
-    assert data.to_dict()["model-index"]
+    named = settings_for(published.run, base_model_id="me/base", dataset_ids=["me/talk"], repo_id="me/made-up")
+    card = render_card(published.facts, named)
+    assert (ModelCard(card).data.base_model, ModelCard(card).data.datasets) == ("me/base", ["me/talk"])
+    # The Hub has classes of its own for light and dark.
+    assert 'class="hidden dark:block" src="figures/loss-dark.png"' in card and "<picture>" not in card
+    assert 'name = "me/made-up"' in card
 
 
-def test_parameters_are_those_of_the_model(published, card):
-    model = AutoModelForCausalLM.from_pretrained(published.folder)
-    assert f"| Parameters | {model.num_parameters():,} |" in card
-
-
-def test_numbers_come_from_the_files(card):
-    for expected in (
-        "| `<\\|im_end\\|>` | 331 |",
-        "| too long | 80 | 40.0% | 90,000 |",
-        "| Evaluation loss, the assistant's tokens | 3.811 |",
-        "| heldout_perplexity | word_perplexity ↓ | 206 | 210.5 [206.3, 214.7] | 90,000 [88,200, 91,800] |",
-        "this model against its base -89,000 [-91,000, -87,000], better.",
-        "A chat model of 1,234,567 parameters: a Llama built",
-        "600 optimizer steps",
-        "97% end by themselves within 60 tokens (98% of the greedy ones)",
-        "| Epochs, at most | 1 |",
-        "| Epochs read | 1.00 |",
-        "on 100 conversations of `chitchat` with smallchat",
-        "4,000 of them the assistant's) were trained on,",
-        "40% of the sampled replies and 40% of the greedy ones say the same four tokens twice",
-        "0% of the sampled replies and 2% of the greedy ones write role headers",
-        "| heldout_perplexity (flagged items) | word_perplexity ↓ | 206 | 190.0 [186.2, 193.8] | — |",
-        "Each prompt alone:",
-        "The same prompts in one conversation:",
-        "with TRL's `SFTTrainer` and DDP: 2 processes in fp32 on the CPU (4 cores, 31 GiB, Linux)",
-    ):
-        assert expected in card
-    assert "duplicate" not in card  # a reason that met no row
-    assert "of another model" not in card
-
-
-def test_a_training_that_read_a_part_is_not_told_as_an_epoch(published):
-    """`max_steps` ended it after 17 % of the conversations."""
-    facts = published.facts
-    given = facts.training | {"settings": facts.training["settings"] | {"max_steps": 36}}
-    read = facts.metrics | {"epochs": 0.1706, "total_tokens": 1706}
-    card = render_card(replace(facts, training=given, metrics=read), published.settings)
-    for expected in (
-        "on 17% of the 100 conversations of `chitchat` with smallchat",
-        "| Epochs, at most | 1 |",
-        "| Optimizer steps, at most | 36 |",
-        "| Epochs read | 0.17 |",
-        "kept for training, 17% of which the optimizer steps read",
-        "have read nothing but 1,706 tokens",
-    ):
-        assert expected in card
-    assert "were trained on" not in card
-
-
-def test_a_paused_training_is_told_as_far_as_it_is(published):
-    """Its last evaluation was before the checkpoint that is published."""
-    read = published.facts.metrics | {"steps": 570, "evaluated_step": 500, "epochs": 0.0031}
-    card = render_card(replace(published.facts, metrics=read), published.settings)
-    for expected in (
-        "fine-tuned for 570 optimizer steps on 0.3% of the 100 conversations",
-        "| Evaluation loss, the assistant's tokens, at step 500 | 3.811 |",
-        "| Perplexity, the assistant's tokens, at step 500 |",
-    ):
-        assert expected in card
-
-
-def test_sections_stand_in_order(card):
-    found = re.findall(r"^## (.+)$", card, flags=re.MULTILINE)
+def test_sections_stand_in_order_and_what_they_show_is_in_the_folder(published):
+    found = re.findall(r"^## (.+)$", published.card, flags=re.MULTILINE)
     before = ["Architecture", "Chat format", "Training", "Data", "Metrics", "Evaluation"]
     assert found == [*before, "Samples", "Limitations", "Use", "Provenance"]
-
-
-def test_pictures_on_the_card_are_in_the_folder(published, card):
-    names = set(re.findall(r'(?:src|srcset)="([^"]+)"', card))
+    names = set(re.findall(r'(?:src|srcset)="([^"]+)"', published.card))
     assert len(names) == 16
-    assert all((published.folder / name).is_file() for name in names)
-    links = re.findall(r"\]\((run[^)]*)\)", card)
-    assert links and all((published.folder / link).exists() for link in links)
-
-
-def test_the_hub_gets_its_own_light_and_dark_classes(published):
-    text = render_card(published.facts, settings_for(published.run, repo_id="me/made-up"))
-    assert 'class="hidden dark:block" src="figures/loss-dark.png"' in text and "<picture>" not in text
-    assert 'name = "me/made-up"' in text
-
-
-def test_model_output_cannot_be_markup(card):
-    assert "<script>" not in card and "<b>you</b>" not in card
-    assert "\\# Not a heading" in card and "\\*how\\*" in card
+    links = re.findall(r"\]\((run[^)]*)\)", published.card)
+    assert links and all((published.folder / name).exists() for name in [*names, *links])
 
 
 MARKUP = [
@@ -159,56 +208,47 @@ NAMES = ["my talk (1).jsonl", "a|b.jsonl", "`tick`.csv", "``two", "[link](x) #1"
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_is_shown_as_it_is_and_breaks_nothing(spare, name):
-    """Of the card, a dataset, the base, a peer and a folder of tasks; what the names are of is not there any more."""
+    """Of card, dataset, base, peer, folder of tasks, task and metric; what they are of is not there any more."""
     path = f"/gone/since/{name}"
     record_stages(spare, base_model=path, local=True, datasets=[path], peers=[path], task_path=path)
     summary, results = read_json(spare / "data" / "summary.json"), read_json(spare / "evaluate" / "results.json")
     rewrite(spare, "data/summary.json", summary | {"datasets": [summary["datasets"][0] | {"path": path, "name": name}]})
-    models = [*results["models"], {"name": name, "parameters": 1}]
-    rewrite(spare, "evaluate/results.json", results | {"models": models})
-    card = (publish(spare, model_name=name, tags=[name]).folder / "README.md").read_text(encoding="utf-8")
-    data = ModelCard(card).data
+    for kind, number in (("models", -1), ("scores", 0), ("paired", 0)):
+        results[kind].append(results[kind][number] | {"name": name, "task": name, "metric": name, "parameters": 1})
+    rewrite(spare, "evaluate/results.json", results | {"left_out": {name: f"because of\n{name}"}})
+    made = publish(spare, model_name=name, tags=[name])
+    data = ModelCard(made.card).data
     assert (data.model_name, data.tags[-1]) == (name, name) and data.base_model is None and data.datasets is None
-    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("\n---\n", 1)[1])
+    assert [r.dataset_name for r in data.eval_results].count(name) == 1
+    tokens = MarkdownIt("commonmark").enable("table").parse(made.card.split("\n---\n", 1)[1])
     heading = next(token for token in tokens if token.type == "inline")
     assert {child.type for child in heading.children} <= {"text", "text_special"}
     assert "".join(child.content for child in heading.children) == name
     shown = [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]
-    assert shown.count(name) == 11  # datasets 5, base 3, peer 2, tasks 1
-    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert shown.count(name) == 17  # datasets 5, base 3, peer 2, folder 1, task 4, metric 2
+    left_out = next(token for token in tokens if token.content.startswith("Left out: "))
+    assert "".join(child.content for child in left_out.children) == f"Left out: {name} (because of {name})"
+    assert {child.type for child in left_out.children} <= {"text", "text_special", "code_inline"}
+    rows = [line for line in made.card.splitlines() if line.startswith("|")]
     assert sum(token.type == "tr_open" for token in tokens) == sum(not line.startswith("|---") for line in rows)
 
 
-def test_a_title_of_several_lines_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"'model_name' is .*no title of one line"):
-        settings_for(tmp_path, model_name="a\n---\nb")
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"license": "Apache 2.0"}, r"'license' is 'Apache 2.0'.*Did you mean 'apache-2.0'"),
+        ({"languages": ["English"]}, r"'English' is no language code"),
+        ({"base_model_id": "models/x y.gguf"}, r"'base_model_id' is .*owner/name"),
+        ({"dataset_ids": ["a/b/c"]}, r"'a/b/c' is no name on the Hub"),
+        ({"model_name": "a\n---\nb"}, r"'model_name' is .*no title of one line"),
+    ],
+)
+def test_what_the_hub_or_the_card_cannot_hold_is_refused(tmp_path, given, words):
+    with pytest.raises(UserError, match=words):
+        settings_for(tmp_path, **given)
 
 
-def limitation(published, facts) -> str:
-    """The first limitation on the card."""
-    return render_card(facts, published.settings).split("## Limitations\n\n")[1].splitlines()[0]
-
-
-def test_limitations_are_what_was_found_out_about_this_model(published):
-    facts = published.facts
-    begun_at_random = limitation(published, facts)
-    assert "began at random" in begun_at_random and "10,000 tokens of conversation" in begun_at_random
-    train = facts.stages["train"] | {"parameters": facts.stages["train"]["parameters"] | {"base_model": "me/base"}}
-    counted = facts.evaluation | {"models": [{"name": "run", "parameters": 135_000_000}]}
-    given = replace(facts, stages=facts.stages | {"train": train}, evaluation=counted)
-    assert "was not measured" in limitation(published, given) and "135.0 million" in limitation(published, given)
-    asked = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.5, "n": 9, "higher_is_better": True}
-    measured = replace(given, evaluation=facts.evaluation | {"scores": [*facts.evaluation["scores"], asked]})
-    assert limitation(published, measured).startswith("- Of what it knows, sciq above are all that was measured")
-
-
-def test_one_process_is_not_called_ddp(published):
-    derived = published.facts.training["derived"] | {"world_size": 1}
-    facts = replace(published.facts, training=published.facts.training | {"derived": derived})
-    assert "`SFTTrainer`: 1 process in fp32" in render_card(facts, published.settings)
-
-
-def test_a_score_and_its_interval_can_be_computed_again_from_what_is_published(published, card):
+def test_a_score_and_its_interval_can_be_computed_again_from_what_is_published(published):
     """As the card says: sums of a column and its weight, and percentiles over resampled groups."""
     items = pq.read_table(
         published.folder / "run" / "evaluate-items" / "run--heldout_next_utterance.parquet"
@@ -217,36 +257,38 @@ def test_a_score_and_its_interval_can_be_computed_again_from_what_is_published(p
     groups = items.groupby("group")[["acc", "acc_weight"]].sum().to_numpy()
     drawn = groups[np.random.default_rng(5).integers(len(groups), size=(4000, len(groups)))].sum(axis=1)  # (R, 2)
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    line = next(line for line in card.splitlines() if line.startswith("| heldout_next_utterance | acc"))
+    (line,) = re.findall(r"^\| `heldout_next_utterance` \| `acc`.*", published.card, flags=re.MULTILINE)
     shown = [float(number) for number in re.findall(r"0\.\d+", line)]
     assert shown[0] == pytest.approx(value, abs=5e-4)
     assert shown[1:] == pytest.approx([low, high], abs=0.01)
 
 
-def test_usage_code_runs_without_nbutils(published, card):
-    blocks = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
+def talked(made, monkeypatch, says) -> dict:
+    """Runs the card's code without `nbutils` in the published folder, as somebody who types that; the code's names."""
+    typed = iter([*says, ""])
+    monkeypatch.setattr(builtins, "input", lambda _: next(typed))
+    monkeypatch.chdir(made.folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names: dict = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", made.card, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
-    guard = "import sys; sys.modules['nbutils'] = None\n"
-    program = (
-        guard
-        + "\n".join(blocks)
-        + "\nprint('messages:', len(messages), 'extended:', model.model.rotary_emb is extended)"
-    )
-    talk = "\n".join(["hello there", "how are you today " * 20, *["what did you see " * 12] * 5, "", ""])
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program], cwd=published.folder, input=talk, capture_output=True, text=True,
-        timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
-    assert last.endswith("extended: True")
-    assert int(last.split()[-3]) < 14  # the oldest of 14 messages were left out
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "nbutils", None)
+        for block in blocks:
+            exec(compile(block, "card", "exec"), names)
+    return names
 
 
-def test_a_gpt2_is_published_too(spare, monkeypatch, capsys):
+def test_usage_code_runs_without_nbutils(published, monkeypatch):
+    says = ["hello there", "how are you today " * 20, *["what did you see " * 12] * 5, ""]
+    names = talked(published, monkeypatch, says)
+    assert names["model"].model.rotary_emb is names["extended"]
+    assert len(names["messages"]) < 14  # the oldest of 14 were left out
+
+
+def test_a_gpt2_is_published_too(spare, monkeypatch, capsys, read_here):
     """Its config has names of its own and it has no RoPE: architecture, parity, and the card's code for such models."""
     made = publish(as_gpt2(spare))
-    card = (made.folder / "README.md").read_text(encoding="utf-8")
     for expected in (
         "| Layers | 2 |",
         "| Context | 256 tokens |",
@@ -257,16 +299,10 @@ def test_a_gpt2_is_published_too(spare, monkeypatch, capsys):
         "base_model: gpt2",
         f"revision {'c' * 40}",
     ):
-        assert expected in card
+        assert expected in made.card
     held_out = made.run / "data" / "eval"
     report = check_parity(made.folder, held_out, made.facts.model_folder, conversations=20, replies=2, tokens=8)
-    assert report["replies"] == 2
-    code = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)[1]
-    assert "rope" not in code
-    talk = iter(["hello there", "what did you see " * 100, *["what did you see " * 10] * 5, ""])
-    monkeypatch.setattr(builtins, "input", lambda _: next(talk))
-    monkeypatch.chdir(made.folder)
-    names: dict = {}
-    exec(compile(code, "card", "exec"), names)
+    assert report["replies"] == 2 and "rope" not in made.card.split("```python")[2]
+    names = talked(made, monkeypatch, ["hello there", "what did you see " * 100, *["what did you see " * 10] * 5])
     assert names["limit"] == 256 and 0 < len(names["messages"]) < 12  # the oldest turns were left out
     assert capsys.readouterr().out.count("too long for the model") == 1

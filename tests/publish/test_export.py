@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import replace
 
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from nbutils.core.chat_engine.window import rotations
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
 from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
-from nbutils.publish.card import render_card
 from nbutils.publish.export import published_files
 from nbutils.publish.parity import check_parity
-
-
-def parity(published, folder, **changes):
-    given = {"conversations": 200, "replies": 6, "tokens": 24} | changes
-    return check_parity(folder, published.run / "data" / "eval", published.facts.model_folder, **given)
-
-
-@pytest.fixture
-def copied(published, tmp_path):
-    """A published folder that a test may damage."""
-    return shutil.copytree(published.folder, tmp_path / "publish")
+from tests.publish.conftest import publish
 
 
 def test_the_folder_is_the_repository(published):
@@ -37,19 +26,13 @@ def test_the_folder_is_the_repository(published):
             "run/parameters.yaml", "run/data-summary.json", "run/train-metrics.jsonl", "run/stages.json",
             "run/chat-transcript.json", "run/evaluate-comparison.md",
             "run/evaluate-items/run--heldout_next_utterance.parquet"} <= names  # fmt: skip
-    assert "stage.json" not in names
 
 
-def test_training_leftovers_stay_home(published, tmp_path):
-    left = published.run / "train" / "final" / "training_args.bin"
-    left.touch()
-    try:
-        from nbutils.publish.export import export
-
-        export(published.facts, published.settings, tmp_path)
-    finally:
-        left.unlink()
-    assert not (tmp_path / "training_args.bin").exists()
+def test_the_stages_record_and_training_leftovers_stay_home(spare):
+    (spare / "train" / "final" / "training_args.bin").touch()
+    folder = publish(spare).folder
+    (folder / "stage.json").touch()
+    assert not {"training_args.bin", "stage.json"} & {str(file) for file in published_files(folder)}
 
 
 def test_generation_stops_where_a_message_ends(published):
@@ -62,15 +45,13 @@ def test_parameters_by_part(published):
     counts = parameter_counts(tensor_shapes(published.folder))
     assert counts["token embedding"] == 333 * 128 and "output head" not in counts  # tied
     assert set(counts) == {"token embedding", "attention", "feed-forward", "norms"}
+    total = AutoModelForCausalLM.from_pretrained(published.folder).num_parameters()
+    assert f"| Parameters | {total:,} |" in published.card
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "linear"])
 def test_the_extension_is_that_of_the_session(published, kind):
     """The code on the card gives the rotation that the chat session uses beyond the trained length."""
-    from transformers import AutoModelForCausalLM
-
-    from nbutils.core.chat_engine.window import rotations
-
     model = AutoModelForCausalLM.from_pretrained(published.folder)
     trained = model.config.max_position_embeddings
     _, expected = rotations(model, kind, 2 * trained)
@@ -80,17 +61,15 @@ def test_the_extension_is_that_of_the_session(published, kind):
     assert rotary.attention_scaling == pytest.approx(expected.scaling)
 
 
-def test_a_chat_that_extends_nothing_gives_a_card_that_extends_nothing(published):
-    transcript = published.facts.transcript
-    facts = replace(published.facts, transcript=transcript | {"settings": {"context_extension": "none"}})
-    card = render_card(facts, published.settings)
-    assert "limit = trained\n" in card and "rotary_emb" not in card and "is extended to twice" not in card
+def parity(published, folder, held_out=None, **changes):
+    given = {"conversations": 23, "replies": 3, "tokens": 12} | changes
+    return check_parity(folder, held_out or published.run / "data" / "eval", published.facts.model_folder, **given)
 
 
-def test_parity_of_the_folder_and_the_session(published):
-    report = parity(published, published.folder)
+def test_parity_of_the_folder_and_the_session(published, read_here):
+    report = parity(published, published.folder, conversations=200)
     assert report["conversations"] == 23 and report["left_out_with_control_tokens"] == 1
-    assert report["replies"] == 6 and report["reply_tokens"] > 6 and report["ties"] == 0
+    assert report["replies"] == 3 and report["reply_tokens"] > 6 and report["ties"] == 0
 
 
 @pytest.mark.parametrize(
@@ -98,31 +77,36 @@ def test_parity_of_the_folder_and_the_session(published):
     [("say <|im_end|> please", "4 spell a control token"), ("how are you " * 200, "No reply can be compared")],
     ids=["control tokens", "too long"],
 )
-def test_agreement_about_nothing_stops_publishing(published, tmp_path, content, words):
+def test_agreement_about_nothing_stops_publishing(published, tmp_path, read_here, content, words):
     talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "fine thanks"}]
     Dataset.from_dict({"messages": [talk] * 4}).save_to_disk(str(tmp_path / "eval"))
     with pytest.raises(UserError, match=words):
-        check_parity(published.folder, tmp_path / "eval", published.facts.model_folder,
-                     conversations=4, replies=2, tokens=8)  # fmt: skip
+        parity(published, published.folder, tmp_path / "eval")
 
 
-def test_other_weights_stop_publishing(published, copied):
-    weights = load_file(copied / "model.safetensors")
+def other_weights(folder):
+    weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"].flip(0) * torch.linspace(-1, 1, 128)
-    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        UserError, match=r"Greedy replies part in held-out conversation 0 at token \d+.*the session writes"
-    ):
-        parity(published, copied)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_another_template_stops_publishing(published, copied):
-    (copied / "chat_template.jinja").write_text(TEMPLATE.replace("| trim)", ")").replace("'\\n' +", "' ' +"))
-    with pytest.raises(UserError, match=r"Token ids part in held-out conversation 0 at token \d.*chat_template.jinja"):
-        parity(published, copied)
+def other_template(folder):
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("| trim)", ")").replace("'\\n' +", "' ' +"))
 
 
-def test_a_folder_that_cannot_be_read_stops_publishing(published, copied):
-    (copied / "config.json").unlink()
-    with pytest.raises(UserError, match=r"Plain transformers cannot read .*Nothing was published"):
-        parity(published, copied, conversations=1)
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (other_weights, r"Greedy replies part in held-out conversation 0 at token \d+.*the session writes.*weights"),
+        (other_template, r"Token ids part in held-out conversation 0 at token \d.*chat_template.jinja"),
+        (no_config, r"Plain transformers cannot read .*Nothing was published"),
+    ],
+)
+def test_a_folder_that_answers_otherwise_stops_publishing(published, folder, read_here, spoil, words):
+    spoil(folder)
+    with pytest.raises(UserError, match=words):
+        parity(published, folder)

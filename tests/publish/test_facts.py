@@ -10,7 +10,7 @@ from nbutils.core.run.stage import Stage
 from nbutils.core.stages import spec
 from nbutils.publish.card import render_card
 from nbutils.publish.facts import read_facts
-from tests.publish.conftest import publish, settings_for
+from tests.publish.conftest import settings_for
 from tests.publish.made_up_run import rewrite
 
 DAMAGED = {
@@ -29,19 +29,14 @@ DAMAGED = {
 }
 
 
-def read_through_the_notebook(run):
-    """As notebook 06 begins."""
-    Stage.begin("publish", settings_for(run))
-    return read_facts(run)
-
-
-def test_each_missing_file_is_named_with_its_notebook(spare):
-    """Every file that an earlier stage lists and publish reads, its record too."""
+def test_each_file_that_is_missing_or_damaged_is_named_with_its_notebook(spare):
+    """Every file that an earlier stage lists and publish reads, its record too; as notebook 06 begins."""
+    publish, settings = spec("publish"), settings_for(spare)
     needed = [
         f"{stage}/{name}"
-        for stage in spec("publish").reads
-        for name in (*(read_json(spare / stage / "stage.json")["outputs"]), "stage.json")
-        if name == "stage.json" or spec("publish").needs(stage, name)
+        for stage in publish.reads
+        for name in (*read_json(spare / stage / "stage.json")["outputs"], "stage.json")
+        if name == "stage.json" or publish.needs(stage, name)
     ]
     assert len(needed) > 50 and {"data/figures/lengths.png", "metrics/figures/loss.svg", "data/eval/dataset_info.json",
                                  "evaluate/items/run--heldout_next_utterance.parquet"} <= set(needed)  # fmt: skip
@@ -49,37 +44,15 @@ def test_each_missing_file_is_named_with_its_notebook(spare):
         file, aside = spare / name, spare / "aside"
         file.rename(aside)
         with pytest.raises(UserError) as caught:
-            read_through_the_notebook(spare)
+            Stage.begin("publish", settings)
+            read_facts(spare)
+        assert f"notebooks/{spec(name.split('/')[0]).file}" in str(caught.value) and name in str(caught.value), name
+        if name in DAMAGED:
+            file.write_bytes(b'{"schema"\n\xff\xfe')
+            with pytest.raises(UserError, match=rf"{name} is not what its notebook wrote .*damaged.*{DAMAGED[name]}"):
+                read_facts(spare)
         aside.rename(file)
-        assert f"notebooks/{spec(name.split('/')[0]).file}" in str(caught.value), name
-        assert name in str(caught.value), name
-
-
-def test_a_run_record_that_is_gone_changes_nothing(spare):
-    """`run.json` holds what the last notebook knew; opening notebook 06 writes a new one with its own parameters."""
-    before = render_card(read_facts(spare), settings_for(spare))
-    (spare / "run.json").unlink()
-    facts = read_through_the_notebook(spare)
-    assert facts.parameters["base_model"] == "tiny" and facts.parameters["tokens_per_step"] == 1024
-    assert render_card(facts, settings_for(spare)) == before
-
-
-def test_the_card_is_about_the_training_and_not_about_the_last_notebook(spare):
-    record = read_json(spare / "chat" / "stage.json")
-    other = {"git_commit": "e" * 40, "versions": record["versions"] | {"torch": "2.12.0"}}
-    write_json(spare / "chat" / "stage.json", record | other)
-    facts = read_through_the_notebook(spare)
-    card = render_card(facts, settings_for(spare))
-    assert f"| git commit | {'0' * 40} |" in card and "torch 2.13.0 |" in card and "4 cores, 31 GiB" in card
-    assert f"| … notebook of chat | git commit {'e' * 40}, torch 2.12.0 |" in card
-    assert "notebook of evaluate" not in card
-
-
-@pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_file_is_named(spare, name):
-    (spare / name).write_bytes(b'{"schema"\n\xff\xfe')
-    with pytest.raises(UserError, match=rf"{name} is not what its notebook wrote .*damaged.*{DAMAGED[name]}"):
-        read_facts(spare)
+    assert set(DAMAGED) <= set(needed)
 
 
 def test_a_number_that_was_changed_by_hand_does_not_get_on_the_card(spare):
@@ -89,20 +62,20 @@ def test_a_number_that_was_changed_by_hand_does_not_get_on_the_card(spare):
         read_facts(spare)
 
 
-def test_parameters_that_two_notebooks_had_differently_are_said(spare):
-    record = read_json(spare / "evaluate" / "stage.json")
-    write_json(spare / "evaluate" / "stage.json", record | {"parameters": record["parameters"] | {"seed": 9}})
-    made = publish(spare)
-    card = (made.folder / "README.md").read_text(encoding="utf-8")
-    assert "not run with one value of `seed` (0 in data" in card or "`seed` (3 in data" in card
-    assert made.facts.parameters["seed"] == 3
+def test_a_run_record_that_is_gone_changes_nothing(published, spare):
+    """`run.json` holds what the last notebook knew; opening notebook 06 writes a new one with its own parameters."""
+    (spare / "run.json").unlink()
+    Stage.begin("publish", settings_for(spare))
+    facts = read_facts(spare)
+    assert facts.parameters["base_model"] == "tiny" and facts.parameters["tokens_per_step"] == 1024
+    assert (facts.parameters["seed"], [row["session"] for row in facts.sessions]) == (3, [1])
+    assert render_card(facts, published.settings) == published.card
 
 
-def read_by(run, stage, *names):
-    """Notes in a stage's record what it read of earlier stages."""
+def read_by(run, stage, name):
+    """Notes in a stage's record what it read of an earlier stage."""
     record = read_json(run / stage / "stage.json")
-    inputs = {name: sha256_of_file(run / name) for name in names}
-    write_json(run / stage / "stage.json", record | {"inputs": inputs})
+    write_json(run / stage / "stage.json", record | {"inputs": {name: sha256_of_file(run / name)}})
 
 
 @pytest.mark.parametrize(
@@ -130,17 +103,8 @@ def test_numbers_of_another_training_do_not_get_on_the_card(spare, stage, name):
 
 def test_files_that_the_card_does_not_need_may_be_gone(spare):
     """The base's weights, to save room: the record says which they were."""
+    record = read_json(spare / "train" / "stage.json")
+    weights = record["outputs"]["base/model.safetensors"]["sha256"]
     read_by(spare, "evaluate", "train/base/model.safetensors")
     (spare / "train" / "base" / "model.safetensors").unlink()
-    read_facts(spare)
-
-
-def test_work_that_a_person_kept_is_said_on_the_card(spare):
-    record = read_json(spare / "evaluate" / "stage.json")
-    kept = {"at": "2026-11-02T10:00:00+00:00", "changed": ["upstream file train/final/model.safetensors"]}
-    write_json(spare / "evaluate" / "stage.json", record | {"accepted": [kept]})
-    card = render_card(read_facts(spare), settings_for(spare))
-    assert (
-        "The work of `04_evaluate.ipynb` was kept on 2026-11-02 although this had changed since: "
-        "upstream file train/final/model.safetensors." in card
-    )
+    assert f"| weights before training, SHA-256 | `{weights}` |" in render_card(read_facts(spare), settings_for(spare))

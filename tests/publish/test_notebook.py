@@ -1,18 +1,16 @@
-"""Notebook 06 as papermill runs it, on a made-up run."""
+"""Notebook 06 on a made-up run: its cells in this process, and the reader of the published folder in another."""
 
 from __future__ import annotations
 
-import papermill
-
 from nbutils.core.files import read_json
+from tests.cells import run_cells
 
 
-def test_notebook_publishes_a_run(root, published, tmp_path):
-    out = tmp_path / "out.ipynb"
-    given = {"run_dir": str(published.run), "parity_replies": 4, "parity_tokens": 16}
-    papermill.execute_notebook(root / "notebooks" / "06_publish.ipynb", out, given, progress_bar=False)
-    record = read_json(published.run / "publish" / "stage.json")
+def test_notebook_publishes_a_run(root, spare, capsys):
+    names = run_cells(root / "notebooks" / "06_publish.ipynb", run_dir=str(spare), parity_replies=4, parity_tokens=16)
+    record = read_json(spare / "publish" / "stage.json")
     assert record["status"] == "done" and record["facts"]["parity"]["replies"] == 4
     assert {"README.md", "model.safetensors", "figures/loss.png"} <= set(record["outputs"])
-    shown = out.read_text(encoding="utf-8")
-    assert "reply_tokens" in shown and "no secret found" in shown
+    said = capsys.readouterr().out
+    assert "tokens of 4 greedy replies" in said and "no secret found" in said and "Not pushed" in said
+    assert names["card"] == (spare / "publish" / "README.md").read_text(encoding="utf-8")

@@ -2,73 +2,31 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
-import pytest
 import yaml
-from huggingface_hub import ModelCard
 
-from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, sha256_of_file, write_json
+from nbutils.core.files import read_json, sha256_of_file, write_json
 from nbutils.core.stages import STAGES
 from nbutils.pipeline.parameters import plan
-from nbutils.publish.card import render_card
 from nbutils.publish.facts import read_facts
 from nbutils.train.base import SOURCE, ensure_base, source_of
-from tests.publish.conftest import publish, settings_for
+from tests.conftest import ROOT
+from tests.publish.conftest import publish
 from tests.publish.made_up_run import record_stages, rewrite
 from tests.train.runs import small_settings
 
 
 def test_hub_ids_are_told_from_files_and_folders_that_may_be_gone(spare):
     """By what the stages recorded as read, wherever that is today."""
+    gone = ["mine/saved", "./mine/saved", "models/base.Q4_1.gguf", "/elsewhere/talk", "data/talk.jsonl"]
     read = ["mine/saved/state.json", "models/base.Q4_1.gguf", "/elsewhere/talk/a.parquet", "data/talk.jsonl"]
-    record_stages(spare, files=read)
+    record_stages(spare, files=read, peers=gone)
     facts = read_facts(spare)
     for name in ("HuggingFaceTB/smol-smoltalk", "gpt2", "mine/other", "me/peer@v1"):
         assert facts.on_hub(name), name
-    for name in (
-        "chitchat",
-        "mine/saved",
-        "./mine/saved",
-        "models/base.Q4_1.gguf",
-        "/elsewhere/talk",
-        "data/talk.jsonl",
-    ):
-        assert not facts.on_hub(name), name
-
-
-def test_a_local_base_is_named_without_its_path_and_as_the_hub_knows_it(spare):
-    record_stages(spare, base_model="models/base.Q4_1.gguf", local=True)
-    rewrite(spare, f"train/base/{SOURCE}", read_json(spare / "train" / "base" / SOURCE) | {"sha256": "5" * 64})
-    card = render_card(read_facts(spare), settings_for(spare))
-    assert "models/" not in card and "`base.Q4_1.gguf`, a local file, fine-tuned for" in card
-    assert "base_model:" not in card and f"| base model's file, SHA-256 | `{'5' * 64}` |" in card
-    assert "newest when it was run" not in card and "write there where yours lies" in card
-    weights = read_json(spare / "train" / "stage.json")["outputs"]["base/model.safetensors"]["sha256"]
-    assert f"| weights before training, SHA-256 | `{weights}` |" in card
-    settings = settings_for(spare, base_model_id="me/base", dataset_ids=["me/talk"])
-    data = ModelCard(render_card(read_facts(spare), settings)).data
-    assert data.base_model == "me/base" and data.datasets == ["me/talk"]
-
-
-def test_a_hub_base_is_named_with_the_commit_that_it_was(spare):
-    record_stages(spare, base_model="me/base", commit="c" * 40)
-    card = render_card(read_facts(spare), settings_for(spare))
-    assert f"| base model | `me/base`, revision {'c' * 40} |" in card and "base_model: me/base" in card
-
-
-def test_datasets_of_the_hub_and_of_a_disk(spare):
-    record_stages(spare, files=["data/talk.jsonl"])
-    summary = read_json(spare / "data" / "summary.json")
-    (dataset,) = summary["datasets"]
-    hub = dataset | {"path": "me/talk", "revision": "d" * 40, "fingerprint": ""}
-    local = dataset | {"path": "data/talk.jsonl"}
-    rewrite(spare, "data/summary.json", summary | {"datasets": [hub, local]})
-    card = render_card(read_facts(spare), settings_for(spare))
-    assert ModelCard(card).data.datasets == ["me/talk"]
-    assert f"| `me/talk` | {'d' * 40} | 200 | — |" in card and "| `talk.jsonl` | — | 200 | `dddd" in card
-    assert "`talk.jsonl`" in card and "data/talk.jsonl" not in card
+    assert len(facts.local_peers) == len(gone)
+    assert not any(map(facts.on_hub, ["chitchat", *gone]))
 
 
 def test_the_published_parameters_pin_what_was_read(spare):
@@ -82,24 +40,66 @@ def test_the_published_parameters_pin_what_was_read(spare):
     (dataset,) = summary["datasets"]
     read = [dataset | {"path": "me/talk", "revision": "d" * 40}, dataset | {"path": "me/talk", "revision": "e" * 40}]
     rewrite(spare, "data/summary.json", summary | {"datasets": [*read, dataset | {"path": "data/talk.jsonl"}]})
-    folder = publish(spare).folder
-    made = yaml.safe_load((folder / "run" / "parameters.yaml").read_text())
+    published = publish(spare)
+    made = yaml.safe_load((published.folder / "run" / "parameters.yaml").read_text())
     assert made["base_revision"] == "c" * 40
     assert [d["revision"] for d in made["datasets"]] == ["d" * 40, "e" * 40, ""]
     assert (made["peers"], made["compare_runs"]) == (["me/peer@v1"], [])
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "compared with too, and are left out of the file: `peer.gguf`" in card and "/elsewhere" not in card
-    assert "Its own tasks lay in the folder `mine` there" in card
+    assert "compared with too, and are left out of the file: `peer.gguf`" in published.card
+    assert "Its own tasks lay in the folder `mine` there" in published.card
 
 
-def test_sessions_with_other_libraries_are_said(spare):
-    rows = read_jsonl(spare / "train" / "metrics.jsonl")
-    first = {"kind": "session", "session": 1, "step": 0, "versions": {"torch": "2.12.0", "trl": "absent"}}
-    rows = [first, *rows[1:31], first | {"session": 2, "step": 290, "versions": {"torch": "2.13.0"}}, *rows[31:]]
-    (spare / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rewrite(spare, "train/metrics.jsonl")
-    card = render_card(read_facts(spare), settings_for(spare))
-    assert "| … its session 1, from step 0 | torch 2.12.0 |" in card and "its session 2" not in card
+def test_nothing_that_is_published_names_a_place_on_this_machine(spare):
+    gone = '/gone/since/ada "l"'
+    names = {"base_model": "tiny", "task_path": "tasks", "cache_dir": "cache"}
+    lists = {"datasets": "talk.jsonl", "peers": "peer", "compare_runs": "mine", "sample_prompts": "prompt"}
+    given = {name: f"{gone}/{value}" for name, value in names.items()}
+    given |= {name: [f"{gone}/{value}"] for name, value in lists.items()}
+    record_stages(
+        spare, local=True, files=[f"{gone}/peer/config.json"], **given | {"sample_prompts": ["/imagine a cat"]}
+    )
+    said = f"{gone}/talk.jsonl:\n{gone}/tasks/a.yaml; {Path.home()}/a, {ROOT}/runs/b, {spare}/train and\n{gone}/peer"
+    for name in ("data/summary.json", "train/settings.json", "metrics/summary.json", "chat/transcript.json"):
+        rewrite(spare, name, read_json(spare / name) | {"said": said})
+    results = read_json(spare / "evaluate" / "results.json")
+    peer = {"name": f"{gone}/peer", "source": f"{gone}/peer", "parameters": 1}
+    rewrite(
+        spare,
+        "evaluate/results.json",
+        results | {"left_out": {f"{gone}/peer": said}, "models": [*results["models"], peer]},
+    )
+    (spare / "evaluate" / "comparison.md").write_text(said)
+    (spare / "evaluate" / "items" / f"{gone}/peer--a.parquet".replace("/", "__")).write_bytes(b"")
+    rewrite(spare, "evaluate/comparison.md")
+    made = publish(spare)
+    for file in made.folder.rglob("*"):
+        text = f"{file.relative_to(made.folder)}: " + (file.read_text("utf-8", "replace") if file.is_file() else "")
+        for place in ("/gone", "__gone", "ada ", f"{Path.home()}/", str(ROOT), str(spare)):
+            assert place not in text, (file, place)
+    hidden = "…/talk.jsonl:\n…/tasks/a.yaml; ~/a, ./runs/b, …/run/train and\n…/peer"
+    assert (made.folder / "run" / "evaluate-comparison.md").read_text(encoding="utf-8") == hidden
+    assert read_json(made.folder / "run" / "chat-transcript.json")["said"] == hidden
+    assert (made.folder / "run" / "evaluate-items" / "…__peer--a.parquet").is_file()
+    parameters = yaml.safe_load((made.folder / "run" / "parameters.yaml").read_text(encoding="utf-8"))
+    assert (parameters["base_model"], parameters["sample_prompts"]) == ("…/tiny", ["/imagine a cat"])
+    assert "`tiny`, a local folder, fine-tuned" in made.card and "- Left out: `…/peer` (…/talk.jsonl: " in made.card
+
+
+def test_the_published_records_are_those_of_the_stages_before(published):
+    found = read_json(published.folder / "run" / "stages.json")
+    assert list(found) == [stage.name for stage in STAGES[:-1]] and found["train"]["git_commit"] == "0" * 40
+
+
+def test_the_published_parameters_make_the_same_run(spare):
+    record_stages(spare, learning_rate=3e-5, datasets=[{"path": "chitchat", "fraction": 0.5}], tasks=["sciq"])
+    made = publish(spare, languages=["en", "de"], base_model_id="me/base")
+    file = made.folder / "run" / "parameters.yaml"
+    again = plan(file, [], run_dir=str(spare))
+    for stage, planned in zip(STAGES, again.stages, strict=True):
+        record = read_json(spare / stage.name / "stage.json") if stage.name in made.facts.stages else {}
+        own = record.get("parameters") or made.settings.model_dump(mode="json")
+        assert planned.settings.model_dump(mode="json") == own, stage.name
+    assert yaml.safe_load(file.read_text())["run_dir"] == "runs/again"
 
 
 def test_a_base_is_kept_with_where_it_came_from(tmp_path):
@@ -116,11 +116,11 @@ def test_a_base_is_kept_with_where_it_came_from(tmp_path):
 
 def test_the_commit_of_a_hub_base_is_that_of_the_snapshot_which_was_read(tmp_path, monkeypatch):
     cache = tmp_path / "hub" / "models--me--base"
-    (cache / "snapshots" / ("c" * 40)).mkdir(parents=True)
-    (cache / "snapshots" / ("c" * 40) / "config.json").write_text("{}")
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("c" * 40)
+    for name, text in ((f"snapshots/{'c' * 40}/config.json", "{}"), ("refs/main", "c" * 40)):
+        (cache / name).parent.mkdir(parents=True)
+        (cache / name).write_text(text)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "data").mkdir()  # none is made
     found = source_of(small_settings(tmp_path, base_model="me/base"))
     assert found["commit"] == "c" * 40 and not found["local"]
     assert source_of(small_settings(tmp_path, base_model="me/other"))["commit"] is None
@@ -128,42 +128,3 @@ def test_the_commit_of_a_hub_base_is_that_of_the_snapshot_which_was_read(tmp_pat
     file.write_bytes(b"weights")
     local = source_of(small_settings(tmp_path, base_model=str(file)))
     assert local["local"] and local["sha256"] == sha256_of_file(file) and local["commit"] is None
-
-
-def test_the_published_parameters_make_the_same_run(spare):
-    record_stages(spare, learning_rate=3e-5, datasets=[{"path": "chitchat", "fraction": 0.5}], tasks=["sciq"])
-    made = publish(spare, languages=["en", "de"], base_model_id="me/base")
-    file = made.folder / "run" / "parameters.yaml"
-    again = plan(file, [], run_dir=str(spare))
-    for stage, planned in zip(STAGES, again.stages, strict=True):
-        own = made.facts.stages[stage.name]["parameters"] if stage.name in made.facts.stages else None
-        assert planned.settings.model_dump(mode="json") == (own or made.settings.model_dump(mode="json")), stage.name
-    assert yaml.safe_load(file.read_text())["run_dir"] == "runs/again"
-
-
-@pytest.mark.parametrize(("commit", "words"), [("a" * 40 + "+changes", "never committed"), (None, "commit is unknown")])
-def test_code_that_the_commit_does_not_hold_is_said(spare, commit, words):
-    record = read_json(spare / "train" / "stage.json")
-    write_json(spare / "train" / "stage.json", record | {"git_commit": commit})
-    card = render_card(read_facts(spare), settings_for(spare))
-    assert words in card and "+changes" not in card.split("```bash")[1]
-
-
-def test_the_published_records_name_no_place_on_this_machine(published):
-    found = read_json(published.folder / "run" / "stages.json")
-    assert list(found) == [stage.name for stage in STAGES[:-1]]
-    assert found["train"]["git_commit"] == "0" * 40 and str(published.run) not in str(found)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"license": "Apache 2.0"}, r"'license' is 'Apache 2.0'.*Did you mean 'apache-2.0'"),
-        ({"languages": ["English"]}, r"'English' is no language code"),
-        ({"base_model_id": "models/x y.gguf"}, r"'base_model_id' is .*owner/name"),
-        ({"dataset_ids": ["a/b/c"]}, r"'a/b/c' is no name on the Hub"),
-    ],
-)
-def test_metadata_that_the_hub_would_refuse_is_refused_here(tmp_path, given, words):
-    with pytest.raises(UserError, match=words):
-        settings_for(tmp_path, **given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -33,89 +32,76 @@ def hub(monkeypatch):
 
 
 @pytest.fixture
-def folder(published, tmp_path):
-    return shutil.copytree(published.folder, tmp_path / "publish")
+def push(published, folder, hub):
+    """Pushes the folder to the fake Hub, with changes of the settings."""
+
+    def pushed(**changes) -> str:
+        settings = settings_for(published.run, **({"push": True, "repo_id": "me/made-up"} | changes))
+        return upload(folder, published_files(folder), settings)
+
+    return pushed
 
 
-def asked(published, **changes):
-    return settings_for(published.run, **({"push": True, "repo_id": "me/made-up"} | changes))
+def test_nothing_is_sent_unless_asked(push, hub):
+    assert push(push=False) == "" and hub.requests == []
 
 
-def test_nothing_is_sent_unless_asked(published, folder, hub):
-    assert upload(folder, published_files(folder), settings_for(published.run)) == ""
-    assert hub.requests == []
-
-
-def test_the_repository_is_the_folder_in_one_private_commit(published, folder, hub):
-    files = published_files(folder)
+def test_the_repository_is_the_folder_in_one_private_commit(push, folder, hub):
     (folder / "stage.json").write_text("{}")
-    address = upload(folder, files, asked(published))
+    address = push()
     repo = hub.repos["me/made-up"]
     assert repo["private"] and len(repo["commits"]) == 1 and address == f"{hub.url}/me/made-up/commit/{'1' * 40}"
-    assert repo["files"] == {str(file): (folder / file).read_bytes() for file in files}
+    assert repo["files"] == {str(file): (folder / file).read_bytes() for file in published_files(folder)}
     assert f"Bearer {TOKEN}" in hub.tokens
 
 
-def test_an_interrupted_push_goes_on(published, folder, hub):
+def test_an_interrupted_push_goes_on(push, hub):
     hub.failing_uploads = 3
     with pytest.raises(UserError, match="could not be pushed to me/made-up"):
-        upload(folder, published_files(folder), asked(published))
+        push()
     assert hub.repos["me/made-up"]["commits"] == []
-    held = len(hub.blobs)
-    before = hub.uploads()
-    upload(folder, published_files(folder), asked(published))
+    held, before = len(hub.blobs), hub.uploads()
+    push()
     assert len(hub.repos["me/made-up"]["commits"]) == 1
     assert hub.uploads() - before == len(hub.blobs) - held > 0
 
 
-def test_a_public_repository_gets_nothing_private(published, folder, hub):
-    upload(folder, published_files(folder), asked(published, private=False))
+def test_a_public_repository_gets_nothing_private(push, folder, hub):
+    push(private=False)
     files = dict(hub.repos["me/made-up"]["files"])
     (folder / "README.md").write_text("not for everybody")
     with pytest.raises(UserError, match=r"me/made-up is public and private is on: make it private there"):
-        upload(folder, published_files(folder), asked(published))
+        push()
     assert hub.repos["me/made-up"]["files"] == files
 
 
-def test_what_an_earlier_model_left_is_not_read_as_this_one(published, folder, hub):
-    upload(folder, published_files(folder), asked(published))
-    files = hub.repos["me/made-up"]["files"]
+def test_what_an_earlier_push_left_is_deleted_and_what_others_put_there_is_kept(push, folder, hub):
+    push()
     left = ["adapter_config.json", "added_tokens.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"]
     kept = ["mine.txt", "onnx/model.safetensors", ".gitattributes"]
-    files.update(dict.fromkeys([*left, *kept], b"x"))
-    upload(folder, published_files(folder), asked(published))
+    hub.repos["me/made-up"]["files"].update(dict.fromkeys([*left, *kept], b"x"))
+    (folder / "figures" / "memory.png").unlink()
+    push()
     assert set(hub.repos["me/made-up"]["files"]) == {*map(str, published_files(folder)), *kept}
 
 
-def test_what_an_earlier_push_had_is_deleted(published, folder, hub):
-    upload(folder, published_files(folder), asked(published))
-    hub.repos["me/made-up"]["files"]["mine.txt"] = b"put there by hand"
-    (folder / "figures" / "memory.png").unlink()
-    upload(folder, published_files(folder), asked(published))
-    names = set(hub.repos["me/made-up"]["files"])
-    assert "figures/memory.png" not in names and "mine.txt" in names
-
-
-def test_refusals_are_one_sentence_without_the_token(published, folder, hub):
+def test_refusals_are_one_sentence_without_the_token(push, hub):
+    hub.metadata_errors = ['"license" must be one of [apache-2.0, mit]', '"language[0]" must only contain lowercase']
+    with pytest.raises(UserError, match=r'Invalid metadata.*"license" must be one of.*"language\[0\]"') as caught:
+        push()
+    assert "\n" not in str(caught.value) and hub.repos["me/made-up"]["commits"] == []
     hub.allow = False
     with pytest.raises(UserError, match="403") as caught:
-        upload(folder, published_files(folder), asked(published))
+        push()
     assert TOKEN not in str(caught.value)
 
 
-def test_metadata_that_the_hub_refuses_is_one_sentence(published, folder, hub):
-    hub.metadata_errors = ['"license" must be one of [apache-2.0, mit]', '"language[0]" must only contain lowercase']
-    with pytest.raises(UserError, match=r'Invalid metadata.*"license" must be one of.*"language\[0\]"') as caught:
-        upload(folder, published_files(folder), asked(published))
-    assert "\n" not in str(caught.value) and hub.repos["me/made-up"]["commits"] == []
-
-
-def test_what_is_missing_is_said(published, folder, hub, monkeypatch):
+def test_what_is_missing_is_said(push, hub, monkeypatch):
     with pytest.raises(UserError, match="repo_id is empty"):
-        upload(folder, [], asked(published, repo_id=""))
+        push(repo_id="")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(UserError, match="HF_TOKEN"):
-        upload(folder, [], asked(published))
+        push()
     assert hub.requests == []
 
 
@@ -133,11 +119,11 @@ def test_what_is_missing_is_said(published, folder, hub, monkeypatch):
         ("password is correct-horse-battery", "secret environment variable"),
     ],
 )
-def test_secrets_stop_a_push(published, folder, hub, monkeypatch, text, what):
+def test_secrets_stop_a_push(push, folder, hub, monkeypatch, text, what):
     monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
     (folder / "run" / "parameters.yaml").write_text(f"a: 1\n{text}\n")
     with pytest.raises(UserError, match=rf"run/parameters.yaml, line 2, holds what looks like .*{what}"):
-        upload(folder, published_files(folder), asked(published))
+        push()
     assert hub.requests == []
 
 
