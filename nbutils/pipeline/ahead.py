@@ -2,63 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from nbutils.chat.settings import ChatSettings
-from nbutils.core.chat_engine.window import FACTOR
+from nbutils.core.chat_engine.window import FACTOR, can_extend
 from nbutils.core.errors import UserError
-from nbutils.core.run.layout import is_run_model
-from nbutils.core.run.models import TINY, context_length
+from nbutils.core.hardware import nvidia_gpus
+from nbutils.core.network import hub_answers, offline
+from nbutils.core.run.layout import Run, holds_model, is_run_model
+from nbutils.core.run.models import TINY, ModelRef, context_length
 from nbutils.core.tasks import check_known, own_tasks
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.evaluate.settings import EvaluateSettings
+from nbutils.pipeline.fetch import data_of_tasks, models_and_datasets, need_hub, not_here
 from nbutils.pipeline.parameters import Plan, Planned
+from nbutils.publish.push import check_push
 from nbutils.publish.settings import PublishSettings
-from nbutils.train.settings import TrainSettings
+from nbutils.train.settings import TrainSettings, checked_trackers, precision_problem
+
+SHORTEST_PROMPT = 16
+"""Tokens that a held-out turn takes at least."""
 
 
-def problems(plan: Plan, picked: Iterable[Planned]) -> Iterator[str]:
-    """A sentence for each of the picked stages that would stop."""
+def problems(plan: Plan, picked: Sequence[Planned]) -> list[str]:
+    """A sentence for each thing over which one of the picked stages would stop.
+
+    UserError at once where something that they take from the hub is not here and cannot be had.
+    """
     trained = next((entry.settings for entry in plan.stages if isinstance(entry.settings, TrainSettings)), None)
+    kept = trained is not None and holds_model(Run(plan.run).base)  # training goes on from that one
+    wanting = {entry.stage.name: entry.settings for entry in picked if not (kept and entry.settings is trained)}
+    for wanted in (models_and_datasets, data_of_tasks):  # the second takes seconds
+        need_hub(not_here(wanted(wanting)), plan.profile)
+    found = []
     for entry in picked:
-        try:
-            if check := CHECKS.get(type(entry.settings)):
+        for check in CHECKS.get(type(entry.settings), ()):
+            try:
                 check(entry.settings, trained)
-        except UserError as error:
-            yield str(error)
+            except UserError as error:
+                found.append(str(error))
+    return list(dict.fromkeys(found))
 
 
-def _evaluate(settings: EvaluateSettings, _: TrainSettings | None) -> None:
+def _trackers(settings: TrainSettings, _: object) -> None:
+    if settings.report_to:
+        checked_trackers(settings.report_to)
+
+
+def _precision(settings: TrainSettings, _: object) -> None:
+    problem = precision_problem(settings.precision, settings.optimizer, ())
+    if problem and not nvidia_gpus():
+        raise UserError(problem)
+
+
+def _base(settings: TrainSettings, _: object) -> None:
+    if settings.base_model != TINY:
+        from nbutils.train.base import weightless_base  # imports torch
+
+        weightless_base(settings)
+
+
+def _tasks(settings: EvaluateSettings, _: object) -> None:
     check_known(settings.tasks, YAMLS | own_tasks(settings.task_path))
 
 
-def _chat(settings: ChatSettings, trained: TrainSettings | None) -> None:
-    if is_run_model(settings.model):
-        longer = 1 if settings.extension()[0] == "none" else FACTOR
-        _check_reply("max_new_tokens", settings.max_new_tokens, longer, trained)
+def _peers(settings: EvaluateSettings, _: object) -> None:
+    for peer in settings.peers:
+        ModelRef.parse(peer).config()
 
 
-def _publish(settings: PublishSettings, trained: TrainSettings | None) -> None:
-    _check_reply("parity_tokens", settings.parity_tokens, FACTOR, trained)
-    if settings.push and not settings.repo_id:
-        raise UserError("push is on and repo_id is empty: give the Hub's name for the model, such as me/my-model.")
-
-
-def _check_reply(name: str, tokens: int, longer: int, trained: TrainSettings | None) -> None:
-    """UserError for a reply of more than half of the context; a base that cannot be had is training's to say."""
-    if trained is None:
-        return
-    context = trained.max_length
-    if trained.base_model != TINY:
-        with suppress(UserError):
-            context = context_length(trained.base_ref.config())
-    if tokens > longer * context // 2:
+def _reply_tokens(settings: EvaluateSettings, _: object) -> None:
+    room = settings.max_length - SHORTEST_PROMPT
+    if settings.reply_tokens > room:
         raise UserError(
-            f"{name} is {tokens}, more than half of the {longer * context} tokens that the trained model can read; "
-            f"choose at most {longer * context // 2}."
+            f"reply_tokens is {settings.reply_tokens}, which leaves no room for a prompt in max_length, "
+            f"{settings.max_length} tokens; choose at most {room}."
         )
 
 
-CHECKS: dict[type, Any] = {EvaluateSettings: _evaluate, ChatSettings: _chat, PublishSettings: _publish}
+def _chat(settings: ChatSettings, trained: TrainSettings | None) -> None:
+    extended = settings.extension()[0] != "none"
+    for name in filter(None, (settings.model, settings.compare_with)):
+        _check_reply("max_new_tokens", settings.max_new_tokens, name, extended, trained)
+
+
+def _parity(settings: PublishSettings, trained: TrainSettings | None) -> None:
+    _check_reply("parity_tokens", settings.parity_tokens, "final", True, trained)
+
+
+def _push(settings: PublishSettings, _: object) -> None:
+    if settings.push:
+        check_push(settings)
+        if not hub_answers():
+            raise UserError(
+                f"There is no way to push to {settings.repo_id}{offline()}: connect to a network, or set push to false "
+                "and run notebook 06 again later."
+            )
+
+
+def _check_reply(name: str, tokens: int, model: str, extended: bool, trained: TrainSettings | None) -> None:
+    """UserError for a reply of more than half of what the model reads at once, as the chat extends it or not."""
+    if not is_run_model(model):
+        context = _contexts(ModelRef.parse(model))[extended]
+    elif trained is None:
+        return
+    else:
+        context = trained.max_length * (FACTOR if extended else 1)
+        if trained.base_model != TINY:
+            kept = Run(trained.run_path).base
+            with suppress(UserError):  # a base that cannot be had is training's to say
+                context = _contexts(ModelRef.parse(str(kept)) if holds_model(kept) else trained.base_ref)[extended]
+    if tokens > context // 2:
+        raise UserError(
+            f"{name} is {tokens}, more than half of the {context} tokens that the model {model} can read; choose at "
+            f"most {context // 2}."
+        )
+
+
+@lru_cache
+def _contexts(ref: ModelRef) -> tuple[int, int]:
+    """Tokens that a model reads at once: as it was trained, and as the chat extends it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = ref.config()
+    with torch.device("meta"):
+        extends = can_extend(AutoModelForCausalLM.from_config(config))
+    return context_length(config), context_length(config) * (FACTOR if extends else 1)
+
+
+CHECKS: dict[type, tuple[Callable[[Any, TrainSettings | None], None], ...]] = {
+    TrainSettings: (_trackers, _precision, _base),
+    EvaluateSettings: (_tasks, _peers, _reply_tokens),
+    ChatSettings: (_chat,),
+    PublishSettings: (_parity, _push),
+}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from nbutils.core.files import shown
 from nbutils.core.jupyter import quiet
+from nbutils.core.run.layout import Run, holds_model
+from nbutils.core.run.models import TINY
 from nbutils.pipeline.ahead import problems
-from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, plan
 from nbutils.pipeline.profile import add_profile, profile_path
 from nbutils.train.settings import TrainSettings
@@ -36,16 +36,12 @@ def main(arguments: argparse.Namespace) -> int:
 
     UserError at once for wrong parameters, and where what the profile takes from the hub cannot be had.
     """
-    profile = profile_path(arguments.profile)
-    planned = plan(profile, arguments.overrides, arguments.run_dir)
-    settings = {entry.stage.name: entry.settings for entry in planned.stages}
-    for tasks in (False, True):
-        need_hub(not_here(wanted_by(settings, tasks)), profile)
-    from nbutils.train.preflight import FINE, LATER, STOP, Finding, counted, report  # imports torch
-
+    planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
     quiet()
-    known = Finding(FINE, f"Every parameter of {shown(profile)} is known and in its range.")
-    found = report(chain([known], findings(planned, arguments.overfit)))
+    stops = problems(planned, planned.stages)
+    from nbutils.train.preflight import LATER, STOP, counted, report  # imports torch
+
+    found = report(findings(planned, stops, arguments.overfit))
     stops = found[STOP]
     if not stops:
         print("Nothing stands against this run" + (", as far as it can be checked yet." if found[LATER] else "."))
@@ -56,15 +52,22 @@ def main(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def findings(planned: Plan, learn: bool) -> Iterator[Finding]:
-    """Every finding, as it is made."""
+def findings(planned: Plan, stops: list[str], learn: bool) -> Iterator[Finding]:
+    """Every finding, as it is made; `stops` is what is known already."""
     from nbutils.train.overfit import overfit  # imports torch
-    from nbutils.train.preflight import STOP, Finding, run_findings
+    from nbutils.train.preflight import FINE, NOTE, STOP, Finding, run_findings
 
-    yield from (Finding(STOP, problem) for problem in problems(planned, planned.stages))
-    for entry in planned.stages:
-        if isinstance(entry.settings, TrainSettings):
-            yield from run_findings(entry.settings)
-            if learn:
-                print("        Learning four short conversations by heart …", flush=True)
-                yield from overfit(entry.settings)
+    profile = shown(planned.profile)
+    yield Finding(FINE, f"Every parameter of {profile} is known and in its range.")
+    yield from (Finding(STOP, text) for text in stops)
+    for settings in (entry.settings for entry in planned.stages if isinstance(entry.settings, TrainSettings)):
+        if settings.base_ref.path is None and settings.base_model != TINY and not holds_model(Run(planned.run).base):
+            yield Finding(
+                NOTE,
+                f"Whether the weights of {settings.base_model} fit its configuration was not looked at, since they are "
+                f"not fetched: run `python -m nbutils fetch {profile}`, then this again.",
+            )
+        yield from (finding for finding in run_findings(settings) if finding.text not in stops)
+        if learn:
+            print("        Learning four short conversations by heart …", flush=True)
+            yield from overfit(settings)

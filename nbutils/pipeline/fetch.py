@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from nbutils.core.errors import UserError
 from nbutils.core.fetched import MANIFEST, SCHEMA, VARIABLE, local_copy, manifest
 from nbutils.core.files import project_root, resolve, sha256_of_file, shown, write_json
 from nbutils.core.network import hub_answers, offline
+from nbutils.core.run.layout import is_run_model
 from nbutils.core.run.models import TINY
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.chitchat import NAME as CHITCHAT
 from nbutils.data.sources import FILE_ENDINGS
+from nbutils.evaluate.heldout import YAMLS
 from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.profile import add_profile, profile_path
 
@@ -30,6 +32,8 @@ NOT_WEIGHTS = ("*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "onnx/*", "openvi
 """Files of a model repository that no loader of ours reads."""
 OLD_WEIGHTS = ("*.bin", "*.gguf")
 """Weights that are left out where the repository has them as safetensors too."""
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+"""Endings of files that hold a model's weights."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,51 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def wanted_by(settings: dict[str, Any], tasks: bool = True) -> list[Wanted]:
-    """What the stages' settings take from the hub, each once; for `tasks`, lm-eval is imported, which takes seconds."""
-    return [item for item in dict.fromkeys(_all_wanted(settings, tasks)) if not resolve(item.name).exists()]
+def wanted_by(settings: dict[str, Any]) -> list[Wanted]:
+    """What the stages' settings take from the hub, each once."""
+    return list(dict.fromkeys([*models_and_datasets(settings), *data_of_tasks(settings)]))
+
+
+def models_and_datasets(settings: dict[str, Any]) -> list[Wanted]:
+    """Base model, conversations, peers, and the models of the chat that are no run's."""
+    values = _values(settings)
+    models = [("base model", values.get("base_model", TINY))]
+    if "tasks" in values:  # the chat loads a peer where somebody picks it
+        models += [("peer", peer) for peer in values["peers"]]
+    models += [("model of the chat", name) for name in (values.get("model", ""), values.get("compare_with", ""))]
+    found = []
+    for purpose, text in models:
+        name, _, revision = text.partition("@")
+        if name not in ("", TINY) and not name.endswith(".gguf") and not is_run_model(name):
+            pinned = values["base_revision"] if purpose == "base model" else revision
+            found.append(Wanted("model", name, pinned or revision, purpose))
+    found += [
+        Wanted("dataset", spec.path, spec.revision, "conversations")
+        for spec in values.get("datasets", [])
+        if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS)
+    ]
+    return _not_local(found)
+
+
+def data_of_tasks(settings: dict[str, Any]) -> list[Wanted]:
+    """The data of tasks; where there are others than the embedded ones, lm-eval is imported, which takes seconds."""
+    values = _values(settings)
+    own = own_tasks(values.get("task_path", ""))
+    asked = [*values.get("tasks", []), *values.get("contamination_tasks", [])]
+    return _not_local(
+        Wanted("dataset", name, "", f"task {task}")
+        for task in asked
+        if task in own or task not in YAMLS
+        for name in dataset_of_tasks(task, own)
+    )
+
+
+def _values(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for stage in settings.values() for name, value in stage}
+
+
+def _not_local(wanted: Iterable[Wanted]) -> list[Wanted]:
+    return [item for item in dict.fromkeys(wanted) if not resolve(item.name).exists()]
 
 
 def need_hub(wanted: list[Wanted], profile: Path) -> None:
@@ -86,34 +132,13 @@ def need_hub(wanted: list[Wanted], profile: Path) -> None:
 
 
 def not_here(wanted: list[Wanted]) -> list[Wanted]:
-    """What was neither fetched nor ever loaded on this machine."""
-    cache = Path(constants.HF_HUB_CACHE)
-    here = [f"{item.kind}s--{item.name.replace('/', '--')}" for item in wanted]
-    return [
-        item
-        for item, folder in zip(wanted, here, strict=True)
-        if local_copy(item.kind, item.name, item.revision) is None and not (cache / folder).is_dir()
-    ]
+    """What was neither fetched nor ever loaded on this machine; of a model, its weights."""
+    return [item for item in wanted if not _loaded(item) and local_copy(item.kind, item.name, item.revision) is None]
 
 
-def _all_wanted(settings: dict[str, Any], tasks: bool) -> Iterator[Wanted]:
-    values = {name: value for stage in settings.values() for name, value in stage}
-    base = values.get("base_model", TINY)
-    if base != TINY and not base.endswith(".gguf"):
-        yield Wanted("model", base, values.get("base_revision", ""), "base model")
-    for spec in values.get("datasets", []):
-        if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS):
-            yield Wanted("dataset", spec.path, spec.revision, "conversations")
-    for peer in values.get("peers", []):
-        name, _, revision = peer.partition("@")
-        if not name.endswith(".gguf"):
-            yield Wanted("model", name, revision, "peer")
-    if not tasks:
-        return
-    own = own_tasks(values.get("task_path", ""))
-    for task in [*values.get("tasks", []), *values.get("contamination_tasks", [])]:
-        for name in dataset_of_tasks(task, own):
-            yield Wanted("dataset", name, "", f"task {task}")
+def _loaded(item: Wanted) -> bool:
+    cached = Path(constants.HF_HUB_CACHE) / f"{item.kind}s--{item.name.replace('/', '--')}"
+    return any(item.kind == "dataset" or file.suffix in WEIGHTS for file in cached.glob("snapshots/*/*"))
 
 
 def fetch(wanted: Wanted, folder: Path) -> None:

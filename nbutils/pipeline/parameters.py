@@ -28,8 +28,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a run in order, and the one run folder that they share."""
+    """The stages that a profile makes of a run, in order, and the one run folder that they share."""
 
+    profile: Path
     stages: list[Planned]
     run: Path
     run_dir: str
@@ -58,7 +59,7 @@ def plan(profile: Path, overrides: list[str], run_dir: str | None = None) -> Pla
     if len(folders) > 1:
         raise UserError(f"The notebooks have different run folders ({', '.join(folders.values())}): give one run_dir.")
     run, name = next(iter(folders.items()))
-    return Plan(planned, run, name)
+    return Plan(profile, planned, run, name)
 
 
 def _check_code(notebook: Path) -> None:

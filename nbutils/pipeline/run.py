@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,17 @@ class Runner:
         return status
 
     def _look_ahead(self) -> None:
-        """UserError for what a later notebook would stop over, unless all is done."""
-        from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
+        """UserError for what a notebook would stop over, from the first one on that has something to do."""
+        pending = list(dropwhile(self._stands, self.chosen))
+        if pending:
+            from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
 
-        done = all(inspect(planned.stage, planned.settings).fits for planned in self.chosen)
-        if not done and (stops := list(problems(self.plan, self.chosen))):
-            raise UserError(" ".join(stops))
+            if stops := problems(self.plan, pending):
+                raise UserError(" ".join(stops))
+
+    def _stands(self, planned: Planned) -> bool:
+        decision = decide(inspect(planned.stage, planned.settings), self.options.policy)
+        return decision in (Action.SKIP, Action.KEEP, Action.LEAVE)
 
     def _stages(self) -> int:
         for number, planned in enumerate(self.chosen, 1):

@@ -48,16 +48,12 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
     evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for a
     public repository where `private` is on, and where the Hub refuses.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of the HTTP library that it uses
 
     if not settings.push:
         return ""
-    if not settings.repo_id:
-        raise UserError("push is on and repo_id is empty: give the Hub's name for the model, such as me/my-model.")
-    token = get_token()
-    if not token:
-        raise UserError("push is on and there is no token: set HF_TOKEN in the environment, or run `hf auth login`.")
+    token = check_push(settings)
     check_secrets(folder, files)
     try:
         api = HfApi(token=token)
@@ -84,6 +80,18 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
             "and run notebook 06 again, which sends only what is missing."
         ) from error
     return str(commit.commit_url)
+
+
+def check_push(settings: PublishSettings) -> str:
+    """The token to push with. UserError without a repo_id or a token."""
+    from huggingface_hub import get_token
+
+    if not settings.repo_id:
+        raise UserError("push is on and repo_id is empty: give the Hub's name for the model, such as me/my-model.")
+    token = get_token()
+    if not token:
+        raise UserError("push is on and there is no token: set HF_TOKEN in the environment, or run `hf auth login`.")
+    return token
 
 
 def check_secrets(folder: Path, files: Iterable[Path]) -> int:

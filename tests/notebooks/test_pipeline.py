@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import papermill
 import pytest
-from click.testing import CliRunner
+import yaml
 from datasets import load_from_disk
-from papermill.cli import papermill
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nbutils.cli import main
 from nbutils.core.files import read_json, read_jsonl, sha256_of_file
+from nbutils.core.notebooks import parameters
 from nbutils.core.stages import STAGES
+from tests import forked_kernels
 from tests.conftest import ROOT
+from tests.train.forked import LIBRARIES
 
 PROFILE = ROOT / "tests" / "notebooks" / "small.yaml"
+CHAT = ROOT / "notebooks" / "05_chat.ipynb"
 SECRETS = {"HF_TOKEN": "hf_" + "planted" * 5, "KAGGLE_KEY": "kgat" + "planted" * 4}
 
 
-def pipeline(run: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nbutils", "run", str(PROFILE), "--run-dir", str(run), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | SECRETS
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=560, check=False)
+def pipeline(run: Path) -> str:
+    """Runs it in this process, with the first kernel fresh and others forked; what was printed."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        forked_kernels.use(patch, fresh=1)
+        for name, value in ({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | SECRETS).items():
+            patch.setenv(name, value)
+        assert main(["run", str(PROFILE), "--run-dir", str(run)]) == 0, out.getvalue()[-3000:]
+    return out.getvalue()
 
 
 @pytest.fixture(scope="session")
 def run(made_once) -> Path:
     """A finished run; tests leave it as it is."""
-
-    def make(folder: Path) -> None:
-        done = pipeline(folder)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-    return made_once("small", make)
+    return made_once("small", pipeline)
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_the_ledger_and_the_rows_reconcile(run):
     kept = ledger[ledger.fate == "kept"]
     sides = {side: load_from_disk(str(run / "data" / side)) for side in ("train", "eval")}
     assert {side: len(rows) for side, rows in sides.items()} == kept.side.value_counts().to_dict()
-    assert max(len(row["input_ids"]) for rows in sides.values() for row in rows) <= 256
+    assert max(len(row["input_ids"]) for rows in sides.values() for row in rows) <= 128
 
 
 def test_the_metrics_are_those_of_the_training_asked_for(run):
@@ -89,29 +92,32 @@ def test_the_metrics_are_those_of_the_training_asked_for(run):
     assert losses[0] == pytest.approx(math.log(4096), abs=0.3) and losses[-1] < losses[0] - 0.5
 
 
-def test_the_published_folder_loads_without_nbutils(run):
-    code = (
-        "import sys; sys.modules['nbutils'] = None\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"m = AutoModelForCausalLM.from_pretrained({str(run / 'publish')!r})\n"
-        f"t = AutoTokenizer.from_pretrained({str(run / 'publish')!r})\n"
-        "ids = t.apply_chat_template([{'role': 'user', 'content': 'Hi'}], add_generation_prompt=True, "
-        "return_tensors='pt', return_dict=True)\n"
-        "print(m.generate(**ids, max_new_tokens=3, do_sample=False).shape[0])"
+def loads(run: Path) -> None:
+    """In a process of its own: what is published, read by transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sys.modules["nbutils"] = None
+    model = AutoModelForCausalLM.from_pretrained(run / "publish")
+    tokenizer = AutoTokenizer.from_pretrained(run / "publish")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd="/", check=False
-    )
-    assert done.stdout.strip().endswith("1"), done.stderr[-2000:]
+    assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[0] == 1
     assert AutoTokenizer.from_pretrained(run / "train" / "final").eos_token == "<|im_end|>"
     assert AutoModelForCausalLM.from_pretrained(run / "train" / "base").num_parameters() == 1_315_968
 
 
+def test_the_published_folder_loads_without_nbutils(run):
+    process = LIBRARIES.Process(target=loads, args=(run,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+
 def test_a_second_run_executes_nothing_and_says_so(spare):
     before = {path: path.stat().st_mtime_ns for path in spare.rglob("*") if path.is_file() and path.name != "run.json"}
-    again = pipeline(spare)
-    assert again.returncode == 0
-    assert "cell 1/" not in again.stdout and "nothing" in again.stdout.lower()
+    said = pipeline(spare)
+    assert "cell 1/" not in said and "Nothing to do" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -122,37 +128,11 @@ def test_no_secret_is_written_anywhere(run):
             assert not any(secret.encode() in content for secret in SECRETS.values()), path
 
 
-def test_a_notebook_runs_on_its_own_from_any_directory(spare, tmp_path):
-    out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "03_plot_metrics.ipynb"), str(out)]
-    done = subprocess.run(
-        [*command, "-f", str(PROFILE), "-p", "run_dir", str(spare), "-k", "python3"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert read_json(spare / "metrics" / "stage.json")["status"] == "done"
-    assert json.loads(out.read_text())["cells"]
-
-
-def test_help_notebook_explains_every_parameter():
-    for stage in STAGES:
-        done = CliRunner().invoke(papermill, ["--help-notebook", str(ROOT / "notebooks" / stage.file)])
-        assert done.exit_code == 0 and "run_dir: str" in done.output, stage.file
-
-
-@pytest.mark.parametrize(
-    "options,words",
-    [
-        (["-p", "learnig_rate=1"], ["learnig_rate", "learning_rate"]),
-        (["-p", "learning_rate=-1"], ["learning_rate", "greater than 0"]),
-        (["--only", "metrics"], ["02_train_sft.ipynb"]),
-    ],
-)
-def test_bad_input_is_one_sentence(tmp_path, options, words):
-    done = pipeline(tmp_path / "empty", *options)
-    assert done.returncode != 0 and "Traceback" not in done.stderr + done.stdout
-    assert all(word in done.stderr + done.stdout for word in words), done.stderr
+def test_a_notebook_runs_on_its_own_from_any_directory(spare, tmp_path, monkeypatch):
+    forked_kernels.use(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load(PROFILE.read_text()) | {"run_dir": str(spare)}
+    own = {name: values[name] for name in parameters(CHAT) if name in values}
+    papermill.execute_notebook(str(CHAT), "out.ipynb", own, kernel_name="python3", progress_bar=False)
+    assert read_json(spare / "chat" / "stage.json")["status"] == "done"
+    assert read_json(tmp_path / "out.ipynb")["cells"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,13 +9,15 @@ import pytest
 
 from nbutils.cli import main
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, write_json
+from nbutils.core.files import read_json, read_jsonl, write_json
 from nbutils.core.run.models import ModelRef
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.sources import open_source
 from nbutils.train import overfit
+from nbutils.train.settings import TrainSettings
 from tests.builders import data_folder
-from tests.conftest import ROOT
+from tests.train.forked import forked
+from tests.train.runs import small_settings
 
 PROFILE = "base_model: tiny\nmax_length: 256\nprocesses: 2\n"
 
@@ -40,13 +40,12 @@ def profile(tmp_path) -> Path:
     return file
 
 
-def test_before_notebook_01_it_says_what_cannot_be_checked_yet(profile, tmp_path):
-    command = [sys.executable, "-m", "nbutils", "doctor", str(profile), "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "later  " in done.stdout and "run notebook 01, then this again" in done.stdout
-    assert "The base model tiny has" in done.stdout and "disk of" in done.stdout
-    assert done.stdout.splitlines()[-1] == "Nothing stands against this run, as far as it can be checked yet."
+def test_before_notebook_01_it_says_what_cannot_be_checked_yet(doctor, profile, tmp_path):
+    status, out = doctor(profile, tmp_path / "run")
+    assert status == 0, out
+    assert "later  " in out and "run notebook 01, then this again" in out
+    assert "The base model tiny has" in out and "disk of" in out
+    assert out.splitlines()[-1] == "Nothing stands against this run, as far as it can be checked yet."
     assert not (tmp_path / "run").exists()  # a look changes nothing
 
 
@@ -97,7 +96,19 @@ def test_without_a_network_no_library_tries_again(tmp_path, monkeypatch, unasked
     assert time.monotonic() - started < 20 and "etry" not in caplog.text
 
 
-def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path):
+@pytest.fixture
+def one_forked_rank(monkeypatch):
+    """The real training program, without torchrun and the imports of its processes."""
+
+    def events(settings: TrainSettings, folder: Path) -> list[dict]:
+        done = forked(settings, 1)
+        assert done.returncode == 0, done.stderr
+        return read_jsonl(folder / "progress.jsonl")
+
+    monkeypatch.setattr(overfit, "events_of", events)
+
+
+def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path, one_forked_rank):
     run = tmp_path / "run"
     status, out = doctor(profile, run, "--overfit")
     assert status == 0, out
@@ -106,9 +117,7 @@ def test_four_conversations_are_learned_by_heart(doctor, profile, tmp_path):
     assert not (run / "train").exists()
 
 
-def test_a_set_up_that_cannot_learn_is_told(tmp_path, monkeypatch):
-    from tests.train.runs import small_settings
-
+def test_a_set_up_that_cannot_learn_is_told(tmp_path, monkeypatch, one_forked_rank):
     monkeypatch.setattr(overfit, "RATE", {True: 1e-6})
     monkeypatch.setattr(overfit, "STEPS", {True: 5})
     found = overfit.overfit(small_settings(tmp_path / "run", processes=1))

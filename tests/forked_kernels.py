@@ -1,0 +1,66 @@
+"""Notebook kernels as forks of one Python that has the libraries loaded: they start in a second instead of ten.
+
+Everything else about them is real: their own process, its protocol, its output. That a fresh Python starts as a kernel
+is tested in `tests/faults`, and by `make demo`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+from jupyter_client.provisioning import local_provisioner
+
+from tests.train.forked import LIBRARIES
+
+
+class Kernel:
+    """The part of `subprocess.Popen` that jupyter_client asks for."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: str | None = None, **_: Any) -> None:
+        arguments = command[command.index("-f") :]
+        self._process = LIBRARIES.Process(target=_kernel, args=(arguments, env, cwd or os.getcwd()), daemon=True)
+        self._process.start()
+        self.pid = self._process.pid or 0
+        while os.getpgid(self.pid) != self.pid:  # else a signal to the kernel's group would be one to this one
+            time.sleep(0.01)
+
+    def poll(self) -> int | None:
+        """The exit status, once there is one."""
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        """The same, waited for."""
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal."""
+        os.kill(self.pid, number)
+
+
+def _kernel(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    from ipykernel.kernelapp import launch_new_instance
+
+    launch_new_instance(argv=arguments)
+
+
+def use(patch: pytest.MonkeyPatch, fresh: int = 0) -> None:
+    """From now on kernels are forks, but for the first ones."""
+    real, started = local_provisioner.launch_kernel, []
+
+    def launch(command: list[str], **options: Any) -> Any:
+        started.append(command)
+        return real(command, **options) if len(started) <= fresh else Kernel(command, **options)
+
+    patch.setattr(local_provisioner, "launch_kernel", launch)
