@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,17 +10,17 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import sysconfig
 import time
 import venv
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from nbutils.cli import main
 from nbutils.core.files import KAGGLE, sha256_of_file
 from tests.conftest import ROOT
 
@@ -104,16 +105,7 @@ class Kaggle:
         attached = _hashes(root / "input")
         executed = working / EXECUTED
         source = next(bundle.glob("*.ipynb"))
-        command = [
-            str(self.python),
-            "-m",
-            "papermill",
-            str(source),
-            str(executed),
-            "-k",
-            "python3",
-            "--no-progress-bar",
-        ]
+        command = [self.python, "-m", "papermill", source, executed, "-k", "python3", "--no-progress-bar"]
         with subprocess.Popen(
             command,
             cwd=working,
@@ -196,19 +188,8 @@ def _read_only(folder: Path) -> None:
 
 def bundles(profile: Path, out: Path, *options: str) -> dict[str, Path]:
     """Bundles a profile with the command line, and returns the folders by the ends of their names."""
-    command = [
-        sys.executable,
-        "-m",
-        "nbutils",
-        "kaggle",
-        "bundle",
-        str(profile),
-        "--out",
-        str(out),
-        "--owner",
-        "someone",
-    ]
-    subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+    with redirect_stdout(io.StringIO()):
+        assert main(["kaggle", "bundle", str(profile), "--out", str(out), "--owner", "someone", *options]) == 0
     return bundles_in(out)
 
 
