@@ -129,10 +129,7 @@ class Kaggle:
         return kept | {
             KAGGLE: str(root),
             "HOME": str(home),
-            "JUPYTER_DATA_DIR": str(home / "jupyter"),
-            "IPYTHONDIR": str(home / "ipython"),
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-            "KAGGLE_URL_BASE": "https://www.kaggle.com",
             "OMP_NUM_THREADS": "1",
             "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens: found out within the two seconds
         }
@@ -158,13 +155,15 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str], seconds: 
     raise AssertionError(f"no {pattern} below {path}")
 
 
-def is_worker(process: psutil.Process) -> bool:
-    """Whether a process of a session is one rank of its training."""
-    try:
-        line = process.cmdline()
-    except psutil.Error:
-        return False
-    return "nbutils.train.worker" in line and "nbutils.core.torchrun" not in line
+def kill_worker(process: subprocess.Popen[str]) -> None:
+    """Ends one rank of a session's training."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            line = child.cmdline()
+            if "nbutils.train.worker" in line and "nbutils.core.torchrun" not in line:
+                child.kill()
+                return
+    raise AssertionError("no worker is there")
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -173,12 +172,13 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def text_of(notebook: Path) -> str:
-    """What the cells of an executed notebook print."""
+    """What the cells of an executed notebook print and show."""
     if not notebook.is_file():
         return ""
     cells = json.loads(notebook.read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    return "".join("".join(output.get("text", [])) for output in outputs)
+    texts = [output.get("text", output.get("data", {}).get("text/plain", [])) for output in outputs]
+    return "".join("".join(text) for text in texts)
 
 
 def _read_only(folder: Path) -> None:

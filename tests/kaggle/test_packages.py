@@ -30,13 +30,12 @@ def test_the_first_cell_imports_nothing_that_may_have_to_be_installed():
     assert ran.stdout.split() == ["nbutils", "packaging"]
 
 
-@pytest.mark.parametrize("version,words", [("4.57.0", [">=5.0", "Always use latest"]), ("6.1.0", ["6", "update"])])
+@pytest.mark.parametrize("version,words", [("4.57.0", ">=5.0.*Always use latest"), ("6.1.0", "6 .*update")])
 def test_an_image_too_old_or_too_new_is_one_sentence(tmp_path, monkeypatch, version, words):
     installed(tmp_path, "transformers", version)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError, match=rf"transformers is {version}.*{words}"):
         packages.lacking({"transformers": Requirement("transformers>=5.0")})
-    assert all(word in str(raised.value) for word in ["transformers", version, *words])
 
 
 def test_what_is_there_is_kept_and_each_notebook_needs_its_own():
@@ -73,16 +72,9 @@ def live(tmp_path_factory) -> Callable[..., str]:
     for package in (packaging, pip):
         (parts / package.__name__).symlink_to(Path(package.__file__).parent)
     (parts / "nbutils").symlink_to(ROOT / "nbutils")
-    for name, version, requires in [
-        ("helper", "1.0", ""),
-        ("helper", "2.0", ""),
-        ("easygoing", "1.0", "helper"),
-        ("demanding", "1.0", "helper>=2"),
-        ("numpy", "2.3.5", ""),
-        ("numpy", "9.0", ""),
-        ("greedy", "1.0", "numpy>=9"),
-    ]:
-        wheel(wheels, name, version, requires)
+    made = ["helper 1.0", "helper 2.0", "easygoing 1.0 helper", "demanding 1.0 helper>=2"]
+    for line in [*made, "numpy 2.3.5", "numpy 9.0", "greedy 1.0 numpy>=9"]:
+        wheel(wheels, *line.split())
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "venv")
     environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")}
     environment |= {"PYTHONPATH": str(parts), "PIP_CONFIG_FILE": os.devnull}
