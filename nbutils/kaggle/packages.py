@@ -156,20 +156,20 @@ def required() -> list[str]:
 def collect_wheels(folder: Path, python: str, names: Iterable[str]) -> list[Path]:
     """Downloads wheels of what an image may lack or have too old, for that version of Python, as installed here.
 
-    What the `names` need comes too. A package without wheels on the index is built,
-    which works for pure Python. UserError where pip can't.
+    What the `names` need comes too. A package without wheels on the index is built, which works for pure Python.
+    UserError where pip can't.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    platforms = [f"--platform={platform}" for platform in PLATFORMS]
-    ready = ["--only-binary=:all:", f"--python-version={python}", *platforms, "-d", str(folder)]
-    for name, version in sorted(closure(names).items()):
-        wanted = f"{name}=={version}"
-        if _pip("download", "--no-deps", *ready, wanted).returncode == 0:
-            continue
-        built = _pip("wheel", "--no-deps", "-w", str(folder), wanted)
-        if built.returncode:
-            last = (built.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(f"There is no wheel of {wanted} for Python {python} ({last}): check the network.")
+    wanted = [f"{name}=={version}" for name, version in sorted(closure(names).items())]
+    target = [f"--python-version={python}", *(f"--platform={platform}" for platform in PLATFORMS)]
+    done = _pip("download", "--no-deps", "--prefer-binary", *target, "-d", str(folder), *wanted)
+    if sources := [*folder.glob("*.tar.gz"), *folder.glob("*.zip")]:
+        done = done if done.returncode else _pip("wheel", "--no-deps", "-w", str(folder), *map(str, sources))
+        for source in sources:
+            source.unlink()
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"pip cannot collect the wheels for Python {python} ({last}): check the network.")
     return sorted(folder.glob("*.whl"))
 
 

@@ -109,7 +109,7 @@ def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> 
     lacking = packages.lacking(needed)
     if not where.internet:
         # Whether the wheels are those that are lacking is for pip to say.
-        _check_attached(bundle, [] if wheels else [str(requirement) for requirement in lacking])
+        check_attached(bundle, [] if wheels else [str(requirement) for requirement in lacking])
     print(packages.install(needed, lacking, where.internet, wheels))
     if where.internet:
         return
@@ -120,7 +120,7 @@ def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> 
         print(f"Note: nothing is sent to checkpoint_mirror {mirror}: there is no internet here.")
 
 
-def _check_attached(bundle: Bundle, lacking: Sequence[str]) -> None:
+def check_attached(bundle: Bundle, lacking: Sequence[str]) -> None:
     """UserError that lists everything that nobody has attached, with how to add it: packages, models, datasets."""
     absent = [
         f"{use} {name}"

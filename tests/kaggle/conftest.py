@@ -1,4 +1,4 @@
-"""One simulated account, one image as Kaggle's is, and one undisturbed training for all soak tests of Kaggle."""
+"""A place like `/kaggle`; an account, an image like Kaggle's and an undisturbed training for all soak tests of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nbutils.core.files import KAGGLE
+from nbutils.kaggle import packages
 from tests.conftest import missing
 from tests.kaggle.attachments import fetched_folder, wheel_folder
 from tests.kaggle.simulated import (
@@ -23,6 +25,23 @@ from tests.kaggle.simulated import (
     text_of,
     without,
 )
+
+NEEDED = packages.requirements()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """Stands in for `/kaggle`, on an image with no packages but those of this environment; nothing is there."""
+    monkeypatch.setenv(KAGGLE, str(tmp_path))
+    for name in ("input", "working"):
+        (tmp_path / name).mkdir()
+    for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(packages, "FOLDER", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "pyproject.toml").write_text(f"project.dependencies = {NEEDED}")
+    return tmp_path
+
 
 OLDEST = ("transformers==5.0.*", "ipython==7.34.0", "ipykernel==6.17.1", "nbclient==0.5.13", "plotly==5.24.1")
 """As in Kaggle's image (installed_cpu_packages.txt of Kaggle/docker-python), with the oldest transformers admitted."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+ALWAYS = 10**6
 
 
 class FakeKaggle(ThreadingHTTPServer):
     """Notebooks by `owner/slug`: their versions as they were pushed, and how their sessions ended.
 
     `plan` gives for each notebook the status in the note of each session (`done` where the list has ended),
-    `nothing` for an output without a note, or `error` for a session that fails. `failing` is how many requests to
-    come are answered 503; of `hidden` notebooks nothing can be learned. The next `denied` looks at a notebook are
-    answered 403. Downloads of files that end in `broken` are an error's page, `broken_times`. For so many looks as
-    `lagging` says, a notebook's version before counts as the newest.
+    `nothing` for an output without a note, or `error` for a session that fails. What else can be set:
+    `failing`: requests to come that are answered 503. `denied`: looks at a notebook that are answered 403; and
+    `denied_after_output`: looks between its output and its next version. `broken`: downloads, by the file's name, that
+    are an error's page. `vanished`: notebooks that are known, but not as inputs. `lag`: looks after a push for which
+    the version before counts as the newest.
     """
 
     def __init__(self) -> None:
@@ -24,30 +28,32 @@ class FakeKaggle(ThreadingHTTPServer):
         self.versions: dict[str, list[dict[str, Any]]] = {}
         self.plan: dict[str, list[str]] = {}
         self.looks: dict[str, int] = {}
-        self.log: list[str] = []
-        self.down = False
         self.failing = 0
-        self.hidden: set[str] = set()
-        self.denied = 0
-        self.broken = ""
-        self.broken_times = 0
-        self.lagging: dict[str, int] = {}
+        self.denied, self.broken = Counter[str](), Counter[str]()
+        self.denied_after_output: set[str] = set()
+        self.vanished: set[str] = set()
+        self.lag = 0
+        self.pushed: list[str] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         self.shutdown()
         self.server_close()
 
+    def newest(self, name: str) -> int:
+        """The number of the version that counts as a notebook's newest."""
+        number = len(self.versions[name])
+        return number - 1 if number > 1 and self.looks[name] <= self.lag else number
+
     def state(self, name: str) -> str:
-        """How the newest session of a notebook ended."""
-        planned = self.plan.get(name, [])
-        number = len(self.versions[name]) - 1 - (name in self.lagging)
-        return planned[number] if number < len(planned) else "done"
+        """How that version's session ended."""
+        return dict(enumerate(self.plan.get(name, []), 1)).get(self.newest(name), "done")
 
     def files(self, name: str) -> dict[str, str]:
         """The output of a notebook's newest version."""
-        status, number = self.state(name), len(self.versions[name]) - (name in self.lagging)
-        note = {"schema": 1, "status": status, "time": number} | ({"error": "it broke"} if status == "failed" else {})
+        status = self.state(name)
+        note = {"schema": 1, "status": status, "time": self.newest(name)}
+        note |= {"error": "it broke"} if status == "failed" else {}
         found = {
             "runs/mine/run.json": json.dumps({"schema": 1, "name": "mine"}),
             "runs/mine/session.json": json.dumps(note),
@@ -68,52 +74,50 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         given = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         call = self.path.rsplit("/", 1)[1]
-        self.server.failing -= self.server.failing > 0
-        if self.server.down or self.server.failing:
+        name = given["slug"] if "slug" in given else f"{given['userName']}/{given['kernelSlug']}"
+        if self.server.failing:
+            self.server.failing -= 1
             self._json({"code": 503, "message": "try later"}, 503)
         else:
-            getattr(self, f"_{call}")(given)
+            getattr(self, f"_{call}")(name, given)
 
     def do_GET(self) -> None:
         _, _, owner, slug, name = self.path.split("/", 4)
-        if self.server.broken and name.endswith(self.server.broken) and self.server.broken_times:
-            self.server.broken_times -= 1
+        file = name.rpartition("/")[2]
+        if self.server.broken[file]:
+            self.server.broken[file] -= 1
             self._send(b"<Error>SlowDown</Error>", "text/xml", 503)
-            return
-        self._send(self.server.files(f"{owner}/{slug}")[name].encode(), "application/octet-stream")
+        else:
+            self._send(self.server.files(f"{owner}/{slug}")[name].encode(), "application/octet-stream")
 
-    def _SaveKernel(self, given: dict[str, Any]) -> None:
-        kaggle, name = self.server, given["slug"]
-        unknown = [source for source in given.get("kernelDataSources", []) if source not in kaggle.versions]
+    def _SaveKernel(self, name: str, given: dict[str, Any]) -> None:
+        kaggle = self.server
+        known = kaggle.versions.keys() - kaggle.vanished
+        unknown = [source for source in given.get("kernelDataSources", []) if source not in known]
         kaggle.versions.setdefault(name, []).append(given)
-        kaggle.looks[name] = 0
-        kaggle.log.append(f"push {name}")
+        kaggle.looks[name] = kaggle.denied[name] = 0
+        kaggle.pushed.append(name)
         number = len(kaggle.versions[name])
         self._json({"versionNumber": number, "url": f"{kaggle.url}/{name}", "invalidKernelSources": unknown})
 
-    def _GetKernelSessionStatus(self, given: dict[str, Any]) -> None:
-        name = f"{given['userName']}/{given['kernelSlug']}"
-        if self.server.denied:
-            self.server.denied -= 1
+    def _GetKernelSessionStatus(self, name: str, _: dict[str, Any]) -> None:
+        kaggle = self.server
+        denied = kaggle.denied[name] > 0
+        kaggle.denied[name] -= denied
+        if denied or name not in kaggle.versions:
             self._json({"code": 403, "message": "Permission 'kernels.get' was denied"}, 403)
             return
-        if name not in self.server.versions or name in self.server.hidden:
-            self._json({"code": 403, "message": "Permission 'kernels.get' was denied"}, 403)
-            return
-        if self.server.lagging.get(name):
-            self.server.lagging[name] -= 1
-            self._json({"status": "COMPLETE"})
-            return
-        if self.server.lagging.pop(name, None) is not None:
-            self.server.looks[name] = 1
-        self.server.looks[name] += 1
-        ended = "ERROR" if self.server.state(name) == "error" else "COMPLETE"
-        self._json({"status": ended if self.server.looks[name] > 1 else "RUNNING"})
+        kaggle.looks[name] += 1
+        lagging = kaggle.newest(name) < len(kaggle.versions[name])
+        running = not lagging and kaggle.looks[name] < kaggle.lag + 2
+        ended = "ERROR" if kaggle.state(name) == "error" else "COMPLETE"
+        self._json({"status": "RUNNING" if running else ended})
 
-    def _ListKernelSessionOutput(self, given: dict[str, Any]) -> None:
-        name = f"{given['userName']}/{given['kernelSlug']}"
-        self.server.log.append(f"output {name}")
-        files = [{"url": f"{self.server.url}/file/{name}/{file}", "fileName": file} for file in self.server.files(name)]
+    def _ListKernelSessionOutput(self, name: str, _: dict[str, Any]) -> None:
+        kaggle = self.server
+        if name in kaggle.denied_after_output:
+            kaggle.denied[name] = ALWAYS
+        files = [{"url": f"{kaggle.url}/file/{name}/{file}", "fileName": file} for file in kaggle.files(name)]
         self._json({"files": files, "log": ""})
 
     def _json(self, value: Any, status: int = 200) -> None:

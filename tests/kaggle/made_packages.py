@@ -8,20 +8,24 @@ import zipfile
 from pathlib import Path
 
 
-def installed(folder: Path, name: str, version: str) -> None:
+def installed(folder: Path, name: str, version: str, *requires: str) -> None:
     """Makes a distribution visible that is not there."""
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "METADATA").write_text(_metadata(name, version, *requires))
 
 
-def wheel(folder: Path, name: str, version: str, requires: str = "") -> None:
+def _metadata(name: str, version: str, *requires: str) -> str:
+    needs = "".join(f"Requires-Dist: {line}\n" for line in requires)
+    return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+
+
+def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
     """A wheel with one module, written by hand."""
     info = f"{name}-{version}.dist-info"
-    needs = f"Requires-Dist: {requires}\n" if requires else ""
     files = {
         f"{name}.py": f"VERSION = {version!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
+        f"{info}/METADATA": _metadata(name, version, *requires),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = ""

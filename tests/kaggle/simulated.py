@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,17 +10,17 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import sysconfig
 import time
 import venv
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from nbutils.cli import main
 from nbutils.core.files import KAGGLE, sha256_of_file
 from tests.conftest import ROOT
 
@@ -104,16 +105,7 @@ class Kaggle:
         attached = _hashes(root / "input")
         executed = working / EXECUTED
         source = next(bundle.glob("*.ipynb"))
-        command = [
-            str(self.python),
-            "-m",
-            "papermill",
-            str(source),
-            str(executed),
-            "-k",
-            "python3",
-            "--no-progress-bar",
-        ]
+        command = [self.python, "-m", "papermill", source, executed, "-k", "python3", "--no-progress-bar"]
         with subprocess.Popen(
             command,
             cwd=working,
@@ -137,10 +129,7 @@ class Kaggle:
         return kept | {
             KAGGLE: str(root),
             "HOME": str(home),
-            "JUPYTER_DATA_DIR": str(home / "jupyter"),
-            "IPYTHONDIR": str(home / "ipython"),
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-            "KAGGLE_URL_BASE": "https://www.kaggle.com",
             "OMP_NUM_THREADS": "1",
             "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens: found out within the two seconds
         }
@@ -166,13 +155,15 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str], seconds: 
     raise AssertionError(f"no {pattern} below {path}")
 
 
-def is_worker(process: psutil.Process) -> bool:
-    """Whether a process of a session is one rank of its training."""
-    try:
-        line = process.cmdline()
-    except psutil.Error:
-        return False
-    return "nbutils.train.worker" in line and "nbutils.core.torchrun" not in line
+def kill_worker(process: subprocess.Popen[str]) -> None:
+    """Ends one rank of a session's training."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            line = child.cmdline()
+            if "nbutils.train.worker" in line and "nbutils.core.torchrun" not in line:
+                child.kill()
+                return
+    raise AssertionError("no worker is there")
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -181,12 +172,13 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def text_of(notebook: Path) -> str:
-    """What the cells of an executed notebook print."""
+    """What the cells of an executed notebook print and show."""
     if not notebook.is_file():
         return ""
     cells = json.loads(notebook.read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    return "".join("".join(output.get("text", [])) for output in outputs)
+    texts = [output.get("text", output.get("data", {}).get("text/plain", [])) for output in outputs]
+    return "".join("".join(text) for text in texts)
 
 
 def _read_only(folder: Path) -> None:
@@ -196,19 +188,8 @@ def _read_only(folder: Path) -> None:
 
 def bundles(profile: Path, out: Path, *options: str) -> dict[str, Path]:
     """Bundles a profile with the command line, and returns the folders by the ends of their names."""
-    command = [
-        sys.executable,
-        "-m",
-        "nbutils",
-        "kaggle",
-        "bundle",
-        str(profile),
-        "--out",
-        str(out),
-        "--owner",
-        "someone",
-    ]
-    subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+    with redirect_stdout(io.StringIO()):
+        assert main(["kaggle", "bundle", str(profile), "--out", str(out), "--owner", "someone", *options]) == 0
     return bundles_in(out)
 
 

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
+import packaging
+import pip
 import pytest
 from packaging.requirements import Requirement
 
@@ -27,23 +30,22 @@ def test_the_first_cell_imports_nothing_that_may_have_to_be_installed():
     assert ran.stdout.split() == ["nbutils", "packaging"]
 
 
-@pytest.mark.parametrize("version,words", [("4.57.0", [">=5.0", "Always use latest"]), ("6.1.0", ["6", "update"])])
+@pytest.mark.parametrize("version,words", [("4.57.0", ">=5.0.*Always use latest"), ("6.1.0", "6 .*update")])
 def test_an_image_too_old_or_too_new_is_one_sentence(tmp_path, monkeypatch, version, words):
     installed(tmp_path, "transformers", version)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError, match=rf"transformers is {version}.*{words}"):
         packages.lacking({"transformers": Requirement("transformers>=5.0")})
-    assert all(word in str(raised.value) for word in ["transformers", version, *words])
 
 
 def test_what_is_there_is_kept_and_each_notebook_needs_its_own():
-    for stage in ("data", "train", "evaluate", "all"):
-        found = packages.needed(stage)
-        assert not packages.lacking(found)
-        rows = [line.split() for line in packages.install(found, [], internet=False, wheels=[]).splitlines()[1:]]
-        assert rows and all(row[-1] == "kept" for row in rows)
+    found = packages.needed("all")
+    assert not packages.lacking(found)
+    rows = [line.split() for line in packages.install(found, [], internet=False, wheels=[]).splitlines()[1:]]
+    assert rows and all(row[-1] == "kept" for row in rows)
     names = set(packages.needed("train"))
     assert {"torch", "trl", "chitchat-dataset"} <= names and not names & {"lm-eval", "jupyterlab", "papermill"}
+    assert all("lm-eval" in packages.needed(stage) for stage in ("data", "evaluate", "all"))
 
 
 INSTALL = """
@@ -61,66 +63,48 @@ except UserError as error:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory) -> tuple[Path, Path]:
-    """An environment with `helper` 1.0 and what pip needs, and a folder of wheels."""
+def live(tmp_path_factory) -> Callable[..., str]:
+    """Runs code in an environment with `helper` 1.0, numpy and pip, given a folder of wheels; what it prints."""
     folder = tmp_path_factory.mktemp("live")
-    venv.EnvBuilder(with_pip=True, symlinks=True).create(folder / "venv")
-    wheels = folder / "wheels"
+    wheels, parts = folder / "wheels", folder / "parts"
     wheels.mkdir()
-    for name, version, requires in [
-        ("helper", "1.0", ""),
-        ("helper", "2.0", ""),
-        ("easygoing", "1.0", "helper"),
-        ("demanding", "1.0", "helper>=2"),
-        ("numpy", "2.3.5", ""),
-        ("numpy", "9.0", ""),
-        ("greedy", "1.0", "numpy>=9"),
-    ]:
-        wheel(wheels, name, version, requires)
-    python = folder / "venv" / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "-q", "--no-index", "--find-links", wheels]
-    subprocess.run([*pip, "helper==1.0", "numpy==2.3.5"], check=True)
-    return python, wheels
-
-
-def install(live: tuple[Path, Path], tmp_path: Path, *lines: str) -> str:
-    """The table, or the sentence, of an installation in the live environment."""
-    python, wheels = live
-    import packaging
-
-    parts = tmp_path / "parts"
     parts.mkdir()
-    (parts / "packaging").symlink_to(Path(packaging.__file__).parent)
+    for package in (packaging, pip):
+        (parts / package.__name__).symlink_to(Path(package.__file__).parent)
     (parts / "nbutils").symlink_to(ROOT / "nbutils")
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")} | {"PYTHONPATH": str(parts)}
-    environment["PIP_CONFIG_FILE"] = os.devnull
-    ran = subprocess.run(
-        [python, "-c", INSTALL, wheels, *lines], capture_output=True, text=True, env=environment, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    made = ["helper 1.0", "helper 2.0", "easygoing 1.0 helper", "demanding 1.0 helper>=2"]
+    for line in [*made, "numpy 2.3.5", "numpy 9.0", "greedy 1.0 numpy>=9"]:
+        wheel(wheels, *line.split())
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "venv")
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")}
+    environment |= {"PYTHONPATH": str(parts), "PIP_CONFIG_FILE": os.devnull}
+
+    def run(*arguments: object) -> str:
+        command = [folder / "venv" / "bin" / "python", *map(str, arguments)]
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    run("-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "helper==1.0", "numpy==2.3.5")
+    return lambda code, *lines: run("-c", code, wheels, *lines)
 
 
-def test_only_what_is_lacking_is_installed_and_helpers_stay(live, tmp_path):
-    said = install(live, tmp_path, "easygoing>=1", "numpy>=2")
-    assert [line.split() for line in said.splitlines()[1:]] == [
-        ["easygoing", ">=1", "nothing", "1.0"],
-        ["numpy", ">=2", "2.3.5", "kept"],
-    ]
-    version = subprocess.run([live[0], "-c", "import helper; print(helper.VERSION)"], capture_output=True, text=True)
-    assert version.stdout.strip() == "1.0"
+def helper(live: Callable[..., str]) -> str:
+    return live("import helper; print(helper.VERSION)").strip()
 
 
-def test_a_helper_is_raised_where_a_newcomer_demands_it(live, tmp_path):
-    said = install(live, tmp_path, "demanding")
-    assert [line.split() for line in said.splitlines()[1:]] == [
-        ["demanding", "nothing", "1.0"],
-        ["helper", "a", "helper", "1.0", "2.0"],
-    ]
-    version = subprocess.run([live[0], "-c", "import helper; print(helper.VERSION)"], capture_output=True, text=True)
-    assert version.stdout.strip() == "2.0"
+def test_only_what_is_lacking_is_installed_and_helpers_stay(live):
+    table = [line.split() for line in live(INSTALL, "easygoing>=1", "numpy>=2").splitlines()[1:]]
+    assert table == [["easygoing", ">=1", "nothing", "1.0"], ["numpy", ">=2", "2.3.5", "kept"]]
+    assert helper(live) == "1.0"
 
 
-def test_numpy_of_the_image_is_never_replaced(live, tmp_path):
-    said = install(live, tmp_path, "greedy")
+def test_a_helper_is_raised_where_a_newcomer_demands_it(live):
+    table = [line.split() for line in live(INSTALL, "demanding").splitlines()[1:]]
+    assert table == [["demanding", "nothing", "1.0"], ["helper", "a", "helper", "1.0", "2.0"]]
+    assert helper(live) == "2.0"
+
+
+def test_numpy_of_the_image_is_never_replaced(live):
+    said = live(INSTALL, "greedy")
     assert "pip cannot install greedy" in said and "Always use latest" in said

@@ -2,120 +2,87 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 
-from nbutils.core.files import read_json, read_jsonl, sha256_of_file
-from tests.kaggle.simulated import DATA, SMALL, Outcome, bundles, done, is_worker, kill_session, wait_for
+from nbutils.core.files import read_jsonl, sha256_of_file
+from nbutils.core.run.layout import Run
+from tests.kaggle.simulated import DATA, SMALL, Outcome, bundles, done, kill_session, kill_worker, wait_for
 
 pytestmark = pytest.mark.soak
 
 TRAIN = "someone/smallchat-small-02-train-sft"
-PAUSES = "budget_minutes=0.001"
-"""Used up before the first step, so that each session takes one."""
 
 
-@pytest.fixture(scope="module")
-def hurried(tmp_path_factory) -> dict[str, Path]:
-    """Bundles whose training pauses after one optimizer step of three."""
-    return bundles(SMALL, tmp_path_factory.mktemp("hurried"), "-p", PAUSES)
-
-
-@pytest.fixture(scope="module")
-def paused(account, hurried, data) -> list[Outcome]:
-    """Two sessions that were paused by their budget, the second fed the output of the first."""
-    account.layout = "flat"
-    first = done(account.run(hurried["02-train-sft"], {DATA: data}))
-    return [first, done(account.run(hurried["02-train-sft"], {DATA: data, TRAIN: first.working}))]
+def run_of(outcome: Outcome) -> Run:
+    return Run(outcome.working / "runs" / "small")
 
 
 def record(outcome: Outcome) -> dict:
-    return read_json(outcome.working / "runs" / "small" / "train" / "stage.json")
+    found = run_of(outcome).record("train")
+    assert found is not None
+    return found
+
+
+def newest(run: Run) -> int:
+    """The step of its newest checkpoint."""
+    return run.checkpoints()[0].step
 
 
 def weights(outcome: Outcome) -> str:
     assert record(outcome)["status"] == "done", outcome.text[-3000:]
-    return sha256_of_file(outcome.working / "runs" / "small" / "train" / "final" / "model.safetensors")
+    return sha256_of_file(run_of(outcome).final / "model.safetensors")
 
 
-def test_a_session_without_an_earlier_one_says_so(undisturbed):
+def test_sessions_that_pause_are_killed_and_fail_end_as_one(account, unhurried, data, undisturbed, tmp_path):
+    """Each is fed what the one before left, the last a damaged checkpoint and the outputs of two versions at once."""
     assert "starts at step 0" in undisturbed.text and "its work is lost" in undisturbed.text
-
-
-def test_three_sessions_end_as_one_and_a_fourth_passes_through(account, hurried, data, undisturbed, paused):
-    first, second = paused
-    assert [record(outcome)["facts"]["step"] for outcome in paused] == [1, 2]
-    assert "Save Version" in first.text and "paused at step 1 of 3" in first.text
-    assert "Continues the session of" in second.text and "at step 1" in second.text
-
-    account.layout = "nested"  # and the outputs of two versions attached at once
-    inputs = {DATA: data, "other/first-version": first.working, TRAIN: second.working}
-    third = done(account.run(hurried["02-train-sft"], inputs))
-    assert "Continues the session of" in third.text and "at step 2" in third.text
-    assert weights(third) == weights(undisturbed)
-    rows = read_jsonl(third.working / "runs" / "small" / "kaggle.jsonl")
-    assert [row["step"] for row in rows if row["stage"] == "train"] == [0, 1, 2]
-
-    fourth = done(account.run(hurried["02-train-sft"], {DATA: data, TRAIN: third.working}))
-    assert "finished already" in fourth.text and "Training starts" not in fourth.text
-    assert weights(fourth) == weights(undisturbed)
-    assert (fourth.working / "runs" / "small" / "run.json").is_file()
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over(account, unhurried, data, undisturbed, paused, tmp_path):
-    account.layout = "nested"
-    output = tmp_path / "output"
-    shutil.copytree(paused[1].working, output)
-    weights_file = output / "runs" / "small" / "train" / "checkpoints" / "step-000002" / "model.safetensors"
-    content = bytearray(weights_file.read_bytes())
-    content[-1] ^= 1
-    weights_file.write_bytes(content)
-    outcome = done(account.run(unhurried["02-train-sft"], {DATA: data, TRAIN: output}))
-    assert re.search(r"step-000002 has a changed model.safetensors .*is passed over", outcome.text)
-    assert "at step 1" in outcome.text and weights(outcome) == weights(undisturbed)
-
-
-def test_a_killed_session_whose_output_was_kept_goes_on(account, unhurried, data, undisturbed):
     account.layout = "flat"
+    # A budget that is used up before the first step: a session takes one.
+    hurried = bundles(SMALL, tmp_path / "hurried", "-p", "budget_minutes=0.001")
+    paused = done(account.run(hurried["02-train-sft"], {DATA: data}))
+    assert record(paused)["facts"]["step"] == 1
+    assert "Save Version" in paused.text and "paused at step 1 of 8" in paused.text
+    bundle = unhurried["02-train-sft"]
+
+    def after(step: int, working: Path, process: subprocess.Popen[str]) -> None:
+        wait_for(working, f"runs/small/train/checkpoints/step-{step:06d}/manifest.json", process)
 
     def kill(process: subprocess.Popen[str], working: Path) -> None:
-        wait_for(working, "runs/small/train/checkpoints/step-*/manifest.json", process)
+        after(2, working, process)
         kill_session(process, working)
 
-    killed = account.run(unhurried["02-train-sft"], {DATA: data}, during=kill)
+    killed = account.run(bundle, {DATA: data, TRAIN: paused.working}, during=kill)
     assert killed.status != 0 and record(killed)["status"] == "running"
-    outcome = done(account.run(unhurried["02-train-sft"], {DATA: data, TRAIN: killed.working}))
-    assert "Continues the session of" in outcome.text and weights(outcome) == weights(undisturbed)
-
-    again = done(account.run(unhurried["02-train-sft"], {DATA: data}))  # Kaggle has published nothing of it
-    assert "starts at step 0" in again.text and "its work is lost" in again.text
-    assert weights(again) == weights(undisturbed)
-
-
-def test_other_settings_stop_before_anything_is_run(account, data, paused, tmp_path):
-    account.layout = "flat"
-    other = bundles(SMALL, tmp_path, "-p", PAUSES, "-p", "learning_rate=0.001")
-    outcome = account.run(other["02-train-sft"], {DATA: data, TRAIN: paused[0].working})
-    assert outcome.status != 0 and "Training starts" not in outcome.text and "Continues" not in outcome.text
-    assert re.search(r"step 1\).*learning_rate \(0.003 → 0.001\).*--force", outcome.text), outcome.text[-3000:]
-
-
-def test_a_failure_after_the_first_checkpoint_keeps_the_output(account, unhurried, data, undisturbed):
-    account.layout = "nested"
+    reached = newest(run_of(killed))
 
     def fail(process: subprocess.Popen[str], working: Path) -> None:
-        wait_for(working, "runs/small/train/checkpoints/step-*/manifest.json", process)
-        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if is_worker(p)]
-        os.kill(workers[0].pid, signal.SIGKILL)
+        after(reached + 1, working, process)
+        kill_worker(process)
 
-    failed = done(account.run(unhurried["02-train-sft"], {DATA: data}, during=fail))
+    account.layout = "nested"
+    failed = done(account.run(bundle, {DATA: data, TRAIN: killed.working}, during=fail))
+    assert "Continues the session of" in failed.text and f"at step {reached}" in failed.text
     assert record(failed)["status"] == "failed" and "\033[1;31mUserError: Training ended" in failed.text
-    outcome = done(account.run(unhurried["02-train-sft"], {DATA: data, TRAIN: failed.working}))
-    assert "Continues the session of" in outcome.text and weights(outcome) == weights(undisturbed)
+
+    output = shutil.copytree(failed.working, tmp_path / "output")
+    damaged = newest(Run(output / "runs" / "small"))
+    file = output / "runs" / "small" / "train" / "checkpoints" / f"step-{damaged:06d}" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    inputs = {DATA: data, "other/first-version": paused.working, TRAIN: output}
+    last = done(account.run(bundle, inputs))
+    assert re.search(rf"step-{damaged:06d} has a changed model.safetensors .*is passed over", last.text)
+    assert f"at step {damaged - 1}" in last.text and weights(last) == weights(undisturbed)
+    rows = read_jsonl(run_of(last).path / "kaggle.jsonl")
+    assert [row["step"] for row in rows if row["stage"] == "train"] == [0, 1, reached, damaged - 1]
+
+    again = done(account.run(bundle, {DATA: data, TRAIN: last.working}))
+    assert "finished already" in again.text and "Training starts" not in again.text
+    assert weights(again) == weights(undisturbed)
+    assert (run_of(again).path / "run.json").is_file()

@@ -8,12 +8,13 @@ import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from transformers import TrainerControl, TrainerState
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import KAGGLE, read_json, write_json
+from nbutils.core.files import read_json, write_json
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import key_of, key_parts
 from nbutils.core.run.layout import Run
@@ -23,8 +24,6 @@ from nbutils.kaggle.command import add_arguments, bundle_of
 from nbutils.kaggle.environment import WHOLE, Environment
 from nbutils.kaggle.session import Session, too_late
 from nbutils.kaggle.start import Bundle
-from nbutils.pipeline.choice import Options as Choice
-from nbutils.pipeline.choice import chosen
 from nbutils.pipeline.parameters import plan
 from nbutils.train.control import StepControl
 from tests.kaggle.made_stages import checkpoint
@@ -33,16 +32,7 @@ from tests.kaggle.simulated import SMALL
 NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
 
 
-@pytest.fixture
-def kaggle(tmp_path, monkeypatch) -> Path:
-    """Stands in for `/kaggle`."""
-    monkeypatch.setenv(KAGGLE, str(tmp_path))
-    for name in ("input", "working"):
-        (tmp_path / name).mkdir()
-    return tmp_path
-
-
-def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) -> Path:
+def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -> Path:
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of("train", NAMES | changes)
     parts = key_parts(spec("train"), settings)
@@ -56,56 +46,51 @@ def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) 
     return folder
 
 
-def kept(folder: Path, stale: str, in_pipeline: bool = False) -> bool:
+def kept(folder: Path, stale: str) -> bool:
     found, _ = best([folder.parent], "train", None)
     assert found is not None
-    return continues(found, inspect(spec("train"), settings_of("train", NAMES)), stale, in_pipeline)
+    return continues(found, inspect(spec("train"), settings_of("train", NAMES)), stale, in_pipeline=False)
 
 
-@pytest.mark.parametrize("status", ["done", "paused", "running"])
-def test_work_that_fits_stays(kaggle, status):
-    assert kept(trained(kaggle, status, seconds=5000), "")
+@pytest.mark.parametrize(
+    "status,seconds,rate,stale,stays",
+    [
+        *((status, 5000, 0.003, "", True) for status in ("done", "paused", "running")),
+        ("done", 5000, 0.1, "accept", True),
+        ("done", 5000, 0.1, "force", False),
+        ("done", 5, 0.1, "", False),  # seconds of work
+    ],
+)
+def test_what_fits_stays_and_what_does_not_as_the_bundle_says(place, status, seconds, rate, stale, stays):
+    folder = trained(place, status, seconds, learning_rate=rate)
+    assert kept(folder, stale) is stays is folder.exists()
+    assert not stays or kept(folder, "")  # accepted once, it fits
 
 
-def test_long_or_unfinished_work_of_other_settings_stops_the_session(kaggle):
-    folder = trained(kaggle, "paused", learning_rate=0.1)
-    with pytest.raises(UserError, match=r"step 10.*learning_rate \(0.1 → 0.003\).*--force") as raised:
-        kept(folder, "")
-    assert "--accept" not in str(raised.value)  # these checkpoints cannot be continued
-    folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
-    with pytest.raises(UserError, match=r"learning_rate.*--accept.*--force"):
-        kept(folder, "")
-
-
-def test_force_starts_again_and_accept_keeps_a_finished_model(kaggle):
-    folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
-    assert kept(folder, "accept") and kept(folder, "")  # accepted once, it fits
-    folder = trained(kaggle, "done", seconds=5000, learning_rate=0.1)
-    assert not kept(folder, "force") and not folder.exists()
-    folder = trained(kaggle, "done", learning_rate=0.1)  # seconds of work
-    assert not kept(folder, "") and not folder.exists()
-
-
-def test_of_two_trainings_the_one_that_fits_is_found(kaggle):
-    found, _ = best(
-        [trained(kaggle, "done", learning_rate=0.1).parent], "train", {"parameters": {"learning_rate": 0.003}}
-    )
-    assert found is not None and not found.fits
+@pytest.mark.parametrize("status,words", [("paused", r"step 10.*"), ("done", r".*--accept.*")])
+def test_long_or_unfinished_work_of_other_settings_stops_the_session(place, status, words):
+    """Before anything is run."""
+    folder = trained(place, status, 5000, learning_rate=0.1)
+    shutil.move(folder.parent, place / "input" / "it" / "mine")
+    with pytest.raises(UserError, match=rf"{words}--force") as raised:
+        session(place).resume(NAMES)
+    assert "learning_rate (0.1 → 0.003)" in str(raised.value)
+    assert ("--accept" in str(raised.value)) is (status == "done")  # other checkpoints cannot be continued
+    assert not (folder.parent / "kaggle.jsonl").exists()
 
 
 # A session
 
 
-def session(kaggle: Path, stage: str = "train", internet: bool = False, stale: str = "") -> Session:
-    bundle = Bundle("me", "mine", "mine.yaml", stage, internet=internet, stale=stale)
-    made = Session(bundle, Environment(kaggle, "Batch", internet, ()))
-    made.run, made.names = Run(kaggle / "working" / "runs" / "mine"), NAMES
+def session(place: Path, stage: str = "train", stale: str = "") -> Session:
+    made = Session(Bundle("me", "mine", "mine.yaml", stage, stale=stale), Environment(place, "Batch", False, ()))
+    made.run, made.names = Run(place / "working" / "runs" / "mine"), NAMES
     return made
 
 
-def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kaggle, capsys):
-    trained(kaggle, "paused")
-    made = session(kaggle)
+def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(place, capsys):
+    trained(place, "paused")
+    made = session(place)
     assert made.keep_output(UserError("no room")) is True
     record, note = made.run.record("train"), read_json(made.run.path / "session.json")
     assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
@@ -114,57 +99,47 @@ def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(kag
 
 
 @pytest.mark.parametrize("trouble", ["full disk", "damaged record"])
-def test_a_failure_that_cannot_be_marked_costs_no_output_either(kaggle, capsys, monkeypatch, trouble):
-    folder = trained(kaggle, "paused")
-    made = session(kaggle)
+def test_a_failure_that_cannot_be_marked_costs_no_output_either(place, capsys, monkeypatch, trouble):
+    folder = trained(place, "paused")
     if trouble == "full disk":
-
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
+        full = Mock(side_effect=OSError(28, "No space left on device"))
         monkeypatch.setattr("nbutils.core.run.record.write_text", full)
     else:
         (folder / "stage.json").write_text("{")
-    assert made.keep_output(UserError("it broke")) is True
+    assert session(place).keep_output(UserError("it broke")) is True
     said = capsys.readouterr().out
     assert "Note: " in said and "what it made so far is kept" in said
 
 
 @pytest.mark.parametrize("status,step", [("done", 0), ("paused", 10_000)])
-def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(kaggle, tmp_path_factory, status, step):
+def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(place, tmp_path_factory, status, step):
     """`--force` after the data changed: the new run, in the mirror alone, is not lost for the old one's sake."""
 
-    class Held:
-        def fetch(self, name: str, step: int) -> Path:
-            assert (name, step) == ("mine", 0)
-            return held.parent
-
-    held = tmp_path_factory.mktemp("held") / "mine"
-    shutil.copytree(trained(kaggle, "running").parent, held)
-    old = trained(kaggle, status)
+    held = tmp_path_factory.mktemp("held")
+    shutil.copytree(trained(place, "running").parent, held / "mine")
+    old = trained(place, status)
     record = read_json(old / "stage.json")
     parts = record["parts"] | {"upstream": {"data/train/x": "old"}}
     write_json(old / "stage.json", record | {"parts": parts, "key": key_of(parts)})
     if step:
         checkpoint(old, step)
-    shutil.move(old.parent, kaggle / "input" / "it" / "mine")
-    made = session(kaggle, internet=True, stale="force")
-    made.mirror = Held()  # type: ignore[assignment]
+    shutil.move(old.parent, place / "input" / "it" / "mine")
+    made = session(place, stale="force")
+    made.mirror = Mock(fetch=Mock(return_value=held))
     made.bring_earlier()
     assert made.continued is not None and made.continued.step == 10
+    made.mirror.fetch.assert_called_with("mine", 0)
 
 
-def test_the_end_of_a_session_is_noted(kaggle):
-    trained(kaggle, "done")
-    made = session(kaggle)
+@pytest.mark.parametrize(
+    "stage,waits,status", [("train", "", "done"), (WHOLE, "", "running"), (WHOLE, "evaluate waits.", "paused")]
+)
+def test_the_end_of_a_session_is_noted(place, stage, waits, status):
+    trained(place, "done")
+    made = session(place, stage)
+    made.waits = waits
     made.close()
-    assert read_json(made.run.path / "session.json")["status"] == "done"
-    made = session(kaggle, WHOLE)
-    made.close()
-    assert read_json(made.run.path / "session.json")["status"] == "running"
-    made.waits = "evaluate waits."
-    made.close()
-    assert read_json(made.run.path / "session.json")["status"] == "paused"
+    assert read_json(made.run.path / "session.json")["status"] == status
 
 
 @pytest.mark.parametrize("used,waits", [(30, False), (59, False), (61, True), (500, True)])
@@ -172,11 +147,6 @@ def test_the_evaluation_waits_where_little_of_the_budget_is_left(monkeypatch, us
     monkeypatch.setenv("NBUTILS_STARTED", str(time.time() - 60 * used))
     assert bool(too_late(100)) is waits
     assert too_late(0) == ""
-
-
-def test_what_comes_before_the_evaluation_can_be_run_alone():
-    picked = chosen(plan(SMALL, []), Choice(until="metrics"))
-    assert [planned.stage.name for planned in picked] == ["data", "train", "metrics"]
 
 
 @pytest.mark.parametrize("step,pauses", [(3, False), (4, True), (8, False)])
@@ -208,14 +178,15 @@ def profile(tmp_path) -> Path:
 
 
 def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(profile):
-    found = given(profile)
-    assert (found.internet, found.checkpoint_mirror, found.mirror_minutes) == (False, "me/mirror", 5.0)
-    found = given(profile, "--mirror", "", "-p", "mirror_minutes=7", "-p", "internet=true", "--force")
-    assert (found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale) == (True, "", 7.0, "force")
-    assert not given(SMALL, "--offline").internet
-    assert given(SMALL).internet and given(SMALL).mirror_minutes == 30.0
-    asked = given(SMALL, "-p", "datasets=[a b]")
-    assert asked.recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
+    def asked(*given_words: object) -> tuple:
+        found = given(*given_words)
+        return found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale
+
+    assert asked(profile) == (False, "me/mirror", 5.0, "")
+    words = ("--mirror", "", "-p", "mirror_minutes=7", "-p", "internet=true", "--force")
+    assert asked(profile, *words) == (True, "", 7.0, "force")
+    assert asked(SMALL) == (True, "", 30.0, "") and asked(SMALL, "--offline", "--accept") == (False, "", 30.0, "accept")
+    assert given(SMALL, "-p", "datasets=[a b]").recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
     assert given(profile).recipe == "mine.yaml", "no place on this machine goes into a notebook"
     assert len(plan(profile, []).stages) == 6  # `run` knows the names and passes over them
 
@@ -224,10 +195,8 @@ def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_
     "options,words",
     [
         (["--attach", "foo"], ["--attach", "'foo'", "OWNER/DATASET"]),
-        (["-p", "mirror_minutes=soon"], ["mirror_minutes", "more than 0"]),
-        (["-p", "mirror_minutes=true"], ["mirror_minutes", "more than 0"]),
+        *((["-p", f"mirror_minutes={each}"], ["mirror_minutes", "more than 0"]) for each in ("soon", "true", "0")),
         (["--mirror", "foo"], ["mirror", "'foo'", "owner/name"]),
-        (["-p", "mirror_minutes=0"], ["mirror_minutes", "more than 0"]),
         (["-p", "internet=2"], ["internet", "true or false"]),
     ],
 )
@@ -238,12 +207,8 @@ def test_what_kaggle_would_refuse_is_one_sentence(profile, options, words):
 
 
 def test_profiles_that_kaggle_would_take_for_one_have_addresses_of_their_own():
-    alike = [f"a-profile-of-a-very-long-name-{number}" for number in (1, 2)] + [
-        "модель",
-        "модели",
-        "modell-ä",
-        "modell-",
-    ]
+    alike = [*("a-profile-of-a-very-long-name-1", "a-profile-of-a-very-long-name-2"), "модель", "модели"]
+    alike += ["modell-ä", "modell-"]
     for name in ("data", "evaluate", WHOLE):
         addresses = [Bundle("me", profile, "", name).slug for profile in alike]
         assert len(set(addresses)) == len(alike)
