@@ -207,6 +207,13 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return value
 
 
+UNREADABLE: dict[type[Exception], str] = {
+    UnicodeEncodeError: "a message holds half a surrogate pair, which is no valid Unicode",
+    UnicodeDecodeError: "the row is no UTF-8",
+    RecursionError: "a message is nested too deeply",
+}
+
+
 def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> Row:
     reading = Reading()
     found: list[Turn] | Malformed
@@ -219,12 +226,8 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
         for role, text in found:
             if not (text.isascii() and role.isascii()):
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
-    except UnicodeEncodeError:
-        found = Malformed("a message holds half a surrogate pair, which is no valid Unicode")
-    except UnicodeDecodeError:
-        found = Malformed("the row is no UTF-8")
-    except RecursionError:
-        found = Malformed("a message is nested too deeply")
+    except (UnicodeError, RecursionError) as error:
+        found = Malformed(UNREADABLE[type(error)])
     except Malformed as error:
         found = error
     return found, list(reading.unread)
