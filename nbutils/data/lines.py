@@ -19,7 +19,7 @@ from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.documents import HEAD, Document, open_document
 from nbutils.data.messages import Malformed
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import LINE, Shape, detect, parse_line
+from nbutils.data.shapes import LINE, Shape, detect, fitting, parse_line
 
 LINE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
 BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -171,9 +171,5 @@ def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
     if not votes:
         why = f"no row of it is a JSON object (the first: {broken})" if broken else "it holds no rows"
         raise UserError(f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them.")
-    for columns, _ in votes.most_common():
-        try:
-            return detect(columns, where), list(seen)
-        except UserError:
-            continue
-    return detect(list(seen), where), list(seen)
+    fit = [columns for columns, _ in votes.most_common() if fitting(columns)]
+    return detect((*fit, tuple(seen))[0], where), list(seen)

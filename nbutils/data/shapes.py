@@ -67,10 +67,11 @@ def _alpaca(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
     system = reading.text(row.get("system"))
     turns = [("system", system)] if system else []
     history = row.get("history")
-    for exchange in [] if absent(history) or history == "" else decoded(history, "`history`"):
-        if not isinstance(exchange, list | tuple) or len(exchange) != 2:
-            raise Malformed("`history` holds something else than pairs of question and answer")
-        turns += [("user", reading.text(exchange[0])), ("assistant", reading.text(exchange[1]))]
+    history = [] if absent(history) or history == "" else decoded(history, "`history`")
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        raise Malformed("`history` holds something else than pairs of question and answer")
+    for asked, answered in history:
+        turns += [("user", reading.text(asked)), ("assistant", reading.text(answered))]
     parts = [reading.text(row["instruction"]), reading.text(row.get("input"))]
     asked = "\n\n".join(part.strip() for part in parts if part.strip())
     return _plain([*turns, ("user", asked), ("assistant", reading.text(row["output"]))])
@@ -143,11 +144,15 @@ KNOWN = "; ".join(f"{shape.name} ({shape.example})" for shape in SHAPES)
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
+def fitting(columns: Collection[str]) -> Shape | None:
+    """The shape that columns fit."""
+    return next((shape for shape in SHAPES if shape.fits(columns)), None)
+
+
 def detect(columns: Collection[str], where: str) -> Shape:
     """The shape that a dataset's columns fit. UserError, naming columns and shapes, where none does."""
-    for shape in SHAPES:
-        if shape.fits(columns):
-            return shape
+    if shape := fitting(columns):
+        return shape
     raise UserError(
         f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the six shapes: "
         f"{KNOWN}. Rename its columns, or take it out of `datasets`."
