@@ -13,6 +13,7 @@ from nbutils.core.errors import UserError
 from nbutils.data.fates import Turn
 
 NAME = "chitchat"
+ROLES = {0: "user", 1: "assistant"}
 
 
 def file() -> Path:
@@ -34,11 +35,8 @@ def conversations() -> Iterator[list[Turn]]:
         roles: dict[str, str] = {}
         messages = []
         for message in (message for block in conversation["messages"] for message in block):
-            speaker = len(roles) + 1
-            role = roles.setdefault(
-                message["sender"], ("user", "assistant")[speaker - 1] if speaker < 3 else f"speaker {speaker}"
-            )
-            messages.append((role, message["text"]))
+            name = ROLES.get(len(roles), f"speaker {len(roles) + 1}")
+            messages.append((roles.setdefault(message["sender"], name), message["text"]))
         yield messages
 
 

@@ -46,15 +46,12 @@ def fates_table(summary: dict[str, Any]) -> HTML:
 
     Rows that a `fraction` left out have no fate; they have a line of their own, outside the shares.
     """
-    from IPython.display import HTML
-
     frame = pd.DataFrame.from_dict(summary["fates"], orient="index").rename(columns={"tokens": "tokens read"})
     frame["share of rows"] = (frame["rows"] / summary["rows"]).map(PERCENT)
     frame["meaning"] = frame.index.map(REASONS.get).fillna("goes into the training or the evaluation set")
     if summary["rows_not_taken"]:
         frame.loc["not taken"] = [summary["rows_not_taken"], 0, "–", "left out by the fractions in `datasets`"]
-    with pd.option_context("display.max_colwidth", None):
-        return HTML(frame.to_html(formatters=dict.fromkeys(("rows", "tokens read"), "{:,}".format)))
+    return _html(frame, formatters=dict.fromkeys(("rows", "tokens read"), "{:,}".format))
 
 
 def contamination_line(summary: dict[str, Any]) -> str:
@@ -147,13 +144,18 @@ def limits_table(summary: dict[str, Any]) -> pd.DataFrame:
 
 def drops_table(samples: dict[str, list[dict[str, Any]]]) -> HTML:
     """Dropped rows for each reason; texts are escaped."""
-    from IPython.display import HTML
-
     rows = [{"reason": reason} | row for reason, found in samples.items() for row in found]
     frame = pd.DataFrame(rows, columns=["reason", "source", "index", "detail", "text"], dtype=str)
     frame = frame.map(lambda text: html.escape(text).replace("\n", "<br>"))
+    return _html(frame, escape=False, index=False)
+
+
+def _html(frame: pd.DataFrame, **options: Any) -> HTML:
+    """A table with whole texts."""
+    from IPython.display import HTML
+
     with pd.option_context("display.max_colwidth", None):
-        return HTML(frame.to_html(escape=False, index=False))
+        return HTML(frame.to_html(**options))
 
 
 def example(folder: Path, turns: int = 4) -> dict[str, Any]:

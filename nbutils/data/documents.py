@@ -13,7 +13,7 @@ from pathlib import Path
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.data.messages import Malformed
-from nbutils.data.shapes import SHAPES, parse_line
+from nbutils.data.shapes import fitting, parse_line
 
 HEAD = 2**20
 """Bytes at the start of a file that tell JSON lines from a document."""
@@ -65,7 +65,7 @@ def open_document(path: Path) -> Document | None:
             if len(lists) == 1:
                 begin, end, rows, are_rows = lists[0]
                 # Else these are the messages of one conversation.
-                if are_rows or not _fits([json.loads(key) for key, _, _ in values]):
+                if are_rows or not fitting([json.loads(key) for key, _, _ in values]):
                     return Document(rows, lambda: _rows(path, begin, end))
             json.loads(text[start:])
         except (ValueError, RecursionError) as error:
@@ -101,7 +101,7 @@ def _list(path: Path, text: mmap, start: int, stop: int) -> tuple[int, int, int,
     for _, begin, end in _values(path, text, start, stop):
         if text[begin] != _OBJECT:
             return None
-        are_rows |= not rows and _fits(_columns(text[begin:end]))
+        are_rows |= not rows and fitting(_columns(text[begin:end])) is not None
         rows += 1
     return (start, stop, rows, are_rows) if rows else None
 
@@ -112,7 +112,7 @@ def _columns_of_values(text: mmap, values: list[tuple[bytes, int, int]]) -> list
     None for any other. All of them are read at once: such a file has been in somebody's memory as a whole.
     """
     names = [json.loads(key) for key, _, _ in values]
-    if not _fits(names) or any(text[begin] not in b"[{" for _, begin, _ in values):
+    if not fitting(names) or any(text[begin] not in b"[{" for _, begin, _ in values):
         return None
     columns = [json.loads(text[begin:end]) for _, begin, end in values]
     columns = [list(c.values()) if isinstance(c, dict) and c and all(map(str.isdecimal, c)) else c for c in columns]
@@ -127,10 +127,6 @@ def _rows(path: Path, start: int, stop: int | None = None) -> Iterator[bytes]:
     with _mapped(path) as text:
         for _, begin, end in _values(path, text, start, stop):
             yield text[begin:end]
-
-
-def _fits(columns: Collection[str]) -> bool:
-    return any(shape.fits(columns) for shape in SHAPES)
 
 
 def _looks_like_lines(path: Path) -> bool:

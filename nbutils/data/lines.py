@@ -19,10 +19,9 @@ from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.documents import HEAD, Document, open_document
 from nbutils.data.messages import Malformed
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import LINE, Shape, detect, parse_line
+from nbutils.data.shapes import LINE, Shape, detect, fitting, parse_line
 
-LINES, PACKED = (".jsonl", ".ndjson"), ("", ".gz", ".zst")
-LINE_ENDINGS = tuple(kind + packed for kind in LINES for packed in PACKED)
+LINE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
 BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
     ".parquet": ("parquet", {}),
     ".arrow": ("arrow", {}),
@@ -30,7 +29,6 @@ BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
     ".tsv": ("csv", {"sep": "\t"}),
 }
 """Endings of what the `datasets` library reads, and how it reads a single file."""
-_ENDING = re.compile(f"({'|'.join(map(re.escape, (*LINES, '.json', *BUILDERS)))})({'|'.join(map(re.escape, PACKED))})$")
 BATCH_BYTES = 16 * 2**20
 """Raw bytes of a batch at most: one row can be long."""
 WORDS = {
@@ -88,7 +86,7 @@ def names_split(path: PurePath, split: str) -> bool:
     something else.
     """
     words = "|".join(map(re.escape, WORDS.get(split, (split,))))
-    stem = _ENDING.sub("", path.name)
+    stem = PurePath(path.name.removesuffix(".gz").removesuffix(".zst")).stem
     return any(re.fullmatch(words, part) for part in path.parent.parts) or bool(
         re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", stem)
     )
@@ -173,9 +171,5 @@ def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
     if not votes:
         why = f"no row of it is a JSON object (the first: {broken})" if broken else "it holds no rows"
         raise UserError(f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them.")
-    for columns, _ in votes.most_common():
-        try:
-            return detect(columns, where), list(seen)
-        except UserError:
-            continue
-    return detect(list(seen), where), list(seen)
+    fit = [columns for columns, _ in votes.most_common() if fitting(columns)]
+    return detect((*fit, tuple(seen))[0], where), list(seen)

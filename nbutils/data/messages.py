@@ -24,8 +24,10 @@ TEXT_KEYS = ("content", "value", "text")
 """Where a message says who speaks and what; a set that was put together from several has all of them."""
 CALLS = ("tool_calls", "function_call")
 TEXT_PARTS = (None, "text", "input_text", "output_text")
-TOOL_PARTS = ("tool_use", "tool_call", "tool_result", "function_call", "function_call_output")
-OTHER_PARTS = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file")
+OTHER_PARTS = {
+    TOOL_USE: ("tool_use", "tool_call", "tool_result", "function_call", "function_call_output"),
+    NOT_TEXT: ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file"),
+}
 """Types of the parts of a message, as the chat interfaces of today call them."""
 REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 MARKS = ("weight", "train", "loss", "loss_mask")
@@ -101,10 +103,9 @@ class Reading:
         if kind in REASONING_PARTS:
             self.beside(part, ("type",), f"message part {kind}: ")
             return ""
-        if kind in TOOL_PARTS or kind in OTHER_PARTS:
-            raise Malformed(f"a message holds a part of type {kind!r}", TOOL_USE if kind in TOOL_PARTS else NOT_TEXT)
         if kind not in TEXT_PARTS:
-            raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text that we know")
+            fates = [fate for fate, kinds in OTHER_PARTS.items() if kind in kinds]
+            raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text", *fates)
         self.beside(part, ("type", *TEXT_KEYS), "message part: ")
         return self.only(part, "a part of a message holds two different texts")
 

@@ -43,27 +43,27 @@ if TYPE_CHECKING:
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))
 SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("index", pa.int64()),
-        ("fate", pa.string()),
-        ("detail", pa.string()),
-        ("turns", pa.int32()),
-        ("characters", pa.int64()),
-        ("tokens", pa.int64()),
-        ("tokens_is_lower_bound", pa.bool_()),
-        ("supervised_tokens", pa.int64()),
-        ("lost_last_user_turn", pa.bool_()),
-        ("context_turns", pa.list_(pa.int32())),
-        ("unread", pa.list_(pa.string())),
-        ("side", pa.string()),
-        ("hash", pa.string()),
-        ("matched_items", pa.list_(pa.string())),
-        ("messages", MESSAGES),
-        ("input_ids", pa.list_(pa.int32())),
-        ("supervised", pa.list_(pa.bool_())),
-        ("context", pa.list_(pa.bool_())),
-    ]
+    {
+        "source": pa.string(),
+        "index": pa.int64(),
+        "fate": pa.string(),
+        "detail": pa.string(),
+        "turns": pa.int32(),
+        "characters": pa.int64(),
+        "tokens": pa.int64(),
+        "tokens_is_lower_bound": pa.bool_(),
+        "supervised_tokens": pa.int64(),
+        "lost_last_user_turn": pa.bool_(),
+        "context_turns": pa.list_(pa.int32()),
+        "unread": pa.list_(pa.string()),
+        "side": pa.string(),
+        "hash": pa.string(),
+        "matched_items": pa.list_(pa.string()),
+        "messages": MESSAGES,
+        "input_ids": pa.list_(pa.int32()),
+        "supervised": pa.list_(pa.bool_()),
+        "context": pa.list_(pa.bool_()),
+    }
 )
 """What the filter returns, a row for every row taken. `tokens` is null where nothing was read as tokens,
 `side` and `hash` are empty there; ids and mask are null for rows that are dropped. `matched_items` names every
@@ -97,15 +97,12 @@ class RowFilter:
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
     def _row(self, number: int, judged: Judged, measured: Measured | None, match: Match | None) -> dict[str, Any]:
-        row = {
+        row = vars(judged) | {
             "source": self.spec.label,
             "index": number,
-            "fate": judged.fate,
-            "detail": judged.detail,
             "turns": len(judged.turns),
             "characters": judged.characters,
             "tokens_is_lower_bound": False,
-            "lost_last_user_turn": judged.lost_last_user_turn,
             "context_turns": judged.context_turns,
             "side": "",
             "hash": "",

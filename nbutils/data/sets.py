@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import sys
+from bisect import insort
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -84,18 +84,18 @@ class Sample:
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
         self.seed = seed
-        self.heap: list[tuple[float, str]] = []  # largest number first, by its negative
+        self.smallest: list[tuple[float, str]] = []
         self.found: dict[str, Any] = {}
 
     def offer(self, key: str) -> bool:
         """Whether the key belongs to the sample as far as is known by now; its content then goes into `found`."""
         number = uniform(f"sample {key}", self.seed)  # not the number that decides the key's side
-        if key in self.found or (len(self.heap) == self.size and number >= -self.heap[0][0]):
+        if key in self.found or (len(self.smallest) == self.size and number >= self.smallest[-1][0]):
             return False
         self.found[key] = None
-        heapq.heappush(self.heap, (-number, key))
-        if len(self.heap) > self.size:
-            del self.found[heapq.heappop(self.heap)[1]]
+        insort(self.smallest, (number, key))
+        if len(self.smallest) > self.size:
+            del self.found[self.smallest.pop()[1]]
         return True
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import local_hashes
@@ -25,6 +25,12 @@ class DatasetSpec(BaseModel):
     split: str = "train"
     fraction: float = Field(default=1.0, gt=0, le=1)
     revision: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_name(cls, value: Any) -> Any:
+        """A name or path alone stands for a mapping with nothing but `path`."""
+        return {"path": value} if isinstance(value, str) else value
 
     @property
     def label(self) -> str:
@@ -102,14 +108,6 @@ class DataSettings(Settings):
         files = local_hashes([*(spec.path for spec in self.datasets), tasks])
         files |= {f"{self.base_model}/{name}": found for name, found in tokenizer.items()}
         return super().result_parameters() | {OUTSIDE: files}
-
-    @field_validator("datasets", mode="before")
-    @classmethod
-    def _names_to_specs(cls, value: Any) -> Any:
-        """A dataset given by its name or path alone stands for a mapping with nothing but `path`."""
-        return (
-            [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
-        )
 
     @field_validator("datasets")
     @classmethod

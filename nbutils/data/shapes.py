@@ -67,10 +67,11 @@ def _alpaca(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
     system = reading.text(row.get("system"))
     turns = [("system", system)] if system else []
     history = row.get("history")
-    for exchange in [] if absent(history) or history == "" else decoded(history, "`history`"):
-        if not isinstance(exchange, list | tuple) or len(exchange) != 2:
-            raise Malformed("`history` holds something else than pairs of question and answer")
-        turns += [("user", reading.text(exchange[0])), ("assistant", reading.text(exchange[1]))]
+    history = [] if absent(history) or history == "" else decoded(history, "`history`")
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        raise Malformed("`history` holds something else than pairs of question and answer")
+    for asked, answered in history:
+        turns += [("user", reading.text(asked)), ("assistant", reading.text(answered))]
     parts = [reading.text(row["instruction"]), reading.text(row.get("input"))]
     asked = "\n\n".join(part.strip() for part in parts if part.strip())
     return _plain([*turns, ("user", asked), ("assistant", reading.text(row["output"]))])
@@ -143,11 +144,15 @@ KNOWN = "; ".join(f"{shape.name} ({shape.example})" for shape in SHAPES)
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
+def fitting(columns: Collection[str]) -> Shape | None:
+    """The shape that columns fit."""
+    return next((shape for shape in SHAPES if shape.fits(columns)), None)
+
+
 def detect(columns: Collection[str], where: str) -> Shape:
     """The shape that a dataset's columns fit. UserError, naming columns and shapes, where none does."""
-    for shape in SHAPES:
-        if shape.fits(columns):
-            return shape
+    if shape := fitting(columns):
+        return shape
     raise UserError(
         f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the six shapes: "
         f"{KNOWN}. Rename its columns, or take it out of `datasets`."
@@ -207,6 +212,13 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return value
 
 
+UNREADABLE: dict[type[Exception], str] = {
+    UnicodeEncodeError: "a message holds half a surrogate pair, which is no valid Unicode",
+    UnicodeDecodeError: "the row is no UTF-8",
+    RecursionError: "a message is nested too deeply",
+}
+
+
 def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> Row:
     reading = Reading()
     found: list[Turn] | Malformed
@@ -219,12 +231,8 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
         for role, text in found:
             if not (text.isascii() and role.isascii()):
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
-    except UnicodeEncodeError:
-        found = Malformed("a message holds half a surrogate pair, which is no valid Unicode")
-    except UnicodeDecodeError:
-        found = Malformed("the row is no UTF-8")
-    except RecursionError:
-        found = Malformed("a message is nested too deeply")
+    except (UnicodeError, RecursionError) as error:
+        found = Malformed(UNREADABLE[type(error)])
     except Malformed as error:
         found = error
     return found, list(reading.unread)

@@ -47,19 +47,18 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     if ending in lines.BUILDERS:
         spec.refuse("a single file", "name", "split")
         builder, options = lines.BUILDERS[ending]
-        return _source(spec, _load(spec, builder, streaming, data_files=str(path), **options))
+        return _loaded(spec, builder, streaming, data_files=str(path), **options)
     if path.is_dir():
         spec.refuse("a local folder")
-        return _source(spec, _load(spec, str(path), streaming, name=spec.name or None))
+        return _loaded(spec, str(path), streaming)
     if path.is_file():
         raise UserError(f"The file {spec.path} ends in none of {', '.join(FILE_ENDINGS)}; rename or convert it.")
     fetched = entry("dataset", spec.path, spec.revision)
     if fetched:
-        return _source(spec, _load(spec, str(fetched[0]), streaming, name=spec.name or None), fetched[1]["commit"])
+        return _loaded(spec, str(fetched[0]), streaming, fetched[1]["commit"])
     hub_answers()
     revision = spec.revision if len(spec.revision) == 40 else _commit(spec)
-    data = _load(spec, spec.path, streaming, name=spec.name or None, revision=revision or None)
-    return _source(spec, data, revision)
+    return _loaded(spec, spec.path, streaming, revision, revision=revision or None)
 
 
 def _source(spec: DatasetSpec, data: Dataset | IterableDataset, revision: str = "") -> Source:
@@ -102,7 +101,7 @@ def _streamed(spec: DatasetSpec, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             yield item
             number += 1
-    except Exception as error:  # as many types as in `_load`
+    except Exception as error:  # as many types as in `_loaded`
         cause = error.__cause__ or error
         raise UserError(
             f"The dataset {spec.label} broke off while streaming, after {number:,} batches: {_first_line(cause)}. Run "
@@ -125,11 +124,11 @@ def _saved(spec: DatasetSpec, path: Path) -> Dataset:
     return pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces)
 
 
-def _load(spec: DatasetSpec, path: str, streaming: bool, **options: Any) -> Any:
+def _loaded(spec: DatasetSpec, path: str, streaming: bool, commit: str = "", **options: Any) -> Source:
     from datasets import load_dataset
 
     try:
-        return load_dataset(path, streaming=streaming, split=spec.split, **options)
+        data = load_dataset(path, spec.name or None, streaming=streaming, split=spec.split, **options)
     except Exception as error:  # `datasets` and the hub's client raise a dozen types, their HTTP library's among them
         where = offline()
         advice = (
@@ -139,6 +138,7 @@ def _load(spec: DatasetSpec, path: str, streaming: bool, **options: Any) -> Any:
         if resolve(spec.path).exists():
             where, advice = "", "Mend or convert its files, or name the right ones in `datasets`"
         raise UserError(f"The dataset {spec.label} cannot be opened{where}: {_first_line(error)}. {advice}.") from error
+    return _source(spec, data, commit)
 
 
 def _first_line(error: BaseException) -> str:

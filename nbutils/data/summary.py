@@ -80,18 +80,17 @@ def write_summary(
     for side in ("train", "eval"):
         if not filtered.sets[side]["rows"]:
             raise UserError(f"No conversation is left for the {side} set: {_why_none_is_left(ledger, fates)}.")
-    unread = pc.list_flatten(ledger["unread"]).value_counts()
     is_apart = pc.and_(pc.equal(ledger["fate"], KEPT), pc.not_equal(ledger["detail"], ""))
     if apart := pc.sum(is_apart).as_py():
         print(f"Of {apart:,} conversations texts were read apart: this tokenizer has pieces that span header and text.")
-    taken = {count["values"]: count["counts"] for count in ledger["source"].value_counts().to_pylist()}
+    taken = _counts(ledger["source"])
     long_lengths = np.array([whole.tokens for _, whole in filtered.long.read_whole(tokenizer)], np.int64)
     summary = {
         "schema": SCHEMA,
         "rows": ledger.num_rows,
         "rows_not_taken": sum(filtered.read.values()) - ledger.num_rows,
         "fates": fates,
-        "unread": {one["values"]: one["counts"] for one in unread.to_pylist()},
+        "unread": _counts(pc.list_flatten(ledger["unread"])),
         "trimmed_rows": pc.sum(ledger["lost_last_user_turn"]).as_py(),
         **filtered.sets,
         **lengths(ledger, settings.max_length, long_lengths),
@@ -120,6 +119,10 @@ def write_summary(
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {count["values"]: count["counts"] for count in column.value_counts().to_pylist()}
 
 
 def _why_none_is_left(ledger: pa.Table, fates: dict[str, dict[str, int]]) -> str:

@@ -7,8 +7,9 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePath
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 _FILE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -55,17 +56,6 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._json({"error": "not found"}, 404)
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        found = _API.fullmatch(unquote(urlsplit(self.path).path))
-        if not found or found[3] != "paths-info":
-            self._json({"error": "not found"}, 404)
-            return
-        kind, name = found[1], found[2]
-        asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
-        entries = {entry["path"]: entry for entry in self._entries(kind, name, "", recursive=True)}
-        self._json([entries[path] for path in asked if path in entries])
-
     def _api(self, kind: str, name: str, call: str | None, revision: str | None, path: str | None) -> None:
         files = self.server.repos.get((kind, name))
         if files is None:
@@ -75,27 +65,18 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in (None, "main", commit):
             self._json({"error": "Revision not found"}, 404, {"X-Error-Code": "RevisionNotFound"})
         elif call == "tree":
-            recursive = "recursive=true" in self.path.lower()
-            self._json(self._entries(kind, name, path or "", recursive=recursive))
+            below = f"{path}/" if path else ""
+            depth = 99 if "recursive=true" in self.path.lower() else below.count("/")
+            folders = {str(folder): None for file in files for folder in PurePath(file).parents if folder.name}
+            found = [name for name in (*folders, *files) if name.startswith(below) and name.count("/") <= depth]
+            self._json([self._entry(name, files.get(name)) for name in found])
         else:
             siblings = [{"rfilename": file, "size": len(data)} for file, data in files.items()]
             self._json({"id": name, "modelId": name, "sha": commit, "private": False, "siblings": siblings, "tags": []})
 
-    def _entries(self, kind: str, name: str, below: str, *, recursive: bool) -> list[dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        prefix = f"{below}/" if below else ""
-        for file, data in self.server.repos[kind, name].items():
-            if not file.startswith(prefix):
-                continue
-            parts = file[len(prefix) :].split("/")
-            for depth in range(1, len(parts)):
-                folder = prefix + "/".join(parts[:depth])
-                if recursive or depth == 1:
-                    found[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
-            if recursive or len(parts) == 1:
-                oid = hashlib.sha1(data).hexdigest()
-                found[file] = {"type": "file", "path": file, "oid": oid, "size": len(data)}
-        return list(found.values())
+    def _entry(self, name: str, data: bytes | None) -> dict[str, Any]:
+        kind, data = ("directory", b"") if data is None else ("file", data)
+        return {"type": kind, "path": name, "oid": hashlib.sha1(data).hexdigest(), "size": len(data)}
 
     def _file(self, kind: str, name: str, file: str) -> None:
         data = self.server.repos.get((kind, name), {}).get(file)

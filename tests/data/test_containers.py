@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ Turns = list[tuple[str, str]]
 Rows = list[dict[str, Any]]
 
 
-def conversation(rng: random.Random, exchanges: int) -> Turns:
+def conversation(rng: random.Random, exchanges: int, texts: Sequence[str]) -> Turns:
     roles = ("user", "assistant") * exchanges
-    return [(role, f"{rng.choice(TEXTS)} {rng.randrange(10**9)}"[:: rng.choice((1, 1, 1, -1))]) for role in roles]
+    return [(role, f"{rng.choice(texts)} {rng.randrange(10**9)}"[:: rng.choice((1, 1, 1, -1))]) for role in roles]
 
 
 def content(rng: random.Random, text: str, parts: bool) -> Any:
@@ -69,11 +69,14 @@ def messages(rng: random.Random, turns: Turns, style: dict[str, Any]) -> Any:
     return json.dumps(found) if style["as_json"] else found
 
 
-def rows_of(rng: random.Random, style: dict[str, Any], count: int) -> tuple[list[dict[str, Any]], list[Turns]]:
+def rows_of(
+    rng: random.Random, style: dict[str, Any], count: int, texts: Sequence[str] = TEXTS
+) -> tuple[Rows, list[Turns]]:
     """Rows of one shape, and the turns that they mean."""
     rows, meant = [], []
     for _ in range(count):
-        turns = conversation(rng, rng.choice((1, 2, 3)) if style["shape"] in ("messages", "sharegpt", "alpaca") else 1)
+        exchanges = rng.choice((1, 2, 3)) if style["shape"] in ("messages", "sharegpt", "alpaca") else 1
+        turns = conversation(rng, exchanges, texts)
         asked, answer = turns[-2][1], turns[-1][1]
         if style["mark"]:
             turns = [(Context(role) if rng.random() < 0.3 else role, text) for role, text in turns]
@@ -99,11 +102,12 @@ def dumps(value: Any, **options: Any) -> bytes:
 
 
 def jsonl(rows: Rows) -> bytes:
-    return b"".join(dumps(row, ensure_ascii=False) + b"\n" for row in rows)
+    """A line for each row; one that is bytes stands as it is."""
+    return b"".join((row if isinstance(row, bytes) else dumps(row, ensure_ascii=False)) + b"\n" for row in rows)
 
 
 def columns(rows: Rows) -> dict[str, list[Any]]:
-    return {name: [row.get(name) for row in rows] for name in rows[0]}
+    return {name: [row.get(name) for row in rows] for one in rows for name in one}
 
 
 def separated(sign: str, rows: Rows) -> bytes:
@@ -138,16 +142,15 @@ CONTAINERS = (*FILES, *BINARY, "folder")
 def write(kind: str, folder: Path, rows: Rows) -> Path:
     """The rows in a container of that kind."""
     half, path = len(rows) // 2, folder / kind
-    parts = {
-        "folder": {"a.jsonl": jsonl(rows[:half]), "b.jsonl": dumps(rows[half:])},
-        "folder_of_json": {"a.json": dumps(rows)},
-    }.get(kind, {})
-    for name, data in parts.items():
-        path.mkdir(exist_ok=True)
-        (path / name).write_bytes(data)
     if kind in FILES:
         path.write_bytes(FILES[kind](rows))
-    elif not parts:
+    elif kind.startswith("folder"):
+        path.mkdir()
+        (path / "b.json").write_bytes(dumps(rows if kind == "folder_of_json" else rows[half:]))
+        if kind == "folder":
+            (path / "b.json").rename(path / "b.jsonl")
+            (path / "a.jsonl").write_bytes(jsonl(rows[:half]))
+    else:
         table = Dataset.from_list(rows, on_mixed_types="use_json")
         if kind == "a.arrow":
             with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.data.schema) as writer:

@@ -107,16 +107,14 @@ def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_
     item = json.loads((folder / "validation.jsonl").read_text().splitlines()[4_321])
     ending = item["endings"][int(item["label"])]
     path = write_lines(tmp_path / "rows.jsonl", [*chats(40), chat(item["ctx"], ending)])
-    data = ["chitchat", path]
-    made = make(tmp_path / "run", data, contamination_tasks=["hellaswag"], task_path=str(folder), max_length=1024)
+    given = {"contamination_tasks": ["hellaswag"], "task_path": str(folder)}
+    made = make(tmp_path / "run", ["chitchat", path], max_length=1024, **given)
     assert made.summary["contamination"]["items"] == 10_042
-    ledger = made.ledger[made.ledger["fate"] == "contaminated"]
-    row = ledger[ledger["source"] == path].iloc[0]
-    assert (row["index"], len(ledger[ledger["source"] == path])) == (40, 1)
+    chitchat, planted = (made.ledger[made.ledger["source"] == name] for name in ("chitchat", path))
+    (row,) = planted[planted["fate"] == "contaminated"].to_dict("records")
     label, words = row["detail"].split(": ", 1)
-    assert label == "hellaswag item 4321" and "hellaswag item 4321" in row["matched_items"]
+    assert (row["index"], label) == (40, "hellaswag item 4321") and label in row["matched_items"]
     assert words.split("»")[0].strip("«") in " ".join(words_of(f"{item['ctx']} {ending}"))
     # Nobody talked about HellaSwag in 2018: what is found in chitchat is found by accident (`make bench` reports it).
-    false = ledger[ledger["source"] == "chitchat"]
-    judged = made.ledger[(made.ledger["source"] == "chitchat") & made.ledger["fate"].isin(["kept", "contaminated"])]
-    assert len(false) / len(judged) < 0.001
+    counts = chitchat["fate"].value_counts()
+    assert counts.get("contaminated", 0) < 0.001 * counts["kept"]

@@ -75,41 +75,15 @@ def test_every_raw_row_is_in_the_ledger_once_with_one_fate_and_why(mixed):
     row = mixed.ledger.iloc[8]
     assert (row["lost_last_user_turn"], row["turns"], row["characters"]) == (True, 2, len("Lost?Never."))
     assert set(mixed.ledger.columns) == set(LEDGER_SCHEMA.names)
+    assert mixed.summary["trimmed_rows"] == 1
+    described = [(one["rows"], one["rows_in_source"], one["shape"]) for one in mixed.summary["datasets"]]
+    assert described == [(49, 49, "messages"), (12, 12, "alpaca")]
 
 
-def test_the_summary_reconciles_with_ledger_sets_and_sources(mixed):
-    summary, ledger = mixed.summary, mixed.ledger
-    assert summary["rows"] == len(ledger) == 61
-    for fate, counts in summary["fates"].items():
-        rows = ledger[ledger["fate"] == fate]
-        assert counts == {"rows": len(rows), "tokens": int(rows["tokens"].sum())}
-    for side in ("train", "eval"):
-        rows = ledger[(ledger["fate"] == "kept") & (ledger["side"] == side)]
-        found = mixed.rows(side)
-        assert list(zip(rows["source"], rows["index"], strict=True)) == [(r["source"], r["index"]) for r in found]
-        assert summary[side]["rows"] == len(rows) > 0
-        for name, of in (("tokens", lambda row: len(row["input_ids"])), ("supervised_tokens", supervised)):
-            assert summary[side][name] == rows[name].sum() == sum(map(of, found))
-    assert [(d["rows"], d["rows_in_source"], d["shape"]) for d in summary["datasets"]] == [
-        (49, 49, "messages"),
-        (12, 12, "alpaca"),
-    ]
-    assert summary["trimmed_rows"] == 1
-
-
-def supervised(row: dict) -> int:
-    return sum(row["supervised"])
-
-
-def test_rows_are_encoded_as_everywhere_and_an_over_long_one_is_read_no_further_than_it_must_be(mixed):
-    tokenizer = mixed.tokenizer
-    for row in mixed.kept.values():
-        encoding = encode(tokenizer, row["messages"])
-        assert list(row) == ["source", "index", "messages", "input_ids", "supervised", "context"]
-        assert (row["input_ids"], row["supervised"]) == (encoding.input_ids, encoding.supervised)
-        assert len(encoding) <= 200 and row["messages"][-1]["role"] == "assistant"
+def test_what_every_row_holds_and_an_over_long_one_is_read_no_further_than_it_must_be(mixed):
+    assert list(mixed.rows("train")[0]) == ["source", "index", "messages", "input_ids", "supervised", "context"]
     row = mixed.ledger.iloc[5]
-    assert 200 < row["tokens"] < len(encode(tokenizer, chat(*LONG)["messages"]))
+    assert 200 < row["tokens"] < len(encode(mixed.tokenizer, chat(*LONG)["messages"]))
     assert pd.isna(row["supervised_tokens"])
     assert mixed.ledger["tokens_is_lower_bound"].tolist() == [i == 5 for i in range(61)]
 

@@ -18,17 +18,11 @@ def test_the_notebook_has_every_parameter_and_its_defaults_are_valid():
     assert [dataset.path for dataset in settings.datasets] == ["chitchat"]
 
 
-def test_a_dataset_is_a_name_or_a_mapping(tmp_path):
-    given = ["chitchat", {"path": "org/set", "name": "en", "split": "test", "fraction": 0.5, "revision": "abc"}]
-    assert [dataset.label for dataset in settings_for(tmp_path, given).datasets] == [
-        "chitchat",
-        "org/set/en[test]@abc",
-    ]
-
-
-def test_one_dataset_at_two_revisions_is_two_and_a_pinned_one_draws_the_same_rows(tmp_path):
-    given = ["org/set", {"path": "org/set", "revision": "a" * 40}, {"path": "org/set", "revision": "b" * 40}]
-    specs = settings_for(tmp_path, given).datasets
+def test_a_dataset_is_a_name_or_a_mapping_and_a_pinned_one_draws_the_same_rows(tmp_path):
+    whole = {"path": "org/set", "name": "en", "split": "test", "fraction": 0.5, "revision": "abc"}
+    revisions = [{"path": "org/set", "revision": digit * 40} for digit in "ab"]
+    chitchat, one, *specs = settings_for(tmp_path, ["chitchat", whole, "org/set", *revisions]).datasets
+    assert [chitchat.label, one.label] == ["chitchat", "org/set/en[test]@abc"]
     assert len({spec.label for spec in specs}) == 3
     assert len({spec.draw for spec in specs}) == 1
 
@@ -78,7 +72,4 @@ def test_other_items_and_another_tokenizer_are_another_result(tmp_path, file):
 
 def test_the_folder_of_tasks_counts_only_where_contamination_is_looked_for(tmp_path):
     (tmp_path / "toy.yaml").write_text("task: toy")
-    given = [
-        settings_for(tmp_path / "run", ["chitchat"], task_path=str(path)) for path in (tmp_path, tmp_path / "none")
-    ]
-    assert [settings.result_parameters()["files"] for settings in given] == [{}, {}]
+    assert settings_for(tmp_path, ["chitchat"], task_path=str(tmp_path)).result_parameters()["files"] == {}

@@ -131,8 +131,9 @@ def test_what_is_no_plain_text_has_a_reason_of_its_own(messages, fate, words, as
     assert isinstance(found, Malformed) and found.fate == fate and words in str(found)
 
 
-def test_a_history_of_something_else_is_malformed():
-    (bad,) = read("alpaca", [SPAIN | {"history": ["France?"]}], as_lines=True)
+@pytest.mark.parametrize("history", [["France?"], [["France?"]], 5, True, {"France?": "Paris."}])
+def test_a_history_of_something_else_is_malformed(history):
+    (bad,) = read("alpaca", [SPAIN | {"history": history}], as_lines=True)
     assert "`history`" in str(bad)
 
 
