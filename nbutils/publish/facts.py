@@ -173,8 +173,8 @@ def read_facts(run: Path) -> Facts:
     """The facts of a run; UserError names the first file that is missing or not as its notebook wrote it.
 
     UserError too where a stage was run on other files than those that are there now, unless a person accepted that: its
-    numbers are of another run. Parameters, versions and commit come from each stage's own record: `run.json` holds those
-    of the last notebook that was opened.
+    numbers are of another run. Parameters, versions and commit come from each stage's own record: `run.json` holds
+    those of the last notebook that was opened.
     """
     card, layout = maker("card"), Run(run)
     stages: dict[str, dict[str, Any]] = {}
