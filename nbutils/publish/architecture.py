@@ -80,7 +80,12 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
         ("Vocabulary", config.get("vocab_size")),
         ("Context", context and f"{context:,} tokens"),
         ("Embeddings", "tied" if config.get("tie_word_embeddings") else "untied (input and output are separate)"),
-        ("Position encoding", _rope(config)),
+        (
+            "Position encoding",
+            f"RoPE, base {base:,.0f}"
+            if (base := (config.get("rope_parameters") or {}).get("rope_theta"))
+            else "learned, one vector for each place" * (config["model_type"] == "gpt2"),
+        ),
         ("Activation", config.get("hidden_act") or config.get("activation_function")),
         ("Precision of the weights", config.get("dtype")),
     ]
@@ -117,10 +122,3 @@ def _config(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = config.to_dict()
     named = {name: getattr(config, other, None) for name, other in config.attribute_map.items()}
     return values | named | {"dtype": str(values.get("dtype") or "").removeprefix("torch.")}
-
-
-def _rope(config: dict[str, Any]) -> str | None:
-    rope = config.get("rope_parameters") or {}
-    if rope.get("rope_theta"):
-        return f"RoPE, base {rope['rope_theta']:,.0f}"
-    return "learned, one vector for each place" if config.get("model_type") == "gpt2" else None

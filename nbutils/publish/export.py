@@ -57,9 +57,9 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
             _copy(facts.run / f"{name}{ending}", folder / f"{published_figure(name)}{ending}")
     for role, patterns in EVIDENCE.items():
         stage = Run(facts.run).folder(maker(role).name)
-        for file in sorted(file for pattern in patterns for file in stage.glob(pattern)):
+        for file in (file for pattern in patterns for file in stage.glob(pattern)):
             target = folder / "run" / f"{stage.name}-{file.relative_to(stage)}"
-            if file.suffix == ".parquet":
+            if file.suffix == ".parquet":  # named after a model, which may be a path
                 _copy(file, target.with_name(facts.places.hide(file.name.replace("__", "/")).replace("/", "__")))
             else:
                 write_text(target, facts.places.hide(file.read_text(encoding="utf-8")))

@@ -50,6 +50,10 @@ class Places:
         """A text, also one of JSON, with every such path replaced."""
         return self.pattern.sub(lambda found: self.hidden[found[1]], text)
 
+    def hidden_in(self, value: Any) -> Any:
+        """A JSON value in which no text names such a path."""
+        return json.loads(self.hide(json.dumps(value, ensure_ascii=False)))
+
 
 def _texts(value: Any) -> Iterator[str]:
     """Every text in a JSON value."""
@@ -168,13 +172,13 @@ class Facts:
 def read_facts(run: Path) -> Facts:
     """The facts of a run; UserError names the first file that is missing or not as its notebook wrote it.
 
-    UserError too where a stage was run on other files than those that are there now: its numbers are of another run.
-    Parameters, versions and commit come from each stage's own record: `run.json` holds those of the last notebook that
-    was opened.
+    UserError too where a stage was run on other files than those that are there now, unless a person accepted that: its
+    numbers are of another run. Parameters, versions and commit come from each stage's own record: `run.json` holds
+    those of the last notebook that was opened.
     """
-    own, layout = maker("card"), Run(run)
+    card, layout = maker("card"), Run(run)
     stages: dict[str, dict[str, Any]] = {}
-    for name in own.reads:
+    for name in card.reads:
         record = layout.record(name)
         if record is None:
             raise _unlike(layout, name, RECORD, "missing")
@@ -184,29 +188,44 @@ def read_facts(run: Path) -> Facts:
         folder = layout.folder(name)
         for file, entry in record["outputs"].items():
             found = current_hash(folder, file, entry)
-            if found != entry["sha256"] and (own.needs(name, file) or (folder / file).parent == model):
+            if found != entry["sha256"] and (card.needs(name, file) or (folder / file).parent == model):
                 raise _unlike(layout, name, file, found)
     for name, record in stages.items():
-        _check_inputs(layout, name, record["inputs"], stages)
-    curves, scores, talk = (layout.folder(maker(role).name) for role in ("curves", "scores", "transcript"))
-    found: dict[str, Any] = {
-        "stages": stages,
-        "data": read_json(layout.rows / "summary.json"),
-        "training": read_json(layout.training / "settings.json"),
-        "base": read_json(layout.base / "source.json"),
-        "metrics": read_json(curves / "summary.json"),
-        "evaluation": read_json(scores / "results.json"),
-        "samples": read_jsonl(scores / "samples.jsonl"),
-        "transcript": read_json(talk / "transcript.json"),
-        "sessions": [row for row in read_jsonl(layout.training / "metrics.jsonl") if row["kind"] == "session"],
-    }
-    found["figures"] = {
-        f"{folder.name}/figures/{name}": caption
-        for folder, captions in ((layout.rows, DATA_FIGURES), (curves, found["metrics"]["figures"]))
-        for name, caption in captions.items()
-    }
+        for source, sha256 in record["inputs"].items():
+            upstream, _, file = source.partition("/")
+            entry = stages[upstream]["outputs"].get(file, {})
+            # Of what the card does not need itself, such as the base's weights, the record alone may be left.
+            if sha256 not in (entry.get("sha256"), current_hash(layout.folder(upstream), file, entry)):
+                raise UserError(
+                    f"{shown(layout.folder(name))} belongs to another run: {source} has changed since notebooks/"
+                    f"{spec(name).file} read it; run that notebook again, or keep its work with --accept, which the "
+                    "card will say."
+                )
     places = Places(run, stages)
-    return Facts(run, places, **json.loads(places.hide(json.dumps(found, ensure_ascii=False))))
+
+    def read(role: str, name: str) -> Any:
+        file = layout.folder(maker(role).name) / name
+        return places.hidden_in(read_jsonl(file) if file.suffix == ".jsonl" else read_json(file))
+
+    metrics = read("curves", "summary.json")
+    return Facts(
+        run=run,
+        places=places,
+        stages=places.hidden_in(stages),
+        data=read("rows", "summary.json"),
+        training=read("model", "settings.json"),
+        base=read("model", "base/source.json"),
+        metrics=metrics,
+        evaluation=read("scores", "results.json"),
+        samples=read("scores", "samples.jsonl"),
+        transcript=read("transcript", "transcript.json"),
+        figures={
+            f"{maker(role).name}/figures/{name}": caption
+            for role, captions in (("rows", DATA_FIGURES), ("curves", metrics["figures"]))
+            for name, caption in captions.items()
+        },
+        sessions=[row for row in read("model", "metrics.jsonl") if row["kind"] == "session"],
+    )
 
 
 def _unlike(run: Run, stage: str, file: str, found: str) -> UserError:
@@ -214,19 +233,3 @@ def _unlike(run: Run, stage: str, file: str, found: str) -> UserError:
     changed = "is not what its notebook wrote (it is damaged, or was changed by hand)"
     words = "is missing" if found == "missing" else changed
     return UserError(f"{shown(run.folder(stage) / file)} {words}: run notebooks/{spec(stage).file} again.")
-
-
-def _check_inputs(run: Run, stage: str, inputs: dict[str, str], stages: dict[str, dict[str, Any]]) -> None:
-    """UserError where earlier stages have made other files since this one read theirs, unless a person accepted that.
-
-    Of those that the card does not need itself, such as the base's weights, the record alone may be left.
-    """
-    for name, sha256 in inputs.items():
-        upstream, _, file = name.partition("/")
-        entry = stages[upstream]["outputs"].get(file, {})
-        if sha256 not in (entry.get("sha256"), current_hash(run.folder(upstream), file, entry)):
-            raise UserError(
-                f"{shown(run.folder(stage))} belongs to another run: {name} has changed since notebooks/"
-                f"{spec(stage).file} read it; run that notebook again, or keep its work with --accept, which the card "
-                "will say."
-            )

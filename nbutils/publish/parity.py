@@ -7,11 +7,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbutils.core.chat_engine.engine import Engine, Measured
 from nbutils.core.chat_engine.sampling import Sampling
@@ -21,9 +20,6 @@ from nbutils.core.files import shown
 from nbutils.core.run.models import ModelRef
 from nbutils.publish import plain_reader
 from nbutils.publish.export import GENERATION
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TIE = 1e-4
 """Two scores this close (float32 logits) may change places with the order of additions: that is no difference."""
@@ -65,26 +61,32 @@ def check_parity(
                 f"first message leave room for {tokens} tokens in the model's context; lower parity_tokens."
             )
         ids = [encoding.input_ids for encoding in encode_batch(tokenizer, texts)]
-        ours = [_session_reply(engine, sampling, prompt) for prompt in prompts]
+        ours = [_reply(engine, sampling, prompt) for prompt in prompts]
         job = {"folder": str(folder), "conversations": texts, "prompts": prompts, "max_new_tokens": tokens}
         out, errors = child.communicate(json.dumps(job))
     if child.returncode != 0:
         last = (errors.strip() or f"exit status {child.returncode}").splitlines()[-1]
         raise UserError(f"Plain transformers cannot read {shown(folder)}: {last}. Nothing was published.")
     theirs = json.loads(out)
-    part = partial(_parted, tokenizer, shown(folder))
-    for number, (here, there) in enumerate(zip(ids, theirs["ids"], strict=True)):
-        if here != there:
-            where = f"Token ids part in held-out conversation {number}"
-            raise part(where, here, there, "chat_template.jinja and tokenizer.json there")
     ties = 0
-    for number, (here, reply) in enumerate(zip(ours, theirs["replies"], strict=True)):
-        if here != reply["ids"]:
-            place = _first_difference(here, reply["ids"])
-            if min(reply["leads"][place : place + 1], default=TIE) >= TIE:
-                where = f"Greedy replies part in held-out conversation {number}"
-                raise part(where, here, reply["ids"], "that the weights there are those of the trained model")
-            ties += 1
+    for what, check, here, there in (
+        ("Token ids", "chat_template.jinja and tokenizer.json there", ids, theirs["conversations"]),
+        ("Greedy replies", "that the weights there are those of the trained model", ours, theirs["replies"]),
+    ):
+        for number, (own, read) in enumerate(zip(here, there, strict=True)):
+            if own == read["ids"]:
+                continue
+            place = next(i for i, (x, y) in enumerate(zip_longest(own, read["ids"])) if x != y)
+            if min(read["leads"][place : place + 1], default=TIE) < TIE:
+                ties += 1
+                continue
+            before = tokenizer.decode(own[max(0, place - 8) : place])
+            session, plain_one = (repr(tokenizer.decode(found[place : place + 1])) for found in (own, read["ids"]))
+            raise UserError(
+                f"{what} part in held-out conversation {number} at token {place}, behind {before!r}: the session "
+                f"writes {session}, plain transformers with {shown(folder)} {plain_one}. Nothing was published; check "
+                f"{check}."
+            )
     return {
         "conversations": len(texts),
         "token_ids": sum(map(len, ids)),
@@ -108,23 +110,6 @@ def _prompt(engine: Engine, sampling: Sampling, messages: Sequence[dict[str, str
     return []
 
 
-def _session_reply(engine: Engine, sampling: Sampling, messages: Sequence[Message]) -> list[int]:
+def _reply(engine: Engine, sampling: Sampling, messages: Sequence[Message]) -> list[int]:
     plan = engine.plan(messages, 0, sampling)
-    stream = engine.generate(messages, plan, sampling, sampling.generator(0), lambda: False, Measured())
-    return list(stream)
-
-
-def _parted(
-    tokenizer: PreTrainedTokenizerBase, folder: str, where: str, ours: list[int], theirs: list[int], check: str
-) -> UserError:
-    place = _first_difference(ours, theirs)
-    before = tokenizer.decode(ours[max(0, place - 8) : place])
-    here, there = (f"{tokenizer.decode(ids[place : place + 1])!r}" for ids in (ours, theirs))
-    return UserError(
-        f"{where} at token {place}, behind {before!r}: the session writes {here}, plain transformers with {folder} "
-        f"{there}. Nothing was published; check {check}."
-    )
-
-
-def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return list(engine.generate(messages, plan, sampling, sampling.generator(0), lambda: False, Measured()))

@@ -34,7 +34,8 @@ def main() -> None:
         best = torch.stack(out.scores).squeeze(1).topk(2).values  # (new tokens, 2)
         end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
         replies.append({"ids": ids[:end], "leads": (best[:, 0] - best[:, 1]).tolist()})
-    json.dump({"ids": encoded["input_ids"], "replies": replies}, sys.stdout)
+    conversations = [{"ids": ids, "leads": []} for ids in encoded["input_ids"]]
+    json.dump({"conversations": conversations, "replies": replies}, sys.stdout)
 
 
 if __name__ == "__main__":

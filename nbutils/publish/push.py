@@ -38,6 +38,8 @@ OLD_MODEL = (
 """Files of a repository that would be read as part of the model: what an earlier push left must not be."""
 
 NOT_TEXT = (".safetensors", ".png")
+NOTHING = rb"(?!)"
+"""A pattern that nothing fits."""
 
 
 def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
@@ -100,25 +102,15 @@ def check_secrets(folder: Path, files: Iterable[Path]) -> int:
     Secrets are what PATTERNS describes, and the values of this machine's own secret environment variables.
     """
     own = [form.encode() for value in secrets() for form in {value, json.dumps(value)[1:-1]}]
-    count = 0
-    for file in files:
-        if file.suffix in NOT_TEXT:
-            continue
-        count += 1
+    values = {"the value of a secret environment variable": b"|".join(map(re.escape, own)) or NOTHING}
+    texts = [file for file in files if file.suffix not in NOT_TEXT]
+    for file in texts:
         data = (folder / file).read_bytes()
-        for what, pattern in PATTERNS.items():
-            match = re.search(pattern, data)
-            if match:
-                raise _found(file, what, data[: match.start()])
-        for value in own:
-            if value in data:
-                raise _found(file, "the value of a secret environment variable", data[: data.index(value)])
-    return count
-
-
-def _found(file: Path, what: str, before: bytes) -> UserError:
-    line = before.count(b"\n") + 1
-    return UserError(
-        f"{file}, line {line}, holds what looks like {what}: nothing was published; remove it from the file that it "
-        "comes from, run that notebook again, and revoke it if it has ever left this machine."
-    )
+        for what, pattern in (PATTERNS | values).items():
+            if match := re.search(pattern, data):
+                line = 1 + data.count(b"\n", 0, match.start())
+                raise UserError(
+                    f"{file}, line {line}, holds what looks like {what}: nothing was published; remove it from the "
+                    "file that it comes from, run that notebook again, and revoke it if it has ever left this machine."
+                )
+    return len(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 from dataclasses import replace
@@ -80,6 +81,8 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     card = render_card(own, settings_for(run))
     compile(card.split("```python\n")[2].partition("```")[0], "card", "exec")
     assert card.count("\n## ") == 10
+    here = str(run.parent).encode()
+    assert not [file for file in (run / "publish").iterdir() if file.is_file() and here in file.read_bytes()]
 
 
 def failures(seeds: range, home: Path, facts: Facts) -> dict[str, str]:
@@ -106,9 +109,12 @@ def failures(seeds: range, home: Path, facts: Facts) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def _trackers(monkeypatch, tmp_path):
-    """The training program, here in this process, would set it for all later ones."""
+def _as_one_process_of_many_trainings(monkeypatch, tmp_path):
+    """The trackers' folder that a training sets would stay; what is loaded by now no training's end looks through."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def test_a_base_works_or_is_refused_before_training(published, tmp_path):

@@ -6,10 +6,12 @@ import builtins
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
@@ -20,117 +22,7 @@ from nbutils.publish.parity import check_parity
 from tests.publish.conftest import publish, settings_for
 from tests.publish.made_up_run import as_gpt2, record_stages, rewrite
 
-KEPT = {"at": "2026-11-02T10:00:00+00:00", "changed": ["upstream file train/final/model.safetensors"]}
-SESSION = {"kind": "session", "session": 1, "step": 0, "versions": {"torch": "2.12.0", "trl": "absent"}}
-OWN = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.5, "n": 9, "higher_is_better": True}
-DATASET = {"path": "chitchat", "name": "", "rows": 200, "revision": "", "fingerprint": "d" * 64}
-
-
-def trained(**changes) -> dict:
-    return {"stages": {"train": changes}}
-
-
-CARDS = {
-    "as it is": (
-        {},
-        ["| `<\\|im_end\\|>` | 331 |", "| too long | 80 | 40.0% | 90,000 |",
-         "| Evaluation loss, the assistant's tokens | 3.811 |",
-         "| `heldout_perplexity` | `word_perplexity` ↓ | 206 | 210.5 [206.3, 214.7] | 90,000 [88,200, 91,800] |",
-         "this model against its base -89,000 [-91,000, -87,000], better.",
-         "A chat model of 1,234,567 parameters: a Llama built", "600 optimizer steps",
-         "97% end by themselves within 60 tokens (98% of the greedy ones)",
-         "| Epochs, at most | 1 |", "| Epochs read | 1.00 |",
-         "on 100 conversations of `chitchat` with smallchat", "4,000 of them the assistant's) were trained on,",
-         "40% of the sampled replies and 40% of the greedy ones say the same four tokens twice",
-         "0% of the sampled replies and 2% of the greedy ones write role headers",
-         "| `heldout_perplexity` (flagged items) | `word_perplexity` ↓ | 206 | 190.0 [186.2, 193.8] | — |",
-         "Each prompt alone:", "The same prompts in one conversation:",
-         "with TRL's `SFTTrainer` and DDP: 2 processes in fp32 on the CPU (4 cores, 31 GiB, Linux)",
-         "\\# Not a heading", "\\*how\\*",
-         "## Limitations\n\n- Its 1.2 million parameters began at random", "10,000 tokens of conversation"],
-        ["duplicate", "of another model", "<script>", "<b>you</b>", "not to be learnt"],
-    ),
-    "read in part": (  # `max_steps` ended it after 17 % of the conversations
-        {"training": {"settings": {"max_steps": 36}}, "metrics": {"epochs": 0.1706, "total_tokens": 1706}},
-        ["on 17% of the 100 conversations of `chitchat` with smallchat", "| Epochs, at most | 1 |",
-         "| Optimizer steps, at most | 36 |", "| Epochs read | 0.17 |",
-         "kept for training, 17% of which the optimizer steps read", "have read nothing but 1,706 tokens"],
-        ["were trained on"],
-    ),
-    "paused": (  # its last evaluation was before the checkpoint that is published
-        {"metrics": {"steps": 570, "evaluated_step": 500, "epochs": 0.0031}},
-        ["fine-tuned for 570 optimizer steps on 0.3% of the 100 conversations",
-         "| Evaluation loss, the assistant's tokens, at step 500 | 3.811 |",
-         "| Perplexity, the assistant's tokens, at step 500 |"],
-        [],
-    ),
-    "marks": (
-        {"data": {"train": {"context_turns": 5}, "eval": {"context_turns": 2}}},
-        ["7 messages are marked not to be learnt (2 of them in what was held out)"],
-        [],
-    ),
-    "one process": ({"training": {"derived": {"world_size": 1}}}, ["`SFTTrainer`: 1 process in fp32"], []),
-    "nothing extended": (
-        {"transcript": {"settings": {"context_extension": "none"}}},
-        ["limit = trained\n"],
-        ["rotary_emb", "is extended to twice"],
-    ),
-    "base of the hub": (
-        trained(parameters={"base_model": "me/base"}) | {"base": {"commit": "c" * 40}}
-        | {"evaluation": {"models": [{"name": "run", "parameters": 135_000_000}]}},
-        [f"| base model | `me/base`, revision {'c' * 40} |", "base_model: me/base",
-         "## Limitations\n\n- Whether what it states is true was not measured", "135.0 million"],
-        ["began at random"],
-    ),
-    "own task": (
-        trained(parameters={"base_model": "me/base"}) | {"evaluation": {"scores": [OWN]}},
-        ["## Limitations\n\n- Of what it knows, `sciq` above are all that was measured"],
-        [],
-    ),
-    "local base": (
-        {"stages": {stage: {"parameters": {"base_model": "models/base.Q4_1.gguf"}} for stage in ("data", "train")}}
-        | {"base": {"local": True, "sha256": "5" * 64}},
-        ["`base.Q4_1.gguf`, a local file, fine-tuned for", f"| base model's file, SHA-256 | `{'5' * 64}` |",
-         "write there where yours lies"],
-        ["models/", "base_model:", "newest when it was run"],
-    ),
-    "datasets": (
-        {"stages": {"data": {"parts": {"parameters": {"files": {"data/talk.jsonl": "0"}}}}}}
-        | {"data": {"datasets": [DATASET | {"path": "me/talk", "revision": "d" * 40, "fingerprint": ""},
-                                 DATASET | {"path": "data/talk.jsonl"}]}},
-        [f"| `me/talk` | {'d' * 40} | 200 | — |", "| `talk.jsonl` | — | 200 | `dddd", "datasets:\n- me/talk\n"],
-        ["data/talk.jsonl"],
-    ),
-    "two values": (
-        {"stages": {"evaluate": {"parameters": {"seed": 9}}}},
-        ["not run with one value of `seed` (3 in ", ", 9 in evaluate"],
-        [],
-    ),
-    "accepted": (
-        {"stages": {"evaluate": {"accepted": [KEPT]}}},
-        ["The work of `04_evaluate.ipynb` was kept on 2026-11-02 although this had changed since: "
-         "upstream file train/final/model.safetensors."],
-        [],
-    ),
-    "sessions": (
-        {"sessions": [SESSION, SESSION | {"session": 2, "step": 290, "versions": {"torch": "2.13.0"}}]},
-        ["| … its session 1, from step 0 | torch 2.12.0 |"],
-        ["its session 2"],
-    ),
-    "changes": (
-        trained(git_commit="a" * 40 + "+changes"),
-        ["never committed", f"```bash\ngit checkout {'a' * 40}\npython"],
-        [],
-    ),
-    "no commit": (trained(git_commit=None), ["commit is unknown", "```bash\npython"], []),
-    "another notebook": (  # the card is about the training, not about the last notebook
-        {"stages": {"chat": {"git_commit": "e" * 40, "versions": {"torch": "2.12.0"}}}},
-        [f"| git commit | {'0' * 40} |", "torch 2.13.0 |", "4 cores, 31 GiB",
-         f"| … notebook of chat | git commit {'e' * 40}, torch 2.12.0 |"],
-        ["notebook of evaluate"],
-    ),
-}  # fmt: skip
-"""Case → facts that differ from those of the made-up run, what the card says then, and what it does not."""
+CARDS = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8"))
 
 
 def merged(value, change):
@@ -142,11 +34,11 @@ def merged(value, change):
 
 @pytest.mark.parametrize("case", CARDS)
 def test_the_card_says_what_the_files_hold(published, case):
-    changes, expected, absent = CARDS[case]
-    given = {name: merged(getattr(published.facts, name), change) for name, change in changes.items()}
+    wanted = CARDS[case]
+    given = {name: merged(getattr(published.facts, name), change) for name, change in wanted["facts"].items()}
     card = render_card(replace(published.facts, **given), published.settings)
-    assert [words for words in expected if words not in card] == []
-    assert [words for words in absent if words in card] == []
+    assert [words for words in wanted["says"] if words not in card] == []
+    assert [words for words in wanted["never"] if words in card] == []
 
 
 def test_metadata_reads_back_with_the_hubs_classes(published):

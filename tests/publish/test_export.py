@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from datasets import Dataset
@@ -13,6 +11,8 @@ from transformers import AutoModelForCausalLM
 from nbutils.core.chat_engine.window import rotations
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
+from nbutils.core.files import read_json
+from nbutils.core.stages import STAGES
 from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
 from nbutils.publish.export import published_files
 from nbutils.publish.parity import check_parity
@@ -26,6 +26,8 @@ def test_the_folder_is_the_repository(published):
             "run/parameters.yaml", "run/data-summary.json", "run/train-metrics.jsonl", "run/stages.json",
             "run/chat-transcript.json", "run/evaluate-comparison.md",
             "run/evaluate-items/run--heldout_next_utterance.parquet"} <= names  # fmt: skip
+    records = read_json(published.folder / "run" / "stages.json")
+    assert list(records) == [stage.name for stage in STAGES[:-1]] and records["train"]["git_commit"] == "0" * 40
 
 
 def test_the_stages_record_and_training_leftovers_stay_home(spare):
@@ -36,7 +38,7 @@ def test_the_stages_record_and_training_leftovers_stay_home(spare):
 
 
 def test_generation_stops_where_a_message_ends(published):
-    config = json.loads((published.folder / "generation_config.json").read_text())
+    config = read_json(published.folder / "generation_config.json")
     assert (config["eos_token_id"], config["pad_token_id"]) == (331, 332)
     assert config["do_sample"] and config["temperature"] == 0.75
 
