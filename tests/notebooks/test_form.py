@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.settings import STEERING
@@ -58,6 +59,7 @@ def test_every_parameter_is_a_typed_literal_with_help_that_papermill_reads(path:
     for name, parameter in ours.items():
         assert parameter.help and theirs[name]["help"] == parameter.help, name
         assert ast.literal_eval(theirs[name]["default"]) == parameter.default, name
+    assert theirs["run_dir"]["inferred_type_name"] == "str"
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda s: s.name)
@@ -72,9 +74,16 @@ def test_the_cell_and_the_settings_name_the_same_parameters_and_its_defaults_hol
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.stem)
-def test_every_profile_fits_the_notebooks(profile: Path):
+def test_every_profile_fits_the_notebooks_and_papermill_alone_reads_the_same(profile: Path):
+    """`papermill … -f` reads YAML 1.1; after the settings' checks the values must agree with ours."""
     assert read_profile(profile)
-    assert [entry.stage for entry in plan(profile, []).stages] == list(STAGES)
+    theirs, planned = yaml.safe_load(profile.read_text()), plan(profile, []).stages
+    assert [entry.stage for entry in planned] == list(STAGES)
+    for entry in planned:
+        values = {name: p.default for name, p in parameters(notebook_path(entry.stage)).items()}
+        assert entry.stage.settings_class().checked(values | {n: v for n, v in theirs.items() if n in values}) == (
+            entry.settings
+        )
 
 
 def test_shared_parameters_have_one_default():
