@@ -91,15 +91,34 @@ class _Execution:
 
     def _notebook(self, errors: IO[bytes]) -> None:
         job = self.job
-        nb = load_notebook_node(str(job.source))
+        nb: Any = load_notebook_node(str(job.source))
         if job.parameters:
             nb = parameterize_notebook(nb, job.parameters, kernel_name="python3", language="python")
         nb = remove_error_markers(prepare_notebook_metadata(nb, str(job.source), str(job.target)))
         book = _Book(nb, str(job.target), progress_bar=False, autosave_cell_every=job.autosave_seconds)
-        client = _client(job, book)
+        minutes = job.options.cell_minutes
+        client: Any = _Client(
+            nb,
+            # this interpreter's kernel, whatever kernels the user has installed
+            km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
+            timeout=minutes and math.ceil(60 * minutes),
+            startup_timeout=60,
+            # A cell that is done may write faster than its output can be read; that is no reason to fail it.
+            iopub_timeout=60,
+            raise_on_iopub_timeout=False,
+            coalesce_streams=True,
+        )
+        client.book, client.display = book, job.display
+        environment = child_environment(
+            **{
+                MARK: job.supervisor.mark,
+                "NBUTILS_NOTEBOOKS": str(job.source.absolute().parent),
+                ALLOW_PAUSED: "1" if job.options.allow_paused else "",
+            }
+        )
         book.notebook_start()
         try:
-            client.start_new_kernel(env=_environment(job), cwd=str(project_root()), stderr=errors)
+            client.start_new_kernel(env=environment, cwd=str(project_root()), stderr=errors)
             job.supervisor.kernel_started(client.km.provisioner.pid)
             with client.setup_kernel(cleanup_kc=True):
                 nb.metadata.language_info = client.wait_for_reply(client.kc.kernel_info())["content"]["language_info"]
@@ -185,40 +204,17 @@ def dead_kernel(where: str, status: int | None, said: str) -> str:
     return f"{where}: {how}{words}; {_AGAIN}."
 
 
-def _client(job: Job, book: _Book) -> Any:
-    """A client on a new kernel, which is this interpreter's whatever kernels the user has installed."""
-    minutes = job.options.cell_minutes
-    client = _Client(
-        book.nb,
-        km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
-        timeout=minutes and math.ceil(60 * minutes),
-        startup_timeout=60,
-        # A cell that is done may write faster than its output can be read; that is no reason to fail it.
-        iopub_timeout=60,
-        raise_on_iopub_timeout=False,
-        coalesce_streams=True,
-    )
-    client.book, client.display = book, job.display
-    return client
-
-
-def _environment(job: Job) -> dict[str, str]:
-    given = {MARK: job.supervisor.mark, "NBUTILS_NOTEBOOKS": str(job.source.absolute().parent)}
-    return child_environment(**given, **{ALLOW_PAUSED: "1" if job.options.allow_paused else ""})
-
-
 def _last_line(errors: IO[bytes]) -> str:
     """The last line that the kernel's process itself wrote to its standard error, its own log lines left out."""
     errors.seek(0)
-    lines = [line.strip() for line in errors.read()[-10_000:].decode(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line and not line.startswith("[IPKernelApp]")), "")
+    lines = map(str.strip, errors.read()[-10_000:].decode(errors="replace").splitlines())
+    return ["", *(line for line in lines if line and not line.startswith("[IPKernelApp]"))][-1]
 
 
 def _title(cells: list[Any], index: int) -> str:
     """What a cell is about: the nearest heading above it."""
     text = "\n".join(cell.source for cell in cells[:index] if cell.cell_type == "markdown")
-    headings = re.findall(r"^#+\s+(.+)$", text, re.MULTILINE)
-    return str(headings[-1]).strip() if headings else ""
+    return ["", *re.findall(r"^#+\s+(.+?)\s*$", text, re.MULTILINE)][-1]
 
 
 def _full_disk(folder: Path) -> str:

@@ -57,17 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Fetches or checks; the exit status."""
-    given = arguments.out or os.environ.get(VARIABLE)
-    folder = Path(given).expanduser().absolute() if given else project_root() / "fetched"
+    folder = Path(arguments.out or os.environ.get(VARIABLE) or project_root() / "fetched").expanduser().absolute()
     if arguments.check:
         return check(folder)
-    profile = profile_path(arguments.profile)
-    planned = plan(profile, arguments.overrides)
+    planned = plan(profile_path(arguments.profile), arguments.overrides)
     wanted = wanted_by({entry.stage.name: entry.settings for entry in planned.stages})
     if not wanted:
-        print(f"{shown(profile)} takes nothing from the hub; it runs without internet as it is.")
+        print(f"{shown(planned.profile)} takes nothing from the hub; it runs without internet as it is.")
         return 0
-    need_hub(wanted, profile)
+    need_hub(wanted, planned.profile)
     for item in wanted:
         fetch(item, folder)
     print(f"All of it is in {shown(folder)}. Copy that folder, and set {VARIABLE} to where it is then.")
@@ -82,22 +80,32 @@ def wanted_by(settings: dict[str, Any]) -> list[Wanted]:
 def models_and_datasets(settings: dict[str, Any]) -> list[Wanted]:
     """Base model, conversations, peers, and the models of the chat that are no run's."""
     values = _values(settings)
-    models = [("base model", values.get("base_model", TINY))]
-    if "tasks" in values:  # the chat loads a peer where somebody picks it
-        models += [("peer", peer) for peer in values["peers"]]
-    models += [("model of the chat", name) for name in (values.get("model", ""), values.get("compare_with", ""))]
-    found = []
-    for purpose, text in models:
-        name, _, revision = text.partition("@")
-        if name not in ("", TINY) and not name.endswith(".gguf") and not is_run_model(name):
-            pinned = values["base_revision"] if purpose == "base model" else revision
-            found.append(Wanted("model", name, pinned or revision, purpose))
-    found += [
-        Wanted("dataset", spec.path, spec.revision, "conversations")
-        for spec in values.get("datasets", [])
-        if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS)
+    revision = values.get("base_revision")
+    base = values.get("base_model", TINY)
+    base = f"{base.partition('@')[0]}@{revision}" if revision else base
+    peers = values["peers"] if "tasks" in values else []  # the chat loads one where somebody picks it
+    talked_to = [name for name in (values.get("model", ""), values.get("compare_with", "")) if not is_run_model(name)]
+    purposes = {"base model": [base], "peer": peers, "model of the chat": talked_to}
+    models = [
+        (purpose, *name.partition("@"))
+        for purpose, names in purposes.items()
+        for name in names
+        if not resolve(name).exists()
     ]
-    return _not_local(found)
+    return _not_local(
+        [
+            *(
+                Wanted("model", name, revision, purpose)
+                for purpose, name, _, revision in models
+                if name != TINY and not name.endswith(".gguf")
+            ),
+            *(
+                Wanted("dataset", spec.path, spec.revision, "conversations")
+                for spec in values.get("datasets", [])
+                if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS)
+            ),
+        ]
+    )
 
 
 def data_of_tasks(settings: dict[str, Any]) -> list[Wanted]:
@@ -161,39 +169,34 @@ def fetch(wanted: Wanted, folder: Path) -> None:
             f"The {wanted.purpose} {wanted.name} cannot be fetched ({first}); check its name and revision, the "
             "network, and HF_TOKEN for what needs a login."
         ) from error
-    there = any(item["folder"] == target for item in _items(folder))
-    print(f"{wanted.purpose} {wanted.name}: {'is there' if there else 'fetched'} at commit {commit[:12]}")
-    _add(wanted, commit, folder, target)
-
-
-def _items(folder: Path) -> list[dict[str, Any]]:
-    return list(manifest(folder)["items"]) if (folder / MANIFEST).is_file() else []
+    known = _add(wanted, commit, folder, target)
+    print(f"{wanted.purpose} {wanted.name}: {'is there' if known else 'fetched'} at commit {commit[:12]}")
 
 
 def check(folder: Path) -> int:
     """Compares every file with its hash in the manifest; prints what differs, and the exit status."""
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{shown(folder)} holds no {MANIFEST}; run fetch without --check first, or give its --out.")
-    wrong = [
-        path
-        for item in manifest(folder)["items"]
-        for path, facts in ((folder / item["folder"] / name, facts) for name, facts in item["files"].items())
-        if not path.is_file() or sha256_of_file(path) != facts["sha256"]
-    ]
-    for path in wrong:
-        print(f"differs or is missing: {shown(path)}")
+    wrong = 0
+    for item in manifest(folder)["items"]:
+        for name, facts in item["files"].items():
+            path = folder / item["folder"] / name
+            if not path.is_file() or sha256_of_file(path) != facts["sha256"]:
+                wrong += 1
+                print(f"differs or is missing: {shown(path)}")
     print(f"{shown(folder)}: {'damaged, fetch it again' if wrong else 'every file is as it was fetched'}")
-    return 1 if wrong else 0
+    return min(wrong, 1)
 
 
-def _add(wanted: Wanted, commit: str, folder: Path, target: str) -> None:
-    root = folder / target
-    names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+def _add(wanted: Wanted, commit: str, folder: Path, target: str) -> bool:
+    """Puts a downloaded folder into the manifest; whether it was there already."""
+    items = manifest(folder)["items"] if (folder / MANIFEST).is_file() else []
     files = {
-        name: {"sha256": sha256_of_file(root / name), "bytes": (root / name).stat().st_size}
-        for name in names
-        if not name.startswith(".cache/")  # where the hub's client notes what it has downloaded
+        str(path.relative_to(folder / target)): {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
+        for path in sorted((folder / target).rglob("*"))
+        if path.is_file() and ".cache" not in path.relative_to(folder / target).parts  # the hub client's own notes
     }
     item = {"kind": wanted.kind, "name": wanted.name, "revision": wanted.revision, "commit": commit}
-    others = [other for other in _items(folder) if other["folder"] != target]
+    others = [other for other in items if other["folder"] != target]
     write_json(folder / MANIFEST, {"schema": SCHEMA, "items": [*others, item | {"folder": target, "files": files}]})
+    return len(others) < len(items)

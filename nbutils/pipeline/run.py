@@ -66,7 +66,7 @@ def minutes(text: str) -> float:
     return value
 
 
-NOT_RUN = "not run"
+NOT_RUN, SKIPPED = "not run", "skipped"
 
 
 class StageFailed(Exception):
@@ -99,7 +99,7 @@ class Runner:
         self.options = options
         self.display = display
         self.supervisor = Supervisor(plan.run, display.say)
-        self.rows: dict[str, Row] = {}
+        self.results: dict[str, tuple[str, str]] = {}  # status and seconds
         self.sentence = ""
         self._execute = execute
         self.chosen = chosen(plan, options)
@@ -125,16 +125,16 @@ class Runner:
 
     def _look_ahead(self) -> None:
         """UserError for what a notebook would stop over, from the first one on that has something to do."""
-        pending = list(dropwhile(self._stands, self.chosen))
-        if pending:
+
+        def stands(planned: Planned) -> bool:
+            decision = decide(inspect(planned.stage, planned.settings), self.options.policy)
+            return decision in (Action.SKIP, Action.KEEP, Action.LEAVE)
+
+        if pending := list(dropwhile(stands, self.chosen)):
             from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
 
             if stops := problems(self.plan, pending):
                 raise UserError(" ".join(stops))
-
-    def _stands(self, planned: Planned) -> bool:
-        decision = decide(inspect(planned.stage, planned.settings), self.options.policy)
-        return decision in (Action.SKIP, Action.KEEP, Action.LEAVE)
 
     def _stages(self) -> int:
         for number, planned in enumerate(self.chosen, 1):
@@ -149,20 +149,20 @@ class Runner:
     def _stage(self, planned: Planned, number: int) -> int | None:
         """Skips or executes one stage; an exit status where the run ends with it."""
         check_upstream(planned.stage, planned.settings, self.options.allow_paused)
-        state = inspect(planned.stage, planned.settings)
+        name, state = planned.stage.name, inspect(planned.stage, planned.settings)
         decision = decide(state, self.options.policy)
-        self._report_libraries(state, decision)
+        if not decision.clears and (differing := state.library_changes):
+            self.display.say(f"{name} was made with {differing}; nothing is rerun for that.")
         self._prepare(state, decision)
         if decision in (Action.SKIP, Action.KEEP) and state.state is State.DONE:
-            self._row(planned, "skipped")
+            self.results[name] = SKIPPED, "–"
             return None
         if decision in (Action.KEEP, Action.LEAVE):
-            self._row(planned, State.PAUSED)
-            self.sentence = self._paused_words(planned)
+            self.results[name] = State.PAUSED, "–"
+            self.sentence = self._paused(name)
             return None
-        return self._run_notebook(
-            planned, "again, as asked" if decision.clears and not state.stale else state.reason, number
-        )
+        reason = "again, as asked" if decision.clears and not state.stale else state.reason
+        return self._run_notebook(planned, f"[{number}/{len(self.chosen)}] {name}", reason)
 
     def _prepare(self, state: StageState, decision: Action) -> None:
         """Does to the stage's folder what has been decided. UserError where a person decides."""
@@ -178,112 +178,91 @@ class Runner:
         elif decision.accepts:
             self.display.say(f"{state.spec.name}: kept as it is, as --accept asks.")
 
-    def _run_notebook(self, planned: Planned, reason: str, number: int) -> int | None:
-        stage, source, started = planned.stage, notebook_path(planned.stage), time.time()
-        job = Job(
-            source,
-            self.plan.run / "notebooks" / source.name,
-            planned.injected,
-            self.supervisor,
-            self.display,
-            self.options,
-        )
+    def _run_notebook(self, planned: Planned, which: str, reason: str) -> int | None:
+        """Executes a stage's notebook; an exit status where the run ends with it."""
+        name, source, started = planned.stage.name, notebook_path(planned.stage), time.time()
+        target = self.plan.run / "notebooks" / source.name
+        job = Job(source, target, planned.injected, self.supervisor, self.display, self.options)
         error: StageFailed | None = None
-        self.display.say(f"[{number}/{len(self.chosen)}] {stage.name}: {source.name} — {reason}")
-        with self.supervisor.stage(stage.pausable):
+        self.display.say(f"{which}: {source.name} — {reason}")
+        with self.supervisor.stage(planned.stage.pausable):
             try:
                 self._execute(job)
             except StageFailed as raised:
                 error = raised
         self.display.flush()
-        status = self._state_since(stage.name, started)
-        if status in (State.DONE, State.PAUSED):
-            if error and not self.supervisor.asked:
-                self.display.say(f"{stage.name} is {status}, but after stage.finish() {error}")
-            self._row(planned, status, time.time() - started)
-            return self._paused(planned) if status is State.PAUSED else None
-        if self.supervisor.asked and (error is None or error.interrupted):
-            sentence = self._stopped(planned)
+        seconds, asked = time.time() - started, self.supervisor.asked
+        status = self._state_since(name, started)
+        self.results[name] = status, f"{seconds:.1f}"
+        if status is not State.FAILED:
+            if error and not asked:
+                self.display.say(f"{name} is {status}, but after stage.finish() {error}")
+            if status is State.DONE:
+                return None
+            self.sentence = self._paused(name)
+            if self.options.allow_paused and not asked:
+                return None
+            if later := [p.stage.name for p in self.chosen[self.chosen.index(planned) + 1 :]]:
+                self.sentence += f" {', '.join(later)} wait (--allow-paused runs them on the newest checkpoint)."
+            return 0
+        if asked and (error is None or error.interrupted):
+            early = planned.stage.pausable and self.supervisor.ended
+            how = f"ended by {asked.name} before it had saved a checkpoint" if early else f"stopped by {asked.name}"
+            sentence = f"{name} was {how}; run the same command again to go on from this stage."
         else:
-            unfinished = (
-                f"{source.name} ran to its end without finishing its stage: its last cell must call stage.finish()."
-            )
-            sentence = str(error or unfinished)
-        return self._failed(planned, sentence, time.time() - started, job.target)
+            unfinished = "ran to its end without finishing its stage: its last cell must call stage.finish()."
+            sentence = str(error or f"{source.name} {unfinished}")
+        self._note_failure(name, sentence, seconds)
+        self.sentence = sentence + (f" What ran so far is in {shown(target)}." if target.is_file() else "")
+        return 128 + asked if asked else 1
 
     def _state_since(self, name: str, started: float) -> State:
-        """The stage's state where its record was written by this run; papermill's own word is not enough."""
+        """Done or paused where a record of this run says so: papermill's own word is not enough."""
         record = self.folder.record(name)
         fresh = record is not None and datetime.fromisoformat(record["started"]).timestamp() >= started
-        return State(record["status"]) if record is not None and fresh else State.ABSENT
+        if record is None or not fresh or record["status"] == State.RUNNING:
+            return State.FAILED
+        return State(record["status"])
 
-    def _paused(self, planned: Planned) -> int | None:
-        self.sentence = self._paused_words(planned)
-        if self.options.allow_paused and not self.supervisor.asked:
-            return None
-        later = [p.stage.name for p in self.chosen[self.chosen.index(planned) + 1 :]]
-        if later:
-            self.sentence += f" {', '.join(later)} wait (--allow-paused runs them on the newest checkpoint)."
-        return 0
-
-    def _paused_words(self, planned: Planned) -> str:
-        record = self.folder.record(planned.stage.name) or {}
+    def _paused(self, name: str) -> str:
+        """How far a paused stage is, and how to go on."""
+        record = self.folder.record(name) or {}
         how = record.get("facts", {}).get("how_to_continue") or "run the same command again to go on"
         if self.options.allow_paused:
             how = "run again without --allow-paused to go on with it"
-        return f"{planned.stage.name} is paused{progress_words(record)}: {how.rstrip('.')}."
+        return f"{name} is paused{progress_words(record)}: {how.rstrip('.')}."
 
-    def _stopped(self, planned: Planned) -> str:
-        assert self.supervisor.asked is not None
-        early = " before it had saved a checkpoint" if planned.stage.pausable and self.supervisor.ended else ""
-        how = "ended" if early else "stopped"
-        return (
-            f"{planned.stage.name} was {how} by {self.supervisor.asked.name}{early}; "
-            "run the same command again to go on from this stage."
-        )
-
-    def _failed(self, planned: Planned, sentence: str, seconds: float, notebook: Path) -> int:
-        self._row(planned, State.FAILED, seconds)
-        record = self.folder.record(planned.stage.name)
+    def _note_failure(self, name: str, sentence: str, seconds: float) -> None:
+        record = self.folder.record(name)
         if record and record["status"] == State.RUNNING:
             record |= {"status": State.FAILED, "error": sentence, "seconds": round(seconds, 1)}
             record["work_seconds"] = round(record.get("work_seconds", 0.0) + seconds, 1)
             with suppress(OSError):  # on a full disk it stays one that was interrupted
-                write_record(self.folder.folder(planned.stage.name) / RECORD, record)
-        partial = f" What ran so far is in {shown(notebook)}." if notebook.is_file() else ""
-        self.sentence = f"{sentence}{partial}"
-        return 128 + self.supervisor.asked if self.supervisor.asked else 1
-
-    def _row(self, planned: Planned, status: str, seconds: float | None = None) -> None:
-        """A row of the final table; what the stage made, in the words of its own record."""
-        name = planned.stage.name
-        record = self.folder.record(name) or {}
-        made = record.get("facts", {}).get("made", "") if status != NOT_RUN else ""
-        self.rows[name] = Row(name, status, "–" if seconds is None else f"{seconds:.1f}", made)
+                write_record(self.folder.folder(name) / RECORD, record)
 
     def _table(self) -> None:
-        """The final table: a row for each stage of the plan, executed or not."""
+        """The final table: a row for each stage of the plan, executed or not; what it made by its own record."""
+        rows = []
         for planned in self.plan.stages:
-            if planned.stage.name not in self.rows:
-                state = State.ABSENT if planned in self.chosen else self.folder.state(planned.stage.name)
-                self._row(planned, {State.DONE: "kept", State.ABSENT: NOT_RUN}.get(state, str(state)))
-        self.display.table([self.rows[planned.stage.name] for planned in self.plan.stages])
+            name = planned.stage.name
+            state = State.ABSENT if planned in self.chosen else self.folder.state(name)
+            left = {State.DONE: "kept", State.ABSENT: NOT_RUN}.get(state, str(state))
+            status, seconds = self.results.get(name, (left, "–"))
+            record = self.folder.record(name) if status != NOT_RUN else None
+            rows.append(Row(name, status, seconds, (record or {}).get("facts", {}).get("made", "")))
+        self.display.table(rows)
 
     def _last_words(self) -> None:
         if self.sentence:
             if self.options.again:
                 self.sentence += f" Leave out {self.options.again} then: with it the stage starts again."
             self.display.say(self.sentence)
-        elif any(self.rows[planned.stage.name].status != "skipped" for planned in self.chosen):
+        elif {status for status, _ in self.results.values()} != {SKIPPED}:
             return
         elif self.options.only:
             self.display.say(f"{self.options.only} is done already; --force runs it again.")
         else:
             self.display.say(f"Nothing to do: all {len(self.chosen)} stages in {shown(self.plan.run)} are done.")
-
-    def _report_libraries(self, state: StageState, decision: Action) -> None:
-        if not decision.clears and (differing := state.library_changes):
-            self.display.say(f"{state.spec.name} was made with {differing}; nothing is rerun for that.")
 
     def _warn_of_stale_upstream(self) -> None:
         names = {name for planned in self.chosen for name in planned.stage.reads} - {p.stage.name for p in self.chosen}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nbutils.core.errors import UserError
 from nbutils.core.files import shown, write_json
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
@@ -21,19 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Writes the file and prints the command that trains with it."""
-    profile = profile_path(arguments.profile)
-    planned = plan(profile, arguments.overrides, arguments.run_dir)
-    stage = maker("model")
-    train = next((entry for entry in planned.stages if entry.stage == stage), None)
-    if train is None:
-        raise UserError("There is no training notebook among the notebooks, so there are no settings to write.")
+    planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
+    (train,) = (entry for entry in planned.stages if entry.stage == maker("model"))
     path = Path(arguments.out).absolute() if arguments.out else Run(planned.run).training / "settings.json"
     write_json(path, {"schema": 1, "settings": train.settings.model_dump(mode="json")})
-    print(f"Wrote {shown(path)}. On one machine:")
-    print(f"  torchrun --standalone --nproc-per-node=2 -m nbutils.train.worker {shown(path)}")
-    print("On several that share the run folder, on each of them:")
+    program = f"-m nbutils.train.worker {shown(path)}"
+    print(f"Wrote {shown(path)}. On one machine:\n  torchrun --standalone --nproc-per-node=2 {program}")
     print(
-        "  torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 --rdzv-id=run "
-        f"-m nbutils.train.worker {shown(path)}"
+        "On several that share the run folder, on each of them:\n  torchrun --nnodes=2 --nproc-per-node=2 "
+        f"--rdzv-backend=c10d --rdzv-endpoint=HOST:29500 --rdzv-id=run {program}"
     )
     return 0

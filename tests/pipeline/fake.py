@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import nbformat
 from pydantic import Field
 
 from nbutils.core import stages as real
+from nbutils.core.run import pause
 from nbutils.core.run.checkpoints import Checkpoint, in_folder
 from nbutils.core.settings import STEERING, Seed, Settings
 from nbutils.core.stages import StageSpec
@@ -71,37 +73,26 @@ def main() -> None:
     sys.exit(command_line())
 
 
-FIRST = [
-    """from tests.pipeline.fake import FirstSettings, install, misbehave
-from nbutils.core.run.stage import Stage
+BEGIN = """from nbutils.core.run.stage import Stage
+from tests.pipeline.fake import STAGES, install, misbehave, train
 install()
-settings = FirstSettings.from_notebook(globals())
-stage = Stage.begin("first", settings)""",
-    """misbehave(settings.note, stage)
+settings = STAGES[{number}].settings_class().from_notebook(globals())
+stage = Stage.begin(STAGES[{number}].name, settings)"""
+CELLS = {
+    "first": [
+        """misbehave(settings.note, stage)
 (stage.folder / "words.txt").write_text("word " * settings.words)
 print("wrote", settings.words, "words")""",
-    "stage.finish(made=f'{settings.words} words')",
-]
-SECOND = [
-    """from tests.pipeline.fake import SecondSettings, install, misbehave, train
-from nbutils.core.run.stage import Stage
-install()
-settings = SecondSettings.from_notebook(globals())
-stage = Stage.begin("second", settings)""",
-    "misbehave(settings.fault, stage)",
-    "train(stage, settings, made=f'{settings.steps} steps')",
-]
-THIRD = [
-    """from tests.pipeline.fake import ThirdSettings, install
-from nbutils.core.run.stage import Stage
-install()
-settings = ThirdSettings.from_notebook(globals())
-stage = Stage.begin("third", settings)""",
-    """model = stage.upstream("second") / "final"
+        "stage.finish(made=f'{settings.words} words')",
+    ],
+    "second": ["misbehave(settings.fault, stage)", "train(stage, settings, made=f'{settings.steps} steps')"],
+    "third": [
+        """model = stage.upstream("second") / "final"
 text = (model / "model.txt").read_text() if model.exists() else "checkpoint"
 (stage.folder / "report.txt").write_text(settings.title + text)""",
-    "stage.finish()",
-]
+        "stage.finish()",
+    ],
+}
 PARAMETERS = {
     "01_first.ipynb": """run_dir: str = "runs/fake"  # folder of the run
 seed: int = 1  # random seed
@@ -120,10 +111,6 @@ title: str = "report"  # first words of the report""",
 
 def train(stage, settings, made: str) -> None:
     """A loop with checkpoints that answers a pause request, in the way of the training stage."""
-    import time
-
-    from nbutils.core.run import pause
-
     folder = stage.folder / "checkpoints"
     done = next((checkpoint.step for checkpoint in in_folder(folder)), 0)
     for step in range(done + 1, settings.steps + 1):
@@ -143,45 +130,43 @@ def train(stage, settings, made: str) -> None:
 
 def misbehave(fault: str, stage) -> None:
     """The fault of that name, for real."""
-    import time
-
-    if fault == "exception":
-        raise ValueError("the answer is not 42\nsecond line")
-    if fault == "exit":
-        sys.exit(3)
-    if fault == "exit0":
-        sys.exit()
-    if fault == "os_exit":
-        os._exit(7)
-    if fault == "memory":
-        bytearray(1 << 60)
-    if fault == "secret":
-        print("token", os.environ["HF_TOKEN"])
-        print("half", os.environ["HF_TOKEN"][:9], end="", flush=True)
-        raise ValueError(f"401 with {os.environ['HF_TOKEN']}")
-    if fault == "child":
-        subprocess.Popen(["sleep", "300"], start_new_session=True)
-        (stage.run / "child-started").touch()
-        time.sleep(300)
-    if fault == "silent":
-        (stage.run / "silent").touch()
-        time.sleep(5)
-        (stage.run / "silent").unlink()
-    if fault == "sleep":
-        (stage.run / "child-started").touch()
-        time.sleep(300)
-    if fault == "full_disk":
-        (stage.folder / "big.bin").write_bytes(b"\0" * 64 * 2**20)
+    match fault:
+        case "exception":
+            raise ValueError("the answer is not 42\nsecond line")
+        case "exit":
+            sys.exit(3)
+        case "exit0":
+            sys.exit()
+        case "os_exit":
+            os._exit(7)
+        case "memory":
+            bytearray(1 << 60)
+        case "secret":
+            token = os.environ["HF_TOKEN"]
+            print("token", token)
+            print("half", token[:9], end="", flush=True)
+            raise ValueError(f"401 with {token}")
+        case "child" | "sleep":
+            if fault == "child":
+                subprocess.Popen(["sleep", "300"], start_new_session=True)
+            (stage.run / "child-started").touch()
+            time.sleep(300)
+        case "silent":
+            (stage.run / "silent").touch()
+            time.sleep(5)
+            (stage.run / "silent").unlink()
+        case "full_disk":
+            (stage.folder / "big.bin").write_bytes(b"\0" * 64 * 2**20)
 
 
 def write_notebooks(folder: Path) -> Path:
     """The three notebooks in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stage, cells in zip(STAGES, (FIRST, SECOND, THIRD), strict=True):
+    for number, stage in enumerate(STAGES):
         parameters = nbformat.v4.new_code_cell(PARAMETERS[stage.file], metadata={"tags": ["parameters"]})
         body = [
             cell
-            for source in cells
+            for source in (BEGIN.format(number=number), *CELLS[stage.name])
             for cell in (nbformat.v4.new_markdown_cell("## Do it"), nbformat.v4.new_code_cell(source))
         ]
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {stage.name}"), parameters, *body])

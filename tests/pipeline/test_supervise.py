@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,23 +31,27 @@ def test_nohup_is_respected_and_the_other_signals_are_taken(tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_for_a_kernel_that_has_just_ended_is_no_error(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
+@pytest.fixture
+def at_work(tmp_path):
+    """A supervisor whose stage cannot pause and has no kernel yet."""
+    supervisor = Supervisor(tmp_path, print)
+    with supervisor.listening(), supervisor.stage(pausable=False):
+        yield supervisor
+
+
+def test_a_signal_for_a_kernel_that_has_just_ended_is_no_error(at_work):
+    ended = subprocess.Popen(["true"])
     ended.wait()
-    supervisor = Supervisor(tmp_path, print)
-    with supervisor.listening(), supervisor.stage(pausable=False):
-        supervisor.kernel_started(ended.pid)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert supervisor.asked == signal.SIGINT and supervisor.stops
+    at_work.kernel_started(ended.pid)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert at_work.asked == signal.SIGINT and at_work.stops
 
 
-def test_a_signal_before_the_kernel_has_started_is_passed_on_to_it(tmp_path):
-    supervisor = Supervisor(tmp_path, print)
-    with supervisor.listening(), supervisor.stage(pausable=False):
-        os.kill(os.getpid(), signal.SIGINT)
-        kernel = subprocess.Popen(["sleep", "60"])
-        supervisor.kernel_started(kernel.pid)
-        assert kernel.wait(timeout=5) == -signal.SIGINT
+def test_a_signal_before_the_kernel_has_started_is_passed_on_to_it(at_work):
+    os.kill(os.getpid(), signal.SIGINT)
+    kernel = subprocess.Popen(["sleep", "60"])
+    at_work.kernel_started(kernel.pid)
+    assert kernel.wait(timeout=5) == -signal.SIGINT
 
 
 def test_all_processes_of_a_mark_are_ended_a_stubborn_one_and_an_orphan_too(tmp_path):
@@ -67,15 +70,7 @@ def test_no_mark_is_no_mark_of_all_processes(use):
         use("")
 
 
-@pytest.fixture
-def job(tmp_path) -> Job:
-    notebooks = write_notebooks(tmp_path / "notebooks")
-    return Job(
-        notebooks / "01_first.ipynb", tmp_path / "out.ipynb", {}, Supervisor(tmp_path, print), Display(), Options()
-    )
-
-
-def test_how_a_notebook_is_executed(job, monkeypatch):
+def test_how_a_notebook_is_executed(tmp_path, monkeypatch):
     """Saved every 30 s; a time limit in whole seconds, rounded up; a good cell may be read late."""
     seen = {}
 
@@ -83,10 +78,12 @@ def test_how_a_notebook_is_executed(job, monkeypatch):
         seen.update(timeout=self.timeout, raises=self.raise_on_iopub_timeout, autosave=self.book.autosave_cell_every)
         raise OSError("no kernel")
 
-    monkeypatch.setattr(engine._Client, "start_new_kernel", start_new_kernel)
+    monkeypatch.setattr(engine.NotebookClient, "start_new_kernel", start_new_kernel)
+    source = write_notebooks(tmp_path / "notebooks") / "01_first.ipynb"
     for minutes, timeout in ((0.33, 20), (None, None)):
-        job.options = Options(cell_minutes=minutes)
-        with job.supervisor.stage(pausable=False), pytest.raises(StageFailed):
+        supervisor = Supervisor(tmp_path, print)
+        job = Job(source, tmp_path / "out.ipynb", {}, supervisor, Display(), Options(cell_minutes=minutes))
+        with supervisor.stage(pausable=False), pytest.raises(StageFailed):
             engine.execute(job)
         assert seen == {"timeout": timeout, "raises": False, "autosave": 30}
 
