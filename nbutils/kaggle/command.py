@@ -13,6 +13,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.kaggle.account import signed_in
 from nbutils.kaggle.bundle import write_bundles
+from nbutils.kaggle.carry_over import ACCEPT, FORCE
 from nbutils.kaggle.packages import collect_wheels, required
 from nbutils.kaggle.push import Pusher, bundle_folders
 from nbutils.kaggle.start import Bundle
@@ -50,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint_mirror: a private Hub repository that gets the newest checkpoint every mirror_minutes (30)",
     )
     stale = bundle.add_mutually_exclusive_group()
-    stale.add_argument("--accept", action="store_true", help="keep earlier sessions' work that is stale")
-    stale.add_argument("--force", action="store_true", help="start again where earlier sessions' work is stale")
+    keep, again = "keep earlier sessions' work that is stale", "start again where earlier sessions' work is stale"
+    stale.add_argument("--accept", dest="stale", action="store_const", const=ACCEPT, default="", help=keep)
+    stale.add_argument("--force", dest="stale", action="store_const", const=FORCE, help=again)
     push = actions.add_parser("push", help="push bundles in order, each when the one before has ended")
     push.add_argument("folder", metavar="DIR", help="the --out of bundle, or one of the folders in it")
     push.add_argument("--follow", action="store_true", help="push again what has paused, and download the results")
@@ -104,7 +106,7 @@ def bundle_of(arguments: argparse.Namespace, profile: Path) -> Bundle:
         profile=profile.stem,
         recipe=shlex.join([name, *(word for text in arguments.overrides for word in ("-p", text))]),
         attached=[_checked("dataset", Given(name, "--attach")) for name in arguments.attach],
-        stale="accept" if arguments.accept else "force" if arguments.force else "",
+        stale=arguments.stale,
         **{name: _checked(name, given[name]) for name in OF_BUNDLES if name in given},
     )
 

@@ -18,7 +18,7 @@ from IPython import get_ipython
 from nbutils.core.errors import UserError
 from nbutils.core.files import append_jsonl, kaggle_root, read_json, read_jsonl, resolve, write_json
 from nbutils.core.notebooks import notebook_path, parameters
-from nbutils.core.run.decide import inspect
+from nbutils.core.run.decide import inspect, progress_words
 from nbutils.core.run.key import UPSTREAM, key_parts
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.record import RECORD, SCHEMA, versions, write_record
@@ -105,10 +105,8 @@ class Session:
             return
         self._tidy()
         waits = self.waits
-        record = self.run.record(TRAINING) if self.trains else None
-        if record and record["status"] == State.PAUSED:
-            facts = record["facts"]
-            waits = f"Training is paused at step {facts['step']} of {facts['steps']} ({facts['fraction']:.0%})."
+        if self.trains and self.run.state(TRAINING) is State.PAUSED:
+            waits = f"Training is paused{progress_words(self.run.record(TRAINING))}."
         if waits:
             print(f"{waits} {self.how_to_continue}")
         done = all(self.run.state(name) is State.DONE for name in self.stages)

@@ -46,7 +46,7 @@ def test_sessions_that_pause_are_killed_and_fail_end_as_one(account, unhurried, 
     hurried = bundles(SMALL, tmp_path / "hurried", "-p", "budget_minutes=0.001")
     paused = done(account.run(hurried["02-train-sft"], {DATA: data}))
     assert record(paused)["facts"]["step"] == 1
-    assert "Save Version" in paused.text and "paused at step 1 of 8" in paused.text
+    assert "Save Version" in paused.text and "paused at 12 % (step 1)" in paused.text
     bundle = unhurried["02-train-sft"]
 
     def after(step: int, working: Path, process: subprocess.Popen[str]) -> None:
