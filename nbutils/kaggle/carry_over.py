@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import kaggle_root
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
@@ -25,7 +24,7 @@ from nbutils.core.run.state import State, in_short
 from nbutils.core.settings import Settings
 from nbutils.core.stages import spec
 from nbutils.core.text import duration
-from nbutils.kaggle.environment import LIMIT, used
+from nbutils.kaggle.environment import used
 
 ACCEPT, FORCE = "accept", "force"
 """What a bundle can say about stale work: keep it, or start again."""
@@ -35,8 +34,6 @@ LOG = "kaggle.jsonl"
 """In the run folder: a row for each session, with its kind, its GPUs, its libraries and what it continued."""
 NEEDED = {"status", "started", "outputs", "parts"}
 """What every record of a stage has."""
-DEPTH = 8
-"""Folders below `input/` that are looked into; a run is at the fifth level or higher."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ class Earlier:
 
 def run_folders(root: Path, name: str) -> list[Path]:
     """Every run folder of that name below `root`."""
-    found = [path.parent for depth in range(DEPTH + 1) for path in sorted(root.glob("*/" * depth + RUN_RECORD))]
-    return [folder for folder in found if Run(folder).name == name]
+    return [path.parent for path in sorted(root.rglob(RUN_RECORD)) if Run(path.parent).name == name]
 
 
 def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tuple[Earlier | None, list[str]]:
@@ -95,19 +91,11 @@ def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tupl
 def bring(earlier: Earlier, run: Run, own: bool) -> None:
     """Copies a stage into a run folder; of an unfinished one of the notebook's `own` its chosen checkpoint, too.
 
-    Times of change stay. The record is the one that was found to hold: a finished stage that lacks a file
-    is not finished in the copy. UserError where there is no room for it.
+    Times of change stay. The record is the one that was found to hold: a finished stage that lacks a file is not
+    finished in the copy.
     """
-    files = list(_files(earlier, own and not earlier.done))
-    needed, there = sum(file.stat().st_size for file in files), used(kaggle_root() / "working")
-    if there + needed > LIMIT:
-        raise UserError(
-            f"{earlier.folder} has {needed / 1e9:.1f} GB beside {there / 1e9:.1f} GB that are here, more than the "
-            f"{LIMIT / 1e9:.0f} GB that Kaggle keeps: remove what else is in the working folder, or take a "
-            "smaller base model."
-        )
     name, source = earlier.folder.name, earlier.folder.parent
-    for file in files:
+    for file in _files(earlier, own and not earlier.done):
         copy = run.path / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, copy)
@@ -116,7 +104,7 @@ def bring(earlier: Earlier, run: Run, own: bool) -> None:
     for beside in (RUN_RECORD, LOG) if own else (RUN_RECORD,):
         if (source / beside).is_file() and not (run.path / beside).is_file():
             shutil.copyfile(source / beside, run.path / beside)
-    print(f"{name}: taken from {earlier.folder} ({needed / 1e6:,.1f} MB)")
+    print(f"{name}: taken from {earlier.folder} ({used(run.folder(name)) / 1e6:,.1f} MB)")
 
 
 def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:

@@ -84,8 +84,7 @@ def start(bundle: Bundle) -> Session:
     if where.root is not None:
         _prepare(bundle, where, where.root / "input")
     # The processes that the notebook starts import the unpacked package too.
-    paths = [str(packages.FOLDER), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages.FOLDER), os.environ.get("PYTHONPATH")]))
 
     import psutil  # only now is everything there that these import
 

@@ -26,7 +26,7 @@ from nbutils.kaggle.session import Session, too_late
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import plan
 from nbutils.train.control import StepControl
-from tests.kaggle.made_stages import checkpoint
+from tests.kaggle.made_stages import checkpoint, stage_at
 from tests.kaggle.simulated import SMALL
 
 NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
@@ -36,11 +36,7 @@ def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of("train", NAMES | changes)
     parts = key_parts(spec("train"), settings)
-    folder = settings.run_path / "train"
-    record = {"schema": 1, "stage": "train", "status": status, "started": "2026-01-01T10:00:00+00:00", "facts": {}}
-    record |= {"key": key_of(parts), "parts": parts, "outputs": {}, "work_seconds": seconds}
-    write_json(folder / "stage.json", record)
-    write_json(folder.parent / "run.json", {"schema": 1, "name": "mine", "parameters": {}})
+    folder = stage_at(settings.run_path, status, key=key_of(parts), parts=parts, work_seconds=seconds)
     if status != "done":
         checkpoint(folder, 10)
     return folder
