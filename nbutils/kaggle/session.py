@@ -94,7 +94,7 @@ class Session:
         if self.run.state(TRAINING) is not State.DONE:
             return
         trained = self.continued is None or not self.continued.done
-        if trained and self.environment.root is not None and not self._is_done(LONG):
+        if trained and not self._is_done(LONG):
             self.waits = too_late(float(names.get("budget_minutes") or 0))
         if not self.waits:
             _run_pipeline(str(profile), *options)
@@ -145,7 +145,7 @@ class Session:
     def bring_earlier(self) -> None:
         """Copies what earlier sessions and notebooks made into the run folder."""
         runs = run_folders(kaggle_root() / "input", self.run.path.name)
-        upstream = [] if self.stage == WHOLE else [*spec(self.stage).reads, *spec(self.stage).consults]
+        upstream = [name for name in self.bundle.reads if name != self.stage]
         for name in [*upstream, *self.stages]:
             if (self.run.folder(name) / RECORD).is_file():
                 continue  # the first cells are executed a second time
@@ -215,8 +215,7 @@ class Session:
             return False  # who sits in the editor mends the cell and runs it again
         if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
-        if self.environment.root is not None:
-            self._try(self._tidy, True)
+        self._try(self._tidy, True)
         for name in self.stages:
             self._try(self._mark_failed, name, error)
         self._try(self._note_end, State.FAILED, str(error))

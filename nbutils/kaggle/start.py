@@ -73,6 +73,14 @@ class Bundle:
         """The notebook's address on Kaggle: owner/slug."""
         return f"{self.owner}/{self.slug}"
 
+    @property
+    def reads(self) -> list[str]:
+        """The stages whose notebooks' output it reads; what can take several sessions reads its own, too."""
+        if self.stage == WHOLE:
+            return [WHOLE]
+        stage = spec(self.stage)
+        return [*stage.reads, *stage.consults, *([self.stage] if stage.pausable else [])]
+
 
 def start(bundle: Bundle) -> Session:
     """The first cell: looks around, checks the GPUs, installs what is missing, and prints what was found.
