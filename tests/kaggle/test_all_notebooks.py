@@ -60,7 +60,7 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
 
 def test_the_rehearsal_fails_pauses_and_goes_on_with_newer_libraries(oldest, wheels, account, tmp_path):
     """The whole pipeline in three sessions, on two CPU cores and without the hub."""
-    shorter = {"max_steps": 12, "pause_after_steps": 5, "tasks": ["heldout_next_utterance"]}
+    shorter = {"max_steps": 12, "pause_after_steps": 6, "tasks": ["heldout_next_utterance"]}
     here = {"run_dir": "runs/kaggle_rehearsal", "precision": "auto"}
     values = yaml.safe_load(SMALL.read_text()) | here | shorter
     options = [word for name, value in values.items() for word in ("-p", f"{name}={json.dumps(value)}")]
@@ -81,7 +81,7 @@ def test_the_rehearsal_fails_pauses_and_goes_on_with_newer_libraries(oldest, whe
     assert "Continues the session" in paused.text and "Save Version" in paused.text
     assert status(paused, "train") == "paused" == ending(paused)
     step = stage_of(paused, "train")["facts"]["step"]
-    assert 5 < step < 12
+    assert 6 < step < 12
 
     last = done(account.run(bundle, {WHEELS: wheels, own: paused.working}))
     assert "Continues the session" in last.text and f"at step {step}" in last.text

@@ -24,6 +24,8 @@ from nbutils.kaggle.command import add_arguments, bundle_of
 from nbutils.kaggle.environment import WHOLE, Environment
 from nbutils.kaggle.session import Session, too_late
 from nbutils.kaggle.start import Bundle
+from nbutils.pipeline.choice import Options as Choice
+from nbutils.pipeline.choice import chosen
 from nbutils.pipeline.parameters import plan
 from nbutils.train.control import StepControl
 from tests.kaggle.made_stages import checkpoint, stage_at
@@ -143,6 +145,11 @@ def test_the_evaluation_waits_where_little_of_the_budget_is_left(monkeypatch, us
     monkeypatch.setenv("NBUTILS_STARTED", str(time.time() - 60 * used))
     assert bool(too_late(100)) is waits
     assert too_late(0) == ""
+
+
+def test_what_comes_before_the_evaluation_can_be_run_alone():
+    picked = chosen(plan(SMALL, []), Choice(until="metrics"))
+    assert [planned.stage.name for planned in picked] == ["data", "train", "metrics"]
 
 
 @pytest.mark.parametrize("step,pauses", [(3, False), (4, True), (8, False)])
