@@ -86,9 +86,9 @@ def write_bundles(plan: Plan, bundle: Bundle, out: Path) -> list[Path]:
         # The first of the notebooks tells what all of them will lack.
         needed = plan.stages if planned is plan.stages[0] else [planned]
         own = _filled(bundle, planned.stage.name, [planned], needed)
-        folders.append(_write(out, own, _stage_book(planned, first_cell(archive, own))))
+        folders.append(_write(out, own, _stage_book(planned), archive))
     whole = _filled(bundle, WHOLE, plan.stages, plan.stages)
-    return [*folders, _write(out, whole, _whole_book(plan, whole, first_cell(archive, whole)))]
+    return [*folders, _write(out, whole, _whole_book(plan, whole), archive)]
 
 
 def _filled(bundle: Bundle, name: str, runs: list[Planned], needed: list[Planned]) -> Bundle:
@@ -113,26 +113,22 @@ def _parameters(planned: Planned, given: bool) -> dict[str, str]:
     }
 
 
-def _stage_book(planned: Planned, first: str) -> Any:
+def _stage_book(planned: Planned) -> Any:
     book = nbformat.read(notebook_path(planned.stage), as_version=4)
     number = next(n for n, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
     book.cells[number].source = "\n".join(_parameters(planned, given=False).values())
     book.cells.insert(number + 1, _code("resume", RESUME))
-    book.cells.insert(1, _code("first", first, **HIDDEN))
-    book.cells.append(_code("close", CLOSE))
     return book
 
 
-def _whole_book(plan: Plan, bundle: Bundle, first: str) -> Any:
+def _whole_book(plan: Plan, bundle: Bundle) -> Any:
     title = bundle.slug.replace("-", " ")
     lines = {name: line for planned in plan.stages for name, line in _parameters(planned, given=True).items()}
     cells = [
         nbformat.v4.new_markdown_cell(INTRODUCTION.format(title=title, profile=bundle.profile), id="smallchat-title"),
-        _code("first", first, **HIDDEN),
         _code("parameters", "\n".join(lines.values()), tags=["parameters"]),
         _code("resume", RESUME),
         _code("run", RUN_ALL),
-        _code("close", CLOSE),
     ]
     return nbformat.v4.new_notebook(cells=cells)
 
@@ -141,12 +137,13 @@ def _code(name: str, source: str, **metadata: Any) -> Any:
     return nbformat.v4.new_code_cell(source, id=f"smallchat-{name}", metadata=metadata)
 
 
-def _write(out: Path, bundle: Bundle, book: Any) -> Path:
-    own, name = bundle.slug, bundle.stage
-    gpu, reads = True, [name]  # what can take several sessions reads its own output
-    if name != WHOLE:
-        stage = spec(name)
-        gpu, reads = stage.gpu, [*stage.reads, *stage.consults, *([name] if stage.pausable else [])]
+def _write(out: Path, bundle: Bundle, book: Any, archive: bytes) -> Path:
+    """Writes a bundle: around the cells of a book those that begin and end its session."""
+    text = "\n".join(textwrap.wrap(base64.b64encode(archive).decode(), 120))
+    first = CELL.format(archive=text, digest=sha256_of_bytes(archive)[:12], commit=COMMIT, bundle=bundle)
+    book.cells.insert(1, _code("first", first, **HIDDEN))
+    book.cells.append(_code("close", CLOSE))
+    own, gpu = bundle.slug, bundle.stage == WHOLE or spec(bundle.stage).gpu
     book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata["kaggle"] = {  # read when a person imports the notebook by hand
         "accelerator": "nvidiaTeslaT4" if gpu else "none",
@@ -167,18 +164,11 @@ def _write(out: Path, bundle: Bundle, book: Any) -> Path:
         "enable_internet": bundle.internet,
         **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
         "dataset_sources": list(bundle.attached),
-        "kernel_sources": [replace(bundle, stage=each).address for each in reads],
+        "kernel_sources": [replace(bundle, stage=each).address for each in bundle.reads],
     }
     write_text(out / own / f"{own}.ipynb", nbformat.writes(book) + "\n")
     write_json(out / own / METADATA, metadata)
     return out / own
-
-
-def first_cell(archive: bytes, bundle: Bundle) -> str:
-    """The source of a bundle's first cell."""
-    text = "\n".join(textwrap.wrap(base64.b64encode(archive).decode(), 120))
-    digest = sha256_of_bytes(archive)[:12]
-    return CELL.format(archive=text, digest=digest, commit=COMMIT, bundle=bundle)
 
 
 def make_archive() -> bytes:

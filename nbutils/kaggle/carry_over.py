@@ -6,7 +6,6 @@ says nothing, and a run folder is known by its `run.json`.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import kaggle_root
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
@@ -26,7 +24,7 @@ from nbutils.core.run.state import State, in_short
 from nbutils.core.settings import Settings
 from nbutils.core.stages import spec
 from nbutils.core.text import duration
-from nbutils.kaggle.environment import LIMIT, used
+from nbutils.kaggle.environment import used
 
 ACCEPT, FORCE = "accept", "force"
 """What a bundle can say about stale work: keep it, or start again."""
@@ -36,8 +34,6 @@ LOG = "kaggle.jsonl"
 """In the run folder: a row for each session, with its kind, its GPUs, its libraries and what it continued."""
 NEEDED = {"status", "started", "outputs", "parts"}
 """What every record of a stage has."""
-DEPTH = 8
-"""Folders below `input/` that are looked into; a run is at the fifth level or higher."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +66,7 @@ class Earlier:
 
 def run_folders(root: Path, name: str) -> list[Path]:
     """Every run folder of that name below `root`."""
-    found = [path.parent for depth in range(DEPTH + 1) for path in sorted(root.glob("*/" * depth + RUN_RECORD))]
-    return [folder for folder in found if Run(folder).name == name]
+    return [path.parent for path in sorted(root.rglob(RUN_RECORD)) if Run(path.parent).name == name]
 
 
 def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tuple[Earlier | None, list[str]]:
@@ -96,28 +91,20 @@ def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tupl
 def bring(earlier: Earlier, run: Run, own: bool) -> None:
     """Copies a stage into a run folder; of an unfinished one of the notebook's `own` its chosen checkpoint, too.
 
-    Times of change stay, modes do not. The record is the one that was found to hold: a finished stage that lacks a file
-    is not finished in the copy. UserError where there is no room for it.
+    Times of change stay. The record is the one that was found to hold: a finished stage that lacks a file is not
+    finished in the copy.
     """
-    files = {file: file.stat() for file in _files(earlier, own and not earlier.done)}
-    needed, there = sum(stat.st_size for stat in files.values()), used(kaggle_root() / "working")
-    if there + needed > LIMIT:
-        raise UserError(
-            f"{earlier.folder} has {needed / 1e9:.1f} GB beside {there / 1e9:.1f} GB that are here, more than the "
-            f"{LIMIT / 1e9:.0f} GB that Kaggle keeps: remove what else is in the working folder, or take a "
-            "smaller base model."
-        )
     name, source = earlier.folder.name, earlier.folder.parent
-    for file, stat in files.items():
+    for file in _files(earlier, own and not earlier.done):
         copy = run.path / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)  # not its mode: below input/ everything is read-only
-        os.utime(copy, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        shutil.copy2(file, copy)
+        copy.chmod(0o644)  # below input/ everything is read-only
     write_record(run.folder(name) / RECORD, earlier.record)
     for beside in (RUN_RECORD, LOG) if own else (RUN_RECORD,):
         if (source / beside).is_file() and not (run.path / beside).is_file():
             shutil.copyfile(source / beside, run.path / beside)
-    print(f"{name}: taken from {earlier.folder} ({needed / 1e6:,.1f} MB)")
+    print(f"{name}: taken from {earlier.folder} ({used(run.folder(name)) / 1e6:,.1f} MB)")
 
 
 def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:
@@ -144,8 +131,10 @@ def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:
         remarks.append(f"{folder / RECORD} is damaged, and what is beside it is passed over")
         return None
     own = [name for name in record["outputs"] if not name.startswith(f"{CHECKPOINTS}/")]
-    lost = [name for name in own if _size(folder / name) != record["outputs"][name]["bytes"]]
-    record["outputs"] = {name: entry for name, entry in record["outputs"].items() if name not in lost}
+    sizes = {name: file.stat().st_size for name in own if (file := folder / name).is_file()}
+    lost = [name for name in own if sizes.get(name) != record["outputs"][name]["bytes"]]
+    for name in lost:
+        del record["outputs"][name]
     if record["status"] == State.DONE:
         if not lost:
             return Earlier(folder, record)
@@ -156,15 +145,10 @@ def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:
     return Earlier(folder, record, checkpoint)
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
 def settings_of(name: str, names: Mapping[str, Any]) -> Settings:
     """A stage's settings out of a notebook's names; what the notebook does not name has the stage's own default."""
-    defaults = {n: p.default for n, p in parameters(notebook_path(spec(name))).items()}
-    kind = spec(name).settings_class()
-    return kind.checked({n: names.get(n, value) for n, value in defaults.items() if n in kind.model_fields})
+    cell, kind = parameters(notebook_path(spec(name))), spec(name).settings_class()
+    return kind.checked({n: names.get(n, p.default) for n, p in cell.items() if n in kind.model_fields})
 
 
 def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool) -> bool:

@@ -13,6 +13,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.kaggle.account import signed_in
 from nbutils.kaggle.bundle import write_bundles
+from nbutils.kaggle.carry_over import ACCEPT, FORCE
 from nbutils.kaggle.packages import collect_wheels, required
 from nbutils.kaggle.push import Pusher, bundle_folders
 from nbutils.kaggle.start import Bundle
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     bundle = actions.add_parser("bundle", help="write one self-contained notebook a folder, ready to be pushed")
     add_profile(bundle)
-    bundle.add_argument("--out", metavar="DIR", required=True, help="where the folders go")
+    bundle.add_argument("--out", type=_place, metavar="DIR", required=True, help="where the folders go")
     bundle.add_argument("--owner", metavar="NAME", required=True, help="your user name on Kaggle")
     bundle.add_argument(
         "--offline",
@@ -50,14 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint_mirror: a private Hub repository that gets the newest checkpoint every mirror_minutes (30)",
     )
     stale = bundle.add_mutually_exclusive_group()
-    stale.add_argument("--accept", action="store_true", help="keep earlier sessions' work that is stale")
-    stale.add_argument("--force", action="store_true", help="start again where earlier sessions' work is stale")
+    keep, again = "keep earlier sessions' work that is stale", "start again where earlier sessions' work is stale"
+    stale.add_argument("--accept", dest="stale", action="store_const", const=ACCEPT, default="", help=keep)
+    stale.add_argument("--force", dest="stale", action="store_const", const=FORCE, help=again)
     push = actions.add_parser("push", help="push bundles in order, each when the one before has ended")
-    push.add_argument("folder", metavar="DIR", help="the --out of bundle, or one of the folders in it")
+    push.add_argument("folder", type=_place, metavar="DIR", help="the --out of bundle, or one of the folders in it")
     push.add_argument("--follow", action="store_true", help="push again what has paused, and download the results")
     wheels = actions.add_parser("wheels", help="collect packages to attach, for sessions without internet")
-    wheels.add_argument("--out", metavar="DIR", required=True, help="the folder to upload as a Kaggle dataset")
+    wheels.add_argument(
+        "--out", type=_place, metavar="DIR", required=True, help="the folder to upload as a Kaggle dataset"
+    )
     wheels.add_argument("--python", metavar="VERSION", default="3.12", help="of the image (default: 3.12)")
+
+
+def _place(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -66,15 +74,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _wheels(arguments: argparse.Namespace) -> int:
-    folder = Path(arguments.out).expanduser().absolute()
-    wheels = collect_wheels(folder, arguments.python, required())
-    print(f"{len(wheels)} wheels are in {shown(folder)}. Upload the folder as a Kaggle dataset, and bundle")
+    wheels = collect_wheels(arguments.out, arguments.python, required())
+    print(f"{len(wheels)} wheels are in {shown(arguments.out)}. Upload the folder as a Kaggle dataset, and bundle")
     print("with --offline --attach OWNER/DATASET; what `fetch` collects for the profile is attached the same way.")
     return 0
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    folders = bundle_folders(Path(arguments.folder).expanduser().absolute())
+    folders = bundle_folders(arguments.folder)
     Pusher(signed_in(), arguments.follow).push_all(folders)
     return 0
 
@@ -82,11 +89,10 @@ def _push(arguments: argparse.Namespace) -> int:
 def _bundle(arguments: argparse.Namespace) -> int:
     profile = profile_path(arguments.profile)
     bundle = bundle_of(arguments, profile)
-    out = Path(arguments.out).expanduser().absolute()
-    folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), bundle, out)
+    folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), bundle, arguments.out)
     for folder in folders:
         print(shown(folder))
-    print(f"One notebook after the other: python -m nbutils kaggle push {shown(out)} --follow")
+    print(f"One notebook after the other: python -m nbutils kaggle push {shown(arguments.out)} --follow")
     print(f"The whole pipeline at once: python -m nbutils kaggle push {shown(folders[-1])} --follow")
     return 0
 
@@ -104,7 +110,7 @@ def bundle_of(arguments: argparse.Namespace, profile: Path) -> Bundle:
         profile=profile.stem,
         recipe=shlex.join([name, *(word for text in arguments.overrides for word in ("-p", text))]),
         attached=[_checked("dataset", Given(name, "--attach")) for name in arguments.attach],
-        stale="accept" if arguments.accept else "force" if arguments.force else "",
+        stale=arguments.stale,
         **{name: _checked(name, given[name]) for name in OF_BUNDLES if name in given},
     )
 

@@ -60,11 +60,11 @@ class Mirror:
         """
         from huggingface_hub.errors import HTTPError  # of its HTTP library
 
-        folder, problem = Path(tempfile.mkdtemp(prefix="smallchat-mirror-")), Exception()
+        problem = Exception()
         for pause in PAUSES:
             time.sleep(pause)
             try:
-                return folder if self._fetch(name, step, folder) else None
+                return self._further(name, step)
             except (HTTPError, OSError) as error:
                 problem = error
         unread = f"checkpoint_mirror '{self.repo}' cannot be read ({_first_line(problem)})"
@@ -74,7 +74,7 @@ class Mirror:
         print(f"Note: {unread}. This session continues from step {step}, which is attached, and sends nothing there.")
         return None
 
-    def _fetch(self, name: str, beyond: int, target: Path) -> bool:
+    def _further(self, name: str, beyond: int) -> Path | None:
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -83,20 +83,21 @@ class Mirror:
             files = api.list_repo_files(self.repo)
         except RepositoryNotFoundError:  # nothing was ever sent; or it is one that this token may not see, which tells
             api.create_repo(self.repo, private=True, exist_ok=True)
-            return False
+            return None
         steps = (step_in(file) for file in files if file.startswith(f"{name}/"))
         if max((step for step in steps if step is not None), default=-1) <= beyond:
-            return False
-        snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=target)
+            return None
+        folder = tempfile.mkdtemp(prefix="smallchat-mirror-")
+        snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=folder)
         print(f"The mirror {self.repo} is further than what is attached.")
-        return True
+        return Path(folder)
 
     def send(self, run: Path) -> int | None:
         """Sends the newest valid checkpoint, and drops older ones there; its step, None where there is nothing new."""
         from huggingface_hub import HfApi
 
         training = Run(run).training
-        checkpoint, _ = newest_whole(training / CHECKPOINTS)
+        checkpoint, _ = newest_whole(Run(run).checkpoints_folder)
         if checkpoint is None or checkpoint.step <= self.sent:
             return None
         step = checkpoint.step

@@ -32,10 +32,9 @@ CONSTRAINED = ("torch==", "torchvision==", "torchaudio==", "triton==", "transfor
 """How the lines of a constraints file begin that hold even where the others cannot."""
 NEWEST = {"torch": "3", "transformers": "6", "numpy": "3"}
 """Never replaced: too old or too new means another image. Major versions that nothing here was tried with."""
-NOT_THERE = ("jupyterlab",)
-"""Needed where people work, not where a notebook is executed."""
 ONLY_FOR = {
     "lm-eval": (maker("rows").name, maker("scores").name, WHOLE),
+    "jupyterlab": (),  # where people work
     "prompt-toolkit": (),
     "papermill": (WHOLE,),
     "nbclient": (WHOLE,),
@@ -59,7 +58,7 @@ def requirements() -> list[str]:
 def needed(stage: str) -> dict[str, Requirement]:
     """The requirements of a notebook, out of those of the whole project, by their names as indexes write them."""
     found = {canonicalize_name(each.name): each for each in map(Requirement, requirements())}
-    return {n: each for n, each in found.items() if n not in NOT_THERE and stage in ONLY_FOR.get(n, (stage,))}
+    return {n: each for n, each in found.items() if stage in ONLY_FOR.get(n, (stage,))}
 
 
 def lacking(needed: Mapping[str, Requirement]) -> list[Requirement]:
@@ -163,10 +162,9 @@ def collect_wheels(folder: Path, python: str, names: Iterable[str]) -> list[Path
     wanted = [f"{name}=={version}" for name, version in sorted(closure(names).items())]
     target = [f"--python-version={python}", *(f"--platform={platform}" for platform in PLATFORMS)]
     done = _pip("download", "--no-deps", "--prefer-binary", *target, "-d", str(folder), *wanted)
-    if sources := [*folder.glob("*.tar.gz"), *folder.glob("*.zip")]:
-        done = done if done.returncode else _pip("wheel", "--no-deps", "-w", str(folder), *map(str, sources))
-        for source in sources:
-            source.unlink()
+    for source in [*folder.glob("*.tar.gz"), *folder.glob("*.zip")]:
+        done = done if done.returncode else _pip("wheel", "--no-deps", "-w", str(folder), str(source))
+        source.unlink()
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"pip cannot collect the wheels for Python {python} ({last}): check the network.")

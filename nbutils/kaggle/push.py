@@ -185,7 +185,7 @@ class Pusher:
         with tempfile.TemporaryDirectory() as folder:
             self.account.output(address, Path(folder), rf"(^|/){NOTE}$")
             notes = [read_record(path) or {} for path in Path(folder).rglob(NOTE)]
-        return max(notes, key=lambda note: note["time"], default={})
+        return max(notes, key=lambda note: str(note.get("time")), default={})
 
     def _download(self, folder: Path, address: str) -> None:
         target = folder / "output"

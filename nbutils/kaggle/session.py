@@ -18,7 +18,7 @@ from IPython import get_ipython
 from nbutils.core.errors import UserError
 from nbutils.core.files import append_jsonl, kaggle_root, read_json, read_jsonl, resolve, write_json
 from nbutils.core.notebooks import notebook_path, parameters
-from nbutils.core.run.decide import inspect
+from nbutils.core.run.decide import inspect, progress_words
 from nbutils.core.run.key import UPSTREAM, key_parts
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.record import RECORD, SCHEMA, versions, write_record
@@ -94,7 +94,7 @@ class Session:
         if self.run.state(TRAINING) is not State.DONE:
             return
         trained = self.continued is None or not self.continued.done
-        if trained and self.environment.root is not None and not self._is_done(LONG):
+        if trained and not self._is_done(LONG):
             self.waits = too_late(float(names.get("budget_minutes") or 0))
         if not self.waits:
             _run_pipeline(str(profile), *options)
@@ -105,10 +105,8 @@ class Session:
             return
         self._tidy()
         waits = self.waits
-        record = self.run.record(TRAINING) if self.trains else None
-        if record and record["status"] == State.PAUSED:
-            facts = record["facts"]
-            waits = f"Training is paused at step {facts['step']} of {facts['steps']} ({facts['fraction']:.0%})."
+        if self.trains and self.run.state(TRAINING) is State.PAUSED:
+            waits = f"Training is paused{progress_words(self.run.record(TRAINING))}."
         if waits:
             print(f"{waits} {self.how_to_continue}")
         done = all(self.run.state(name) is State.DONE for name in self.stages)
@@ -147,7 +145,7 @@ class Session:
     def bring_earlier(self) -> None:
         """Copies what earlier sessions and notebooks made into the run folder."""
         runs = run_folders(kaggle_root() / "input", self.run.path.name)
-        upstream = [] if self.stage == WHOLE else [*spec(self.stage).reads, *spec(self.stage).consults]
+        upstream = [name for name in self.bundle.reads if name != self.stage]
         for name in [*upstream, *self.stages]:
             if (self.run.folder(name) / RECORD).is_file():
                 continue  # the first cells are executed a second time
@@ -217,8 +215,7 @@ class Session:
             return False  # who sits in the editor mends the cell and runs it again
         if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
-        if self.environment.root is not None:
-            self._try(self._tidy, True)
+        self._try(self._tidy, True)
         for name in self.stages:
             self._try(self._mark_failed, name, error)
         self._try(self._note_end, State.FAILED, str(error))

@@ -73,6 +73,14 @@ class Bundle:
         """The notebook's address on Kaggle: owner/slug."""
         return f"{self.owner}/{self.slug}"
 
+    @property
+    def reads(self) -> list[str]:
+        """The stages whose notebooks' output it reads; what can take several sessions reads its own, too."""
+        if self.stage == WHOLE:
+            return [WHOLE]
+        stage = spec(self.stage)
+        return [*stage.reads, *stage.consults, *([self.stage] if stage.pausable else [])]
+
 
 def start(bundle: Bundle) -> Session:
     """The first cell: looks around, checks the GPUs, installs what is missing, and prints what was found.
@@ -84,8 +92,7 @@ def start(bundle: Bundle) -> Session:
     if where.root is not None:
         _prepare(bundle, where, where.root / "input")
     # The processes that the notebook starts import the unpacked package too.
-    paths = [str(packages.FOLDER), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages.FOLDER), os.environ.get("PYTHONPATH")]))
 
     import psutil  # only now is everything there that these import
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sysconfig
 import time
@@ -28,10 +27,7 @@ SMALL = ROOT / "tests" / "kaggle" / "small.yaml"
 """The profile that is bundled here."""
 DATA = "someone/smallchat-small-01-filter-data"
 EXECUTED = "__notebook__.ipynb"
-LAYOUTS = {
-    "flat": lambda owner, slug: Path(slug),
-    "nested": lambda owner, slug: Path("notebooks") / owner / slug,
-}
+FLAT, NESTED = "{slug}", "notebooks/{owner}/{slug}"
 """Where a notebook's output is mounted below `input/`: on older and on newer images."""
 
 
@@ -79,7 +75,7 @@ def done(outcome: Outcome) -> Outcome:
 class Kaggle:
     """One account's notebooks: each session gets an empty `working/` and a read-only `input/`."""
 
-    def __init__(self, folder: Path, python: Path, layout: str = "flat") -> None:
+    def __init__(self, folder: Path, python: Path, layout: str = FLAT) -> None:
         self.folder = folder
         self.python = python
         self.layout = layout
@@ -100,8 +96,9 @@ class Kaggle:
         (root / "input").mkdir()
         for address, output in (inputs or {}).items():
             owner, slug = address.split("/")
-            shutil.copytree(output, root / "input" / LAYOUTS[self.layout](owner, slug))
-        _read_only(root / "input")
+            shutil.copytree(output, root / "input" / self.layout.format(owner=owner, slug=slug))
+        for path in (root / "input", *root.glob("input/**/*")):
+            path.chmod(path.stat().st_mode & ~0o222)
         attached = _hashes(root / "input")
         executed = working / EXECUTED
         source = next(bundle.glob("*.ipynb"))
@@ -145,14 +142,12 @@ def kill_session(process: subprocess.Popen[str], working: Path) -> None:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def wait_for(path: Path, pattern: str, process: subprocess.Popen[str], seconds: float = 200) -> Path:
+def wait_for(path: Path, pattern: str, process: subprocess.Popen[str], seconds: float = 200) -> None:
     """Waits until a file of that pattern is there, while the session runs."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if found := sorted(path.glob(pattern)):
-            return found[-1]
+    while not any(path.glob(pattern)):
+        assert time.monotonic() < deadline and process.poll() is None, f"no {pattern} below {path}"
         time.sleep(0.1)
-    raise AssertionError(f"no {pattern} below {path}")
 
 
 def kill_worker(process: subprocess.Popen[str]) -> None:
@@ -179,11 +174,6 @@ def text_of(notebook: Path) -> str:
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     texts = [output.get("text", output.get("data", {}).get("text/plain", [])) for output in outputs]
     return "".join("".join(text) for text in texts)
-
-
-def _read_only(folder: Path) -> None:
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
 def bundles(profile: Path, out: Path, *options: str) -> dict[str, Path]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, write_json
 from nbutils.core.run.layout import Run
 from nbutils.kaggle.carry_over import Earlier, best, bring, run_folders
 from tests.kaggle.made_stages import checkpoint, stage_at
@@ -20,11 +19,6 @@ def chosen(*folders: Path, **asked: object) -> tuple[Earlier, list[str]]:
     found, remarks = best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
     assert found is not None
     return found, remarks
-
-
-def changed(folder: Path, **entries: object) -> None:
-    """Changes a stage's record."""
-    write_json(folder / "stage.json", read_json(folder / "stage.json") | entries)
 
 
 @pytest.mark.parametrize("place", ["slug", "notebooks/owner/slug", "datasets/owner/slug/versions/3"])
@@ -49,7 +43,8 @@ def test_of_several_versions_the_one_with_the_highest_valid_step_is_taken(tmp_pa
 
 def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_path):
     other, mine, broken = (
-        stage_at(tmp_path / name / "mine", "paused", seed=seed) for name, seed in [("a", 1), ("b", 0), ("c", 0)]
+        stage_at(tmp_path / name / "mine", "paused", parts={"parameters": {"seed": seed}})
+        for name, seed in [("a", 1), ("b", 0), ("c", 0)]
     )
     checkpoint(other, 50)
     checkpoint(mine, 10)
@@ -65,12 +60,11 @@ def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_pa
 def test_what_fits_comes_before_what_is_further_and_does_not(tmp_path):
     """After the code or the data has changed: the newer run is younger, and not as far."""
     done, far, new = (
-        stage_at(tmp_path / name / "mine", status) for name, status in [("a", "done"), ("b", "paused"), ("c", "paused")]
+        stage_at(tmp_path / made / "mine", status, parts={"parameters": {"seed": 0}, "upstream": {"data/x": made[:3]}})
+        for made, status in [("old-1", "done"), ("old-2", "paused"), ("now", "paused")]
     )
     checkpoint(far, 10_000)
     checkpoint(new, 500)
-    for folder, upstream in ((done, "old"), (far, "old"), (new, "now")):
-        changed(folder, parts=read_json(folder / "stage.json")["parts"] | {"upstream": {"data/x": upstream}})
     asked = {"upstream": {"data/x": "now"}}
     found, _ = chosen(done, far, new, **asked)
     assert found.fits and found.step == 500
@@ -79,25 +73,22 @@ def test_what_fits_comes_before_what_is_further_and_does_not(tmp_path):
 
 
 def test_work_of_a_newer_smallchat_is_not_started_again(tmp_path):
-    newer = stage_at(tmp_path / "mine", "paused")
-    changed(newer, schema=99)
     with pytest.raises(UserError, match=r"newer smallchat \(schema 99.*update smallchat"):
-        chosen(newer)
+        chosen(stage_at(tmp_path / "mine", "paused", schema=99))
 
 
 def test_a_paused_stage_goes_on_without_the_files_that_a_mirror_leaves_out(tmp_path):
     """It sends checkpoints and records, and no base: training makes that again."""
-    folder = stage_at(tmp_path / "mine", "paused")
+    outputs = {"base/model": SIZED, "checkpoints/step-000010/weights": SIZED}
+    folder = stage_at(tmp_path / "mine", "paused", outputs=outputs)
     checkpoint(folder, 10)
-    changed(folder, outputs={"base/model": SIZED, "checkpoints/step-000010/weights": SIZED})
     found, remarks = chosen(folder)
     assert found.step == 10 and not remarks
     assert found.record["status"] == "paused" and list(found.record["outputs"]) == ["checkpoints/step-000010/weights"]
 
 
 def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path):
-    folder = stage_at(tmp_path / "mine", "done")
-    changed(folder, outputs={"final/model": SIZED})
+    folder = stage_at(tmp_path / "mine", "done", outputs={"final/model": SIZED})
     (folder / "final").mkdir()
     (folder / "final" / "model").write_bytes(b"12345")
     assert chosen(folder)[0].done

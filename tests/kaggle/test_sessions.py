@@ -11,7 +11,7 @@ import pytest
 
 from nbutils.core.files import read_jsonl, sha256_of_file
 from nbutils.core.run.layout import Run
-from tests.kaggle.simulated import DATA, SMALL, Outcome, bundles, done, kill_session, kill_worker, wait_for
+from tests.kaggle.simulated import DATA, NESTED, SMALL, Outcome, bundles, done, kill_session, kill_worker, wait_for
 
 pytestmark = pytest.mark.soak
 
@@ -41,12 +41,11 @@ def weights(outcome: Outcome) -> str:
 def test_sessions_that_pause_are_killed_and_fail_end_as_one(account, unhurried, data, undisturbed, tmp_path):
     """Each is fed what the one before left, the last a damaged checkpoint and the outputs of two versions at once."""
     assert "starts at step 0" in undisturbed.text and "its work is lost" in undisturbed.text
-    account.layout = "flat"
     # A budget that is used up before the first step: a session takes one.
     hurried = bundles(SMALL, tmp_path / "hurried", "-p", "budget_minutes=0.001")
     paused = done(account.run(hurried["02-train-sft"], {DATA: data}))
     assert record(paused)["facts"]["step"] == 1
-    assert "Save Version" in paused.text and "paused at step 1 of 8" in paused.text
+    assert "Save Version" in paused.text and "paused at 12 % (step 1)" in paused.text
     bundle = unhurried["02-train-sft"]
 
     def after(step: int, working: Path, process: subprocess.Popen[str]) -> None:
@@ -64,7 +63,7 @@ def test_sessions_that_pause_are_killed_and_fail_end_as_one(account, unhurried, 
         after(reached + 1, working, process)
         kill_worker(process)
 
-    account.layout = "nested"
+    account.layout = NESTED
     failed = done(account.run(bundle, {DATA: data, TRAIN: killed.working}, during=fail))
     assert "Continues the session of" in failed.text and f"at step {reached}" in failed.text
     assert record(failed)["status"] == "failed" and "\033[1;31mUserError: Training ended" in failed.text

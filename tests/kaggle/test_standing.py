@@ -24,9 +24,11 @@ from nbutils.kaggle.command import add_arguments, bundle_of
 from nbutils.kaggle.environment import WHOLE, Environment
 from nbutils.kaggle.session import Session, too_late
 from nbutils.kaggle.start import Bundle
+from nbutils.pipeline.choice import Options as Choice
+from nbutils.pipeline.choice import chosen
 from nbutils.pipeline.parameters import plan
 from nbutils.train.control import StepControl
-from tests.kaggle.made_stages import checkpoint
+from tests.kaggle.made_stages import checkpoint, stage_at
 from tests.kaggle.simulated import SMALL
 
 NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
@@ -36,11 +38,7 @@ def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of("train", NAMES | changes)
     parts = key_parts(spec("train"), settings)
-    folder = settings.run_path / "train"
-    record = {"schema": 1, "stage": "train", "status": status, "started": "2026-01-01T10:00:00+00:00", "facts": {}}
-    record |= {"key": key_of(parts), "parts": parts, "outputs": {}, "work_seconds": seconds}
-    write_json(folder / "stage.json", record)
-    write_json(folder.parent / "run.json", {"schema": 1, "name": "mine", "parameters": {}})
+    folder = stage_at(settings.run_path, status, key=key_of(parts), parts=parts, work_seconds=seconds)
     if status != "done":
         checkpoint(folder, 10)
     return folder
@@ -147,6 +145,11 @@ def test_the_evaluation_waits_where_little_of_the_budget_is_left(monkeypatch, us
     monkeypatch.setenv("NBUTILS_STARTED", str(time.time() - 60 * used))
     assert bool(too_late(100)) is waits
     assert too_late(0) == ""
+
+
+def test_what_comes_before_the_evaluation_can_be_run_alone():
+    picked = chosen(plan(SMALL, []), Choice(until="metrics"))
+    assert [planned.stage.name for planned in picked] == ["data", "train", "metrics"]
 
 
 @pytest.mark.parametrize("step,pauses", [(3, False), (4, True), (8, False)])

@@ -13,7 +13,6 @@ PARTS = [
     "tests/core/test_chatml.py",
     "tests/core/test_chat_engine.py",
     "tests/core/test_generation.py",
-    "tests/core/test_encode_within.py",
     "tests/train/test_parts.py",
     "tests/train/test_loss.py",
     "tests/train/test_batches.py",
