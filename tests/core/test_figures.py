@@ -48,7 +48,7 @@ EVENTS = [
     *history_rows(30),
     session(2, 150),
     *history_rows(60, skipped_steps=3)[32:],
-    {**history_rows(61)[-2], "loss": math.nan},
+    {**history_rows(61, skipped_steps=3)[-2], "loss": math.nan},
 ]
 
 
