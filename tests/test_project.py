@@ -3,14 +3,14 @@
 import re
 import subprocess
 import tomllib
-from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.conftest import ROOT
+
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 CONDA_NAMES = {"torch": "pytorch"}  # where conda-forge calls a package otherwise

@@ -13,9 +13,9 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import KAGGLE, read_json, write_json
+from nbutils.core.files import KAGGLE, read_json, sha256_of_json, write_json
 from nbutils.core.run.decide import inspect
-from nbutils.core.run.key import key_of, key_parts
+from nbutils.core.run.key import key_parts
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
 from nbutils.kaggle.carry_over import best, continues, settings_of
@@ -48,7 +48,7 @@ def trained(kaggle: Path, status: str, seconds: float = 5.0, **changes: object) 
     parts = key_parts(spec("train"), settings)
     folder = settings.run_path / "train"
     record = {"schema": 1, "stage": "train", "status": status, "started": "2026-01-01T10:00:00+00:00", "facts": {}}
-    record |= {"key": key_of(parts), "parts": parts, "outputs": {}, "work_seconds": seconds}
+    record |= {"key": sha256_of_json(parts), "parts": parts, "outputs": {}, "work_seconds": seconds}
     write_json(folder / "stage.json", record)
     write_json(folder.parent / "run.json", {"schema": 1, "name": "mine", "parameters": {}})
     if status != "done":
@@ -144,7 +144,7 @@ def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(kaggle, tmp_pat
     old = trained(kaggle, status)
     record = read_json(old / "stage.json")
     parts = record["parts"] | {"upstream": {"data/train/x": "old"}}
-    write_json(old / "stage.json", record | {"parts": parts, "key": key_of(parts)})
+    write_json(old / "stage.json", record | {"parts": parts, "key": sha256_of_json(parts)})
     if step:
         checkpoint(old, step)
     shutil.move(old.parent, kaggle / "input" / "it" / "mine")
