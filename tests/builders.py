@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
-from nbutils.core.chatml import add_chatml, encode_batch
+from nbutils.core.chatml import encode_batch
 from nbutils.core.files import sha256_of_json, write_json
+from nbutils.core.run.models import train_bpe
 
 
 def chitchat(count: int, turns: int = 8) -> list[list[dict[str, str]]]:
@@ -28,16 +28,9 @@ def chitchat(count: int, turns: int = 8) -> list[list[dict[str, str]]]:
     return list(islice(conversations(), count))
 
 
-def small_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerFast:
+def small_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer trained on the texts, with ChatML."""
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=pieces, initial_alphabet=alphabet, show_progress=False)
-    )
-    return add_chatml(PreTrainedTokenizerFast(tokenizer_object=raw))
+    return train_bpe(texts, pieces)
 
 
 def data_folder(

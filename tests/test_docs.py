@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -27,32 +26,27 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     (folder / "notebooks").mkdir(parents=True)
     (folder / "metrics" / "figures").mkdir(parents=True)
-    figure = Figure(figsize=(3, 2))
-    figure.savefig(folder / "metrics" / "figures" / "loss.png")
-    picture = nbformat.v4.output_from_msg  # outputs as a kernel sends them
+    picture = folder / "metrics" / "figures" / "loss.png"
+    Figure(figsize=(3, 2)).savefig(picture)
+    png = base64.b64encode(picture.read_bytes()).decode()
     messages = [
         ("stream", {"name": "stdout", "text": f"\x1b[1mdata: done in 3 s → {PATH}\x1b[0m\n"}),
         ("stream", {"name": "stderr", "text": "a warning of a library\n"}),
         ("display_data", {"data": {"text/plain": "Loading weights:   0%|          | 0/38"}, "metadata": {}}),
         ("display_data", {"data": {"text/plain": "ChatWidget(children=())"}, "metadata": {}}),
-        ("display_data", {"data": {"image/png": _png(folder), "text/plain": "<Figure>"}, "metadata": {}}),
+        ("display_data", {"data": {"image/png": png, "text/plain": "<Figure>"}, "metadata": {}}),
         ("display_data", {"data": {"text/markdown": "See [the results](run/evaluate-results.json)."}, "metadata": {}}),
     ]
     for stage in STAGES:
         book = nbformat.read(notebook_path(stage), as_version=4)
         cell = [cell for cell in book.cells if cell.cell_type == "code"][-1]
-        cell.outputs = [picture({"header": {"msg_type": kind}, "content": content}) for kind, content in messages]
+        sent = ({"header": {"msg_type": kind}, "content": content} for kind, content in messages)  # as by a kernel
+        cell.outputs = [nbformat.v4.output_from_msg(message) for message in sent]
         nbformat.write(book, folder / "notebooks" / stage.file)
     (folder / "chat").mkdir()
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello $5 <b>there</b>"}]
     (folder / "chat" / "transcript.json").write_text(json.dumps({"messages": talk}))
     return folder
-
-
-def _png(folder: Path) -> str:
-    from base64 import b64encode
-
-    return b64encode((folder / "metrics" / "figures" / "loss.png").read_bytes()).decode()
 
 
 def test_pages_pictures_and_nothing_that_a_reader_cannot_use(run, tmp_path):
@@ -74,9 +68,8 @@ def test_pages_pictures_and_nothing_that_a_reader_cannot_use(run, tmp_path):
 
 def test_an_unfinished_run_is_one_sentence(run, tmp_path):
     (run / "notebooks" / STAGES[-1].file).unlink()
-    program = [sys.executable, str(ROOT / "tools" / "make_docs.py"), str(run)]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "5 of 6 executed notebooks; run `make demo` first." in done.stderr
+    with pytest.raises(SystemExit, match=r"5 of 6 executed notebooks; run `make demo` first\."):
+        load("make_docs").main(run, tmp_path)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
@@ -66,27 +66,26 @@ OTHERWISE = {
 """Modules or packages in which such a word means something else."""
 
 
+def words() -> Iterator[tuple[str, str, str]]:
+    """Module, place and value of every string in the code."""
+    for name, tree in TREES.items():
+        for node in strings(tree):
+            yield name, f"{name}:{node.lineno} {node.value!r}", node.value
+
+
 def test_a_stages_name_stands_in_its_own_package_and_in_the_list_of_stages_alone():
-    found = [
-        f"{name}:{node.lineno} {node.value!r}"
-        for name, tree in TREES.items()
-        for node in strings(tree)
-        if node.value in NAMES
+    assert not [
+        place
+        for name, place, word in words()
+        if word in NAMES
         and name != "core.stages"
-        and not name.startswith(f"{node.value}.")
-        and node.value not in OTHERWISE.get(name, OTHERWISE.get(name.split(".")[0], ()))
+        and not name.startswith(f"{word}.")
+        and word not in OTHERWISE.get(name, OTHERWISE.get(name.split(".")[0], ()))
     ]
-    assert not found
 
 
 def test_only_the_owner_of_the_run_folder_writes_a_checkpoints_name():
-    found = [
-        f"{name}:{node.lineno}"
-        for name, tree in TREES.items()
-        for node in strings(tree)
-        if "step-" in node.value and not name.startswith("core.run.")
-    ]
-    assert not found
+    assert not [place for name, place, word in words() if "step-" in word and not name.startswith("core.run.")]
 
 
 # What a stage's result depends on
@@ -144,32 +143,19 @@ def test_result_code_shows_nothing():
         assert not [name for name in stage.code if name.rpartition(".")[2] in SHOWS], stage.name
 
 
-def changed_stages(before: dict[str, dict[str, str]]) -> set[str]:
-    return {stage.name for stage in STAGES if code_hashes(stage) != before[stage.name]}
-
-
-@pytest.fixture
-def code(tmp_path, monkeypatch) -> Path:
-    """A copy of the package whose files may be changed."""
-    for stage in STAGES:
-        for name in stage.code:
-            copy = tmp_path / code_file(name).relative_to(PACKAGE)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(code_file(name).read_bytes())
+def test_a_change_in_declared_code_changes_its_hash_and_words_change_none(tmp_path, monkeypatch):
+    """Of all declared modules, each in a copy of the package; `test_what_a_change_reruns` says whose they are."""
+    names = {name for stage in STAGES for name in stage.code} & TREES.keys()
+    declared = replace(STAGES[0], code=tuple(sorted(names)))
+    before = code_hashes(declared)
     monkeypatch.setattr(key, "PACKAGE", tmp_path)
-    return tmp_path
-
-
-def test_a_change_in_declared_code_reruns_the_stages_that_declare_it_and_words_rerun_nothing(code):
-    before = {stage.name: code_hashes(stage) for stage in STAGES}
-    for name in sorted({name for stage in STAGES for name in stage.code} & TREES.keys()):
-        path = code / MODULES[name].relative_to(PACKAGE)
-        text = path.read_text()
-        path.write_text(f'{text}\n# a remark\n"""More words."""\n')
-        assert not changed_stages(before), name
-        path.write_text(text + "\nONE_MORE = 1\n")
-        assert changed_stages(before) == {stage.name for stage in STAGES if name in stage.code}, name
-        path.write_text(text)
+    for added, changed in (('\n# a remark\n"""More words."""\n', set()), ("\nONE_MORE = 1\n", names)):
+        for name in names:
+            copy = tmp_path / MODULES[name].relative_to(PACKAGE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(MODULES[name].read_text() + added)
+        after = code_hashes(declared)
+        assert {name for name in names if after[name] != before[name]} == changed
 
 
 CHANGED = {

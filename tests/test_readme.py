@@ -9,6 +9,7 @@ import pytest
 
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.stages import STAGES
+from nbutils.core.tasks import load_tasks, own_tasks
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
 
@@ -78,8 +79,6 @@ def test_the_replies_that_are_quoted_stand_on_the_page():
 
 def test_the_example_task_is_one_and_its_fields_are_those_of_the_guide(tmp_path):
     """The task of CONTRIBUTING.md, loaded by the stage's own loader on two rows."""
-    from nbutils.core.tasks import load_tasks, own_tasks
-
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     (tmp_path / "capitals.yaml").write_text(example)

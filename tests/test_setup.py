@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.conftest import ROOT
 
 
 def load(name: str, root: Path = ROOT) -> ModuleType:
@@ -88,16 +88,13 @@ def test_a_changed_pin_is_installed_and_a_changed_comment_is_not(tree, steps, ol
     assert steps(tree) == taken
 
 
-def test_a_moved_folder_is_set_up_from_the_start(tree, steps, tmp_path_factory):
+def test_a_moved_folder_and_an_interpreter_that_has_gone_are_set_up_from_the_start(tree, steps, tmp_path_factory):
     steps(tree)
-    assert steps(tree.rename(tmp_path_factory.mktemp("moved") / "smallchat")) == ["cleared", LOCK]
-
-
-def test_an_interpreter_that_has_gone_is_noticed(tree, steps):
-    steps(tree)
-    (tree / ".venv" / "bin" / "python").unlink()
-    (tree / ".venv" / "bin" / "python").symlink_to(tree / "gone")
-    assert steps(tree) == ["cleared", LOCK]
+    moved = tree.rename(tmp_path_factory.mktemp("moved") / "smallchat")
+    assert steps(moved) == ["cleared", LOCK]
+    (moved / ".venv" / "bin" / "python").unlink()
+    (moved / ".venv" / "bin" / "python").symlink_to(moved / "gone")
+    assert steps(moved) == ["cleared", LOCK]
 
 
 def test_an_interrupted_set_up_goes_on_where_it_was(tree, steps):

@@ -86,7 +86,7 @@ class Controls:
     """What is between the messages' texts, as ids, for one tokenizer.
 
     `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text, and the one for
-    what is unknown. `drops`: the tokenizer leaves some characters out.
+    what is unknown. `drops`: finds texts that may lose characters; None where the tokenizer drops none.
     """
 
     im_start: int
@@ -95,7 +95,7 @@ class Controls:
     headers: dict[str, list[int]]
     plain: dict[str, list[int]]
     forbidden: dict[int, str]
-    drops: bool
+    drops: re.Pattern[str] | None
 
 
 def encode(
@@ -220,7 +220,8 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
 
     headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}
     plain = dict(zip(headers, plain_ids(tokenizer, [f"{r}\n" for r in headers]), strict=True))
-    forbidden, drops = _forbidden(tokenizer), bool(dropped(tokenizer, SAMPLE))
+    forbidden, gone = _forbidden(tokenizer), dropped(tokenizer, SAMPLE)
+    drops = re.compile(f"[{re.escape(''.join(gone))}\u0100-\U0010ffff]") if gone else None
     newline = between(IM_END, "\n", IM_START)
     return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, plain, forbidden, drops)
 
@@ -244,9 +245,15 @@ def dropped(tokenizer: PreTrainedTokenizerBase, characters: str) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def is_dropped(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
-    """Whether a character leaves no token at all."""
+def _is_dropped(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
     return bool(dropped(tokenizer, character))
+
+
+def lost(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str) -> list[str]:
+    """The characters of a text that leave no token at all."""
+    if controls.drops is None or not controls.drops.search(text):
+        return []
+    return [character for character in dict.fromkeys(text) if _is_dropped(tokenizer, character)]
 
 
 def _texts(
@@ -263,7 +270,7 @@ def _texts(
         ids, apart = _without_header(tokenizer, controls, role, text, row)
         if not controls.forbidden.keys().isdisjoint(ids):  # merges can spell a special piece, such as "</s>"
             ids = _broken_up(tokenizer, controls, role, text)
-        if controls.drops and (gone := [c for c in dict.fromkeys(text) if is_dropped(tokenizer, c)]):
+        if gone := lost(tokenizer, controls, text):
             raise OutsideVocabularyError(gone, text)
         found.append((ids, apart))
     return found

@@ -19,7 +19,7 @@ from nbutils.core.chatml import (
     Encoded,
     controls_for,
     encode,
-    is_dropped,
+    lost,
     plain_ids,
 )
 from nbutils.core.errors import UserError
@@ -135,7 +135,7 @@ def _read(
 
 def _is_whole(tokenizer: PreTrainedTokenizerBase, controls: Controls, span: Conversation, row: Sequence[int]) -> bool:
     """Whether no text read in one piece spells a special token, has lost something, or is joined to its header."""
-    if controls.drops and any(is_dropped(tokenizer, c) for message in span for c in {*message["content"]}):
+    if controls.drops and any(lost(tokenizer, controls, message["content"]) for message in span):
         return False
     if sum(map(controls.forbidden.__contains__, row)) != 2 * len(span):
         return False

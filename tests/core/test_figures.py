@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 
 from nbutils.core import charts
 from nbutils.core.charts import THEMES, End, LiveFigure, draw_metric, label_ends, new_figure, png, svg, training_figure
@@ -22,13 +23,6 @@ def loss_figure(rows):
     figure, (axes,) = new_figure(1, 1, theme="light", height=3.2)
     draw_metric(axes, History.of(rows), LOSS)
     return figure
-
-
-def texts(figure) -> list[str]:
-    """Every text that stands in a figure."""
-    from matplotlib.text import Text
-
-    return [t.get_text() for t in figure.findobj(Text)]
 
 
 @pytest.mark.parametrize(
@@ -49,24 +43,38 @@ def test_any_history_gives_a_figure(rows):
     assert png(training_figure(rows)).startswith(b"\x89PNG")
 
 
-def test_final_values_stand_at_the_ends():
-    rows = history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.5)
-    found = texts(loss_figure(rows))
-    assert {"4.25", "4.50", "evaluation", "training, smoothed"} <= set(found)
+FLAT = {"noise": 0.0, "eval_loss": lambda _: 4.5}
+EVENTS = [
+    *history_rows(30),
+    session(2, 150),
+    *history_rows(60, skipped_steps=3)[32:],
+    {**history_rows(61, skipped_steps=3)[-2], "loss": math.nan},
+]
 
 
-def test_a_line_that_breaks_off_has_no_final_value():
-    rows = history_rows(60, noise=0.0, loss=lambda f: math.nan if f > 0.5 else 4.25, eval_loss=lambda _: 4.5)
-    found = texts(loss_figure(rows))
-    assert "4.25" not in found and {"4.50", "training, smoothed", "not a number (30 rows)"} <= set(found)
+@pytest.mark.parametrize(
+    ("rows", "there", "absent"),
+    [
+        (history_rows(60, loss=lambda _: 4.25, **FLAT), {"4.25", "4.50", "evaluation", "training, smoothed"}, set()),
+        (  # a line that breaks off has no final value
+            history_rows(60, loss=lambda f: math.nan if f > 0.5 else 4.25, **FLAT),
+            {"4.50", "training, smoothed", "not a number (30 rows)"},
+            {"4.25"},
+        ),
+        (EVENTS, {"resumed (1×)", "fp16 steps skipped (3)", "not a number (1 row)"}, set()),
+    ],
+    ids=["final values", "broken off", "events"],
+)
+def test_what_is_written_in_the_figure(rows, there, absent):
+    found = {text.get_text() for text in loss_figure(rows).findobj(Text)}
+    assert there <= found and not absent & found
 
 
 def test_close_final_values_do_not_overlap():
     figure = loss_figure(history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.26))
     png(figure)
     boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text() in ("4.25", "4.26")]
-    assert len(boxes) == 2
-    assert not boxes[0].overlaps(boxes[1])
+    assert len(boxes) == 2 and not boxes[0].overlaps(boxes[1])
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12))
@@ -81,13 +89,6 @@ def test_labels_move_apart_in_their_order_and_no_further_than_they_must(values):
     moved = places - np.sort(values)
     assert (np.diff(places) >= gap * (1 - 1e-6)).all() and (moved >= 0).all()
     assert (np.isclose(moved[1:], 0) | np.isclose(np.diff(places), gap)).all() and moved[0] == 0
-
-
-def test_events_are_marked():
-    rows = [*history_rows(30), session(2, 150), *history_rows(60, skipped_steps=3)[32:]]
-    rows.append({**rows[-2], "step": 610, "loss": math.nan})
-    found = " ".join(texts(loss_figure(rows)))
-    assert "resumed (1×)" in found and "fp16 steps skipped (3)" in found and "not a number (1 row)" in found
 
 
 def test_svg_is_reproducible():

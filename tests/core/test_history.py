@@ -11,20 +11,13 @@ from nbutils.core.history import History, Series, thinned, trend
 from tests.metrics.histories import history_rows, session
 
 
-def test_a_resume_repeats_no_step():
-    lost = history_rows(30)
+def test_a_resume_repeats_no_step_and_the_later_of_two_rows_counts():
     again = [row | {"session": 2} for row in history_rows(60)[1:] if row["step"] > 200]
-    history = History.of([*lost, session(2, 200), *again])
-    steps = [row["step"] for row in history.train]
-    assert steps == list(range(10, 601, 10))
+    history = History.of([*history_rows(30), session(2, 200), *again, {**again[-2], "loss": 1.0}])
+    assert [row["step"] for row in history.train] == list(range(10, 601, 10))
     assert {row["session"] for row in history.train if row["step"] > 200} == {2}
     assert [row["step"] for row in history.evals] == list(range(0, 601, 100))
-    assert history.resumes == [200]
-
-
-def test_the_later_of_two_rows_counts():
-    rows = history_rows(3)
-    assert History.of([*rows, {**rows[-2], "loss": 1.0}]).train[-1]["loss"] == 1.0
+    assert history.resumes == [200] and history.train[-1]["loss"] == 1.0
 
 
 def test_series_hold_numbers_only():
@@ -46,11 +39,6 @@ def test_seconds_add_up_to_the_elapsed_time():
     assert seconds["forward_backward"] == pytest.approx(42.0)
     assert seconds["evaluation"] == pytest.approx(60 * 0.05 + 4.0)  # in rows, before the first and behind the last
     assert sum(seconds.values()) == pytest.approx(54.0 + 4.0)
-
-
-def test_thinning_keeps_the_last_point():
-    series = Series(np.arange(5001.0), np.r_[np.sin(np.arange(5000.0)), 0.123])
-    assert thinned(series).values[-1] == 0.123 and thinned(series).steps[-1] == 5000
 
 
 def test_smoothing_keeps_a_constant_and_passes_over_gaps():
@@ -75,15 +63,14 @@ def test_the_line_follows_a_known_curve_where_rows_stand_close_together_first():
 
 def test_smoothing_over_places_that_do_not_move_is_still_a_number():
     """Seconds of training as x: two rows may carry the same."""
-    still = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 2.0])
-    assert np.isfinite(trend(Series(still, np.arange(6.0))).values).all()
+    assert np.isfinite(trend(Series(np.array([0.0, 0, 0, 1, 1, 2]), np.arange(6.0))).values).all()
 
 
-def test_thinning_keeps_every_spike():
+def test_thinning_keeps_every_spike_and_the_last_point():
     values = np.zeros(100_000)
-    values[54_321] = 9.0
+    values[[54_321, -1]] = 9.0, 0.123
     few = thinned(Series(np.arange(100_000.0), values), 1000)
-    assert len(few) <= 1000 and few.values.max() == 9.0
+    assert len(few) <= 1000 and few.values.max() == 9.0 and few.values[-1] == 0.123 and few.steps[-1] == 99_999
 
 
 def test_trend_of_a_long_series_ends_where_that_of_a_short_one_does():

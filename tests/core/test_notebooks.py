@@ -42,16 +42,12 @@ def test_anything_else_is_refused(tmp_path, cells, word):
         parameters(notebook(tmp_path / "n.ipynb", *cells))
 
 
-def test_a_file_that_is_no_notebook_is_refused(tmp_path):
+def test_a_file_that_is_no_notebook_and_a_stage_that_is_none(tmp_path):
     (tmp_path / "n.ipynb").write_text("half a noteb")
     with pytest.raises(UserError, match="no notebook"):
         parameters(tmp_path / "n.ipynb")
-
-
-def test_an_unknown_stage_lists_the_known_ones():
     with pytest.raises(UserError, match="data, train, metrics"):
         spec("tain")
-    assert [stage.name for stage in stages()] == ["data", "train", "metrics", "evaluate", "chat", "publish"]
 
 
 def test_a_stage_reads_only_from_earlier_ones():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -250,6 +251,19 @@ def test_a_pipeline_waits_for_a_notebook_run_by_hand(run):
     stage.finish()
     assert said(run, LOCKED) == "in\n"
     assert not list(run.glob(".*"))
+
+
+def test_a_lock_that_its_last_owner_removes_meanwhile_is_taken_anew(run, monkeypatch):
+    flock = fcntl.flock
+
+    def once_it_is_gone(file, kind):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (run / ".lock").unlink()
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", once_it_is_gone)
+    with locked(run):
+        assert "is at work" in said(run, LOCKED)
 
 
 def test_a_dead_kernel_holds_nothing(run):

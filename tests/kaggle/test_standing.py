@@ -14,9 +14,9 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, write_json
+from nbutils.core.files import read_json, sha256_of_json, write_json
 from nbutils.core.run.decide import inspect
-from nbutils.core.run.key import key_of, key_parts
+from nbutils.core.run.key import key_parts
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
 from nbutils.kaggle.carry_over import best, continues, settings_of
@@ -38,7 +38,7 @@ def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of("train", NAMES | changes)
     parts = key_parts(spec("train"), settings)
-    folder = stage_at(settings.run_path, status, key=key_of(parts), parts=parts, work_seconds=seconds)
+    folder = stage_at(settings.run_path, status, key=sha256_of_json(parts), parts=parts, work_seconds=seconds)
     if status != "done":
         checkpoint(folder, 10)
     return folder
@@ -118,7 +118,7 @@ def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(place, tmp_path
     old = trained(place, status)
     record = read_json(old / "stage.json")
     parts = record["parts"] | {"upstream": {"data/train/x": "old"}}
-    write_json(old / "stage.json", record | {"parts": parts, "key": key_of(parts)})
+    write_json(old / "stage.json", record | {"parts": parts, "key": sha256_of_json(parts)})
     if step:
         checkpoint(old, step)
     shutil.move(old.parent, place / "input" / "it" / "mine")

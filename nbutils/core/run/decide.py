@@ -11,9 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, shown
+from nbutils.core.files import Json, sha256_of_json, shown
 from nbutils.core.run.checkpoints import in_folder
-from nbutils.core.run.key import UPSTREAM, changes, key_of, key_parts
+from nbutils.core.run.key import UPSTREAM, changes, key_parts
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, versions, write_record
 from nbutils.core.run.state import Change, Kind, State, in_short
@@ -84,7 +84,7 @@ class StageState:
     @property
     def key(self) -> str:
         """The cache key under today's settings and code."""
-        return key_of(self.parts)
+        return sha256_of_json(self.parts)
 
     @property
     def stale(self) -> bool:

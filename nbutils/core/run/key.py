@@ -34,11 +34,6 @@ def key_parts(stage: StageSpec, settings: Settings) -> Json:
     }
 
 
-def key_of(parts: Json) -> str:
-    """One hash over all parts."""
-    return sha256_of_json(parts)
-
-
 def changes(before: Json, after: Json) -> list[Change]:
     """What differs between the parts of two keys."""
     old, new = dict(before[PARAMETERS]), dict(after[PARAMETERS])

@@ -214,6 +214,8 @@ def _take(run: Path, what: str, kind: int) -> IO[bytes]:
             f"{owner} is at work in {shown(run)}: wait for a pipeline, finish a notebook or shut its kernel down, or "
             "choose another run_dir."
         ) from None
+    if not os.fstat(lock.fileno()).st_nlink:  # its last owner has removed it meanwhile: it locks nobody else out
+        return _take(run, what, kind)
     user = os.environ.get("USER") or f"user {os.getuid()}"
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     who = f"{user} ({what}, process {os.getpid()} on {socket.gethostname()}, since {since})"
