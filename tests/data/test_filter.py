@@ -23,7 +23,7 @@ from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
 from nbutils.data import filter as filtering
 from nbutils.data.batches import Batch, in_order
-from nbutils.data.display import example, fates_table, limits_table
+from nbutils.data.display import beside_line, example, fates_table, limits_table
 from nbutils.data.filter import filter_sources, processes_for
 from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tokenizer
 from nbutils.data.settings import DataSettings
@@ -212,6 +212,25 @@ def test_a_side_never_changes_when_rows_are_added_and_copies_cannot_straddle(tmp
     after = kept.set_index("hash")["side"].to_dict()
     assert {key: after[key] for key in before} == before
     assert set(before.values()) == {"train", "eval"}
+
+
+def test_conversations_that_begin_alike_are_on_one_side_and_a_common_opening_is_named(tmp_path):
+    """A row for each answer with all that came before, as people bring it: no held-out row begins as a learnt one."""
+    turns = {
+        talk: [(role, f"{role} {talk}, {i}") for i in range(4) for role in ("user", "assistant")] for talk in range(30)
+    }
+    rows = [{"messages": messages(turns[talk][: 2 * n])} for n in range(1, 5) for talk in turns]
+    said = [("system", "Be brief."), ("user", " Good\u00a0 day "), ("assistant", "Hello")]
+    rows += [{"messages": messages([*said, ("user", f"{i}?"), ("assistant", "x")])} for i in range(8)]
+    made = make(tmp_path, [write_lines(tmp_path / "growing.jsonl", rows)])
+    growing = made.ledger[:120]
+    assert (growing.groupby(growing.index % 30).side.nunique() == 1).all() and growing.side.nunique() == 2
+    assert made.ledger[120:].side.nunique() == made.ledger[120:].opening.nunique() == 1
+    common = made.summary["openings"]
+    assert [(one["rows"], one["index"]) for one in common[:2]] == [(8, 120), (4, common[1]["index"])] and len(
+        common
+    ) == 31
+    assert "31 openings" in (line := beside_line(made.summary)) and "row 120" in line and "8 rows" in line
 
 
 def test_the_hash_of_the_evaluation_set_does_not_depend_on_where_batches_end(tmp_path):
