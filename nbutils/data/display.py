@@ -75,7 +75,7 @@ def beside_line(summary: dict[str, Any]) -> str:
     if shared := summary["openings"]:
         rows = f"{shared[0]['rows']:,} rows on the {shared[0]['side']} side"
         found.append(
-            f"{len(shared)} openings (first exchanges) begin more than 1 % of the conversations each, and each is on one "
+            f"{len(shared)} openings (first exchanges) begin more than 1 % of the conversations each; each is on one "
             f"side as a whole; the commonest, first in row {shared[0]['index']} of {shared[0]['source']}, has {rows}."
         )
     keys = [f"{key} ({rows:,} rows)" for key, rows in summary["unread"].items()]
