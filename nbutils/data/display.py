@@ -66,9 +66,15 @@ def contamination_line(summary: dict[str, Any]) -> str:
 
 
 def beside_line(summary: dict[str, Any]) -> str:
-    """What the rows held beside the texts that are learnt: marked messages, and keys that were not read."""
+    """What the rows held beside the texts that are learnt: marked messages, common openings, keys not read."""
     marked = sum(summary[side]["context_turns"] for side in ("train", "eval"))
     found = [f"{marked:,} messages are marked not to be learnt: they are read as context."] if marked else []
+    if shared := summary["openings"]:
+        rows = f"{shared[0]['rows']:,} rows on the {shared[0]['side']} side"
+        found.append(
+            f"{len(shared)} openings (first exchanges) begin more than 1 % of the conversations each; each is on one "
+            f"side as a whole; the commonest, first in row {shared[0]['index']} of {shared[0]['source']}, has {rows}."
+        )
     keys = [f"{key} ({rows:,} rows)" for key, rows in summary["unread"].items()]
     return " ".join([*found, f"Not read, though they held text: {', '.join(keys)}." if keys else ""])
 

@@ -117,14 +117,19 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def opening_hash(turns: Sequence[Turn]) -> str:
+    """The hash of the first exchange: conversations that begin alike, such as a growing one, share it."""
+    return conversation_hash(turns[:2])
+
+
 def normalised(text: str) -> str:
     """Unicode normalisation form KC; plain ASCII is in it already."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
-def side_of(conversation: str, split_seed: int, eval_fraction: float) -> str:
-    """`train` or `eval`, from the conversation's hash alone: rows that are added elsewhere never move it."""
-    return "eval" if uniform(conversation, split_seed) < eval_fraction else "train"
+def side_of(opening: str, split_seed: int, eval_fraction: float) -> str:
+    """`train` or `eval`, from the hash of the first exchange alone: rows that are added elsewhere never move it."""
+    return "eval" if uniform(opening, split_seed) < eval_fraction else "train"
 
 
 def uniform(key: str, seed: int) -> float:

@@ -31,6 +31,7 @@ from nbutils.data.fates import (
     Turn,
     conversation_hash,
     judge,
+    opening_hash,
     side_of,
     uniform,
 )
@@ -58,6 +59,7 @@ SCHEMA = pa.schema(
         "unread": pa.list_(pa.string()),
         "side": pa.string(),
         "hash": pa.string(),
+        "opening": pa.string(),
         "matched_items": pa.list_(pa.string()),
         "messages": MESSAGES,
         "input_ids": pa.list_(pa.int32()),
@@ -66,8 +68,8 @@ SCHEMA = pa.schema(
     }
 )
 """What the filter returns, a row for every row taken. `tokens` is null where nothing was read as tokens,
-`side` and `hash` are empty there; ids and mask are null for rows that are dropped. `matched_items` names every
-evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others.
+`side`, `hash` and `opening` are empty there; ids and mask are null for rows that are dropped. `matched_items` names
+every evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others.
 `context_turns` are the places of turns that are marked not to be learnt, `unread` the keys that held text beside it."""
 LEDGER_SCHEMA = pa.schema(
     [field for field in SCHEMA if field.name not in ("messages", "input_ids", "supervised", "context")],
@@ -106,11 +108,13 @@ class RowFilter:
             "context_turns": judged.context_turns,
             "side": "",
             "hash": "",
+            "opening": "",
             "messages": as_messages(judged.turns),
         }
         if measured:
-            digest = conversation_hash(judged.turns)
-            row |= {"hash": digest, "side": self.side(digest), "tokens_is_lower_bound": not measured.exact}
+            opening = opening_hash(judged.turns)
+            row |= {"hash": conversation_hash(judged.turns), "opening": opening, "side": self.side(opening)}
+            row |= {"tokens_is_lower_bound": not measured.exact}
             row |= {"tokens": measured.tokens, "supervised_tokens": measured.supervised}
             if measured.encoding:
                 row |= vars(measured.encoding)
@@ -133,9 +137,9 @@ class RowFilter:
                 raise UserError(f"Row {number} of {self.spec.label} cannot be used: {row}.")
         return list(rows), [_judged(row) for row, _ in rows.values()], [unread for _, unread in rows.values()]
 
-    def side(self, conversation: str) -> str:
-        """The side of a conversation, by its hash."""
-        return side_of(conversation, self.settings.split_seed, self.settings.eval_fraction)
+    def side(self, opening: str) -> str:
+        """The side of the conversations that begin so, by the hash of their first exchange."""
+        return side_of(opening, self.settings.split_seed, self.settings.eval_fraction)
 
     def _measured(self, judged: list[Judged], rows: list[int]) -> dict[int, Measured]:
         """These conversations as tokens, by their places. What cannot be encoded is malformed."""

@@ -45,6 +45,7 @@ ADVICE = {
 }
 """What helps where most rows are dropped for a reason; for any other, other data does."""
 LIMITS = (512, 1024, 2048)
+COMMON = 0.01
 BARS = 16
 """Bars up to `max_length` in the histogram of lengths."""
 
@@ -74,7 +75,7 @@ def write_summary(
                 f"The dataset {source.label} had {source.rows:,} rows when it was opened, and {read:,} "
                 "were read: something changed it meanwhile; run this notebook again."
             )
-    names = ["source", "index", "fate", "detail", "tokens", "lost_last_user_turn", "unread"]
+    names = ["source", "index", "fate", "detail", "tokens", "lost_last_user_turn", "unread", "side", "opening"]
     ledger = pq.read_table(folder / "ledger.parquet", columns=names)
     fates = by_fate(ledger)
     for side in ("train", "eval"):
@@ -97,6 +98,7 @@ def write_summary(
         "max_length": settings.max_length,
         "split_seed": settings.split_seed,
         "eval_fraction": settings.eval_fraction,
+        "openings": openings(ledger),
         "datasets": [
             source.spec.model_dump(include={"path", "name", "split", "fraction"})
             | {
@@ -123,6 +125,23 @@ def write_summary(
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {count["values"]: count["counts"] for count in column.value_counts().to_pylist()}
+
+
+def openings(ledger: pa.Table) -> list[dict[str, Any]]:
+    """First exchanges with which more than `COMMON` of the kept rows begin: their rows, side and first row."""
+    kept = ledger.filter(pc.equal(ledger["fate"], KEPT))
+    columns = [("side", "first"), ("source", "first"), ("index", "first"), ([], "count_all")]
+    found = kept.group_by("opening", use_threads=False).aggregate(columns).sort_by([("count_all", "descending")])
+    return [
+        {
+            "rows": one["count_all"],
+            "side": one["side_first"],
+            "source": one["source_first"],
+            "index": one["index_first"],
+        }
+        for one in found.to_pylist()
+        if one["count_all"] > max(1, COMMON * kept.num_rows)
+    ]
 
 
 def _why_none_is_left(ledger: pa.Table, fates: dict[str, dict[str, int]]) -> str:

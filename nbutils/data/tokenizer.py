@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nbutils.core.files import replaced
 from nbutils.core.run.models import TINY, ModelRef, train_bpe
 from nbutils.data.batches import Source
-from nbutils.data.fates import KEPT, conversation_hash
+from nbutils.data.fates import KEPT, opening_hash
 from nbutils.data.row_filter import RowFilter, loaded_tokenizer
 from nbutils.data.settings import DataSettings
 
@@ -35,5 +35,5 @@ def train_texts(settings: DataSettings, sources: Sequence[Source]) -> Iterator[s
         rows = RowFilter(source.spec, source.shape.name, settings, Path())
         for batch in source.batches():
             for judged in rows.judged(batch.read(), batch.start)[1]:
-                if judged.fate == KEPT and rows.side(conversation_hash(judged.turns)) == "train":
+                if judged.fate == KEPT and rows.side(opening_hash(judged.turns)) == "train":
                     yield from (text for _, text in judged.turns)

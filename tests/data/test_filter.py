@@ -23,7 +23,7 @@ from nbutils.core.errors import UserError
 from nbutils.data import filter as filtering
 from nbutils.data import lines
 from nbutils.data.batches import Batch, in_order
-from nbutils.data.display import example, fates_table, limits_table
+from nbutils.data.display import beside_line, example, fates_table, limits_table
 from nbutils.data.filter import filter_sources, processes_for
 from nbutils.data.row_filter import LEDGER_SCHEMA, RowFilter
 from nbutils.data.summary import write_summary
@@ -149,6 +149,21 @@ def test_another_engine_can_run_the_row_filter_unchanged(thousand):
     expected = made.ledger.copy()
     expected.loc[expected["fate"] == "duplicate", ["fate", "detail"]] = ["kept", ""]
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+
+
+def test_conversations_that_begin_alike_are_on_one_side_and_a_common_opening_is_named(tmp_path):
+    """A row for each answer with all that came before, as people bring it: no held-out row begins as a learnt one."""
+    rows = [chat(*(f"{talk}, {i}" for i in range(2 * turns))) for turns in range(1, 5) for talk in range(30)]
+    greeted = [chat(" Good\u00a0 day ", "Hello", f"{i}?", "x")["messages"] for i in range(8)]
+    rows += [{"messages": [{"role": "system", "content": "Be brief."}, *messages]} for messages in greeted]
+    made = make_of(tmp_path, rows)
+    growing = made.ledger[:120]
+    assert (growing.groupby(growing.index % 30).side.nunique() == 1).all() and growing.side.nunique() == 2
+    assert made.ledger[120:].side.nunique() == made.ledger[120:].opening.nunique() == 1
+    common = made.summary["openings"]
+    assert (common[0]["rows"], common[0]["index"]) == (8, 120)
+    assert [one["rows"] for one in common[1:]] == [4] * 30
+    assert "31 openings" in (line := beside_line(made.summary)) and "row 120" in line and "8 rows" in line
 
 
 def test_sides_and_the_evaluation_set_stay_when_rows_are_added_and_copies_cannot_straddle(tmp_path, monkeypatch):
