@@ -132,25 +132,22 @@ class StepBatch:
     """What making it took."""
 
 
+@dataclass
 class StepLoader:
     """Iterates over the optimizer steps of one epoch, from a given step on; `set_epoch` chooses the epoch.
 
     Its order is a function of (seed, epoch), so the position after a resume is the step number and nothing else.
     """
 
-    def __init__(
-        self,
-        rows: TokenRows,
-        plan: BatchPlan,
-        rank: int = 0,
-        world_size: int = 1,
-        first_step: int = 0,
-    ) -> None:
-        self.rows, self.plan = rows, plan
-        self.rank, self.world_size = rank, world_size
-        self.first_step = first_step
-        self.epoch = first_step // plan.steps_per_epoch
-        self.supervised = rows.supervised_counts()
+    rows: TokenRows
+    plan: BatchPlan
+    rank: int = 0
+    world_size: int = 1
+    first_step: int = 0
+
+    def __post_init__(self) -> None:
+        self.set_epoch(self.first_step // len(self))
+        self.supervised = self.rows.supervised_counts()
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch

@@ -24,7 +24,8 @@ from nbutils.train.batches import StepBatch
 if TYPE_CHECKING:
     from nbutils.train.trainer import SmallchatTrainer
 
-COUNTERS = "counters.json"
+COUNTERS, KEPT = "counters.json", ("window", "totals", "wall", "seconds")
+"""The file of the counters in a checkpoint, and what it holds of them."""
 FILES = {"metric": LOG, "sample": "samples.jsonl"}
 """The file for each kind of row."""
 
@@ -117,11 +118,12 @@ class Counters:
 
     def count_step(self, batch: StepBatch, loss: float, correct: float, flops: float) -> None:
         """Adds one optimizer step, its sums taken over all ranks."""
-        added = {"supervised": batch.supervised_tokens, "tokens": batch.tokens, "padded": batch.padded_tokens}
-        for name, value in ({"loss": loss, "correct": correct, "flops": flops} | added).items():
+        supervised, tokens = batch.supervised_tokens, batch.tokens
+        added = {"loss": loss, "correct": correct, "supervised": supervised, "tokens": tokens, "flops": flops}
+        for name, value in (added | {"padded": batch.padded_tokens}).items():
             self.window[name] += value
-        self.totals["supervised_tokens"] += batch.supervised_tokens
-        self.totals["total_tokens"] += batch.tokens
+        self.totals["supervised_tokens"] += supervised
+        self.totals["total_tokens"] += tokens
 
     def add(self, part: str, seconds: float) -> None:
         """Adds seconds to one part."""
@@ -158,13 +160,12 @@ class Counters:
 
     def save(self, folder: Path, **others: Any) -> None:
         """Writes the counters into a checkpoint, as they were before it was begun, with other facts."""
-        state = {"window": self.window, "totals": self.totals, "wall": self.wall, "seconds": self.seconds}
-        write_json(folder / COUNTERS, state | others)
+        write_json(folder / COUNTERS, {name: getattr(self, name) for name in KEPT} | others)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Takes over the counters of a checkpoint, and returns all that `save` wrote there."""
         state: dict[str, Any] = read_json(folder / COUNTERS)
-        self.window, self.totals, self.wall, self.seconds = (state[k] for k in ("window", "totals", "wall", "seconds"))
+        vars(self).update({name: state[name] for name in KEPT})
         return state
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -43,6 +44,12 @@ class Bench:
             line, env=environment(self.notebooks, **env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             cwd="/", start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
+
+    def in_the_middle(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        """A pipeline whose cell has begun and does not end by itself."""
+        process = self.start(*arguments, **options)
+        wait_for((self.run / "child-started").exists)
+        return process
 
     def finish(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         """Exit status and output; no process of the run may be left."""
@@ -113,18 +120,19 @@ def test_a_pause_by_signal_and_the_way_on(bench):
 
 
 IN_CELL = [
-    ("exception", "02_second.ipynb, cell In [4] raised ValueError: the answer is not 42."),
-    ("exit", "cell In [4] called sys.exit(3)"),
-    ("exit0", "cell In [4] called sys.exit()"),
-    ("os_exit", "code cell 4: the kernel died with exit status 7"),
-    ("memory", "cell In [4]: memory ran out"),
+    ("exception", (), "02_second.ipynb, cell In [4] raised ValueError: the answer is not 42."),
+    ("exit", (), "cell In [4] called sys.exit(3)"),
+    ("exit0", (), "cell In [4] called sys.exit()"),
+    ("os_exit", (), "code cell 4: the kernel died with exit status 7"),
+    ("memory", (), "cell In [4]: memory ran out"),
+    ("child", ("--cell-minutes", "0.25"), "02_second.ipynb, code cell 4 took longer than --cell-minutes 0.25 allows"),
 ]
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("fault,words", IN_CELL)
-def test_faults_in_a_cell(bench, fault, words):
-    status, output = bench.go("-p", f"fault={fault}")
+@pytest.mark.parametrize("fault,arguments,words", IN_CELL)
+def test_faults_in_a_cell(bench, fault, arguments, words):
+    status, output = bench.go("-p", f"fault={fault}", *arguments)
     assert status == 1, output
     assert words in last_line(output) and str(bench.run / "notebooks" / "02_second.ipynb") in last_line(output)
     assert "Traceback" not in output
@@ -144,14 +152,6 @@ def test_a_kernel_that_does_not_start(bench, tmp_path):
     assert "The kernel for 01_first.ipynb did not start (ImportError: no zmq here)" in last_line(output)
     assert "completed" not in bench.cells("01_first.ipynb")
     assert bench.go()[0] == 0
-
-
-@pytest.mark.soak
-def test_a_cell_over_its_time_limit(bench):
-    status, output = bench.go("-p", "fault=child", "--cell-minutes", "0.25")
-    assert status == 1
-    assert "02_second.ipynb, code cell 4 took longer than --cell-minutes 0.25 allows" in last_line(output)
-    goes_on(bench)
 
 
 @contextmanager
@@ -189,8 +189,7 @@ def test_a_read_only_run_folder(bench):
 
 @pytest.mark.soak
 def test_two_pipelines_at_once(bench):
-    process = bench.start("-p", "fault=sleep")
-    wait_for((bench.run / "child-started").exists)
+    process = bench.in_the_middle("-p", "fault=sleep")
     line = command(bench.profile, "--run-dir", bench.run)
     other = subprocess.run(line, env=environment(bench.notebooks), capture_output=True, text=True)
     assert other.returncode == 1
@@ -214,8 +213,7 @@ def test_other_signals_pause_too(bench, number):
 @pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stage_that_cannot_pause_is_stopped(bench, number):
-    process = bench.start("-p", "note=sleep")
-    wait_for((bench.run / "child-started").exists)
+    process = bench.in_the_middle("-p", "note=sleep")
     began = time.monotonic()
     process.send_signal(number)
     status, output = bench.finish(process)
@@ -227,8 +225,7 @@ def test_a_stage_that_cannot_pause_is_stopped(bench, number):
 
 @pytest.mark.soak
 def test_a_second_signal_ends_it_now(bench):
-    process = bench.start("-p", "fault=child")
-    wait_for((bench.run / "child-started").exists)
+    process = bench.in_the_middle("-p", "fault=child")
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     assert process.poll() is None
@@ -244,8 +241,7 @@ def test_a_second_signal_ends_it_now(bench):
 def test_a_stage_that_does_not_answer_is_ended_after_the_grace(bench):
     code = "from nbutils.core.run import pause; pause.GRACE_SECONDS = 3; from tests.pipeline.fake import main; main()"
     program = [sys.executable, "-c", code, "run", str(bench.profile), "--run-dir", str(bench.run)]
-    process = bench.start("-p", "fault=child", program=program)
-    wait_for((bench.run / "child-started").exists)
+    process = bench.in_the_middle("-p", "fault=child", program=program)
     process.send_signal(signal.SIGTERM)
     status, output = bench.finish(process)
     assert status == 143 and "ended by SIGTERM before it had saved a checkpoint" in last_line(output)
@@ -253,8 +249,7 @@ def test_a_stage_that_does_not_answer_is_ended_after_the_grace(bench):
 
 @pytest.mark.soak
 def test_sigkill_of_the_pipeline_alone(bench):
-    process = bench.start("-p", "fault=child")
-    wait_for((bench.run / "child-started").exists)
+    process = bench.in_the_middle("-p", "fault=child")
     assert len(marked(run_mark(bench.run))) >= 2
     process.kill()
     process.wait()
@@ -263,22 +258,18 @@ def test_sigkill_of_the_pipeline_alone(bench):
 
 
 @pytest.mark.soak
-def test_sigkill_of_the_kernel_alone(bench):
-    process = bench.start("-p", "fault=child")
-    wait_for((bench.run / "child-started").exists)
-    bench.kernel().kill()
+@pytest.mark.parametrize(
+    "fault,number,words",
+    [
+        ("child", signal.SIGKILL, "code cell 4: the kernel was ended by SIGKILL"),
+        ("sleep", signal.SIGINT, "cell In [4] was interrupted; run the same command again"),
+    ],
+)
+def test_a_signal_to_the_kernel_alone(bench, fault, number, words):
+    process = bench.in_the_middle("-p", f"fault={fault}")
+    bench.kernel().send_signal(number)
     status, output = bench.finish(process)
-    assert status == 1 and "code cell 4: the kernel was ended by SIGKILL" in last_line(output)
-    goes_on(bench)
-
-
-@pytest.mark.soak
-def test_jupyters_interrupt(bench):
-    process = bench.start("-p", "fault=sleep")
-    wait_for((bench.run / "child-started").exists)
-    bench.kernel().send_signal(signal.SIGINT)
-    status, output = bench.finish(process)
-    assert status == 1 and "cell In [4] was interrupted; run the same command again" in last_line(output)
+    assert status == 1 and words in last_line(output)
     goes_on(bench)
 
 

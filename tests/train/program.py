@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+from nbutils.core.run import pause
 from nbutils.core.torchrun import run_worker, tell, within
+
+STARTED = {"step": 0, "steps": 9, "world_size": 1, "device": "cpu", "precision": "fp32", "microbatches_per_step": 1}
 
 
 def main(folder: Path, act: str) -> None:
@@ -23,6 +27,14 @@ def main(folder: Path, act: str) -> None:
         return
     if act == "raises" and os.environ["RANK"] == "1":
         raise RuntimeError(f"planted, with the secret {os.environ['HF_TOKEN']}")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if act == "goes on" else signal.SIG_DFL)
+    if act in ("pauses", "goes on"):
+        tell(folder, "started", **STARTED)
+        while act == "goes on" or not pause.requested(folder.parent):
+            tell(folder, "warning", message="working")
+            time.sleep(0.1)
+        tell(folder, "paused", step=3, steps=9)
+        return
     with within(0.2 if act == "hangs" else 60, folder):
         time.sleep(60)
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
+import torch
 from transformers import AutoTokenizer
 
 from nbutils.core.files import write_json
@@ -82,6 +83,11 @@ def trainer_of(settings: TrainSettings) -> SmallchatTrainer:
     job = Job(settings, {}, loader, held_out, Records(folder, active=True), Budget(lambda: False))
     model = tiny_model(tokenizer, settings.max_length, settings.seed)
     return SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    """All weights of a model in one row."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
 def written(settings: TrainSettings) -> Path:

@@ -18,35 +18,26 @@ plans = st.builds(
     tokens_per_microbatch=st.integers(1, 500),
     seed=st.integers(0, 9),
 )
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=100, deadline=None)
 
 
 @given(plan=plans, world=st.integers(1, 5), epoch=st.integers(0, 3))
 @many
-def test_every_row_is_dealt_exactly_once_an_epoch(plan, world, epoch):
+def test_every_row_is_dealt_exactly_once_an_epoch_within_the_budget_or_alone(plan, world, epoch):
     steps = plan.steps(epoch)
     assert len(steps) == plan.steps_per_epoch
-    dealt = [row for step in steps for rank in plan.deal(step, world) for batch in rank for row in batch]
-    assert sorted(dealt) == list(range(len(plan.lengths)))
-
-
-@given(plan=plans, world=st.integers(1, 5))
-@many
-def test_microbatches_keep_the_budget_or_hold_one_long_row(plan, world):
-    for step in plan.steps(0):
-        for rank in plan.deal(step, world):
-            for batch in rank:
-                assert plan.padded(batch) <= plan.tokens_per_microbatch or len(batch) == 1
+    batches = [batch for step in steps for rank in plan.deal(step, world) for batch in rank]
+    assert sorted(np.concatenate(batches)) == list(range(len(plan.lengths)))
+    assert all(plan.padded(batch) <= plan.tokens_per_microbatch or len(batch) == 1 for batch in batches)
 
 
 @given(plan=plans)
 @many
 def test_a_resume_at_another_world_size_goes_on_with_the_same_rows(plan):
-    rows = [[set(map(int, step)) for step in plan.steps(1)] for _ in range(2)]
-    assert rows[0] == rows[1]
-    for step, expected in zip(plan.steps(1), rows[0], strict=True):
+    for step, again in zip(plan.steps(1), plan.steps(1), strict=True):
         for world in (1, 2, 4):
-            assert {int(r) for rank in plan.deal(step, world) for batch in rank for r in batch} == expected
+            dealt = [row for rank in plan.deal(again, world) for batch in rank for row in batch]
+            assert sorted(dealt) == sorted(step)
 
 
 def test_a_resumed_loader_passes_over_the_steps_of_the_epoch_that_it_resumes_in():
@@ -83,8 +74,7 @@ def test_steps_hold_their_tokens_and_ranks_are_balanced():
     for step in plan.steps(0):
         loads = [sum(plan.padded(batch) for batch in rank) for rank in plan.deal(step, 2)]
         assert max(loads) - min(loads) <= 2048
-    padded = sum(plan.padded(b) for step in plan.steps(0) for b in plan.deal(step, 2)[0] + plan.deal(step, 2)[1])
-    assert plan.lengths.sum() / padded > 0.9
+    assert plan.padding() < 0.1
 
 
 def test_edges():

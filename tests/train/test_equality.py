@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from nbutils.core.files import read_jsonl
 from nbutils.core.notebooks import code_cells
@@ -15,7 +14,7 @@ from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
 from nbutils.train.evaluation import exact_loss
 from tests.train.forked import forked
-from tests.train.runs import small_settings
+from tests.train.runs import flat, small_settings
 
 STEPS = 22  # a whole epoch, so that its last step is among them
 SGD = {
@@ -35,12 +34,7 @@ SGD = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("equality")
-
-
-def plain_loop(run: Path, root: Path, settings, monkeypatch) -> tuple[dict, dict, list[float], list[float]]:
+def plain_loop(run: Path, root: Path, settings, monkeypatch) -> tuple[list[torch.Tensor], list[float], list[float]]:
     """Executes the notebook's own cells with SGD: weights after 1 and after all steps, losses and gradient norms."""
     cells = [c["source"] for c in code_cells(root / "notebooks" / "02_train_sft.ipynb")]
     prepare, loop = (source for source in cells if "cross_entropy" in source)
@@ -55,36 +49,29 @@ def plain_loop(run: Path, root: Path, settings, monkeypatch) -> tuple[dict, dict
         model = ModelRef.parse("base", run).load()
         names = {"model": model, "plan": plan, "rows": rows, "settings": settings, "plain_loop_steps": steps}
         exec(f"{prepare}\n{loop}", names)
-        weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
-    return weights[0], weights[1], names["losses"], names["norms"]
+        weights.append(flat(model))
+    return weights, names["losses"], names["norms"]
 
 
 @pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.soak)])
-def test_worker_equals_the_plain_loop(run, root, world, monkeypatch):
-    settings = small_settings(run, **SGD)
-    assert BatchPlan(TokenRows.load(run / "data" / "train", "all").lengths(), 300, 260, 1).steps_per_epoch == STEPS
-    (run / "train").mkdir(exist_ok=True)
-    for old in (run / "train").glob("checkpoints/*"):
-        old.rename(run / f"old-{old.name}-{world}")
+def test_worker_equals_the_plain_loop(tmp_path, root, world, monkeypatch):
+    settings = small_settings(tmp_path, **SGD)
     done = forked(settings, world)
     assert done.returncode == 0, done.stderr[-3000:]
-    one, last, losses, norms = plain_loop(run, root, settings, monkeypatch)
-    base = load_file(run / "train" / "base" / "model.safetensors")
-    first = load_file(run / "train" / "checkpoints" / "step-000001" / "model.safetensors")
-    final = load_file(run / "train" / "final" / "model.safetensors")
-    ours = torch.cat([(base[name] - first[name]).flatten() for name in first])
-    expected = torch.cat([(base[name] - one[name]).flatten() for name in first])
-    assert (ours - expected).norm() / expected.norm() < 1e-5
-    for name, weight in final.items():
-        assert torch.allclose(weight, last[name], atol=1e-5), name
-    rows = [row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "train"]
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
-    assert [row["grad_norm"] for row in rows] == pytest.approx(norms, rel=1e-5)
-    evaluations = [row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "eval"]
+    expected, losses, norms = plain_loop(tmp_path, root, settings, monkeypatch)
+    base, first, final = (flat(ModelRef.parse(name, tmp_path).load()) for name in ("base", "step-000001", "final"))
+    ours, theirs = base - first, base - expected[0]
+    assert (ours - theirs).norm() / theirs.norm() < 1e-5
+    assert torch.allclose(final, expected[1], atol=1e-5)
+    rows = read_jsonl(tmp_path / "train" / "metrics.jsonl")
+    steps = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1)) and steps[-1]["epoch"] == 1.0
+    assert [row["loss"] for row in steps] == pytest.approx(losses, rel=1e-5)
+    assert [row["grad_norm"] for row in steps] == pytest.approx(norms, rel=1e-5)
+    evaluations = [row for row in rows if row["kind"] == "eval"]
     assert [row["step"] for row in evaluations] == [0, STEPS // 2, STEPS]
-    evaluation_rows = TokenRows.load(run / "data" / "eval", "assistant")
+    held_out = TokenRows.load(tmp_path / "data" / "eval", "assistant")
     for budget in (512, 8192):
-        alone = exact_loss(ModelRef.parse("final", run).load(), evaluation_rows, budget)
-        assert evaluations[-1]["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-6)
-        assert evaluations[-1]["eval_token_accuracy"] == pytest.approx(alone["eval_token_accuracy"], abs=1e-6)
+        alone = exact_loss(ModelRef.parse("final", tmp_path).load(), held_out, budget)
+        for name in ("eval_loss", "eval_token_accuracy"):
+            assert evaluations[-1][name] == pytest.approx(alone[name], abs=1e-6)

@@ -26,7 +26,7 @@ from nbutils.train import worker
 from nbutils.train.run import events_of
 from tests.conftest import ROOT
 from tests.train.forked import forked
-from tests.train.runs import small_settings, wait_for
+from tests.train.runs import small_settings, wait_for, written
 
 
 def told(folder: Path, log: str, **failed: object) -> str:
@@ -147,36 +147,17 @@ def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
     assert not left
 
 
-FAKE_WORKER = """
-import json, signal, sys, time
-from pathlib import Path
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-run, patient = Path(sys.argv[1]), sys.argv[2] == "patient"
-progress = (run / "train" / "progress.jsonl").open("a")
-def tell(**event):
-    print(json.dumps(event), file=progress, flush=True)
-facts = {"step": 0, "steps": 9, "world_size": 1, "device": "cpu", "precision": "fp32", "microbatches_per_step": 1}
-tell(event="started", **facts)
-for _ in range(600):
-    tell(event="warning", message="working")
-    time.sleep(0.1)
-    if (run / "pause-requested").exists() and not patient:
-        tell(event="paused", step=3, steps=9)
-        break
-"""
-
-
 @pytest.fixture
 def fake_worker(tmp_path, monkeypatch):
     """Makes `run_training` follow a program that does nothing but pause when asked to, or never."""
 
-    def start(kind: str):
-        (tmp_path / "train").mkdir()
+    def start(act: str):
+        settings = small_settings(tmp_path)
+        line = [sys.executable, "-m", PROGRAM, str(written(settings))]
+        monkeypatch.setattr(torchrun, "command", lambda *_: line)
+        monkeypatch.setenv("ACT", act)
         (tmp_path / "train" / "metrics.jsonl").touch()
-        (tmp_path / "worker.py").write_text(FAKE_WORKER)
-        command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path), kind]
-        monkeypatch.setattr(torchrun, "command", lambda *a: command)
-        return small_settings(tmp_path), tmp_path / "train"
+        return settings, tmp_path / "train"
 
     return start
 
@@ -196,7 +177,7 @@ def interrupt_on(monkeypatch, *numbers: int) -> None:
 
 
 def test_an_interrupt_while_a_line_is_printed_is_a_pause(fake_worker, monkeypatch, capsys):
-    settings, folder = fake_worker("quick")
+    settings, folder = fake_worker("pauses")
     interrupt_on(monkeypatch, 2)
     before = signal.getsignal(signal.SIGINT)
     outcome = training.run_training(settings, folder)
@@ -206,7 +187,7 @@ def test_an_interrupt_while_a_line_is_printed_is_a_pause(fake_worker, monkeypatc
 
 
 def test_a_second_interrupt_stops_at_once(fake_worker, monkeypatch):
-    settings, folder = fake_worker("patient")
+    settings, folder = fake_worker("goes on")
     interrupt_on(monkeypatch, 2, 5)
     started, before = time.monotonic(), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):

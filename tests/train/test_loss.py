@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from nbutils.core.errors import UserError
@@ -31,15 +32,8 @@ def test_equals_torch(positions, chunk):
 
 def tiny(tie: bool) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        tie_word_embeddings=tie,
-    )
-    return LlamaForCausalLM(config)
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=tie))
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -64,8 +58,6 @@ def test_padded_rows_without_a_mask_give_the_loss_of_each_row_alone(tie):
 
 
 def test_the_loss_never_holds_positions_times_vocabulary():
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     class Largest(TorchDispatchMode):
         elements = 0
 
