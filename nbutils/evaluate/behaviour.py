@@ -38,7 +38,7 @@ def user_turns(
     for conversation in rng.sample(list(conversations), len(conversations)):
         if len(chosen) == count:
             break
-        turns = [turn for _, turn in turns_of([conversation], "assistant")]
+        turns = [turn for _, turn, _ in turns_of([conversation], "assistant")]
         rng.shuffle(turns)
         for turn in turns:
             beginning = conversation.messages[:turn]
@@ -88,9 +88,14 @@ def figures_of(
     words = [reply.text.casefold().split() for reply in replies]
     counted = {
         "ended": [reply.ended for reply in replies],
-        "repeats": [_repeats(reply.token_ids) for reply in replies],
-        "leaks": [_leaks(reply, special_ids) for reply in replies],
-        "echoes": list(map(_echoes, replies, prompts)),
+        "repeats": [0 < _distinct([reply.token_ids], NGRAM) < 1 for reply in replies],
+        "leaks": [
+            not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text)) for reply in replies
+        ],
+        "echoes": [
+            folded(reply.text) == folded(prompt[-1]["content"]) != ""
+            for reply, prompt in zip(replies, prompts, strict=True)
+        ],
         "empty": [not reply.text.strip() for reply in replies],
     }
     shares = {name: sum(found) / count for name, found in counted.items()}
@@ -111,22 +116,10 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _repeats(ids: Sequence[int]) -> bool:
-    grams = [tuple(ids[k : k + NGRAM]) for k in range(len(ids) - NGRAM + 1)]
-    return len(set(grams)) < len(grams)
-
-
-def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
-    grams = [tuple(row[k : k + n]) for row in words for k in range(len(row) - n + 1)]
+def _distinct(rows: Sequence[Sequence[Any]], n: int) -> float:
+    """Different n-grams of all n-grams in the rows; 0 where there are none."""
+    grams = [tuple(row[k : k + n]) for row in rows for k in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _echoes(reply: Reply, prompt: Sequence[dict[str, str]]) -> bool:
-    return folded(reply.text) == folded(prompt[-1]["content"]) != ""
-
-
-def _leaks(reply: Reply, special_ids: set[int]) -> bool:
-    return not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text))
 
 
 def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.chatml import CHATML, IM_END
+from nbutils.core.errors import UserError
 from nbutils.core.files import replaced
 from nbutils.evaluate.compare import to_parquet
 
@@ -69,22 +70,21 @@ def read_conversations(data: Path, tokenizer: Any) -> list[Conversation]:
 
 def yamls(conversations: Sequence[Conversation]) -> dict[str, Path]:
     """The embedded tasks' YAMLs; perplexity is by byte where replies have no words (Chinese, Japanese, Thai)."""
-    replies = [c.messages[turn]["content"] for c, turn in turns_of(conversations, "assistant")]
+    replies = [reply for _, _, reply in turns_of(conversations, "assistant")]
     by_byte = sum(map(len, replies)) > LONGEST_WORDS * sum(len(reply.split()) for reply in replies)
     return YAMLS | ({"heldout_perplexity": BY_BYTE} if by_byte else {})
 
 
-def write_items(folder: Path, conversations: Sequence[Conversation], selection_items: int, seed: int) -> dict[str, str]:
-    """Writes the items of both embedded tasks below the stage's folder; gives those that have none, and why."""
-    found = (list(reply_items(conversations)), selection(conversations, selection_items, seed))
-    left_out = {}
-    for (task, file), items in zip(EMBEDDED.items(), found, strict=True):
-        if not items:
-            left_out[task] = MISSING[task]
-            continue
-        with replaced(folder / file) as partial:
-            partial.write_bytes(to_parquet(items))
-    return left_out
+def write_items(
+    folder: Path, task: str, conversations: Sequence[Conversation], selection_items: int, seed: int
+) -> None:
+    """Writes the items of an embedded task below the stage's folder. UserError where the conversations give none."""
+    replies = task == "heldout_perplexity"
+    items = list(reply_items(conversations)) if replies else selection(conversations, selection_items, seed)
+    if not items:
+        raise UserError(MISSING[task])
+    with replaced(folder / EMBEDDED[task]) as partial:
+        partial.write_bytes(to_parquet(items))
 
 
 def reply_perplexity(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
@@ -101,9 +101,8 @@ def reply_perplexity_by_byte(doc: dict[str, Any], results: Any) -> dict[str, tup
 
 def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
     """One item for each of the assistant's turns."""
-    for conversation, turn in turns_of(conversations, "assistant"):
-        opening = f"\n{CHATML.open('assistant')}"
-        reply = conversation.messages[turn]["content"].strip()
+    opening = f"\n{CHATML.open('assistant')}"
+    for conversation, turn, reply in turns_of(conversations, "assistant"):
         asked = _item(conversation, turn, [opening, f"{opening}{reply}{IM_END}"])
         yield asked | {"words": len(reply.split()), "bytes": len(reply.encode())}
 
@@ -123,41 +122,35 @@ def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> 
     shuffled = rng.sample(list(conversations), len(conversations))
     items: list[dict[str, Any]] = []
     for role in ("assistant", "user"):
-        pool = [(c.row, c.messages[turn]["content"].strip()) for c, turn in turns_of(shuffled, role)]
+        pool = [(conversation.row, text) for conversation, _, text in turns_of(shuffled, role)]
         for conversation in shuffled:
             if len(items) >= wanted:
                 break
-            for _, turn in turns_of([conversation], role):
-                others = _others(pool, conversation, turn, rng)
-                if len(others) == ALTERNATIVES:
-                    items.append(_selection_item(conversation, turn, others, rng))
+            for _, turn, true in turns_of([conversation], role):
+                utterances = _others(pool, conversation.row, true, rng)
+                if len(utterances) == ALTERNATIVES:
+                    label = rng.randrange(ALTERNATIVES + 1)
+                    utterances.insert(label, true)
+                    choices = [f"\n{CHATML.open(role)}{utterance}{IM_END}" for utterance in utterances]
+                    items.append(_item(conversation, turn, choices) | {"role": role, "label": label})
     return items
 
 
-def turns_of(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[Conversation, int]]:
-    """Turns of a role that answer something (never a conversation's first) and are not marked as context alone."""
+def turns_of(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[Conversation, int, str]]:
+    """Turns of a role, with their text, that answer something (never the first) and are not marked as context alone."""
     for conversation in conversations:
         for turn, message in enumerate(conversation.messages):
             if turn and message["role"] == role and message.get("learn") is not False:
-                yield conversation, turn
+                yield conversation, turn, message["content"].strip()
 
 
-def _others(pool: list[tuple[int, str]], conversation: Conversation, turn: int, rng: random.Random) -> list[str]:
+def _others(pool: list[tuple[int, str]], own: int, true: str, rng: random.Random) -> list[str]:
     """Utterances of other conversations, all different; fewer than asked for where there are none."""
-    own = folded(conversation.messages[turn]["content"])
-    others = {own: ""}
+    others = {folded(true): ""}
     for row, text in rng.sample(pool, min(len(pool), 200)):
-        if row != conversation.row and len(others) <= ALTERNATIVES:
+        if row != own and len(others) <= ALTERNATIVES:
             others.setdefault(folded(text), text)
     return list(others.values())[1:]
-
-
-def _selection_item(conversation: Conversation, turn: int, others: list[str], rng: random.Random) -> dict[str, Any]:
-    role, true = conversation.messages[turn]["role"], conversation.messages[turn]["content"].strip()
-    label = rng.randrange(len(others) + 1)
-    utterances = [*others[:label], true, *others[label:]]
-    choices = [f"\n{CHATML.open(role)}{utterance}{IM_END}" for utterance in utterances]
-    return _item(conversation, turn, choices) | {"role": role, "label": label}
 
 
 def folded(text: str) -> str:

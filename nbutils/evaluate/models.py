@@ -27,10 +27,9 @@ class Model:
     @property
     def facts(self) -> dict[str, str]:
         """Its name, role, place and revision in a table."""
-        here = self.ref.path if not self.ref.hub else None
-        source = shown(here) if here else self.ref.hub or self.ref.text
-        if here and Path(source).is_absolute():  # the page is published: nothing of this machine's folders
-            source = next(_ends_of(here))
+        source = self.ref.hub or shown(self.ref.path or self.ref.text)
+        if Path(source).is_absolute():  # the page is published: nothing of this machine's folders
+            source = next(_ends_of(Path(source)))
         return {"name": self.name, "role": self.role, "source": source, "revision": self.ref.revision}
 
 
@@ -45,7 +44,7 @@ def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
         raise UserError(f"{shown(trained)} holds no model: run notebooks/02_train_sft.ipynb first.")
     models.append(Model("run", "run", ModelRef.parse(str(trained))))
     for ref in map(ModelRef.parse, peers):
-        names = _ends_of(ref.path) if ref.path and not ref.hub else iter([ref.text])
+        names = _ends_of(ref.path) if ref.path and not ref.hub else [ref.text]
         taken = {model.name for model in models}
         models.append(Model(next((name for name in names if name not in taken), ref.text), "peer", ref))
     return models
@@ -55,11 +54,6 @@ def _ends_of(path: Path) -> Iterator[str]:
     """The last three parts of a path, then the last four, and so on."""
     _, *parts = path.absolute().parts
     return ("/".join(parts[-count:]) for count in range(3, max(4, len(parts) + 1)))
-
-
-def items_name(model: str, task: str) -> str:
-    """The file of one model's items of one task."""
-    return f"{model.replace('/', '__')}--{task}.parquet"
 
 
 def check_model(model: Model, *, max_length: int, chat_template: bool) -> None:

@@ -23,7 +23,7 @@ from nbutils.evaluate.behaviour import PROMPTS, measure, sample_rows, user_turns
 from nbutils.evaluate.compare import flagged_items
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
 from nbutils.evaluate.heldout import EMBEDDED, read_conversations, write_items, yamls
-from nbutils.evaluate.models import Model, check_model, items_name, models_of_run
+from nbutils.evaluate.models import Model, check_model, models_of_run
 from nbutils.evaluate.report import comparison_markdown, results, shown_name
 from nbutils.evaluate.score import Plan, Scored, noting, resumable, score, takes_template
 from nbutils.evaluate.scorer import Progress, silent
@@ -49,14 +49,12 @@ def prepare(settings: EvaluateSettings) -> Plan:
     conversations = read_conversations(run.rows, tokenizer)
     tasks: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    if not EMBEDDED.keys().isdisjoint(settings.tasks):
-        missing = write_items(folder, conversations, settings.selection_items, settings.split_seed)
-        left_out |= {name: why for name, why in missing.items() if name in settings.tasks}
     own = yamls(conversations) | own_tasks(settings.task_path)
     for name in settings.tasks:
-        if name not in left_out:
-            with noting(left_out, name):
-                tasks |= load_tasks([name], own, data=folder)
+        with noting(left_out, name):
+            if name in EMBEDDED:
+                write_items(folder, name, conversations, settings.selection_items, settings.split_seed)
+            tasks |= load_tasks([name], own, data=folder)
     if not tasks:
         raise UserError(f"None of the tasks can be made: {' '.join(left_out.values())}")
     for task in tasks.values():  # as lm-eval's `simple_evaluate` does: a task that says 0 in its YAML stays at 0
@@ -124,7 +122,8 @@ def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
     """Scores with intervals and paired differences; keeps the items in the run, writes `results.json`."""
     (plan.folder / "items").mkdir(parents=True, exist_ok=True)
     for result in scored:
-        shutil.copyfile(result.items, plan.folder / "items" / items_name(result.model.name, result.task))
+        name = f"{result.model.name.replace('/', '__')}--{result.task}.parquet"
+        shutil.copyfile(result.items, plan.folder / "items" / name)
     flagged = flagged_items(plan.run.rows / "ledger.parquet", plan.tasks)
     found = results(plan, scored, flagged)
     write_json(plan.folder / "results.json", found)

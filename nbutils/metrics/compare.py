@@ -18,14 +18,13 @@ from nbutils.metrics.summary import read_history, read_training_settings, summar
 
 @dataclass(frozen=True)
 class Compared:
-    """One run of a comparison: its name here, folder, history, summary, settings of its training, and of its data."""
+    """One run of a comparison: its name here, folder, history, summary, and the parameters of its data and training."""
 
     name: str
     folder: Path
     history: History
     summary: dict[str, Any]
-    settings: dict[str, Any]
-    data: dict[str, Any]
+    parameters: dict[str, Any]
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
@@ -42,9 +41,9 @@ def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
         tails = (path.parts[-depth:] for depth in range(1, len(path.parts) + 1))
         name = next(tail for tail in tails if sum(other.parts[-len(tail) :] == tail for other in paths) == 1)
         history, training = read_history(path), read_training_settings(path)
-        data = (Run(path).record(maker("rows").name) or {}).get("parameters", {})
-        settings = training.get("settings", {}) | training.get("derived", {})
-        runs.append(Compared(str(Path(*name)), path, history, summarise(history, training), settings, data))
+        parameters = (Run(path).record(maker("rows").name) or {}).get("parameters", {})
+        parameters |= training.get("settings", {}) | training.get("derived", {})
+        runs.append(Compared(str(Path(*name)), path, history, summarise(history, training), parameters))
     for run in runs:
         if not run.summary["eval_hash"]:
             raise UserError(
@@ -65,20 +64,13 @@ def differences(runs: list[Compared]) -> dict[str, dict[str, Any]]:
     """Each parameter of all runs that differs and each result, by run: name → {run: value}; empty without runs."""
     if not runs:
         return {}
-    given = {run.name: run.data | run.settings for run in runs}
     rows: dict[str, dict[str, Any]] = {}
-    for name, first in given[runs[0].name].items():
-        row = {run: values[name] for run, values in given.items() if name in values}
+    for name, first in runs[0].parameters.items():
+        row = {run.name: run.parameters[name] for run in runs if name in run.parameters}
         if name != "run_dir" and len(row) == len(runs) and any(value != first for value in row.values()):
             rows[name] = row
-    results = {run.name: _results(run.summary) for run in runs}
-    return rows | {name: {run: found[name] for run, found in results.items()} for name in results[runs[0].name]}
-
-
-def _results(summary: dict[str, Any]) -> dict[str, Any]:
-    final = summary["final"]
-    return {
-        **{name: summary[name] for name in ("steps", "total_tokens", "hours", "tokens_per_second")},
-        **{f"final {name}": final[name] for name in ("loss", "eval_loss", "eval_token_accuracy", "perplexity")},
-        "best eval_loss": (summary["best"]["eval_loss"] or {}).get("value"),
-    }
+    for name in ("steps", "total_tokens", "hours", "tokens_per_second"):
+        rows[name] = {run.name: run.summary[name] for run in runs}
+    for name in ("loss", "eval_loss", "eval_token_accuracy", "perplexity"):
+        rows[f"final {name}"] = {run.name: run.summary["final"][name] for run in runs}
+    return rows | {"best eval_loss": {run.name: (run.summary["best"]["eval_loss"] or {}).get("value") for run in runs}}

@@ -69,7 +69,10 @@ def comparison(differences: dict[str, dict[str, Any]], runs: list[Compared], fol
     if not runs:
         return Markdown("No other run was named in `compare_runs`.")
     picture(folder, *COMPARED)
-    rows = [[name, *map(_cell, row.values())] for name, row in (differences | scores(runs)).items()]
+    rows = [
+        [name, *(f"{value:,.4g}" if isinstance(value, float) else value for value in row.values())]
+        for name, row in (differences | scores(runs)).items()
+    ]
     return Markdown(markdown_table(["", *(run.name for run in runs)], rows))
 
 
@@ -94,10 +97,6 @@ def picture(folder: Path, *names: str) -> None:
         raise UserError(f"The run logged nothing to draw {' or '.join(names)} from; see train/metrics.jsonl.")
     for file in files:
         display(Image(filename=str(file), width=800))
-
-
-def _cell(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def interactive_curves(history: History) -> None:

@@ -20,6 +20,7 @@ from nbutils.core.training_log import LOSS, METRICS, Metric
 from nbutils.metrics.remarks import remarks
 
 SCHEMA = 1
+TOKENS = ("supervised_tokens", "total_tokens")
 T = TypeVar("T")
 
 
@@ -87,13 +88,12 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
         "final": final | {"perplexity": perplexity},
         "evaluated_step": int(evals[LOSS.evaluation].steps[-1]) if evaluated else None,
         "best": {metric.evaluation: _best(evals[metric.evaluation], metric) for metric in metrics},
-        "supervised_tokens": _whole(history.series("supervised_tokens").last),
-        "total_tokens": _whole(history.series("total_tokens").last),
+        **{name: None if (last := history.series(name).last) is None else int(last) for name in TOKENS},
         "hours": None if elapsed is None else elapsed / 3600,
         **{metric.column: _over_run(history, metric) for metric in METRICS if metric.over_run},
         "sessions": len(history.sessions),
         "resumes": history.resumes,
-        "skipped_steps": _whole(history.series("skipped_steps").last) or 0,
+        "skipped_steps": int(history.series("skipped_steps").last or 0),
         "seconds": {part: round(seconds, 3) for part, seconds in history.seconds.items()},
         "eval_hash": training.get("data", {}).get("eval_hash"),
         "remarks": remarks(history, derived.get("steps")),
@@ -121,7 +121,3 @@ def _best(series: Series, metric: Metric) -> dict[str, float | int] | None:
     values = _by_step(series)
     step = (max if metric.higher_is_better else min)(values, key=lambda step: values[step], default=None)
     return None if step is None else {"value": values[step], "step": step}
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)

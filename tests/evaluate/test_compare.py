@@ -25,34 +25,43 @@ def accuracies(correct: np.ndarray) -> np.ndarray:
     return np.stack([correct, np.ones(len(correct))], axis=1)
 
 
-def answers(
-    rng: np.random.Generator, items: int, accuracy: float, shared: float = 0.6
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two models of equal accuracy that agree on a share of the items, as models do on what is hard for both."""
-    together = rng.random(items) < shared
-    common = rng.random(items) < accuracy
-    return tuple(np.where(together, common, rng.random(items) < accuracy) for _ in range(2))
+def equal_answers(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two models of equal accuracy on 500 items that agree on many, as models do on what is hard for both."""
+    together, common = rng.random(500) < 0.6, rng.random(500) < 0.45
+    a, b = (np.where(together, common, rng.random(500) < 0.45) for _ in range(2))
+    return a, b
+
+
+def equal_pages(rng: np.random.Generator, pages: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two equal models on pages of very different length, as WikiText's are, that are hard or easy for both."""
+    words = np.round(rng.lognormal(7.8, 0.9, pages))
+    hard = rng.normal(-4, 0.6, pages)
+    a, b = (np.stack([(hard + rng.normal(0, 0.1, pages)) * words, words], axis=1) for _ in range(2))
+    return a, b
 
 
 def test_a_true_ten_point_difference_on_500_items_is_called():
     called = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        a, b = answers(rng, 500, 0.5)
-        better = a | (rng.random(500) < 0.2)  # 0.5 + 0.5 × 0.2: ten points
+        a, b = equal_answers(rng)
+        better = a | (rng.random(500) < 0.2)  # 0.45 + 0.55 × 0.2: eleven points
         found = paired_difference(accuracies(better), accuracies(b), "mean", 2000, seed)
         called += word_for(found, True) == "better"
     assert called >= 36
 
 
-def test_of_200_pairs_of_equal_models_at_most_five_percent_are_called_different():
+@pytest.mark.parametrize("pages,pairs", [(None, 200), (20, 400), (62, 400)])
+def test_equal_models_are_seldom_called_different(pages, pairs):
+    """In 5 % of the pairs, and two standard errors of that count; on few pages of unlike length too."""
     called = 0
-    for seed in range(200):
-        a, b = answers(np.random.default_rng(1000 + seed), 500, 0.4)
-        found = paired_difference(accuracies(a), accuracies(b), "mean", 2000, seed)
-        called += word_for(found, True) != "not distinguishable"
-    # 5 % of 200, and two standard errors of that count
-    assert called <= 10 + 2 * math.sqrt(200 * 0.05 * 0.95)
+    for seed in range(pairs):
+        rng = np.random.default_rng(seed)
+        a, b = equal_pages(rng, pages) if pages else map(accuracies, equal_answers(rng))
+        word = word_for(paired_difference(a, b, "perplexity" if pages else "mean", 1000, seed), True)
+        assert word != TOO_FEW
+        called += word != "not distinguishable"
+    assert called <= 0.05 * pairs + 2 * math.sqrt(pairs * 0.05 * 0.95)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -65,14 +74,10 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_replies_of_one_conversation_are_resampled_together():
-    rng = np.random.default_rng(0)
-    by_conversation = np.repeat(rng.random(50) < 0.5, 20)  # all 20 items of a conversation alike
-    rows = [{"doc_id": i, "filter": "none", "group": i // 20, "acc": float(c), "acc_weight": 1.0}
-            for i, c in enumerate(by_conversation)]  # fmt: skip
-    metric = Metric("acc", "mean", True)
-    table = pd.DataFrame(rows)
-    grouped = interval(sums_of(table, metric), "mean", 2000, 0)
-    alone = interval(accuracies(by_conversation), "mean", 2000, 0)
+    correct = np.repeat(np.random.default_rng(0).random(50) < 0.5, 20)  # all 20 items of a conversation alike
+    table = pd.DataFrame({"group": np.arange(1000) // 20, "acc": correct, "acc_weight": 1.0})
+    grouped = interval(sums_of(table, Metric("acc", "mean", True)), "mean", 2000, 0)
+    alone = interval(accuracies(correct), "mean", 2000, 0)
     assert grouped.value == pytest.approx(alone.value)
     assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
 
@@ -82,9 +87,8 @@ def test_perplexity_is_a_ratio_of_sums_and_its_difference_is_paired():
     words = rng.integers(1, 40, 300).astype(float)
     hardness = rng.normal(5, 2, 300) * words
     a, b = (np.stack([-hardness - gain * words, words], axis=1) for gain in (0.0, 0.05))
-    found = interval(a, "perplexity", 1000, 0)
+    found, overlap = (interval(sums, "perplexity", 1000, 0) for sums in (a, b))
     assert found.value == pytest.approx(math.exp(hardness.sum() / words.sum()))
-    overlap = interval(b, "perplexity", 1000, 0)
     assert found.high > overlap.low, "the two intervals overlap"
     difference = paired_difference(a, b, "perplexity", 1000, 0)
     assert difference.high < 0 and word_for(difference, higher_is_better=False) == "better"
@@ -100,32 +104,17 @@ def test_counting_patterns_and_drawing_items_are_the_same_bootstrap(monkeypatch)
     assert (resampled(columns, 100, 5) == resampled(columns, 100, 5)).all(), "seeded"
 
 
-def test_words_name_only_what_the_interval_shows():
-    assert word_for(Estimate(1, 0.5, 0.2, 2, 20), True) == "better"
-    assert word_for(Estimate(1, 0.5, 0.2, 2, 20), False) == "worse"
-    assert word_for(Estimate(1, 0.5, -0.2, 2, 20), True) == "not distinguishable"
-    assert word_for(Estimate(1, 0.5, 0.2, 2, 19), True) == TOO_FEW
-
-
-def equal_pages(rng: np.random.Generator, pages: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two equal models on pages of very different length, as WikiText's are, that are hard or easy for both."""
-    words = np.round(rng.lognormal(7.8, 0.9, pages))
-    hard = rng.normal(-4, 0.6, pages)
-    a, b = (np.stack([(hard + rng.normal(0, 0.1, pages)) * words, words], axis=1) for _ in range(2))
-    return a, b
-
-
-@pytest.mark.parametrize("pages", [2, 5, 20, 62])
-def test_equal_models_are_seldom_called_different_on_few_pages_either(pages):
-    words = []
-    for seed in range(400):
-        a, b = equal_pages(np.random.default_rng(seed), pages)
-        words.append(word_for(paired_difference(a, b, "perplexity", 1000, seed), higher_is_better=False))
-    if pages < 20:
-        assert set(words) == {TOO_FEW}
-    else:  # 5 % of 400, and two standard errors of that count
-        called = sum(word in ("better", "worse") for word in words)
-        assert called <= 20 + 2 * math.sqrt(400 * 0.05 * 0.95)
+@pytest.mark.parametrize(
+    "low,groups,higher_is_better,word",
+    [
+        (0.2, 20, True, "better"),
+        (0.2, 20, False, "worse"),
+        (-0.2, 20, True, "not distinguishable"),
+        (0.2, 19, True, TOO_FEW),
+    ],
+)
+def test_words_name_only_what_the_interval_shows(low, groups, higher_is_better, word):
+    assert word_for(Estimate(1, 0.5, low, 2, groups), higher_is_better) == word
 
 
 def test_intervals_of_few_are_as_much_wider_as_a_t_interval():

@@ -90,7 +90,8 @@ def test_selection_offers_four_utterances_of_which_one_is_true(conversations):
 
 
 def test_the_yamls_load_with_the_items_and_know_their_metrics(conversations, tmp_path):
-    write_items(tmp_path, conversations, 20, seed=0)
+    for name in YAMLS:
+        write_items(tmp_path, name, conversations, 20, seed=0)
     tasks = load_tasks(list(YAMLS), YAMLS, data=tmp_path)
     assert {name: (len(task.task_docs), set(task.aggregation())) for name, task in tasks.items()} == {
         "heldout_perplexity": (len(list(reply_items(conversations))), {"word_perplexity"}),

@@ -184,7 +184,7 @@ def smollm2(smollm2_folder):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("name", "items"), [("hellaswag", 24), ("sciq", 12), ("wikitext", 1)])
+@pytest.mark.parametrize(("name", "items"), [("hellaswag", 16), ("sciq", 10), ("wikitext", 1)])
 def test_equals_stock_on_smollm2(smollm2, evaldata: Path, name: str, items: int):
     """The same log-likelihoods, choices and metrics as stock on real tasks with a real model, fp32."""
     assert smollm2["ours"].strategy == "shared rows"

@@ -14,28 +14,35 @@ from nbutils.metrics.compare import differences, read_runs
 from nbutils.metrics.display import PLOTLY, comparison, interactive_comparison
 from nbutils.metrics.figures import comparison_figure, save_comparisons
 from nbutils.metrics.settings import MetricsSettings
-from tests.metrics.histories import history_rows, write_done, write_training
+from tests.metrics.histories import history_rows, write_training
 
 
 @pytest.fixture
 def runs(tmp_path):
-    write_training(tmp_path / "slow", history_rows(30), learning_rate=1e-3)
-    write_training(tmp_path / "fast", history_rows(40, noise=0.2), learning_rate=1e-2)
+    """Two runs that share their evaluation set, one of another set, and two that name none."""
+    for name, eval_hash in (("slow", "a"), ("fast", "a"), ("other", "b"), ("old", ""), ("older", "")):
+        write_training(tmp_path / name, history_rows(5), eval_hash=eval_hash)
     return tmp_path
 
 
-def test_differences_and_figures(runs, monkeypatch):
-    monkeypatch.setattr("nbutils.metrics.display.picture", lambda *_: None)
-    settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[str(runs / "fast")])
-    both = read_runs(settings.compared)
-    save_comparisons(both, runs / "figures")
-    found = differences(both)
+def test_what_differs_is_in_the_table(notebook):
+    found = notebook.comparison
     assert found["learning_rate"] == {"slow": 1e-3, "fast": 1e-2}
-    assert found["steps"] == {"slow": 300, "fast": 400}
-    assert "epochs" not in found and "run_dir" not in found and "final eval_loss" in found
-    names = {file.name for file in (runs / "figures").iterdir()}
-    assert {"compare_loss.png", "compare_loss-dark.svg", "compare_accuracy.png"} <= names
-    assert "| learning_rate | 0.001 | 0.01 |" in comparison(found, both, runs / "figures").data
+    assert found["steps"] == {"slow": 600, "fast": 400}
+    assert found["fraction"] == {"slow": 0.5, "fast": 1.0}, "of the data stage"
+    assert "final eval_loss" in found and not {"epochs", "run_dir", "split_seed"} & found.keys()
+
+
+def test_the_table_holds_the_scores_of_runs_that_have_any(runs, bundles):
+    own = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.31, "low": 0.29, "high": 0.33, "n": 1000}
+    write_json(runs / "fast" / "evaluate" / "results.json", {"scores": [own, own | {"model": "base"}]})
+    both = read_runs([runs / "slow", runs / "fast"])
+    save_comparisons(both, runs)
+    table = comparison({"learning_rate": {"slow": 1e-3, "fast": 1e-2}}, both, runs).data.splitlines()
+    assert "| learning_rate | 0.001 | 0.01 |" in table and len(bundles) == 2
+    assert [line for line in table if "sciq" in line] == [
+        "| sciq, acc | not scored | 0.310 [0.290, 0.330], 1,000 items |"
+    ]
 
 
 def test_final_values_of_many_runs_do_not_overlap(tmp_path):
@@ -51,82 +58,43 @@ def test_final_values_of_many_runs_do_not_overlap(tmp_path):
         assert not any(a.y1 - 1 > b.y0 and b.y1 - 1 > a.y0 for a, b in combinations(boxes, 2))  # a pixel may be shared
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
-    for parent in "ab":
-        write_training(tmp_path / parent / "run", history_rows(5))
-    assert [run.name for run in read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])] == ["a/run", "b/run"]
+def test_compared_runs_differ_without_colour_and_the_legend_says_how(notebook):
+    figure = comparison_figure(notebook.runs, LOSS)
+    names = ["slow", "fast", "lines: training, smoothed", "markers: evaluation"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    lines = figure.axes[1].lines
+    assert {line.get_linestyle() for line in lines} == {"-", "--", "None"}
+    assert {line.get_marker() for line in lines} == {"o", "s", "None"}
 
 
-def test_names_go_as_far_up_as_they_must(tmp_path):
-    folders = [tmp_path / top / "a" / "run" for top in "xy"] + [tmp_path / "alone"]
-    for folder in folders:
-        write_training(folder, history_rows(5))
-    assert [run.name for run in read_runs(folders)] == ["x/a/run", "y/a/run", "alone"]
-
-
-def test_a_run_is_not_compared_with_itself(runs):
-    with pytest.raises(UserError, match="slow is in the comparison twice"):
-        read_runs([runs / "slow", runs / "fast", runs / "fast" / ".." / "slow"])
-
-
-def test_a_run_that_names_no_evaluation_set_is_refused(tmp_path):
-    for name in "ab":
-        write_training(tmp_path / name, history_rows(5), eval_hash="")
-    with pytest.raises(UserError, match=r"'a' cannot be compared.*no evaluation set"):
-        read_runs([tmp_path / "a", tmp_path / "b"])
-
-
-def test_parameters_of_the_data_stage_are_compared_too(runs):
-    for name, fraction in (("slow", 0.5), ("fast", 1.0)):
-        write_done(runs / name / "data", parameters={"run_dir": name, "fraction": fraction, "split_seed": 0})
-    found = differences(read_runs([runs / "slow", runs / "fast"]))
-    assert found["fraction"] == {"slow": 0.5, "fast": 1.0} and "split_seed" not in found
-
-
-def test_the_table_holds_the_scores_of_runs_that_have_any(runs, monkeypatch):
-    monkeypatch.setattr("nbutils.metrics.display.picture", lambda *_: None)
-    own = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.31, "low": 0.29, "high": 0.33, "n": 1000}
-    write_json(runs / "fast" / "evaluate" / "results.json", {"scores": [own, own | {"model": "base"}]})
-    both = read_runs([runs / "slow", runs / "fast"])
-    table = comparison(differences(both), both, runs / "figures").data
-    assert "| sciq, acc | not scored | 0.310 [0.290, 0.330], 1,000 items |" in table
-    assert sum("sciq" in line for line in table.splitlines()) == 1
-
-
-def test_the_legend_says_what_lines_and_markers_are(runs):
-    figure = comparison_figure(read_runs([runs / "slow", runs / "fast"]), LOSS)
-    (legend,) = figure.legends
-    assert [t.get_text() for t in legend.get_texts()] == [
-        "slow", "fast", "lines: training, smoothed", "markers: evaluation",
-    ]  # fmt: skip
-
-
-def test_compared_runs_differ_without_colour(runs):
-    axes = comparison_figure(read_runs([runs / "slow", runs / "fast"]), LOSS).axes[1]
-    assert {line.get_linestyle() for line in axes.lines} == {"-", "--", "None"}
-    assert {line.get_marker() for line in axes.lines} == {"o", "s", "None"}
-
-
-def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(runs, bundles):
-    interactive_comparison(read_runs([runs / "slow", runs / "fast"]))
-    (bundle,) = bundles
-    traces = bundle[PLOTLY]["data"]
+def test_the_interactive_comparison_holds_every_run_over_steps_tokens_and_time(notebook):
+    traces = notebook.bundles[-1][PLOTLY]["data"]
     assert len(traces) == 2 * 2 * 2 * 3  # training and evaluation, runs, curves, things to draw over
     assert [t["name"] for t in traces if t["showlegend"]] == [
         f"{run}, {kind}" for run in ("slow", "fast") for kind in ("training", "evaluation")
     ]
-    assert max(max(t["x"]) for t in traces) == 800_000 and "</svg>" in bundle["image/svg+xml"]
+    assert max(max(t["x"]) for t in traces) == 1_200_000 and "</svg>" in notebook.bundles[-1]["image/svg+xml"]
 
 
-def test_other_evaluation_sets_are_refused(runs):
-    write_training(runs / "other", history_rows(5), eval_hash="b" * 64)
-    with pytest.raises(UserError, match=r"'slow' and 'other'.*evaluation sets differ.*split_seed"):
-        read_runs([runs / "slow", runs / "fast", runs / "other"])
+def test_names_go_as_far_up_as_they_must(tmp_path):
+    folders = [tmp_path / top / "a" / "run" for top in "xy"] + [tmp_path / "b" / "run", tmp_path / "alone"]
+    for folder in folders:
+        write_training(folder, history_rows(5))
+    assert [run.name for run in read_runs(folders)] == ["x/a/run", "y/a/run", "b/run", "alone"]
 
 
-def test_a_missing_run_is_named(runs):
-    with pytest.raises(UserError, match=r"nothing/train/metrics.jsonl does not exist"):
-        read_runs([runs / "slow", runs / "nothing"])
+@pytest.mark.parametrize(
+    "names,words",
+    [
+        (["slow", "fast", "fast/../slow"], "slow is in the comparison twice"),
+        (["old", "older"], r"'old' cannot be compared.*no evaluation set"),
+        (["slow", "fast", "other"], r"'slow' and 'other'.*evaluation sets differ.*split_seed"),
+        (["slow", "nothing"], r"nothing/train/metrics.jsonl does not exist"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_named(runs, names, words):
+    with pytest.raises(UserError, match=words):
+        read_runs([runs / name for name in names])
 
 
 def test_nothing_to_compare(runs, bundles):
