@@ -62,7 +62,7 @@ def as_read(loaded: LoadedModel, transcript: dict[str, Any]) -> str:
 
 def replies_by_setting(replies: dict[str, str]) -> HTML:
     """One reply for each variant of the settings."""
-    return _whole_texts(pd.DataFrame({"reply": list(replies.values())}, index=list(replies)))
+    return _whole_texts(pd.Series(replies, name="reply").to_frame())
 
 
 def replies_table(transcripts: Sequence[dict[str, Any]]) -> HTML:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+BUSY = "A reply is being written; stop it first."
+
+
 @dataclass(frozen=True)
 class Bookmark:
     """Where a conversation is: its messages, the turns that are no longer read, and the plan of the last reply."""
@@ -206,7 +209,7 @@ class ChatSession:
 
         def pieces() -> Iterator[str]:
             if not self._busy.acquire(blocking=False):
-                raise _busy_error()
+                raise UserError(BUSY)
             before, measured = self._at, Measured()
             answer: dict[str, Any] = {"role": "assistant", "content": ""}
             decoder = StreamDecoder(self.engine.tokenizer)
@@ -251,11 +254,7 @@ class ChatSession:
 
     def _check_idle(self) -> None:
         if self.busy:
-            raise _busy_error()
-
-
-def _busy_error() -> UserError:
-    return UserError("A reply is being written; stop it first.")
+            raise UserError(BUSY)
 
 
 def _said(text: str) -> dict[str, Any]:

@@ -29,8 +29,8 @@ LEAVE = ("exit", "quit")
 PROMPT = "You: "
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-_CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
-_DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+_VISIBLE = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
+_VISIBLE |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +146,7 @@ def converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> b
 
 def visible(text: str) -> str:
     """Text without power over the terminal: control characters are shown, not obeyed; so are direction overrides."""
-    return text.translate(_CONTROLS | _DIRECTIONS)
+    return text.translate(_VISIBLE)
 
 
 def _answer(session: ChatSession, text: str, interactive: bool) -> bool:

@@ -18,7 +18,7 @@ import ipywidgets as widgets
 from nbutils.chat import markup
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.parts import NOBODY, Controls, Notice, Panel, styled, write_in_turn
-from nbutils.chat.session import ChatSession
+from nbutils.chat.session import BUSY, ChatSession
 from nbutils.chat.transcript import Transcript, checked_transcript, parsed_transcript
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.errors import UserError
@@ -198,7 +198,7 @@ class ChatWidget:
         """Takes over the conversation in a file's content."""
         self.controls.upload.value = ()
         if self.busy:
-            raise UserError("A reply is being written; stop it first.")
+            raise UserError(BUSY)
         self.restore(parsed_transcript(content, "The file"))
 
     @_reported

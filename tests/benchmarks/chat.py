@@ -28,8 +28,12 @@ REPLY_TOKENS = 30
 CLOSE_CALL = 1e-4
 THINGS = ("the garden", "my old bicycle", "a letter from Lisbon", "the weather", "our holiday", "a good book", "jazz")
 GREEDY: dict[str, Any] = {"greedy": True, "repetition_penalty": 1.0}
-AT_LEAST = {"faster_at_1500": 8.0}
-AT_MOST = {"ours_at_1500_over_150": 1.5, "slowest_over_median": 2.0, "full_readings_over_evictions": 1.0}
+TARGETS = {
+    "faster_at_1500": ("at_least", 8.0),
+    "ours_at_1500_over_150": ("at_most", 1.5),
+    "slowest_over_median": ("at_most", 2.0),
+    "full_readings_over_evictions": ("at_most", 1.0),
+}
 
 
 def main() -> int:
@@ -56,7 +60,7 @@ def main() -> int:
         and hurried["evictions"] > 0
         and all(reached(name, value) for name, value in found.items()),
         "unit": "times, of seconds to the first token",
-        **{name: {"found": value, **target(name)} for name, value in found.items()},
+        **{name: {"found": value} | dict([TARGETS[name]]) for name, value in found.items()},
         "replies_that_differ": differing,
         "growing": growing,
         "beyond_the_window": paused,
@@ -68,14 +72,10 @@ def main() -> int:
     return int(differing > 0)
 
 
-def target(name: str) -> dict[str, float]:
-    """The target of one number."""
-    return {"at_least": AT_LEAST[name]} if name in AT_LEAST else {"at_most": AT_MOST[name]}
-
-
 def reached(name: str, value: float) -> bool:
     """Whether a number has reached its target."""
-    return value >= AT_LEAST[name] if name in AT_LEAST else value <= AT_MOST[name]
+    kind, bound = TARGETS[name]
+    return value >= bound if kind == "at_least" else value <= bound
 
 
 def grow(model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -94,15 +94,14 @@ def grow(model: Any, tokenizer: Any) -> dict[str, Any]:
             differing += not check(session)
             checked += 1
         rows.append((tokens, ours, scratch))
-    short = [row for row in rows if 100 <= row[0] <= 220]
-    long = [row for row in rows if 1400 <= row[0] <= 1600]
+    short = statistics.median(ours for tokens, ours, _ in rows if 100 <= tokens <= 220)
+    long = [(ours, scratch) for tokens, ours, scratch in rows if 1400 <= tokens <= 1600]
+    ours_long, scratch_long = (statistics.median(column) for column in zip(*long, strict=True))
     return {
-        "ratio": round(statistics.median(scratch / ours for _, ours, scratch in long), 1),
-        "ours_at_1500_s": round(statistics.median(ours for _, ours, _ in long), 3),
-        "from_scratch_at_1500_s": round(statistics.median(scratch for *_, scratch in long), 3),
-        "ours_at_1500_over_150": round(
-            statistics.median(ours for _, ours, _ in long) / statistics.median(ours for _, ours, _ in short), 2
-        ),
+        "ratio": round(statistics.median(scratch / ours for ours, scratch in long), 1),
+        "ours_at_1500_s": round(ours_long, 3),
+        "from_scratch_at_1500_s": round(scratch_long, 3),
+        "ours_at_1500_over_150": round(ours_long / short, 2),
         "turns": len(rows),
         "replies_checked": checked,
         "replies_that_differ": differing,

@@ -314,7 +314,8 @@ def test_the_time_of_whoever_reads_the_reply_is_not_the_models():
     assert session.measured.new_tokens > 5 and session.measured.seconds < 0.2
 
 
-def test_an_error_while_reading_ahead_is_left_to_the_reply(capsys):
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_while_reading_ahead_is_left_to_the_reply():
     def fail(*_):
         if threading.current_thread().name == "chat-reads-ahead":
             raise RuntimeError("out of memory")
@@ -331,7 +332,6 @@ def test_an_error_while_reading_ahead_is_left_to_the_reply(capsys):
     session.engine.wait()
     assert say(session, "next") == expected
     hook.remove()
-    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_model_that_takes_no_extension_says_none():

@@ -104,6 +104,7 @@ def test_at_most_one_full_reading_per_eviction_without_pauses():
     for text in WORDS:
         say(session, text)
         full += session.measured.reused_tokens < 20
+        assert len(session.engine.cached) <= 3
         dropped.append(session.context.dropped)
     evictions = len(set(dropped)) - 1
     assert evictions >= 2

@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nbutils.core.chat_engine.kvcache import KeyValueCache
 from nbutils.core.chat_engine.sampling import Sampling, next_id
-from nbutils.core.chat_engine.template import OwnTemplate, has_own_template
+from nbutils.core.chat_engine.template import ChatMLTemplate, OwnTemplate, has_own_template
 from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, Plan, Rotation, Sizes, Window, can_extend, rotations
-from nbutils.core.chatml import IM_END, Conversation, Message, encode
+from nbutils.core.chatml import Conversation, Message
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import context_length
 
@@ -97,17 +96,10 @@ class Engine:
         self._rotations = rotations(model, self.extension, self.limit)
         self._caches: dict[Plan, KeyValueCache] = {}
         self._current: Plan | None = None
-        self._template = OwnTemplate(tokenizer) if has_own_template(tokenizer) else None
-        self._header = [] if self._template else encode(tokenizer, [], add_generation_prompt=True).input_ids
+        self._template = (OwnTemplate if has_own_template(tokenizer) else ChatMLTemplate)(tokenizer)
+        self.ends = self._template.ends
         self._background: threading.Thread | None = None
         self._hurry = threading.Event()
-        self.ends = self._template.ends if self._template else {tokenizer.convert_tokens_to_ids(IM_END)}
-
-        @lru_cache(maxsize=2000)  # a reply in the making leaves an entry for every length it had
-        def ids_of(role: str, text: str) -> list[int]:
-            return encode(tokenizer, [{"role": role, "content": text}]).input_ids
-
-        self._ids_of_message = ids_of
         if model.device.type == "cpu":
             # Where there is a mask, transformers copies all keys and values to share key/value heads among queries.
             # CUDA's kernels need that, the CPU's do not (`integrations/sdpa_attention.py` reads the variable).
@@ -134,9 +126,11 @@ class Engine:
         system, turns = _turns(messages)
         newest = turns.pop() if messages and messages[-1]["role"] == "user" else []
         hello: list[Message] = [{"role": "user", "content": "Hi"}]
-        header = len(self._ids_of(hello, prompt=True)) - len(self._ids_of(hello))
-        fixed = header + len(self._ids_of(system))
-        return Sizes(fixed, [len(self._ids_of(turn)) for turn in turns], len(self._ids_of(newest)) + ahead)
+        header = self._size(hello, prompt=True) - self._size(hello)
+        return Sizes(header + self._size(system), [self._size(turn) for turn in turns], self._size(newest) + ahead)
+
+    def _size(self, messages: Conversation, *, prompt: bool = False) -> int:
+        return len(self._template.ids(messages, prompt=prompt))
 
     def plan(self, messages: Conversation, dropped: int, sampling: Sampling, ahead: int = 0) -> Plan:
         """What is read for the next reply; for `ahead` see `sizes`."""
@@ -146,14 +140,7 @@ class Engine:
         """Token ids of the messages that the plan keeps, with the header of a reply behind them if `prompt`."""
         system, turns = _turns(messages)
         kept = [*system, *(message for turn in turns[plan.dropped :] for message in turn)]
-        return self._ids_of(kept, prompt=prompt)
-
-    def _ids_of(self, messages: Conversation, *, prompt: bool = False) -> list[int]:
-        """In ChatML, ids of a conversation are its messages' in a row (see `nbutils.core.chatml`)."""
-        if self._template:
-            return self._template.ids(messages, prompt=prompt)
-        ids = [i for message in messages for i in self._ids_of_message(message["role"], message["content"])]
-        return ids + self._header if prompt else ids
+        return self._template.ids(kept, prompt=prompt)
 
     @property
     def cached(self) -> dict[Plan, list[int]]:
@@ -291,19 +278,19 @@ class StreamDecoder:
         yield self._advance("")
 
     def _advance(self, held_back: str) -> str:
-        decoded = self._decoded()
-        certain = decoded.rstrip(held_back).rstrip()
+        decoded, certain = self._decoded(held_back)
         if not certain.startswith(self.text):
             self._before, self._ids, self._complete = self.text, self._ids[self._complete :], 0
-            decoded = self._decoded()
-            certain = decoded.rstrip(held_back).rstrip()
+            decoded, certain = self._decoded(held_back)
         if certain == decoded:
             self._complete = len(self._ids)
         piece = certain[len(self.text) :]
         self.text += piece
         return piece
 
-    def _decoded(self) -> str:
+    def _decoded(self, held_back: str) -> tuple[str, str]:
+        """All text so far, and what of it no later id changes."""
         # All ids each time: what a token decodes to depends on those before it. A reply is short; this takes 50 µs.
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return self._before + text if self._before else text.lstrip()
+        text = self._before + text if self._before else text.lstrip()
+        return text, text.rstrip(held_back).rstrip()

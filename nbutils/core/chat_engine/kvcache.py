@@ -102,7 +102,3 @@ class _GrowingLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         return self.length
-
-    def reset(self) -> None:
-        super().reset()
-        self.length = 0

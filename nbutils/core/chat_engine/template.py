@@ -1,4 +1,4 @@
-"""Models that were taught another chat template than ChatML: what they read, and where their replies end."""
+"""What a model reads of a conversation and where its replies end: in ChatML, or in a chat template of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from nbutils.core.chatml import CHATML, Conversation, special_strings
+from nbutils.core.chatml import CHATML, IM_END, Conversation, encode, special_strings
 from nbutils.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,24 @@ def has_own_template(tokenizer: PreTrainedTokenizerBase) -> bool:
         return bool(tokenizer.apply_chat_template(PROBE, tokenize=False) != CHATML.render(PROBE))
     except (TemplateError, TypeError):  # it takes no system message, for example
         return True
+
+
+class ChatMLTemplate:
+    """ChatML, in which the ids of a conversation are its messages' in a row (see `nbutils.core.chatml`)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        @lru_cache(maxsize=2000)  # a reply in the making leaves an entry for every length it had
+        def ids_of(role: str, text: str) -> list[int]:
+            return encode(tokenizer, [{"role": role, "content": text}]).input_ids
+
+        self._ids_of = ids_of
+        self._header = encode(tokenizer, [], add_generation_prompt=True).input_ids
+        self.ends = {tokenizer.convert_tokens_to_ids(IM_END)}
+
+    def ids(self, messages: Conversation, *, prompt: bool) -> list[int]:
+        """Token ids of a conversation."""
+        ids = [i for message in messages for i in self._ids_of(message["role"], message["content"])]
+        return ids + self._header if prompt else ids
 
 
 class OwnTemplate:

@@ -102,7 +102,6 @@ class Window:
 # ---- rotary position embeddings
 
 _locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
-_locks_lock = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,5 +177,4 @@ def rotated(model: PreTrainedModel, rotation: Rotation | None) -> Iterator[None]
 
 
 def _lock_of(model: PreTrainedModel) -> threading.Lock:
-    with _locks_lock:
-        return _locks.setdefault(model, threading.Lock())
+    return _locks.setdefault(model, threading.Lock())

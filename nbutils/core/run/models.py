@@ -167,9 +167,7 @@ class ModelRef:
             model.is_quantized = False
         text = model.config.get_text_config()
         if getattr(text, "sliding_window", None) and not hasattr(type(text)(), "sliding_window"):
-            del (
-                text.sliding_window
-            )  # Llama reads everything; only the cache of `generate` would forget what is behind it
+            del text.sliding_window  # Llama has none: only the cache of `generate` would forget what is behind it
         return model
 
     @property
