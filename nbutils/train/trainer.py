@@ -190,6 +190,7 @@ class SmallchatTrainer(SFTTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Exact loss over the whole evaluation set, and sample replies, at the step reached."""
         started, job, step = time.perf_counter(), self.job, self.state.global_step
+        self.control.should_evaluate = False  # or the end of an epoch would ask for it once more
         model = self.accelerator.unwrap_model(self.model)
         budget, autocast = job.settings.tokens_per_microbatch, self.accelerator.autocast
         found = exact_loss(model, job.eval_rows, budget, autocast)

@@ -87,7 +87,8 @@ def test_the_ledger_and_the_rows_reconcile(run):
 def test_the_metrics_are_those_of_the_training_asked_for(run):
     rows = read_jsonl(run / "train" / "metrics.jsonl")
     assert [r["step"] for r in rows if r["kind"] == "train"] == [1, 2, 3, 4, 8, 12, 16]
-    assert [r["step"] for r in rows if r["kind"] == "eval"] == [0, 8, 16]
+    evaluations = [(r["step"], r["epoch"]) for r in rows if r["kind"] == "eval"]
+    assert evaluations == [(0, 0.0), (8, 1.0), (16, 2.0)]  # once, where an epoch ends too
     losses = [r["eval_loss"] for r in rows if r["kind"] == "eval"]
     assert losses[0] == pytest.approx(math.log(4096), abs=0.3) and losses[-1] < losses[0] - 0.5
 

@@ -10,8 +10,6 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-
 from nbutils import __version__
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, project_root, read_json, sha256_of_file, shown, write_text
@@ -115,6 +113,8 @@ def provenance() -> Json:
 
 def machine() -> Json:
     """Processor, cores, memory and platform; accelerators are reported by the processes that use them."""
+    import psutil  # a bare Kaggle image reads records before it is there
+
     return {
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
