@@ -41,7 +41,7 @@ class Places:
                  if name not in SPOKEN)  # fmt: skip
         paths = {run, *map(Path, chain(*map(_texts, given)))}
         hidden = {str(p): f"…/{p.name}" for p in paths if p.is_absolute() and p.name and not p.is_relative_to(root)}
-        hidden |= {str(Path.home()): "~", str(root): "."}
+        hidden |= {str(path): word for path, word in ((Path.home(), "~"), (root, ".")) if path.name}
         self.hidden = hidden | {json.dumps(path, ensure_ascii=False)[1:-1]: name for path, name in hidden.items()}
         known = "|".join(map(re.escape, sorted(self.hidden, key=len, reverse=True)))
         self.pattern = re.compile(rf"(?:(?<![\w.~/…])|(?<=\\[nrt]))/*({known})(?!\w)")

@@ -126,13 +126,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 HARMS = {"pads_beyond": {"pad_token_id": 5000}, "odd_heads": {"num_key_value_heads": 3}}
 """What config.json says in place of what the model was made with."""
 FIELDS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in HARMS},
     "plain": {}, "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
     "short": {"max_position_embeddings": 96}, "grouped": {"num_key_value_heads": 1}, "half": {}, "padded_rows": {},
     "too_few_rows": {}, "dropout": {"attention_dropout": 0.1},
     "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}},
+    **{name: {} for name in HARMS},
 }  # fmt: skip
 
 
@@ -177,6 +177,7 @@ def make_base(folder: Path, chosen: dict[str, str]) -> Path:
     given = deepcopy(given | ARCHITECTURES[chosen["model"]] | FIELDS[field])
     if chosen["model"] in UNLIMITED:
         del given["max_position_embeddings"]
+        given.pop("rope_scaling", None)
     config = AutoConfig.for_model(chosen["model"], **given)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)

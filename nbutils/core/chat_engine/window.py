@@ -149,7 +149,8 @@ def rotations(model: PreTrainedModel, extension: str, limit: int) -> tuple[Rotat
     if extension == "none" or not can_extend(model):
         return own, None
     config = copy.deepcopy(rotary.config)
-    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if getattr(config, "head_dim", 0) is None:  # Mixtral's says so
+        config.head_dim = config.hidden_size // config.num_attention_heads
     config.rope_parameters = {
         **config.rope_parameters,
         "rope_type": extension,
