@@ -6,7 +6,9 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 KEPT = "kept"
 MALFORMED = "malformed"
@@ -62,10 +64,25 @@ class Judged:
         """The places of turns that are not to be learnt."""
         return [number for number, (role, _) in enumerate(self.turns) if isinstance(role, Context)]
 
+    @cached_property
+    def messages(self) -> list[dict[str, Any]]:
+        """The turns as the messages that the rest of the project reads."""
+        return as_messages(self.turns)
+
     @property
     def characters(self) -> int:
         """Length of all texts in Unicode code points."""
         return sum([len(text) for _, text in self.turns])
+
+
+def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as the messages that the rest of the project reads."""
+    return [
+        {"role": str(role), "content": text, "learn": False}
+        if isinstance(role, Context)
+        else {"role": role, "content": text}
+        for role, text in turns
+    ]
 
 
 def judge(messages: Sequence[Turn]) -> Judged:

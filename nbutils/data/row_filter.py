@@ -6,7 +6,6 @@ order and on any number of machines. What depends on the order of rows (duplicat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +25,6 @@ from nbutils.data.fates import (
     MALFORMED,
     OUTSIDE_VOCABULARY,
     TOO_LONG,
-    Context,
     Judged,
     Turn,
     conversation_hash,
@@ -109,11 +107,12 @@ class RowFilter:
             "side": "",
             "hash": "",
             "opening": "",
-            "messages": as_messages(judged.turns),
+            "messages": judged.messages,
         }
         if measured:
             opening = opening_hash(judged.turns)
-            row |= {"hash": conversation_hash(judged.turns), "opening": opening, "side": self.side(opening)}
+            digest = opening if len(judged.turns) == 2 else conversation_hash(judged.turns)
+            row |= {"hash": digest, "opening": opening, "side": self.side(opening)}
             row |= {"tokens_is_lower_bound": not measured.exact}
             row |= {"tokens": measured.tokens, "supervised_tokens": measured.supervised}
             if measured.encoding:
@@ -144,7 +143,7 @@ class RowFilter:
     def _measured(self, judged: list[Judged], rows: list[int]) -> dict[int, Measured]:
         """These conversations as tokens, by their places. What cannot be encoded is malformed."""
         tokenizer = loaded_tokenizer(str(self.folder / "tokenizer"))
-        conversations = [as_messages(judged[i].turns) for i in rows]
+        conversations = [judged[i].messages for i in rows]
         try:
             return dict(zip(rows, encode_within(tokenizer, conversations, self.settings.max_length), strict=True))
         except UserError as error:
@@ -165,16 +164,6 @@ class RowFilter:
 
 def _judged(row: list[Turn] | Malformed) -> Judged:
     return Judged([], row.fate, str(row)) if isinstance(row, Malformed) else judge(row)
-
-
-def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Turns as the messages that the rest of the project reads."""
-    return [
-        {"role": str(role), "content": text, "learn": False}
-        if isinstance(role, Context)
-        else {"role": role, "content": text}
-        for role, text in turns
-    ]
 
 
 @lru_cache(maxsize=2)

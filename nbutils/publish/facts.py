@@ -29,7 +29,7 @@ SPOKEN = ("sample_prompts", "scripted_messages")
 """Parameters that are texts for the model: no paths, whatever they begin with."""
 
 
-class Places:
+class LocalPaths:
     """Hides where things lie on this machine: what is published names no absolute path of it.
 
     A folder or file that a parameter names becomes `…/` and its name, the clone `.`, and the home folder `~`.
@@ -68,14 +68,14 @@ def _texts(value: Any) -> Iterator[str]:
 class Facts:
     """The contents of the files that the card is made from; `stages` are the records of the stages before this one.
 
-    None names a place on this machine but `run`: `places` hides them in other texts.
+    None names a place on this machine but `run`: `local_paths` hides them in other texts.
 
     `figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
     training's, each with its versions.
     """
 
     run: Path
-    places: Places
+    local_paths: LocalPaths
     stages: dict[str, dict[str, Any]]
     data: dict[str, Any]
     training: dict[str, Any]
@@ -201,17 +201,17 @@ def read_facts(run: Path) -> Facts:
                     f"{spec(name).file} read it; run that notebook again, or keep its work with --accept, which the "
                     "card will say."
                 )
-    places = Places(run, stages)
+    local_paths = LocalPaths(run, stages)
 
     def read(role: str, name: str) -> Any:
         file = layout.folder(maker(role).name) / name
-        return places.hidden_in(read_jsonl(file) if file.suffix == ".jsonl" else read_json(file))
+        return local_paths.hidden_in(read_jsonl(file) if file.suffix == ".jsonl" else read_json(file))
 
     metrics = read("curves", "summary.json")
     return Facts(
         run=run,
-        places=places,
-        stages=places.hidden_in(stages),
+        local_paths=local_paths,
+        stages=local_paths.hidden_in(stages),
         data=read("rows", "summary.json"),
         training=read("model", "settings.json"),
         base=read("model", "base/source.json"),

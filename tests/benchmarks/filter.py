@@ -71,8 +71,7 @@ def unique_conversations() -> Any:
     from datasets import Dataset
 
     from nbutils.data import chitchat
-    from nbutils.data.fates import judge
-    from nbutils.data.row_filter import as_messages
+    from nbutils.data.fates import as_messages, judge
 
     judged = (judge(messages) for messages in chitchat.conversations() if len({role for role, _ in messages}) == 2)
     rows = [[(role, text or "…") for role, text in found.turns] for found in judged]

@@ -13,9 +13,8 @@ import pytest
 from nbutils.core.chatml import IM_END, IM_START, PAD, add_chatml, encode
 from nbutils.core.run.models import train_bpe
 from nbutils.data import lines, sources
-from nbutils.data.fates import FATES, judge
+from nbutils.data.fates import FATES, as_messages, judge
 from nbutils.data.messages import MARKS
-from nbutils.data.row_filter import as_messages
 from nbutils.train.dataset import COLUMNS
 from tests.conftest import sentencepiece_tokenizer
 from tests.data.making import Made, make, nested, numbered_rows
