@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import kaggle_root
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
@@ -24,7 +25,7 @@ from nbutils.core.run.state import State, in_short
 from nbutils.core.settings import Settings
 from nbutils.core.stages import spec
 from nbutils.core.text import duration
-from nbutils.kaggle.environment import used
+from nbutils.kaggle.environment import LIMIT, used
 
 ACCEPT, FORCE = "accept", "force"
 """What a bundle can say about stale work: keep it, or start again."""
@@ -92,10 +93,18 @@ def bring(earlier: Earlier, run: Run, own: bool) -> None:
     """Copies a stage into a run folder; of an unfinished one of the notebook's `own` its chosen checkpoint, too.
 
     Times of change stay. The record is the one that was found to hold: a finished stage that lacks a file is not
-    finished in the copy.
+    finished in the copy. UserError where there is no room for it.
     """
+    files = list(_files(earlier, own and not earlier.done))
+    needed, there = sum(file.stat().st_size for file in files), used(kaggle_root() / "working")
+    if there + needed > LIMIT:
+        raise UserError(
+            f"{earlier.folder} has {needed / 1e9:.1f} GB beside {there / 1e9:.1f} GB that are here, more than the "
+            f"{LIMIT / 1e9:.0f} GB that Kaggle keeps: remove what else is in the working folder, or take a "
+            "smaller base model."
+        )
     name, source = earlier.folder.name, earlier.folder.parent
-    for file in _files(earlier, own and not earlier.done):
+    for file in files:
         copy = run.path / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, copy)
@@ -104,7 +113,7 @@ def bring(earlier: Earlier, run: Run, own: bool) -> None:
     for beside in (RUN_RECORD, LOG) if own else (RUN_RECORD,):
         if (source / beside).is_file() and not (run.path / beside).is_file():
             shutil.copyfile(source / beside, run.path / beside)
-    print(f"{name}: taken from {earlier.folder} ({used(run.folder(name)) / 1e6:,.1f} MB)")
+    print(f"{name}: taken from {earlier.folder} ({needed / 1e6:,.1f} MB)")
 
 
 def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:

@@ -110,3 +110,12 @@ def test_what_is_brought_can_be_written_and_only_the_chosen_checkpoint_comes(tmp
     assert [path.name for path in (copy / "checkpoints").iterdir()] == ["step-000020"]
     stats = [(place / "metrics.jsonl").stat() for place in (folder, copy)]
     assert stats[1].st_mode & 0o200 and stats[0].st_mtime_ns == stats[1].st_mtime_ns
+
+
+def test_nothing_is_brought_that_kaggle_would_not_keep(tmp_path, monkeypatch):
+    folder = stage_at(tmp_path / "input" / "mine", "paused")
+    checkpoint(folder, 10)
+    monkeypatch.setattr("nbutils.kaggle.carry_over.LIMIT", 3)
+    with pytest.raises(UserError, match="working folder"):
+        bring(chosen(folder)[0], Run(tmp_path / "here"), own=True)
+    assert not (tmp_path / "here").exists()
