@@ -64,7 +64,7 @@ def measure_curve(model: Any, rows: Sequence[Sequence[int]], *, resamples: int, 
         "positions": [int(p) for p in (edges[:-1] + edges[1:]) // 2],
         "curves": {name: _by_position(found, edges) for name, found in losses.items()},
         "within": within,
-        **verdict(beyond, trained, within["none"], resamples, seed),
+        **beyond_trained(beyond, trained, within["none"], resamples, seed),
     }
 
 
@@ -106,7 +106,9 @@ def best_of(beyond: Mapping[str, np.ndarray], resamples: int, seed: int) -> str:
     return min(able, key=lambda name: able[name][:, 0].sum(), default="none")
 
 
-def verdict(beyond: Mapping[str, np.ndarray], trained: int, within: float, resamples: int, seed: int) -> dict[str, Any]:
+def beyond_trained(
+    beyond: Mapping[str, np.ndarray], trained: int, within: float, resamples: int, seed: int
+) -> dict[str, Any]:
     """What the losses beyond the trained length show, and a sentence on what to choose as `context_extension`.
 
     `within` is the loss within the trained length without extension.

@@ -16,7 +16,7 @@ from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.behaviour import figures_of, measure, user_turns
 from nbutils.evaluate.compare import flagged_items
-from nbutils.evaluate.context_curve import ORDER, losses_of, measure_curve, too_long_ids, verdict
+from nbutils.evaluate.context_curve import ORDER, beyond_trained, losses_of, measure_curve, too_long_ids
 from nbutils.evaluate.display import behaviour_table
 from nbutils.evaluate.heldout import Conversation
 from tests.conftest import sentencepiece_tokenizer
@@ -106,7 +106,7 @@ def losses(conversations: int, noisy: float = 0.02, **gains: float) -> dict[str,
     ],
 )
 def test_advice_is_given_only_where_conversations_show_a_difference(conversations, gains, best, words):
-    found = verdict(losses(conversations, **gains), 1024, 3.0, resamples=1000, seed=0)
+    found = beyond_trained(losses(conversations, **gains), 1024, 3.0, resamples=1000, seed=0)
     assert found["best"] == best and words in found["advice"]
     assert f"`context_extension: {best or 'auto'}`" in found["advice"]
 
