@@ -72,8 +72,10 @@ class _Reading:
     def next_span(self, characters: float) -> Conversation:
         """The next messages, at least one, until so many characters are passed."""
         start = self.end
-        while not self.complete and (characters > 0 or self.end == start):
-            characters -= len(self.messages[self.end]["content"])
+        for message in self.messages[start:]:
+            if characters <= 0 and self.end > start:
+                break
+            characters -= len(message["content"])
             self.end += 1
         return self.messages[start : self.end]
 
@@ -92,10 +94,10 @@ def encode_within(
     readings = [_Reading(messages, sum([frame[m["role"]] for m in messages])) for messages in conversations]
     while waiting := [one for one in readings if one.tokens <= max_length and not one.complete]:
         spans = [one.next_span((max_length - one.tokens) * rate) for one in waiting]
-        for one, span, (fresh, apart) in zip(waiting, spans, _read(tokenizer, controls, spans), strict=True):
+        for one, (fresh, apart) in zip(waiting, _read(tokenizer, controls, spans), strict=True):
             one.ids += fresh
             one.apart += apart
-            one.tokens += len(fresh) - sum([frame[m["role"]] for m in span])
+            one.tokens = len(one.ids) + sum([frame[m["role"]] for m in one.messages[one.end :]])
     return [_measured(controls, one, max_length) for one in readings]
 
 

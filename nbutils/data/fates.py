@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 KEPT = "kept"
@@ -88,23 +87,24 @@ def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 def judge(messages: Sequence[Turn]) -> Judged:
     """Strips system messages, joins consecutive messages of one role, drops a last user turn, and checks the roles."""
     turns = joined(messages)
-    roles = {role for role, _ in turns}
+    roles = [role for role, _ in turns]
     if "user" not in roles:
         return Judged(turns, NO_USER_TURN)
     if "assistant" not in roles:
         return Judged(turns, NO_ASSISTANT_TURN)
-    if others := sorted(roles - {"user", "assistant"}):
+    if others := sorted(set(roles) - {"user", "assistant"}):
         return Judged(turns, BAD_ROLES, f"unknown role {others[0]!r:.60}")
-    if turns[0][0] != "user":  # joined turns of two roles alternate, so the first decides about all
+    if roles[0] != "user":  # joined turns of two roles alternate, so the first decides about all
         return Judged(turns, BAD_ROLES, "the assistant speaks first")
-    if any(a == b for (a, _), (b, _) in pairwise(turns)):
+    if "assistant" in roles[::2] or "user" in roles[1::2]:
         return Judged(turns, BAD_ROLES, "of two turns of one role in a row, one is marked not to be learnt")
-    lost = turns[-1][0] == "user"
+    lost = roles[-1] == "user"
     if lost:
         turns = turns[:-1]
-    for number, (role, text) in enumerate(turns):
-        if not text:
-            return Judged(turns, EMPTY_MESSAGE, f"turn {number + 1} ({role})", lost)
+    texts = [text for _, text in turns]
+    if "" in texts:
+        number = texts.index("")
+        return Judged(turns, EMPTY_MESSAGE, f"turn {number + 1} ({roles[number]})", lost)
     if all(isinstance(role, Context) for role, _ in turns if role == "assistant"):
         return Judged(turns, REJECTED, "every answer is marked not to be learnt", lost)
     return Judged(turns, KEPT, lost_last_user_turn=lost)

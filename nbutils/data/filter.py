@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 
 import pyarrow as pa
@@ -97,6 +98,4 @@ def duplicates_marked(result: pa.Table, source: str, first: dict[bytes, tuple[st
 
 
 def _where(table: pa.Table, **values: str) -> pa.Table:
-    for name, value in values.items():
-        table = table.filter(pc.equal(table[name], value))
-    return table
+    return table.filter(reduce(pc.and_, [pc.equal(table[name], value) for name, value in values.items()]))

@@ -104,13 +104,15 @@ class LongRows(Sample):
 
     def add(self, rows: pa.Table) -> None:
         """Takes those of the rows that belong to the sample as far as is known by now."""
-        for number, key in enumerate(rows["hash"].to_pylist()):
-            if self.offer(key):
-                self.found[key] = rows.slice(number, 1).to_pylist()[0]
+        taken = {key: number for number, key in enumerate(rows["hash"].to_pylist()) if self.offer(key)}
+        table = rows.take(pa.array(taken.values(), pa.int64()))  # a slice of `rows` would keep all of them in memory
+        for number, key in enumerate(taken):
+            if key in self.found:  # and not displaced by a later one
+                self.found[key] = table.slice(number, 1)
 
     def read_whole(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[dict[str, Any], Measured]]:
         """The sample in row order, each conversation encoded to its end."""
-        rows = iter(self.found.values())
+        rows = (row for table in self.found.values() for row in table.to_pylist())
         while group := list(islice(rows, AT_ONCE)):
             conversations = [
                 [message | {"learn": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
