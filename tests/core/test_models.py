@@ -46,11 +46,15 @@ def test_a_hub_id_is_loaded_by_the_real_hub_code(hub, monkeypatch, named):
     [
         ("nobody/nothing", "'nobody/nothing' could not be loaded"),
         ("{run}", "config.json is missing"),
+        ("{run}/adapter", "holds no model: config.json is missing"),  # LoRA weights without their model
         ("final", "02_train_sft"),
         ("models/none.gguf", "GGUF file models/none.gguf does not exist"),
     ],
 )
 def test_what_is_not_there_is_a_sentence(tmp_path, name, words):
+    (tmp_path / "adapter").mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "adapter" / file).touch()
     with pytest.raises(UserError, match=re.escape(words)):
         ModelRef.parse(name.format(run=tmp_path), tmp_path).load()
 

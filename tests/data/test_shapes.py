@@ -120,6 +120,7 @@ def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
         ([ASKED, ANSWERED, {"role": "tool", "content": "Sunny."}], TOOL_USE, "what a tool answered"),
         ([{"from": "human", "value": "Hi"}, {"from": "observation", "value": "x"}], TOOL_USE, "what a tool answered"),
         ([ASKED | {"content": [{"type": "image_url", "text": None}]}, ANSWERED], NOT_TEXT, "'image_url'"),
+        ([ASKED | {"content": ["Hi", {"type": "input_audio"}]}, ANSWERED], NOT_TEXT, "'input_audio'"),
         ([ASKED | {"content": [{"type": "tool_result", "content": "x"}]}], TOOL_USE, "'tool_result'"),
         ([ASKED | {"content": [{"type": "riddle", "text": "x"}]}], MALFORMED, "'riddle'"),
         ([ASKED | {"value": "something else"}], MALFORMED, "two different texts"),

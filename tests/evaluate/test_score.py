@@ -251,6 +251,7 @@ def test_a_task_that_the_data_cannot_make_is_left_out_with_its_reason(own_run, t
         (model, "heldout_perplexity", 6) for model in ("base", "run")
     ]
     assert list(found["left_out"]) == ["heldout_next_utterance"]
+    assert "leave the task out where replies are a few labels" in found["left_out"]["heldout_next_utterance"]
     assert "Left out: heldout_next_utterance (it takes four different utterances" in scores_table(found)
 
 

@@ -83,6 +83,7 @@ BEFORE = [
         for change, told in (
             (lambda w: {f"module.{name}": x for name, x in w.items()}, "'module.' was put in front of the names"),
             (lambda w: {f"_orig_mod.{name}": x for name, x in w.items()}, "'_orig_mod.' was put in front of the"),
+            (lambda w: {f"base_model.model.{name}": x for name, x in w.items()}, "'base_model.model.' was put in"),
             (lambda w: w | {"model.norm.bias": torch.zeros(2)}, "weights 1 unknown (model.norm.bias); "),
             (lambda w: w | {"model.norm.weight": torch.zeros(2)}, "weights 1 of another size (model.norm.weight); "),
             (lambda w: {n: x for n, x in w.items() if n != "model.norm.weight"}, "1 missing (model.norm.weight); "),

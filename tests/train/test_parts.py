@@ -141,7 +141,7 @@ def test_trainer_options_are_coerced_and_others_refused_by_name(tmp_path):
     assert checked({"adam_epsilon": "1e-7"}) == {"adam_epsilon": 1e-7}  # what YAML makes of 1e-7
     with pytest.raises(UserError, match=r"'trainer_options\.adam_beta2' is 'high': input should be a valid number"):
         checked({"adam_beta2": "high"})
-    for name in ("packing", "fsdp", "optim", "adam_beta_2", "from_a_later_release"):
+    for name in ("packing", "fsdp", "optim", "include_num_input_tokens_seen", "adam_beta_2", "from_a_later_release"):
         with pytest.raises(UserError, match=f"'trainer_options' .*'{name}' cannot be set here, only adam_beta1, adam"):
             checked({name: True})
 

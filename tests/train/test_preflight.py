@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from nbutils.core import hardware
 from nbutils.core.errors import UserError
@@ -72,6 +80,7 @@ def test_what_is_said_of_a_machine(run, gpus, listed, changes, level, expected):
     report = DeviceReport(gpus, cores=2, torch="2.13.0", cuda_build="")
     found = list(preflight.device_findings(small_settings(run, **changes), report, (gpus or (T4,))[:listed]))
     assert expected in texts(found, level) and bool(texts(found, STOP)) is (level == STOP)
+    assert not ("precision" in texts(found, STOP) and "Training runs" in texts(found, FINE)), "one verdict for one fact"
 
 
 def test_the_worker_refuses_fp16_on_the_cpu(run):
@@ -197,6 +206,14 @@ def test_memory_is_set_against_the_device(run):
 def test_a_base_that_cannot_be_read_is_told(run):
     with pytest.raises(UserError, match=r"holds no model|could not be read"):
         weightless_base(small_settings(run, base_model=str(run / "data")))
+
+
+def test_a_base_without_a_key_value_cache_is_told(run, tokenizer, tmp_path):
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
+    for part in (MambaForCausalLM(config), tokenizer):
+        part.save_pretrained(tmp_path)
+    found = list(preflight.run_findings(small_settings(run, base_model=str(tmp_path))))
+    assert "no key/value cache: the chat reads everything again" in texts(found, NOTE)
 
 
 def test_all_problems_are_told_at_once(run, monkeypatch, capsys):
