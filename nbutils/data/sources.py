@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import pickle
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -47,9 +48,14 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     if ending in lines.BUILDERS:
         spec.refuse("a single file", "name", "split")
         builder, options = lines.BUILDERS[ending]
-        return _loaded(spec, builder, streaming, data_files=str(path), **options)
+        return _loaded(spec, builder, streaming, data_files=glob.escape(str(path)), **options)
     if path.is_dir():
         spec.refuse("a local folder")
+        if glob.has_magic(str(path)):
+            raise UserError(
+                f"The folder {spec.path} cannot be read: the `datasets` library takes *, ? and [ in its path for a "
+                "pattern. Rename it, or name its files one by one in `datasets`."
+            )
         return _loaded(spec, str(path), streaming)
     if path.is_file():
         raise UserError(f"The file {spec.path} ends in none of {', '.join(FILE_ENDINGS)}; rename or convert it.")

@@ -146,6 +146,13 @@ def openings(ledger: pa.Table) -> list[dict[str, Any]]:
 
 def _why_none_is_left(ledger: pa.Table, fates: dict[str, dict[str, int]]) -> str:
     rows = {fate: counts["rows"] for fate, counts in fates.items()}
+    alike = next(iter(openings(ledger)), {"rows": 0})
+    if alike["rows"] > rows[KEPT] / 2:
+        return (
+            f"{alike['rows']:,} of {rows[KEPT]:,} conversations begin with the same exchange, that of row "
+            f"{alike['index']} of {alike['source']}, and those that begin alike stay on one side. Give conversations "
+            "that begin differently"
+        )
     if rows[KEPT] or not ledger.num_rows:
         return f"the other one has all {rows[KEPT]:,} that were kept; change eval_fraction, or give more data"
     fate = max(REASONS, key=rows.__getitem__)

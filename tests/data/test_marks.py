@@ -137,6 +137,8 @@ def test_text_without_roles_is_a_stop_that_names_its_template_or_the_shapes(tmp_
         ([b"{", *[{"messages": [{"role": "user", "text": 1}]}] * 3], "train",
          ["4 of 4 rows", "malformed", "row 0", "is no JSON"]),
         (chats(5), "eval", ["the other one has all 5"]),
+        ([chat("Hi", "Hello", *("x", "y") * i) for i in range(1, 6)], "eval",
+         ["5 of 5", "same exchange", "row 0 of", "differently"]),
     ],
 )  # fmt: skip
 def test_a_stop_says_what_the_ledger_says(tmp_path, rows, side, words):

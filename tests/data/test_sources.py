@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -125,6 +126,19 @@ def test_what_is_there_and_cannot_be_read_is_named_and_the_hub_is_no_advice(tmp_
     said = str(error.value)
     assert words in said and str(path) in said and "\n" not in said
     assert not any(word in said for word in ("the hub", "network", "nbutils fetch", "revision"))
+
+
+@pytest.mark.parametrize("name", ["a*", "a[lr=1e-4]", "a?"])
+def test_a_path_is_no_pattern(tmp_path, name):
+    for folder, rows in ((name, 3), ("ab", 5)):
+        (tmp_path / folder).mkdir()
+        frame = pd.DataFrame({"prompt": ["Hi"] * rows, "completion": ["Hello"] * rows})
+        frame.to_parquet(tmp_path / folder / "train.parquet")
+        frame.to_csv(tmp_path / folder / "train.csv", index=False)
+    for file in ("train.parquet", "train.csv"):
+        assert opened(tmp_path / name / file).rows == 3
+    with pytest.raises(UserError, match="pattern"):
+        opened(tmp_path / name)
 
 
 def test_a_split_that_was_saved_alone_keeps_its_name(tmp_path):
