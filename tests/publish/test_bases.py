@@ -70,8 +70,11 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     write_done(run / "train", facts={"step": 2})
     loaded = load(str(run / "train" / "final"))
     said = play(loaded, ["Hello there, number 5", "Are you sure?"], GREEDY)["messages"]
-    (ids,) = (e.input_ids for e in encode_batch(loaded.tokenizer, [said[:1]], add_generation_prompt=True))
-    assert ids == loaded.tokenizer.apply_chat_template(said[:1], add_generation_prompt=True)["input_ids"]
+    (encoded,) = encode_batch(loaded.tokenizer, [said[:1]], add_generation_prompt=True)
+    ids = encoded.input_ids
+    assert (
+        encoded.apart or ids == loaded.tokenizer.apply_chat_template(said[:1], add_generation_prompt=True)["input_ids"]
+    )
     tokens = torch.tensor([ids], device=loaded.model.device)
     out = loaded.model.generate(tokens, do_sample=False, max_new_tokens=GREEDY["max_new_tokens"])
     reply = loaded.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
