@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model
 
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import EXTENSIONS, can_extend
@@ -37,19 +37,10 @@ class ChatSettings(_SamplingSettings, BaseSettings):
 
     model: Annotated[str, Field(min_length=1)]
     compare_with: str
-    scripted_messages: list[str]
+    scripted_messages: Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=1)]
     context_extension: Literal["auto", "dynamic", "yarn", "linear", "none"]
     interactive: Annotated[bool, STEERING]
     peers: Annotated[list[str], STEERING]
-
-    @field_validator("scripted_messages")
-    @classmethod
-    def _some_text(cls, messages: list[str]) -> list[str]:
-        if not messages:
-            raise ValueError("the script needs one message at least")
-        if any(not message.strip() for message in messages):
-            raise ValueError("every scripted message needs some text")
-        return messages
 
     def session_settings(self) -> dict[str, object]:
         """The settings of a ChatSession."""

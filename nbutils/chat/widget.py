@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache, wraps
 from importlib.resources import files
 from operator import methodcaller
@@ -17,9 +16,9 @@ import ipywidgets as widgets
 
 from nbutils.chat import markup
 from nbutils.chat.models import LoadedModel
-from nbutils.chat.parts import NOBODY, Controls, Notice, Panel, styled, write_in_turn
+from nbutils.chat.parts import NOBODY, Controls, Notice, Panel
 from nbutils.chat.session import BUSY, ChatSession
-from nbutils.chat.transcript import Transcript, checked_transcript, parsed_transcript
+from nbutils.chat.transcript import Transcript, checked_transcript
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.errors import UserError
 
@@ -27,16 +26,6 @@ STYLE = files("nbutils.chat").joinpath("widget.css").read_text(encoding="utf-8")
 SCRIPT = files("nbutils.chat").joinpath("widget.js").read_text(encoding="utf-8")
 
 Load = Callable[[str], LoadedModel]
-
-
-@dataclass(frozen=True)
-class ChatState:
-    """What a cell that runs again keeps: the conversation always, the rest where it asks for the same as before."""
-
-    asked: dict[str, Any]
-    shown: list[str]
-    sampling: Sampling
-    transcript: dict[str, Any]
 
 
 def _reported(action: Callable[..., None]) -> Callable[..., None]:
@@ -57,13 +46,13 @@ def _reported(action: Callable[..., None]) -> Callable[..., None]:
 class ChatWidget:
     """Talks to `model`, one of `names`; `load` gives the model behind a name and is called once for each.
 
-    `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. `earlier` is the
-    `state` of the widget that this one replaces.
+    `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. Of `earlier`, which
+    this one replaces, it keeps the conversation always, the rest where the same is asked for as before.
     """
 
     def __init__(
         self, load: Load, names: list[str], model: str, settings: dict[str, Any], beside: str = "",
-        earlier: ChatState | None = None,
+        earlier: ChatWidget | None = None,
     ) -> None:  # fmt: skip
         if model == beside:
             raise UserError(f"Both columns would show the model '{model}': give another one as beside, or none.")
@@ -71,23 +60,22 @@ class ChatWidget:
         shown = [model, beside] if beside else [model]
         self._settings = settings
         self._sampling = Sampling(**{name: value for name, value in settings.items() if name in Sampling.model_fields})
-        if earlier and earlier.asked == self._asked:
-            shown, self._sampling = earlier.shown, earlier.sampling
+        if earlier and earlier._asked == self._asked:
+            shown, self._sampling = earlier.shown, earlier._sampling
         self._load = cache(load)
         self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()
         self.busy = False
         """Whether a reply is being written or a model is being loaded."""
         self.notice = Notice()
         self.panels = [self._panel(name) for name in shown]
         self.controls = Controls(self, names, shown, self._sampling)
-        self._columns = styled(widgets.HBox([panel.box for panel in self.panels]), "sc-columns")
-        self.announcement = styled(widgets.HTML(), "sc-announce")
-        style = styled(widgets.HTML(f"<style>{STYLE}</style>"), "sc-style")
+        self._columns = widgets.HBox([panel.box for panel in self.panels]).add_class("sc-columns")
+        self.announcement = widgets.HTML().add_class("sc-announce")
+        style = widgets.HTML(f"<style>{STYLE}</style>").add_class("sc-style")
         rows = [self.controls.pickers, self._columns, self.notice.html, *self.controls.rows]
-        self.root = styled(widgets.VBox([style, *rows, self.announcement]), "smallchat")
+        self.root = widgets.VBox([style, *rows, self.announcement]).add_class("smallchat")
         if earlier:
-            self.restore(earlier.transcript)
+            self.restore(earlier.transcript())
         self._show_state()
 
     @property
@@ -99,20 +87,15 @@ class ChatWidget:
     def _said(self) -> list[str]:
         return [m["content"] for m in self.panels[0].session.messages if m["role"] == "user"]
 
-    @property
-    def state(self) -> ChatState:
-        """What another widget needs to take the place of this one; its system message is given by its cell."""
-        return ChatState(self._asked, self.shown, self._sampling, self.transcript(own_system=False))
-
     def wait(self, seconds: float | None = None) -> None:
         """Waits until nothing is being written or loaded."""
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def transcript(self, *, own_system: bool = True) -> dict[str, Any]:
+    def transcript(self) -> dict[str, Any]:
         """The conversation of the first model, that of the second under `compared`."""
-        talks = [{"model": panel.name} | panel.session.transcript(own_system=own_system) for panel in self.panels]
-        return {"schema": 1, **talks[0], "compared": talks[1:]}
+        talks = [{"model": panel.name} | panel.session.transcript() for panel in self.panels]
+        return {**talks[0], "compared": talks[1:]}
 
     def restore(self, transcript: dict[str, Any] | Transcript) -> None:
         """Takes over a conversation: each column what its own model has said there, else what the first one said.
@@ -167,11 +150,7 @@ class ChatWidget:
     def clear(self) -> None:
         """Forgets the conversation."""
         self._halt()
-        self.controls.leave_editing()
-        for panel in self.panels:
-            panel.session.clear()
-            panel.show()
-        self._show_state()
+        self.restore({"messages": []})
 
     def stop(self) -> None:
         """Ends the replies that are being written."""
@@ -199,7 +178,8 @@ class ChatWidget:
         self.controls.upload.value = ()
         if self.busy:
             raise UserError(BUSY)
-        self.restore(parsed_transcript(content, "The file"))
+        self.wait()  # until a reply is shown whose button is enabled already
+        self.restore(checked_transcript(content, "The file"))
 
     @_reported
     def pick(self) -> None:
@@ -219,22 +199,20 @@ class ChatWidget:
 
     def _work(self, job: Callable[[], None], remark: str = "") -> None:
         """Does a job in a thread of its own, once the one before has shown that it is done."""
-
-        def work() -> None:
-            try:
-                job()
-            except Exception as error:
-                self.notice.failed(error)
-            finally:
-                self.busy = False  # before the button is enabled: a click on it must not find a worker still busy
-                self._show_state()
-
         self.wait()
         self.busy = True
         self.notice.say(remark)
         self._show_state()
-        self._thread = threading.Thread(target=work, name="chat-writes", daemon=True)
+        self._thread = threading.Thread(target=self._finish, args=(job,), name="chat-writes", daemon=True)
         self._thread.start()
+
+    @_reported
+    def _finish(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        finally:
+            self.busy = False  # before the button is enabled: a click on it must not find a worker still busy
+            self._show_state()
 
     def _halt(self) -> None:
         self.stop()
@@ -242,8 +220,7 @@ class ChatWidget:
 
     def _begin(self, start: Callable[[ChatSession], Iterator[str]], said: str | None = None) -> None:
         """Writes the replies of all panels; where nothing new was said the old ones stay meanwhile."""
-        edited, panels = self.controls.editing, self.panels
-        marks = [panel.session.bookmark() for panel in panels]
+        before, edited, panels = self.transcript(), self.controls.editing, self.panels
         writers = [panel.write(start(panel.session)) for panel in panels]  # refuses what cannot be sent
         if said is not None:
             for panel in panels:
@@ -252,9 +229,14 @@ class ChatWidget:
             self.controls.fill("")
 
         def write() -> None:
+            writing = writers
             try:
-                write_in_turn(panels, writers, marks)
+                while writing:  # token by token in turn
+                    writing = [writer for writer in writing if next(writer, False)]
             except Exception:
+                for writer in writers:
+                    writer.close()
+                self.restore(before)  # in every column, though one alone failed
                 if said is not None:
                     self.controls.take_back(said, edited)
                 raise
@@ -293,8 +275,7 @@ class ChatWidget:
         self.notice.say("")
 
     def _show_state(self) -> None:
-        with self._lock:
-            busy = self.busy
-            self.controls.show_busy(busy, talked=bool(self._said))
-            if not busy:
-                self.controls.download.value = markup.download_link(self.transcript())
+        busy = self.busy
+        self.controls.show_busy(busy, talked=bool(self._said))
+        if not busy:
+            self.controls.download.value = markup.download_link(self.transcript())

@@ -58,17 +58,15 @@ def parameter_counts(shapes: dict[str, list[int]]) -> dict[str, int]:
     return counts
 
 
-def architecture(folder: Path) -> list[tuple[str, str]]:
+def architecture(config: dict[str, Any], shapes: dict[str, list[int]]) -> list[tuple[str, Any]]:
     """The rows of the card's architecture table; what a config does not state is left out."""
-    config = _config(folder)
-    shapes = tensor_shapes(folder)
     counts = parameter_counts(shapes)
     heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
     context = config.get("max_position_embeddings")
     rows: list[tuple[str, Any]] = [
         ("Class", ", ".join(f"`{name}`" for name in config.get("architectures") or [])),
-        ("Parameters", f"{sum(counts.values()):,}"),
-        *((f"… {part}", f"{count:,}") for part, count in sorted(counts.items(), key=lambda item: -item[1])),
+        ("Parameters", sum(counts.values())),
+        *((f"… {part}", count) for part, count in sorted(counts.items(), key=lambda item: -item[1])),
         ("Layers", config.get("num_hidden_layers")),
         ("Hidden size", config.get("hidden_size")),
         (
@@ -89,17 +87,16 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
         ("Activation", config.get("hidden_act") or config.get("activation_function")),
         ("Precision of the weights", config.get("dtype")),
     ]
-    return [(name, f"{value:,}" if type(value) is int else str(value)) for name, value in rows if value]
+    return [(name, value) for name, value in rows if value]
 
 
-def extension(folder: Path, kind: str) -> tuple[str, str] | None:
+def extension(config: dict[str, Any], kind: str) -> tuple[str, str] | None:
     """The chat's `context_extension` in plain transformers (EXTENSIONS); None where the model takes none.
 
     `dynamic` is NTK-aware scaling with the base fixed for twice the length (bloc97, emozilla 2023; transformers'
     `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): the base times 3 to the power of
     D / (D - 2), where D is the size of a head. The others are transformers' own.
     """
-    config = _config(folder)
     rope = config.get("rope_parameters") or {}
     takes = config.get("model_type") in ("llama", "mistral", "qwen2") and rope.get("rope_type") == "default"
     if not takes or kind not in EXTENSIONS:
@@ -109,12 +106,7 @@ def extension(folder: Path, kind: str) -> tuple[str, str] | None:
     return name, code.format(factor=round(3 ** (size / (size - 2)), 6))
 
 
-def context_length(folder: Path) -> int | None:
-    """Tokens that the model reads at once; None where its positions have no limit."""
-    return _config(folder).get("max_position_embeddings")
-
-
-def _config(folder: Path) -> dict[str, Any]:
+def model_config(folder: Path) -> dict[str, Any]:
     """A model's config with transformers' defaults, under Llama's names where its class maps them (GPT-2's does)."""
     from transformers import AutoConfig
 

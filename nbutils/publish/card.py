@@ -6,49 +6,39 @@ import html
 import math
 import re
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import spec
 from nbutils.core.text import duration, markdown_table, number, with_interval
-from nbutils.publish import architecture
+from nbutils.publish.architecture import architecture, extension, model_config, tensor_shapes
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
-
-METRIC_TYPES = {
-    "acc": "accuracy",
-    "acc_norm": "accuracy",
-    "word_perplexity": "perplexity",
-    "byte_perplexity": "perplexity",
-    "loss": "loss",
-}
-"""The Hub's word for a metric of the evaluation harness; others keep their own name."""
 
 
 def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
-    model_id = settings.repo_id or "."  # what `from_pretrained` takes: the Hub's id, or the folder that the card is in
-    context = architecture.context_length(folder) or facts.data["max_length"]
-    longest = min(int(GENERATION["max_new_tokens"]), context // 4)  # of the replies in a chat that fits the context
-    extension = architecture.extension(folder, facts.transcript["settings"]["context_extension"])  # as the chat had it
-    text = _template("card.md.jinja").render(
-        facts=facts,
-        settings=settings,
-        metadata=card_metadata(facts, settings),
-        model_id=model_id,
-        architecture=architecture.architecture(folder),
-        context=context,
-        scores=_scores(facts.evaluation),
-        tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
-        extension=extension,
-        usage=_template("usage.py.jinja")
-        .render(model_id=model_id, extension=extension, trained=context, longest_reply=longest)
-        .strip(),
-        generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
+    config = model_config(folder)
+    context = config.get("max_position_embeddings") or facts.data["max_length"]
+    text = (
+        _templates()
+        .get_template("card.md.jinja")
+        .render(
+            facts=facts,
+            settings=settings,
+            metadata=card_metadata(facts, settings),
+            model_id=settings.repo_id or ".",  # for `from_pretrained`: the Hub's id, or the folder that the card is in
+            architecture=[(name, _value(value)) for name, value in architecture(config, tensor_shapes(folder))],
+            context=context,
+            longest_reply=min(int(GENERATION["max_new_tokens"]), context // 4),  # in a chat that fits the context
+            scores=_scores(facts.evaluation),
+            tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
+            extension=extension(config, facts.transcript["settings"]["context_extension"]),  # as the chat had it
+            generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
+        )
     )
     return text.rstrip() + "\n"
 
@@ -112,7 +102,7 @@ def _eval_results(facts: Facts) -> list[Any]:
             dataset_type=conversations if _held_out(score["task"]) else score["task"],
             dataset_name=score["task"],
             dataset_config=score["task"],  # without it the Hub's classes merge all tasks made from one dataset
-            metric_type=METRIC_TYPES.get(score["metric"], score["metric"]),
+            metric_type=score["metric"],
             metric_name=score["metric"],
             metric_value=round(float(score["value"]), 6),
         )
@@ -163,10 +153,12 @@ def _value(value: Any) -> str:
 
 
 @cache
-def _template(name: str) -> Any:
+def _templates() -> Any:
     import jinja2
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nbutils.publish", "."), undefined=jinja2.StrictUndefined
+    )
     environment.globals |= {"table": markdown_table, "with_interval": with_interval}
     environment.tests |= {"held_out": _held_out}
     environment.filters |= {
@@ -185,4 +177,4 @@ def _template(name: str) -> Any:
         "file_name": lambda path: Path(path).name,
         "published": published_figure,
     }
-    return environment.from_string(files("nbutils.publish").joinpath(name).read_text(encoding="utf-8"))
+    return environment

@@ -60,9 +60,9 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
         for file in (file for pattern in patterns for file in stage.glob(pattern)):
             target = folder / "run" / f"{stage.name}-{file.relative_to(stage)}"
             if file.suffix == ".parquet":  # named after a model, which may be a path
-                _copy(file, target.with_name(facts.local_paths.hide(file.name.replace("__", "/")).replace("/", "__")))
+                _copy(file, target.with_name(facts.hide(file.name.replace("__", "/")).replace("/", "__")))
             else:
-                write_text(target, facts.local_paths.hide(file.read_text(encoding="utf-8")))
+                write_text(target, facts.hide(file.read_text(encoding="utf-8")))
     kept = ("started", "seconds", "git_commit", "versions", "key")
     records = {stage: {name: record[name] for name in kept} for stage, record in facts.stages.items()}
     write_json(folder / "run" / "stages.json", records)

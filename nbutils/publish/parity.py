@@ -45,11 +45,6 @@ def check_parity(
         spelled = re.compile("|".join(map(re.escape, special_strings(tokenizer).values())))
         plain = [row for row in rows if not any(spelled.search(message["content"]) for message in row)]
         texts, written = plain[:conversations], len(rows) - len(plain)
-        if not texts:
-            raise UserError(
-                f"Nothing can be compared before publishing: of the {len(rows)} conversations in {shown(held_out)} "
-                f"{written} spell a control token; raise eval_fraction in notebook 01."
-            )
         engine = Engine(model, tokenizer)
         sampling = Sampling(
             greedy=True, repetition_penalty=float(GENERATION["repetition_penalty"]), max_new_tokens=tokens
@@ -57,8 +52,10 @@ def check_parity(
         prompts = list(islice(filter(None, (_prompt(engine, sampling, text) for text in texts)), replies))
         if not prompts:
             raise UserError(
-                f"No reply can be compared before publishing: in none of {len(texts)} held-out conversations does the "
-                f"first message leave room for {tokens} tokens in the model's context; lower parity_tokens."
+                f"No reply can be compared before publishing: of the {len(rows)} conversations in {shown(held_out)} "
+                f"{written} spell a control token, and in none of {len(texts)} others does the first message leave "
+                f"room for {tokens} tokens in the model's context; raise eval_fraction in notebook 01, or lower "
+                "parity_tokens."
             )
         ids = [encoding.input_ids for encoding in encode_batch(tokenizer, texts)]
         ours = [_reply(engine, sampling, prompt) for prompt in prompts]
@@ -80,12 +77,10 @@ def check_parity(
             if min(read["leads"][place : place + 1], default=TIE) < TIE:
                 ties += 1
                 continue
-            before = tokenizer.decode(own[max(0, place - 8) : place])
             session, plain_one = (repr(tokenizer.decode(found[place : place + 1])) for found in (own, read["ids"]))
             raise UserError(
-                f"{what} part in held-out conversation {number} at token {place}, behind {before!r}: the session "
-                f"writes {session}, plain transformers with {shown(folder)} {plain_one}. Nothing was published; check "
-                f"{check}."
+                f"{what} part in held-out conversation {number} at token {place}: the session writes {session}, plain "
+                f"transformers with {shown(folder)} {plain_one}. Nothing was published; check {check}."
             )
     return {
         "conversations": len(texts),

@@ -66,8 +66,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
             )
         there = [name for name in api.list_repo_files(settings.repo_id) if "/" not in name]
         old = [glob.escape(name) for name in there if any(fnmatch(name, pattern) for pattern in OLD_MODEL)]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*commit a data file")  # the scored items, a few kilobytes
+        with warnings.catch_warnings(action="ignore"):  # of data files in a model's repository: the scored items
             commit = api.upload_folder(
                 repo_id=settings.repo_id,
                 folder_path=folder,

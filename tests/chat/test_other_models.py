@@ -62,7 +62,7 @@ def test_a_model_of_another_kind_replies_as_generate_does(tmp_path, kind, more, 
     for turn in range(6):
         messages = [*session.messages, said(f"turn {turn}: what now?")]
         assert say(session, messages[-1]["content"]) == [from_scratch(session, messages)], turn
-    assert session.context.dropped and session.context.extended == (extension != "none")
+    assert session.context.dropped and session.plan.extended == (extension != "none")
 
 
 @pytest.mark.parametrize(

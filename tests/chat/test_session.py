@@ -209,15 +209,9 @@ def test_an_error_in_the_model_leaves_the_conversation_as_it_was():
 
 def test_one_reply_at_a_time():
     session = scripted_session("a long reply", "x")
-    mark, stream = session.bookmark(), session.reply("hi")
+    stream = session.reply("hi")
     next(stream)
-    for action in (
-        lambda: session.reply("there"),
-        session.regenerate,
-        session.clear,
-        lambda: session.restore({}),
-        lambda: session.go_back(mark),
-    ):
+    for action in (lambda: session.reply("there"), session.regenerate, session.clear, lambda: session.restore({})):
         with pytest.raises(UserError, match="being written"):
             action()
     assert "".join(stream)
@@ -296,12 +290,12 @@ def test_the_meter_never_shows_more_than_the_limit():
             assert session.context.used <= session.context.limit == 256
 
 
-def test_a_conversation_goes_back_to_a_bookmark():
+def test_a_conversation_goes_back_to_what_it_was():
     session, fresh = chat(), chat()
     say(session, "hello")
-    mark, before = session.bookmark(), session.transcript()
+    before = session.transcript()
     say(session, "x" * 180)
-    session.go_back(mark)
+    session.restore(before)
     assert session.transcript() == before
     fresh.restore(before)
     assert say(session, "again") == say(fresh, "again")

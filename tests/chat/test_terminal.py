@@ -63,7 +63,7 @@ def test_a_conversation_on_a_pseudo_terminal(opened):
         for expected in seen:
             screen.wait_for(expected)
 
-    say("hello\r", "first ␛[31mreply 🌙", "tokens of context")  # the escape sequence is shown, not obeyed
+    say("hello\r", "first ␛[31mreply 🌙", "context: ")  # the escape sequence is shown, not obeyed
     say("a long one please\r", "slowly slowly")
     stopped = time.monotonic()
     screen.type(CTRL_C)
@@ -84,7 +84,7 @@ def test_a_window_that_is_closed_saves_the_conversation(finished, tmp_path, open
     screen = opened(cli.main, ["chat", str(finished), "--max-new-tokens", "4", "--save", str(saved)])
     screen.wait_for(PROMPT)
     screen.type("hello\r")
-    screen.wait_for("tokens of context")
+    screen.wait_for("context: ")
     screen.wait_for(PROMPT)
     os.kill(screen.process.pid, number)
     assert screen.status() == 128 + number

@@ -110,7 +110,7 @@ def test_a_callback_that_raises_is_reported_and_the_chat_goes_on(capsys):
     assert "disk on fire" in chat.notice.text and "disk on fire" in capsys.readouterr().err
     assert chat.controls.beside.value == "nobody", "the picker says what is shown"
     send(chat, "hi")
-    chat.panels[0].session.clear = lambda: 1 / 0
+    chat.panels[0].session.restore = lambda _: 1 / 0
     click(chat, "clear")
     assert "ZeroDivisionError" in chat.notice.text
     assert texts(chat)[-1] == "one"
@@ -139,7 +139,7 @@ def test_the_meter_says_what_goes_next_and_what_is_gone():
 
 
 def test_turns_go_soon_when_the_room_is_nearly_full_and_not_the_context():
-    half_for_the_reply = Context(used=480, limit=1000, fixed=80, room=500, dropped=0, next_dropped=1, extended=False)
+    half_for_the_reply = Context(used=480, limit=1000, fixed=80, room=500, dropped=0, next_dropped=1)
     assert half_for_the_reply.nearly_full
     assert not replace(half_for_the_reply, used=440).nearly_full
     assert not replace(half_for_the_reply, next_dropped=0).nearly_full

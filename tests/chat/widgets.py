@@ -35,7 +35,7 @@ def widget(
         model = ScriptedModel(TOKENIZER, texts, seconds, (contexts or {}).get(name, 1024), reading)
         return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
 
-    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier and earlier.state)
+    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier)
 
 
 def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:

@@ -129,10 +129,10 @@ def test_any_name_is_shown_as_it_is_and_breaks_nothing(spare, name):
     ("given", "words"),
     [
         ({"license": "Apache 2.0"}, r"'license' is 'Apache 2.0'.*Did you mean 'apache-2.0'"),
-        ({"languages": ["English"]}, r"'English' is no language code"),
+        ({"languages": ["English"]}, r"'languages.0' is 'English'"),
         ({"base_model_id": "models/x y.gguf"}, r"'base_model_id' is .*owner/name"),
-        ({"dataset_ids": ["a/b/c"]}, r"'a/b/c' is no name on the Hub"),
-        ({"model_name": "a\n---\nb"}, r"'model_name' is .*no title of one line"),
+        ({"dataset_ids": ["a/b/c"]}, r"'dataset_ids.0' is 'a/b/c'"),
+        ({"model_name": "a\n---\nb"}, r"'model_name' is .*one line"),
     ],
 )
 def test_what_the_hub_or_the_card_cannot_hold_is_refused(tmp_path, given, words):
