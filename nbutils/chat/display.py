@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import IPython
 import pandas as pd
@@ -15,6 +14,7 @@ from nbutils.chat.widget import SCRIPT, ChatWidget, Load
 from nbutils.core.chat_engine.engine import Engine
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.chatml import IM_END
+from nbutils.core.files import Json
 from nbutils.core.run.layout import Run
 
 SHOWN = 300
@@ -34,7 +34,7 @@ _shown: dict[str, ChatWidget] = {}
 """The widget of each notebook cell: a cell that runs again closes its old one and takes over the conversation."""
 
 
-def show_chat(get: Load, names: Sequence[str], model: str, settings: dict[str, Any], beside: str = "") -> ChatWidget:
+def show_chat(get: Load, names: Sequence[str], model: str, settings: Json, beside: str = "") -> ChatWidget:
     """Shows a live chat below the cell and returns at once; the kernel stays free.
 
     `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps the
@@ -67,7 +67,7 @@ def live_chat(settings: ChatSettings, loaded: Sequence[LoadedModel]) -> ChatWidg
     return show_chat(get, [*names], loaded[0].name, settings.session_settings())
 
 
-def as_read(loaded: LoadedModel, transcript: dict[str, Any]) -> str:
+def as_read(loaded: LoadedModel, transcript: Json) -> str:
     """The first turn and the next message as the model reads them, control tokens and the reply's header included."""
     messages = transcript["messages"][:3]
     ids = Engine(loaded.model, loaded.tokenizer).ids(messages, Plan(0, False), prompt=messages[-1]["role"] == "user")
@@ -79,13 +79,13 @@ def replies_by_setting(replies: dict[str, str]) -> HTML:
     return _whole_texts(pd.Series(replies, name="reply").to_frame())
 
 
-def replies_table(transcripts: Sequence[dict[str, Any]]) -> HTML:
+def replies_table(transcripts: Sequence[Json]) -> HTML:
     """What each model replied to each message, side by side."""
     replies = {transcript["model"]: _texts(transcript, "assistant") for transcript in transcripts}
     return _whole_texts(pd.DataFrame(replies, index=pd.Index(_texts(transcripts[0], "user"), name="message")))
 
 
-def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def timings_table(transcripts: Sequence[Json]) -> pd.DataFrame:
     """Tokens read, reused and written for each reply, and how long a person would have waited."""
     rows = []
     for transcript in transcripts:
@@ -96,7 +96,7 @@ def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return table.replace({"end": IM_END, "length": "max_new_tokens"}).round(3)
 
 
-def _texts(transcript: dict[str, Any], role: str) -> list[str]:
+def _texts(transcript: Json, role: str) -> list[str]:
     return [message["content"] for message in transcript["messages"] if message["role"] == role]
 
 

@@ -19,6 +19,7 @@ from markdown_it.renderer import RendererHTML
 
 from nbutils.chat.session import Context
 from nbutils.core.chat_engine.engine import Measured
+from nbutils.core.files import Json
 
 NAMES = {"user": "You", "assistant": "Model", "system": "System"}
 LONGEST = 8_000
@@ -78,7 +79,7 @@ def _link_open(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -
 _PARSER = _parser()
 
 
-def bubble(message: dict[str, Any], *, state: str = "", writing: bool = False) -> str:
+def bubble(message: Json, *, state: str = "", writing: bool = False) -> str:
     """One message; `state` is "" or a note such as "no longer read", `writing` shows a cursor at the end."""
     role = message["role"]
     text = message["content"]
@@ -88,7 +89,7 @@ def bubble(message: dict[str, Any], *, state: str = "", writing: bool = False) -
     elif role == "assistant" and not text:
         body = '<p class="sc-note">(nothing)</p>'
     note = f'<span class="sc-state">{escape(state)}</span>' if state else ""
-    foot = "" if writing else _footer(message)
+    foot = _footer(message) if role == "assistant" and not writing else ""
     faded = " sc-faded" if state else ""
     return (
         f'<article class="sc-bubble sc-{role}{faded}" aria-label="{NAMES[role]}">'
@@ -96,7 +97,7 @@ def bubble(message: dict[str, Any], *, state: str = "", writing: bool = False) -
     )
 
 
-def conversation(messages: Sequence[dict[str, Any]], context: Context) -> str:
+def conversation(messages: Sequence[Json], context: Context) -> str:
     """All messages, those of dropped turns faded, those that go next marked."""
     next_to_go = context.dropped + (context.next_dropped if context.nearly_full else 0)
     parts, turn = [], 0
@@ -119,7 +120,7 @@ def meter(context: Context) -> str:
     )
 
 
-def download_link(transcript: dict[str, Any]) -> str:
+def download_link(transcript: Json) -> str:
     """A link that saves the transcript from the browser, without any server."""
     data = base64.b64encode(json.dumps(transcript, ensure_ascii=False, indent=2).encode()).decode()
     return f'<a class="sc-link" download="transcript.json" href="data:application/json;base64,{data}">Download</a>'
@@ -135,9 +136,7 @@ def announcement(text: str) -> str:
     return f'<div class="sc-hidden" role="status">{escape(text)}</div>'
 
 
-def _footer(message: dict[str, Any]) -> str:
-    if message["role"] != "assistant":
-        return ""
+def _footer(message: Json) -> str:
     cost = escape(Measured(**message["measured"]).summary) if message.get("measured") else ""
     text = escape(without_controls(message["content"]))  # as it was written, Markdown and all
     copy = f'<button type="button" class="sc-copy" aria-label="Copy this reply" data-text="{text}">Copy</button>'

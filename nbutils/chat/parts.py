@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from nbutils.chat import markup
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.sampling import Sampling, Slider
-from nbutils.core.errors import UserError
+from nbutils.core.files import Json
 
 FRAME_SECONDS = 0.05
 """Shortest time between two updates of a reply in the making: faster than an eye sees, slower than a browser draws."""
@@ -30,7 +29,7 @@ class Panel:
     Methods may be called from any thread, one at a time.
     """
 
-    def __init__(self, loaded: LoadedModel, settings: dict[str, Any]) -> None:
+    def __init__(self, loaded: LoadedModel, settings: Json) -> None:
         self.name = loaded.name
         self.session = ChatSession(loaded.model, loaded.tokenizer, **settings)
         self.title = widgets.HTML(f'<div class="sc-title">{markup.escape(loaded.line)}</div>')
@@ -67,32 +66,13 @@ class Panel:
             yield True
         self.show()
 
-    def _draw(self, messages: list[dict[str, Any]], *, writing: bool = False) -> None:
+    def _draw(self, messages: list[Json], *, writing: bool = False) -> None:
         """The last message below the others; the others first, so that none is missing for a moment in between."""
         context = self.session.context
         nothing = '<div class="sc-empty">Say something.</div>'
         self.history.value = markup.conversation(messages[:-1], context) if messages else nothing
         self.newest.value = markup.bubble(messages[-1], writing=writing) if messages else ""
         self.meter.value = markup.meter(context)
-
-
-class Notice:
-    """The line that says what is being done or what went wrong."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.html = widgets.HTML()
-
-    def say(self, text: str) -> None:
-        """Shows a remark; nothing takes it away."""
-        self.text = text
-        self.html.value = markup.notice(text)
-
-    def failed(self, error: Exception) -> None:
-        """Shows an error: a UserError as its sentence, any other with its type, and its traceback on stderr."""
-        self.say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-        if not isinstance(error, UserError):
-            traceback.print_exception(error)
 
 
 class Controls:

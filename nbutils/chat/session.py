@@ -17,6 +17,7 @@ from nbutils.core.chat_engine.engine import Engine, Measured, StreamDecoder
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.errors import UserError
+from nbutils.core.files import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -138,9 +139,7 @@ class ChatSession:
     def close(self) -> None:
         """Stops a reply and the background reading, and frees the caches."""
         self.stop()
-        self.engine.pause()
-        if not self.busy:
-            self.engine.forget()
+        self.engine.forget()
 
     def last_user(self) -> int:
         """Where in the conversation the user's last message is. UserError where there is none."""
@@ -149,7 +148,7 @@ class ChatSession:
             raise UserError("There is no message yet; send one first.")
         return users[-1]
 
-    def transcript(self) -> dict[str, Any]:
+    def transcript(self) -> Json:
         """The conversation with settings and, under each reply, what it cost: a JSON value that `restore` takes.
 
         `turns_dropped` are those that the model no longer reads, `dropped_before_last` how many they were before the
@@ -159,7 +158,7 @@ class ChatSession:
         talk = self._at.model_dump(exclude={"model", "compared"}, exclude_none=True, by_alias=True)
         return {"settings": settings, **talk, "context_limit": self.engine.limit}
 
-    def restore(self, transcript: dict[str, Any] | Transcript) -> None:
+    def restore(self, transcript: Json | Transcript) -> None:
         """Takes over the conversation of a transcript; this session's own settings stay, its system message included.
 
         Turns dropped for a context of another length are read again as far as they fit this one. UserError where it is
@@ -236,7 +235,7 @@ class ChatSession:
             raise UserError(BUSY)
 
 
-def play(loaded: LoadedModel, messages: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+def play(loaded: LoadedModel, messages: Sequence[str], settings: Json) -> Json:
     """Sends each message and waits for the reply; returns the transcript with the model's name.
 
     `timings` has for each reply the seconds to its first token, its tokens, the tokens per second behind the first, and
@@ -259,9 +258,7 @@ def play(loaded: LoadedModel, messages: Sequence[str], settings: dict[str, Any])
     return {"model": loaded.name, "device": loaded.line, **session.transcript(), "timings": timings}
 
 
-def ask(
-    loaded: LoadedModel, message: str, variants: dict[str, dict[str, Any]], settings: dict[str, Any]
-) -> dict[str, str]:
+def ask(loaded: LoadedModel, message: str, variants: dict[str, Json], settings: Json) -> dict[str, str]:
     """The reply to one message under each variant of the settings, by the variants' names; each in a new session."""
     return {
         name: play(loaded, [message], settings | changes)["messages"][-1]["content"]

@@ -9,7 +9,7 @@ from pydantic import Field, create_model
 
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import EXTENSIONS, can_extend
-from nbutils.core.files import read_json, resolve, shown
+from nbutils.core.files import Json, read_json, resolve, shown
 from nbutils.core.run.layout import Run, is_run_model
 from nbutils.core.run.models import files_of
 from nbutils.core.settings import OUTSIDE, STEERING
@@ -51,7 +51,7 @@ class ChatSettings(_SamplingSettings, BaseSettings):
         run = Run(self.run_path) if is_run_model(self.model) else Run.around(resolve(self.model))
         return chosen_extension(self.context_extension, run)
 
-    def result_parameters(self) -> dict[str, Any]:
+    def result_parameters(self) -> Json:
         """The usual ones, with what `auto` stands for: a curve that says something else makes another conversation.
 
         Also the hashes of local models and checkpoints; the run's `final` and `base` count as upstream files.

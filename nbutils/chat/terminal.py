@@ -103,7 +103,7 @@ def _session(arguments: argparse.Namespace) -> ChatSession:
     logging.disable_progress_bar()
     loaded = load(arguments.model)
     extension, why = chosen_extension(arguments.context_extension, Run.around(resolve(arguments.model)))
-    settings: dict[str, Any] = {"context_extension": extension, "system": arguments.system} | sampling.model_dump()
+    settings = sampling.model_dump() | {"context_extension": extension, "system": arguments.system}
     session = ChatSession(loaded.model, loaded.tokenizer, **settings)
     if arguments.load:
         session.restore(read_transcript(arguments.load))

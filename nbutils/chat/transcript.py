@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from nbutils.core.chat_engine.engine import Count, Measured
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve, shown, write_json
+from nbutils.core.files import Json, resolve, shown, write_json
 
 SCHEMA = 1
 
@@ -86,7 +86,7 @@ def read_transcript(path: str | Path) -> Transcript:
     return checked_transcript(source.read_bytes(), shown(source))
 
 
-def write_transcript(path: str | Path, transcript: dict[str, Any]) -> Path:
+def write_transcript(path: str | Path, transcript: Json) -> Path:
     """Writes a transcript atomically and returns its absolute path. UserError where it can't be written."""
     with _writing(path) as target:
         write_json(target, transcript)

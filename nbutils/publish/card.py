@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nbutils.core.files import Json
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import spec
 from nbutils.core.text import duration, markdown_table, number, with_interval
@@ -110,9 +111,9 @@ def _eval_results(facts: Facts) -> list[Any]:
     ]
 
 
-def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
+def _scores(evaluation: Json) -> list[list[str]]:
     """A row for each task and metric, a cell for each model; items flagged by the data stage have rows of their own."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], Json] = {}
     for score in evaluation["scores"]:
         rows.setdefault((_task(score), score["metric"]), {})[score["model"]] = score
     made = []
@@ -123,13 +124,13 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
     return made
 
 
-def _interval(score: dict[str, Any] | None) -> str:
+def _interval(score: Json | None) -> str:
     if score is None or "low" not in score:
         return number(score["value"]) if score else "—"
     return with_interval(score["value"], score["low"], score["high"])
 
 
-def _task(score: dict[str, Any]) -> str:
+def _task(score: Json) -> str:
     return code(score["task"]) + (f" ({score['part']} items)" if "part" in score else "")
 
 

@@ -50,8 +50,8 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     for file in sorted({file for pattern in MODEL_PATTERNS for file in source.glob(pattern)}):
         _copy(file, folder / file.name)
     ids = {token: number for token, number, _ in control_tokens(source)}
-    ends = {"bos_token_id": read_json(source / "config.json").get("bos_token_id"), "eos_token_id": ids[IM_END]}
-    write_json(folder / "generation_config.json", GENERATION | ends | {"pad_token_id": ids[PAD]})
+    ends = {"eos_token_id": ids[IM_END], "pad_token_id": ids[PAD]}
+    write_json(folder / "generation_config.json", GENERATION | ends)
     for name in facts.figures:
         for ending in (".png", "-dark.png", *((".svg", "-dark.svg") if name.startswith(maker("curves").name) else ())):
             _copy(facts.run / f"{name}{ending}", folder / f"{published_figure(name)}{ending}")

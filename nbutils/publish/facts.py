@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import project_root, read_json, read_jsonl, resolve, shown
+from nbutils.core.files import Json, project_root, read_json, read_jsonl, resolve, shown
 from nbutils.core.run.key import upstream_hashes
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY
@@ -33,7 +33,7 @@ SPOKEN = ("sample_prompts", "scripted_messages")
 Hide = Callable[[str], str]
 
 
-def hides_paths(run: Path, stages: dict[str, dict[str, Any]]) -> Hide:
+def hides_paths(run: Path, stages: dict[str, Json]) -> Hide:
     """What hides where things lie on this machine, in a text or in JSON: what is published names no absolute path.
 
     A folder or file that a parameter names becomes `…/` and its name, the clone `.`, and the home folder `~`.
@@ -71,16 +71,16 @@ class Facts:
 
     run: Path
     hide: Hide
-    stages: dict[str, dict[str, Any]]
-    data: dict[str, Any]
-    training: dict[str, Any]
-    base: dict[str, Any]
-    metrics: dict[str, Any]
-    evaluation: dict[str, Any]
-    samples: list[dict[str, Any]]
-    transcript: dict[str, Any]
+    stages: dict[str, Json]
+    data: Json
+    training: Json
+    base: Json
+    metrics: Json
+    evaluation: Json
+    samples: list[Json]
+    transcript: Json
     figures: dict[str, str]
-    sessions: list[dict[str, Any]]
+    sessions: list[Json]
 
     @property
     def model_folder(self) -> Path:
@@ -88,7 +88,7 @@ class Facts:
         return Run(self.run).model()
 
     @property
-    def trained(self) -> dict[str, Any]:
+    def trained(self) -> Json:
         """The record of the training."""
         return self.stages[maker("model").name]
 
@@ -122,7 +122,7 @@ class Facts:
         local = any(file == own or file.startswith(f"{own}/") for file in chain(*read) for own in names)
         return name != CHITCHAT and not local and bool(HUB_ID.fullmatch(name.partition("@")[0]))
 
-    def dataset_name(self, dataset: dict[str, Any]) -> str:
+    def dataset_name(self, dataset: Json) -> str:
         """What a dataset is called on the card: of one on a disk its own name, without its path."""
         path = str(dataset["path"])
         return path if self.on_hub(path) else Path(path).name
@@ -133,25 +133,24 @@ class Facts:
         return [peer for peer in self.parameters["peers"] if not self.on_hub(peer)]
 
     @cached_property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> Json:
         """The parameters of all stages; of a name that several have, training's value counts, else the last one's."""
-        merged: dict[str, Any] = {}
+        merged: Json = {}
         for record in (*self.stages.values(), self.trained):
             merged |= record["parameters"]
         return merged
 
     @property
-    def pinned_parameters(self) -> dict[str, Any]:
+    def pinned_parameters(self) -> Json:
         """The parameters of all stages, with the revisions of base model and datasets that were really read.
 
         Without what only that machine has and the model does not come from: runs to compare with, and local peers.
         """
-        given, read = self.parameters["datasets"], self.data["datasets"]
-        if [d["path"] for d in given] == [d["path"] for d in read]:
-            given = [g | {"revision": r["revision"]} for g, r in zip(given, read, strict=True)]
+        pairs = zip(self.parameters["datasets"], self.data["datasets"], strict=True)
+        datasets = [given | {"revision": read["revision"]} for given, read in pairs]
         peers = [peer for peer in self.parameters["peers"] if peer not in self.local_peers]
         revision = {"base_revision": self.base_commit} if self.base_kind == "hub" else {}
-        return self.parameters | revision | {"datasets": given, "compare_runs": [], "peers": peers}
+        return self.parameters | revision | {"datasets": datasets, "compare_runs": [], "peers": peers}
 
     @property
     def disagreements(self) -> dict[str, str]:

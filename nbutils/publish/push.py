@@ -51,7 +51,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
     public repository where `private` is on, and where the Hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of the HTTP library that it uses
+    from huggingface_hub.errors import HTTPError  # of the HTTP library that it uses
 
     if not settings.push:
         return ""
@@ -74,7 +74,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
                 delete_patterns=["figures/*", "run/*", *old],
                 commit_message=f"{settings.model_name}, published by smallchat",
             )
-    except (HTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = redact(" ".join(str(error).split()) or type(error).__name__)
         raise UserError(
             f"{shown(folder)} could not be pushed to {settings.repo_id}: {reason} — nothing changed there; mend that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import threading
 from datetime import UTC, datetime
@@ -62,6 +63,11 @@ def upload(chat: ChatWidget, content: bytes) -> None:
 
 def shown(chat: ChatWidget, panel: int = 0) -> str:
     return chat.panels[panel].history.value + chat.panels[panel].newest.value
+
+
+def notice(chat: ChatWidget) -> str:
+    """What the line for remarks and errors says."""
+    return html.unescape(chat.notice.value)
 
 
 def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
