@@ -94,13 +94,10 @@ def save(session: ChatSession, path: str) -> None:
 
 def _session(arguments: argparse.Namespace) -> ChatSession:
     """The session that the arguments ask for; says what it talks to."""
-    from transformers.utils import logging
-
     from nbutils.chat.session import ChatSession  # imports torch
     from nbutils.chat.transcript import read_transcript
 
     sampling = Sampling(**{name: value for name, value in vars(arguments).items() if name in Sampling.model_fields})
-    logging.disable_progress_bar()
     loaded = load(arguments.model)
     extension, why = chosen_extension(arguments.context_extension, Run.around(resolve(arguments.model)))
     settings = sampling.model_dump() | {"context_extension": extension, "system": arguments.system}
@@ -119,7 +116,7 @@ def talk(session: ChatSession, interactive: bool) -> int:
         with _interrupt_stops(session):  # between reply and prompt too, where Ctrl-C would end the program
             converse(session, _typed_lines(), interactive)
         return 0
-    lines = io.TextIOWrapper(sys.stdin.buffer, errors="replace")  # one wrong byte must not end the conversation
+    lines = io.TextIOWrapper(sys.stdin.buffer, sys.stdin.encoding, "replace")  # one wrong byte must not end it
     return int(not converse(session, lines, interactive))
 
 

@@ -290,17 +290,6 @@ def test_the_meter_never_shows_more_than_the_limit():
             assert session.context.used <= session.context.limit == 256
 
 
-def test_a_conversation_goes_back_to_what_it_was():
-    session, fresh = chat(), chat()
-    say(session, "hello")
-    before = session.transcript()
-    say(session, "x" * 180)
-    session.restore(before)
-    assert session.transcript() == before
-    fresh.restore(before)
-    assert say(session, "again") == say(fresh, "again")
-
-
 def test_the_time_of_whoever_reads_the_reply_is_not_the_models():
     session = scripted_session("a few words")
     for _ in session.reply("hi"):

@@ -160,14 +160,6 @@ def test_damaged_weights_are_named(run, name, content, words):
         load(str(run / name) if "gguf" in name else "final", run)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("final", "02_train_sft"), ("no/such/model", "could not be loaded"), (".", "holds no model")]
-)
-def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch, name, words):
-    with pytest.raises(UserError, match=words):
-        load(str(tmp_path) if name == "." else name, tmp_path)
-
-
 def test_text_has_no_power_over_the_terminal():
     assert terminal.visible("a\x1b]0;title\x07b\x9bc\u202ed\ne\tf") == "a␛]0;title␇b\ufffdcd\ne\tf"
 

@@ -20,7 +20,7 @@ def test_save_and_load(tmp_path):
     say(session, *(f"turn {turn} é🌙" for turn in range(7)))
     path = write_transcript(tmp_path / "t.json", session.transcript())
     other.restore(read_transcript(path))
-    assert other.messages == session.messages
+    assert other.messages == session.messages and other.transcript() == session.transcript()
     assert other.context.dropped == session.context.dropped > 0
     assert say(other, "go on") == say(session, "go on")
     assert json.loads(path.read_text())["messages"][1]["measured"]["new_tokens"] > 0
