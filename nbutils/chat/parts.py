@@ -154,7 +154,7 @@ class Controls:
         self.input.value = said
         self.input.focus()
 
-    def take_back(self, said: str, editing: bool) -> None:
+    def take_back(self, said: str, *, editing: bool) -> None:
         """Puts a message that got no reply into the input, before what was typed there meanwhile."""
         typed = self.input.value
         self.set_editing(editing)

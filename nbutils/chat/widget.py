@@ -247,7 +247,7 @@ class ChatWidget:
                     writer.close()
                 self.restore(before)  # in every column, though one alone failed
                 if said:
-                    self.controls.take_back(*said, edited)
+                    self.controls.take_back(*said, editing=edited)
                 raise
             told = (f"{panel.name} said: {panel.session.messages[-1]['content'][:2000]}" for panel in panels)
             self.announcement.value = markup.announcement(". ".join(told))
