@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import math
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
 
 from nbutils.core.files import Json
 from nbutils.core.run.state import in_short
@@ -24,22 +26,18 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
     folder = facts.model_folder
     config = model_config(folder)
     context = config.get("max_position_embeddings") or facts.data["max_length"]
-    text = (
-        _templates()
-        .get_template("card.md.jinja")
-        .render(
-            facts=facts,
-            settings=settings,
-            metadata=card_metadata(facts, settings),
-            model_id=settings.repo_id or ".",  # for `from_pretrained`: the Hub's id, or the folder that the card is in
-            architecture=[(name, _value(value)) for name, value in architecture(config, tensor_shapes(folder))],
-            context=context,
-            longest_reply=min(int(GENERATION["max_new_tokens"]), context // 4),  # in a chat that fits the context
-            scores=_scores(facts.evaluation),
-            tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
-            extension=extension(config, facts.transcript["settings"]["context_extension"]),  # as the chat had it
-            generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
-        )
+    text = TEMPLATES.get_template("card.md.jinja").render(
+        facts=facts,
+        settings=settings,
+        metadata=card_metadata(facts, settings),
+        model_id=settings.repo_id or ".",  # for `from_pretrained`: the Hub's id, or the folder that the card is in
+        architecture=[(name, _value(value)) for name, value in architecture(config, tensor_shapes(folder))],
+        context=context,
+        longest_reply=min(int(GENERATION["max_new_tokens"]), context // 4),  # in a chat that fits the context
+        scores=_scores(facts.evaluation),
+        tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
+        extension=extension(config, facts.transcript["settings"]["context_extension"]),  # as the chat had it
+        generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
     )
     return text.rstrip() + "\n"
 
@@ -52,8 +50,6 @@ def preview(card: str) -> str:
 
 def card_metadata(facts: Facts, settings: PublishSettings) -> str:
     """The YAML block between the card's first two lines of dashes; ValueError for what the Hub would not take."""
-    from huggingface_hub import ModelCardData
-
     read = dict.fromkeys(dataset["path"] for dataset in facts.data["datasets"])
     data = ModelCardData(
         language=settings.languages,
@@ -89,10 +85,8 @@ def _plain(line: str) -> str:
     return re.sub(r"^(\d{1,9})?([-+=.)])", r"\1\\\2", escaped)  # `---`, `===`, `+`, `1.`, `1)`
 
 
-def _eval_results(facts: Facts) -> list[Any]:
+def _eval_results(facts: Facts) -> list[EvalResult]:
     """The run's own scores as entries of the model index; values that are no finite number are left out."""
-    from huggingface_hub import EvalResult
-
     scores = facts.evaluation["scores"]
     own = [s for s in scores if s["model"] == "run" and "part" not in s and math.isfinite(s["value"])]
     conversations = facts.dataset_name(facts.data["datasets"][0])  # of which a part was held out
@@ -153,29 +147,23 @@ def _value(value: Any) -> str:
     return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@cache
-def _templates() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nbutils.publish", "."), undefined=jinja2.StrictUndefined
-    )
-    environment.globals |= {"table": markdown_table, "with_interval": with_interval}
-    environment.tests |= {"held_out": _held_out}
-    environment.filters |= {
-        "count": "{:,}".format,
-        "percent": _percent,
-        "value": _value,
-        "duration": duration,
-        "task": _task,
-        "code": code,
-        "plain": lambda text: _plain(" ".join(text.split())),
-        "cell": lambda text: text.replace("|", "\\|"),
-        "quoted": quoted,
-        "versions": _versions,
-        "in_short": in_short,
-        "notebook": lambda stage: spec(stage).file,
-        "file_name": lambda path: Path(path).name,
-        "published": published_figure,
-    }
-    return environment
+TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nbutils.publish", "."), undefined=jinja2.StrictUndefined)
+"""The card and the code on it, with what they call."""
+TEMPLATES.globals |= {"table": markdown_table, "with_interval": with_interval}
+TEMPLATES.tests |= {"held_out": _held_out}
+TEMPLATES.filters |= {
+    "count": "{:,}".format,
+    "percent": _percent,
+    "value": _value,
+    "duration": duration,
+    "task": _task,
+    "code": code,
+    "plain": lambda text: _plain(" ".join(text.split())),
+    "cell": lambda text: text.replace("|", "\\|"),
+    "quoted": quoted,
+    "versions": _versions,
+    "in_short": in_short,
+    "notebook": lambda stage: spec(stage).file,
+    "file_name": lambda path: Path(path).name,
+    "published": published_figure,
+}
