@@ -97,6 +97,7 @@ NEUTRAL = {
     "core.hardware": "which devices there are; what follows from it is recorded",
     "core.jupyter": "whether anybody looks on",
     "core.run.checkpoints": "what a checkpoint is; resuming is tested bit for bit",
+    "core.run.key": "which upstream files there are, by their hashes",
     "core.run.layout": "where files are",
     "core.run.pause": "asking for a pause",
     "core.run.record": "stage.json, versions and commit, which are recorded",

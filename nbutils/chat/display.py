@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import IPython
 import pandas as pd
@@ -13,19 +11,30 @@ from IPython.display import HTML, Javascript, display
 from nbutils.chat.models import LoadedModel, load
 from nbutils.chat.settings import ChatSettings
 from nbutils.chat.widget import SCRIPT, ChatWidget, Load
-from nbutils.core.chat_engine.engine import Engine, Measured
+from nbutils.core.chat_engine.engine import Engine
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.chatml import IM_END
+from nbutils.core.files import Json
 from nbutils.core.run.layout import Run
 
 SHOWN = 300
 """Characters of a reply that a table shows; an untrained model never stops."""
 
+COLUMNS = {
+    "read_tokens": "tokens read",
+    "reused_tokens": "reused from the cache",
+    "new_tokens": "tokens written",
+    "ended": "ended by",
+    "time_to_first_token": "seconds to the first token",
+    "tokens_per_second": "tokens per second",
+}
+"""What the table of timings shows, and its names for it."""
+
 _shown: dict[str, ChatWidget] = {}
 """The widget of each notebook cell: a cell that runs again closes its old one and takes over the conversation."""
 
 
-def show_chat(get: Load, names: Sequence[str], model: str, settings: dict[str, Any], beside: str = "") -> ChatWidget:
+def show_chat(get: Load, names: Sequence[str], model: str, settings: Json, beside: str = "") -> ChatWidget:
     """Shows a live chat below the cell and returns at once; the kernel stays free.
 
     `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps the
@@ -35,7 +44,7 @@ def show_chat(get: Load, names: Sequence[str], model: str, settings: dict[str, A
     earlier = _shown.get(cell)
     if earlier is not None:
         earlier.close()  # first: two models and their caches need the room of two
-    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier.state if earlier else None)
+    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier)
     if cell:
         _shown[cell] = chat
     display(Javascript(SCRIPT))
@@ -49,11 +58,16 @@ def live_chat(settings: ChatSettings, loaded: Sequence[LoadedModel]) -> ChatWidg
         print("interactive is off: the scripted conversation above is all there is")
         return None
     run = settings.run_path
-    names = dict.fromkeys([*(item.name for item in loaded), *Run(run).models(), *settings.peers])
-    return show_chat(loader(*loaded, run=run), [*names], loaded[0].name, settings.session_settings())
+    known = {item.name: item for item in loaded}
+    names = dict.fromkeys([*known, *Run(run).models(), *settings.peers])
+
+    def get(name: str) -> LoadedModel:
+        return known.get(name) or load(name, run)
+
+    return show_chat(get, [*names], loaded[0].name, settings.session_settings())
 
 
-def as_read(loaded: LoadedModel, transcript: dict[str, Any]) -> str:
+def as_read(loaded: LoadedModel, transcript: Json) -> str:
     """The first turn and the next message as the model reads them, control tokens and the reply's header included."""
     messages = transcript["messages"][:3]
     ids = Engine(loaded.model, loaded.tokenizer).ids(messages, Plan(0, False), prompt=messages[-1]["role"] == "user")
@@ -65,53 +79,36 @@ def replies_by_setting(replies: dict[str, str]) -> HTML:
     return _whole_texts(pd.Series(replies, name="reply").to_frame())
 
 
-def replies_table(transcripts: Sequence[dict[str, Any]]) -> HTML:
+def replies_table(transcripts: Sequence[Json]) -> HTML:
     """What each model replied to each message, side by side."""
     replies = {transcript["model"]: _texts(transcript, "assistant") for transcript in transcripts}
     return _whole_texts(pd.DataFrame(replies, index=pd.Index(_texts(transcripts[0], "user"), name="message")))
 
 
-def timings_table(transcripts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def timings_table(transcripts: Sequence[Json]) -> pd.DataFrame:
     """Tokens read, reused and written for each reply, and how long a person would have waited."""
     rows = []
     for transcript in transcripts:
-        costs = (Measured(**m["measured"]) for m in transcript["messages"] if m["role"] == "assistant")
-        for turn, cost in enumerate(costs, 1):
-            first, speed = cost.seconds_to_first_token, cost.tokens_per_second
-            rows.append(
-                {
-                    "model": transcript["model"],
-                    "turn": turn,
-                    "tokens read": cost.read_tokens,
-                    "reused from the cache": cost.reused_tokens,
-                    "tokens written": cost.new_tokens,
-                    "ended by": {"end": IM_END, "length": "max_new_tokens", "stopped": "stop"}[cost.ended],
-                    "first token after": f"{first:.3f} s" if first is not None else "–",
-                    "tokens per second": f"{speed:.0f}" if speed is not None else "–",
-                }
-            )
-    return pd.DataFrame(rows).set_index(["model", "turn"])
+        costs = (message["measured"] for message in transcript["messages"] if message["role"] == "assistant")
+        for turn, (cost, timing) in enumerate(zip(costs, transcript["timings"], strict=True), 1):
+            rows.append(cost | timing | {"model": transcript["model"], "turn": turn})
+    table = pd.DataFrame(rows).set_index(["model", "turn"])[list(COLUMNS)].rename(columns=COLUMNS)
+    return table.replace({"end": IM_END, "length": "max_new_tokens"}).round(3)
 
 
-def loader(*loaded: LoadedModel, run: Path | None = None) -> Load:
-    """A `load` for `show_chat` that gives what is loaded already and loads the rest when it is picked."""
-    known = {item.name: item for item in loaded}
-    return lambda name: known.get(name) or load(name, run)
-
-
-def _texts(transcript: dict[str, Any], role: str) -> list[str]:
+def _texts(transcript: Json, role: str) -> list[str]:
     return [message["content"] for message in transcript["messages"] if message["role"] == role]
 
 
 def _whole_texts(frame: pd.DataFrame) -> HTML:
     """A table of texts, escaped; pandas would cut them off at 50 characters."""
-    shown = frame.map(lambda text: text[:SHOWN] + ("…" if len(text) > SHOWN else "") or "(nothing)")
+    shown = frame.map(lambda text: text[:SHOWN] + "…" * (len(text) > SHOWN))
     with pd.option_context("display.max_colwidth", None):
-        return HTML(shown.to_html(escape=True, justify="left"))
+        return HTML(shown.to_html(justify="left"))
 
 
 def _this_cell() -> str:
     """JupyterLab's id of the cell that is running; where there is none, its text; nothing outside notebooks."""
     shell = IPython.get_ipython()
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
-    return str((parent.get("metadata") or {}).get("cellId") or (parent.get("content") or {}).get("code") or "")
+    return str(parent.get("metadata", {}).get("cellId") or parent.get("content", {}).get("code", ""))

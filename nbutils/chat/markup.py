@@ -15,9 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
 
 from nbutils.chat.session import Context
 from nbutils.core.chat_engine.engine import Measured
+from nbutils.core.files import Json
 
 NAMES = {"user": "You", "assistant": "Model", "system": "System"}
 LONGEST = 8_000
@@ -30,6 +32,7 @@ _SCHEMES = ("http", "https", "mailto")
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb]")
 
 
+@lru_cache(maxsize=512)
 def markdown(text: str) -> str:
     """HTML of a reply: paragraphs, emphasis, lists, quotes, headings, code and links to http, https and mailto.
 
@@ -38,11 +41,6 @@ def markdown(text: str) -> str:
     text = without_controls(text)
     if len(text) > LONGEST:
         return plain(text)
-    return _rendered(text)
-
-
-@lru_cache(maxsize=512)
-def _rendered(text: str) -> str:
     return str(_PARSER.render(text))
 
 
@@ -64,28 +62,24 @@ def _safe_link(url: str) -> bool:
 
 
 def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True, "maxNesting": 20})
-    parser.disable(["image", "html_block", "html_inline", "reference"])
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 20})
+    parser.disable(["image", "reference"])
     parser.enable("strikethrough")
     parser.validateLink = _safe_link  # type: ignore[method-assign]
     parser.add_render_rule("link_open", _link_open)
-    parser.add_render_rule("fence", _fence)
+    parser.add_render_rule("fence", RendererHTML.code_block)  # names no language
     return parser
 
 
 def _link_open(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    href = escape(str(tokens[index].attrGet("href") or ""), quote=True)
+    href = escape(str(tokens[index].attrGet("href") or ""))
     return f'<a href="{href}" target="_blank" rel="noopener noreferrer nofollow">' if href else "<a>"  # of `[text]()`
-
-
-def _fence(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    return f"<pre><code>{escape(tokens[index].content)}</code></pre>\n"
 
 
 _PARSER = _parser()
 
 
-def bubble(message: dict[str, Any], *, state: str = "", writing: bool = False) -> str:
+def bubble(message: Json, *, state: str = "", writing: bool = False) -> str:
     """One message; `state` is "" or a note such as "no longer read", `writing` shows a cursor at the end."""
     role = message["role"]
     text = message["content"]
@@ -95,7 +89,7 @@ def bubble(message: dict[str, Any], *, state: str = "", writing: bool = False) -
     elif role == "assistant" and not text:
         body = '<p class="sc-note">(nothing)</p>'
     note = f'<span class="sc-state">{escape(state)}</span>' if state else ""
-    foot = "" if writing else _footer(message)
+    foot = _footer(message) if role == "assistant" and not writing else ""
     faded = " sc-faded" if state else ""
     return (
         f'<article class="sc-bubble sc-{role}{faded}" aria-label="{NAMES[role]}">'
@@ -103,7 +97,7 @@ def bubble(message: dict[str, Any], *, state: str = "", writing: bool = False) -
     )
 
 
-def conversation(messages: Sequence[dict[str, Any]], context: Context) -> str:
+def conversation(messages: Sequence[Json], context: Context) -> str:
     """All messages, those of dropped turns faded, those that go next marked."""
     next_to_go = context.dropped + (context.next_dropped if context.nearly_full else 0)
     parts, turn = [], 0
@@ -116,22 +110,17 @@ def conversation(messages: Sequence[dict[str, Any]], context: Context) -> str:
 
 def meter(context: Context) -> str:
     """Tokens used of the limit, as a bar and in words, with what is gone and what goes next."""
-    words = [f"{context.used:,} of {context.limit:,} tokens"]
-    if context.dropped:
-        words.append(f"the first {_turns(context.dropped)} no longer read")
-    if context.nearly_full:
-        words.append(f"next to go: {_turns(context.next_dropped)}")
     filled = 100.0 * context.used / context.limit
     level = " sc-full" if context.nearly_full else ""
     return (
         f'<div class="sc-meter"><div class="sc-bar" role="progressbar" aria-label="Context used" aria-valuemin="0" '
         f'aria-valuemax="{context.limit}" aria-valuenow="{context.used}">'
         f'<div class="sc-fill{level}" style="width:{filled:.1f}%"></div></div>'
-        f"<span>{escape(' · '.join(words))}</span></div>"
+        f"<span>{escape(context.summary)}</span></div>"
     )
 
 
-def download_link(transcript: dict[str, Any]) -> str:
+def download_link(transcript: Json) -> str:
     """A link that saves the transcript from the browser, without any server."""
     data = base64.b64encode(json.dumps(transcript, ensure_ascii=False, indent=2).encode()).decode()
     return f'<a class="sc-link" download="transcript.json" href="data:application/json;base64,{data}">Download</a>'
@@ -147,14 +136,8 @@ def announcement(text: str) -> str:
     return f'<div class="sc-hidden" role="status">{escape(text)}</div>'
 
 
-def _footer(message: dict[str, Any]) -> str:
-    if message["role"] != "assistant":
-        return ""
+def _footer(message: Json) -> str:
     cost = escape(Measured(**message["measured"]).summary) if message.get("measured") else ""
     text = escape(without_controls(message["content"]))  # as it was written, Markdown and all
     copy = f'<button type="button" class="sc-copy" aria-label="Copy this reply" data-text="{text}">Copy</button>'
     return f'<div class="sc-foot"><span>{cost}</span>{copy}</div>'
-
-
-def _turns(count: int) -> str:
-    return f"{count} turn" + ("" if count == 1 else "s")

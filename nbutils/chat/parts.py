@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
@@ -12,9 +11,9 @@ import ipywidgets as widgets
 
 from nbutils.chat import markup
 from nbutils.chat.models import LoadedModel
-from nbutils.chat.session import Bookmark, ChatSession
+from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.sampling import Sampling, Slider
-from nbutils.core.errors import UserError
+from nbutils.core.files import Json
 
 FRAME_SECONDS = 0.05
 """Shortest time between two updates of a reply in the making: faster than an eye sees, slower than a browser draws."""
@@ -24,25 +23,20 @@ MARK = "\ue000"
 """In the outbox it divides a message from a stamp that makes each one different; `widget.js` has it too."""
 
 
-def styled(part: widgets.DOMWidget, name: str) -> Any:
-    """The part, with a class that `widget.css` or `widget.js` knows."""
-    part.add_class(name)
-    return part
-
-
 class Panel:
     """One model's column: its session, its bubbles, its context meter.
 
     Methods may be called from any thread, one at a time.
     """
 
-    def __init__(self, loaded: LoadedModel, settings: dict[str, Any]) -> None:
+    def __init__(self, loaded: LoadedModel, settings: Json) -> None:
         self.name = loaded.name
         self.session = ChatSession(loaded.model, loaded.tokenizer, **settings)
         self.title = widgets.HTML(f'<div class="sc-title">{markup.escape(loaded.line)}</div>')
         self.history, self.newest, self.meter = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        flow = styled(widgets.VBox([self.history, self.newest]), "sc-flow")
-        self.box = styled(widgets.VBox([self.title, styled(widgets.VBox([flow]), "sc-log"), self.meter]), "sc-panel")
+        flow = widgets.VBox([self.history, self.newest]).add_class("sc-flow")
+        log = widgets.VBox([flow]).add_class("sc-log")
+        self.box = widgets.VBox([self.title, log, self.meter]).add_class("sc-panel")
         self.show()
 
     def show(self) -> None:
@@ -56,7 +50,7 @@ class Panel:
         """
         messages = self.session.transcript()["messages"]
         if edited:
-            del messages[max(i for i, m in enumerate(messages) if m["role"] == "user") :]
+            del messages[self.session.last_user() :]
         waiting = [{"role": "user", "content": said.strip()}, {"role": "assistant", "content": ""}]
         self._draw([*messages, *waiting], writing=True)
 
@@ -72,7 +66,7 @@ class Panel:
             yield True
         self.show()
 
-    def _draw(self, messages: list[dict[str, Any]], *, writing: bool = False) -> None:
+    def _draw(self, messages: list[Json], *, writing: bool = False) -> None:
         """The last message below the others; the others first, so that none is missing for a moment in between."""
         context = self.session.context
         nothing = '<div class="sc-empty">Say something.</div>'
@@ -81,58 +75,19 @@ class Panel:
         self.meter.value = markup.meter(context)
 
 
-class Notice:
-    """The line that says what is being done or what went wrong."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.html = widgets.HTML()
-
-    def say(self, text: str) -> None:
-        """Shows a remark; nothing takes it away."""
-        self.text = text
-        self.html.value = markup.notice(text)
-
-    def failed(self, error: Exception) -> None:
-        """Shows an error: a UserError as its sentence, any other with its type, and its traceback on stderr."""
-        self.say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-        if not isinstance(error, UserError):
-            traceback.print_exception(error)
-
-
-def write_in_turn(panels: list[Panel], writers: list[Generator[bool]], marks: list[Bookmark]) -> None:
-    """Writes the replies of all panels, token by token in turn.
-
-    Where one fails, every conversation is again as it was at its mark.
-    """
-    writing = writers
-    try:
-        while writing:
-            writing = [writer for writer in writing if next(writer, False)]
-    except Exception:
-        for panel, writer, mark in zip(panels, writers, marks, strict=True):
-            writer.close()
-            panel.session.go_back(mark)
-            panel.show()
-        raise
-
-
 class Controls:
     """Input, buttons, pickers, sampling: each calls the method of the chat widget that does what it says."""
 
     def __init__(self, chat: Any, names: list[str], shown: list[str], sampling: Sampling) -> None:
         self.editing = self._showing = False
         self._draft = ""  # what was in the input before it held the message to edit
-        self.input = styled(
-            widgets.Textarea(
-                description="Message", placeholder="Enter sends, Shift-Enter starts a new line.",
-                continuous_update=False, rows=2,
-            ),
-            "sc-input",
-        )  # fmt: skip
+        self.input = widgets.Textarea(
+            description="Message", placeholder="Enter sends, Shift-Enter starts a new line.",
+            continuous_update=False, rows=2,
+        ).add_class("sc-input")  # fmt: skip
         # A text and a click are two messages, and ipywidgets may keep the first back while the second goes out. So
         # the page writes what is to be sent here, as one; without its script, Send alone does its work.
-        self.outbox = styled(widgets.Textarea(description="Outbox", continuous_update=False), "sc-outbox")
+        self.outbox = widgets.Textarea(description="Outbox", continuous_update=False).add_class("sc-outbox")
         _on_change(self.outbox, lambda sent: self._heard(chat, sent))
         self.send = _button("Send", "Send the message (Enter)", lambda: chat.send(self.input.value), "primary")
         self.stop = _button("Stop", "End the reply that is being written", chat.stop, "warning")
@@ -147,19 +102,17 @@ class Controls:
             _on_change(picker, lambda _: self._showing or chat.pick())
         self.pickers = _line(self.model, self.beside)
         self.pickers.layout.display = "flex" if len(names) > 1 else "none"
-        self.upload = styled(
-            widgets.FileUpload(accept=".json", description="Load transcript", layout={"width": "auto"}), "sc-upload"
-        )
+        self.upload = widgets.FileUpload(accept=".json", description="Load transcript").add_class("sc-upload")
         _on_change(self.upload, lambda files: files and chat.load(bytes(files[0]["content"])))
         self.sampling = {name: _sampling_widget(name, value) for name, value in sampling}
         for name, widget in self.sampling.items():
             _on_change(widget, partial(chat.set, name))
         # An Accordion would fold too, but the keyboard cannot reach its title.
         more = widgets.ToggleButton(description="Settings", tooltip="Show or hide sampling and loading")
-        fold = styled(widgets.VBox([*self.sampling.values(), self.upload], layout={"display": "none"}), "sc-fold")
+        fold = widgets.VBox([*self.sampling.values(), self.upload], layout={"display": "none"}).add_class("sc-fold")
         _on_change(more, lambda open_: setattr(fold.layout, "display", "flex" if open_ else "none"))
         self.rows = [
-            _line(self.input, self.outbox, styled(self.send, "sc-send"), styled(self.stop, "sc-stop")),
+            _line(self.input, self.outbox, self.send.add_class("sc-send"), self.stop),
             _line(self.regenerate, self.edit, self.clear, more, self.download),
             fold,
         ]
@@ -201,7 +154,7 @@ class Controls:
         self.input.value = said
         self.input.focus()
 
-    def take_back(self, said: str, editing: bool) -> None:
+    def take_back(self, said: str, *, editing: bool) -> None:
         """Puts a message that got no reply into the input, before what was typed there meanwhile."""
         typed = self.input.value
         self.set_editing(editing)
@@ -225,7 +178,7 @@ def _button(label: str, tooltip: str, action: Callable[[], None], style: str = "
 
 
 def _line(*parts: widgets.Widget) -> widgets.HBox:
-    return styled(widgets.HBox(parts), "sc-line")
+    return widgets.HBox(parts).add_class("sc-line")
 
 
 def _sampling_widget(name: str, value: Any) -> widgets.Widget:
@@ -236,7 +189,7 @@ def _sampling_widget(name: str, value: Any) -> widgets.Widget:
     plain = {"value": value, "description": label, "style": {"description_width": "150px"}}
     slider = next((found for found in field.metadata if isinstance(found, Slider)), None)
     if slider is None:
-        return widgets.BoundedIntText(**plain, min=0, max=2**31 - 1)
+        return widgets.IntText(**plain)
     kind = widgets.IntSlider if field.annotation is int else widgets.FloatSlider
     low, high = min(slider.low, value), max(slider.high, value)
     return kind(**plain, min=low, max=high, step=slider.step, continuous_update=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model
 
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import EXTENSIONS, can_extend
-from nbutils.core.files import read_json, resolve, shown
+from nbutils.core.files import Json, read_json, resolve, shown
 from nbutils.core.run.layout import Run, is_run_model
 from nbutils.core.run.models import files_of
 from nbutils.core.settings import OUTSIDE, STEERING
@@ -37,19 +37,10 @@ class ChatSettings(_SamplingSettings, BaseSettings):
 
     model: Annotated[str, Field(min_length=1)]
     compare_with: str
-    scripted_messages: list[str]
+    scripted_messages: Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=1)]
     context_extension: Literal["auto", "dynamic", "yarn", "linear", "none"]
     interactive: Annotated[bool, STEERING]
     peers: Annotated[list[str], STEERING]
-
-    @field_validator("scripted_messages")
-    @classmethod
-    def _some_text(cls, messages: list[str]) -> list[str]:
-        if not messages:
-            raise ValueError("the script needs one message at least")
-        if any(not message.strip() for message in messages):
-            raise ValueError("every scripted message needs some text")
-        return messages
 
     def session_settings(self) -> dict[str, object]:
         """The settings of a ChatSession."""
@@ -60,7 +51,7 @@ class ChatSettings(_SamplingSettings, BaseSettings):
         run = Run(self.run_path) if is_run_model(self.model) else Run.around(resolve(self.model))
         return chosen_extension(self.context_extension, run)
 
-    def result_parameters(self) -> dict[str, Any]:
+    def result_parameters(self) -> Json:
         """The usual ones, with what `auto` stands for: a curve that says something else makes another conversation.
 
         Also the hashes of local models and checkpoints; the run's `final` and `base` count as upstream files.

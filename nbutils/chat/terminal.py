@@ -6,10 +6,10 @@ import argparse
 import io
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from prompt_toolkit import PromptSession
@@ -63,51 +63,47 @@ def main(arguments: argparse.Namespace) -> int:
     """
     from nbutils.chat.transcript import check_writable  # imports torch
 
+    session = None
     try:
         if arguments.save:
             check_writable(arguments.save)
         session = _session(arguments)
-    except KeyboardInterrupt:
-        _say("stopped before the model was there")
-        return INTERRUPTED
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed window ends the conversation, and does not lose it
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
-    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # a closed window ends the conversation, and does not lose it
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
         return talk(session, sys.stdin.isatty() and sys.stdout.isatty())
     except KeyboardInterrupt:
-        _say("stopped")
+        _say("stopped" if session else "stopped before the model was there")
         return INTERRUPTED
     finally:
-        if arguments.save:
+        if session and arguments.save:
             save(session, arguments.save)
 
 
 def save(session: ChatSession, path: str) -> None:
     """Saves the conversation, in the system's folder for temporary files where the path has become unwritable."""
+    from nbutils.chat.transcript import write_transcript  # imports torch
+
     try:
-        saved = session.save(path)
+        saved = write_transcript(path, session.transcript())
     except UserError as error:
         _say(str(error))
-        saved = session.save(Path(tempfile.mkdtemp(prefix="smallchat-")) / "transcript.json")
-    with suppress(OSError):  # nobody may be left to read it
-        _say(f"the transcript is in {shown(saved)}")
+        saved = write_transcript(Path(mkdtemp(prefix="smallchat-")) / "transcript.json", session.transcript())
+    _say(f"the transcript is in {shown(saved)}")
 
 
 def _session(arguments: argparse.Namespace) -> ChatSession:
     """The session that the arguments ask for; says what it talks to."""
-    from transformers.utils import logging
-
     from nbutils.chat.session import ChatSession  # imports torch
+    from nbutils.chat.transcript import read_transcript
 
     sampling = Sampling(**{name: value for name, value in vars(arguments).items() if name in Sampling.model_fields})
-    logging.disable_progress_bar()
     loaded = load(arguments.model)
     extension, why = chosen_extension(arguments.context_extension, Run.around(resolve(arguments.model)))
-    settings: dict[str, Any] = {"context_extension": extension, "system": arguments.system} | sampling.model_dump()
+    settings = sampling.model_dump() | {"context_extension": extension, "system": arguments.system}
     session = ChatSession(loaded.model, loaded.tokenizer, **settings)
     if arguments.load:
-        session.load(arguments.load)
+        session.restore(read_transcript(arguments.load))
     line = in_effect(extension, why, loaded.model)
     _say(f"{loaded.line}; it reads {session.context.limit:,} tokens at once ({line})")
     return session
@@ -120,10 +116,8 @@ def talk(session: ChatSession, interactive: bool) -> int:
         with _interrupt_stops(session):  # between reply and prompt too, where Ctrl-C would end the program
             converse(session, _typed_lines(), interactive)
         return 0
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # one wrong byte must not end the conversation
-    return int(not converse(session, sys.stdin, interactive))
+    lines = io.TextIOWrapper(sys.stdin.buffer, sys.stdin.encoding, "replace")  # one wrong byte must not end it
+    return int(not converse(session, lines, interactive))
 
 
 def converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> bool:
@@ -151,7 +145,6 @@ def visible(text: str) -> str:
 
 def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
     """Writes a reply; False, with a word about it, for a message that gets none."""
-    dropped = session.context.dropped
     try:
         with _interrupt_stops(session):
             for piece in session.reply(text):
@@ -164,11 +157,8 @@ def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
         _say(f"\nThe reply failed ({type(error).__name__}: {first}); the conversation is as it was before the message.")
         return False
     print(flush=True)
-    if session.context.dropped > dropped:
-        _say(f"the oldest {session.context.dropped} turns no longer fit and are not read any more")
     if interactive:
-        context = session.context
-        _say(f"{session.measured.summary} · {context.used:,} of {context.limit:,} tokens of context")
+        _say(f"{session.measured.summary} · context: {session.context.summary}")
     return True
 
 

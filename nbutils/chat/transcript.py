@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EISDIR
@@ -14,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from nbutils.core.chat_engine.engine import Count, Measured
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve, shown, write_json
+from nbutils.core.files import Json, resolve, shown, write_json
 
 SCHEMA = 1
 
@@ -39,7 +38,7 @@ class Transcript(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    form: Annotated[int, Field(alias="schema", le=SCHEMA)] = 0
+    form: Annotated[int, Field(alias="schema", le=SCHEMA)] = SCHEMA
     model: str = ""
     messages: list[Message]
     compared: list[Transcript] = []
@@ -58,19 +57,15 @@ class Transcript(BaseModel):
             raise ValueError(f"turns_dropped is {self.turns_dropped}, but it has {len(spoken) // 2} turns")
         return self
 
-    def talk(self, *, system: bool = True) -> list[dict[str, Any]]:
-        """The messages as plain values, with or without the system's."""
-        messages = [message.model_dump(exclude_unset=True) for message in self.messages]
-        return [message for message in messages if system or message["role"] != "system"]
-
 
 def checked_transcript(value: Any, where: str) -> Transcript:
-    """A transcript that a session can take over, wherever it comes from; `where` names it in errors.
+    """A transcript that a session can take over: a value, or the content of a file; `where` names it in errors.
 
-    UserError for a newer schema, for messages that do not alternate, and for counts that do not fit them.
+    UserError for what is no JSON, a newer schema, messages that do not alternate, and counts that do not fit them.
     """
+    check = Transcript.model_validate_json if isinstance(value, bytes) else Transcript.model_validate
     try:
-        return Transcript.model_validate(value)
+        return check(value)
     except ValidationError as error:
         detail = error.errors()[0]
     if detail["type"] == "less_than_equal":
@@ -78,19 +73,9 @@ def checked_transcript(value: Any, where: str) -> Transcript:
     name = ".".join(map(str, detail["loc"]))
     found = f"{name} is {detail['input']!r:.100}, " if name else ""
     raise UserError(
-        f"{where} is no conversation to take over: {found}{detail['msg'].removeprefix('Value error, ')}; "
-        "mend it, or give a file that was saved here."
+        f"{where} is no transcript: {found}{detail['msg'].removeprefix('Value error, ')}; mend it, or give a file that "
+        "was saved here."
     )
-
-
-def parsed_transcript(content: bytes, where: str) -> Transcript:
-    """The transcript in a file's content, checked. UserError for what is no JSON, or no transcript."""
-    try:
-        return checked_transcript(json.loads(content), where)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where} is no transcript, since it is no JSON ({error}); give a file that was saved here."
-        ) from error
 
 
 def read_transcript(path: str | Path) -> Transcript:
@@ -98,13 +83,13 @@ def read_transcript(path: str | Path) -> Transcript:
     source = resolve(path)
     if not source.is_file():
         raise UserError(f"There is no transcript {shown(source)}; give the path of a saved one.")
-    return parsed_transcript(source.read_bytes(), shown(source))
+    return checked_transcript(source.read_bytes(), shown(source))
 
 
-def write_transcript(path: str | Path, transcript: dict[str, Any]) -> Path:
+def write_transcript(path: str | Path, transcript: Json) -> Path:
     """Writes a transcript atomically and returns its absolute path. UserError where it can't be written."""
     with _writing(path) as target:
-        write_json(target, {"schema": SCHEMA, **transcript})
+        write_json(target, transcript)
     return target
 
 

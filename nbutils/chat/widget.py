@@ -6,22 +6,22 @@ Replies are written by a worker thread, so that the kernel's main thread is free
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable
 from functools import cache, wraps
 from importlib.resources import files
-from operator import methodcaller
 from typing import Any
 
 import ipywidgets as widgets
 
 from nbutils.chat import markup
 from nbutils.chat.models import LoadedModel
-from nbutils.chat.parts import NOBODY, Controls, Notice, Panel, styled, write_in_turn
-from nbutils.chat.session import BUSY, ChatSession
-from nbutils.chat.transcript import Transcript, checked_transcript, parsed_transcript
+from nbutils.chat.parts import NOBODY, Controls, Panel
+from nbutils.chat.session import BUSY
+from nbutils.chat.transcript import Transcript, checked_transcript
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.errors import UserError
+from nbutils.core.files import Json
 
 STYLE = files("nbutils.chat").joinpath("widget.css").read_text(encoding="utf-8")
 SCRIPT = files("nbutils.chat").joinpath("widget.js").read_text(encoding="utf-8")
@@ -29,27 +29,19 @@ SCRIPT = files("nbutils.chat").joinpath("widget.js").read_text(encoding="utf-8")
 Load = Callable[[str], LoadedModel]
 
 
-@dataclass(frozen=True)
-class ChatState:
-    """What a cell that runs again keeps: the conversation always, the rest where it asks for the same as before."""
-
-    asked: dict[str, Any]
-    shown: list[str]
-    sampling: Sampling
-    transcript: dict[str, Any]
-
-
 def _reported(action: Callable[..., None]) -> Callable[..., None]:
-    """An action whose error is shown to the person, with the widget as usable as before."""
+    """An action whose error is shown to the person, with the widget as usable as before; a bug also on stderr."""
 
     @wraps(action)
     def reported(chat: ChatWidget, *arguments: Any) -> None:
         try:
             if not chat.busy:  # else the notice may say what is being loaded
-                chat.notice.say("")
+                chat.say("")
             action(chat, *arguments)
         except Exception as error:
-            chat.notice.failed(error)
+            chat.say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            if not isinstance(error, UserError):
+                traceback.print_exception(error)
 
     return reported
 
@@ -57,37 +49,37 @@ def _reported(action: Callable[..., None]) -> Callable[..., None]:
 class ChatWidget:
     """Talks to `model`, one of `names`; `load` gives the model behind a name and is called once for each.
 
-    `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. `earlier` is the
-    `state` of the widget that this one replaces.
+    `settings` are those of `nbutils.chat.session.ChatSession`. `root` is the widget to display. Of `earlier`, which
+    this one replaces, it keeps the conversation always, the rest where the same is asked for as before.
     """
 
     def __init__(
-        self, load: Load, names: list[str], model: str, settings: dict[str, Any], beside: str = "",
-        earlier: ChatState | None = None,
+        self, load: Load, names: list[str], model: str, settings: Json, beside: str = "",
+        earlier: ChatWidget | None = None,
     ) -> None:  # fmt: skip
         if model == beside:
             raise UserError(f"Both columns would show the model '{model}': give another one as beside, or none.")
-        self._asked = {"names": names, "model": model, "beside": beside, "settings": settings}
+        self._asked = names, model, beside, settings
         shown = [model, beside] if beside else [model]
         self._settings = settings
         self._sampling = Sampling(**{name: value for name, value in settings.items() if name in Sampling.model_fields})
-        if earlier and earlier.asked == self._asked:
-            shown, self._sampling = earlier.shown, earlier.sampling
+        if earlier and earlier._asked == self._asked:
+            shown, self._sampling = earlier.shown, earlier._sampling
         self._load = cache(load)
         self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()
         self.busy = False
         """Whether a reply is being written or a model is being loaded."""
-        self.notice = Notice()
+        self.notice = widgets.HTML()
+        """What is being done, or what went wrong."""
         self.panels = [self._panel(name) for name in shown]
         self.controls = Controls(self, names, shown, self._sampling)
-        self._columns = styled(widgets.HBox([panel.box for panel in self.panels]), "sc-columns")
-        self.announcement = styled(widgets.HTML(), "sc-announce")
-        style = styled(widgets.HTML(f"<style>{STYLE}</style>"), "sc-style")
-        rows = [self.controls.pickers, self._columns, self.notice.html, *self.controls.rows]
-        self.root = styled(widgets.VBox([style, *rows, self.announcement]), "smallchat")
+        self._columns = widgets.HBox([panel.box for panel in self.panels]).add_class("sc-columns")
+        self.announcement = widgets.HTML().add_class("sc-announce")
+        style = widgets.HTML(f"<style>{STYLE}</style>").add_class("sc-style")
+        rows = [self.controls.pickers, self._columns, self.notice, *self.controls.rows]
+        self.root = widgets.VBox([style, *rows, self.announcement]).add_class("smallchat")
         if earlier:
-            self.restore(earlier.transcript)
+            self.restore(earlier.transcript())
         self._show_state()
 
     @property
@@ -95,26 +87,17 @@ class ChatWidget:
         """The models that are shown, from left to right."""
         return [panel.name for panel in self.panels]
 
-    @property
-    def _said(self) -> list[str]:
-        return [m["content"] for m in self.panels[0].session.messages if m["role"] == "user"]
-
-    @property
-    def state(self) -> ChatState:
-        """What another widget needs to take the place of this one; its system message is given by its cell."""
-        return ChatState(self._asked, self.shown, self._sampling, self.transcript(own_system=False))
-
     def wait(self, seconds: float | None = None) -> None:
         """Waits until nothing is being written or loaded."""
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def transcript(self, *, own_system: bool = True) -> dict[str, Any]:
+    def transcript(self) -> Json:
         """The conversation of the first model, that of the second under `compared`."""
-        talks = [{"model": panel.name} | panel.session.transcript(own_system=own_system) for panel in self.panels]
-        return {"schema": 1, **talks[0], "compared": talks[1:]}
+        talks = [{"model": panel.name} | panel.session.transcript() for panel in self.panels]
+        return {**talks[0], "compared": talks[1:]}
 
-    def restore(self, transcript: dict[str, Any] | Transcript) -> None:
+    def restore(self, transcript: Json | Transcript) -> None:
         """Takes over a conversation: each column what its own model has said there, else what the first one said.
 
         UserError where it is no transcript; then everything stays as it was.
@@ -144,7 +127,7 @@ class ChatWidget:
         try:
             if self.busy:
                 raise UserError("A reply is being written, or a model is being loaded; send it when that is done.")
-            self._begin(methodcaller("edit" if self.controls.editing else "reply", text), text)
+            self._begin("edit" if self.controls.editing else "reply", text)
         except Exception:
             self.controls.fill(text)  # the page has emptied the input
             raise
@@ -153,25 +136,26 @@ class ChatWidget:
     def regenerate(self) -> None:
         """Has another reply written to the last message."""
         if not self.busy:
-            self._begin(ChatSession.regenerate)
+            self._begin("regenerate")
 
     @_reported
     def edit(self) -> None:
         """Puts the last message into the input, to be sent again; or takes that back."""
         if self.controls.editing:
             self.controls.leave_editing()
-        elif not self.busy and (said := self._said):
-            self.controls.start_editing(said[-1])
+        elif not self.busy:
+            session = self.panels[0].session
+            self.controls.start_editing(session.messages[session.last_user()]["content"])
 
     @_reported
     def clear(self) -> None:
         """Forgets the conversation."""
         self._halt()
-        self.controls.leave_editing()
-        for panel in self.panels:
-            panel.session.clear()
-            panel.show()
-        self._show_state()
+        self.restore({"messages": []})
+
+    def say(self, remark: str) -> None:
+        """Shows a remark; nothing takes it away."""
+        self.notice.value = markup.notice(remark)
 
     def stop(self) -> None:
         """Ends the replies that are being written."""
@@ -199,7 +183,8 @@ class ChatWidget:
         self.controls.upload.value = ()
         if self.busy:
             raise UserError(BUSY)
-        self.restore(parsed_transcript(content, "The file"))
+        self.wait()  # until a reply is shown whose button is enabled already
+        self.restore(checked_transcript(content, "The file"))
 
     @_reported
     def pick(self) -> None:
@@ -211,7 +196,7 @@ class ChatWidget:
         names = shown[::-1] if same else [name for name in picked if name != NOBODY]
         self.controls.show_picked(names)
         if names == shown:
-            self.notice.say(f"{shown[0]} is shown already." if same else "")
+            self.say(f"{shown[0]} is shown already." if same else "")
         else:
             self._work(lambda: self._change_panels(names), f"loading {' and '.join(names)} …")
 
@@ -219,53 +204,57 @@ class ChatWidget:
 
     def _work(self, job: Callable[[], None], remark: str = "") -> None:
         """Does a job in a thread of its own, once the one before has shown that it is done."""
-
-        def work() -> None:
-            try:
-                job()
-            except Exception as error:
-                self.notice.failed(error)
-            finally:
-                self.busy = False  # before the button is enabled: a click on it must not find a worker still busy
-                self._show_state()
-
         self.wait()
         self.busy = True
-        self.notice.say(remark)
+        self.say(remark)
         self._show_state()
-        self._thread = threading.Thread(target=work, name="chat-writes", daemon=True)
+        self._thread = threading.Thread(target=self._finish, args=(job,), name="chat-writes", daemon=True)
         self._thread.start()
+
+    @_reported
+    def _finish(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        finally:
+            self.busy = False  # before the button is enabled: a click on it must not find a worker still busy
+            self._show_state()
 
     def _halt(self) -> None:
         self.stop()
         self.wait()
 
-    def _begin(self, start: Callable[[ChatSession], Iterator[str]], said: str | None = None) -> None:
-        """Writes the replies of all panels; where nothing new was said the old ones stay meanwhile."""
-        edited, panels = self.controls.editing, self.panels
-        marks = [panel.session.bookmark() for panel in panels]
-        writers = [panel.write(start(panel.session)) for panel in panels]  # refuses what cannot be sent
-        if said is not None:
+    def _begin(self, action: str, *said: str) -> None:
+        """Writes the replies of all panels; where nothing new was said the old ones stay meanwhile.
+
+        `action` is the session's method that starts a reply.
+        """
+        before, edited, panels = self.transcript(), self.controls.editing, self.panels
+        # What cannot be sent is refused here.
+        writers = [panel.write(getattr(panel.session, action)(*said)) for panel in panels]
+        if said:
             for panel in panels:
-                panel.show_waiting(said, edited=edited)
+                panel.show_waiting(*said, edited=edited)
             self.controls.set_editing(False)
             self.controls.fill("")
 
         def write() -> None:
+            writing = writers
             try:
-                write_in_turn(panels, writers, marks)
+                while writing:  # token by token in turn
+                    writing = [writer for writer in writing if next(writer, False)]
             except Exception:
-                if said is not None:
-                    self.controls.take_back(said, edited)
+                for writer in writers:
+                    writer.close()
+                self.restore(before)  # in every column, though one alone failed
+                if said:
+                    self.controls.take_back(*said, editing=edited)
                 raise
-            names = self.shown if len(panels) > 1 else ["The model"]
-            replies = (panel.session.messages[-1]["content"][:2000] for panel in panels)
-            told = (f"{name} said: {reply}" for name, reply in zip(names, replies, strict=True))
+            told = (f"{panel.name} said: {panel.session.messages[-1]['content'][:2000]}" for panel in panels)
             self.announcement.value = markup.announcement(". ".join(told))
 
         self._work(write)
 
-    def _panel(self, name: str, talk: dict[str, Any] | None = None) -> Panel:
+    def _panel(self, name: str, talk: Json | None = None) -> Panel:
         panel = Panel(self._load(name), self._settings | self._sampling.model_dump())
         if talk:
             panel.session.restore(talk)
@@ -290,11 +279,10 @@ class ChatWidget:
             panel.show()
         self.panels = panels
         self._columns.children = [panel.box for panel in panels]
-        self.notice.say("")
+        self.say("")
 
     def _show_state(self) -> None:
-        with self._lock:
-            busy = self.busy
-            self.controls.show_busy(busy, talked=bool(self._said))
-            if not busy:
-                self.controls.download.value = markup.download_link(self.transcript())
+        busy = self.busy
+        self.controls.show_busy(busy, talked=self.panels[0].session.context.used > 0)
+        if not busy:
+            self.controls.download.value = markup.download_link(self.transcript())

@@ -116,7 +116,7 @@ STAGES: tuple[StageSpec, ...] = (
         {"train": ("final/*", "base/*")},
         consults=("evaluate",),
         makes=("transcript",),
-        entries=("chat.scripted:play", "chat.scripted:ask"),
+        entries=("chat.session:play", "chat.session:ask"),
         code=(*CHATML, *ENGINE, *own("chat", "markup", "parts", "terminal", "widget")),
         settings="nbutils.chat.settings:ChatSettings",
     ),

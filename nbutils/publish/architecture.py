@@ -8,6 +8,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from nbutils.core.files import Json
+
 PARTS = (
     ("embed", "token embedding"),
     ("wte", "token embedding"),
@@ -58,17 +60,15 @@ def parameter_counts(shapes: dict[str, list[int]]) -> dict[str, int]:
     return counts
 
 
-def architecture(folder: Path) -> list[tuple[str, str]]:
+def architecture(config: Json, shapes: dict[str, list[int]]) -> list[tuple[str, Any]]:
     """The rows of the card's architecture table; what a config does not state is left out."""
-    config = _config(folder)
-    shapes = tensor_shapes(folder)
     counts = parameter_counts(shapes)
     heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
-    context = config.get("max_position_embeddings")
+    context, base = config.get("max_position_embeddings"), (config.get("rope_parameters") or {}).get("rope_theta")
     rows: list[tuple[str, Any]] = [
         ("Class", ", ".join(f"`{name}`" for name in config.get("architectures") or [])),
-        ("Parameters", f"{sum(counts.values()):,}"),
-        *((f"… {part}", f"{count:,}") for part, count in sorted(counts.items(), key=lambda item: -item[1])),
+        ("Parameters", sum(counts.values())),
+        *((f"… {part}", count) for part, count in sorted(counts.items(), key=lambda item: -item[1])),
         ("Layers", config.get("num_hidden_layers")),
         ("Hidden size", config.get("hidden_size")),
         (
@@ -80,26 +80,20 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
         ("Vocabulary", config.get("vocab_size")),
         ("Context", context and f"{context:,} tokens"),
         ("Embeddings", "tied" if config.get("tie_word_embeddings") else "untied (input and output are separate)"),
-        (
-            "Position encoding",
-            f"RoPE, base {base:,.0f}"
-            if (base := (config.get("rope_parameters") or {}).get("rope_theta"))
-            else "learned, one vector for each place" * (config["model_type"] == "gpt2"),
-        ),
+        ("Position encoding", base and f"RoPE, base {base:,.0f}"),
         ("Activation", config.get("hidden_act") or config.get("activation_function")),
         ("Precision of the weights", config.get("dtype")),
     ]
-    return [(name, f"{value:,}" if type(value) is int else str(value)) for name, value in rows if value]
+    return [(name, value) for name, value in rows if value]
 
 
-def extension(folder: Path, kind: str) -> tuple[str, str] | None:
+def extension(config: Json, kind: str) -> tuple[str, str] | None:
     """The chat's `context_extension` in plain transformers (EXTENSIONS); None where the model takes none.
 
     `dynamic` is NTK-aware scaling with the base fixed for twice the length (bloc97, emozilla 2023; transformers'
     `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): the base times 3 to the power of
     D / (D - 2), where D is the size of a head. The others are transformers' own.
     """
-    config = _config(folder)
     rope = config.get("rope_parameters") or {}
     takes = config.get("model_type") in ("llama", "mistral", "qwen2") and rope.get("rope_type") == "default"
     if not takes or kind not in EXTENSIONS:
@@ -109,16 +103,11 @@ def extension(folder: Path, kind: str) -> tuple[str, str] | None:
     return name, code.format(factor=round(3 ** (size / (size - 2)), 6))
 
 
-def context_length(folder: Path) -> int | None:
-    """Tokens that the model reads at once; None where its positions have no limit."""
-    return _config(folder).get("max_position_embeddings")
-
-
-def _config(folder: Path) -> dict[str, Any]:
+def model_config(folder: Path) -> Json:
     """A model's config with transformers' defaults, under Llama's names where its class maps them (GPT-2's does)."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder).get_text_config()
-    values: dict[str, Any] = config.to_dict()
+    values: Json = config.to_dict()
     named = {name: getattr(config, other, None) for name, other in config.attribute_map.items()}
     return values | named | {"dtype": str(values.get("dtype") or "").removeprefix("torch.")}

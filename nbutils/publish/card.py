@@ -5,49 +5,38 @@ from __future__ import annotations
 import html
 import math
 import re
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
+
+from nbutils.core.files import Json
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import spec
 from nbutils.core.text import duration, markdown_table, number, with_interval
-from nbutils.publish import architecture
+from nbutils.publish.architecture import architecture, extension, model_config, tensor_shapes
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
-
-METRIC_TYPES = {
-    "acc": "accuracy",
-    "acc_norm": "accuracy",
-    "word_perplexity": "perplexity",
-    "byte_perplexity": "perplexity",
-    "loss": "loss",
-}
-"""The Hub's word for a metric of the evaluation harness; others keep their own name."""
 
 
 def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
-    model_id = settings.repo_id or "."  # what `from_pretrained` takes: the Hub's id, or the folder that the card is in
-    context = architecture.context_length(folder) or facts.data["max_length"]
-    longest = min(int(GENERATION["max_new_tokens"]), context // 4)  # of the replies in a chat that fits the context
-    extension = architecture.extension(folder, facts.transcript["settings"]["context_extension"])  # as the chat had it
-    text = _template("card.md.jinja").render(
+    config = model_config(folder)
+    context = config.get("max_position_embeddings") or facts.data["max_length"]
+    text = TEMPLATES.get_template("card.md.jinja").render(
         facts=facts,
         settings=settings,
         metadata=card_metadata(facts, settings),
-        model_id=model_id,
-        architecture=architecture.architecture(folder),
+        model_id=settings.repo_id or ".",  # for `from_pretrained`: the Hub's id, or the folder that the card is in
+        architecture=[(name, _value(value)) for name, value in architecture(config, tensor_shapes(folder))],
         context=context,
+        longest_reply=min(int(GENERATION["max_new_tokens"]), context // 4),  # in a chat that fits the context
         scores=_scores(facts.evaluation),
         tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
-        extension=extension,
-        usage=_template("usage.py.jinja")
-        .render(model_id=model_id, extension=extension, trained=context, longest_reply=longest)
-        .strip(),
+        extension=extension(config, facts.transcript["settings"]["context_extension"]),  # as the chat had it
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
     )
     return text.rstrip() + "\n"
@@ -61,8 +50,6 @@ def preview(card: str) -> str:
 
 def card_metadata(facts: Facts, settings: PublishSettings) -> str:
     """The YAML block between the card's first two lines of dashes; ValueError for what the Hub would not take."""
-    from huggingface_hub import ModelCardData
-
     read = dict.fromkeys(dataset["path"] for dataset in facts.data["datasets"])
     data = ModelCardData(
         language=settings.languages,
@@ -98,10 +85,8 @@ def _plain(line: str) -> str:
     return re.sub(r"^(\d{1,9})?([-+=.)])", r"\1\\\2", escaped)  # `---`, `===`, `+`, `1.`, `1)`
 
 
-def _eval_results(facts: Facts) -> list[Any]:
+def _eval_results(facts: Facts) -> list[EvalResult]:
     """The run's own scores as entries of the model index; values that are no finite number are left out."""
-    from huggingface_hub import EvalResult
-
     scores = facts.evaluation["scores"]
     own = [s for s in scores if s["model"] == "run" and "part" not in s and math.isfinite(s["value"])]
     conversations = facts.dataset_name(facts.data["datasets"][0])  # of which a part was held out
@@ -112,7 +97,7 @@ def _eval_results(facts: Facts) -> list[Any]:
             dataset_type=conversations if _held_out(score["task"]) else score["task"],
             dataset_name=score["task"],
             dataset_config=score["task"],  # without it the Hub's classes merge all tasks made from one dataset
-            metric_type=METRIC_TYPES.get(score["metric"], score["metric"]),
+            metric_type=score["metric"],
             metric_name=score["metric"],
             metric_value=round(float(score["value"]), 6),
         )
@@ -120,9 +105,9 @@ def _eval_results(facts: Facts) -> list[Any]:
     ]
 
 
-def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
+def _scores(evaluation: Json) -> list[list[str]]:
     """A row for each task and metric, a cell for each model; items flagged by the data stage have rows of their own."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], Json] = {}
     for score in evaluation["scores"]:
         rows.setdefault((_task(score), score["metric"]), {})[score["model"]] = score
     made = []
@@ -133,13 +118,13 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
     return made
 
 
-def _interval(score: dict[str, Any] | None) -> str:
+def _interval(score: Json | None) -> str:
     if score is None or "low" not in score:
         return number(score["value"]) if score else "—"
     return with_interval(score["value"], score["low"], score["high"])
 
 
-def _task(score: dict[str, Any]) -> str:
+def _task(score: Json) -> str:
     return code(score["task"]) + (f" ({score['part']} items)" if "part" in score else "")
 
 
@@ -162,27 +147,23 @@ def _value(value: Any) -> str:
     return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@cache
-def _template(name: str) -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    environment.globals |= {"table": markdown_table, "with_interval": with_interval}
-    environment.tests |= {"held_out": _held_out}
-    environment.filters |= {
-        "count": "{:,}".format,
-        "percent": _percent,
-        "value": _value,
-        "duration": duration,
-        "task": _task,
-        "code": code,
-        "plain": lambda text: _plain(" ".join(text.split())),
-        "cell": lambda text: text.replace("|", "\\|"),
-        "quoted": quoted,
-        "versions": _versions,
-        "in_short": in_short,
-        "notebook": lambda stage: spec(stage).file,
-        "file_name": lambda path: Path(path).name,
-        "published": published_figure,
-    }
-    return environment.from_string(files("nbutils.publish").joinpath(name).read_text(encoding="utf-8"))
+TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nbutils.publish", "."), undefined=jinja2.StrictUndefined)
+"""The card and the code on it, with what they call."""
+TEMPLATES.globals |= {"table": markdown_table, "with_interval": with_interval}
+TEMPLATES.tests |= {"held_out": _held_out}
+TEMPLATES.filters |= {
+    "count": "{:,}".format,
+    "percent": _percent,
+    "value": _value,
+    "duration": duration,
+    "task": _task,
+    "code": code,
+    "plain": lambda text: _plain(" ".join(text.split())),
+    "cell": lambda text: text.replace("|", "\\|"),
+    "quoted": quoted,
+    "versions": _versions,
+    "in_short": in_short,
+    "notebook": lambda stage: spec(stage).file,
+    "file_name": lambda path: Path(path).name,
+    "published": published_figure,
+}

@@ -50,8 +50,8 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     for file in sorted({file for pattern in MODEL_PATTERNS for file in source.glob(pattern)}):
         _copy(file, folder / file.name)
     ids = {token: number for token, number, _ in control_tokens(source)}
-    ends = {"bos_token_id": read_json(source / "config.json").get("bos_token_id"), "eos_token_id": ids[IM_END]}
-    write_json(folder / "generation_config.json", GENERATION | ends | {"pad_token_id": ids[PAD]})
+    ends = {"eos_token_id": ids[IM_END], "pad_token_id": ids[PAD]}
+    write_json(folder / "generation_config.json", GENERATION | ends)
     for name in facts.figures:
         for ending in (".png", "-dark.png", *((".svg", "-dark.svg") if name.startswith(maker("curves").name) else ())):
             _copy(facts.run / f"{name}{ending}", folder / f"{published_figure(name)}{ending}")
@@ -60,9 +60,9 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
         for file in (file for pattern in patterns for file in stage.glob(pattern)):
             target = folder / "run" / f"{stage.name}-{file.relative_to(stage)}"
             if file.suffix == ".parquet":  # named after a model, which may be a path
-                _copy(file, target.with_name(facts.local_paths.hide(file.name.replace("__", "/")).replace("/", "__")))
+                _copy(file, target.with_name(facts.hide(file.name.replace("__", "/")).replace("/", "__")))
             else:
-                write_text(target, facts.local_paths.hide(file.read_text(encoding="utf-8")))
+                write_text(target, facts.hide(file.read_text(encoding="utf-8")))
     kept = ("started", "seconds", "git_commit", "versions", "key")
     records = {stage: {name: record[name] for name in kept} for stage, record in facts.stages.items()}
     write_json(folder / "run" / "stages.json", records)

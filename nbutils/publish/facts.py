@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import project_root, read_json, read_jsonl, resolve, shown
+from nbutils.core.files import Json, project_root, read_json, read_jsonl, resolve, shown
+from nbutils.core.run.key import upstream_hashes
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY
-from nbutils.core.run.record import RECORD, current_hash
+from nbutils.core.run.record import RECORD
 from nbutils.core.stages import maker, spec
 from nbutils.publish.settings import HUB_ID, PublishSettings
 
@@ -29,30 +30,24 @@ SPOKEN = ("sample_prompts", "scripted_messages")
 """Parameters that are texts for the model: no paths, whatever they begin with."""
 
 
-class LocalPaths:
-    """Hides where things lie on this machine: what is published names no absolute path of it.
+Hide = Callable[[str], str]
+
+
+def hides_paths(run: Path, stages: dict[str, Json]) -> Hide:
+    """What hides where things lie on this machine, in a text or in JSON: what is published names no absolute path.
 
     A folder or file that a parameter names becomes `…/` and its name, the clone `.`, and the home folder `~`.
     """
-
-    def __init__(self, run: Path, stages: dict[str, dict[str, Any]]) -> None:
-        root = project_root()
-        given = (value for record in stages.values() for name, value in record["parameters"].items()
-                 if name not in SPOKEN)  # fmt: skip
-        paths = {run, *map(Path, chain(*map(_texts, given)))}
-        hidden = {str(p): f"…/{p.name}" for p in paths if p.is_absolute() and p.name and not p.is_relative_to(root)}
-        hidden |= {str(path): word for path, word in ((Path.home(), "~"), (root, ".")) if path.name}
-        self.hidden = hidden | {json.dumps(path, ensure_ascii=False)[1:-1]: name for path, name in hidden.items()}
-        known = "|".join(map(re.escape, sorted(self.hidden, key=len, reverse=True)))
-        self.pattern = re.compile(rf"(?:(?<![\w.~/…])|(?<=\\[nrt]))/*({known})(?!\w)")
-
-    def hide(self, text: str) -> str:
-        """A text, also one of JSON, with every such path replaced."""
-        return self.pattern.sub(lambda found: self.hidden[found[1]], text)
-
-    def hidden_in(self, value: Any) -> Any:
-        """A JSON value in which no text names such a path."""
-        return json.loads(self.hide(json.dumps(value, ensure_ascii=False)))
+    root = project_root()
+    given = (value for record in stages.values() for name, value in record["parameters"].items()
+             if name not in SPOKEN)  # fmt: skip
+    paths = {run, *map(Path, chain(*map(_texts, given)))}
+    hidden = {str(p): f"…/{p.name}" for p in paths if p.is_absolute() and p.name and not p.is_relative_to(root)}
+    hidden |= {str(path): word for path, word in ((Path.home(), "~"), (root, ".")) if path.name}
+    hidden |= {json.dumps(path, ensure_ascii=False)[1:-1]: name for path, name in hidden.items()}
+    known = "|".join(map(re.escape, sorted(hidden, key=len, reverse=True)))
+    pattern = re.compile(rf"(?:(?<![\w.~/…])|(?<=\\[nrt]))/*({known})(?!\w)")
+    return lambda text: pattern.sub(lambda found: hidden[found[1]], text)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -68,24 +63,24 @@ def _texts(value: Any) -> Iterator[str]:
 class Facts:
     """The contents of the files that the card is made from; `stages` are the records of the stages before this one.
 
-    None names a place on this machine but `run`: `local_paths` hides them in other texts.
+    None names a place on this machine but `run`: `hide` hides them in other texts.
 
     `figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
     training's, each with its versions.
     """
 
     run: Path
-    local_paths: LocalPaths
-    stages: dict[str, dict[str, Any]]
-    data: dict[str, Any]
-    training: dict[str, Any]
-    base: dict[str, Any]
-    metrics: dict[str, Any]
-    evaluation: dict[str, Any]
-    samples: list[dict[str, Any]]
-    transcript: dict[str, Any]
+    hide: Hide
+    stages: dict[str, Json]
+    data: Json
+    training: Json
+    base: Json
+    metrics: Json
+    evaluation: Json
+    samples: list[Json]
+    transcript: Json
     figures: dict[str, str]
-    sessions: list[dict[str, Any]]
+    sessions: list[Json]
 
     @property
     def model_folder(self) -> Path:
@@ -93,7 +88,7 @@ class Facts:
         return Run(self.run).model()
 
     @property
-    def trained(self) -> dict[str, Any]:
+    def trained(self) -> Json:
         """The record of the training."""
         return self.stages[maker("model").name]
 
@@ -127,7 +122,7 @@ class Facts:
         local = any(file == own or file.startswith(f"{own}/") for file in chain(*read) for own in names)
         return name != CHITCHAT and not local and bool(HUB_ID.fullmatch(name.partition("@")[0]))
 
-    def dataset_name(self, dataset: dict[str, Any]) -> str:
+    def dataset_name(self, dataset: Json) -> str:
         """What a dataset is called on the card: of one on a disk its own name, without its path."""
         path = str(dataset["path"])
         return path if self.on_hub(path) else Path(path).name
@@ -138,25 +133,24 @@ class Facts:
         return [peer for peer in self.parameters["peers"] if not self.on_hub(peer)]
 
     @cached_property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> Json:
         """The parameters of all stages; of a name that several have, training's value counts, else the last one's."""
-        merged: dict[str, Any] = {}
+        merged: Json = {}
         for record in (*self.stages.values(), self.trained):
             merged |= record["parameters"]
         return merged
 
     @property
-    def pinned_parameters(self) -> dict[str, Any]:
+    def pinned_parameters(self) -> Json:
         """The parameters of all stages, with the revisions of base model and datasets that were really read.
 
         Without what only that machine has and the model does not come from: runs to compare with, and local peers.
         """
-        given, read = self.parameters["datasets"], self.data["datasets"]
-        if [d["path"] for d in given] == [d["path"] for d in read]:
-            given = [g | {"revision": r["revision"]} for g, r in zip(given, read, strict=True)]
+        pairs = zip(self.parameters["datasets"], self.data["datasets"], strict=True)
+        datasets = [given | {"revision": read["revision"]} for given, read in pairs]
         peers = [peer for peer in self.parameters["peers"] if peer not in self.local_peers]
         revision = {"base_revision": self.base_commit} if self.base_kind == "hub" else {}
-        return self.parameters | revision | {"datasets": given, "compare_runs": [], "peers": peers}
+        return self.parameters | revision | {"datasets": datasets, "compare_runs": [], "peers": peers}
 
     @property
     def disagreements(self) -> dict[str, str]:
@@ -177,41 +171,41 @@ def read_facts(run: Path) -> Facts:
     those of the last notebook that was opened.
     """
     card, layout = maker("card"), Run(run)
-    stages: dict[str, dict[str, Any]] = {}
-    for name in card.reads:
-        record = layout.record(name)
-        if record is None:
-            raise _unlike(layout, name, RECORD, "missing")
-        stages[name] = record
-    model = layout.model()
+    stages = {name: read_json(layout.folder(name) / RECORD) for name in card.reads}
+    made = {
+        f"{name}/{file}": entry["sha256"]
+        for name, record in stages.items()
+        for file, entry in record["outputs"].items()
+    }
+    for file, found in upstream_hashes(card, layout).items():
+        if found != made[file]:
+            changed = "is not what its notebook wrote (it is damaged, or was changed by hand)"
+            raise UserError(
+                f"{shown(run / file)} {'is missing' if found == 'missing' else changed}: run notebooks/"
+                f"{spec(file.partition('/')[0]).file} again."
+            )
     for name, record in stages.items():
-        folder = layout.folder(name)
-        for file, entry in record["outputs"].items():
-            found = current_hash(folder, file, entry)
-            if found != entry["sha256"] and (card.needs(name, file) or (folder / file).parent == model):
-                raise _unlike(layout, name, file, found)
-    for name, record in stages.items():
-        for source, sha256 in record["inputs"].items():
-            upstream, _, file = source.partition("/")
-            entry = stages[upstream]["outputs"].get(file, {})
-            # Of what the card does not need itself, such as the base's weights, the record alone may be left.
-            if sha256 not in (entry.get("sha256"), current_hash(layout.folder(upstream), file, entry)):
+        for file, sha256 in record["inputs"].items():
+            if sha256 != made.get(file):
                 raise UserError(
-                    f"{shown(layout.folder(name))} belongs to another run: {source} has changed since notebooks/"
+                    f"{shown(layout.folder(name))} belongs to another run: {file} has changed since notebooks/"
                     f"{spec(name).file} read it; run that notebook again, or keep its work with --accept, which the "
                     "card will say."
                 )
-    local_paths = LocalPaths(run, stages)
+    hide = hides_paths(run, stages)
+
+    def hidden_in(value: Any) -> Any:
+        return json.loads(hide(json.dumps(value, ensure_ascii=False)))
 
     def read(role: str, name: str) -> Any:
         file = layout.folder(maker(role).name) / name
-        return local_paths.hidden_in(read_jsonl(file) if file.suffix == ".jsonl" else read_json(file))
+        return hidden_in(read_jsonl(file) if file.suffix == ".jsonl" else read_json(file))
 
     metrics = read("curves", "summary.json")
     return Facts(
         run=run,
-        local_paths=local_paths,
-        stages=local_paths.hidden_in(stages),
+        hide=hide,
+        stages=hidden_in(stages),
         data=read("rows", "summary.json"),
         training=read("model", "settings.json"),
         base=read("model", "base/source.json"),
@@ -226,10 +220,3 @@ def read_facts(run: Path) -> Facts:
         },
         sessions=[row for row in read("model", "metrics.jsonl") if row["kind"] == "session"],
     )
-
-
-def _unlike(run: Run, stage: str, file: str, found: str) -> UserError:
-    """A file that the card or the published folder needs is gone, or is not what its notebook wrote."""
-    changed = "is not what its notebook wrote (it is damaged, or was changed by hand)"
-    words = "is missing" if found == "missing" else changed
-    return UserError(f"{shown(run.folder(stage) / file)} {words}: run notebooks/{spec(stage).file} again.")

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
 
 from nbutils.core.chat_engine.engine import Engine, Measured
 from nbutils.core.chat_engine.sampling import Sampling
-from nbutils.core.chatml import Message, encode_batch, special_strings
+from nbutils.core.chat_engine.window import Plan
+from nbutils.core.chatml import encode_batch, special_strings
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import Json, shown
 from nbutils.core.run.models import ModelRef
 from nbutils.publish import plain_reader
 from nbutils.publish.export import GENERATION
@@ -27,7 +27,7 @@ TIE = 1e-4
 
 def check_parity(
     folder: Path, held_out: Path, session_model: Path, *, conversations: int, replies: int, tokens: int
-) -> dict[str, Any]:
+) -> Json:
     """Compares token ids of held-out conversations and greedy replies of `tokens` tokens; returns what was compared.
 
     `folder` is read by plain transformers in a process of its own, `session_model` by the chat session. UserError says
@@ -45,23 +45,23 @@ def check_parity(
         spelled = re.compile("|".join(map(re.escape, special_strings(tokenizer).values())))
         plain = [row for row in rows if not any(spelled.search(message["content"]) for message in row)]
         texts, written = plain[:conversations], len(rows) - len(plain)
-        if not texts:
-            raise UserError(
-                f"Nothing can be compared before publishing: of the {len(rows)} conversations in {shown(held_out)} "
-                f"{written} spell a control token; raise eval_fraction in notebook 01."
-            )
-        engine = Engine(model, tokenizer)
+        engine, whole = Engine(model, tokenizer), Plan(0, extended=False)
         sampling = Sampling(
             greedy=True, repetition_penalty=float(GENERATION["repetition_penalty"]), max_new_tokens=tokens
         )
         prompts = list(islice(filter(None, (_prompt(engine, sampling, text) for text in texts)), replies))
         if not prompts:
             raise UserError(
-                f"No reply can be compared before publishing: in none of {len(texts)} held-out conversations does the "
-                f"first message leave room for {tokens} tokens in the model's context; lower parity_tokens."
+                f"No reply can be compared before publishing: of the {len(rows)} conversations in {shown(held_out)} "
+                f"{written} spell a control token, and in none of {len(texts)} others does the first message leave "
+                f"room for {tokens} tokens in the model's context; raise eval_fraction in notebook 01, or lower "
+                "parity_tokens."
             )
         ids = [encoding.input_ids for encoding in encode_batch(tokenizer, texts)]
-        ours = [_reply(engine, sampling, prompt) for prompt in prompts]
+        ours = [
+            list(engine.generate(prompt, whole, sampling, sampling.generator(0), lambda: False, Measured()))
+            for prompt in prompts
+        ]
         job = {"folder": str(folder), "conversations": texts, "prompts": prompts, "max_new_tokens": tokens}
         out, errors = child.communicate(json.dumps(job))
     if child.returncode != 0:
@@ -80,12 +80,10 @@ def check_parity(
             if min(read["leads"][place : place + 1], default=TIE) < TIE:
                 ties += 1
                 continue
-            before = tokenizer.decode(own[max(0, place - 8) : place])
             session, plain_one = (repr(tokenizer.decode(found[place : place + 1])) for found in (own, read["ids"]))
             raise UserError(
-                f"{what} part in held-out conversation {number} at token {place}, behind {before!r}: the session "
-                f"writes {session}, plain transformers with {shown(folder)} {plain_one}. Nothing was published; check "
-                f"{check}."
+                f"{what} part in held-out conversation {number} at token {place}: the session writes {session}, plain "
+                f"transformers with {shown(folder)} {plain_one}. Nothing was published; check {check}."
             )
     return {
         "conversations": len(texts),
@@ -102,14 +100,8 @@ def _prompt(engine: Engine, sampling: Sampling, messages: Sequence[dict[str, str
     for end in range(len(messages), 0, -1):
         if messages[end - 1]["role"] == "user":
             try:
-                plan = engine.plan(messages[:end], 0, sampling)
+                if engine.plan(messages[:end], 0, sampling) == Plan(0, extended=False):
+                    return list(messages[:end])
             except UserError:  # that message alone is too long
                 continue
-            if not plan.extended and not plan.dropped:
-                return list(messages[:end])
     return []
-
-
-def _reply(engine: Engine, sampling: Sampling, messages: Sequence[Message]) -> list[int]:
-    plan = engine.plan(messages, 0, sampling)
-    return list(engine.generate(messages, plan, sampling, sampling.generator(0), lambda: False, Measured()))

@@ -51,7 +51,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
     public repository where `private` is on, and where the Hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of the HTTP library that it uses
+    from huggingface_hub.errors import HTTPError  # of the HTTP library that it uses
 
     if not settings.push:
         return ""
@@ -66,8 +66,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
             )
         there = [name for name in api.list_repo_files(settings.repo_id) if "/" not in name]
         old = [glob.escape(name) for name in there if any(fnmatch(name, pattern) for pattern in OLD_MODEL)]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*commit a data file")  # the scored items, a few kilobytes
+        with warnings.catch_warnings(action="ignore"):  # of data files in a model's repository: the scored items
             commit = api.upload_folder(
                 repo_id=settings.repo_id,
                 folder_path=folder,
@@ -75,7 +74,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
                 delete_patterns=["figures/*", "run/*", *old],
                 commit_message=f"{settings.model_name}, published by smallchat",
             )
-    except (HTTPError, HFValidationError, OSError, RuntimeError, ValueError) as error:
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = redact(" ".join(str(error).split()) or type(error).__name__)
         raise UserError(
             f"{shown(folder)} could not be pushed to {settings.repo_id}: {reason} — nothing changed there; mend that "

@@ -26,21 +26,9 @@ LICENCES = sorted(_NAMES.split())
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """A name on the Hub: `owner/name`, or the `name` alone of the few old models and datasets that have no owner."""
-LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
-
-
-def _like(pattern: re.Pattern[str], words: str) -> AfterValidator:
-    def checked(value: str) -> str:
-        if not pattern.fullmatch(value):
-            raise ValueError(f"{value!r} is no {words}")
-        return value
-
-    return AfterValidator(checked)
-
-
-HubId = Annotated[str, _like(re.compile(f"{HUB_ID.pattern}|"), "name on the Hub, such as 'owner/name'")]
-Language = Annotated[str, _like(LANGUAGE, "language code of two or three small letters, such as 'en'")]
-Title = Annotated[str, _like(re.compile(r"[^\r\n]*\S[^\r\n]*"), "title of one line"), Field(max_length=96)]
+HubId = Annotated[str, Field(pattern=rf"^({HUB_ID.pattern})?$", description="on the Hub, such as 'owner/name'")]
+Language = Annotated[str, Field(pattern="^([a-z]{2,3}|multilingual|code)$")]
+Title = Annotated[str, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$", max_length=96, description="one line")]
 
 
 def _licence(value: str) -> str:

@@ -116,10 +116,10 @@ def beyond_the_window(model: Any, tokenizer: Any, turns: int, pause: float) -> d
     firsts: list[float] = []
     full_readings = evictions = crossings = checked = differing = dropped = 0
     while len(firsts) < turns:
-        extended = session.context.extended
+        extended = session.plan is not None and session.plan.extended
         firsts_now = seconds_to_first(session, message(len(session.messages)), REPLY_TOKENS)
         cost, context = session.measured, session.context
-        crossings += context.extended and not extended
+        crossings += session.plan.extended and not extended
         rolled = context.dropped != dropped
         evictions += rolled
         dropped = context.dropped
@@ -130,7 +130,7 @@ def beyond_the_window(model: Any, tokenizer: Any, turns: int, pause: float) -> d
             session.engine.pause()
             differing += not check(session)
             checked += 1
-            session.go_back(session.bookmark())  # reads ahead again
+            session.engine.prepare(session.messages, dropped, session.sampling)  # reads ahead again
         if firsts:
             time.sleep(pause)
         elif pause:

@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from nbutils.chat import markup
 from nbutils.core.errors import UserError
-from tests.chat.widgets import TURN, click, fail, last, pick, sampling, send, shown, texts, widget
+from tests.chat.widgets import TURN, click, fail, last, notice, pick, sampling, send, shown, texts, widget
 
 
 @pytest.mark.parametrize("picked", [{"model": "base"}, {"beside": "final"}])
@@ -28,7 +27,7 @@ def test_a_model_that_the_other_column_shows_changes_places_with_this_one(picked
 def test_a_model_is_not_compared_with_itself():
     chat = widget("left")
     assert pick(chat, beside="final") == ["final"]
-    assert "final is shown already" in chat.notice.text
+    assert "final is shown already" in notice(chat)
     with pytest.raises(UserError, match="Both columns would show the model 'final'"):
         widget("left", beside="final")
 
@@ -50,7 +49,7 @@ def test_an_error_in_one_column_leaves_both_as_they_were_and_the_chat_goes_on(ca
     send(chat, "again")
     assert [texts(chat, 0), texts(chat, 1)] == before
     assert chat.controls.input.value == "again", "the message that got no reply is not lost"
-    assert "out of <memory>" in chat.notice.text and "out of &lt;memory&gt;" in markup.notice(chat.notice.text)
+    assert "out of &lt;memory&gt;" in chat.notice.value
     assert "again" not in shown(chat, 0) + shown(chat, 1) and not chat.controls.send.disabled
     fail(chat, panel=1)
     click(chat, "regenerate")
@@ -63,7 +62,7 @@ def test_an_error_in_one_column_leaves_both_as_they_were_and_the_chat_goes_on(ca
 def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither():
     chat = widget("x", beside="base", contexts={"base": 256}, max_new_tokens=100, context_extension="none")
     chat.set("max_new_tokens", 200)
-    assert "choose at most 128" in chat.notice.text and sampling(chat, "max_new_tokens") == [100] * 3
+    assert "choose at most 128" in notice(chat) and sampling(chat, "max_new_tokens") == [100] * 3
     chat.set("max_new_tokens", 120)
     assert sampling(chat, "max_new_tokens") == [120] * 3
 

@@ -10,8 +10,9 @@ from transformers.utils import logging
 
 from nbutils.chat import display
 from nbutils.chat.models import LoadedModel, load
-from nbutils.chat.scripted import ask, play, save
+from nbutils.chat.session import ask, play
 from nbutils.chat.settings import ChatSettings
+from nbutils.chat.transcript import write_transcript
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.notebooks import notebook_path, parameters
@@ -34,7 +35,8 @@ def test_the_scripted_conversation_is_saved_with_timings(finished, final, tmp_pa
     transcripts = [
         play(loaded, given.scripted_messages, given.session_settings()) for loaded in (final, load("base", finished))
     ]
-    saved = read_json(save(transcripts, tmp_path / "transcript.json"))
+    path = write_transcript(tmp_path / "transcript.json", transcripts[0] | {"compared": transcripts[1:]})
+    saved = read_json(path)
     replies = saved["messages"][1::2]
     assert saved["schema"] == 1 and saved["model"] == "final" and saved["compared"][0]["model"] == "base"
     assert [m["role"] for m in saved["messages"]] == ["user", "assistant"] * 2
@@ -70,8 +72,8 @@ def test_the_live_chat_offers_every_model_of_the_run(finished, final, capsys):
     [
         ({"temperature": 0}, "temperature"),
         ({"context_extension": "ntk"}, "dynamic"),
-        ({"scripted_messages": ["hi", " "]}, "needs some text"),
-        ({"scripted_messages": []}, "one message at least"),
+        ({"scripted_messages": ["hi", " "]}, r"scripted_messages\.1"),
+        ({"scripted_messages": []}, "scripted_messages.* at least 1 item"),
         ({"top_p": 1.2}, "top_p"),
     ],
 )
@@ -102,7 +104,7 @@ def test_a_cell_without_an_id_is_known_by_its_text(final, monkeypatch):
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(get_parent=lambda: parent))
 
     def shown_chat():
-        return display.show_chat(display.loader(final), ["final"], "final", {"max_new_tokens": 4, "read_ahead": False})
+        return display.show_chat(lambda _: final, ["final"], "final", {"max_new_tokens": 4, "read_ahead": False})
 
     first = shown_chat()
     send(first, "hello")

@@ -14,7 +14,7 @@ from nbutils.core.chat_engine.window import keeps_keys
 from nbutils.core.chatml import IM_END, TEMPLATE
 from nbutils.core.errors import UserError
 from tests.chat.models import TOKENIZER, byte_tokenizer, chat, from_scratch, random_model, said, say, scripted_session
-from tests.chat.widgets import send, texts, widget
+from tests.chat.widgets import notice, send, texts, widget
 
 IM_SEP = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endfor %}"
 ZEPHYR = (
@@ -62,7 +62,7 @@ def test_a_model_of_another_kind_replies_as_generate_does(tmp_path, kind, more, 
     for turn in range(6):
         messages = [*session.messages, said(f"turn {turn}: what now?")]
         assert say(session, messages[-1]["content"]) == [from_scratch(session, messages)], turn
-    assert session.context.dropped and session.context.extended == (extension != "none")
+    assert session.context.dropped and session.plan.extended == (extension != "none")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_text_that_the_vocabulary_lacks_is_told_and_the_chat_goes_on(monkeypat
         engine.sizes = lambda m, a=0, f=as_before: unknown() if m and "🌙" in m[-1]["content"] else f(m, a)
     for text in ("hi", "a 🌙"):
         send(column, text)
-    assert "lacks '🌙'" in column.notice.text and column.controls.input.value == "a 🌙"
+    assert "lacks '🌙'" in notice(column) and column.controls.input.value == "a 🌙"
     send(column, "again")
     assert texts(column) == ["hi", "one", "again", "two"]
     assert not terminal.converse(session, ["hi", "a 🌙", "again"], interactive=False)

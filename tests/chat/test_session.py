@@ -209,15 +209,9 @@ def test_an_error_in_the_model_leaves_the_conversation_as_it_was():
 
 def test_one_reply_at_a_time():
     session = scripted_session("a long reply", "x")
-    mark, stream = session.bookmark(), session.reply("hi")
+    stream = session.reply("hi")
     next(stream)
-    for action in (
-        lambda: session.reply("there"),
-        session.regenerate,
-        session.clear,
-        lambda: session.restore({}),
-        lambda: session.go_back(mark),
-    ):
+    for action in (lambda: session.reply("there"), session.regenerate, session.clear, lambda: session.restore({})):
         with pytest.raises(UserError, match="being written"):
             action()
     assert "".join(stream)
@@ -294,17 +288,6 @@ def test_the_meter_never_shows_more_than_the_limit():
     for turn in range(6):
         for _ in session.reply("y" * (100 - turn)):
             assert session.context.used <= session.context.limit == 256
-
-
-def test_a_conversation_goes_back_to_a_bookmark():
-    session, fresh = chat(), chat()
-    say(session, "hello")
-    mark, before = session.bookmark(), session.transcript()
-    say(session, "x" * 180)
-    session.go_back(mark)
-    assert session.transcript() == before
-    fresh.restore(before)
-    assert say(session, "again") == say(fresh, "again")
 
 
 def test_the_time_of_whoever_reads_the_reply_is_not_the_models():

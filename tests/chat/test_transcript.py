@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from nbutils.chat.transcript import read_transcript, write_transcript
 from nbutils.core.chat_engine.engine import Measured
 from nbutils.core.chat_engine.window import MessageTooLongError
 from nbutils.core.errors import UserError
@@ -17,9 +18,9 @@ TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 def test_save_and_load(tmp_path):
     session, other = chat(), chat()
     say(session, *(f"turn {turn} é🌙" for turn in range(7)))
-    path = session.save(tmp_path / "t.json")
-    other.load(path)
-    assert other.messages == session.messages
+    path = write_transcript(tmp_path / "t.json", session.transcript())
+    other.restore(read_transcript(path))
+    assert other.messages == session.messages and other.transcript() == session.transcript()
     assert other.context.dropped == session.context.dropped > 0
     assert say(other, "go on") == say(session, "go on")
     assert json.loads(path.read_text())["messages"][1]["measured"]["new_tokens"] > 0
@@ -28,12 +29,12 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "no JSON"),
+        ("{", "Invalid JSON"),
         ({"schema": 99, "messages": []}, "newer smallchat"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": TURN[:1]}, "alternate"),
         ({"messages": TURN[::-1]}, "alternate"),
-        ([1], "no conversation"),
+        ([1], "no transcript"),
         ({}, "messages"),
         ({"messages": TURN, "turns_dropped": 2}, "turns_dropped is 2, but it has 1 turns"),
         ({"messages": TURN, "turns_dropped": -1}, "turns_dropped is -1"),
@@ -52,7 +53,7 @@ def test_what_is_no_transcript_is_refused(tmp_path, content, words):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     session = chat()
     with pytest.raises(UserError, match=words):
-        session.load(path)
+        session.restore(read_transcript(path))
     assert session.messages == []
 
 
@@ -70,7 +71,7 @@ def test_a_system_message_of_its_own_stays_when_a_transcript_is_loaded(tmp_path)
     for told in (plain, other):
         say(told, "hello")
         session = chat(system="Be brief.")
-        session.load(told.save(tmp_path / "t.json"))
+        session.restore(read_transcript(write_transcript(tmp_path / "t.json", told.transcript())))
         assert [m["content"] for m in session.messages[:2]] == ["Be brief.", "hello"]
     plain.restore(other.transcript())
     assert plain.messages[0]["content"] == "Be rude."

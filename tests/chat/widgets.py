@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import threading
 from datetime import UTC, datetime
@@ -35,7 +36,7 @@ def widget(
         model = ScriptedModel(TOKENIZER, texts, seconds, (contexts or {}).get(name, 1024), reading)
         return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
 
-    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier and earlier.state)
+    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier)
 
 
 def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:
@@ -62,6 +63,11 @@ def upload(chat: ChatWidget, content: bytes) -> None:
 
 def shown(chat: ChatWidget, panel: int = 0) -> str:
     return chat.panels[panel].history.value + chat.panels[panel].newest.value
+
+
+def notice(chat: ChatWidget) -> str:
+    """What the line for remarks and errors says."""
+    return html.unescape(chat.notice.value)
 
 
 def texts(chat: ChatWidget, panel: int = 0) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nbutils.chat.models import load
-from nbutils.chat.scripted import play
+from nbutils.chat.session import play
 from nbutils.chat.settings import ChatSettings
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.stages import spec

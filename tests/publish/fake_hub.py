@@ -122,17 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _note(self) -> bytes:
         self.server.requests.append((self.command, self.path))
         self.server.tokens.add(self.headers.get("Authorization", ""))
-        if "chunked" in self.headers.get("Transfer-Encoding", ""):
-            return self._chunks()
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def _chunks(self) -> bytes:
-        data = b""
-        while size := int(self.rfile.readline(), 16):
-            data += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return data
 
     def _json(self, value: Any, status: int = 200) -> None:
         data = json.dumps(value).encode()

@@ -96,11 +96,11 @@ def record_stages(
         write_done(run / stage.name, parameters=own.model_dump(mode="json"), inputs={}, parts=parts)
 
 
-def rewrite(run: Path, name: str, value: Any = None) -> None:
-    """Gives a stage's file another value, as if its notebook had written that; None takes the file as it is now."""
+def rewrite(run: Path, name: str, **values: Any) -> None:
+    """Changes values in a stage's JSON file, as if its notebook had written them; without any, takes it as it is."""
     stage = name.partition("/")[0]
-    if value is not None:
-        write_json(run / name, value)
+    if values:
+        write_json(run / name, read_json(run / name) | values)
     record = read_json(run / stage / "stage.json")
     write_json(run / stage / "stage.json", record | {"outputs": outputs_of(run / stage)})
 

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from nbutils.chat.models import load
-from nbutils.chat.scripted import play
+from nbutils.chat.session import play
 from nbutils.core.chatml import encode_batch
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json

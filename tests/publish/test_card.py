@@ -104,10 +104,10 @@ def test_any_name_is_shown_as_it_is_and_breaks_nothing(spare, name):
     path = f"/gone/since/{name}"
     record_stages(spare, base_model=path, local=True, datasets=[path], peers=[path], task_path=path)
     summary, results = read_json(spare / "data" / "summary.json"), read_json(spare / "evaluate" / "results.json")
-    rewrite(spare, "data/summary.json", summary | {"datasets": [summary["datasets"][0] | {"path": path, "name": name}]})
+    rewrite(spare, "data/summary.json", datasets=[summary["datasets"][0] | {"path": path, "name": name}])
     for kind, number in (("models", -1), ("scores", 0), ("paired", 0)):
         results[kind].append(results[kind][number] | {"name": name, "task": name, "metric": name, "parameters": 1})
-    rewrite(spare, "evaluate/results.json", results | {"left_out": {name: f"because of\n{name}"}})
+    rewrite(spare, "evaluate/results.json", **results | {"left_out": {name: f"because of\n{name}"}})
     made = publish(spare, model_name=name, tags=[name])
     data = ModelCard(made.card).data
     assert (data.model_name, data.tags[-1]) == (name, name) and data.base_model is None and data.datasets is None
@@ -129,10 +129,10 @@ def test_any_name_is_shown_as_it_is_and_breaks_nothing(spare, name):
     ("given", "words"),
     [
         ({"license": "Apache 2.0"}, r"'license' is 'Apache 2.0'.*Did you mean 'apache-2.0'"),
-        ({"languages": ["English"]}, r"'English' is no language code"),
+        ({"languages": ["English"]}, r"'languages.0' is 'English'"),
         ({"base_model_id": "models/x y.gguf"}, r"'base_model_id' is .*owner/name"),
-        ({"dataset_ids": ["a/b/c"]}, r"'a/b/c' is no name on the Hub"),
-        ({"model_name": "a\n---\nb"}, r"'model_name' is .*no title of one line"),
+        ({"dataset_ids": ["a/b/c"]}, r"'dataset_ids.0' is 'a/b/c'"),
+        ({"model_name": "a\n---\nb"}, r"'model_name' is .*one line"),
     ],
 )
 def test_what_the_hub_or_the_card_cannot_hold_is_refused(tmp_path, given, words):

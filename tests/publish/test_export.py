@@ -13,7 +13,7 @@ from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.stages import STAGES
-from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
+from nbutils.publish.architecture import extension, model_config, parameter_counts, tensor_shapes
 from nbutils.publish.export import published_files
 from nbutils.publish.parity import check_parity
 from tests.publish.conftest import publish
@@ -57,7 +57,7 @@ def test_the_extension_is_that_of_the_session(published, kind):
     model = AutoModelForCausalLM.from_pretrained(published.folder)
     trained = model.config.max_position_embeddings
     _, expected = rotations(model, kind, 2 * trained)
-    exec(extension(published.folder, kind)[1], {"longer": model.config, "trained": trained})
+    exec(extension(model_config(published.folder), kind)[1], {"longer": model.config, "trained": trained})
     rotary = type(model.model.rotary_emb)(model.config)
     assert torch.allclose(rotary.inv_freq, expected.inv_freq, rtol=1e-5)
     assert rotary.attention_scaling == pytest.approx(expected.scaling)

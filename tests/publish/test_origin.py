@@ -36,10 +36,9 @@ def test_the_published_parameters_pin_what_was_read(spare):
     record_stages(spare, base_model="me/base", commit="c" * 40, datasets=[*twice, "data/talk.jsonl"], peers=peers,
                   compare_runs=["runs/mine_only"], task_path="tasks/mine",
                   files=["data/talk.jsonl", "/elsewhere/models/peer.gguf/peer.gguf"])  # fmt: skip
-    summary = read_json(spare / "data" / "summary.json")
-    (dataset,) = summary["datasets"]
-    read = [dataset | {"path": "me/talk", "revision": "d" * 40}, dataset | {"path": "me/talk", "revision": "e" * 40}]
-    rewrite(spare, "data/summary.json", summary | {"datasets": [*read, dataset | {"path": "data/talk.jsonl"}]})
+    (dataset,) = read_json(spare / "data" / "summary.json")["datasets"]
+    read = [{"path": "me/talk", "revision": letter * 40} for letter in "de"]
+    rewrite(spare, "data/summary.json", datasets=[dataset | own for own in (*read, {"path": "data/talk.jsonl"})])
     published = publish(spare)
     made = yaml.safe_load((published.folder / "run" / "parameters.yaml").read_text())
     assert made["base_revision"] == "c" * 40
@@ -58,11 +57,10 @@ def test_nothing_that_is_published_names_a_place_on_this_machine(spare):
     record_stages(spare, local=True, sample_prompts=["/imagine a cat"], **given)
     said = f"{gone}/talk.jsonl:\n{gone}/tasks/a.yaml; {Path.home()}/a, {ROOT}/runs/b, {spare}/train and\n{gone}/peer"
     for name in ("data/summary.json", "train/settings.json", "metrics/summary.json", "chat/transcript.json"):
-        rewrite(spare, name, read_json(spare / name) | {"said": said})
-    results = read_json(spare / "evaluate" / "results.json")
+        rewrite(spare, name, said=said)
+    models = read_json(spare / "evaluate" / "results.json")["models"]
     peer = {"name": f"{gone}/peer", "source": f"{gone}/peer", "parameters": 1}
-    results["models"].append(peer)
-    rewrite(spare, "evaluate/results.json", results | {"left_out": {f"{gone}/peer": said}})
+    rewrite(spare, "evaluate/results.json", models=[*models, peer], left_out={f"{gone}/peer": said})
     (spare / "evaluate" / "comparison.md").write_text(said)
     (spare / "evaluate" / "items" / f"{gone}/peer--a.parquet".replace("/", "__")).write_bytes(b"")
     rewrite(spare, "evaluate/comparison.md")
