@@ -157,7 +157,7 @@ def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
         _say(f"\nThe reply failed ({type(error).__name__}: {first}); the conversation is as it was before the message.")
         return False
     print(flush=True)
-    if interactive:
+    if interactive or session.context.dropped:
         _say(f"{session.measured.summary} · context: {session.context.summary}")
     return True
 
