@@ -30,18 +30,19 @@ def entry(kind: str, name: str, revision: str = "") -> tuple[Path, Json] | None:
     `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
     complete.
     """
-    damaged: UserError | None = None
+    lacking: Path | None = None
     for folder in folders():
         for item in manifest(folder)["items"]:
             if (item["kind"], item["name"]) == (kind, name) and revision in ("", item["revision"], item["commit"]):
-                try:
-                    _check(folder / item["folder"], item)
-                except UserError as error:
-                    damaged = error
-                else:
-                    return folder / item["folder"], item
-    if damaged:
-        raise damaged
+                copy = folder / item["folder"]
+                lacking = _lacking(copy, item)
+                if lacking is None:
+                    return copy, item
+    if lacking:
+        raise UserError(
+            f"The fetched copy of {name} is damaged: {shown(lacking)} is missing or cut short; run `python -m nbutils "
+            "fetch` again where there is a network, and copy the whole folder."
+        )
     return None
 
 
@@ -64,12 +65,7 @@ def manifest(folder: Path) -> Json:
     return found
 
 
-def _check(folder: Path, item: Json) -> None:
-    """Sizes only: hashing gigabytes at every start would cost minutes (`fetch --check` does it)."""
-    for name, facts in item["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            raise UserError(
-                f"The fetched copy of {item['name']} is damaged: {shown(path)} is missing or cut short; "
-                "run `python -m nbutils fetch` again where there is a network, and copy the whole folder."
-            )
+def _lacking(copy: Path, item: Json) -> Path | None:
+    """A file that a copy lacks, by sizes: hashing gigabytes at every start would cost minutes (`fetch --check`)."""
+    sizes = {copy / name: facts["bytes"] for name, facts in item["files"].items()}
+    return next((file for file in sizes if not file.is_file() or file.stat().st_size != sizes[file]), None)

@@ -102,7 +102,7 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield partial
         if path.is_dir() and partial.is_dir():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            old = partial.with_suffix(".old")
             path.rename(old)
             partial.rename(path)
             shutil.rmtree(old)

@@ -56,14 +56,14 @@ def device_report() -> DeviceReport:
     return DeviceReport(gpus, mps, cores, torch.__version__, torch.version.cuda or "")
 
 
-def child_report(seconds: float = 120) -> DeviceReport:
+def child_report() -> DeviceReport:
     """The device report, made by a child process: CUDA is not touched in this one.
 
-    UserError where the child fails or takes longer, with its last line: a broken driver shows here.
+    UserError where the child fails or takes more than 2 minutes, with its last line: a broken driver shows here.
     """
     program = [sys.executable, "-m", "nbutils.core.hardware"]
     try:
-        done = subprocess.run(program, capture_output=True, text=True, timeout=seconds, check=True)
+        done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=True)
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()

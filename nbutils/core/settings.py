@@ -60,13 +60,9 @@ class Settings(BaseModel):
 
     def result_parameters(self) -> Json:
         """The parameters that change what comes out, as JSON values: part of a cache key, unlike steering ones."""
-        values = self.model_dump(mode="json")
-        return {name: values[name] for name in values if not is_steering(type(self), name)}
-
-
-def is_steering(settings: type[Settings], name: str) -> bool:
-    """Whether a parameter only steers a run (see STEERING)."""
-    return STEERING in settings.model_fields[name].metadata
+        fields = type(self).model_fields
+        steering = {name for name, field in fields.items() if STEERING in field.metadata}
+        return self.model_dump(mode="json", exclude=steering)
 
 
 def nearest(name: str, known: list[str]) -> str:

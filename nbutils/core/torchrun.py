@@ -169,11 +169,16 @@ class Torchrun:
             start_new_session=True,
         ) as process:
             self._process = process
-            with _logged(process, self.folder / LOG), _ended(process):
+            log = threading.Thread(target=_log, args=(process, self.folder / LOG), daemon=True, name="worker-log")
+            log.start()
+            try:
                 for event in _followed(process, self.folder / PROGRESS):
                     if event["event"] in ("error", "hang", "failed"):
                         problem = problem or event
                     yield event
+            finally:
+                _end(process)
+                log.join(timeout=10)
         if process.returncode:
             if problem.get("event") == "hang":
                 raise Hang
@@ -225,40 +230,23 @@ def _followed(process: subprocess.Popen[bytes], path: Path) -> Iterator[Event]:
             time.sleep(POLL_SECONDS)
 
 
-@contextmanager
-def _logged(process: subprocess.Popen[bytes], path: Path) -> Iterator[None]:
+def _log(process: subprocess.Popen[bytes], path: Path) -> None:
     """Writes what the processes print into a file, line by line, without secrets."""
-    assert process.stdout is not None
-    lines = process.stdout
+    with path.open("w", encoding="utf-8") as log:
+        for line in process.stdout or ():
+            log.write(redact(line.decode("utf-8", errors="replace")))
+            log.flush()
 
-    def copy() -> None:
-        with path.open("w", encoding="utf-8") as log:
-            for line in lines:
-                log.write(redact(line.decode("utf-8", errors="replace")))
-                log.flush()
 
-    thread = threading.Thread(target=copy, daemon=True, name="worker-log")
-    thread.start()
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Leaves no process behind: torchrun is asked to end, and ends its workers."""
+    process.terminate()
     try:
-        yield
-    finally:
-        thread.join(timeout=10)
-
-
-@contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever happens in the block, no process is left behind: torchrun is asked to end, and ends its workers."""
-    try:
-        yield
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=GRACE_SECONDS)
     finally:
         if process.poll() is None:
-            process.terminate()
-            try:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=GRACE_SECONDS)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def main(arguments: list[str]) -> int:

@@ -106,10 +106,10 @@ def record_lost(run) -> None:
 @pytest.mark.parametrize(
     ("before", "words"),
     [
-        (lambda run: None, "first does not exist: run notebooks/01_first.ipynb first"),
-        (record_lost, "first/stage.json is missing: run notebooks/01_first.ipynb first"),
-        (began, "is not finished"),
-        (lambda run: began(run).finish("paused"), "is paused"),
+        (lambda run: None, "first/stage.json does not exist: run notebooks/01_first.ipynb first"),
+        (record_lost, "first/stage.json does not exist: run notebooks/01_first.ipynb first"),
+        (began, "first/stage.json says 'running': run notebooks/01_first.ipynb first"),
+        (lambda run: began(run).finish("paused"), "first/stage.json says 'paused'"),
     ],
 )
 def test_a_stage_begins_only_on_finished_ones_and_names_the_notebook(run, before, words):

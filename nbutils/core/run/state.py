@@ -64,7 +64,7 @@ def differences(kind: Kind, before: Json, after: Json, prefix: str = "") -> Iter
             yield Change(kind, f"{prefix}{name}", old, new)
 
 
-def in_short(changes: Sequence[Change | str], most: int = 4) -> str:
-    """The first few changes, and how many more there are."""
-    more = len(changes) - most
-    return "; ".join(map(str, changes[:most])) + (f" and {more} more" if more > 0 else "")
+def in_short(changes: Sequence[Change | str]) -> str:
+    """The first four changes, and how many more there are."""
+    more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+    return "; ".join(map(str, changes[:4])) + more
