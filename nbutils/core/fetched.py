@@ -30,18 +30,20 @@ def entry(kind: str, name: str, revision: str = "") -> tuple[Path, Json] | None:
     `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
     complete.
     """
-    lacking: Path | None = None
+    damaged: Path | None = None
     for folder in folders():
         for item in manifest(folder)["items"]:
             if (item["kind"], item["name"]) == (kind, name) and revision in ("", item["revision"], item["commit"]):
                 copy = folder / item["folder"]
-                lacking = _lacking(copy, item)
-                if lacking is None:
+                # Hashing gigabytes at every start would cost minutes (`fetch --check` does it).
+                sizes = {copy / file: facts["bytes"] for file, facts in item["files"].items()}
+                if all(file.is_file() and file.stat().st_size == size for file, size in sizes.items()):
                     return copy, item
-    if lacking:
+                damaged = copy
+    if damaged:
         raise UserError(
-            f"The fetched copy of {name} is damaged: {shown(lacking)} is missing or cut short; run `python -m nbutils "
-            "fetch` again where there is a network, and copy the whole folder."
+            f"The fetched copy of {name} in {shown(damaged)} is damaged, files are missing or cut short: run `python "
+            "-m nbutils fetch` again where there is a network, and copy the whole folder."
         )
     return None
 
@@ -63,9 +65,3 @@ def manifest(folder: Path) -> Json:
             "-m nbutils fetch` again where there is a network, and copy the whole folder."
         ) from None
     return found
-
-
-def _lacking(copy: Path, item: Json) -> Path | None:
-    """A file that a copy lacks, by sizes: hashing gigabytes at every start would cost minutes (`fetch --check`)."""
-    sizes = {copy / name: facts["bytes"] for name, facts in item["files"].items()}
-    return next((file for file in sizes if not file.is_file() or file.stat().st_size != sizes[file]), None)

@@ -50,7 +50,7 @@ def device_report() -> DeviceReport:
 
     gpus = tuple(
         Gpu(p.name, (p.major, p.minor), round(p.total_memory / 2**30, 1))
-        for p in (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+        for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     )
     mps, cores = torch.backends.mps.is_available(), os.cpu_count() or 1
     return DeviceReport(gpus, mps, cores, torch.__version__, torch.version.cuda or "")
@@ -71,8 +71,8 @@ def child_report() -> DeviceReport:
             f"Asking torch for its devices failed ({lines[-1] if lines else 'no message'}); check the GPU's driver and "
             "the installation of torch."
         ) from None
-    gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory_gib"]) for g in found.pop("gpus"))
-    return DeviceReport(gpus, **found)
+    gpus = tuple(Gpu(**gpu | {"capability": tuple(gpu["capability"])}) for gpu in found["gpus"])
+    return DeviceReport(**found | {"gpus": gpus})
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:

@@ -111,7 +111,6 @@ def within(seconds: float, folder: Path) -> Iterator[None]:
         os._exit(EXIT_HANG)
 
     timer = threading.Timer(seconds, end)
-    timer.daemon = True
     timer.start()
     try:
         yield
@@ -176,8 +175,13 @@ class Torchrun:
                     if event["event"] in ("error", "hang", "failed"):
                         problem = problem or event
                     yield event
-            finally:
-                _end(process)
+            finally:  # torchrun is asked to end, and ends its workers
+                process.terminate()
+                try:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=GRACE_SECONDS)
+                finally:
+                    self.kill()
                 log.join(timeout=10)
         if process.returncode:
             if problem.get("event") == "hang":
@@ -187,11 +191,10 @@ class Torchrun:
     def kill(self) -> None:
         """Ends all processes at once; also workers that still import torch, and follow nobody yet."""
         if self._process is not None and self._process.poll() is None:
-            tree = psutil.Process(self._process.pid).children(recursive=True)
-            self._process.kill()
-            for child in tree:
+            torchrun = psutil.Process(self._process.pid)
+            for process in [torchrun, *torchrun.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
-                    child.kill()
+                    process.kill()
 
     def failure(self, problem: Event, status: int) -> str:
         """Why the program ended, for people: a worker's sentence, or which rank failed, with its last 40 lines."""
@@ -214,18 +217,17 @@ class Torchrun:
 
 def _followed(process: subprocess.Popen[bytes], path: Path) -> Iterator[Event]:
     """Events as they are appended, until the process has ended."""
-    position, rest, ended = 0, b"", False
+    position, ended = 0, False
     while not ended:
         ended = process.poll() is not None
         if path.stat().st_size < position:  # the worker has begun a new file
-            position, rest = 0, b""
+            position = 0
         with path.open("rb") as file:
             file.seek(position)
-            rest += file.read()
-            position = file.tell()
-        *lines, rest = rest.split(b"\n")
-        for line in lines:
-            yield json.loads(line)
+            for line in file:
+                if line.endswith(b"\n"):  # it is whole
+                    position += len(line)
+                    yield json.loads(line)
         if not ended:
             time.sleep(POLL_SECONDS)
 
@@ -236,17 +238,6 @@ def _log(process: subprocess.Popen[bytes], path: Path) -> None:
         for line in process.stdout or ():
             log.write(redact(line.decode("utf-8", errors="replace")))
             log.flush()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leaves no process behind: torchrun is asked to end, and ends its workers."""
-    process.terminate()
-    try:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=GRACE_SECONDS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def main(arguments: list[str]) -> int:

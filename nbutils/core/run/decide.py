@@ -139,8 +139,7 @@ def inspect(stage: StageSpec, settings: Settings) -> StageState:
     if record is None:
         return StageState(stage, folder, parts)
     changed = changes(record["parts"], parts)
-    missing = (name for name in record["outputs"] if _read_by_others(stage, name) and not (folder / name).is_file())
-    changed += [Change(Kind.MISSING, shown(folder / name)) for name in missing]
+    changed += [Change(Kind.MISSING, shown(folder / name)) for name in _lost(stage, folder, record)]
     seconds, state = work_seconds(folder, record), State(record["status"])
     protected = seconds > LONG_WORK_SECONDS or (state is not State.DONE and bool(in_folder(folder / CHECKPOINTS)))
     return StageState(stage, folder, parts, state, tuple(changed), seconds, protected, record)
@@ -195,11 +194,8 @@ def accept(state: StageState) -> None:
     """Keeps stale work as it is: its record gets today's key, and remembers what had changed."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     accepted = [*state.record.get("accepted", []), {"at": now, "changed": [str(c) for c in state.changes]}]
-    outputs = {
-        name: entry
-        for name, entry in state.record["outputs"].items()
-        if (state.folder / name).is_file() or not _read_by_others(state.spec, name)
-    }
+    lost = _lost(state.spec, state.folder, state.record)
+    outputs = {name: entry for name, entry in state.record["outputs"].items() if name not in lost}
     today = {"key": state.key, "parts": state.parts, "inputs": state.parts[UPSTREAM]}
     write_record(state.folder / RECORD, state.record | today | {"accepted": accepted, "outputs": outputs})
 
@@ -217,8 +213,8 @@ def work_seconds(folder: Path, record: Json) -> float:
     if record["status"] != State.RUNNING:
         return seconds
     started = datetime.fromisoformat(record["started"]).timestamp()
-    newest = max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=started)
-    return seconds + max(0.0, newest - started)
+    newest = max([started, *(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())])
+    return seconds + newest - started
 
 
 def progress_words(record: Json | None) -> str:
@@ -227,5 +223,7 @@ def progress_words(record: Json | None) -> str:
     return f" at {100 * facts['fraction']:.0f} % (step {facts['step']})" if "fraction" in facts else ""
 
 
-def _read_by_others(stage: StageSpec, name: str) -> bool:
-    return any(later.needs(stage.name, name) for later in stages())
+def _lost(stage: StageSpec, folder: Path, record: Json) -> list[str]:
+    """Files of a stage that later ones read, and that are there no more."""
+    gone = [name for name in record["outputs"] if not (folder / name).is_file()]
+    return [name for name in gone if any(later.needs(stage.name, name) for later in stages())]

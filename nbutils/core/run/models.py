@@ -185,9 +185,8 @@ class ModelRef:
 
     def unreadable(self, error: Exception) -> UserError:
         """The sentence on a model that could not be read."""
-        words = " ".join(str(error).split())[:200]  # a check of sizes tells its reason in its second line
-        if not (isinstance(error, OSError | ValueError) and words):
-            words = f"{type(error).__name__}: {words}"
+        reason = " ".join(str(error).split())[:200]  # a check of sizes tells it in its second line
+        words = f"{type(error).__name__}: {reason}"
         if self.gguf:  # a file that was cut short fails in a dozen ways, all deep inside the reader
             return UserError(
                 f"The GGUF file {self.text} could not be read ({words}); download it again, or convert it again."
@@ -254,7 +253,6 @@ def tiny_config(vocabulary: int, context: int, pad: int, eos: int) -> LlamaConfi
         intermediate_size=344,
         num_hidden_layers=4,
         num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=context,
         tie_word_embeddings=True,
         pad_token_id=pad,

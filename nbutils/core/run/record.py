@@ -33,12 +33,13 @@ def read_record(path: Path) -> Json | None:
     try:
         record = read_json(path)
         newer = record.get("schema", 0) > SCHEMA
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(f"{shown(path)} is damaged (no JSON object): delete it to make its stage run again.") from None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise UserError(f"{shown(path)} cannot be read ({error.strerror}): choose another run_dir.") from None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{shown(path)} is damaged or cannot be read ({error}): delete it to make its stage run again, or choose "
+            "another run_dir."
+        ) from None
     if newer:
         raise NewerRecordError(
             f"{shown(path)} was written by a newer smallchat (schema {record['schema']}, this one reads {SCHEMA}); "
