@@ -101,7 +101,7 @@ def test_each_declared_module_reruns_what_depends_on_it(pipeline, tmp_path, monk
 
 def test_a_lost_file_is_made_again(done):
     (done.run / "second/final/model.txt").unlink()
-    assert "is missing" in done.explained()["second"]
+    assert "missing file" in done.explained()["second"]
     assert done.go() == ["second"]
 
 

@@ -194,10 +194,10 @@ def accept(state: StageState) -> None:
     """Keeps stale work as it is: its record gets today's key, and remembers what had changed."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     accepted = [*state.record.get("accepted", []), {"at": now, "changed": [str(c) for c in state.changes]}]
-    lost = _lost(state.spec, state.folder, state.record)
-    outputs = {name: entry for name, entry in state.record["outputs"].items() if name not in lost}
-    today = {"key": state.key, "parts": state.parts, "inputs": state.parts[UPSTREAM]}
-    write_record(state.folder / RECORD, state.record | today | {"accepted": accepted, "outputs": outputs})
+    for name in _lost(state.spec, state.folder, state.record):
+        del state.record["outputs"][name]
+    today = {"key": state.key, "parts": state.parts, "inputs": state.parts[UPSTREAM], "accepted": accepted}
+    write_record(state.folder / RECORD, state.record | today)
 
 
 def set_aside(folder: Path) -> Path:
@@ -225,5 +225,8 @@ def progress_words(record: Json | None) -> str:
 
 def _lost(stage: StageSpec, folder: Path, record: Json) -> list[str]:
     """Files of a stage that later ones read, and that are there no more."""
-    gone = [name for name in record["outputs"] if not (folder / name).is_file()]
-    return [name for name in gone if any(later.needs(stage.name, name) for later in stages())]
+    return [
+        name
+        for name in record["outputs"]
+        if not (folder / name).is_file() and any(later.needs(stage.name, name) for later in stages())
+    ]
