@@ -65,7 +65,7 @@ def end_with(*parents: int) -> None:
 
     def watch() -> None:
         with suppress(psutil.NoSuchProcess):
-            watched = [psutil.Process(pid) for pid in parents]
+            watched = list(map(psutil.Process, parents))
             while all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in watched):
                 time.sleep(0.5)
         os._exit(1)

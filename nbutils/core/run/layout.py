@@ -26,8 +26,8 @@ class Run:
     @classmethod
     def around(cls, place: Path) -> Run | None:
         """The run that a folder belongs to, or the folder itself where it is a run; None outside every run."""
-        folders = (place, *place.parents)
-        return next((run for run in map(cls, folders) if (run.training / RECORD).is_file()), None)
+        runs = map(cls, (place, *place.parents))
+        return next((run for run in runs if (run.training / RECORD).is_file()), None)
 
     @property
     def name(self) -> str:
