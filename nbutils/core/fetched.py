@@ -30,18 +30,21 @@ def entry(kind: str, name: str, revision: str = "") -> tuple[Path, Json] | None:
     `revision` is the one asked for, or the commit that it was found to be; '' takes any. UserError where no copy is
     complete.
     """
-    damaged: UserError | None = None
+    damaged: Path | None = None
     for folder in folders():
         for item in manifest(folder)["items"]:
             if (item["kind"], item["name"]) == (kind, name) and revision in ("", item["revision"], item["commit"]):
-                try:
-                    _check(folder / item["folder"], item)
-                except UserError as error:
-                    damaged = error
-                else:
-                    return folder / item["folder"], item
+                copy = folder / item["folder"]
+                # Hashing gigabytes at every start would cost minutes (`fetch --check` does it).
+                sizes = {copy / file: facts["bytes"] for file, facts in item["files"].items()}
+                if all(file.is_file() and file.stat().st_size == size for file, size in sizes.items()):
+                    return copy, item
+                damaged = copy
     if damaged:
-        raise damaged
+        raise UserError(
+            f"The fetched copy of {name} in {shown(damaged)} is damaged, files are missing or cut short: run `python "
+            "-m nbutils fetch` again where there is a network, and copy the whole folder."
+        )
     return None
 
 
@@ -62,14 +65,3 @@ def manifest(folder: Path) -> Json:
             "-m nbutils fetch` again where there is a network, and copy the whole folder."
         ) from None
     return found
-
-
-def _check(folder: Path, item: Json) -> None:
-    """Sizes only: hashing gigabytes at every start would cost minutes (`fetch --check` does it)."""
-    for name, facts in item["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            raise UserError(
-                f"The fetched copy of {item['name']} is damaged: {shown(path)} is missing or cut short; "
-                "run `python -m nbutils fetch` again where there is a network, and copy the whole folder."
-            )

@@ -90,7 +90,7 @@ def local_hashes(paths: Iterable[str | Path]) -> dict[str, str]:
     What is not there has none.
     """
     found = [resolve(path) for path in paths if str(path)]
-    files = (file for path in found for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
+    files = (file for path in found for file in (path, *path.rglob("*")))
     return {shown(file): hash_of(file)[:16] for file in files if file.is_file()}
 
 
@@ -102,7 +102,7 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield partial
         if path.is_dir() and partial.is_dir():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            old = partial.with_suffix(".old")
             path.rename(old)
             partial.rename(path)
             shutil.rmtree(old)

@@ -50,20 +50,20 @@ def device_report() -> DeviceReport:
 
     gpus = tuple(
         Gpu(p.name, (p.major, p.minor), round(p.total_memory / 2**30, 1))
-        for p in (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+        for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     )
     mps, cores = torch.backends.mps.is_available(), os.cpu_count() or 1
     return DeviceReport(gpus, mps, cores, torch.__version__, torch.version.cuda or "")
 
 
-def child_report(seconds: float = 120) -> DeviceReport:
+def child_report() -> DeviceReport:
     """The device report, made by a child process: CUDA is not touched in this one.
 
-    UserError where the child fails or takes longer, with its last line: a broken driver shows here.
+    UserError where the child fails or takes more than 2 minutes, with its last line: a broken driver shows here.
     """
     program = [sys.executable, "-m", "nbutils.core.hardware"]
     try:
-        done = subprocess.run(program, capture_output=True, text=True, timeout=seconds, check=True)
+        done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=True)
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
@@ -71,8 +71,8 @@ def child_report(seconds: float = 120) -> DeviceReport:
             f"Asking torch for its devices failed ({lines[-1] if lines else 'no message'}); check the GPU's driver and "
             "the installation of torch."
         ) from None
-    gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory_gib"]) for g in found.pop("gpus"))
-    return DeviceReport(gpus, **found)
+    gpus = tuple(Gpu(**gpu | {"capability": tuple(gpu["capability"])}) for gpu in found["gpus"])
+    return DeviceReport(**found | {"gpus": gpus})
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import os
-import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +52,13 @@ def parameters(path: Path) -> dict[str, Parameter]:
     """The parameters cell of a notebook: typed literals with a line of help each. UserError for anything else."""
     try:
         (source,) = (cell["source"] for cell in code_cells(path) if "parameters" in cell["tags"])
-        comments = _comments(source)
+        lines = source.splitlines()
         return {
             node.target.id: Parameter(
                 node.target.id,
                 ast.unparse(node.annotation),
                 ast.literal_eval(node.value),
-                comments.get(node.end_lineno, ""),
+                lines[node.lineno - 1].partition("#")[2].strip(),
             )
             for node in ast.parse(source).body
             if not isinstance(node, ast.Expr)
@@ -70,8 +68,3 @@ def parameters(path: Path) -> dict[str, Parameter]:
             f"{path.name} needs exactly one cell tagged 'parameters', with typed literals alone such as "
             f"`seed: int = 1` ({error}); restore it from git."
         ) from None
-
-
-def _comments(source: str) -> dict[int, str]:
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}

@@ -60,13 +60,9 @@ class Settings(BaseModel):
 
     def result_parameters(self) -> Json:
         """The parameters that change what comes out, as JSON values: part of a cache key, unlike steering ones."""
-        values = self.model_dump(mode="json")
-        return {name: values[name] for name in values if not is_steering(type(self), name)}
-
-
-def is_steering(settings: type[Settings], name: str) -> bool:
-    """Whether a parameter only steers a run (see STEERING)."""
-    return STEERING in settings.model_fields[name].metadata
+        fields = type(self).model_fields
+        steering = {name for name, field in fields.items() if STEERING in field.metadata}
+        return self.model_dump(mode="json", exclude=steering)
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -76,19 +72,15 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def in_words(error: ValidationError, model: type[BaseModel]) -> UserError:
-    """What is wrong with values for a model, in sentences, and what the fields are for that say so."""
+    """What is wrong with values for a model, in sentences."""
     words = []
     for detail in error.errors():
         name, message = ".".join(map(str, detail["loc"])) or model.__name__, detail["msg"].removeprefix("Value error, ")
-        field = model.model_fields.get(name)
-        use = f" ({field.description})" if field and field.description else ""
         words.append(
             {
                 "missing": f"The parameter '{name}' is missing",
                 "extra_forbidden": f"'{name}' is no parameter here.{nearest(name, list(model.model_fields))}",
-            }.get(
-                detail["type"], f"The parameter '{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}{use}"
-            )
+            }.get(detail["type"], f"The parameter '{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}")
         )
     wrong = UserError("; ".join(words) + ".")
     wrong.fields = tuple(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])

@@ -65,7 +65,7 @@ def end_with(*parents: int) -> None:
 
     def watch() -> None:
         with suppress(psutil.NoSuchProcess):
-            watched = [psutil.Process(pid) for pid in parents]
+            watched = list(map(psutil.Process, parents))
             while all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in watched):
                 time.sleep(0.5)
         os._exit(1)
@@ -111,7 +111,6 @@ def within(seconds: float, folder: Path) -> Iterator[None]:
         os._exit(EXIT_HANG)
 
     timer = threading.Timer(seconds, end)
-    timer.daemon = True
     timer.start()
     try:
         yield
@@ -169,11 +168,21 @@ class Torchrun:
             start_new_session=True,
         ) as process:
             self._process = process
-            with _logged(process, self.folder / LOG), _ended(process):
+            log = threading.Thread(target=_log, args=(process, self.folder / LOG), daemon=True, name="worker-log")
+            log.start()
+            try:
                 for event in _followed(process, self.folder / PROGRESS):
                     if event["event"] in ("error", "hang", "failed"):
                         problem = problem or event
                     yield event
+            finally:  # torchrun is asked to end, and ends its workers
+                process.terminate()
+                try:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=GRACE_SECONDS)
+                finally:
+                    self.kill()
+                log.join(timeout=10)
         if process.returncode:
             if problem.get("event") == "hang":
                 raise Hang
@@ -182,11 +191,10 @@ class Torchrun:
     def kill(self) -> None:
         """Ends all processes at once; also workers that still import torch, and follow nobody yet."""
         if self._process is not None and self._process.poll() is None:
-            tree = psutil.Process(self._process.pid).children(recursive=True)
-            self._process.kill()
-            for child in tree:
+            torchrun = psutil.Process(self._process.pid)
+            for process in [torchrun, *torchrun.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
-                    child.kill()
+                    process.kill()
 
     def failure(self, problem: Event, status: int) -> str:
         """Why the program ended, for people: a worker's sentence, or which rank failed, with its last 40 lines."""
@@ -209,56 +217,27 @@ class Torchrun:
 
 def _followed(process: subprocess.Popen[bytes], path: Path) -> Iterator[Event]:
     """Events as they are appended, until the process has ended."""
-    position, rest, ended = 0, b"", False
+    position, ended = 0, False
     while not ended:
         ended = process.poll() is not None
         if path.stat().st_size < position:  # the worker has begun a new file
-            position, rest = 0, b""
+            position = 0
         with path.open("rb") as file:
             file.seek(position)
-            rest += file.read()
-            position = file.tell()
-        *lines, rest = rest.split(b"\n")
-        for line in lines:
-            yield json.loads(line)
+            for line in file:
+                if line.endswith(b"\n"):  # it is whole
+                    position += len(line)
+                    yield json.loads(line)
         if not ended:
             time.sleep(POLL_SECONDS)
 
 
-@contextmanager
-def _logged(process: subprocess.Popen[bytes], path: Path) -> Iterator[None]:
+def _log(process: subprocess.Popen[bytes], path: Path) -> None:
     """Writes what the processes print into a file, line by line, without secrets."""
-    assert process.stdout is not None
-    lines = process.stdout
-
-    def copy() -> None:
-        with path.open("w", encoding="utf-8") as log:
-            for line in lines:
-                log.write(redact(line.decode("utf-8", errors="replace")))
-                log.flush()
-
-    thread = threading.Thread(target=copy, daemon=True, name="worker-log")
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(timeout=10)
-
-
-@contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever happens in the block, no process is left behind: torchrun is asked to end, and ends its workers."""
-    try:
-        yield
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=GRACE_SECONDS)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+    with path.open("w", encoding="utf-8") as log:
+        for line in process.stdout or ():
+            log.write(redact(line.decode("utf-8", errors="replace")))
+            log.flush()
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.decide import Action, Policy, StageState, decide, inspect
-from nbutils.core.run.stage import upstream_problem
+from nbutils.core.run.stage import check_upstream
 from nbutils.core.run.state import State
 from nbutils.core.settings import nearest
 from nbutils.pipeline.display import Display
@@ -89,9 +89,10 @@ def _foreseen(
     planned: Planned, state: StageState, options: Options, states: dict[str, State], again: set[str]
 ) -> tuple[str, str]:
     """The action (`look again` where it is not known before an earlier stage has run), and why."""
-    problem = upstream_problem(planned.stage, planned.settings, options.allow_paused, lambda name: states[name])
-    if problem:
-        return Action.REFUSE, problem.rstrip(".")
+    try:
+        check_upstream(planned.stage, planned.settings, options.allow_paused, states.__getitem__)
+    except UserError as error:
+        return Action.REFUSE, str(error).rstrip(".")
     waits = sorted(again & {*planned.stage.reads, *planned.stage.consults})
     if waits and state.state is not State.ABSENT and (options.accept or not options.again):
         return "look again", f"after {', '.join(waits)}; so far {state.reason}"

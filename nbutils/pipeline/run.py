@@ -17,7 +17,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.run import pause
-from nbutils.core.run.decide import Action, StageState, carry_out, decide, inspect, progress_words, question
+from nbutils.core.run.decide import Action, StageState, carry_out, decide, inspect, progress_words
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RECORD, write_record
 from nbutils.core.run.stage import check_upstream, locked
@@ -113,7 +113,7 @@ class Runner:
                 self.display.say(f"Ended {left} process(es) that an earlier run had left behind.")
             self._warn_of_stale_upstream()
             if first := asks_first(self.chosen, self.options):
-                raise question(first)
+                carry_out(Action.ASK, first)
             self._look_ahead()
             try:
                 status = self._stages()

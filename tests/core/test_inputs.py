@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.files import hash_of, local_hashes
-from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.models import TOKENIZER_FILES, files_of
-from nbutils.core.settings import Settings
-from nbutils.core.stages import spec
-
-
-def settings(stage: str, run: Path, **changed) -> Settings:
-    """The defaults of a real notebook, some of them changed."""
-    defaults = {name: parameter.default for name, parameter in parameters(notebook_path(spec(stage))).items()}
-    return spec(stage).settings_class().checked(defaults | {"run_dir": str(run)} | changed)
+from nbutils.kaggle.carry_over import settings_of
 
 
 def model(folder: Path) -> Path:
@@ -77,10 +69,10 @@ def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, stage, n
     for path in ("model.gguf", "rows.jsonl", "tasks/mine.yaml"):
         (tmp_path / path).write_text(path)
     given = value if value.startswith("step-") else str(tmp_path / value)
-    values = {name: [given] if name in ("datasets", "peers") else given}
+    values = {"run_dir": str(tmp_path / "run"), name: [given] if name in ("datasets", "peers") else given}
     if stage == "data" and name == "task_path":
         values["contamination_tasks"] = ["mine"]
-    asked = settings(stage, tmp_path / "run", **values)
+    asked = settings_of(stage, values)
     before = asked.result_parameters()
     assert asked.result_parameters() == before
     (tmp_path / file).write_text("other content")

@@ -69,14 +69,11 @@ class Checkpoint:
 
     def damage(self) -> str | None:
         """What is wrong with it, in words; None for a valid one. UserError for one of a newer schema."""
-        if not self.sealed:
-            return "has no manifest"
         try:
-            manifest = read_json(self.path / MANIFEST)
-            files = manifest["files"]
-        except (ValueError, KeyError, TypeError):
+            files = self.manifest["files"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return "has a manifest that cannot be read"
-        if manifest.get("schema", 0) > SCHEMA:
+        if self.manifest.get("schema", 0) > SCHEMA:
             raise UserError(f"{shown(self.path)} was written by a newer smallchat; update smallchat.")
         for name, entry in files.items():
             file = self.path / name

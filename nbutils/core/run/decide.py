@@ -5,7 +5,7 @@ notebook run by hand. Nothing is ever deleted that took long, unless a person sa
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -79,7 +79,7 @@ class StageState:
     changes: tuple[Change, ...] = ()
     seconds: float = 0.0
     protected: bool = False
-    record: Json | None = None
+    record: Json = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -115,7 +115,7 @@ class StageState:
         """The state in a few words."""
         if self.stale:
             return f"changed: {in_short(self.changes)}"
-        error = (self.record or {}).get("error")
+        error = self.record.get("error")
         return {
             State.ABSENT: "never run",
             State.DONE: "nothing that it depends on has changed",
@@ -125,7 +125,7 @@ class StageState:
     @property
     def library_changes(self) -> str:
         """'torch 2.12 (now 2.13), …' for each library that has changed since the work; '' where none has."""
-        before, now = (self.record or {}).get("versions", {}), versions()
+        before, now = self.record.get("versions", {}), versions()
         return ", ".join(
             f"{name} {before[name]} (now {now[name]})" for name in before if now.get(name) not in (None, before[name])
         )
@@ -139,8 +139,7 @@ def inspect(stage: StageSpec, settings: Settings) -> StageState:
     if record is None:
         return StageState(stage, folder, parts)
     changed = changes(record["parts"], parts)
-    missing = (name for name in record["outputs"] if _read_by_others(stage, name) and not (folder / name).is_file())
-    changed += [Change(Kind.MISSING, shown(folder / name)) for name in missing]
+    changed += [Change(Kind.MISSING, shown(folder / name)) for name in _lost(stage, folder, record)]
     seconds, state = work_seconds(folder, record), State(record["status"])
     protected = seconds > LONG_WORK_SECONDS or (state is not State.DONE and bool(in_folder(folder / CHECKPOINTS)))
     return StageState(stage, folder, parts, state, tuple(changed), seconds, protected, record)
@@ -150,18 +149,19 @@ def decide(state: StageState, policy: Policy) -> Action:
     """What is done with a stage once all that it reads is as it will be read."""
     if state.state is State.ABSENT:
         return Action.RUN
-    if state.stale and state.protected and policy.accept:
-        if state.blocking:
+    done, left = state.state is State.DONE, state.state is State.PAUSED and policy.allow_paused
+    if state.stale and state.protected:
+        if policy.accept and state.blocking:
             return Action.REFUSE
-        stays = state.state is State.DONE or (state.state is State.PAUSED and policy.allow_paused)
-        return Action.KEEP if stays else Action.KEEP_AND_RESUME
-    if state.stale and state.protected and not (policy.force or policy.again):
-        return Action.ASK
+        if policy.accept:
+            return Action.KEEP if done or left else Action.KEEP_AND_RESUME
+        if not (policy.force or policy.again):
+            return Action.ASK
     if state.stale or policy.again:
         return Action.SET_ASIDE if state.protected else Action.RUN_AGAIN
-    if state.state is State.DONE:
+    if done:
         return Action.SKIP
-    return Action.LEAVE if state.state is State.PAUSED and policy.allow_paused else Action.RESUME
+    return Action.LEAVE if left else Action.RESUME
 
 
 def carry_out(decision: Action, state: StageState) -> Path | None:
@@ -170,7 +170,11 @@ def carry_out(decision: Action, state: StageState) -> Path | None:
     OSError where the folder cannot be changed.
     """
     if decision is Action.ASK:
-        raise question(state)
+        raise UserError(
+            f"{shown(state.folder)} holds {duration(state.seconds)} of work that is stale ({in_short(state.changes)}): "
+            "run again with --accept to keep it, with --force to set it aside and start again, or choose another "
+            "run_dir."
+        )
     if decision is Action.REFUSE:
         raise UserError(
             f"The checkpoints in {shown(state.folder)} belong to other settings or data "
@@ -181,66 +185,48 @@ def carry_out(decision: Action, state: StageState) -> Path | None:
     if decision is Action.SET_ASIDE:
         return set_aside(state.folder)
     if decision.clears:
-        clear(state.folder)
+        (state.folder / RECORD).unlink()  # first, so that nothing half removed looks done
+        shutil.rmtree(state.folder)
     return None
-
-
-def question(state: StageState) -> UserError:
-    """The sentence that stops a run rather than replace long or checkpointed work."""
-    return UserError(
-        f"{shown(state.folder)} holds {duration(state.seconds)} of work that is stale ({in_short(state.changes)}): "
-        "run again with --accept to keep it, with --force to set it aside and start again, or choose another run_dir."
-    )
 
 
 def accept(state: StageState) -> None:
     """Keeps stale work as it is: its record gets today's key, and remembers what had changed."""
-    record = dict(state.record or {})
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    record["accepted"] = [*record.get("accepted", []), {"at": now, "changed": [str(c) for c in state.changes]}]
-    record |= {"key": state.key, "parts": state.parts, "inputs": state.parts[UPSTREAM]}
-    record["outputs"] = {
-        name: entry
-        for name, entry in record["outputs"].items()
-        if (state.folder / name).is_file() or not _read_by_others(state.spec, name)
-    }
-    write_record(state.folder / RECORD, record)
+    accepted = [*state.record.get("accepted", []), {"at": now, "changed": [str(c) for c in state.changes]}]
+    for name in _lost(state.spec, state.folder, state.record):
+        del state.record["outputs"][name]
+    today = {"key": state.key, "parts": state.parts, "inputs": state.parts[UPSTREAM], "accepted": accepted}
+    write_record(state.folder / RECORD, state.record | today)
 
 
 def set_aside(folder: Path) -> Path:
     """Renames a stage's folder to one with the date behind its name, and says where it is now."""
-    date = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    target, number = folder.with_name(f"{folder.name}-{date}"), 2
-    while target.exists():
-        target, number = folder.with_name(f"{folder.name}-{date}-{number}"), number + 1
+    target = folder.with_name(f"{folder.name}-{datetime.now():%Y-%m-%dT%H-%M-%S-%f}")
     folder.rename(target)
     return target
 
 
-def clear(folder: Path) -> None:
-    """Empties a stage's folder; the record goes first, so that nothing half looks done."""
-    (folder / RECORD).unlink(missing_ok=True)
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
 def work_seconds(folder: Path, record: Json) -> float:
     """Seconds of work in a stage's folder, those of a run that ended without a word included (by its newest file)."""
-    seconds = float(record.get("work_seconds") or record.get("seconds", 0.0))
+    seconds = float(record.get("work_seconds", 0.0))
     if record["status"] != State.RUNNING:
         return seconds
     started = datetime.fromisoformat(record["started"]).timestamp()
-    newest = max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=started)
-    return seconds + max(0.0, newest - started)
+    newest = max([started, *(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())])
+    return seconds + newest - started
 
 
 def progress_words(record: Json | None) -> str:
-    """' at 62 % (step 310)' from a paused stage's facts, as far as it gives them."""
+    """' at 62 % (step 310)' from a paused stage's facts; '' where it gives none."""
     facts = (record or {}).get("facts", {})
-    fraction = f" at {100 * facts['fraction']:.0f} %" if "fraction" in facts else ""
-    step = f" (step {facts['step']})" if "step" in facts else ""
-    return fraction + step
+    return f" at {100 * facts['fraction']:.0f} % (step {facts['step']})" if "fraction" in facts else ""
 
 
-def _read_by_others(stage: StageSpec, name: str) -> bool:
-    return any(later.needs(stage.name, name) for later in stages())
+def _lost(stage: StageSpec, folder: Path, record: Json) -> list[str]:
+    """Files of a stage that later ones read, and that are there no more."""
+    return [
+        name
+        for name in record["outputs"]
+        if not (folder / name).is_file() and any(later.needs(stage.name, name) for later in stages())
+    ]

@@ -58,13 +58,11 @@ def upstream_hashes(stage: StageSpec, run: Run) -> dict[str, str]:
         if record is None:
             continue
         folder = run.folder(name)
-        paused = record["status"] == State.PAUSED and folder == run.training
-        newest = run.newest_sealed() if paused else None
-        model = f"{newest.path.relative_to(folder)}/" if newest else ""
+        newest = run.newest_sealed() if record["status"] == State.PAUSED else None
         hashes |= {
             f"{name}/{file}": current_hash(folder, file, entry)
             for file, entry in record["outputs"].items()
-            if stage.needs(name, file) or (model and file.startswith(model))
+            if stage.needs(name, file) or (newest and newest.path in (folder / file).parents)
         }
     return hashes
 
@@ -97,8 +95,10 @@ def normalised(source: str) -> str:
 
 
 def _is_text(statement: ast.stmt) -> bool:
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+    match statement:
+        case ast.Expr(ast.Constant(str())):
+            return True
+    return False
 
 
 def _plain(node: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, shown
+from nbutils.core.files import Json
 from nbutils.core.run.checkpoints import STEP, Checkpoint, in_folder
 from nbutils.core.run.record import RECORD, RUN_RECORD, read_record
 from nbutils.core.run.state import State
@@ -26,8 +26,8 @@ class Run:
     @classmethod
     def around(cls, place: Path) -> Run | None:
         """The run that a folder belongs to, or the folder itself where it is a run; None outside every run."""
-        folders = (place, *place.parents)
-        return next((run for run in map(cls, folders) if (run.training / RECORD).is_file()), None)
+        runs = map(cls, (place, *place.parents))
+        return next((run for run in runs if (run.training / RECORD).is_file()), None)
 
     @property
     def name(self) -> str:
@@ -80,18 +80,9 @@ class Run:
         return in_folder(self.checkpoints_folder)
 
     def model(self) -> Path:
-        """The folder of the trained model: `final`, or the newest checkpoint's of a paused training.
-
-        UserError where a training was paused before its first checkpoint.
-        """
-        if self.state(maker("model").name) is not State.PAUSED:
-            return self.final
-        newest = self.newest_sealed()
-        if newest is None:
-            raise UserError(
-                f"The training in {shown(self.training)} was paused before its first checkpoint; continue it."
-            )
-        return newest.path
+        """The folder of the trained model: `final`, or the newest checkpoint's of a paused training."""
+        newest = self.newest_sealed() if self.state(maker("model").name) is State.PAUSED else None
+        return newest.path if newest else self.final
 
     def newest_sealed(self) -> Checkpoint | None:
         """The newest checkpoint that was written to its end."""
@@ -99,19 +90,11 @@ class Run:
 
     def newest_model(self) -> Path:
         """The newest model that is there: the final one, else the newest checkpoint's, else the base."""
-        found = (folder for folder in (self.final, *(c.path for c in self.checkpoints())) if holds_model(folder))
-        return next(found, self.base)
+        return next((folder for folder in self.models().values() if folder != self.base), self.base)
 
     def models(self) -> dict[str, Path]:
-        """Name → folder of every model of the run: final, base, then checkpoints, the newest first.
-
-        Of a paused training `final` is the newest checkpoint's.
-        """
-        try:
-            final = self.model()
-        except UserError:
-            final = self.final
-        named = {"final": final, "base": self.base} | {c.name: c.path for c in self.checkpoints()}
+        """Name → folder of every model of the run: final (see `model`), base, then checkpoints, the newest first."""
+        named = {"final": self.model(), "base": self.base} | {c.name: c.path for c in self.checkpoints()}
         return {name: folder for name, folder in named.items() if holds_model(folder)}
 
 

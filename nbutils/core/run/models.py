@@ -65,11 +65,10 @@ class ModelRef:
             known = Run(run).models()
             if text in known:
                 return cls(text, known[text])
-            if not resolve(text).exists():
-                raise UserError(
-                    f"{shown(run)} holds no model '{text}' (found: {', '.join(known) or 'none'}); run "
-                    "notebooks/02_train_sft.ipynb first."
-                )
+            raise UserError(
+                f"{shown(run)} holds no model '{text}' (found: {', '.join(known) or 'none'}); run "
+                "notebooks/02_train_sft.ipynb first."
+            )
         path = resolve(text)
         if text.endswith(".gguf"):
             if not path.is_file():
@@ -98,22 +97,18 @@ class ModelRef:
         """
         if self.path is None or self.hub:
             return {}
-        return {file.name: hash_of(file)[:16] for file in self._files(patterns)}
-
-    def _files(self, patterns: tuple[str, ...]) -> list[Path]:
-        if self.path is None or not self.path.is_dir():
-            return [path for path in (self.path,) if path and path.is_file()]
-        return [file for file in sorted(self.path.iterdir()) if file.is_file() and any(map(file.match, patterns))]
+        found = [self.path]
+        if not self.gguf:
+            found = [file for file in sorted(self.path.iterdir()) if file.is_file() and any(map(file.match, patterns))]
+        return {file.name: hash_of(file)[:16] for file in found}
 
     def identity(self) -> dict[str, str]:
         """What makes a model this one: the hash of its files, or the hub's commit. UserError where it can't be had."""
         if self.hub:
             return {"hub": self.hub, "commit": self.commit()}
-        if self.path is None:
-            return {}
-        if self.gguf:
+        if self.gguf and self.path:
             return {"sha256": hash_of(self.path)}
-        return {"sha256": sha256_of_json({file.name: hash_of(file) for file in self._files(MODEL_FILES)})}
+        return {"sha256": sha256_of_json(self.files())}
 
     def commit(self) -> str:
         """The commit of a hub model: of its fetched copy, or of the snapshot in the hub's cache, else of the hub."""
@@ -190,9 +185,8 @@ class ModelRef:
 
     def unreadable(self, error: Exception) -> UserError:
         """The sentence on a model that could not be read."""
-        words = " ".join(str(error).split())[:200]  # a check of sizes tells its reason in its second line
-        if not (isinstance(error, OSError | ValueError) and words):
-            words = f"{type(error).__name__}: {words}"
+        reason = " ".join(str(error).split())[:200]  # a check of sizes tells it in its second line
+        words = f"{type(error).__name__}: {reason}"
         if self.gguf:  # a file that was cut short fails in a dozen ways, all deep inside the reader
             return UserError(
                 f"The GGUF file {self.text} could not be read ({words}); download it again, or convert it again."
@@ -214,13 +208,12 @@ def hide_loading_bar() -> None:
 
 def _model_in(folder: Path) -> Path:
     """The model of a folder: itself, a training's final one, or a run's trained one. UserError where there is none."""
-    known = Run(folder).models()
-    for inside in (folder, folder / "final", known.get("final", folder)):
+    for inside in (folder, folder / "final", Run(folder).model()):
         if holds_model(inside):
             return inside
     raise UserError(
-        f"The folder {shown(folder)} holds no model: config.json is missing (models found below it: "
-        f"{', '.join(known) or 'none'}); give a model's folder, for example runs/demo/train/final."
+        f"The folder {shown(folder)} holds no model: config.json is missing; give a model's folder, for example "
+        "runs/demo/train/final."
     )
 
 
@@ -231,15 +224,10 @@ def context_length(config: PretrainedConfig) -> int:
 
 def files_of(name: str | Path, patterns: tuple[str, ...] = MODEL_FILES, run: Path | None = None) -> dict[str, str]:
     """`ModelRef.files` of a name for a cache key; nothing for what is not there: using it says so."""
-    text = str(name)
-    if not text:
-        return {}
     try:
-        ref = ModelRef.parse(text, run)
+        return ModelRef.parse(str(name), run).files(patterns)
     except UserError:
-        path = resolve(text)
-        ref = ModelRef(text, path if path.is_dir() else None)
-    return ref.files(patterns)
+        return {}
 
 
 def train_bpe(texts: Iterable[str], pieces: int = PIECES) -> PreTrainedTokenizerBase:
@@ -265,7 +253,6 @@ def tiny_config(vocabulary: int, context: int, pad: int, eos: int) -> LlamaConfi
         intermediate_size=344,
         num_hidden_layers=4,
         num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=context,
         tie_word_embeddings=True,
         pad_token_id=pad,

@@ -19,7 +19,6 @@ GRACE_SECONDS = 120.0
 
 def request(run: Path) -> None:
     """Asks whatever stage is at work in the run folder to save its state and pause."""
-    run.mkdir(parents=True, exist_ok=True)
     (run / FILE).touch()
 
 

@@ -33,12 +33,13 @@ def read_record(path: Path) -> Json | None:
     try:
         record = read_json(path)
         newer = record.get("schema", 0) > SCHEMA
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
-        raise UserError(f"{shown(path)} is damaged (no JSON object): delete it to make its stage run again.") from None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise UserError(f"{shown(path)} cannot be read ({error.strerror}): choose another run_dir.") from None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{shown(path)} is damaged or cannot be read ({error}): delete it to make its stage run again, or choose "
+            "another run_dir."
+        ) from None
     if newer:
         raise NewerRecordError(
             f"{shown(path)} was written by a newer smallchat (schema {record['schema']}, this one reads {SCHEMA}); "
@@ -61,7 +62,7 @@ def outputs_of(folder: Path, earlier: Json | None = None) -> dict[str, Json]:
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
         if file.is_file() and file.name != RECORD and ".partial" not in name:
-            found[name] = _entry(file, (earlier or {}).get(name))
+            found[name] = _entry(file, (earlier or {}).get(name, {}))
     return found
 
 
@@ -71,12 +72,10 @@ def current_hash(folder: Path, name: str, entry: Json) -> str:
     return str(_entry(file, entry)["sha256"]) if file.is_file() else "missing"
 
 
-def _entry(file: Path, earlier: Json | None) -> Json:
+def _entry(file: Path, earlier: Json) -> Json:
     stat = file.stat()
     facts = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if earlier and all(earlier.get(name) == value for name, value in facts.items()):
-        return earlier
-    return {"sha256": sha256_of_file(file), **facts}
+    return earlier if facts.items() <= earlier.items() else {"sha256": sha256_of_file(file), **facts}
 
 
 def versions() -> dict[str, str]:
@@ -99,9 +98,10 @@ def git_commit() -> str | None:
     bundled = Path(__file__).resolve().parents[3] / "commit.txt"
     if bundled.is_file():
         return bundled.read_text(encoding="utf-8") or None
+    command = ["git", "-C", str(project_root()), "describe", "--always", "--abbrev=40"]
+    command += ["--exclude=*", "--dirty=+changes"]  # no tags
     try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -121,8 +121,3 @@ def machine() -> Json:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(project_root()), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

@@ -21,7 +21,7 @@ import psutil
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
 from nbutils.core.run import pause
-from nbutils.core.run.decide import Action, Policy, carry_out, decide, inspect
+from nbutils.core.run.decide import Policy, carry_out, decide, inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import (
     RECORD,
@@ -57,8 +57,6 @@ class Stage:
         self.run = self.layout.path
         self.folder = self.layout.folder(stage.name)
         self.before = inspect(stage, settings)
-        self.decision = decide(self.before, Policy())
-        self._earlier_seconds = 0.0 if self.before.stale else self.before.seconds  # of work that this run continues
         self.started = time.time()
 
     @classmethod
@@ -73,7 +71,7 @@ class Stage:
         check_upstream(spec(name), settings, bool(os.environ.get(ALLOW_PAUSED)))
         by_hand = pause.PIPELINE not in os.environ
         if by_hand:
-            hold(settings.run_path, f"notebook {spec(name).file}")
+            hold(settings.run_path, f"The notebook {spec(name).file}")
         try:
             stage = cls(spec(name), settings)
             stage._start()
@@ -94,11 +92,7 @@ class Stage:
         `facts` are JSON values about the result; `made` is one line for the pipeline's table, and a paused stage
         gives `step`, `fraction` (0 to 1) and `how_to_continue`.
         """
-        outputs = outputs_of(self.folder, (self.before.record or {}).get("outputs"))
-        seconds = time.time() - self.started
-        earlier = self._earlier_seconds
-        work = max(seconds, earlier) if self.before.fits else seconds + earlier
-        record = self._write(status, outputs, work_seconds=work, **facts)
+        record = self._write(status, outputs_of(self.folder, self.before.record.get("outputs")), **facts)
         let_go(self.run)
         print(f"{self.spec.name}: {record['status']} in {record['seconds']:.0f} s → {shown(self.folder)}")
         return record
@@ -106,73 +100,69 @@ class Stage:
     def _start(self) -> None:
         pause.clear(self.run)
         try:
-            if self.decision is Action.ASK or self.decision.clears:
-                carry_out(self.decision, self.before)
+            carry_out(decide(self.before, Policy()), self.before)
             self.folder.mkdir(parents=True, exist_ok=True)
             record = read_record(self.run / RUN_RECORD) or {"schema": SCHEMA, "name": self.run.name, "parameters": {}}
             record["parameters"] |= self.settings.model_dump(mode="json")
             write_record(self.run / RUN_RECORD, record | provenance() | {"hardware": machine()})
-            self._write(State.RUNNING, {}, self._earlier_seconds)
+            self._write(State.RUNNING, {})
         except OSError as error:
             raise UserError(
                 f"{shown(self.folder)} cannot be written ({error.strerror}): choose another run_dir, or free the disk."
             ) from error
 
-    def _write(self, status: str, outputs: Json, work_seconds: float, **facts: Any) -> Json:
+    def _write(self, status: str, outputs: Json, **facts: Any) -> Json:
+        before, seconds = self.before, time.time() - self.started
+        earlier = 0.0 if before.stale else before.seconds  # of work that this run continues
         record = {
             "schema": SCHEMA,
             "stage": self.spec.name,
             "status": State(status),
-            "key": self.before.key,
+            "key": before.key,
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(),
-            "seconds": round(time.time() - self.started, 1),
-            "work_seconds": round(work_seconds, 1),
+            "seconds": round(seconds, 1),
+            "work_seconds": round(max(seconds, earlier) if before.fits else seconds + earlier, 1),
             "parameters": self.settings.model_dump(mode="json"),
-            "inputs": self.before.parts["upstream"],
-            "parts": self.before.parts,
+            "inputs": before.parts["upstream"],
+            "parts": before.parts,
             **provenance(),
             "facts": facts,
             "outputs": outputs,
         }
-        earlier = self.before.record or {}
-        then, now = (
-            {name: entry["sha256"] for name, entry in files.items()} for files in (earlier.get("outputs", {}), outputs)
-        )
-        if self.before.fits and then == now:  # opened again, and nothing new was made: its provenance stays true
-            record |= {name: earlier.get(name) for name in ("started", "versions", "git_commit")}
-        if earlier.get("accepted") and not self.before.stale:
-            record["accepted"] = earlier["accepted"]  # what continues accepted work depends on it
+        kept: tuple[str, ...] = ()
+        if before.fits and before.record["outputs"] == outputs:  # opened again, and nothing new was made
+            kept = ("started", "versions", "git_commit")
+        if not before.stale:
+            kept += ("accepted",)  # what continues accepted work depends on it
+        record |= {name: before.record[name] for name in kept if name in before.record}
         write_record(self.folder / RECORD, record)
         return record
 
 
-def check_upstream(stage: StageSpec, settings: Settings, allow_paused: bool) -> None:
-    """UserError where a stage that this one reads from is missing or unfinished, naming the notebook that makes it."""
-    problem = upstream_problem(stage, settings, allow_paused, Run(settings.run_path).state)
-    if problem:
-        raise UserError(problem)
+def check_upstream(
+    stage: StageSpec, settings: Settings, allow_paused: bool, state_of: Callable[[str], State] | None = None
+) -> None:
+    """UserError where a stage that this one reads from is missing or unfinished, naming the notebook that makes it.
 
-
-def upstream_problem(
-    stage: StageSpec, settings: Settings, allow_paused: bool, state_of: Callable[[str], State]
-) -> str | None:
-    """The sentence on a stage that this one cannot be run on, by the state of each; None where there is none."""
+    `state_of` gives the state of each by its name; without it, as it is in the run folder.
+    """
+    run = Run(settings.run_path)
     for name in stage.reads:
-        state, folder = state_of(name), settings.run_path / name
+        state = (state_of or run.state)(name)
         if state is State.DONE or (state is State.PAUSED and allow_paused):
             continue
-        what = {State.ABSENT: "does not exist", State.PAUSED: "is paused"}.get(state, "is not finished")
-        if state is State.ABSENT and folder.is_dir():
-            folder, what = folder / RECORD, "is missing"
-        return f"{shown(folder)} {what}: run notebooks/{spec(name).file} first (with run_dir = '{settings.run_dir}')."
-    return None
+        what = "does not exist" if state is State.ABSENT else f"says '{state}'"
+        raise UserError(
+            f"{shown(run.folder(name) / RECORD)} {what}: run notebooks/{spec(name).file} first "
+            f"(with run_dir = '{settings.run_dir}')."
+        )
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Holds the run folder for a pipeline; UserError names another owner, or says why it can't be written."""
     try:
-        lock = _take(run, "pipeline", fcntl.LOCK_EX)
+        lock = _take(run, "A pipeline", fcntl.LOCK_EX)
     except OSError as error:
         raise UserError(
             f"The run folder {shown(run)} cannot be written ({error.strerror}): choose another run_dir or free it."
@@ -188,7 +178,7 @@ def hold(run: Path, what: str) -> None:
 
     UserError where a pipeline is at work there. Where the disk knows no locks or can't be written it says so.
     """
-    if run in _held and (run / LOCK).exists():
+    if run in _held:
         return
     try:
         _held[run] = _take(run, what, fcntl.LOCK_SH)
@@ -216,9 +206,7 @@ def _take(run: Path, what: str, kind: int) -> IO[bytes]:
         ) from None
     if not os.fstat(lock.fileno()).st_nlink:  # its last owner has removed it meanwhile: it locks nobody else out
         return _take(run, what, kind)
-    user = os.environ.get("USER") or f"user {os.getuid()}"
-    since = datetime.now().astimezone().isoformat(timespec="seconds")
-    who = f"{user} ({what}, process {os.getpid()} on {socket.gethostname()}, since {since})"
+    who = f"{what}, process {os.getpid()} on {socket.gethostname()},"
     (run / OWNER.format(os.getpid())).write_text(who, encoding="utf-8")
     return lock
 

@@ -41,30 +41,24 @@ class Change:
     new: Any = None
 
     def __str__(self) -> str:
-        if self.kind is Kind.CELLS:
-            return self.kind.value
-        if self.kind is Kind.MISSING:
-            return f"{self.name} is missing"
-        values = f" ({self.old!r} → {self.new!r})"
-        return f"{self.kind.value} {self.name}{values if self.kind in (Kind.PARAMETER, Kind.OUTSIDE) else ''}"
+        what = f"{self.kind.value} {self.name}".strip()
+        valued = self.kind in (Kind.PARAMETER, Kind.OUTSIDE)
+        return f"{what} ({self.old!r} → {self.new!r})" if valued else what
 
 
 def differences(kind: Kind, before: Json, after: Json, prefix: str = "") -> Iterator[Change]:
     """A change for each value that differs, in a mapping or list for each of its own."""
     for name in sorted(set(before) | set(after)):
         old, new = before.get(name), after.get(name)
-        if old == new:
-            continue
         if isinstance(old, list) and isinstance(new, list):
             old, new = dict(enumerate(old)), dict(enumerate(new))
-        mappings = [{} if value is None else value for value in (old, new)]
-        if all(isinstance(value, dict) for value in mappings):
-            yield from differences(kind, mappings[0], mappings[1], f"{prefix}{name}.")
-        else:
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(kind, old, new, f"{prefix}{name}.")
+        elif old != new:
             yield Change(kind, f"{prefix}{name}", old, new)
 
 
-def in_short(changes: Sequence[Change | str], most: int = 4) -> str:
-    """The first few changes, and how many more there are."""
-    more = len(changes) - most
-    return "; ".join(map(str, changes[:most])) + (f" and {more} more" if more > 0 else "")
+def in_short(changes: Sequence[Change | str]) -> str:
+    """The first four changes, and how many more there are."""
+    more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+    return "; ".join(map(str, changes[:4])) + more
