@@ -15,7 +15,7 @@ COMMANDS = {
     "run": ("nbutils.pipeline.run", "run the notebooks of a profile"),
     "chat": ("nbutils.chat.terminal", "talk to a model in the terminal"),
     "doctor": ("nbutils.pipeline.doctor", "check machine, parameters, data and model"),
-    "settings": ("nbutils.pipeline.settings_command", "write the training worker's SETTINGS.json"),
+    "settings": ("nbutils.pipeline.parameters", "write the training worker's SETTINGS.json"),
     "fetch": ("nbutils.pipeline.fetch", "collect what a profile takes from the hub, for machines without internet"),
     "kaggle": ("nbutils.kaggle.command", "make what `kaggle kernels push` takes"),
 }

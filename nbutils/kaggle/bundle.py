@@ -25,8 +25,7 @@ from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
 from nbutils.data.sources import FILE_ENDINGS
-from nbutils.kaggle.environment import WHOLE
-from nbutils.kaggle.packages import FOLDER, PROJECT
+from nbutils.kaggle.packages import FOLDER, PROJECT, WHOLE
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned

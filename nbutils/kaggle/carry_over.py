@@ -16,16 +16,15 @@ from typing import Any
 from nbutils.core.errors import UserError
 from nbutils.core.files import kaggle_root
 from nbutils.core.notebooks import notebook_path, parameters
-from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, newest_whole
+from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, half_written, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
 from nbutils.core.run.key import CODE, MODULES, PARAMETERS, UPSTREAM
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, RUN_RECORD, NewerRecordError, write_record
 from nbutils.core.run.state import State, in_short
 from nbutils.core.settings import Settings
-from nbutils.core.stages import spec
+from nbutils.core.stages import maker, spec
 from nbutils.core.text import duration
-from nbutils.kaggle.environment import LIMIT, used
 
 ACCEPT, FORCE = "accept", "force"
 """What a bundle can say about stale work: keep it, or start again."""
@@ -33,6 +32,8 @@ NOTE = "session.json"
 """In the run folder: how the newest session of a bundle ended, for whoever waits for its output."""
 LOG = "kaggle.jsonl"
 """In the run folder: a row for each session, with its kind, its GPUs, its libraries and what it continued."""
+LIMIT = 20_000_000_000
+"""Bytes that Kaggle keeps of `/kaggle/working` (kaggle.com/docs/notebooks, technical specifications)."""
 NEEDED = {"status", "started", "outputs", "parts"}
 """What every record of a stage has."""
 
@@ -184,3 +185,36 @@ def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool
         carry_out(decision, state)
         print(f"{name}: kept as it is, as --accept asks, though changed: {changes}.")
     return not decision.clears
+
+
+# ---- what the output has room for
+
+
+def used(folder: Path) -> int:
+    """Bytes of all files below a folder; one that has two names counts once."""
+    found = (path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
+
+
+def keep_under(working: Path, run: Run, limit: int = LIMIT) -> list[str]:
+    """Drops what can be missed until `working` is below the limit, and says what: what is half written, caches, then
+    checkpoints.
+
+    Of an unfinished training the newest valid checkpoint stays whatever its size; of a finished one none is needed.
+    """
+    dropped: list[str] = []
+    for candidate in _candidates(working, run):
+        if used(working) <= limit:
+            break
+        shutil.rmtree(candidate)
+        dropped.append(str(candidate.relative_to(working)))
+    return dropped
+
+
+def _candidates(working: Path, run: Run) -> list[Path]:
+    folder = run.checkpoints_folder
+    half = [*run.path.parent.glob(".mirror-*"), *half_written(folder)]
+    caches = [path for path in (run.path.parent / ".cache", working / ".cache") if path.is_dir()]
+    finished = run.state(maker("model").name) is State.DONE
+    newest = None if finished else newest_whole(folder)[0]
+    return half + caches + [checkpoint.path for checkpoint in run.checkpoints()[::-1] if checkpoint != newest]

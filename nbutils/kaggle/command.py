@@ -17,8 +17,15 @@ from nbutils.kaggle.carry_over import ACCEPT, FORCE
 from nbutils.kaggle.packages import collect_wheels, required
 from nbutils.kaggle.push import Pusher, bundle_folders
 from nbutils.kaggle.start import Bundle
-from nbutils.pipeline.parameters import OF_BUNDLES, plan
-from nbutils.pipeline.profile import Given, add_profile, profile_path, read_override, read_profile
+from nbutils.pipeline.parameters import (
+    OF_BUNDLES,
+    Given,
+    add_profile,
+    planned_by,
+    profile_path,
+    read_override,
+    read_profile,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,9 +94,7 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
-    profile = profile_path(arguments.profile)
-    bundle = bundle_of(arguments, profile)
-    folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), bundle, arguments.out)
+    folders = write_bundles(planned_by(arguments), bundle_of(arguments), arguments.out)
     for folder in folders:
         print(shown(folder))
     print(f"One notebook after the other: python -m nbutils kaggle push {shown(arguments.out)} --follow")
@@ -97,11 +102,12 @@ def _bundle(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def bundle_of(arguments: argparse.Namespace, profile: Path) -> Bundle:
+def bundle_of(arguments: argparse.Namespace) -> Bundle:
     """What `kaggle bundle` is told; its flags, and `-p`, override the profile's own values.
 
     UserError for what Kaggle or the Hub would refuse.
     """
+    profile = profile_path(arguments.profile)
     given = read_profile(profile) | dict(read_override(text) for text in arguments.overrides)
     place = shown(profile)
     name = profile.name if Path(place).is_absolute() else place  # no place on this machine goes into a notebook

@@ -21,8 +21,9 @@ from packaging.version import Version
 
 from nbutils.core.errors import UserError
 from nbutils.core.stages import maker, stages
-from nbutils.kaggle.environment import WHOLE
 
+WHOLE = "all"
+"""Stands in place of a stage for the bundle that runs the whole pipeline."""
 FOLDER = Path(__file__).resolve().parents[2]
 """Where the archive was unpacked; the clone, where it is made."""
 PROJECT = "*project.toml"

@@ -25,8 +25,7 @@ from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.chitchat import NAME as CHITCHAT
 from nbutils.data.sources import FILE_ENDINGS
 from nbutils.evaluate.heldout import YAMLS
-from nbutils.pipeline.parameters import plan
-from nbutils.pipeline.profile import add_profile, profile_path
+from nbutils.pipeline.parameters import add_profile, planned_by
 
 NOT_WEIGHTS = ("*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "onnx/*", "openvino/*", "coreml/*", "original/*")
 """Files of a model repository that no loader of ours reads."""
@@ -48,7 +47,7 @@ class Wanted:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `fetch`."""
-    add_profile(parser, run_dir=False)
+    add_profile(parser)
     parser.add_argument(
         "--out", metavar="DIR", help=f"the folder (default: {VARIABLE}, or fetched/ at the project root)"
     )
@@ -60,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out or os.environ.get(VARIABLE) or project_root() / "fetched").expanduser().absolute()
     if arguments.check:
         return check(folder)
-    planned = plan(profile_path(arguments.profile), arguments.overrides)
+    planned = planned_by(arguments)
     wanted = wanted_by({entry.stage.name: entry.settings for entry in planned.stages})
     if not wanted:
         print(f"{shown(planned.profile)} takes nothing from the hub; it runs without internet as it is.")

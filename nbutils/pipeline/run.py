@@ -24,8 +24,7 @@ from nbutils.core.run.stage import check_upstream, locked
 from nbutils.core.run.state import State
 from nbutils.pipeline.choice import Options, asks_first, chosen, explain
 from nbutils.pipeline.display import Display, Row
-from nbutils.pipeline.parameters import Plan, Planned, plan
-from nbutils.pipeline.profile import add_profile, profile_path
+from nbutils.pipeline.parameters import Plan, Planned, add_profile, planned_by
 from nbutils.pipeline.supervise import Supervisor, end, run_mark
 
 
@@ -52,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs a profile; the exit status."""
     display = Display()
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
-    planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
+    planned = planned_by(arguments)
     if arguments.explain:
         return explain(planned, options, display)
     return Runner(planned, options, display, _execute).go()
@@ -272,7 +271,7 @@ class Runner:
 
 
 def _execute(job: Job) -> None:
-    """The engine, imported when the first notebook has to run: a run in which nothing happens doesn't wait for it."""
-    from nbutils.pipeline import engine
+    """Imported when the first notebook has to run: a run in which nothing happens doesn't wait for it."""
+    from nbutils.pipeline.execution import execute
 
-    engine.execute(job)
+    execute(job)

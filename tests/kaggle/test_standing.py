@@ -21,9 +21,9 @@ from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
 from nbutils.kaggle.carry_over import best, continues, settings_of
 from nbutils.kaggle.command import add_arguments, bundle_of
-from nbutils.kaggle.environment import WHOLE, Environment
-from nbutils.kaggle.session import Session, too_late
-from nbutils.kaggle.start import Bundle
+from nbutils.kaggle.notebook_session import Session, too_late
+from nbutils.kaggle.packages import WHOLE
+from nbutils.kaggle.start import Bundle, Environment
 from nbutils.pipeline.choice import Options as Choice
 from nbutils.pipeline.choice import chosen
 from nbutils.pipeline.parameters import plan
@@ -170,7 +170,7 @@ def given(profile: Path, *words: str) -> Bundle:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     always = ["bundle", str(profile), "--out", "x", "--owner", "someone"]
-    return bundle_of(parser.parse_args([*always, *words]), profile)
+    return bundle_of(parser.parse_args([*always, *words]))
 
 
 @pytest.fixture

@@ -26,11 +26,24 @@ from nbutils.core.run.state import State
 from nbutils.core.stages import maker, spec, stages
 from nbutils.core.torchrun import STARTED
 from nbutils.core.training_log import LOG as LOG_OF_TRAINING
-from nbutils.kaggle.carry_over import ACCEPT, LOG, NOTE, Earlier, best, bring, continues, run_folders, settings_of
-from nbutils.kaggle.environment import LIMIT, WHOLE, Environment, keep_under, used
+from nbutils.kaggle.carry_over import (
+    ACCEPT,
+    LIMIT,
+    LOG,
+    NOTE,
+    Earlier,
+    best,
+    bring,
+    continues,
+    keep_under,
+    run_folders,
+    settings_of,
+    used,
+)
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.mirror import Mirror
-from nbutils.kaggle.start import Bundle
+from nbutils.kaggle.packages import WHOLE
+from nbutils.kaggle.start import Bundle, Environment
 
 TRAINING = maker("model").name
 LONG = maker("scores").name
