@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             importlib.import_module(module).add_arguments(command)
     parsed = parser.parse_args(given)
     try:
-        return int(importlib.import_module(COMMANDS[parsed.command][0]).main(parsed) or 0)
+        return int(importlib.import_module(COMMANDS[parsed.command][0]).main(parsed))
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

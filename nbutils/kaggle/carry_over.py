@@ -15,15 +15,13 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import kaggle_root
-from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, half_written, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
 from nbutils.core.run.key import CODE, MODULES, PARAMETERS, UPSTREAM
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, RUN_RECORD, NewerRecordError, write_record
 from nbutils.core.run.state import State, in_short
-from nbutils.core.settings import Settings
-from nbutils.core.stages import maker, spec
+from nbutils.core.stages import maker
 from nbutils.core.text import duration
 
 ACCEPT, FORCE = "accept", "force"
@@ -71,23 +69,21 @@ def run_folders(root: Path, name: str) -> list[Path]:
     return [path.parent for path in sorted(root.rglob(RUN_RECORD)) if Run(path.parent).name == name]
 
 
-def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tuple[Earlier | None, list[str]]:
+def best(runs: Sequence[Path], stage: str, asked: Mapping[str, Any]) -> Earlier | None:
     """The copy of a stage to continue: one that fits, finished, with the highest valid step, the youngest.
 
-    `asked` are the parts of a cache key; None takes any. Of copies that do not fit, those of the same parameters come
-    first, then those of the same code. Damaged records and checkpoints are passed over, with a remark each.
+    `asked` are the parts of a cache key that it is to have. Of copies that do not fit, those of the same parameters
+    come first, then those of the same code. Damaged records and checkpoints are passed over, which is said of each.
     NewerRecordError where a newer smallchat has written one: that work is not to be started again.
     """
-    asked = asked or {}
 
     def fit(earlier: Earlier) -> list[bool]:
         parts = earlier.record["parts"]
         return [n not in asked or parts.get(n) == asked[n] for n in (PARAMETERS, CODE, MODULES, UPSTREAM)]
 
-    remarks: list[str] = []
-    found = filter(None, [_read(run, stage, remarks) for run in runs])
+    found = filter(None, [_read(run, stage) for run in runs])
     chosen = max(found, key=lambda e: (fit(e), e.done, e.step, e.record["started"]), default=None)
-    return chosen and replace(chosen, fits=all(fit(chosen))), remarks
+    return chosen and replace(chosen, fits=all(fit(chosen)))
 
 
 def bring(earlier: Earlier, run: Run, own: bool) -> None:
@@ -126,8 +122,8 @@ def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:
             yield path
 
 
-def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:
-    """A stage of a run folder as far as it is whole; `remarks` gets what is to be said of the rest."""
+def _read(run: Path, stage: str) -> Earlier | None:
+    """A stage of a run folder as far as it is whole; says what is damaged in it."""
     folder = run / stage
     try:
         record = Run(run).record(stage)
@@ -138,7 +134,7 @@ def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:
     if record is None:
         return None
     if not record.keys() >= NEEDED:  # cut short by the session's end: it can't be known what the work belongs to
-        remarks.append(f"{folder / RECORD} is damaged, and what is beside it is passed over")
+        print(f"Note: {folder / RECORD} is damaged, and what is beside it is passed over.")
         return None
     own = [name for name in record["outputs"] if not name.startswith(f"{CHECKPOINTS}/")]
     sizes = {name: file.stat().st_size for name in own if (file := folder / name).is_file()}
@@ -148,17 +144,12 @@ def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:
     if record["status"] == State.DONE:
         if not lost:
             return Earlier(folder, record)
-        remarks.append(f"{folder} lacks {lost[0]}, or it is cut short: it is not taken as finished")
+        print(f"Note: {folder} lacks {lost[0]}, or it is cut short: it is not taken as finished.")
         record["status"] = State.RUNNING
     checkpoint, damaged = newest_whole(folder / CHECKPOINTS)
-    remarks += [f"{each.path} {problem} and is passed over" for each, problem in damaged.items()]
+    for each, problem in damaged.items():
+        print(f"Note: {each.path} {problem} and is passed over.")
     return Earlier(folder, record, checkpoint)
-
-
-def settings_of(name: str, names: Mapping[str, Any]) -> Settings:
-    """A stage's settings out of a notebook's names; what the notebook does not name has the stage's own default."""
-    cell, kind = parameters(notebook_path(spec(name))), spec(name).settings_class()
-    return kind.checked({n: names.get(n, p.default) for n, p in cell.items() if n in kind.model_fields})
 
 
 def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool) -> bool:
@@ -197,24 +188,17 @@ def used(folder: Path) -> int:
 
 
 def keep_under(working: Path, run: Run, limit: int = LIMIT) -> list[str]:
-    """Drops what can be missed until `working` is below the limit, and says what: what is half written, caches, then
-    checkpoints.
+    """Drops what is half written, then checkpoints, until `working` is below the limit; returns what was dropped.
 
     Of an unfinished training the newest valid checkpoint stays whatever its size; of a finished one none is needed.
     """
     dropped: list[str] = []
-    for candidate in _candidates(working, run):
+    finished = run.state(maker("model").name) is State.DONE
+    newest = None if finished else newest_whole(run.checkpoints_folder)[0]
+    checkpoints = [checkpoint.path for checkpoint in run.checkpoints()[::-1] if checkpoint != newest]
+    for candidate in [*run.path.parent.glob(".mirror-*"), *half_written(run.checkpoints_folder), *checkpoints]:
         if used(working) <= limit:
             break
         shutil.rmtree(candidate)
         dropped.append(str(candidate.relative_to(working)))
     return dropped
-
-
-def _candidates(working: Path, run: Run) -> list[Path]:
-    folder = run.checkpoints_folder
-    half = [*run.path.parent.glob(".mirror-*"), *half_written(folder)]
-    caches = [path for path in (run.path.parent / ".cache", working / ".cache") if path.is_dir()]
-    finished = run.state(maker("model").name) is State.DONE
-    newest = None if finished else newest_whole(folder)[0]
-    return half + caches + [checkpoint.path for checkpoint in run.checkpoints()[::-1] if checkpoint != newest]

@@ -96,9 +96,7 @@ class Environment:
     internet: bool
     gpus: tuple[Gpu, ...]
 
-    @property
-    def line(self) -> str:
-        """The environment in a line for people."""
+    def __str__(self) -> str:
         where = f"Kaggle, {self.run_type}" if self.root else "not on Kaggle"
         gpus = " + ".join(gpu.name for gpu in self.gpus) or "no GPU"
         return f"{where}; {gpus}; {'internet' if self.internet else 'no internet'}"
@@ -110,7 +108,7 @@ def start(bundle: Bundle) -> Session:
     UserError where the session cannot do what the profile asks for.
     """
     where = look_around()
-    print(f"smallchat, {bundle.stage} of profile {bundle.profile}: {where.line}")
+    print(f"smallchat, {bundle.stage} of profile {bundle.profile}: {where}")
     if where.root is not None:
         _prepare(bundle, where, where.root / "input")
     # The processes that the notebook starts import the unpacked package too.
@@ -129,9 +127,8 @@ def start(bundle: Bundle) -> Session:
 
 def _prepare(bundle: Bundle, where: Environment, attached: Path) -> None:
     check_gpus(where.gpus, bundle.processes)
-    has_secret = where.internet and take_secret()
     mirror = bundle.checkpoint_mirror
-    if mirror and where.internet and not has_secret:
+    if where.internet and not take_secret() and mirror:
         raise UserError(NO_SECRET.format(repo=mirror))
     wheels = sorted({path.parent for path in attached.glob("**/*.whl")})
     needed = packages.needed(bundle.stage)
@@ -139,14 +136,12 @@ def _prepare(bundle: Bundle, where: Environment, attached: Path) -> None:
     if not where.internet:
         # Whether the wheels are those that are lacking is for pip to say.
         check_attached(bundle, [] if wheels else [str(requirement) for requirement in lacking])
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        if bundle.internet:
+            print("Note: the hub cannot be reached; only what is attached or built in can be used.")
+        if mirror:
+            print(f"Note: nothing is sent to checkpoint_mirror {mirror}: there is no internet here.")
     print(packages.install(needed, lacking, where.internet, wheels))
-    if where.internet:
-        return
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    if bundle.internet:
-        print("Note: the hub cannot be reached; only what is attached or built in can be used.")
-    if mirror:
-        print(f"Note: nothing is sent to checkpoint_mirror {mirror}: there is no internet here.")
 
 
 def check_attached(bundle: Bundle, lacking: Sequence[str]) -> None:

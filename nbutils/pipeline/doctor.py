@@ -17,12 +17,10 @@ from nbutils.train.settings import TrainSettings
 if TYPE_CHECKING:
     from nbutils.train.preflight import Finding
 
-DEFAULT = "params/demo.yaml"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `doctor`."""
-    add_profile(parser, DEFAULT)
+    add_profile(parser, default="params/demo.yaml")
     parser.add_argument(
         "--overfit",
         action="store_true",

@@ -10,6 +10,7 @@ import argparse
 import ast
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import resolve, shown, write_json
-from nbutils.core.notebooks import Parameter, code_cells, notebook_path, notebooks_folder, parameters
+from nbutils.core.notebooks import code_cells, notebook_path, notebooks_folder, parameters
 from nbutils.core.run.layout import Run
 from nbutils.core.settings import Settings, nearest
 from nbutils.core.stages import StageSpec, maker, stages
@@ -51,7 +52,6 @@ class Plan:
     profile: Path
     stages: list[Planned]
     run: Path
-    run_dir: str
 
 
 # ---- the command line
@@ -59,13 +59,12 @@ class Plan:
 
 def add_profile(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """The arguments that every command on a profile takes: PROFILE, `-p NAME=VALUE`, `--run-dir DIR`."""
-    how = f"default: {default}" if default else "for example params/demo.yaml"
     parser.add_argument(
         "profile",
         metavar="PROFILE",
         nargs="?" if default else None,
         default=default,
-        help=f"a YAML file of parameters ({how})",
+        help="a YAML file of parameters, such as params/demo.yaml",
     )
     parser.add_argument(
         "-p",
@@ -131,12 +130,8 @@ def plan(profile: Path, overrides: list[str], run_dir: str | None = None) -> Pla
     for name, entry in given.items():
         if name not in known:
             raise UserError(f"{entry.where}: no notebook has a parameter '{name}'.{nearest(name, known)}")
-    planned = [_planned(stage, cells[stage.name], given) for stage in present]
-    folders = {entry.settings.run_path: entry.settings.run_dir for entry in planned}
-    if len(folders) > 1:
-        raise UserError(f"The notebooks have different run folders ({', '.join(folders.values())}): give one run_dir.")
-    run, name = next(iter(folders.items()))
-    return Plan(profile, planned, run, name)
+    planned = [_planned(stage, {name: given[name] for name in cells[stage.name] if name in given}) for stage in present]
+    return Plan(profile, planned, planned[0].settings.run_path)
 
 
 def _check_code(notebook: Path) -> None:
@@ -152,19 +147,23 @@ def _check_code(notebook: Path) -> None:
                 raise UserError(f"{where}: {error.msg} in `{line}`.") from None
 
 
-def _planned(stage: StageSpec, cell: dict[str, Parameter], given: dict[str, Given]) -> Planned:
-    own = {name: entry for name, entry in given.items() if name in cell}
-    settings_type = stage.settings_class()
-    values = {name: parameter.default for name, parameter in cell.items()} | {n: e.value for n, e in own.items()}
+def _planned(stage: StageSpec, given: dict[str, Given]) -> Planned:
+    values = {name: entry.value for name, entry in given.items()}
     try:
-        settings = settings_type.checked({name: values[name] for name in settings_type.model_fields if name in values})
+        settings = settings_of(stage, values)
     except UserError as error:
-        places = [own[name].where for name in error.fields if name in own]
+        places = [given[name].where for name in error.fields if name in given]
         raise UserError(f"{places[0] if places else stage.file}: {error}") from None
     checked = settings.model_dump(mode="json")
     # A list or mapping is handed on as it was written; a number or text as the settings have read it.
-    injected = {n: e.value if isinstance(e.value, list | dict) else checked.get(n, e.value) for n, e in own.items()}
+    injected = {n: value if isinstance(value, list | dict) else checked.get(n, value) for n, value in values.items()}
     return Planned(stage, settings, injected)
+
+
+def settings_of(stage: StageSpec, names: Mapping[str, Any]) -> Settings:
+    """A stage's settings out of a notebook's names; what these do not give has the notebook's own default."""
+    cell, kind = parameters(notebook_path(stage)), stage.settings_class()
+    return kind.checked({n: names.get(n, p.default) for n, p in cell.items() if n in kind.model_fields})
 
 
 # ---- the profile
