@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,18 @@ NEEDED = {"status", "started", "outputs", "parts"}
 class Earlier:
     """A stage as an earlier session left it. `checkpoint` is its newest valid one.
 
-    `fits`: it was made with the parameters, the code and from the files that are asked for.
+    `fit`: which parts of its cache key are those that are asked for, the weightiest first.
     """
 
     folder: Path
     record: dict[str, Any]
+    fit: list[bool]
     checkpoint: Checkpoint | None = None
-    fits: bool = True
+
+    @property
+    def fits(self) -> bool:
+        """Whether it was made with the parameters, the code and from the files that are asked for."""
+        return all(self.fit)
 
     @property
     def done(self) -> bool:
@@ -76,14 +81,8 @@ def best(runs: Sequence[Path], stage: str, asked: Mapping[str, Any]) -> Earlier 
     come first, then those of the same code. Damaged records and checkpoints are passed over, which is said of each.
     NewerRecordError where a newer smallchat has written one: that work is not to be started again.
     """
-
-    def fit(earlier: Earlier) -> list[bool]:
-        parts = earlier.record["parts"]
-        return [n not in asked or parts.get(n) == asked[n] for n in (PARAMETERS, CODE, MODULES, UPSTREAM)]
-
-    found = filter(None, [_read(run, stage) for run in runs])
-    chosen = max(found, key=lambda e: (fit(e), e.done, e.step, e.record["started"]), default=None)
-    return chosen and replace(chosen, fits=all(fit(chosen)))
+    found = filter(None, [_read(run, stage, asked) for run in runs])
+    return max(found, key=lambda e: (e.fit, e.done, e.step, e.record["started"]), default=None)
 
 
 def bring(earlier: Earlier, run: Run, own: bool) -> None:
@@ -122,7 +121,7 @@ def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:
             yield path
 
 
-def _read(run: Path, stage: str) -> Earlier | None:
+def _read(run: Path, stage: str, asked: Mapping[str, Any]) -> Earlier | None:
     """A stage of a run folder as far as it is whole; says what is damaged in it."""
     folder = run / stage
     try:
@@ -136,6 +135,8 @@ def _read(run: Path, stage: str) -> Earlier | None:
     if not record.keys() >= NEEDED:  # cut short by the session's end: it can't be known what the work belongs to
         print(f"Note: {folder / RECORD} is damaged, and what is beside it is passed over.")
         return None
+    parts = record["parts"]
+    fit = [name not in asked or parts.get(name) == asked[name] for name in (PARAMETERS, CODE, MODULES, UPSTREAM)]
     own = [name for name in record["outputs"] if not name.startswith(f"{CHECKPOINTS}/")]
     sizes = {name: file.stat().st_size for name in own if (file := folder / name).is_file()}
     lost = [name for name in own if sizes.get(name) != record["outputs"][name]["bytes"]]
@@ -143,13 +144,13 @@ def _read(run: Path, stage: str) -> Earlier | None:
         del record["outputs"][name]
     if record["status"] == State.DONE:
         if not lost:
-            return Earlier(folder, record)
+            return Earlier(folder, record, fit)
         print(f"Note: {folder} lacks {lost[0]}, or it is cut short: it is not taken as finished.")
         record["status"] = State.RUNNING
     checkpoint, damaged = newest_whole(folder / CHECKPOINTS)
     for each, problem in damaged.items():
         print(f"Note: {each.path} {problem} and is passed over.")
-    return Earlier(folder, record, checkpoint)
+    return Earlier(folder, record, fit, checkpoint)
 
 
 def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool) -> bool:

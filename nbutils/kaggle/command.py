@@ -77,29 +77,27 @@ def _place(text: str) -> Path:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs one action; the exit status."""
-    return {"bundle": _bundle, "push": _push, "wheels": _wheels}[arguments.action](arguments)
+    {"bundle": _bundle, "push": _push, "wheels": _wheels}[arguments.action](arguments)
+    return 0
 
 
-def _wheels(arguments: argparse.Namespace) -> int:
+def _wheels(arguments: argparse.Namespace) -> None:
     wheels = collect_wheels(arguments.out, arguments.python, required())
     print(f"{len(wheels)} wheels are in {shown(arguments.out)}. Upload the folder as a Kaggle dataset, and bundle")
     print("with --offline --attach OWNER/DATASET; what `fetch` collects for the profile is attached the same way.")
-    return 0
 
 
-def _push(arguments: argparse.Namespace) -> int:
+def _push(arguments: argparse.Namespace) -> None:
     folders = bundle_folders(arguments.folder)
     Pusher(signed_in(), arguments.follow).push_all(folders)
-    return 0
 
 
-def _bundle(arguments: argparse.Namespace) -> int:
+def _bundle(arguments: argparse.Namespace) -> None:
     folders = write_bundles(planned_by(arguments), bundle_of(arguments), arguments.out)
     for folder in folders:
         print(shown(folder))
     print(f"One notebook after the other: python -m nbutils kaggle push {shown(arguments.out)} --follow")
     print(f"The whole pipeline at once: python -m nbutils kaggle push {shown(folders[-1])} --follow")
-    return 0
 
 
 def bundle_of(arguments: argparse.Namespace) -> Bundle:

@@ -85,7 +85,7 @@ class Mirror:
             api.create_repo(self.repo, private=True, exist_ok=True)
             return None
         steps = (step_in(file) for file in files if file.startswith(f"{name}/"))
-        if max((step for step in steps if step is not None), default=-1) <= beyond:
+        if max(filter(None, steps), default=0) <= beyond:
             return None
         folder = tempfile.mkdtemp(prefix="smallchat-mirror-")
         snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=folder)

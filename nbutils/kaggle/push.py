@@ -207,9 +207,9 @@ def _beside(folder: Path, source: str) -> Path:
 
 def _mark(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """What a bundle's version depends on: its files, and the versions of what it reads that were pushed from here."""
-    sources = {source: _pushed(_beside(folder, source)) for source in facts["kernel_sources"] if source != facts["id"]}
+    others = [source for source in facts["kernel_sources"] if source != facts["id"]]
     return {
         "notebook": sha256_of_file(folder / facts["code_file"]),
         "metadata": sha256_of_file(folder / METADATA),
-        "reads": {source: pushed["version"] for source, pushed in sources.items() if pushed},
+        "reads": {source: _pushed(_beside(folder, source)).get("version") for source in others},
     }

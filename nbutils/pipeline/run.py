@@ -97,12 +97,12 @@ class Runner:
     options: Options
     display: Display
     execute: Callable[[Job], None]
-    sentence: str = ""
 
     def __post_init__(self) -> None:
         self.folder = Run(self.plan.run)
         self.supervisor = Supervisor(self.plan.run, self.display.say)
         self.results: dict[str, tuple[str, str]] = {}  # status and seconds
+        self.sentence = ""
         self.chosen = chosen(self.plan, self.options)
 
     def go(self) -> int:
