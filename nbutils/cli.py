@@ -15,7 +15,7 @@ COMMANDS = {
     "run": ("nbutils.pipeline.run", "run the notebooks of a profile"),
     "chat": ("nbutils.chat.terminal", "talk to a model in the terminal"),
     "doctor": ("nbutils.pipeline.doctor", "check machine, parameters, data and model"),
-    "settings": ("nbutils.pipeline.settings_command", "write the training worker's SETTINGS.json"),
+    "settings": ("nbutils.pipeline.parameters", "write the training worker's SETTINGS.json"),
     "fetch": ("nbutils.pipeline.fetch", "collect what a profile takes from the hub, for machines without internet"),
     "kaggle": ("nbutils.kaggle.command", "make what `kaggle kernels push` takes"),
 }
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             importlib.import_module(module).add_arguments(command)
     parsed = parser.parse_args(given)
     try:
-        return int(importlib.import_module(COMMANDS[parsed.command][0]).main(parsed) or 0)
+        return int(importlib.import_module(COMMANDS[parsed.command][0]).main(parsed))
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

@@ -57,7 +57,7 @@ OTHERWISE = {
     "data": {"train"},  # a side of the data, and a split of a data set
     "evaluate.report": {"metrics"},  # a field of an answer
     "evaluate.score": {"metrics"},  # a field of an answer
-    "kaggle.session": {"train"},  # a kind of row in the log, and a side of the data
+    "kaggle.notebook_session": {"train"},  # a kind of row in the log, and a side of the data
     "metrics.remarks": {"data"},  # a part of a step's seconds
     "metrics.summary": {"data"},  # a field of settings.json
     "train.trainer": {"data"},  # a part of a step's seconds

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from nbutils.core.files import resolve
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.stages import STAGES
 from nbutils.core.tasks import load_tasks, own_tasks
@@ -66,7 +67,7 @@ def test_the_example_profile_is_one(tmp_path):
     (example,) = re.findall(r"```yaml\n(# params/mine\.yaml\n.*?)```", README, re.S)
     (tmp_path / "mine.yaml").write_text(example)
     planned = plan(tmp_path / "mine.yaml", [])
-    assert [entry.stage for entry in planned.stages] == list(STAGES) and planned.run_dir == "runs/mine"
+    assert [entry.stage for entry in planned.stages] == list(STAGES) and planned.run == resolve("runs/mine")
 
 
 def test_the_replies_that_are_quoted_stand_on_the_page():

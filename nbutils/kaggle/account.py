@@ -19,6 +19,7 @@ from urllib3.exceptions import NewConnectionError
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import replaced, write_text
+from nbutils.pipeline.display import first_line
 
 PATIENCE_SECONDS = 1800.0
 """For how long a request is repeated: a push is followed for days, and a router restarts in minutes."""
@@ -96,11 +97,19 @@ class Account:
             try:
                 return ask()
             except (ValueError, OSError) as error:  # RequestException is an OSError
+                words = first_line(error) or type(error).__name__
                 left = PATIENCE_SECONDS - (time.monotonic() - began)
                 if not passes(error) or left <= 0:
-                    raise _sentence(address, error) from None
+                    if isinstance(error, OSError):
+                        raise UserError(
+                            f"Kaggle cannot be asked about {address} ({words}): check the network, and that "
+                            "these credentials are of the user who owns it; then try again."
+                        ) from None
+                    raise UserError(
+                        f"The kaggle package refuses {address} ({words}): mend its kernel-metadata.json."
+                    ) from None
                 if pause == FIRST_PAUSE:
-                    print(f"{address}: Kaggle does not answer ({_words(error)}); trying again.")
+                    print(f"{address}: Kaggle does not answer ({words}); trying again.")
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -145,17 +154,3 @@ def _never_arrived(error: Exception) -> bool:
     """Whether a request surely was not taken: a second version of a notebook costs a second session."""
     unheard = isinstance(getattr(error.args[0], "reason", None), NewConnectionError) if error.args else False
     return unheard or isinstance(error, requests.ConnectTimeout) or _answer(error) in (429, 503)
-
-
-def _sentence(address: str, error: Exception) -> UserError:
-    if _answer(error) in DENIED:
-        return UserError(
-            f"Kaggle lets these credentials do nothing with {address}: check that they are of the user who owns it."
-        )
-    if not isinstance(error, OSError):
-        return UserError(f"The kaggle package refuses {address} ({_words(error)}): mend its kernel-metadata.json.")
-    return UserError(f"Kaggle cannot be asked about {address} ({_words(error)}): check the network and try again.")
-
-
-def _words(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__

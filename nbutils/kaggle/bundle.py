@@ -25,8 +25,7 @@ from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
 from nbutils.data.sources import FILE_ENDINGS
-from nbutils.kaggle.environment import WHOLE
-from nbutils.kaggle.packages import FOLDER, PROJECT
+from nbutils.kaggle.packages import FOLDER, PROJECT, WHOLE
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
@@ -97,7 +96,7 @@ def _filled(bundle: Bundle, name: str, runs: list[Planned], needed: list[Planned
         bundle,
         stage=name,
         processes=max(getattr(planned.settings, "processes", 0) for planned in runs),
-        needs=[astuple(item) for item in wanted_by({planned.stage.name: planned.settings for planned in needed})],
+        needs=[astuple(item) for item in wanted_by(planned.settings for planned in needed)],
         checkpoint_mirror=bundle.checkpoint_mirror if name in (maker("model").name, WHOLE) else "",
     )
 
@@ -181,30 +180,28 @@ def make_archive() -> bytes:
     for stage in stages():
         files[f"notebooks/{stage.file}"] = notebook_path(stage).read_bytes()
     files["project.toml"] = next(FOLDER.glob(PROJECT)).read_bytes()
-    files[COMMIT] = (git_commit() or "").encode()
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as packed:
         # The commit last: where it was unpacked, all else was.
-        for name in sorted(files, key=lambda name: (name == COMMIT, name)):
+        for name, data in [*sorted(files.items()), (COMMIT, (git_commit() or "").encode())]:
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(files[name]), 0o644
-            packed.addfile(entry, io.BytesIO(files[name]))
+            entry.size, entry.mode = len(data), 0o644
+            packed.addfile(entry, io.BytesIO(data))
     return lzma.compress(raw.getvalue(), preset=9 | lzma.PRESET_EXTREME)
 
 
 def check_reach(plan: Plan) -> None:
     """UserError that lists what is on this machine alone: models, conversations, tasks, runs to compare with."""
-    local: dict[str, None] = {}
-    for planned in plan.stages:
-        values = planned.settings.model_dump(mode="json")
-        paths = [values.get("base_model", ""), values.get("task_path", "")]
-        paths += [*values.get("peers", []), *values.get("compare_runs", [])]
-        for path in paths + [dataset["path"] for dataset in values.get("datasets", [])]:
-            there = not path or Path(path).is_relative_to(kaggle_root())
-            if not there and (resolve(path).exists() or path.endswith(FILES)):
-                local[path] = None
+    values: dict[str, Any] = {name: value for planned in plan.stages for name, value in planned.settings}
+    paths = [values["base_model"], values["task_path"], *values["peers"], *values["compare_runs"]]
+    paths += [dataset.path for dataset in values["datasets"]]
+    local = [
+        path
+        for path in filter(None, dict.fromkeys(paths))
+        if not Path(path).is_relative_to(kaggle_root()) and (resolve(path).exists() or path.endswith(FILES))
+    ]
     if local:
-        name = Path(next(iter(local))).name
+        name = Path(local[0]).name
         raise UserError(
             f"A session on Kaggle cannot reach what is on this machine alone: {', '.join(local)}. Upload it as a "
             "Kaggle dataset, bundle with --attach OWNER/DATASET, and give the path that it has there, such as "

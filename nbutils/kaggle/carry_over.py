@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import kaggle_root
-from nbutils.core.notebooks import notebook_path, parameters
-from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, newest_whole
+from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, half_written, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
 from nbutils.core.run.key import CODE, MODULES, PARAMETERS, UPSTREAM
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, RUN_RECORD, NewerRecordError, write_record
 from nbutils.core.run.state import State, in_short
-from nbutils.core.settings import Settings
-from nbutils.core.stages import spec
+from nbutils.core.stages import maker
 from nbutils.core.text import duration
-from nbutils.kaggle.environment import LIMIT, used
 
 ACCEPT, FORCE = "accept", "force"
 """What a bundle can say about stale work: keep it, or start again."""
@@ -33,6 +30,8 @@ NOTE = "session.json"
 """In the run folder: how the newest session of a bundle ended, for whoever waits for its output."""
 LOG = "kaggle.jsonl"
 """In the run folder: a row for each session, with its kind, its GPUs, its libraries and what it continued."""
+LIMIT = 20_000_000_000
+"""Bytes that Kaggle keeps of `/kaggle/working` (kaggle.com/docs/notebooks, technical specifications)."""
 NEEDED = {"status", "started", "outputs", "parts"}
 """What every record of a stage has."""
 
@@ -41,13 +40,18 @@ NEEDED = {"status", "started", "outputs", "parts"}
 class Earlier:
     """A stage as an earlier session left it. `checkpoint` is its newest valid one.
 
-    `fits`: it was made with the parameters, the code and from the files that are asked for.
+    `fit`: which parts of its cache key are those that are asked for, the weightiest first.
     """
 
     folder: Path
     record: dict[str, Any]
+    fit: list[bool]
     checkpoint: Checkpoint | None = None
-    fits: bool = True
+
+    @property
+    def fits(self) -> bool:
+        """Whether it was made with the parameters, the code and from the files that are asked for."""
+        return all(self.fit)
 
     @property
     def done(self) -> bool:
@@ -70,23 +74,15 @@ def run_folders(root: Path, name: str) -> list[Path]:
     return [path.parent for path in sorted(root.rglob(RUN_RECORD)) if Run(path.parent).name == name]
 
 
-def best(runs: Sequence[Path], stage: str, asked: dict[str, Any] | None) -> tuple[Earlier | None, list[str]]:
+def best(runs: Sequence[Path], stage: str, asked: Mapping[str, Any]) -> Earlier | None:
     """The copy of a stage to continue: one that fits, finished, with the highest valid step, the youngest.
 
-    `asked` are the parts of a cache key; None takes any. Of copies that do not fit, those of the same parameters come
-    first, then those of the same code. Damaged records and checkpoints are passed over, with a remark each.
+    `asked` are the parts of a cache key that it is to have. Of copies that do not fit, those of the same parameters
+    come first, then those of the same code. Damaged records and checkpoints are passed over, which is said of each.
     NewerRecordError where a newer smallchat has written one: that work is not to be started again.
     """
-    asked = asked or {}
-
-    def fit(earlier: Earlier) -> list[bool]:
-        parts = earlier.record["parts"]
-        return [n not in asked or parts.get(n) == asked[n] for n in (PARAMETERS, CODE, MODULES, UPSTREAM)]
-
-    remarks: list[str] = []
-    found = filter(None, [_read(run, stage, remarks) for run in runs])
-    chosen = max(found, key=lambda e: (fit(e), e.done, e.step, e.record["started"]), default=None)
-    return chosen and replace(chosen, fits=all(fit(chosen))), remarks
+    found = filter(None, [_read(run, stage, asked) for run in runs])
+    return max(found, key=lambda e: (e.fit, e.done, e.step, e.record["started"]), default=None)
 
 
 def bring(earlier: Earlier, run: Run, own: bool) -> None:
@@ -125,8 +121,8 @@ def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:
             yield path
 
 
-def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:
-    """A stage of a run folder as far as it is whole; `remarks` gets what is to be said of the rest."""
+def _read(run: Path, stage: str, asked: Mapping[str, Any]) -> Earlier | None:
+    """A stage of a run folder as far as it is whole; says what is damaged in it."""
     folder = run / stage
     try:
         record = Run(run).record(stage)
@@ -137,8 +133,10 @@ def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:
     if record is None:
         return None
     if not record.keys() >= NEEDED:  # cut short by the session's end: it can't be known what the work belongs to
-        remarks.append(f"{folder / RECORD} is damaged, and what is beside it is passed over")
+        print(f"Note: {folder / RECORD} is damaged, and what is beside it is passed over.")
         return None
+    parts = record["parts"]
+    fit = [name not in asked or parts.get(name) == asked[name] for name in (PARAMETERS, CODE, MODULES, UPSTREAM)]
     own = [name for name in record["outputs"] if not name.startswith(f"{CHECKPOINTS}/")]
     sizes = {name: file.stat().st_size for name in own if (file := folder / name).is_file()}
     lost = [name for name in own if sizes.get(name) != record["outputs"][name]["bytes"]]
@@ -146,18 +144,13 @@ def _read(run: Path, stage: str, remarks: list[str]) -> Earlier | None:
         del record["outputs"][name]
     if record["status"] == State.DONE:
         if not lost:
-            return Earlier(folder, record)
-        remarks.append(f"{folder} lacks {lost[0]}, or it is cut short: it is not taken as finished")
+            return Earlier(folder, record, fit)
+        print(f"Note: {folder} lacks {lost[0]}, or it is cut short: it is not taken as finished.")
         record["status"] = State.RUNNING
     checkpoint, damaged = newest_whole(folder / CHECKPOINTS)
-    remarks += [f"{each.path} {problem} and is passed over" for each, problem in damaged.items()]
-    return Earlier(folder, record, checkpoint)
-
-
-def settings_of(name: str, names: Mapping[str, Any]) -> Settings:
-    """A stage's settings out of a notebook's names; what the notebook does not name has the stage's own default."""
-    cell, kind = parameters(notebook_path(spec(name))), spec(name).settings_class()
-    return kind.checked({n: names.get(n, p.default) for n, p in cell.items() if n in kind.model_fields})
+    for each, problem in damaged.items():
+        print(f"Note: {each.path} {problem} and is passed over.")
+    return Earlier(folder, record, fit, checkpoint)
 
 
 def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool) -> bool:
@@ -184,3 +177,29 @@ def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool
         carry_out(decision, state)
         print(f"{name}: kept as it is, as --accept asks, though changed: {changes}.")
     return not decision.clears
+
+
+# ---- what the output has room for
+
+
+def used(folder: Path) -> int:
+    """Bytes of all files below a folder; one that has two names counts once."""
+    found = (path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
+
+
+def keep_under(working: Path, run: Run, limit: int = LIMIT) -> list[str]:
+    """Drops what is half written, then checkpoints, until `working` is below the limit; returns what was dropped.
+
+    Of an unfinished training the newest valid checkpoint stays whatever its size; of a finished one none is needed.
+    """
+    dropped: list[str] = []
+    finished = run.state(maker("model").name) is State.DONE
+    newest = None if finished else newest_whole(run.checkpoints_folder)[0]
+    checkpoints = [checkpoint.path for checkpoint in run.checkpoints()[::-1] if checkpoint != newest]
+    for candidate in [*run.path.parent.glob(".mirror-*"), *half_written(run.checkpoints_folder), *checkpoints]:
+        if used(working) <= limit:
+            break
+        shutil.rmtree(candidate)
+        dropped.append(str(candidate.relative_to(working)))
+    return dropped

@@ -17,8 +17,15 @@ from nbutils.kaggle.carry_over import ACCEPT, FORCE
 from nbutils.kaggle.packages import collect_wheels, required
 from nbutils.kaggle.push import Pusher, bundle_folders
 from nbutils.kaggle.start import Bundle
-from nbutils.pipeline.parameters import OF_BUNDLES, plan
-from nbutils.pipeline.profile import Given, add_profile, profile_path, read_override, read_profile
+from nbutils.pipeline.parameters import (
+    OF_BUNDLES,
+    Given,
+    add_profile,
+    planned_by,
+    profile_path,
+    read_override,
+    read_profile,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,38 +77,35 @@ def _place(text: str) -> Path:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs one action; the exit status."""
-    return {"bundle": _bundle, "push": _push, "wheels": _wheels}[arguments.action](arguments)
+    {"bundle": _bundle, "push": _push, "wheels": _wheels}[arguments.action](arguments)
+    return 0
 
 
-def _wheels(arguments: argparse.Namespace) -> int:
+def _wheels(arguments: argparse.Namespace) -> None:
     wheels = collect_wheels(arguments.out, arguments.python, required())
     print(f"{len(wheels)} wheels are in {shown(arguments.out)}. Upload the folder as a Kaggle dataset, and bundle")
     print("with --offline --attach OWNER/DATASET; what `fetch` collects for the profile is attached the same way.")
-    return 0
 
 
-def _push(arguments: argparse.Namespace) -> int:
+def _push(arguments: argparse.Namespace) -> None:
     folders = bundle_folders(arguments.folder)
     Pusher(signed_in(), arguments.follow).push_all(folders)
-    return 0
 
 
-def _bundle(arguments: argparse.Namespace) -> int:
-    profile = profile_path(arguments.profile)
-    bundle = bundle_of(arguments, profile)
-    folders = write_bundles(plan(profile, arguments.overrides, arguments.run_dir), bundle, arguments.out)
+def _bundle(arguments: argparse.Namespace) -> None:
+    folders = write_bundles(planned_by(arguments), bundle_of(arguments), arguments.out)
     for folder in folders:
         print(shown(folder))
     print(f"One notebook after the other: python -m nbutils kaggle push {shown(arguments.out)} --follow")
     print(f"The whole pipeline at once: python -m nbutils kaggle push {shown(folders[-1])} --follow")
-    return 0
 
 
-def bundle_of(arguments: argparse.Namespace, profile: Path) -> Bundle:
+def bundle_of(arguments: argparse.Namespace) -> Bundle:
     """What `kaggle bundle` is told; its flags, and `-p`, override the profile's own values.
 
     UserError for what Kaggle or the Hub would refuse.
     """
+    profile = profile_path(arguments.profile)
     given = read_profile(profile) | dict(read_override(text) for text in arguments.overrides)
     place = shown(profile)
     name = profile.name if Path(place).is_absolute() else place  # no place on this machine goes into a notebook

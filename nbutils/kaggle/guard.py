@@ -9,7 +9,6 @@ off the result before IPython's kernel answers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from nbutils.core.errors import UserError
@@ -20,39 +19,32 @@ RED = "\033[1;31m{}\033[0m"
 
 
 class Guard:
-    """Watches the cells of this kernel.
+    """Watches the cells of this kernel, and passes over them while `skipping` is set.
 
     `keep` is asked at each failure whether the notebook shall end quietly, so that its output is kept.
     """
 
     def __init__(self, shell: Any, keep: Callable[[BaseException], bool]) -> None:
         self._keep = keep
-        self._skipping = False
-        if shell is not None:
-            shell.set_custom_exc((Exception,), self._failed)
-            shell.events.register("post_run_cell", self._after)
-            shell.input_transformers_cleanup.append(self._transformed)
+        self.skipping = False
+        shell.set_custom_exc((Exception,), self._failed)
+        shell.events.register("post_run_cell", self._after)
+        shell.input_transformers_cleanup.append(self._transformed)
 
-    def pass_over(self) -> None:
-        """Executes nothing of the cells that follow."""
-        self._skipping = True
-
-    def _failed(
-        self, shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType, tb_offset: Any = None
-    ) -> None:
+    def _failed(self, shell: Any, kind: Any, error: BaseException, trace: Any, tb_offset: Any = None) -> None:
         if not self._keep(error):
             shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
             return
         if not isinstance(error, UserError):
             print("\n".join(shell.InteractiveTB.structured_traceback(kind, error, trace, tb_offset=tb_offset)))
         print(RED.format(f"{kind.__name__}: {error}"), flush=True)
-        self._skipping = True
+        self.skipping = True
 
     def _after(self, result: Any) -> None:
-        if self._skipping:
+        if self.skipping:
             result.error_in_exec = None
 
     def _transformed(self, lines: list[str]) -> list[str]:
         if any(AGAIN in line for line in lines):
-            self._skipping = False
-        return ["print('passed over')\n"] if self._skipping else lines
+            self.skipping = False
+        return ["print('passed over')\n"] if self.skipping else lines

@@ -13,12 +13,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.checkpoints import Checkpoint, newest_whole, step_in
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, RUN_RECORD
+from nbutils.pipeline.display import first_line
 
 BESIDE = (RECORD, "settings.json", "metrics.jsonl", "samples.jsonl")
 """Files of the training stage that go with a checkpoint."""
@@ -30,13 +30,13 @@ PAUSES = (0.0, 2.0, 10.0)
 class Mirror:
     """Sends checkpoints of one run to `repo`, every `minutes`."""
 
+    sent = -1
+    _thread: threading.Thread | None = None
+
     def __init__(self, repo: str, minutes: float) -> None:
         self.repo = repo
         self.minutes = minutes
-        self.sent = -1
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._troubled = False
 
     def start(self, run: Path) -> None:
         """Begins to send; the first time after `minutes`. Nothing where it began already, or where that does harm."""
@@ -67,7 +67,7 @@ class Mirror:
                 return self._further(name, step)
             except (HTTPError, OSError) as error:
                 problem = error
-        unread = f"checkpoint_mirror '{self.repo}' cannot be read ({_first_line(problem)})"
+        unread = f"checkpoint_mirror '{self.repo}' cannot be read ({first_line(problem)})"
         if not step:
             raise UserError(f"{unread}: check that HF_TOKEN may read it, or bundle without --mirror.")
         self._ended.set()  # what it holds may be further, and sending would replace it for good
@@ -85,7 +85,7 @@ class Mirror:
             api.create_repo(self.repo, private=True, exist_ok=True)
             return None
         steps = (step_in(file) for file in files if file.startswith(f"{name}/"))
-        if max((step for step in steps if step is not None), default=-1) <= beyond:
+        if max(filter(None, steps), default=0) <= beyond:
             return None
         folder = tempfile.mkdtemp(prefix="smallchat-mirror-")
         snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=folder)
@@ -135,10 +135,4 @@ class Mirror:
         try:
             self.send(run)
         except Exception as error:  # the Hub's client raises many kinds; training must continue whatever happens
-            if not self._troubled:
-                print(f"Note: the checkpoint could not be sent to {self.repo} ({_first_line(error)}).", flush=True)
-            self._troubled = True
-
-
-def _first_line(error: Any) -> str:
-    return str(error).strip().split("\n")[0][:200]
+            print(f"Note: the checkpoint could not be sent to {self.repo} ({first_line(error)}).", flush=True)

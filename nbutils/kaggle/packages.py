@@ -17,12 +17,12 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 from nbutils.core.errors import UserError
 from nbutils.core.stages import maker, stages
-from nbutils.kaggle.environment import WHOLE
 
+WHOLE = "all"
+"""Stands in place of a stage for the bundle that runs the whole pipeline."""
 FOLDER = Path(__file__).resolve().parents[2]
 """Where the archive was unpacked; the clone, where it is made."""
 PROJECT = "*project.toml"
@@ -31,7 +31,7 @@ PROJECT = "*project.toml"
 CONSTRAINED = ("torch==", "torchvision==", "torchaudio==", "triton==", "transformers==", "numpy==", "nvidia-", "cuda-")
 """How the lines of a constraints file begin that hold even where the others cannot."""
 NEWEST = {"torch": "3", "transformers": "6", "numpy": "3"}
-"""Never replaced: too old or too new means another image. Major versions that nothing here was tried with."""
+"""Never replaced: too old or too new means another image. The first versions that nothing here was tried with."""
 ONLY_FOR = {
     "lm-eval": (maker("rows").name, maker("scores").name, WHOLE),
     "jupyterlab": (),  # where people work
@@ -65,20 +65,14 @@ def lacking(needed: Mapping[str, Requirement]) -> list[Requirement]:
     """The requirements that nothing installed satisfies. UserError where the image is too old or too new for us."""
     found = live_versions()
     for name, newest in NEWEST.items():
-        version = found.get(name)
-        if name not in needed or version is None:
-            continue
-        if not _fits(needed[name], version):
-            raise UserError(
-                f"The image's {name} is {version}, and smallchat needs {needed[name].specifier}: choose "
-                "the newest environment in the notebook's options (Environment: Always use latest), then save a new "
-                "version."
-            )
-        if Version(version) >= Version(newest):
-            raise UserError(
-                f"The image's {name} is {version}, and smallchat was never tried with {newest} or newer: update "
-                "smallchat, or pin the environment of an earlier version in the notebook's options."
-            )
+        if name in needed and name in found:
+            allowed = needed[name].specifier & f"<{newest}"
+            if not allowed.contains(found[name], prereleases=True):
+                raise UserError(
+                    f"The image's {name} is {found[name]}, and smallchat needs {allowed}: choose the newest "
+                    "environment in the notebook's options (Environment: Always use latest), then save a new version; "
+                    "or where it is too new, update smallchat, or pin the environment of an earlier version there."
+                )
     return [requirement for name, requirement in needed.items() if not _fits(requirement, found.get(name))]
 
 

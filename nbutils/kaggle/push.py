@@ -21,7 +21,7 @@ from nbutils.kaggle.bundle import METADATA
 from nbutils.kaggle.carry_over import NOTE
 
 MOST_SESSIONS = 20
-"""Pushes of one notebook; more than that is a mistake, not a long training."""
+"""Of one notebook; more than that is a mistake, not a long training."""
 MOST_UNKNOWN = 10
 """Looks in a row at a pushed notebook of which Kaggle knows nothing."""
 RESULTS = r"^(?!.*(/checkpoints/|\.partial))"
@@ -50,28 +50,28 @@ class Pusher:
             self._sessions(folder, facts)
 
     def _sessions(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Pushes one bundle; with `follow` again and again, until it is no longer paused."""
-        address, mark = facts["id"], _mark(folder, facts)
-        if self._is_done(folder, address, mark):
-            if self.follow:
-                self._download(folder, address)
-            return
-        before = None
-        if self.follow and self.account.status(address) == "COMPLETE":
+        """Pushes one bundle; with `follow` again and again until it is no longer paused, and downloads its results."""
+        address, mark, before = facts["id"], _mark(folder, facts), None
+        done = self._is_done(folder, address, mark)
+        if self.follow and not done and self.account.status(address) == "COMPLETE":
             before = self._note(address)
-        for _ in range(MOST_SESSIONS):
+        sessions = 0
+        while not done:
+            if sessions == MOST_SESSIONS:
+                raise UserError(f"{address} is still paused after {sessions} sessions: is its budget too small?")
+            sessions += 1
             self._push(folder, facts, mark)
             time.sleep(POLL_SECONDS)
             if not self.follow:
                 return
             before = self._result(address, before)
-            if before["status"] == State.DONE:
-                self._download(folder, address)
-                return
-            print(f"{address} is paused; the next session continues it.")
-        raise UserError(
-            f"{address} is still paused after {MOST_SESSIONS} sessions: look at its log; is its budget too small?"
-        )
+            done = before["status"] == State.DONE
+            if not done:
+                print(f"{address} is paused; the next session continues it.")
+        if self.follow:
+            target = folder / "output"
+            files = self.account.output(address, target, RESULTS)
+            print(f"{address}: {files} files in {shown(target)}")
 
     def _is_done(self, folder: Path, address: str, mark: dict[str, Any]) -> bool:
         """Whether the newest version is this bundle's and done, after waiting for one that is under way."""
@@ -101,7 +101,7 @@ class Pusher:
             write_json(Path(copy) / METADATA, facts | {"kernel_sources": sources})
             answer = self.account.push(address, Path(copy))
         wrong = f"Kaggle refuses {address}: {answer.error}" if answer.error else ""
-        for kind in ("kernel", "dataset", "model"):
+        for kind in ("kernel", "dataset"):
             if unknown := getattr(answer, f"invalid_{kind}_sources", None):
                 wrong = (
                     f"Kaggle does not know these {kind} inputs of {address}: {', '.join(unknown)}. It runs the "
@@ -154,7 +154,7 @@ class Pusher:
                 continue
             if note.get("status") in (State.DONE, State.PAUSED):
                 return note
-            found = f"says {note['status']}: {note.get('error', 'see its log')}" if note else f"has no {NOTE}"
+            found = f"says {note['status']}: {note.get('error') or 'see its log'}" if note else f"has no {NOTE}"
             raise UserError(
                 f"{address} completed, but it is not done (its output {found}): read its log on its page, mend that, "
                 "and push again."
@@ -187,11 +187,6 @@ class Pusher:
             notes = [read_record(path) or {} for path in Path(folder).rglob(NOTE)]
         return max(notes, key=lambda note: str(note.get("time")), default={})
 
-    def _download(self, folder: Path, address: str) -> None:
-        target = folder / "output"
-        files = self.account.output(address, target, RESULTS)
-        print(f"{address}: {files} files in {shown(target)}")
-
 
 def bundle_folders(folder: Path) -> list[Path]:
     """The bundles to push: `folder` itself, or those in it in order, without the one that runs the whole pipeline."""
@@ -208,8 +203,7 @@ def bundle_folders(folder: Path) -> list[Path]:
 
 def _pushed(folder: Path) -> dict[str, Any]:
     """What a bundle's PUSHED says; empty where it was never pushed from here."""
-    path = folder / PUSHED
-    return dict(read_json(path)) if path.is_file() else {}
+    return read_record(folder / PUSHED) or {}
 
 
 def _beside(folder: Path, source: str) -> Path:
@@ -219,9 +213,9 @@ def _beside(folder: Path, source: str) -> Path:
 
 def _mark(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """What a bundle's version depends on: its files, and the versions of what it reads that were pushed from here."""
-    sources = {source: _pushed(_beside(folder, source)) for source in facts["kernel_sources"] if source != facts["id"]}
+    others = [source for source in facts["kernel_sources"] if source != facts["id"]]
     return {
         "notebook": sha256_of_file(folder / facts["code_file"]),
         "metadata": sha256_of_file(folder / METADATA),
-        "reads": {source: pushed["version"] for source, pushed in sources.items() if pushed},
+        "reads": {source: _pushed(_beside(folder, source)).get("version") for source in others},
     }

@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import resolve, sha256_of_bytes
+from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes
+from nbutils.core.hardware import Gpu, nvidia_gpus, usable_gpus
+from nbutils.core.network import hub_answers
 from nbutils.core.stages import spec
-from nbutils.kaggle import environment, packages
-from nbutils.kaggle.environment import WHOLE
+from nbutils.kaggle import packages
+from nbutils.kaggle.packages import WHOLE
 
 if TYPE_CHECKING:
-    from nbutils.kaggle.session import Session
+    from nbutils.kaggle.notebook_session import Session
 
+RUN_TYPE = "KAGGLE_KERNEL_RUN_TYPE"
+"""Environment variable of a Kaggle session: `Batch` for a saved version, `Interactive` in the editor."""
+SECRET = "HF_TOKEN"
 NO_SECRET = (
     "checkpoint_mirror is {repo}, and this notebook has no secret HF_TOKEN to write there with: open it in Kaggle's "
     "editor and attach one (Add-ons → Secrets; a token of the Hub that may write), then Save Version or push again; or "
@@ -82,13 +87,28 @@ class Bundle:
         return [*stage.reads, *stage.consults, *([self.stage] if stage.pausable else [])]
 
 
+@dataclass(frozen=True)
+class Environment:
+    """`root` holds `input/` and `working/`; None away from Kaggle. `run_type`: Batch, Interactive, or unknown."""
+
+    root: Path | None
+    run_type: str
+    internet: bool
+    gpus: tuple[Gpu, ...]
+
+    def __str__(self) -> str:
+        where = f"Kaggle, {self.run_type}" if self.root else "not on Kaggle"
+        gpus = " + ".join(gpu.name for gpu in self.gpus) or "no GPU"
+        return f"{where}; {gpus}; {'internet' if self.internet else 'no internet'}"
+
+
 def start(bundle: Bundle) -> Session:
     """The first cell: looks around, checks the GPUs, installs what is missing, and prints what was found.
 
     UserError where the session cannot do what the profile asks for.
     """
-    where = environment.look_around()
-    print(f"smallchat, {bundle.stage} of profile {bundle.profile}: {where.line}")
+    where = look_around()
+    print(f"smallchat, {bundle.stage} of profile {bundle.profile}: {where}")
     if where.root is not None:
         _prepare(bundle, where, where.root / "input")
     # The processes that the notebook starts import the unpacked package too.
@@ -97,7 +117,7 @@ def start(bundle: Bundle) -> Session:
     import psutil  # only now is everything there that these import
 
     from nbutils.core.torchrun import STARTED
-    from nbutils.kaggle.session import Session
+    from nbutils.kaggle.notebook_session import Session
 
     if where.root is not None:
         # The time budget counts from the start of this kernel: Kaggle's does too, a little earlier.
@@ -105,11 +125,10 @@ def start(bundle: Bundle) -> Session:
     return Session(bundle, where)
 
 
-def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> None:
-    environment.check_gpus(where.gpus, bundle.processes)
-    has_secret = where.internet and environment.take_secret()
+def _prepare(bundle: Bundle, where: Environment, attached: Path) -> None:
+    check_gpus(where.gpus, bundle.processes)
     mirror = bundle.checkpoint_mirror
-    if mirror and where.internet and not has_secret:
+    if where.internet and not take_secret() and mirror:
         raise UserError(NO_SECRET.format(repo=mirror))
     wheels = sorted({path.parent for path in attached.glob("**/*.whl")})
     needed = packages.needed(bundle.stage)
@@ -117,14 +136,12 @@ def _prepare(bundle: Bundle, where: environment.Environment, attached: Path) -> 
     if not where.internet:
         # Whether the wheels are those that are lacking is for pip to say.
         check_attached(bundle, [] if wheels else [str(requirement) for requirement in lacking])
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        if bundle.internet:
+            print("Note: the hub cannot be reached; only what is attached or built in can be used.")
+        if mirror:
+            print(f"Note: nothing is sent to checkpoint_mirror {mirror}: there is no internet here.")
     print(packages.install(needed, lacking, where.internet, wheels))
-    if where.internet:
-        return
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    if bundle.internet:
-        print("Note: the hub cannot be reached; only what is attached or built in can be used.")
-    if mirror:
-        print(f"Note: nothing is sent to checkpoint_mirror {mirror}: there is no internet here.")
 
 
 def check_attached(bundle: Bundle, lacking: Sequence[str]) -> None:
@@ -148,3 +165,45 @@ def check_attached(bundle: Bundle, lacking: Sequence[str]) -> None:
         f"session's options; or run {' and '.join(commands)} where there is a network, upload each folder as a Kaggle "
         "dataset, and attach it (Add Input, or bundle with --attach OWNER/DATASET)."
     )
+
+
+def look_around() -> Environment:
+    """Finds out where this is, without initialising CUDA.
+
+    Kaggle is known by its two folders. Variables such as KAGGLE_USERNAME or KAGGLE_KEY say nothing: whoever pushes
+    notebooks has them at home too.
+    """
+    root = kaggle_root()
+    there = (root / "input").is_dir() and (root / "working").is_dir()
+    return Environment(
+        root if there else None,
+        os.environ.get(RUN_TYPE) or "unknown",
+        hub_answers(),
+        nvidia_gpus(),
+    )
+
+
+def check_gpus(gpus: tuple[Gpu, ...], processes: int) -> None:
+    """UserError where there are fewer usable GPUs than `processes` asks for (0 takes what there is)."""
+    usable = usable_gpus(gpus)
+    if len(usable) >= processes:
+        return
+    old = ", ".join(sorted({gpu.name for gpu in gpus if gpu not in usable}))
+    found = f"{len(usable)} usable GPU(s)" + (f" ({old} is too old for today's torch)" if old else "")
+    raise UserError(
+        f"processes is {processes}, but this session has {found}: choose the accelerator GPU T4 x2 in the session's "
+        'options (machine_shape "NvidiaTeslaT4"), or bundle again with -p processes=0, which takes what there is.'
+    )
+
+
+def take_secret() -> bool:
+    """Puts HF_TOKEN into the environment where it is attached as a Kaggle secret; public models never need it."""
+    if os.environ.get(SECRET):
+        return True
+    try:
+        from kaggle_secrets import UserSecretsClient
+
+        os.environ[SECRET] = UserSecretsClient().get_secret(SECRET)
+        return True
+    except Exception:  # absent, not attached, or no internet: each has its own exception there
+        return False

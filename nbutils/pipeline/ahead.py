@@ -17,7 +17,7 @@ from nbutils.core.run.models import TINY, ModelRef, context_length
 from nbutils.core.tasks import check_known, own_tasks
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.evaluate.settings import EvaluateSettings
-from nbutils.pipeline.fetch import data_of_tasks, models_and_datasets, need_hub, not_here
+from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 from nbutils.publish.push import check_push
 from nbutils.publish.settings import PublishSettings
@@ -34,9 +34,9 @@ def problems(plan: Plan, picked: Sequence[Planned]) -> list[str]:
     """
     trained = next((entry.settings for entry in plan.stages if isinstance(entry.settings, TrainSettings)), None)
     kept = trained is not None and holds_model(Run(plan.run).base)  # training goes on from that one
-    wanting = {entry.stage.name: entry.settings for entry in picked if not (kept and entry.settings is trained)}
-    for wanted in (models_and_datasets, data_of_tasks):  # the second takes seconds
-        need_hub(not_here(wanted(wanting)), plan.profile)
+    wanting = [entry.settings for entry in picked if not (kept and entry.settings is trained)]
+    for tasks in (False, True):  # what takes seconds comes last
+        need_hub(not_here(wanted_by(wanting, tasks=tasks)), plan.profile)
     found = []
     for entry in picked:
         for check in CHECKS.get(type(entry.settings), ()):

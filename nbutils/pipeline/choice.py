@@ -12,6 +12,9 @@ from nbutils.core.settings import nearest
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import Plan, Planned
 
+STAYS = (Action.SKIP, Action.KEEP, Action.LEAVE)
+"""What is done with a stage whose notebook is not executed."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -67,33 +70,29 @@ def explain(plan: Plan, options: Options, display: Display) -> int:
     stop = first.spec.name if first else ""  # the stage at which the run would end
     states: dict[str, State] = {}  # of each stage, when the next ones read it
     again: set[str] = set()
+
+    def foreseen(planned: Planned, state: StageState) -> tuple[str, str]:
+        """The action (`look again` where it is not known before an earlier stage has run), and why."""
+        try:
+            check_upstream(planned.stage, planned.settings, options.allow_paused, states.__getitem__)
+        except UserError as error:
+            return Action.REFUSE, str(error).rstrip(".")
+        waits = sorted(again & {*planned.stage.reads, *planned.stage.consults})
+        if waits and state.state is not State.ABSENT and (options.accept or not options.again):
+            return "look again", f"after {', '.join(waits)}; so far {state.reason}"
+        return decide(state, options.policy), state.reason
+
     for planned in plan.stages:
         name, state = planned.stage.name, inspect(planned.stage, planned.settings)
-        states[name], reason = state.state, state.reason
-        if planned not in picked:
-            words: str = "left as it is"
-        elif stop:
+        states[name], words, reason = state.state, "left as it is", state.reason
+        if planned in picked and stop:
             words = Action.ASK if name == stop else f"wait for {stop}"
-        else:
-            words, reason = _foreseen(planned, state, options, states, again)
+        elif planned in picked:
+            words, reason = foreseen(planned, state)
             if words in (Action.ASK, Action.REFUSE):
                 stop = name
-            elif words not in (Action.SKIP, Action.KEEP, Action.LEAVE):
+            elif words not in STAYS:
                 again.add(name)
                 states[name] = State.DONE
         display.say(f"{name}: {words} ({reason})")
     return 0
-
-
-def _foreseen(
-    planned: Planned, state: StageState, options: Options, states: dict[str, State], again: set[str]
-) -> tuple[str, str]:
-    """The action (`look again` where it is not known before an earlier stage has run), and why."""
-    try:
-        check_upstream(planned.stage, planned.settings, options.allow_paused, states.__getitem__)
-    except UserError as error:
-        return Action.REFUSE, str(error).rstrip(".")
-    waits = sorted(again & {*planned.stage.reads, *planned.stage.consults})
-    if waits and state.state is not State.ABSENT and (options.accept or not options.again):
-        return "look again", f"after {', '.join(waits)}; so far {state.reason}"
-    return decide(state, options.policy), state.reason

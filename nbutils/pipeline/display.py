@@ -5,20 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 from nbutils.core.text import redact
 
 _UNPRINTABLE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]", re.DOTALL)
-
-
-class Row(NamedTuple):
-    """One line of the final table; `seconds` is "–" where nothing was executed."""
-
-    stage: str
-    status: str
-    seconds: str
-    made: str
 
 
 class Display:
@@ -49,12 +40,12 @@ class Display:
         except OSError:  # a reader that goes away (`| head`), or a closed terminal, does not end an hour's training
             silence()
 
-    def table(self, rows: list[Row]) -> None:
-        """The final table."""
-        rows = [Row("stage", "status", "seconds", "what it made"), *rows]
+    def table(self, rows: list[tuple[str, str, str, str]]) -> None:
+        """The final table: stage, status, seconds ("–" where nothing was executed), and what it made."""
+        rows = [("stage", "status", "seconds", "what it made"), *rows]
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        for row in rows:
-            self.say(f"{row.stage:{first}}  {row.status:{second}}  {row.seconds:>7}  {row.made}".rstrip())
+        for stage, status, seconds, made in rows:
+            self.say(f"{stage:{first}}  {status:{second}}  {seconds:>7}  {made}".rstrip())
 
     def _print_line(self, line: str) -> None:
         self.say("  │ " + line.rstrip("\r").rpartition("\r")[2])
@@ -68,3 +59,8 @@ def silence() -> None:
 def clean(text: str) -> str:
     """Text safe to print: a model's output may hold control sequences, and nothing may show a secret."""
     return redact(_UNPRINTABLE.sub("", text))
+
+
+def first_line(text: object) -> str:
+    """The first line of an error or of its text, cut to what a sentence can hold."""
+    return str(text).strip().split("\n")[0].strip()[:500]

@@ -11,19 +11,16 @@ from nbutils.core.jupyter import quiet
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import TINY
 from nbutils.pipeline.ahead import problems
-from nbutils.pipeline.parameters import Plan, plan
-from nbutils.pipeline.profile import add_profile, profile_path
+from nbutils.pipeline.parameters import Plan, add_profile, planned_by
 from nbutils.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from nbutils.train.preflight import Finding
 
-DEFAULT = "params/demo.yaml"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `doctor`."""
-    add_profile(parser, DEFAULT)
+    add_profile(parser, default="params/demo.yaml")
     parser.add_argument(
         "--overfit",
         action="store_true",
@@ -36,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     UserError at once for wrong parameters, and where what the profile takes from the hub cannot be had.
     """
-    planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
+    planned = planned_by(arguments)
     quiet()
     stops = problems(planned, planned.stages)
     from nbutils.train.preflight import LATER, STOP, counted, report  # imports torch

@@ -21,12 +21,13 @@ from nbutils.core.files import project_root, resolve, sha256_of_file, shown, wri
 from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import is_run_model
 from nbutils.core.run.models import TINY
+from nbutils.core.settings import Settings
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.chitchat import NAME as CHITCHAT
 from nbutils.data.sources import FILE_ENDINGS
 from nbutils.evaluate.heldout import YAMLS
-from nbutils.pipeline.parameters import plan
-from nbutils.pipeline.profile import add_profile, profile_path
+from nbutils.pipeline.display import first_line
+from nbutils.pipeline.parameters import add_profile, planned_by
 
 NOT_WEIGHTS = ("*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "onnx/*", "openvino/*", "coreml/*", "original/*")
 """Files of a model repository that no loader of ours reads."""
@@ -48,7 +49,7 @@ class Wanted:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `fetch`."""
-    add_profile(parser, run_dir=False)
+    add_profile(parser)
     parser.add_argument(
         "--out", metavar="DIR", help=f"the folder (default: {VARIABLE}, or fetched/ at the project root)"
     )
@@ -60,8 +61,8 @@ def main(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out or os.environ.get(VARIABLE) or project_root() / "fetched").expanduser().absolute()
     if arguments.check:
         return check(folder)
-    planned = plan(profile_path(arguments.profile), arguments.overrides)
-    wanted = wanted_by({entry.stage.name: entry.settings for entry in planned.stages})
+    planned = planned_by(arguments)
+    wanted = wanted_by(entry.settings for entry in planned.stages)
     if not wanted:
         print(f"{shown(planned.profile)} takes nothing from the hub; it runs without internet as it is.")
         return 0
@@ -72,60 +73,36 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def wanted_by(settings: dict[str, Any]) -> list[Wanted]:
-    """What the stages' settings take from the hub, each once."""
-    return list(dict.fromkeys([*models_and_datasets(settings), *data_of_tasks(settings)]))
+def wanted_by(settings: Iterable[Settings], *, tasks: bool = True) -> list[Wanted]:
+    """What stages take from the hub, each once: base model, peers, the chat's models, conversations, data of `tasks`.
 
-
-def models_and_datasets(settings: dict[str, Any]) -> list[Wanted]:
-    """Base model, conversations, peers, and the models of the chat that are no run's."""
-    values = _values(settings)
-    revision = values.get("base_revision")
-    base = values.get("base_model", TINY)
-    base = f"{base.partition('@')[0]}@{revision}" if revision else base
-    peers = values["peers"] if "tasks" in values else []  # the chat loads one where somebody picks it
-    talked_to = [name for name in (values.get("model", ""), values.get("compare_with", "")) if not is_run_model(name)]
-    purposes = {"base model": [base], "peer": peers, "model of the chat": talked_to}
-    models = [
-        (purpose, *name.partition("@"))
-        for purpose, names in purposes.items()
-        for name in names
-        if not resolve(name).exists()
-    ]
-    return _not_local(
-        [
-            *(
-                Wanted("model", name, revision, purpose)
-                for purpose, name, _, revision in models
-                if name != TINY and not name.endswith(".gguf")
-            ),
-            *(
-                Wanted("dataset", spec.path, spec.revision, "conversations")
-                for spec in values.get("datasets", [])
-                if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS)
-            ),
-        ]
-    )
-
-
-def data_of_tasks(settings: dict[str, Any]) -> list[Wanted]:
-    """The data of tasks; where there are others than the embedded ones, lm-eval is imported, which takes seconds."""
-    values = _values(settings)
+    Where there are other tasks than the embedded ones, lm-eval is imported for them, which takes seconds.
+    """
+    values: dict[str, Any] = {name: value for stage in settings for name, value in stage}
+    base, revision = values.get("base_model", TINY), values.get("base_revision")
+    models = [("base model", f"{base.partition('@')[0]}@{revision}" if revision else base)]
+    if "tasks" in values:  # the chat loads a peer where somebody picks it
+        models += [("peer", peer) for peer in values["peers"]]
+    models += [("model of the chat", values.get(name, TINY)) for name in ("model", "compare_with")]
     own = own_tasks(values.get("task_path", ""))
-    asked = [*values.get("tasks", []), *values.get("contamination_tasks", [])]
-    return _not_local(
-        Wanted("dataset", name, "", f"task {task}")
-        for task in asked
-        if task in own or task not in YAMLS
-        for name in dataset_of_tasks(task, own)
-    )
-
-
-def _values(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for stage in settings.values() for name, value in stage}
-
-
-def _not_local(wanted: Iterable[Wanted]) -> list[Wanted]:
+    wanted = [
+        *(
+            Wanted("model", name.partition("@")[0], name.partition("@")[2], purpose)
+            for purpose, name in models
+            if not (name == TINY or is_run_model(name) or name.endswith(".gguf") or resolve(name).exists())
+        ),
+        *(
+            Wanted("dataset", spec.path, spec.revision, "conversations")
+            for spec in values.get("datasets", [])
+            if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS)
+        ),
+        *(
+            Wanted("dataset", name, "", f"task {task}")
+            for task in [*values.get("tasks", []), *values.get("contamination_tasks", [])]
+            if tasks and (task in own or task not in YAMLS)
+            for name in dataset_of_tasks(task, own)
+        ),
+    ]
     return [item for item in dict.fromkeys(wanted) if not resolve(item.name).exists()]
 
 
@@ -164,10 +141,9 @@ def fetch(wanted: Wanted, folder: Path) -> None:
             wanted.name, repo_type=wanted.kind, revision=commit, local_dir=folder / target, ignore_patterns=left_out
         )
     except Exception as error:  # the hub's client raises a dozen types, its HTTP library's among them
-        first = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"The {wanted.purpose} {wanted.name} cannot be fetched ({first}); check its name and revision, the "
-            "network, and HF_TOKEN for what needs a login."
+            f"The {wanted.purpose} {wanted.name} cannot be fetched ({first_line(error)}); check its name and revision, "
+            "the network, and HF_TOKEN for what needs a login."
         ) from error
     known = _add(wanted, commit, folder, target)
     print(f"{wanted.purpose} {wanted.name}: {'is there' if known else 'fetched'} at commit {commit[:12]}")

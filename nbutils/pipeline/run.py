@@ -22,10 +22,9 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RECORD, write_record
 from nbutils.core.run.stage import check_upstream, locked
 from nbutils.core.run.state import State
-from nbutils.pipeline.choice import Options, asks_first, chosen, explain
-from nbutils.pipeline.display import Display, Row
-from nbutils.pipeline.parameters import Plan, Planned, plan
-from nbutils.pipeline.profile import add_profile, profile_path
+from nbutils.pipeline.choice import STAYS, Options, asks_first, chosen, explain
+from nbutils.pipeline.display import Display
+from nbutils.pipeline.parameters import Plan, Planned, add_profile, planned_by
 from nbutils.pipeline.supervise import Supervisor, end, run_mark
 
 
@@ -52,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs a profile; the exit status."""
     display = Display()
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
-    planned = plan(profile_path(arguments.profile), arguments.overrides, arguments.run_dir)
+    planned = planned_by(arguments)
     if arguments.explain:
         return explain(planned, options, display)
     return Runner(planned, options, display, _execute).go()
@@ -90,19 +89,21 @@ class Job:
     autosave_seconds: float = 30
 
 
+@dataclass
 class Runner:
     """One call of the pipeline on one run folder."""
 
-    def __init__(self, plan: Plan, options: Options, display: Display, execute: Callable[[Job], None]) -> None:
-        self.plan = plan
-        self.folder = Run(plan.run)
-        self.options = options
-        self.display = display
-        self.supervisor = Supervisor(plan.run, display.say)
+    plan: Plan
+    options: Options
+    display: Display
+    execute: Callable[[Job], None]
+
+    def __post_init__(self) -> None:
+        self.folder = Run(self.plan.run)
+        self.supervisor = Supervisor(self.plan.run, self.display.say)
         self.results: dict[str, tuple[str, str]] = {}  # status and seconds
         self.sentence = ""
-        self._execute = execute
-        self.chosen = chosen(plan, options)
+        self.chosen = chosen(self.plan, self.options)
 
     def go(self) -> int:
         """Executes what has to be executed; the exit status: 0 done or paused, 1 failed, 128 + n ended by signal n."""
@@ -127,8 +128,7 @@ class Runner:
         """UserError for what a notebook would stop over, from the first one on that has something to do."""
 
         def stands(planned: Planned) -> bool:
-            decision = decide(inspect(planned.stage, planned.settings), self.options.policy)
-            return decision in (Action.SKIP, Action.KEEP, Action.LEAVE)
+            return decide(inspect(planned.stage, planned.settings), self.options.policy) in STAYS
 
         if pending := list(dropwhile(stands, self.chosen)):
             from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
@@ -137,32 +137,29 @@ class Runner:
                 raise UserError(" ".join(stops))
 
     def _stages(self) -> int:
+        """Skips or executes each stage; the exit status."""
         for number, planned in enumerate(self.chosen, 1):
+            name = planned.stage.name
             if self.supervisor.asked:
-                self.sentence = f"Stopped before {planned.stage.name}; run the same command again to go on."
+                self.sentence = f"Stopped before {name}; run the same command again to go on."
                 return 128 + self.supervisor.asked
-            status = self._stage(planned, number)
-            if status is not None:
-                return status
+            check_upstream(planned.stage, planned.settings, self.options.allow_paused)
+            state = inspect(planned.stage, planned.settings)
+            decision = decide(state, self.options.policy)
+            if not decision.clears and (differing := state.library_changes):
+                self.display.say(f"{name} was made with {differing}; nothing is rerun for that.")
+            self._prepare(state, decision)
+            if decision in STAYS and state.state is State.PAUSED:
+                self.results[name] = State.PAUSED, "–"
+                self.sentence = self._paused(name)
+            elif decision in STAYS:
+                self.results[name] = SKIPPED, "–"
+            else:
+                reason = "again, as asked" if decision.clears and not state.stale else state.reason
+                status = self._run_notebook(planned, f"[{number}/{len(self.chosen)}] {name}", reason)
+                if status is not None:
+                    return status
         return 0
-
-    def _stage(self, planned: Planned, number: int) -> int | None:
-        """Skips or executes one stage; an exit status where the run ends with it."""
-        check_upstream(planned.stage, planned.settings, self.options.allow_paused)
-        name, state = planned.stage.name, inspect(planned.stage, planned.settings)
-        decision = decide(state, self.options.policy)
-        if not decision.clears and (differing := state.library_changes):
-            self.display.say(f"{name} was made with {differing}; nothing is rerun for that.")
-        self._prepare(state, decision)
-        if decision in (Action.SKIP, Action.KEEP) and state.state is State.DONE:
-            self.results[name] = SKIPPED, "–"
-            return None
-        if decision in (Action.KEEP, Action.LEAVE):
-            self.results[name] = State.PAUSED, "–"
-            self.sentence = self._paused(name)
-            return None
-        reason = "again, as asked" if decision.clears and not state.stale else state.reason
-        return self._run_notebook(planned, f"[{number}/{len(self.chosen)}] {name}", reason)
 
     def _prepare(self, state: StageState, decision: Action) -> None:
         """Does to the stage's folder what has been decided. UserError where a person decides."""
@@ -187,7 +184,7 @@ class Runner:
         self.display.say(f"{which}: {source.name} — {reason}")
         with self.supervisor.stage(planned.stage.pausable):
             try:
-                self._execute(job)
+                self.execute(job)
             except StageFailed as raised:
                 error = raised
         self.display.flush()
@@ -219,10 +216,9 @@ class Runner:
     def _state_since(self, name: str, started: float) -> State:
         """Done or paused where a record of this run says so: papermill's own word is not enough."""
         record = self.folder.record(name)
-        fresh = record is not None and datetime.fromisoformat(record["started"]).timestamp() >= started
-        if record is None or not fresh or record["status"] == State.RUNNING:
+        if record is None or datetime.fromisoformat(record["started"]).timestamp() < started:
             return State.FAILED
-        return State(record["status"])
+        return State.FAILED if record["status"] == State.RUNNING else State(record["status"])
 
     def _paused(self, name: str) -> str:
         """How far a paused stage is, and how to go on."""
@@ -245,11 +241,10 @@ class Runner:
         rows = []
         for planned in self.plan.stages:
             name = planned.stage.name
-            state = State.ABSENT if planned in self.chosen else self.folder.state(name)
-            left = {State.DONE: "kept", State.ABSENT: NOT_RUN}.get(state, str(state))
+            left = NOT_RUN if planned in self.chosen else self.folder.state(name)
             status, seconds = self.results.get(name, (left, "–"))
             record = self.folder.record(name) if status != NOT_RUN else None
-            rows.append(Row(name, status, seconds, (record or {}).get("facts", {}).get("made", "")))
+            rows.append((name, status, seconds, (record or {}).get("facts", {}).get("made", "")))
         self.display.table(rows)
 
     def _last_words(self) -> None:
@@ -265,14 +260,14 @@ class Runner:
             self.display.say(f"Nothing to do: all {len(self.chosen)} stages in {shown(self.plan.run)} are done.")
 
     def _warn_of_stale_upstream(self) -> None:
-        names = {name for planned in self.chosen for name in planned.stage.reads} - {p.stage.name for p in self.chosen}
         for planned in self.plan.stages:
-            if planned.stage.name in names and (state := inspect(planned.stage, planned.settings)).stale:
+            read = any(planned.stage.name in later.stage.reads for later in self.chosen)
+            if planned not in self.chosen and read and (state := inspect(planned.stage, planned.settings)).stale:
                 self.display.say(f"Warning: {state.spec.name} is used as it is, but {state.reason}.")
 
 
 def _execute(job: Job) -> None:
-    """The engine, imported when the first notebook has to run: a run in which nothing happens doesn't wait for it."""
-    from nbutils.pipeline import engine
+    """Imported when the first notebook has to run: a run in which nothing happens doesn't wait for it."""
+    from nbutils.pipeline.execution import execute
 
-    engine.execute(job)
+    execute(job)

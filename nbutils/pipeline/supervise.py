@@ -39,15 +39,16 @@ class Supervisor:
     `asked` is the first signal, `ended` says whether a stage had to be ended, `mark` is that of the stage at work.
     """
 
+    asked: signal.Signals | None = None
+    ended = False
+    mark = ""
+    _pausable = False
+    _kernel: int | None = None
+    _timer: threading.Timer | None = None
+
     def __init__(self, run: Path, say: Callable[[str], None]) -> None:
-        self.asked: signal.Signals | None = None
-        self.ended = False
-        self.mark = ""
         self._run = run
         self._print = say
-        self._pausable = False
-        self._kernel: int | None = None
-        self._timer: threading.Timer | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -74,7 +74,7 @@ def profile(tmp_path) -> str:
 
 def test_files_are_not_looked_for_on_the_hub_and_a_name_with_a_dot_is_no_file(tmp_path):
     paths = ["rows.jsonl", "rows.jsonl.gz", "a/rows.json", "rows.parquet", "rows.arrow", "chitchat", "some/set-2.5"]
-    assert [item.name for item in wanted_by({"data": settings_for(tmp_path, paths)})] == ["some/set-2.5"]
+    assert [item.name for item in wanted_by([settings_for(tmp_path, paths)])] == ["some/set-2.5"]
 
 
 def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profile, tmp_path, monkeypatch, capsys):

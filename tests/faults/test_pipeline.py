@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from nbutils.core.files import read_json
-from nbutils.pipeline import engine
+from nbutils.pipeline import execution
 from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.run import Job
@@ -304,7 +304,7 @@ def test_a_long_silent_cell_is_saved_meanwhile(bench, monkeypatch):
     watcher = threading.Thread(target=watch)
     watcher.start()
     with supervisor.stage(pausable=True):
-        engine.execute(job)
+        execution.execute(job)
     done.set()
     watcher.join()
     assert len(saves) >= 4  # of a cell of 5 s

@@ -61,7 +61,7 @@ def test_a_folder_for_each_notebook_and_one_for_all_small_valid_and_for_kaggles_
 def test_the_parameters_cell_holds_the_profiles_values(profile, made):
     planned = plan(profile, [])
     whole, _ = made[next(name for name in made if name.endswith("whole-pipeline"))]
-    assert parameters(whole)["run_dir"].default == planned.run_dir
+    assert parameters(whole)["run_dir"].default == planned.stages[0].settings.run_dir
     for entry in planned.stages:
         name = entry.stage.file.removesuffix(".ipynb").replace("_", "-")
         path, _ = next(made[own] for own in made if own.endswith(name))

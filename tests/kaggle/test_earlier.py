@@ -14,11 +14,11 @@ from tests.kaggle.made_stages import checkpoint, stage_at
 SIZED = {"bytes": 5, "sha256": "", "mtime_ns": 0}
 
 
-def chosen(*folders: Path, **asked: object) -> tuple[Earlier, list[str]]:
+def chosen(*folders: Path, **asked: object) -> Earlier:
     """Of copies of a training the one to continue, which has to be there."""
-    found, remarks = best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
+    found = best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
     assert found is not None
-    return found, remarks
+    return found
 
 
 @pytest.mark.parametrize("place", ["slug", "notebooks/owner/slug", "datasets/owner/slug/versions/3"])
@@ -28,20 +28,19 @@ def test_runs_are_found_wherever_they_are_mounted(tmp_path, place):
     assert run_folders(tmp_path, "mine") == [tmp_path / place / "runs" / "mine"]
 
 
-def test_of_several_versions_the_one_with_the_highest_valid_step_is_taken(tmp_path):
+def test_of_several_versions_the_one_with_the_highest_valid_step_is_taken(tmp_path, capsys):
     folders = []
     for number, steps in enumerate([(10, 20), (10, 30), (10,)], 1):
         folders.append(stage_at(tmp_path / str(number) / "mine", "paused", f"2026-01-0{number}T10:00:00+00:00"))
         for step in steps:
             checkpoint(folders[-1], step)
-    found, remarks = chosen(*folders)
-    assert not remarks and found.step == 30 and found.date == "2026-01-02 10:00 UTC"
+    found = chosen(*folders)
+    assert found.step == 30 and found.date == "2026-01-02 10:00 UTC" and not capsys.readouterr().out
     (folders[1] / "checkpoints/step-000030/weights").write_bytes(b"x" * 100)
-    found, (remark,) = chosen(*folders)
-    assert found.step == 20 and "changed weights" in remark
+    assert chosen(*folders).step == 20 and "changed weights" in capsys.readouterr().out
 
 
-def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_path):
+def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_path, capsys):
     other, mine, broken = (
         stage_at(tmp_path / name / "mine", "paused", parts={"parameters": {"seed": seed}})
         for name, seed in [("a", 1), ("b", 0), ("c", 0)]
@@ -50,11 +49,11 @@ def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_pa
     checkpoint(mine, 10)
     for odd in ('{"schema": 1, "sta', "[]", '{"schema": "x"}', '{"schema": 1, "stage": "train"}'):
         (broken / "stage.json").write_text(odd)
-        remarks = [f"{broken / 'stage.json'} is damaged, and what is beside it is passed over"]
-        found, said = chosen(other, mine, broken)
-        assert found.step == 10 and said == remarks
-        assert best([broken.parent], "train", None) == (None, remarks)  # said where nothing else is attached, too
-    assert best([other.parent], "metrics", None) == (None, [])
+        remark = f"Note: {broken / 'stage.json'} is damaged, and what is beside it is passed over.\n"
+        assert chosen(other, mine, broken).step == 10 and capsys.readouterr().out == remark
+        assert best([broken.parent], "train", {}) is None  # said where nothing else is attached, too
+        assert capsys.readouterr().out == remark
+    assert best([other.parent], "metrics", {}) is None and not capsys.readouterr().out
 
 
 def test_what_fits_comes_before_what_is_further_and_does_not(tmp_path):
@@ -66,9 +65,9 @@ def test_what_fits_comes_before_what_is_further_and_does_not(tmp_path):
     checkpoint(far, 10_000)
     checkpoint(new, 500)
     asked = {"upstream": {"data/x": "now"}}
-    found, _ = chosen(done, far, new, **asked)
+    found = chosen(done, far, new, **asked)
     assert found.fits and found.step == 500
-    found, _ = chosen(done, far, **asked)
+    found = chosen(done, far, **asked)
     assert not found.fits and found.done
 
 
@@ -77,24 +76,24 @@ def test_work_of_a_newer_smallchat_is_not_started_again(tmp_path):
         chosen(stage_at(tmp_path / "mine", "paused", schema=99))
 
 
-def test_a_paused_stage_goes_on_without_the_files_that_a_mirror_leaves_out(tmp_path):
+def test_a_paused_stage_goes_on_without_the_files_that_a_mirror_leaves_out(tmp_path, capsys):
     """It sends checkpoints and records, and no base: training makes that again."""
     outputs = {"base/model": SIZED, "checkpoints/step-000010/weights": SIZED}
     folder = stage_at(tmp_path / "mine", "paused", outputs=outputs)
     checkpoint(folder, 10)
-    found, remarks = chosen(folder)
-    assert found.step == 10 and not remarks
+    found = chosen(folder)
+    assert found.step == 10 and not capsys.readouterr().out
     assert found.record["status"] == "paused" and list(found.record["outputs"]) == ["checkpoints/step-000010/weights"]
 
 
-def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path):
+def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path, capsys):
     folder = stage_at(tmp_path / "mine", "done", outputs={"final/model": SIZED})
     (folder / "final").mkdir()
     (folder / "final" / "model").write_bytes(b"12345")
-    assert chosen(folder)[0].done
+    assert chosen(folder).done
     (folder / "final" / "model").write_bytes(b"1")
-    found, (remark,) = chosen(folder)
-    assert not found.done and "final/model" in remark
+    found = chosen(folder)
+    assert not found.done and "final/model" in capsys.readouterr().out
     bring(found, Run(tmp_path / "here"), own=True)
     record = Run(tmp_path / "here").record("train")
     assert record and record["status"] != "done" and not record["outputs"]
@@ -106,7 +105,7 @@ def test_what_is_brought_can_be_written_and_only_the_chosen_checkpoint_comes(tmp
         checkpoint(folder, step)
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / "metrics.jsonl").chmod(0o444)
-    bring(chosen(folder)[0], Run(copy.parent), own=True)
+    bring(chosen(folder), Run(copy.parent), own=True)
     assert [path.name for path in (copy / "checkpoints").iterdir()] == ["step-000020"]
     stats = [(place / "metrics.jsonl").stat() for place in (folder, copy)]
     assert stats[1].st_mode & 0o200 and stats[0].st_mtime_ns == stats[1].st_mtime_ns
@@ -117,5 +116,5 @@ def test_nothing_is_brought_that_kaggle_would_not_keep(tmp_path, monkeypatch):
     checkpoint(folder, 10)
     monkeypatch.setattr("nbutils.kaggle.carry_over.LIMIT", 3)
     with pytest.raises(UserError, match="working folder"):
-        bring(chosen(folder)[0], Run(tmp_path / "here"), own=True)
+        bring(chosen(folder), Run(tmp_path / "here"), own=True)
     assert not (tmp_path / "here").exists()

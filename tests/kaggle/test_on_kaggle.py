@@ -11,8 +11,8 @@ from papermill import PapermillExecutionError, execute_notebook
 
 from nbutils.core.files import append_jsonl, write_json, write_text
 from nbutils.core.run.layout import Run
-from nbutils.kaggle.environment import keep_under, used
-from nbutils.kaggle.session import forecast
+from nbutils.kaggle.carry_over import keep_under, used
+from nbutils.kaggle.notebook_session import forecast
 from tests.kaggle.made_stages import checkpoint, stage_at
 
 SOURCE = {"rows": 4_600, "rows_in_source": 460_000}

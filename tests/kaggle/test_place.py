@@ -10,8 +10,7 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.files import resolve
 from nbutils.core.hardware import Gpu
-from nbutils.kaggle.environment import check_gpus, look_around, take_secret
-from nbutils.kaggle.start import Bundle, check_attached, start
+from nbutils.kaggle.start import Bundle, check_attached, check_gpus, look_around, start, take_secret
 from tests.conftest import ROOT
 
 T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
@@ -75,8 +74,8 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(place, monkeypatch, ca
     """Long before a checkpoint would be lost; without internet there is nothing to send to, which is said."""
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setitem(sys.modules, "kaggle_secrets", None)  # no such module here
-    monkeypatch.setattr("nbutils.kaggle.environment.hub_answers", lambda: internet)
-    monkeypatch.setattr("nbutils.kaggle.environment.nvidia_gpus", lambda: ())
+    monkeypatch.setattr("nbutils.kaggle.start.hub_answers", lambda: internet)
+    monkeypatch.setattr("nbutils.kaggle.start.nvidia_gpus", lambda: ())
     bundle = Bundle("me", "mine", "mine.yaml", "train", checkpoint_mirror="me/mirror")
     if not internet:
         assert start(bundle).mirror is None

@@ -19,14 +19,14 @@ from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import key_parts
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
-from nbutils.kaggle.carry_over import best, continues, settings_of
+from nbutils.kaggle.carry_over import best, continues
 from nbutils.kaggle.command import add_arguments, bundle_of
-from nbutils.kaggle.environment import WHOLE, Environment
-from nbutils.kaggle.session import Session, too_late
-from nbutils.kaggle.start import Bundle
+from nbutils.kaggle.notebook_session import Session, too_late
+from nbutils.kaggle.packages import WHOLE
+from nbutils.kaggle.start import Bundle, Environment
 from nbutils.pipeline.choice import Options as Choice
 from nbutils.pipeline.choice import chosen
-from nbutils.pipeline.parameters import plan
+from nbutils.pipeline.parameters import plan, settings_of
 from nbutils.train.control import StepControl
 from tests.kaggle.made_stages import checkpoint, stage_at
 from tests.kaggle.simulated import SMALL
@@ -36,7 +36,7 @@ NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
 
 def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -> Path:
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
-    settings = settings_of("train", NAMES | changes)
+    settings = settings_of(spec("train"), NAMES | changes)
     parts = key_parts(spec("train"), settings)
     folder = stage_at(settings.run_path, status, key=sha256_of_json(parts), parts=parts, work_seconds=seconds)
     if status != "done":
@@ -45,9 +45,9 @@ def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -
 
 
 def kept(folder: Path, stale: str) -> bool:
-    found, _ = best([folder.parent], "train", None)
+    found = best([folder.parent], "train", {})
     assert found is not None
-    return continues(found, inspect(spec("train"), settings_of("train", NAMES)), stale, in_pipeline=False)
+    return continues(found, inspect(spec("train"), settings_of(spec("train"), NAMES)), stale, in_pipeline=False)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def given(profile: Path, *words: str) -> Bundle:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     always = ["bundle", str(profile), "--out", "x", "--owner", "someone"]
-    return bundle_of(parser.parse_args([*always, *words]), profile)
+    return bundle_of(parser.parse_args([*always, *words]))
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import yaml
 from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.settings import STEERING
 from nbutils.core.stages import STAGES
-from nbutils.pipeline.parameters import plan
-from nbutils.pipeline.profile import read_profile
+from nbutils.pipeline.parameters import plan, read_profile
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from nbutils.pipeline.display import Display, Row, clean
+from nbutils.pipeline.display import Display, clean
 
 
 def display() -> tuple[Display, io.StringIO]:
@@ -43,7 +43,7 @@ def test_a_long_sentence_stays_one_line():
 
 def test_the_table_names_every_stage():
     shown, out = display()
-    shown.table([Row("data", "done", "12.3", "4,018 conversations"), Row("train", "skipped", "–", "")])
+    shown.table([("data", "done", "12.3", "4,018 conversations"), ("train", "skipped", "–", "")])
     assert out.getvalue().splitlines() == [
         "stage  status   seconds  what it made",
         "data   done        12.3  4,018 conversations",

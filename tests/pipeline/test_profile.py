@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbutils.core.errors import UserError
-from nbutils.pipeline.profile import read_override, read_profile
+from nbutils.pipeline.parameters import read_override, read_profile
 
 
 def read(tmp_path, text: str) -> dict:

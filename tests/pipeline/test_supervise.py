@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nbutils.pipeline import engine
+from nbutils.pipeline import execution
 from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.run import Job, StageFailed
@@ -78,20 +78,20 @@ def test_how_a_notebook_is_executed(tmp_path, monkeypatch):
         seen.update(timeout=self.timeout, raises=self.raise_on_iopub_timeout, autosave=self.book.autosave_cell_every)
         raise OSError("no kernel")
 
-    monkeypatch.setattr(engine.NotebookClient, "start_new_kernel", start_new_kernel)
+    monkeypatch.setattr(execution.NotebookClient, "start_new_kernel", start_new_kernel)
     source = write_notebooks(tmp_path / "notebooks") / "01_first.ipynb"
     for minutes, timeout in ((0.33, 20), (None, None)):
         supervisor = Supervisor(tmp_path, print)
         job = Job(source, tmp_path / "out.ipynb", {}, supervisor, Display(), Options(cell_minutes=minutes))
         with supervisor.stage(pausable=False), pytest.raises(StageFailed):
-            engine.execute(job)
+            execution.execute(job)
         assert seen == {"timeout": timeout, "raises": False, "autosave": 30}
 
 
 def test_a_kernel_ended_by_sigkill_is_likely_a_matter_of_memory():
-    words = engine.dead_kernel("a.ipynb, code cell 3", -signal.SIGKILL, "")
+    words = execution.dead_kernel("a.ipynb, code cell 3", -signal.SIGKILL, "")
     assert words.startswith("a.ipynb, code cell 3: the kernel was ended by SIGKILL (often") and "memory" in words
-    assert "memory" not in engine.dead_kernel("a.ipynb, code cell 3", -signal.SIGTERM, "")
+    assert "memory" not in execution.dead_kernel("a.ipynb, code cell 3", -signal.SIGTERM, "")
 
 
 @pytest.mark.parametrize(
@@ -104,5 +104,5 @@ def test_a_kernel_ended_by_sigkill_is_likely_a_matter_of_memory():
     ],
 )
 def test_an_exception_in_a_cell_is_one_sentence(name, value, words, tmp_path):
-    sentence = engine.cell_sentence(name, value, "a.ipynb, cell In [3]", Path(tmp_path))
+    sentence = execution.cell_sentence(name, value, "a.ipynb, cell In [3]", Path(tmp_path))
     assert sentence.startswith("a.ipynb, cell In [3]") and words in sentence and "\n" not in sentence

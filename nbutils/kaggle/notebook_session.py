@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -26,11 +27,24 @@ from nbutils.core.run.state import State
 from nbutils.core.stages import maker, spec, stages
 from nbutils.core.torchrun import STARTED
 from nbutils.core.training_log import LOG as LOG_OF_TRAINING
-from nbutils.kaggle.carry_over import ACCEPT, LOG, NOTE, Earlier, best, bring, continues, run_folders, settings_of
-from nbutils.kaggle.environment import LIMIT, WHOLE, Environment, keep_under, used
+from nbutils.kaggle.carry_over import (
+    ACCEPT,
+    LIMIT,
+    LOG,
+    NOTE,
+    Earlier,
+    best,
+    bring,
+    continues,
+    keep_under,
+    run_folders,
+    used,
+)
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.mirror import Mirror
-from nbutils.kaggle.start import Bundle
+from nbutils.kaggle.packages import WHOLE
+from nbutils.kaggle.start import Bundle, Environment
+from nbutils.pipeline.parameters import settings_of
 
 TRAINING = maker("model").name
 LONG = maker("scores").name
@@ -47,22 +61,24 @@ WARM_UP = 3
 """First rows of a session that say little about its speed."""
 
 
+@dataclass
 class Session:
-    """One session of one bundled notebook."""
+    """One session of one bundled notebook. `waits` says why it ended before its last stage was begun."""
 
-    def __init__(self, bundle: Bundle, environment: Environment) -> None:
-        self.bundle = bundle
-        self.stage = bundle.stage
-        self.stages = [each.name for each in stages()] if self.stage == WHOLE else [self.stage]
-        self.trains = TRAINING in self.stages
-        self.environment = environment
-        self.waits = ""
+    bundle: Bundle
+    environment: Environment
+    continued: Earlier | None = None
+    mirror: Mirror | None = None
+    waits: str = ""
+
+    def __post_init__(self) -> None:
         self.run = Run(Path())
         self.names: Mapping[str, Any] = {}
-        self.continued: Earlier | None = None
-        self.mirror: Mirror | None = None
-        if bundle.checkpoint_mirror and environment.internet:
-            self.mirror = Mirror(bundle.checkpoint_mirror, bundle.mirror_minutes)
+        self.stage = self.bundle.stage
+        self.stages = [each.name for each in stages()] if self.stage == WHOLE else [self.stage]
+        self.trains = TRAINING in self.stages
+        if self.bundle.checkpoint_mirror and self.environment.internet:
+            self.mirror = Mirror(self.bundle.checkpoint_mirror, self.bundle.mirror_minutes)
 
     def resume(self, names: Mapping[str, Any]) -> None:
         """Brings what earlier sessions and notebooks made, and passes over a stage that is finished already."""
@@ -75,7 +91,7 @@ class Session:
         if self.stage != WHOLE and self._is_done(self.stage):
             print(f"{self.stage} is finished already; the cells below are passed over, and its output is handed on.")
             self.close()
-            guard.pass_over()
+            guard.skipping = True
         elif self.mirror is not None:
             self.mirror.start(self.run.path)
 
@@ -133,12 +149,12 @@ class Session:
 
     def _is_done(self, name: str) -> bool:
         """Whether a stage is finished, with these settings, this code and what it reads as it is here."""
-        return inspect(spec(name), settings_of(name, self.names)).fits
+        return inspect(spec(name), settings_of(spec(name), self.names)).fits
 
     def _note_end(self, status: State, error: str = "") -> None:
         """Notes how the session ended, and when; `running` is one that finished nothing."""
-        note = {"schema": SCHEMA, "stage": self.stage, "status": status, "time": datetime.now(UTC).isoformat()}
-        write_record(self.run.path / NOTE, note | ({"error": error} if error else {}))
+        note = {"schema": SCHEMA, "status": status, "error": error, "time": datetime.now(UTC).isoformat()}
+        write_record(self.run.path / NOTE, note)
 
     # ---- what came before ----
 
@@ -150,31 +166,25 @@ class Session:
             if (self.run.folder(name) / RECORD).is_file():
                 continue  # the first cells are executed a second time
             if name in upstream:
-                self._bring(*best(runs, name, None))
+                if found := best(runs, name, {}):
+                    bring(found, self.run, own=False)
                 continue
-            settings = settings_of(name, self.names)
+            settings = settings_of(spec(name), self.names)
             asked = key_parts(spec(name), settings)
             if self.stage == WHOLE:
                 del asked[UPSTREAM]  # earlier stages may still change
-            found, remarks = best(runs, name, asked)
-            if name == TRAINING and not (found and found.done and found.fits):
+            found = best(runs, name, asked)
+            if name == TRAINING and self.mirror and not (found and found.done and found.fits):
                 step = found.step if found and (found.fits or self.bundle.stale == ACCEPT) else 0
-                further = self.mirror and self.mirror.fetch(self.run.path.name, step)
-                if further:
-                    runs += run_folders(further, self.run.path.name)
-                    found, remarks = best(runs, name, asked)
-            self._bring(found, remarks, own=True)
+                if further := self.mirror.fetch(self.run.path.name, step):
+                    found = best([*runs, *run_folders(further, self.run.path.name)], name, asked)
+            if found is not None:
+                bring(found, self.run, own=True)
             state = inspect(spec(name), settings)
             if found is not None and not continues(found, state, self.bundle.stale, self.stage == WHOLE):
                 found = None
             if name == TRAINING:
                 self._say_what_continues(found, state.library_changes)
-
-    def _bring(self, found: Earlier | None, remarks: list[str], own: bool = False) -> None:
-        for remark in remarks:
-            print(f"Note: {remark}.")
-        if found is not None:
-            bring(found, self.run, own)
 
     def _say_what_continues(self, earlier: Earlier | None, changed: str) -> None:
         if earlier is None or (not earlier.done and earlier.checkpoint is None):

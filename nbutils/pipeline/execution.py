@@ -29,7 +29,7 @@ from papermill.parameterize import parameterize_notebook
 from nbutils.core.files import project_root, shown, write_text
 from nbutils.core.run.stage import ALLOW_PAUSED
 from nbutils.core.text import redact
-from nbutils.pipeline.display import Display
+from nbutils.pipeline.display import first_line
 from nbutils.pipeline.run import Job, StageFailed
 from nbutils.pipeline.supervise import MARK, child_environment, guarded
 
@@ -42,7 +42,32 @@ _AGAIN = "run the same command again to go on from this stage"
 
 def execute(job: Job) -> None:
     """Executes a job's notebook, saved as it goes. StageFailed says why it did not come to its end."""
-    _Execution(job).go()
+    nb: Any = load_notebook_node(str(job.source))
+    if job.parameters:
+        nb = parameterize_notebook(nb, job.parameters, kernel_name="python3", language="python")
+    nb = remove_error_markers(prepare_notebook_metadata(nb, str(job.source), str(job.target)))
+    minutes = job.options.cell_minutes
+    client: Any = _Client(
+        nb,
+        # this interpreter's kernel, whatever kernels the user has installed
+        km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
+        timeout=minutes and math.ceil(60 * minutes),
+        startup_timeout=60,
+        # A cell that is done may write faster than its output can be read; that is no reason to fail it.
+        iopub_timeout=60,
+        raise_on_iopub_timeout=False,
+        coalesce_streams=True,
+    )
+    client.job = job
+    client.book = _Book(nb, str(job.target), progress_bar=False, autosave_cell_every=job.autosave_seconds)
+    with guarded(job.supervisor.mark), tempfile.TemporaryFile() as errors:
+        try:
+            client.run(errors)
+        except StageFailed:
+            raise
+        except Exception as error:
+            interrupted = isinstance(error, DeadKernelError) or getattr(error, "ename", "") == "KeyboardInterrupt"
+            raise StageFailed(client.sentence(error, _last_line(errors)), interrupted) from error
 
 
 class _Book(NotebookExecutionManager):
@@ -54,14 +79,22 @@ class _Book(NotebookExecutionManager):
 
 
 class _Client(NotebookClient):
-    """nbclient's client, which shows output as it comes and saves the notebook while a long cell runs."""
+    """nbclient's client, which shows output as it comes and saves the notebook while a long cell runs.
 
+    `cell` is the code cell at work, `number` its number from 1, `status` the exit status of a kernel that died.
+    """
+
+    km: Any
+    kc: Any
+    job: Job
     book: _Book
-    display: Display
+    cell: Any = None
+    number = 0
+    status: int | None = None
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         if msg["msg_type"] == "stream":
-            self.display.output(msg["content"]["text"])
+            self.job.display.output(msg["content"]["text"])
         return super().process_message(msg, cell, cell_index)
 
     async def _async_check_alive(self) -> None:  # nbclient calls it every second
@@ -69,46 +102,9 @@ class _Client(NotebookClient):
             self.book.autosave_cell()
         await super()._async_check_alive()
 
-
-class _Execution:
-    """One notebook under way: its code cell at work, that cell's number from 1, and a dead kernel's exit status."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.cell: Any = None
-        self.number = 0
-        self.status: int | None = None
-
-    def go(self) -> None:
-        with guarded(self.job.supervisor.mark), tempfile.TemporaryFile() as errors:
-            try:
-                self._notebook(errors)
-            except StageFailed:
-                raise
-            except Exception as error:
-                interrupted = isinstance(error, DeadKernelError) or getattr(error, "ename", "") == "KeyboardInterrupt"
-                raise StageFailed(self._sentence(error, _last_line(errors)), interrupted) from error
-
-    def _notebook(self, errors: IO[bytes]) -> None:
-        job = self.job
-        nb: Any = load_notebook_node(str(job.source))
-        if job.parameters:
-            nb = parameterize_notebook(nb, job.parameters, kernel_name="python3", language="python")
-        nb = remove_error_markers(prepare_notebook_metadata(nb, str(job.source), str(job.target)))
-        book = _Book(nb, str(job.target), progress_bar=False, autosave_cell_every=job.autosave_seconds)
-        minutes = job.options.cell_minutes
-        client: Any = _Client(
-            nb,
-            # this interpreter's kernel, whatever kernels the user has installed
-            km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
-            timeout=minutes and math.ceil(60 * minutes),
-            startup_timeout=60,
-            # A cell that is done may write faster than its output can be read; that is no reason to fail it.
-            iopub_timeout=60,
-            raise_on_iopub_timeout=False,
-            coalesce_streams=True,
-        )
-        client.book, client.display = book, job.display
+    def run(self, errors: IO[bytes]) -> None:
+        """Executes every cell in a kernel whose own standard error goes to `errors`."""
+        job, nb = self.job, self.nb
         environment = child_environment(
             **{
                 MARK: job.supervisor.mark,
@@ -116,29 +112,22 @@ class _Execution:
                 ALLOW_PAUSED: "1" if job.options.allow_paused else "",
             }
         )
-        book.notebook_start()
+        self.book.notebook_start()
         try:
-            client.start_new_kernel(env=environment, cwd=str(project_root()), stderr=errors)
-            job.supervisor.kernel_started(client.km.provisioner.pid)
-            with client.setup_kernel(cleanup_kc=True):
-                nb.metadata.language_info = client.wait_for_reply(client.kc.kernel_info())["content"]["language_info"]
-                self._cells(client, book)
-        except BaseException:
-            # papermill would mark every cell completed that was never reached.
-            for cell in nb.cells:
-                if cell.metadata.papermill["status"] == book.PENDING:
-                    cell.metadata.papermill["status"] = "not executed"
-            raise
+            self.start_new_kernel(env=environment, cwd=str(project_root()), stderr=errors)
+            job.supervisor.kernel_started(self.km.provisioner.pid)
+            with self.setup_kernel(cleanup_kc=True):
+                told: Any = self.wait_for_reply(self.kc.kernel_info())
+                nb.metadata.language_info = told["content"]["language_info"]
+                self._cells(nb.cells)
+            self.book.notebook_complete()  # not after an error: it marks cells completed that were never reached
         finally:
-            client.set_widgets_metadata()
-            book.notebook_complete()
-            try:
-                raise_for_execution_errors(nb, None)
-            except PapermillExecutionError:
-                book.save()  # with papermill's links to the cell at fault
+            self.set_widgets_metadata()
+            with suppress(PapermillExecutionError):
+                raise_for_execution_errors(nb, None)  # which adds links to the cell at fault
+            self.book.save()
 
-    def _cells(self, client: Any, book: _Book) -> None:
-        cells = book.nb.cells
+    def _cells(self, cells: list[Any]) -> None:
         total = sum(cell.cell_type == "code" for cell in cells)
         for index, cell in enumerate(cells):
             if cell.cell_type == "code":
@@ -147,17 +136,17 @@ class _Execution:
                 self.cell, self.number = cell, self.number + 1
                 self.job.display.flush()
                 self.job.display.say(f"  cell {self.number}/{total} · {_title(cells, index)}")
-            book.cell_start(cell)
+            self.book.cell_start(cell)
             try:
-                client.execute_cell(cell, index)
+                self.execute_cell(cell, index)
             except Exception:
-                self.status = client.km.provisioner.process.poll()
-                book.cell_exception(cell)
+                self.status = self.km.provisioner.process.poll()
+                self.book.cell_exception(cell)
                 raise
             finally:
-                book.cell_complete(cell)
+                self.book.cell_complete(cell)
 
-    def _sentence(self, error: Exception, said: str) -> str:
+    def sentence(self, error: Exception, said: str) -> str:
         """What ended the notebook. An error that is our own mistake is raised again."""
         name, folder = self.job.source.name, self.job.target.parent
         where = f"{name}, code cell {self.number}"
@@ -172,14 +161,14 @@ class _Execution:
         if self.number:
             raise error
         return (
-            f"The kernel for {name} did not start ({said or _first_line(str(error)) or type(error).__name__}): "
+            f"The kernel for {name} did not start ({said or first_line(error) or type(error).__name__}): "
             f"check that `{sys.executable} -m ipykernel --version` works."
         )
 
 
 def cell_sentence(name: str, value: str, where: str, folder: Path) -> str:
     """For an exception in a cell, by its type's name and its text."""
-    first = _first_line(value)
+    first = first_line(value)
     if name == "UserError":  # the last lines of a log may follow; the notebook holds them
         return f"{where}: {first.rstrip(':.')}."
     if name == "SystemExit":
@@ -219,7 +208,3 @@ def _title(cells: list[Any], index: int) -> str:
 
 def _full_disk(folder: Path) -> str:
     return f"the disk of {shown(folder)} is full: free some space and run the same command again."
-
-
-def _first_line(text: str) -> str:
-    return text.strip().split("\n")[0].strip()[:500]
