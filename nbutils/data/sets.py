@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,26 +87,20 @@ class Sample:
         self.smallest: list[tuple[float, str]] = []
         self.found: dict[str, Any] = {}
 
-    def offer(self, key: str) -> bool:
-        """Whether the key belongs to the sample as far as is known by now; its content then goes into `found`."""
-        number = uniform(f"sample {key}", self.seed)  # not the number that decides the key's side
-        if key in self.found or (len(self.smallest) == self.size and number >= self.smallest[-1][0]):
-            return False
-        self.found[key] = None
-        insort(self.smallest, (number, key))
-        if len(self.smallest) > self.size:
-            del self.found[self.smallest.pop()[1]]
-        return True
+    def add(self, rows: pa.Table, keys: Iterable[str]) -> None:
+        """Takes those of the rows whose keys belong to the sample as far as is known by now."""
+        for place, key in enumerate(keys):
+            number = uniform(f"sample {key}", self.seed)  # not the number that decides the key's side
+            if key in self.found or (len(self.smallest) == self.size and number >= self.smallest[-1][0]):
+                continue
+            insort(self.smallest, (number, key))
+            self.found[key] = rows.slice(place, 1).to_pylist()[0]
+            if len(self.smallest) > self.size:
+                del self.found[self.smallest.pop()[1]]
 
 
 class LongRows(Sample):
     """A sample of over-long conversations."""
-
-    def add(self, rows: pa.Table) -> None:
-        """Takes those of the rows that belong to the sample as far as is known by now."""
-        for number, key in enumerate(rows["hash"].to_pylist()):
-            if self.offer(key):
-                self.found[key] = rows.slice(number, 1).to_pylist()[0]
 
     def read_whole(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[dict[str, Any], Measured]]:
         """The sample in row order, each conversation encoded to its end."""
@@ -128,18 +122,19 @@ class DropSamples:
     def add(self, rows: pa.Table) -> None:
         """Looks at the dropped ones of the rows."""
         dropped = rows.select(["source", "index", "detail", "fate", "messages"])
-        dropped = dropped.filter(pc.not_equal(dropped["fate"], KEPT))
-        for number, row in enumerate(dropped.drop_columns(["messages"]).to_pylist()):
-            key, sample = f"{row['source']} row {row['index']}", self.samples[row.pop("fate")]
-            if sample.offer(key):
-                sample.found[key] = row | {"text": _beginning(dropped["messages"][number].as_py())}
+        for fate in set(dropped["fate"].to_pylist()) - {KEPT}:
+            some = dropped.filter(pc.equal(dropped["fate"], fate))
+            names = zip(some["source"].to_pylist(), some["index"].to_pylist(), strict=True)
+            self.samples[fate].add(some, (f"{source} row {index}" for source, index in names))
 
     def found(self) -> dict[str, list[dict[str, Any]]]:
         """Reason → rows, in the order in which reasons are looked for."""
-        return {reason: list(sample.found.values()) for reason, sample in self.samples.items()}
+        return {reason: [_shown(row) for row in sample.found.values()] for reason, sample in self.samples.items()}
 
 
-def _beginning(messages: list[dict[str, str]]) -> str:
-    first = messages[:SHOWN_MESSAGES]
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it is shown, with the beginning of its text."""
+    first = row["messages"][:SHOWN_MESSAGES]
     lines = [f"{m['role']}: {' '.join(m['content'].split())[:SHOWN_CHARACTERS]}" for m in first]
-    return "\n".join(lines + ["…"] * (len(messages) > len(first)))
+    text = "\n".join(lines + ["…"] * (len(row["messages"]) > len(first)))
+    return {name: row[name] for name in ("source", "index", "detail")} | {"text": text}

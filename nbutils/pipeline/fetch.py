@@ -22,8 +22,7 @@ from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import is_run_model
 from nbutils.core.run.models import TINY
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
-from nbutils.data.chitchat import NAME as CHITCHAT
-from nbutils.data.sources import FILE_ENDINGS
+from nbutils.data.sources import CHITCHAT, FILE_ENDINGS
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.profile import add_profile, profile_path
