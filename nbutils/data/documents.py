@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
@@ -45,17 +46,15 @@ def open_document(path: Path) -> Rows | None:
             )
         values = {key.strip(b'"').decode(errors="replace"): where for key, *where in _values(path, text, start)}
         lists = [(first, where) for where in values.values() if (first := _first_object(path, text, *where))]
-        if not lists and (columns := _columns_of_values(text, values)) is not None:
-            return columns.__iter__
-        # Else these are the messages of one conversation.
+        # Objects that are no rows, under a key that is a shape's, are the messages of one conversation.
         if len(lists) == 1 and (fitting(_columns(lists[0][0])) or not fitting(values)):
             return partial(_rows, path, *lists[0][1])
     whole = path.read_bytes()
     try:
-        json.loads(whole)
+        rows = _rows_of_columns(json.loads(whole))
     except (ValueError, RecursionError) as error:
         raise _broken(path, getattr(error, "pos", 0), str(error)) from None
-    return [whole].__iter__
+    return ([whole] if rows is None else rows).__iter__
 
 
 def _broken(path: Path, at: int, why: str) -> UserError:
@@ -98,23 +97,20 @@ def _first_object(path: Path, text: mmap, start: int, stop: int) -> bytes | None
     return first
 
 
-def _columns_of_values(text: mmap, values: Mapping[str, Sequence[int]]) -> list[bytes] | None:
+def _rows_of_columns(found: Mapping[str, Any]) -> list[bytes] | None:
     """The rows of an object that holds a shape's columns, each a list or a mapping of row numbers, as pandas writes.
 
-    None for any other. All of them are read at once: such a file has been in somebody's memory as a whole.
+    None for any other. All of them are in memory at once: such a file has been in somebody's memory as a whole.
     """
-    if not fitting(values) or any(text[begin] not in b"[{" for begin, _ in values.values()):
-        return None
-    try:
-        columns = [json.loads(text[begin:end]) for begin, end in values.values()]
-    except (ValueError, RecursionError):
-        return None
-    columns = [list(c.values()) if isinstance(c, dict) and c and all(map(str.isdecimal, c)) else c for c in columns]
-    if not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+    columns = [
+        list(column.values()) if isinstance(column, dict) and column and all(map(str.isdecimal, column)) else column
+        for column in found.values()
+    ]
+    if not fitting(found) or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
         return None
     if any(isinstance(value, dict) for column in columns for value in column[:1]):  # messages: this is one row
         return None
-    return [json.dumps(dict(zip(values, row, strict=True))).encode() for row in zip(*columns, strict=True)]
+    return [json.dumps(dict(zip(found, row, strict=True))).encode() for row in zip(*columns, strict=True)]
 
 
 def _rows(path: Path, start: int, stop: int | None = None) -> Iterator[bytes]:
