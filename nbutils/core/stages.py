@@ -65,7 +65,7 @@ STAGES: tuple[StageSpec, ...] = (
         "01_filter_data.ipynb",
         makes=("rows",),
         entries=(
-            *("data.tokenizer:make_tokenizer", "data.contamination:index_tasks", "data.filter:filter_sources"),
+            *("data.filter:make_tokenizer", "data.contamination:index_tasks", "data.filter:filter_sources"),
             "data.summary:write_summary",
         ),
         code=(*CHATML, "core.encode_within", "core.tasks", *own("data")),

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from nbutils.core.charts import DPI, THEMES, WIDTH, add_legend, new_figure, save
-from nbutils.data.batches import Source
 from nbutils.data.fates import KEPT, REASONS
+from nbutils.data.row_batches import Source
 
 if TYPE_CHECKING:
     from IPython.display import HTML, Image

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
@@ -23,25 +24,11 @@ _FILLED = re.compile(rb"[^ \t\n\r]")
 _LIST, _OBJECT, _COMMA, _COLON = b"[{,:"
 
 
-@dataclass(frozen=True)
-class Document:
-    """The rows of a JSON file: how many, and a call that reads them as raw JSON."""
-
-    rows: int
-    read: Callable[[], Iterator[bytes]]
+Rows = Callable[[], Iterator[bytes]]
+"""A call that reads the rows of a file as raw JSON."""
 
 
-class Broken(UserError):
-    """A JSON document that cannot be read, and where."""
-
-    def __init__(self, path: Path, at: int, why: str) -> None:
-        super().__init__(
-            f"The JSON in {shown(path)} is broken at character {at:,} ({why}); mend it, or write JSON lines, of which "
-            "a broken one is one row."
-        )
-
-
-def open_document(path: Path) -> Document | None:
+def open_document(path: Path) -> Rows | None:
     """The rows of a list, also one level down ({"data": […]}), or an object that is a row itself.
 
     None for JSON lines under the name of a JSON file. UserError where the JSON is broken or holds no rows.
@@ -52,25 +39,29 @@ def open_document(path: Path) -> Document | None:
         start = 3 if text[:3] == b"\xef\xbb\xbf" else 0
         start = _FILLED.search(text, start).start()  # type: ignore[union-attr]  # a blank file looks like lines
         if text[start] == _LIST:
-            return Document(sum(1 for _ in _values(path, text, start)), lambda: _rows(path, start))
+            return partial(_rows, path, start)
         if text[start] != _OBJECT:
             raise UserError(
                 f"{shown(path)} holds no list of rows; give a JSON file with a list of objects, or JSON lines."
             )
-        values = list(_values(path, text, start))
-        lists = [one for _, begin, end in values if text[begin] == _LIST and (one := _list(path, text, begin, end))]
-        try:
-            if not lists and (columns := _columns_of_values(text, values)) is not None:
-                return Document(len(columns), lambda: iter(columns))
-            if len(lists) == 1:
-                begin, end, rows, are_rows = lists[0]
-                # Else these are the messages of one conversation.
-                if are_rows or not fitting([json.loads(key) for key, _, _ in values]):
-                    return Document(rows, lambda: _rows(path, begin, end))
-            json.loads(text[start:])
-        except (ValueError, RecursionError) as error:
-            raise Broken(path, start + getattr(error, "pos", 0), getattr(error, "msg", str(error))) from None
-    return Document(1, lambda: iter([path.read_bytes()]))
+        values = {key.strip(b'"').decode(errors="replace"): where for key, *where in _values(path, text, start)}
+        lists = [(first, where) for where in values.values() if (first := _first_object(path, text, *where))]
+        # Objects that are no rows, under a key that is a shape's, are the messages of one conversation.
+        if len(lists) == 1 and (fitting(_columns(lists[0][0])) or not fitting(values)):
+            return partial(_rows, path, *lists[0][1])
+    whole = path.read_bytes()
+    try:
+        rows = _rows_of_columns(json.loads(whole))
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, getattr(error, "pos", 0), str(error)) from None
+    return ([whole] if rows is None else rows).__iter__
+
+
+def _broken(path: Path, at: int, why: str) -> UserError:
+    return UserError(
+        f"The JSON in {shown(path)} is broken at character {at:,} ({why}); mend it, or write JSON lines, of which a "
+        "broken one is one row."
+    )
 
 
 def _values(path: Path, text: mmap, start: int, stop: int | None = None) -> Iterator[tuple[bytes, int, int]]:
@@ -90,37 +81,36 @@ def _values(path: Path, text: mmap, start: int, stop: int | None = None) -> Iter
             begin = sign.end()
         if not depth:
             if more := _FILLED.search(text, begin, stop):
-                raise Broken(path, more.start(), "more follows behind the end")
+                raise _broken(path, more.start(), "more follows behind the end")
             return
-    raise Broken(path, begin, "what starts here has no end")
+    raise _broken(path, begin, "what starts here has no end")
 
 
-def _list(path: Path, text: mmap, start: int, stop: int) -> tuple[int, int, int, bool] | None:
-    """Start, end and length of a list of objects, and whether its first has a row's columns; None for any other."""
-    rows, are_rows = 0, False
-    for _, begin, end in _values(path, text, start, stop):
-        if text[begin] != _OBJECT:
-            return None
-        are_rows |= not rows and fitting(_columns(text[begin:end])) is not None
-        rows += 1
-    return (start, stop, rows, are_rows) if rows else None
+def _first_object(path: Path, text: mmap, start: int, stop: int) -> bytes | None:
+    """The first of a list of objects; None for anything else."""
+    first = None
+    if text[start] == _LIST:
+        for _, begin, end in _values(path, text, start, stop):
+            if text[begin] != _OBJECT:
+                return None
+            first = first or text[begin:end]
+    return first
 
 
-def _columns_of_values(text: mmap, values: list[tuple[bytes, int, int]]) -> list[bytes] | None:
+def _rows_of_columns(found: Mapping[str, Any]) -> list[bytes] | None:
     """The rows of an object that holds a shape's columns, each a list or a mapping of row numbers, as pandas writes.
 
-    None for any other. All of them are read at once: such a file has been in somebody's memory as a whole.
+    None for any other. All of them are in memory at once: such a file has been in somebody's memory as a whole.
     """
-    names = [json.loads(key) for key, _, _ in values]
-    if not fitting(names) or any(text[begin] not in b"[{" for _, begin, _ in values):
-        return None
-    columns = [json.loads(text[begin:end]) for _, begin, end in values]
-    columns = [list(c.values()) if isinstance(c, dict) and c and all(map(str.isdecimal, c)) else c for c in columns]
-    if not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+    columns = [
+        list(column.values()) if isinstance(column, dict) and column and all(map(str.isdecimal, column)) else column
+        for column in found.values()
+    ]
+    if not fitting(found) or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
         return None
     if any(isinstance(value, dict) for column in columns for value in column[:1]):  # messages: this is one row
         return None
-    return [json.dumps(dict(zip(names, row, strict=True))).encode() for row in zip(*columns, strict=True)]
+    return [json.dumps(dict(zip(found, row, strict=True))).encode() for row in zip(*columns, strict=True)]
 
 
 def _rows(path: Path, start: int, stop: int | None = None) -> Iterator[bytes]:

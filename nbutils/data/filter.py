@@ -1,4 +1,4 @@
-"""Filters every source row by row, decides duplicates in row order, and writes what comes out."""
+"""Makes the tokenizer, filters every source row by row, decides duplicates in row order, and writes what comes out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,12 +16,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from nbutils.core.files import replaced, write_json
-from nbutils.data.batches import Source, in_order
-from nbutils.data.fates import DUPLICATE, KEPT, TOO_LONG
+from nbutils.core.run.models import TINY, ModelRef, train_bpe
+from nbutils.data.fates import DUPLICATE, KEPT, TOO_LONG, opening_hash
+from nbutils.data.row_batches import Source, in_order
 from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tokenizer
 from nbutils.data.sets import DropSamples, LongRows, RowSet
 from nbutils.data.settings import DataSettings
 from nbutils.data.summary import Filtered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WRITTEN = ("train", "eval", "too_long", "ledger.parquet", "summary.json", "samples.json", "figures")
 """What this stage makes besides the tokenizer and the contamination index."""
@@ -30,6 +35,28 @@ COUNTED_ROWS = 1_000
 """Over-long conversations that are counted to their end, for what lies above `max_length`."""
 ROWS_PER_PROCESS = 2_000
 """Below this many rows for each, a further process takes longer to start than it saves."""
+
+
+def make_tokenizer(settings: DataSettings, sources: Sequence[Source], folder: Path) -> PreTrainedTokenizerBase:
+    """The run's tokenizer with ChatML added, saved as `tokenizer/` in the stage's folder."""
+    if settings.base_model == TINY:
+        tokenizer = train_bpe(train_texts(settings, sources))
+    else:
+        tokenizer = ModelRef.parse(settings.base_model, revision=settings.base_revision).tokenizer()
+    with replaced(folder / "tokenizer") as partial:
+        tokenizer.save_pretrained(partial)
+    loaded_tokenizer.cache_clear()
+    return tokenizer
+
+
+def train_texts(settings: DataSettings, sources: Sequence[Source]) -> Iterator[str]:
+    """Texts of all conversations on the train side, cleaned as the filter cleans them."""
+    for source in sources:
+        rows = RowFilter(source.spec, source.shape.name, settings, Path())
+        for batch in source.batches():
+            for judged in rows.judged(batch.read(), batch.start)[1]:
+                if judged.fate == KEPT and rows.side(opening_hash(judged.turns)) == "train":
+                    yield from (text for _, text in judged.turns)
 
 
 def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Filtered:
@@ -54,8 +81,10 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
             samples.add(result)
             for side in ("train", "eval"):
                 sets[side].add(_where(result, fate=KEPT, side=side))
-            counted_long.add(_where(result, fate=TOO_LONG))
-            kept_long.add(_where(result, fate=TOO_LONG, side="eval"))
+            long = _where(result, fate=TOO_LONG)
+            counted_long.add(long, long["hash"].to_pylist())
+            long = _where(long, side="eval")
+            kept_long.add(long, long["hash"].to_pylist())
     for row, whole in kept_long.read_whole(tokenizer):
         row |= {"tokens": whole.tokens, "supervised_tokens": whole.supervised} | vars(whole.encoding)
         sets["too_long"].add(pa.Table.from_pylist([row], schema=SCHEMA))

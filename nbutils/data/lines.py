@@ -15,18 +15,18 @@ import pyarrow as pa
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import sha256_of_file, sha256_of_json, shown
-from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
-from nbutils.data.documents import HEAD, Document, open_document
+from nbutils.data.documents import HEAD, Rows, open_document
 from nbutils.data.messages import Malformed
+from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LINE, Shape, detect, fitting, parse_line
 
 LINE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
-BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+BUILDERS = {
+    ".parquet": {"path": "parquet"},
+    ".arrow": {"path": "arrow"},
+    ".csv": {"path": "csv"},
+    ".tsv": {"path": "csv", "sep": "\t"},
 }
 """Endings of what the `datasets` library reads, and how it reads a single file."""
 BATCH_BYTES = 16 * 2**20
@@ -96,12 +96,12 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
     """Opens JSONL files (also compressed with gzip), or a JSON file with a list of rows. UserError if no shape fits."""
     is_folder = path.is_dir()
     spec.refuse("a local folder" if is_folder else "a single file", "name", *(() if is_folder else ("split",)))
-    documents = [_document(file) for file in files]
+    readers = [_rows_of(file) for file in files]
 
     def read_all() -> Iterator[bytes]:
-        return (row for document in documents for row in document.read())
+        return (row for rows in readers for row in rows())
 
-    size = sum(document.rows for document in documents)
+    size = sum(1 for _ in read_all())
     ((_, taken),) = spec.parts({spec.whole_split: size})  # of a folder, the files make up the split already
 
     def read() -> Iterator[bytes]:
@@ -116,9 +116,9 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
     return Source(spec, shape, columns, len(taken), batches, digest, files=names)
 
 
-def _document(path: Path) -> Document:
+def _rows_of(path: Path) -> Rows:
     found = open_document(path) if path.suffix == ".json" or _is_list(path) else None
-    return found or Document(sum(1 for _ in _lines_of(path)), partial(_lines_of, path))
+    return found or partial(_lines_of, path)
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
@@ -130,9 +130,7 @@ def _lines_of(path: Path) -> Iterator[bytes]:
 
 
 def _is_list(path: Path) -> bool:
-    """Whether a file of lines, by its name, holds one JSON list instead."""
-    if path.suffix in (".gz", ".zst"):
-        return False
+    """Whether a file of lines, by its name, holds one JSON list instead; what is compressed begins otherwise."""
     with path.open("rb") as file:
         return file.read(HEAD).removeprefix(BOM).lstrip()[:1] == b"["
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,32 +87,33 @@ class Sample:
         self.smallest: list[tuple[float, str]] = []
         self.found: dict[str, Any] = {}
 
-    def offer(self, key: str) -> bool:
-        """Whether the key belongs to the sample as far as is known by now; its content then goes into `found`."""
-        number = uniform(f"sample {key}", self.seed)  # not the number that decides the key's side
-        if key in self.found or (len(self.smallest) == self.size and number >= self.smallest[-1][0]):
-            return False
-        self.found[key] = None
-        insort(self.smallest, (number, key))
-        if len(self.smallest) > self.size:
-            del self.found[self.smallest.pop()[1]]
-        return True
+    def add(self, rows: pa.Table, keys: Iterable[str]) -> None:
+        """Takes those of the rows whose keys belong to the sample as far as is known by now."""
+        taken: dict[str, int] = {}
+        for place, key in enumerate(keys):
+            number = uniform(f"sample {key}", self.seed)  # not the number that decides the key's side
+            if key in self.found or (len(self.smallest) == self.size and number >= self.smallest[-1][0]):
+                continue
+            insort(self.smallest, (number, key))
+            self.found[key] = taken[key] = place
+            if len(self.smallest) > self.size:
+                del self.found[self.smallest.pop()[1]]
+        table = rows.take(pa.array(taken.values(), pa.int64()))  # a slice of `rows` would keep all of them in memory
+        for place, key in enumerate(taken):
+            if key in self.found:  # not displaced by a later one
+                self.found[key] = table.slice(place, 1)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The sample in row order."""
+        return (row for table in self.found.values() for row in table.to_pylist())
 
 
 class LongRows(Sample):
     """A sample of over-long conversations."""
 
-    def add(self, rows: pa.Table) -> None:
-        """Takes those of the rows that belong to the sample as far as is known by now."""
-        taken = {key: number for number, key in enumerate(rows["hash"].to_pylist()) if self.offer(key)}
-        table = rows.take(pa.array(taken.values(), pa.int64()))  # a slice of `rows` would keep all of them in memory
-        for number, key in enumerate(taken):
-            if key in self.found:  # and not displaced by a later one
-                self.found[key] = table.slice(number, 1)
-
     def read_whole(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[dict[str, Any], Measured]]:
         """The sample in row order, each conversation encoded to its end."""
-        rows = (row for table in self.found.values() for row in table.to_pylist())
+        rows = self.rows()
         while group := list(islice(rows, AT_ONCE)):
             conversations = [
                 [message | {"learn": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
@@ -130,18 +131,19 @@ class DropSamples:
     def add(self, rows: pa.Table) -> None:
         """Looks at the dropped ones of the rows."""
         dropped = rows.select(["source", "index", "detail", "fate", "messages"])
-        dropped = dropped.filter(pc.not_equal(dropped["fate"], KEPT))
-        for number, row in enumerate(dropped.drop_columns(["messages"]).to_pylist()):
-            key, sample = f"{row['source']} row {row['index']}", self.samples[row.pop("fate")]
-            if sample.offer(key):
-                sample.found[key] = row | {"text": _beginning(dropped["messages"][number].as_py())}
+        for fate in set(dropped["fate"].to_pylist()) - {KEPT}:
+            some = dropped.filter(pc.equal(dropped["fate"], fate))
+            names = zip(some["source"].to_pylist(), some["index"].to_pylist(), strict=True)
+            self.samples[fate].add(some, (f"{source} row {index}" for source, index in names))
 
     def found(self) -> dict[str, list[dict[str, Any]]]:
         """Reason → rows, in the order in which reasons are looked for."""
-        return {reason: list(sample.found.values()) for reason, sample in self.samples.items()}
+        return {reason: list(map(_shown, sample.rows())) for reason, sample in self.samples.items()}
 
 
-def _beginning(messages: list[dict[str, str]]) -> str:
-    first = messages[:SHOWN_MESSAGES]
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it is shown, with the beginning of its text."""
+    first = row["messages"][:SHOWN_MESSAGES]
     lines = [f"{m['role']}: {' '.join(m['content'].split())[:SHOWN_CHARACTERS]}" for m in first]
-    return "\n".join(lines + ["…"] * (len(messages) > len(first)))
+    text = "\n".join(lines + ["…"] * (len(row["messages"]) > len(first)))
+    return {name: row[name] for name in ("source", "index", "detail")} | {"text": text}

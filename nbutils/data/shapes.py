@@ -48,10 +48,6 @@ class Shape:
         """Whether one of the needed columns of each group is there."""
         return all(any(name in columns for name in group) for group in self.columns)
 
-    def used(self, columns: Collection[str]) -> list[str]:
-        """The columns that reading needs."""
-        return [name for name in self.known if name in columns]
-
     @property
     def known(self) -> tuple[str, ...]:
         """All columns that it has a use for."""
@@ -166,8 +162,8 @@ Row = tuple[list[Turn] | Malformed, list[str]]
 def read_rows(table: pa.Table, shape: Shape) -> list[Row]:
     """Each row of a batch. Accepts a table with the shape's columns, or one of JSON lines."""
     if LINE in table.column_names:
-        return [_read(shape, line, lambda line: _Present(parse_line(line))) for line in table[LINE].to_pylist()]
-    used = shape.used(table.column_names)
+        return [_read(shape, line, parse_line) for line in table[LINE].to_pylist()]
+    used = [name for name in shape.known if name in table.column_names]
     if (fast := _role_and_content(table.select(used), shape)) is not None:
         beside = [[name for name in table.column_names if name not in used and holds_text(row[name])]
                   for row in table.drop_columns(used).to_pylist()]  # fmt: skip
@@ -190,13 +186,6 @@ def _loading(kind: pa.DataType) -> Callable[[Any], Any] | None:
     if not any(fields.values()):
         return None
     return lambda row: row and {name: loads(row[name]) if loads else row[name] for name, loads in fields.items()}
-
-
-class _Present(dict[str, Any]):
-    """A JSON object in which a missing key is a malformed row."""
-
-    def __missing__(self, key: str) -> Any:
-        raise Malformed(f"the column {key!r} is missing")
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -233,6 +222,8 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
     except (UnicodeError, RecursionError) as error:
         found = Malformed(UNREADABLE[type(error)])
+    except KeyError as error:
+        found = Malformed(f"the column {error} is missing")
     except Malformed as error:
         found = error
     return found, list(reading.unread)

@@ -1,8 +1,13 @@
-"""Opening datasets: `chitchat`, files read here line by line, and whatever the `datasets` library opens."""
+"""Opening datasets: `chitchat`, files read here line by line, and whatever the `datasets` library opens.
+
+`chitchat` is the embedded corpus: `chitchat-dataset` from PyPI, human conversations about anything (MIT).
+"""
 
 from __future__ import annotations
 
 import glob
+import importlib.util
+import json
 import pickle
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -15,8 +20,9 @@ from nbutils.core.errors import UserError
 from nbutils.core.fetched import entry
 from nbutils.core.files import resolve, sha256_of_file
 from nbutils.core.network import hub_answers, offline
-from nbutils.data import chitchat, lines
-from nbutils.data.batches import BATCH_ROWS, Batch, Source, in_memory
+from nbutils.data import lines
+from nbutils.data.fates import Turn, as_messages
+from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import detect
 
@@ -25,17 +31,19 @@ if TYPE_CHECKING:
 
 FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *lines.BUILDERS, ".csv.gz", ".tsv.gz")
 """Of a `path` that is a file: a hub id may hold a dot too."""
+CHITCHAT = "chitchat"
+CHITCHAT_ROLES = {0: "user", 1: "assistant"}
 
 
 def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     """Opens a dataset and finds its shape. UserError where it cannot be found or its columns fit no shape."""
     path = resolve(spec.path)
-    if spec.path == chitchat.NAME:
+    if spec.path == CHITCHAT:
         spec.refuse("the embedded corpus", "name", "split")
-        table = chitchat.table()
+        table = pa.table({"messages": list(map(as_messages, chitchat_conversations()))})
         ((_, taken),) = spec.parts({"train": table.num_rows})
-        pieces = [table.slice(start, min(BATCH_ROWS, taken.stop - start)) for start in taken[::BATCH_ROWS]]
-        digest = sha256_of_file(chitchat.file())
+        pieces = table.slice(taken.start, len(taken)).to_batches(BATCH_ROWS)
+        digest = sha256_of_file(chitchat_file())
         shape = detect(table.column_names, spec.label)
         return Source(spec, shape, table.column_names, len(taken), partial(in_memory, pieces), digest)
     if path.name.endswith(FILE_ENDINGS) and not path.exists():
@@ -47,8 +55,7 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     ending = PurePath(path.name.removesuffix(".gz")).suffix
     if ending in lines.BUILDERS:
         spec.refuse("a single file", "name", "split")
-        builder, options = lines.BUILDERS[ending]
-        return _loaded(spec, builder, streaming, data_files=glob.escape(str(path)), **options)
+        return _loaded(spec, streaming=streaming, data_files=glob.escape(str(path)), **lines.BUILDERS[ending])
     if path.is_dir():
         spec.refuse("a local folder")
         if glob.has_magic(str(path)):
@@ -65,6 +72,30 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     hub_answers()
     revision = spec.revision if len(spec.revision) == 40 else _commit(spec)
     return _loaded(spec, spec.path, streaming, revision, revision=revision or None)
+
+
+def chitchat_file() -> Path:
+    """The corpus as its package carries it. UserError where the package is missing."""
+    found = importlib.util.find_spec("chitchat_dataset")  # found, not imported: the import would read 40 MB
+    if found is None or found.origin is None:
+        raise UserError(
+            "The package chitchat-dataset, which holds the corpus 'chitchat', is missing; install it with pip."
+        )
+    return Path(found.origin).with_name("dataset.json")
+
+
+def chitchat_conversations() -> Iterator[list[Turn]]:
+    """Every conversation in file order: the first speaker is the user, the second the assistant.
+
+    Further speakers keep a role of their own (`speaker 3`), so that such rows are dropped by a reason that names them.
+    """
+    for conversation in json.loads(chitchat_file().read_bytes()).values():
+        roles: dict[str, str] = {}
+        messages = []
+        for message in (message for block in conversation["messages"] for message in block):
+            name = CHITCHAT_ROLES.get(len(roles), f"speaker {len(roles) + 1}")
+            messages.append((roles.setdefault(message["sender"], name), message["text"]))
+        yield messages
 
 
 def _source(spec: DatasetSpec, data: Dataset | IterableDataset, revision: str = "") -> Source:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from nbutils.core.chatml import IM_END, IM_START, PAD
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
-from nbutils.data.batches import Source
 from nbutils.data.fates import (
     EMPTY_MESSAGE,
     FATES,
@@ -27,6 +26,7 @@ from nbutils.data.fates import (
     REJECTED,
     TOO_LONG,
 )
+from nbutils.data.row_batches import Source
 from nbutils.data.sets import LongRows
 from nbutils.data.settings import DataSettings
 
@@ -130,18 +130,10 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 def openings(ledger: pa.Table) -> list[dict[str, Any]]:
     """First exchanges with which more than `COMMON` of the kept rows begin: their rows, side and first row."""
     kept = ledger.filter(pc.equal(ledger["fate"], KEPT))
-    columns = [("side", "first"), ("source", "first"), ("index", "first"), ([], "count_all")]
+    columns: list[tuple[Any, str]] = [([], "count_all"), *((name, "first") for name in ("side", "source", "index"))]
     found = kept.group_by("opening", use_threads=False).aggregate(columns).sort_by([("count_all", "descending")])
-    return [
-        {
-            "rows": one["count_all"],
-            "side": one["side_first"],
-            "source": one["source_first"],
-            "index": one["index_first"],
-        }
-        for one in found.to_pylist()
-        if one["count_all"] > max(1, COMMON * kept.num_rows)
-    ]
+    found = found.drop_columns("opening").rename_columns(["rows", "side", "source", "index"])
+    return found.filter(pc.greater(found["rows"], max(1, COMMON * kept.num_rows))).to_pylist()
 
 
 def _why_none_is_left(ledger: pa.Table, fates: dict[str, dict[str, int]]) -> str:

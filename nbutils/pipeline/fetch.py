@@ -23,8 +23,7 @@ from nbutils.core.run.layout import is_run_model
 from nbutils.core.run.models import TINY
 from nbutils.core.settings import Settings
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
-from nbutils.data.chitchat import NAME as CHITCHAT
-from nbutils.data.sources import FILE_ENDINGS
+from nbutils.data.sources import CHITCHAT, FILE_ENDINGS
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.pipeline.display import first_line
 from nbutils.pipeline.parameters import add_profile, planned_by

@@ -70,10 +70,10 @@ def unique_conversations() -> Any:
     """The 4,018 conversations of two speakers, ended by the assistant, each with a first turn of its own."""
     from datasets import Dataset
 
-    from nbutils.data import chitchat
     from nbutils.data.fates import as_messages, judge
+    from nbutils.data.sources import chitchat_conversations
 
-    judged = (judge(messages) for messages in chitchat.conversations() if len({role for role, _ in messages}) == 2)
+    judged = (judge(messages) for messages in chitchat_conversations() if len({role for role, _ in messages}) == 2)
     rows = [[(role, text or "…") for role, text in found.turns] for found in judged]
     rows = [[("user", f"({i}) {turns[0][1]}"), *turns[1:]] for i, turns in enumerate(rows)]
     return Dataset.from_list([{"messages": as_messages(turns)} for turns in rows])
@@ -92,8 +92,8 @@ def settings_of(folder: Path, processes: int) -> Any:
 
 def trained_tokenizer(settings: Any) -> Any:
     """The tokenizer that the stage trains and saves; both sides use it."""
+    from nbutils.data.filter import make_tokenizer
     from nbutils.data.sources import open_source
-    from nbutils.data.tokenizer import make_tokenizer
 
     folder = settings.run_path / "data"
     folder.mkdir(parents=True)
@@ -155,10 +155,9 @@ def compared(folder: Path, tokenizer: Any, settings: Any, rows: int, processes: 
 def false_positives(folder: Path) -> dict[str, Any]:
     """Conversations of chitchat that the contamination check takes for HellaSwag, of those that got as far as it."""
     from nbutils.data.contamination import index_tasks
-    from nbutils.data.filter import filter_sources
+    from nbutils.data.filter import filter_sources, make_tokenizer
     from nbutils.data.sources import open_source
     from nbutils.data.summary import write_summary
-    from nbutils.data.tokenizer import make_tokenizer
     from tests.conftest import SHARED
     from tests.data.hellaswag import hellaswag_task
 

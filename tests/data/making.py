@@ -11,15 +11,14 @@ from typing import Any
 import pandas as pd
 
 from nbutils.core.chatml import CHATML
-from nbutils.data.batches import Source
 from nbutils.data.contamination import index_tasks
-from nbutils.data.filter import filter_sources
+from nbutils.data.filter import filter_sources, make_tokenizer
+from nbutils.data.row_batches import Source
 from nbutils.data.row_filter import loaded_tokenizer
 from nbutils.data.settings import DatasetSpec, DataSettings
 from nbutils.data.shapes import read_rows
 from nbutils.data.sources import open_source
 from nbutils.data.summary import write_summary
-from nbutils.data.tokenizer import make_tokenizer
 
 Turns = Sequence[tuple[str, str]]
 

@@ -178,7 +178,7 @@ def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("seeds", [range(84), pytest.param(range(84, 1_000), marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 2_200), marks=pytest.mark.soak)])
 def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, monkeypatch, seeds):
     for module in (sources, lines):
         monkeypatch.setattr(module, "BATCH_ROWS", 3)

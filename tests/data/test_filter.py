@@ -22,9 +22,9 @@ from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
 from nbutils.data import filter as filtering
 from nbutils.data import lines
-from nbutils.data.batches import Batch, in_order
 from nbutils.data.display import beside_line, example, fates_table, limits_table
 from nbutils.data.filter import filter_sources, processes_for
+from nbutils.data.row_batches import Batch, in_order
 from nbutils.data.row_filter import LEDGER_SCHEMA, RowFilter
 from nbutils.data.summary import write_summary
 from tests.conftest import sentencepiece_tokenizer

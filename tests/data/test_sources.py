@@ -16,9 +16,9 @@ from datasets import Dataset, DatasetDict
 
 from nbutils.core.errors import UserError
 from nbutils.data import documents, lines, sources
-from nbutils.data.batches import Source
 from nbutils.data.display import sources_table
 from nbutils.data.messages import Malformed
+from nbutils.data.row_batches import Source
 from tests.data.making import chats, numbered_rows, opened, rows_of, write_lines
 from tests.data.test_containers import write
 
@@ -201,11 +201,12 @@ def test_a_json_document_is_never_held_whole(tmp_path, monkeypatch):
     text = json.dumps({"a": 12345, "data": ROWS * 12, "b": ['x\\"é']}, ensure_ascii=False)
     path.write_text(text)
     tracemalloc.start()
-    document = documents.open_document(path)
-    assert sum(json.loads(row) == ROWS[i % len(ROWS)] for i, row in enumerate(document.read())) == document.rows
+    rows = documents.open_document(path)
+    assert rows is not None
+    assert sum(json.loads(row) == ROWS[i % len(ROWS)] for i, row in enumerate(rows())) == 12 * len(ROWS)
+    assert sum(1 for _ in rows()) == 12 * len(ROWS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert document.rows == 12 * len(ROWS)
     assert peak < len(text) / 5
 
 
@@ -232,9 +233,8 @@ def test_generated_json_documents_are_cut_where_their_rows_end(tmp_path):
             json.dumps(whole, indent=rng.choice([None, 2]), ensure_ascii=rng.random() < 0.5),
             encoding=rng.choice(["utf-8", "utf-8-sig"]),
         )
-        document = documents.open_document(path)
-        assert document is not None and [json.loads(row) for row in document.read()] == rows, path.read_text()
-        assert document.rows == len(rows)
+        found = documents.open_document(path)
+        assert found is not None and [json.loads(row) for row in found()] == rows, path.read_text()
 
 
 def test_a_broken_byte_in_a_json_document_is_one_row(tmp_path):

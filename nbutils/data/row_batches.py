@@ -63,13 +63,13 @@ class Source:
         return self.spec.label
 
 
-def in_memory(tables: Iterable[pa.Table]) -> Iterator[Batch]:
+def in_memory(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[Batch]:
     """Rows that are at hand already; they travel as bytes, without the table that they may be a slice of."""
     start = 0
     for table in tables:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+            writer.write(table)
         yield Batch(start, partial(_unpacked, sink.getvalue().to_pybytes()))
         start += table.num_rows
 
