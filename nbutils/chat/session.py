@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.chat.transcript import Transcript, checked_transcript, read_transcript, whole_characters, write_transcript
-from nbutils.core.chat_engine.engine import Engine, Measured, StreamDecoder
+from nbutils.core.chat_engine.engine import Engine, Measured, streamed
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.errors import UserError
@@ -212,15 +212,13 @@ class ChatSession:
                 raise UserError(BUSY)
             before, measured = self._at, Measured()
             answer: dict[str, Any] = {"role": "assistant", "content": ""}
-            decoder = StreamDecoder(self.engine.tokenizer)
             try:
                 self._at = Bookmark([*messages, answer], plan.dropped, dropped, before.replies + 1, plan)
                 generator = sampling.generator(before.replies)
                 tokens = self.engine.generate(messages, plan, sampling, generator, self._stop.is_set, measured)
-                for piece in decoder.pieces(tokens):
-                    answer["content"] = decoder.text
-                    if piece:
-                        yield piece
+                for piece in streamed(self.engine.tokenizer, tokens):
+                    answer["content"] += piece
+                    yield piece
             except GeneratorExit:  # the reader has gone: as if stopped
                 pass
             except BaseException:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import project_root, resolve, shown
+from nbutils.core.files import project_root, resolve
 from nbutils.core.network import hub_answers
 from nbutils.core.settings import nearest
 
@@ -112,10 +112,11 @@ def _members_or_config(found: Path | list[str]) -> tuple[list[str], dict[str, An
     """The tasks of a group or tag, or a task's whole configuration: of less than that lm-eval loads a torso."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    config: dict[str, Any] = {"task": found} if isinstance(found, list) else load_yaml(found, resolve_func=True)
-    tasks = config.get("task")
-    entries = tasks if isinstance(tasks, list) else []
-    names = (entry if isinstance(entry, str) else entry.get("task", "") for entry in entries)
+    if isinstance(found, list):
+        return found, {}
+    config = load_yaml(found, resolve_func=True)
+    entries = config["task"] if isinstance(config.get("task"), list) else []
+    names = (entry if isinstance(entry, str) else entry.get("task") for entry in entries)
     return [name for name in names if isinstance(name, str)], config
 
 
@@ -162,11 +163,8 @@ def _absolute(files: Any, folders: Sequence[Path]) -> Any:
     if "://" in files:
         return files
     folder = next((folder for folder in folders if (folder / files).exists()), folders[-1])
-    if (folder / files).exists():
-        return glob.escape(str(folder / files))  # `datasets` takes each path for a pattern
-    if "*" not in files:
-        raise UserError(f"The file {files} that the task in {shown(folders[0])} reads does not exist beside its YAML.")
-    return f"{glob.escape(str(folder))}/{files}"
+    # `datasets` takes each path for a pattern.
+    return glob.escape(str(folder / files)) if (folder / files).exists() else f"{glob.escape(str(folder))}/{files}"
 
 
 def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:
