@@ -212,11 +212,12 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
     if history.resumes:
         axes.vlines(history.resumes, 0, 1, transform=axes.get_xaxis_transform(), color=colours.ink, linewidth=0.7,
                     linestyle=":", alpha=0.7, zorder=1, label=f"resumed ({len(history.resumes)}×)")  # fmt: skip
-    for (label, steps), marker, height in zip(events_of(history, metric).items(), "|x", (0.02, 0.06), strict=False):
-        if len(steps):  # at a share of the axes' height
+    marks = zip(events_of(history, metric).items(), "|x", (0.02, 0.06), (colours.second, colours.ink), strict=False)
+    for (label, steps), marker, height, colour in marks:
+        if steps:  # at a share of the axes' height
             some = steps[:: -(-len(steps) // 200)]
             axes.plot(some, [height] * len(some), marker, transform=axes.get_xaxis_transform(), label=label, zorder=3,
-                      color=colours.second if marker == "|" else colours.ink)  # fmt: skip
+                      color=colour)  # fmt: skip
     caption(axes, theme, metric.title, "optimizer steps")
     if history.last_step:
         axes.set_xlim(0, history.last_step)
@@ -229,10 +230,10 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
 class LiveFigure:
     """The training figure in a notebook, redrawn in place during a run, at most every REDRAW seconds."""
 
-    def __init__(self) -> None:
-        self.steps: int | None = None  # the planned optimizer steps, once they are known
-        self._handle: Any = None
-        self._drawn_at = -math.inf
+    steps: int | None = None
+    """The planned optimizer steps, once they are known."""
+    _handle: Any = None
+    _drawn_at = -math.inf
 
     def update(self, rows: Sequence[Row], *, now: bool = False) -> None:
         """Redraws with all rows so far, unless it was done just before; `now` draws in any case."""

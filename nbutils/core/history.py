@@ -112,9 +112,9 @@ class History:
         found = self._column(name, "step", "evals")
         if x == "step":
             return found
-        steps, places = self.series(x).steps, self.series(x).values
+        over = self.series(x)
         # np.interp keeps the ends; an evaluation at step 0 comes before the first logged row.
-        return Series(np.interp(found.steps, np.r_[0, steps], np.r_[0.0, places]), found.values)
+        return Series(np.interp(found.steps, np.r_[0, over.steps], np.r_[0.0, over.values]), found.values)
 
     @property
     def elapsed(self) -> float | None:

@@ -87,7 +87,7 @@ def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None 
         found = own.get(name) or stock_tasks()[name]
         members, config = _members_or_config(found)
         if not members and isinstance(found, Path):
-            folders = [found.parent, *([data] if data else []), project_root()]
+            folders = [found.parent, data or project_root(), project_root()]
             tasks |= _built(_with_local_data(config, folders), name)
         elif any(local_copy("dataset", dataset) for dataset in dataset_of_tasks(name, own)):
             tasks |= load_tasks(members, own)
@@ -98,12 +98,14 @@ def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None 
 
 def _with_local_data(config: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
     """A task's configuration with the fetched copy of its data set, or with local files that are in the folders."""
+    from datasets.utils.py_utils import map_nested
+
     path, options = str(config.get("dataset_path", "")), dict(config.get("dataset_kwargs") or {})
     if path not in LOCAL_FORMATS:
         copy = local_copy("dataset", path)
         return config | ({"dataset_path": str(copy)} if copy else {})
     if "data_files" in options:
-        options["data_files"] = _absolute(options["data_files"], folders)
+        options["data_files"] = map_nested(lambda file: _absolute(file, folders), options["data_files"])
     _temporary.append(tempfile.TemporaryDirectory(prefix="smallchat-tasks-"))
     return config | {"dataset_kwargs": options | {"cache_dir": _temporary[-1].name}}
 
@@ -140,10 +142,9 @@ def _built(spec: str | dict[str, Any], name: str) -> dict[str, Any]:
 
 def item_texts(task: Any) -> Iterator[tuple[int, list[str]]]:
     """Each evaluated item of a task: its number, and its question together with each of its answers."""
-    multiple_choice = task.get_config("doc_to_choice") is not None
+    answers_of = task.doc_to_target if task.get_config("doc_to_choice") is None else task.doc_to_choice
     for number, doc in enumerate(task.eval_docs):
-        question = task.doc_to_text(doc)
-        answers = task.doc_to_choice(doc) if multiple_choice else task.doc_to_target(doc)
+        question, answers = task.doc_to_text(doc), answers_of(doc)
         answers = answers if isinstance(answers, list) else [answers]
         questions = answers if isinstance(question, int) else [f"{question} {answer}" for answer in answers]
         yield number, [str(text) for text in questions]
@@ -154,17 +155,12 @@ def item_label(task: str, number: int) -> str:
     return f"{task} item {number}"
 
 
-def _absolute(files: Any, folders: Sequence[Path]) -> Any:
-    """`data_files` with each relative path in the first of the folders that has it, else in the last."""
-    if isinstance(files, dict):
-        return {split: _absolute(file, folders) for split, file in files.items()}
-    if isinstance(files, list):
-        return [_absolute(file, folders) for file in files]
-    if "://" in files:
-        return files
-    folder = next((folder for folder in folders if (folder / files).exists()), folders[-1])
-    # `datasets` takes each path for a pattern.
-    return glob.escape(str(folder / files)) if (folder / files).exists() else f"{glob.escape(str(folder))}/{files}"
+def _absolute(file: str, folders: Sequence[Path]) -> str:
+    """A relative path in the first of the folders that has it, else in the last, as `datasets` takes it: a pattern."""
+    if "://" in file:
+        return file
+    folder = next((folder for folder in folders if (folder / file).exists()), folders[-1])
+    return glob.escape(str(folder / file)) if (folder / file).exists() else f"{glob.escape(str(folder))}/{file}"
 
 
 def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:

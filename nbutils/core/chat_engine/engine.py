@@ -229,7 +229,7 @@ class Engine:
         for plan in sorted(plans):
             ids = self.ids(messages, plan, prompt=False)
             cache = self._cache(plan)
-            if ids and cache.ids != ids:
+            if cache.ids != ids:
                 try:
                     # The main thread is over when the program ends: this thread must not keep it waiting.
                     cache.read(

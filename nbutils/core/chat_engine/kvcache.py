@@ -77,9 +77,7 @@ class _GrowingLayer(DynamicLayer):
     transformers' own layer copies everything it holds for each new token.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.length = 0
+    length = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -90,10 +88,7 @@ class _GrowingLayer(DynamicLayer):
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         if (lack := end - self.keys.shape[2]) > 0:
             more = (0, 0, 0, max(256, self.keys.shape[2], lack))
-            self.keys, self.values = (
-                torch.nn.functional.pad(self.keys, more),
-                torch.nn.functional.pad(self.values, more),
-            )
+            self.keys, self.values = (torch.nn.functional.pad(held, more) for held in (self.keys, self.values))
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end

@@ -54,8 +54,7 @@ class OwnTemplate:
         self._specials = special_strings(tokenizer)
         self._ids = lru_cache(maxsize=2000)(self._encoded)
         said = self._rendered([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": REPLY}])
-        behind = self._plain(said.partition(REPLY)[2])
-        self.ends = {i for i in behind if i in self._specials} | {tokenizer.eos_token_id}
+        self.ends = self._specials.keys() & self._plain(said.partition(REPLY)[2]) | {tokenizer.eos_token_id}
         """What ends a reply: eos, and the control tokens that the template writes behind one."""
 
     def ids(self, messages: Conversation, *, prompt: bool) -> list[int]:

@@ -114,14 +114,15 @@ class Rotation:
 
 def rotary_module(model: PreTrainedModel) -> Any | None:
     """The model's one rotary embedding; None where it has none, or one per type of layer."""
-    found = [module for module in model.modules() if hasattr(module, "inv_freq") and hasattr(module, "rope_type")]
-    return found[0] if len(found) == 1 and isinstance(found[0].rope_type, str) else None
+    found = [module for module in model.modules() if isinstance(getattr(module, "rope_type", None), str)]
+    return found[0] if len(found) == 1 else None
 
 
 def can_extend(model: PreTrainedModel) -> bool:
     """Whether the context can be extended: the model has plain RoPE, or `dynamic`, which is plain when short."""
     rotary = rotary_module(model)
-    return rotary is not None and rotary.config.rope_parameters["rope_type"] in ("default", "dynamic")
+    with _lock_of(model):
+        return rotary is not None and rotary.rope_type in ("default", "dynamic")
 
 
 def keeps_keys(model: PreTrainedModel) -> bool:
@@ -149,8 +150,7 @@ def rotation(model: PreTrainedModel, extension: str, limit: int) -> Rotation | N
     config = copy.deepcopy(rotary.config)
     if getattr(config, "head_dim", 0) is None:  # Mixtral's says so
         config.head_dim = config.hidden_size // config.num_attention_heads
-    config.rope_parameters = {
-        **config.rope_parameters,
+    config.rope_parameters |= {
         "rope_type": extension,
         "factor": limit / config.max_position_embeddings,
         "original_max_position_embeddings": config.max_position_embeddings,
