@@ -32,7 +32,7 @@ def test_greedy_replies_equal_generate_across_the_crossing_and_evictions(extensi
     for text in WORDS[:8]:
         messages = [*session.messages, said(text)]
         assert say(session, text) == [from_scratch(session, messages)], text
-        seen.add((session.context.dropped > 0, session.context.extended))
+        seen.add((session.plan.dropped > 0, session.plan.extended))
         cost = session.measured
         assert cost.read_tokens + cost.reused_tokens + cost.new_tokens <= session.context.limit
     expected = {(False, False), (True, False)} if extension == "none" else {(False, False), (False, True), (True, True)}
@@ -118,11 +118,9 @@ def test_two_sessions_share_a_model_with_different_rotations():
         return [chat(context_extension=extension, read_ahead=False) for extension in ("dynamic", "linear")]
 
     alone = [say(session, text, text) for session in sessions()]
-    both, together = sessions(), []
-    for _ in range(2):
-        pieces = zip_longest(*(session.reply(text) for session in both), fillvalue="")
-        together.append(["".join(column) for column in zip(*pieces, strict=True)])
-    assert [list(replies) for replies in zip(*together, strict=True)] == alone
+    both = sessions()
+    together = [list(zip_longest(*(session.reply(text) for session in both), fillvalue="")) for _ in range(2)]
+    assert [["".join(pair[side] for pair in pairs) for pairs in together] for side in range(2)] == alone
     rotary = rotary_module(MODEL)
     assert rotary.rope_type == "default" and torch.equal(rotary.inv_freq, rotary.original_inv_freq)
 

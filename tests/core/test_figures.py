@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from nbutils.core import charts
@@ -98,8 +99,7 @@ def test_svg_is_reproducible():
 
 def luminance(colour: str) -> float:
     """Relative luminance of an sRGB colour (WCAG 2.1)."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in to_rgb(colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -125,16 +125,8 @@ def test_the_axes_of_a_running_training_span_its_plan():
 
 def test_live_figure_redraws_at_most_every_five_seconds(monkeypatch):
     shown = []
-
-    class Handle:
-        def update(self, image):
-            shown.append("update")
-
-    def display(image, display_id):
-        shown.append("new")
-        return Handle()
-
-    monkeypatch.setattr(charts, "display", display)
+    handle = SimpleNamespace(update=lambda image: shown.append("update"))
+    monkeypatch.setattr(charts, "display", lambda image, display_id: shown.append("new") or handle)
     monkeypatch.setattr(charts, "training_figure", lambda *_: new_figure(1, 1, theme="light", width=2, height=2)[0])
     now = [0.0]
     monkeypatch.setattr(charts, "time", SimpleNamespace(monotonic=lambda: now[0]))
