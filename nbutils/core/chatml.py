@@ -219,13 +219,14 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
 
 @lru_cache(maxsize=1 << 16)
 def _is_lost(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
-    """Whether a character, white space aside, leaves no token of its own.
+    """Whether a character leaves no token of its own: it is dropped, or becomes the token for what is unknown.
 
-    It is dropped, or becomes the token for what is unknown: two of it read as one does, or it reads as another
-    character that no vocabulary has.
+    Two of it read as one does, then, or it reads as another character that no vocabulary has. White space may be
+    dropped.
     """
     once, twice, unheard_of = plain_ids(tokenizer, [f"a{text}a" for text in (character, character * 2, "\U000f0000")])
-    return not character.isspace() and once in (twice, unheard_of)
+    is_white = character.isspace() and special_strings(tokenizer).keys().isdisjoint(once)
+    return not is_white and once in (twice, unheard_of)
 
 
 def lost(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -59,9 +59,9 @@ class History:
     `reached` is the step that the run is known to have taken, where that is behind its last row: a pause logs none.
     """
 
-    train: list[Row] = field(default_factory=list)
-    evals: list[Row] = field(default_factory=list)
-    sessions: list[Row] = field(default_factory=list)
+    train: list[Row]
+    evals: list[Row]
+    sessions: list[Row]
     reached: int = 0
 
     @classmethod

@@ -159,8 +159,8 @@ def _absolute(file: str, folders: Sequence[Path]) -> str:
     """A relative path in the first of the folders that has it, else in the last, as `datasets` takes it: a pattern."""
     if "://" in file:
         return file
-    folder = next((folder for folder in folders if (folder / file).exists()), folders[-1])
-    return glob.escape(str(folder / file)) if (folder / file).exists() else f"{glob.escape(str(folder))}/{file}"
+    found = next((folder / file for folder in folders if (folder / file).exists()), None)
+    return glob.escape(str(found)) if found else f"{glob.escape(str(folders[-1]))}/{file}"
 
 
 def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:
