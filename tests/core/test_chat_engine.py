@@ -32,7 +32,7 @@ def test_greedy_replies_equal_generate_across_the_crossing_and_evictions(extensi
     for text in WORDS[:8]:
         messages = [*session.messages, said(text)]
         assert say(session, text) == [from_scratch(session, messages)], text
-        seen.add((session.plan.dropped > 0, session.plan.extended))
+        seen.add((session.context.dropped > 0, session.plan.extended))
         cost = session.measured
         assert cost.read_tokens + cost.reused_tokens + cost.new_tokens <= session.context.limit
     expected = {(False, False), (True, False)} if extension == "none" else {(False, False), (False, True), (True, True)}
