@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.transcript import Message, Transcript, checked_transcript
-from nbutils.core.chat_engine.engine import Engine, Measured, StreamDecoder
+from nbutils.core.chat_engine.engine import Engine, Measured, streamed
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.errors import UserError
@@ -197,7 +197,6 @@ class ChatSession:
                 raise UserError(BUSY)
             at, before, measured = self._at, self.plan, Measured()
             answer = Message(role="assistant", content="")
-            decoder = StreamDecoder(self.engine.tokenizer)
             try:
                 self._at = Transcript(
                     messages=[*messages, answer],
@@ -208,10 +207,9 @@ class ChatSession:
                 self.plan = plan
                 generator = sampling.generator(at.replies_started)
                 tokens = self.engine.generate(read, plan, sampling, generator, self._stop.is_set, measured)
-                for piece in decoder.pieces(tokens):
-                    answer.content = decoder.text
-                    if piece:
-                        yield piece
+                for piece in streamed(self.engine.tokenizer, tokens):
+                    answer.content += piece
+                    yield piece
             except GeneratorExit:  # the reader has gone: as if stopped
                 pass
             except BaseException:

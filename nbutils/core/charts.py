@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -62,13 +63,6 @@ THEMES = {
 }
 
 
-class End(NamedTuple):
-    """A line's final value and colour."""
-
-    value: float
-    colour: str
-
-
 def new_figure(
     rows: int, columns: int, *, theme: str, height: float, width: float = WIDTH, sharex: bool = False
 ) -> tuple[Figure, list[Axes]]:
@@ -84,15 +78,13 @@ def new_figure(
         wspace=(left + right) / panel, hspace=0.25 if rows > 1 else None,
     )  # fmt: skip
     for ax in axes:
-        ax.set_facecolor(colours.page)
+        ax.set(facecolor=colours.page, axisbelow=True)
         ax.tick_params(colors=colours.ink, labelsize=8, length=3)
         ax.xaxis.label.set_color(colours.ink)
         ax.yaxis.label.set_color(colours.ink)
         ax.grid(True, color=colours.faint, linewidth=0.6)
-        ax.set_axisbelow(True)
-        for side, spine in ax.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(colours.faint)
+        ax.spines[:].set_color(colours.faint)
+        ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -107,25 +99,24 @@ def add_legend(place: Axes | Figure, theme: str, **options: Any) -> None:
     place.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme].ink, **options)
 
 
-def format_values(axes: Axes, metric: Metric) -> None:
-    """Writes the y axis as the metric's values are written: in percent, or with commas between the thousands."""
+def write_values(axes: Axes, metric: Metric, ends: Sequence[tuple[float, str]]) -> None:
+    """Writes the y axis as the metric's values are written, and behind it the lines' final values in their colours.
+
+    A final value is moved upwards where it would overlap another.
+    """
     if metric.is_share:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the axis needs
     elif "," in metric.form:
         axes.yaxis.set_major_formatter("{x:,.0f}")
-
-
-def label_ends(axes: Axes, ends: list[End], form: str) -> None:
-    """Writes each line's final value behind the axes, moved upwards where it would overlap another."""
     axes.margins(y=0.08)
     low, high = axes.get_ylim()
     gap = 13.0 / axes.get_window_extent().height * (high - low)  # 13 pixels: one line of the label's text
     place = -math.inf
-    for end in sorted(ends):
-        place = max(end.value, place + gap)
-        axes.annotate(form.format(end.value), (1.0, place), xycoords=("axes fraction", "data"),
+    for value, colour in sorted(ends):
+        place = max(value, place + gap)
+        axes.annotate(metric.form.format(value), (1.0, place), xycoords=("axes fraction", "data"),
                       xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, fontweight="bold",
-                      color=end.colour, annotation_clip=False)  # fmt: skip
+                      color=colour, annotation_clip=False)  # fmt: skip
 
 
 def save(draw: Callable[[str], Figure], folder: Path, name: str) -> None:
@@ -133,25 +124,16 @@ def save(draw: Callable[[str], Figure], folder: Path, name: str) -> None:
     for theme in THEMES:
         figure = draw(theme)
         stem = name if theme == "light" else f"{name}-{theme}"
-        for form, content in (("png", png(figure, FILE_DPI)), ("svg", svg(figure))):
+        for form in ("png", "svg"):
             with replaced(folder / f"{stem}.{form}") as partial:
-                partial.write_bytes(content)
+                partial.write_bytes(file_of(figure, form, FILE_DPI))
 
 
-def png(figure: Figure, dpi: int = DPI) -> bytes:
-    """The figure as a PNG file."""
-    return _saved(figure, "png", dpi=dpi)
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as an SVG file: the same bytes for the same figure."""
-    with matplotlib.rc_context({"svg.hashsalt": "smallchat", "svg.fonttype": "none"}):
-        return _saved(figure, "svg", metadata={"Date": None})
-
-
-def _saved(figure: Figure, form: str, **options: Any) -> bytes:
+def file_of(figure: Figure, form: str, dpi: int = DPI) -> bytes:
+    """The figure as a `png` or `svg` file: the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, facecolor=figure.get_facecolor(), **options)
+    with matplotlib.rc_context({"svg.hashsalt": "smallchat", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format=form, dpi=dpi, metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -194,27 +176,25 @@ def lines_of(history: History, metric: Metric) -> list[Line]:
 
 
 def events_of(history: History, metric: Metric) -> dict[str, list[int]]:
-    """On the loss, the steps at which fp16 steps were skipped or values were no number, by what to call that."""
+    """On the loss, the steps at which values were no number or fp16 steps had been skipped, by what to call that."""
     if metric is not LOSS:
         return {}
-    broken = history.series(LOSS.column).broken.astype(int).tolist()
-    skipped = int(history.series("skipped_steps").last or 0)
-    return {
-        f"fp16 steps skipped ({skipped})": history.skipped_at(),
+    broken, skipped = history.series(LOSS.column).broken, history.series("skipped_steps").finite
+    events = {
+        f"fp16 steps skipped ({int(skipped.last or 0)})": skipped.steps[np.diff(skipped.values, prepend=0.0) > 0],
         f"not a number ({len(broken)} row{'s' if len(broken) > 1 else ''})": broken,
     }
+    return {label: steps.astype(int).tolist() for label, steps in events.items()}
 
 
-def training_figure(rows: Iterable[Row] | History, *, theme: str = "light", steps: int | None = None) -> Figure:
+def training_figure(history: History, steps: int | None = None) -> Figure:
     """Loss and token accuracy of training and evaluation side by side, over optimizer steps.
 
-    `rows` are those of `metrics.jsonl`, so far as they are there: an empty list gives empty axes. `steps` is the
-    planned number of steps, which the axes then span.
+    `steps` is the planned number of steps, which the axes then span.
     """
-    history = History.of(rows)
-    figure, panels = new_figure(1, 2, theme=theme, height=WIDTH * 0.36)
+    figure, panels = new_figure(1, 2, theme="light", height=WIDTH * 0.36)
     for axes, metric in zip(panels, (LOSS, ACCURACY), strict=True):
-        draw_metric(axes, history, metric, theme=theme)
+        draw_metric(axes, history, metric)
         if steps:
             axes.set_xlim(0, max(steps, history.last_step))
     return figure
@@ -229,39 +209,37 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
         dots = {"marker": "."} if len(few) < 5 else {}  # a line of one point would not be seen
         axes.plot(few.steps, few.values, label=line.label, color=colours.curves[line.colour], clip_on=False,
                   **dots | LOOKS[line.look])  # fmt: skip
-    for step in history.resumes:
-        axes.axvline(step, color=colours.ink, linewidth=0.7, linestyle=":", alpha=0.7, zorder=1,
-                     label=f"resumed ({len(history.resumes)}×)" if step == history.resumes[0] else None)  # fmt: skip
-    for (label, steps), marker, height in zip(events_of(history, metric).items(), "|x", (0.02, 0.06), strict=False):
-        if len(steps):  # at a share of the axes' height
+    if history.resumes:
+        axes.vlines(history.resumes, 0, 1, transform=axes.get_xaxis_transform(), color=colours.ink, linewidth=0.7,
+                    linestyle=":", alpha=0.7, zorder=1, label=f"resumed ({len(history.resumes)}×)")  # fmt: skip
+    marks = zip(events_of(history, metric).items(), "|x", (0.02, 0.06), (colours.second, colours.ink), strict=False)
+    for (label, steps), marker, height, colour in marks:
+        if steps:  # at a share of the axes' height
             some = steps[:: -(-len(steps) // 200)]
             axes.plot(some, [height] * len(some), marker, transform=axes.get_xaxis_transform(), label=label, zorder=3,
-                      color=colours.second if marker == "|" else colours.ink)  # fmt: skip
+                      color=colour)  # fmt: skip
     caption(axes, theme, metric.title, "optimizer steps")
     if history.last_step:
         axes.set_xlim(0, history.last_step)
-    ends = [End(line.series.values[-1], colours.curves[line.colour]) for line in lines if line.ended]
-    label_ends(axes, ends, metric.form)
-    format_values(axes, metric)
-    if not lines:
-        axes.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", transform=axes.transAxes, color=colours.ink)
-    else:
+    ends = [(line.series.values[-1], colours.curves[line.colour]) for line in lines if line.ended]
+    write_values(axes, metric, ends)
+    if lines:
         add_legend(axes, theme, loc="best")
 
 
 class LiveFigure:
     """The training figure in a notebook, redrawn in place during a run, at most every REDRAW seconds."""
 
-    def __init__(self) -> None:
-        self.steps: int | None = None  # the planned optimizer steps, once they are known
-        self._handle: Any = None
-        self._drawn_at = -math.inf
+    steps: int | None = None
+    """The planned optimizer steps, once they are known."""
+    _handle: Any = None
+    _drawn_at = -math.inf
 
     def update(self, rows: Sequence[Row], *, now: bool = False) -> None:
         """Redraws with all rows so far, unless it was done just before; `now` draws in any case."""
         if not now and time.monotonic() - self._drawn_at < REDRAW:
             return
-        image = Image(data=png(training_figure(rows, steps=self.steps)), format="png")
+        image = Image(data=file_of(training_figure(History.of(rows), self.steps), "png"), format="png")
         if self._handle is None:
             self._handle = display(image, display_id=True)
         else:

@@ -7,7 +7,7 @@ writes control tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -29,18 +29,16 @@ Conversation = Sequence[Message]
 
 _RENDERED = re.compile(rf"{re.escape(IM_START)}(\w+)\n(.*?)(?:{re.escape(IM_END)}\s*|\Z)", re.DOTALL)
 
-
 SAMPLE = "".join(map(chr, range(256))) + "\u0301東🙂"
-"""A tokenizer that drops a character without a word drops one of these; others are not asked at every text."""
-_UNHEARD_OF = "\U000f0000", "\U000f0001"
+"""A tokenizer that loses characters loses one of these; others are not asked at every text."""
 
 
 class OutsideVocabularyError(UserError):
     """A text holds characters that no piece of the tokenizer's vocabulary stands for."""
 
-    def __init__(self, characters: Iterable[str], text: str) -> None:
+    def __init__(self, characters: Sequence[str], text: str) -> None:
         super().__init__(
-            f"The model's vocabulary has no piece for {' '.join(map(repr, [*characters][:5]))} in the text "
+            f"The model's vocabulary has no piece for {' '.join(map(repr, characters[:5]))} in the text "
             f"{text[:60]!r}: leave such characters out, or take a model whose tokenizer falls back to bytes."
         )
 
@@ -85,8 +83,8 @@ class Encoded:
 class Controls:
     """What is between the messages' texts, as ids, for one tokenizer.
 
-    `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text, and the one for
-    what is unknown. `drops`: finds texts that may lose characters; None where the tokenizer drops none.
+    `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text. `drops`:
+    whether there are characters that the tokenizer loses.
     """
 
     im_start: int
@@ -95,7 +93,7 @@ class Controls:
     headers: dict[str, list[int]]
     plain: dict[str, list[int]]
     forbidden: dict[int, str]
-    drops: re.Pattern[str] | None
+    drops: bool
 
 
 def encode(
@@ -121,29 +119,28 @@ def encode_batch(
     controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
     texts = iter(_texts(tokenizer, controls, flat))
     prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
-    silent = [False] * len(prompt)
-    encodings = []
-    for messages in conversations:
-        read = [next(texts) for _ in messages]
-        one = assembled(controls, messages, [ids for ids, _ in read])
-        apart = sum(apart for _, apart in read)
-        encodings.append(Encoded(one.input_ids + prompt, one.supervised + silent, one.context + silent, apart))
-    return encodings
+    return [assembled(controls, messages, [next(texts) for _ in messages], prompt) for messages in conversations]
 
 
-def assembled(controls: Controls, messages: Conversation, texts: Sequence[list[int]]) -> Encoded:
-    """Control tokens around the ids of each message's text."""
+def assembled(
+    controls: Controls, messages: Conversation, texts: Sequence[tuple[list[int], bool]], prompt: Sequence[int]
+) -> Encoded:
+    """Control tokens around the ids of each message's text, with the header of a reply behind them.
+
+    Of each text is also known whether it was read without its header.
+    """
     ids: list[int] = []
     mask: list[bool] = []
     context: list[bool] = []
-    for message, text in zip(messages, texts, strict=True):
+    for message, (text, _) in zip(messages, texts, strict=True):
         head = [controls.im_start, *controls.headers[message["role"]]]
         ids += [*head, *text, controls.im_end, *controls.newline]
         is_context = message.get("learn") is False
         is_learnt = message["role"] == "assistant" and not is_context
         mask += [False] * len(head) + [is_learnt] * (len(text) + 1) + [False] * len(controls.newline)
         context += [is_context] * (len(ids) - len(context))
-    return Encoded(ids, mask, context)
+    nothing = [False] * len(prompt)
+    return Encoded([*ids, *prompt], mask + nothing, context + nothing, sum(apart for _, apart in texts))
 
 
 def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:
@@ -157,15 +154,13 @@ def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
             f"The tokenizer {type(tokenizer).__name__} has no fast version, which ChatML encoding needs; "
             "use a base model with a tokenizer.json."
         )
-    known = set(tokenizer.get_vocab())
-    old_ids = sorted(tokenizer.get_vocab().values())
-    missing = [token for token in (IM_START, IM_END, PAD) if token not in known]
-    tokenizer.add_special_tokens({"extra_special_tokens": [IM_START, IM_END]}, replace_extra_special_tokens=False)
-    tokenizer.add_special_tokens({"eos_token": IM_END, "pad_token": PAD})
+    old_ids = set(tokenizer.get_vocab().values())
+    tokens = {"extra_special_tokens": [IM_START, IM_END], "eos_token": IM_END, "pad_token": PAD}
+    tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
     tokenizer.chat_template = TEMPLATE
     tokenizer.padding_side = "right"
     if model is not None:
-        _resize(model, tokenizer, old_ids, [tokenizer.convert_tokens_to_ids(token) for token in missing])
+        _resize(model, tokenizer, old_ids)
     return tokenizer
 
 
@@ -174,9 +169,7 @@ def special_strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _resize(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: Iterable[int], added_ids: Iterable[int]
-) -> None:
+def _resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: set[int]) -> None:
     """Makes the embedding exactly as long as the tokenizer's ids ask; fresh rows get the mean of those in use before.
 
     A vocabulary may have holes: its highest id counts, not how many pieces there are.
@@ -184,23 +177,22 @@ def _resize(
     import torch
 
     def weights() -> list[torch.Tensor]:
-        layers = (model.get_input_embeddings(), model.get_output_embeddings())
-        return [layer.weight for layer in layers if layer is not None]
+        return [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
 
     rows_before = len(weights()[0])
-    used, rows = [i for i in old_ids if i < rows_before], max(tokenizer.get_vocab().values()) + 1
+    ids = set(tokenizer.get_vocab().values())
+    used = sorted(i for i in old_ids if i < rows_before)
     means = [weight[used].float().mean(dim=0) for weight in weights()]  # each (D,)
-    model.resize_token_embeddings(rows, mean_resizing=False)
-    fresh = sorted({*added_ids, *range(rows_before, rows)})
+    model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    fresh = sorted(ids - old_ids | {*range(rows_before, max(ids) + 1)})
     with torch.no_grad():
         for weight, mean in zip(weights(), means, strict=True):
             weight[fresh] = mean.to(weight.dtype)
     for config in (model.config, model.generation_config):
-        if config is not None:
-            config.eos_token_id = tokenizer.eos_token_id
-            config.pad_token_id = tokenizer.pad_token_id
-            if getattr(config, "bos_token_id", None) is not None:
-                config.bos_token_id = tokenizer.bos_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+        if getattr(config, "bos_token_id", None) is not None:
+            config.bos_token_id = tokenizer.bos_token_id
 
 
 def controls_for(tokenizer: PreTrainedTokenizerBase, roles: set[str]) -> Controls:
@@ -211,7 +203,7 @@ def controls_for(tokenizer: PreTrainedTokenizerBase, roles: set[str]) -> Control
 @lru_cache(maxsize=64)
 def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: frozenset[str]) -> Controls:
     vocabulary = tokenizer.get_vocab()
-    if IM_START not in vocabulary or IM_END not in vocabulary:
+    if not {IM_START, IM_END} <= vocabulary.keys():
         raise UserError(f"The tokenizer lacks {IM_START} or {IM_END}; call nbutils.core.chatml.add_chatml on it first.")
 
     def between(before: str, text: str, after: str) -> list[int]:
@@ -219,89 +211,68 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
         return ids[1:-1]
 
     headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}
-    plain = dict(zip(headers, plain_ids(tokenizer, [f"{r}\n" for r in headers]), strict=True))
-    forbidden, gone = _forbidden(tokenizer), dropped(tokenizer, SAMPLE)
-    drops = re.compile(f"[{re.escape(''.join(gone))}\u0100-\U0010ffff]") if gone else None
-    newline = between(IM_END, "\n", IM_START)
+    plain = dict(zip(headers, plain_ids(tokenizer, [f"{role}\n" for role in headers]), strict=True))
+    newline, drops = between(IM_END, "\n", IM_START), any(_is_lost(tokenizer, character) for character in SAMPLE)
+    forbidden = special_strings(tokenizer)
     return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, plain, forbidden, drops)
 
 
-def _forbidden(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The special tokens, id → text, and the one for what is unknown, which need not be marked as special."""
-    try:
-        one, other = ([t.id for t in tokenizer.backend_tokenizer.model.tokenize(c)] for c in _UNHEARD_OF)
-    except Exception:  # it has no such token, and says so
-        one, other = [], []
-    return special_strings(tokenizer) | {i: str(tokenizer.convert_ids_to_tokens(i)) for i in one if one == other}
-
-
-def dropped(tokenizer: PreTrainedTokenizerBase, characters: str) -> list[str]:
-    """Those characters, white space aside, that leave no token at all: of them two read as one does."""
-    visible = [character for character in characters if not character.isspace()]
-    once, twice = (plain_ids(tokenizer, [f"a{character * n}a" for character in visible]) for n in (1, 2))
-    forbidden = _forbidden(tokenizer).keys()
-    pairs = zip(visible, once, twice, strict=True)
-    return [character for character, one, two in pairs if one == two and forbidden.isdisjoint(one)]
-
-
 @lru_cache(maxsize=1 << 16)
-def _is_dropped(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
-    return bool(dropped(tokenizer, character))
+def _is_lost(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
+    """Whether a character leaves no token of its own: it is dropped, or becomes the token for what is unknown.
+
+    Two of it read as one does, then, or it reads as another character that no vocabulary has. White space may be
+    dropped.
+    """
+    once, twice, unheard_of = plain_ids(tokenizer, [f"a{text}a" for text in (character, character * 2, "\U000f0000")])
+    is_white = character.isspace() and special_strings(tokenizer).keys().isdisjoint(once)
+    return not is_white and once in (twice, unheard_of)
 
 
 def lost(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str) -> list[str]:
-    """The characters of a text that leave no token at all."""
-    if controls.drops is None or not controls.drops.search(text):
-        return []
-    return [character for character in dict.fromkeys(text) if _is_dropped(tokenizer, character)]
+    """The characters of a text that leave no token of their own."""
+    return [c for c in dict.fromkeys(text) if _is_lost(tokenizer, c)] if controls.drops else []
 
 
 def _texts(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], bool]]:
-    """Ids of each text as it is behind its header: read together with the header, which is then taken off.
-
-    SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what comes before; alone,
-    a text would get other ids than inside the conversation. Where a piece spans header and text, the text is read
-    alone all the same (True), so that nothing of it is lost. OutsideVocabularyError where something would be.
-    """
+    """Ids of each text, and whether it was read without its header. OutsideVocabularyError where something is lost."""
     found = []
-    for (role, text), row in zip(flat, plain_ids(tokenizer, [f"{role}\n{text}" for role, text in flat]), strict=True):
-        ids, apart = _without_header(tokenizer, controls, role, text, row)
+    for (role, text), (ids, apart) in zip(flat, _behind_headers(tokenizer, controls, flat), strict=True):
         if not controls.forbidden.keys().isdisjoint(ids):  # merges can spell a special piece, such as "</s>"
-            ids = _broken_up(tokenizer, controls, role, text)
-        if gone := lost(tokenizer, controls, text):
-            raise OutsideVocabularyError(gone, text)
+            parts = [(role, part) for part in _cut(controls, text)]
+            ids = [i for row, _ in _behind_headers(tokenizer, controls, parts) for i in row]
+        gone = lost(tokenizer, controls, text)
+        if gone or not controls.forbidden.keys().isdisjoint(ids):
+            raise OutsideVocabularyError(gone or [text[:60]], text)
         found.append((ids, apart))
     return found
 
 
-def _without_header(
-    tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str, text: str, row: list[int]
-) -> tuple[list[int], bool]:
-    """Of the ids of a header and a text those of the text, and whether it had to be read alone."""
-    header = controls.plain[role]
-    if row[: len(header)] == header and header[-1] not in controls.forbidden:  # what is unknown may go on into the text
-        return row[len(header) :], False
-    return plain_ids(tokenizer, [text])[0], True
+def _behind_headers(
+    tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
+) -> Iterator[tuple[list[int], bool]]:
+    """Ids of each text as it is behind its header: read together with the header, which is then taken off.
+
+    SentencePiece marks the start of what it reads with "▁", and byte-level BPE splits by what comes before; alone,
+    a text would get other ids than inside the conversation. Where a piece spans header and text, the text is read
+    alone all the same (True), so that nothing of it is lost.
+    """
+    for (role, text), row in zip(flat, plain_ids(tokenizer, [f"{role}\n{text}" for role, text in flat]), strict=True):
+        header = controls.plain[role]
+        # What is unknown at the header's end may go on into the text.
+        apart = row[: len(header)] != header or header[-1] in controls.forbidden
+        yield plain_ids(tokenizer, [text])[0] if apart else row[len(header) :], apart
 
 
-def _broken_up(tokenizer: PreTrainedTokenizerBase, controls: Controls, role: str, text: str) -> list[int]:
-    """Ids of a text in which a special token is spelled: cut inside each spelling, so that no merge can complete it."""
+def _cut(controls: Controls, text: str) -> list[str]:
+    """A text cut inside each special token that is spelled in it, so that no merge can complete it."""
     cuts = {0, len(text)}
     for special in controls.forbidden.values():
         found = re.finditer(f"(?={re.escape(special)})", text)
         cuts |= {match.start() + max(1, len(special) // 2) for match in found}
-    parts = [text[a:b] for a, b in pairwise(sorted(cuts))]
-    rows = plain_ids(tokenizer, [f"{role}\n{part}" for part in parts])
-    read = [_without_header(tokenizer, controls, role, part, row) for part, row in zip(parts, rows, strict=True)]
-    ids = [i for row, _ in read for i in row]
-    if not controls.forbidden.keys().isdisjoint(ids):
-        characters = list(dict.fromkeys(text))
-        known = zip(characters, plain_ids(tokenizer, characters), strict=True)
-        lacking = [character for character, row in known if not controls.forbidden.keys().isdisjoint(row)]
-        raise OutsideVocabularyError(lacking or [text[:60]], text)
-    return ids
+    return [text[a:b] for a, b in pairwise(sorted(cuts))]
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -309,17 +280,17 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
     if not texts:
         return []
     try:
-        rows: list[list[int]] = tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-    except (TypeError, UnicodeEncodeError) as error:
-        bad = next((t for t in texts if any("\ud800" <= c <= "\udfff" for c in t)), None)
-        if bad is None:
-            raise
-        raise UserError(f"The text {bad[:60]!r} holds half a surrogate pair, which is no valid Unicode.") from error
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        bad = error.object[:60]
+        raise UserError(f"The text {bad!r} holds half a surrogate pair, which is no valid Unicode.") from error
+    rows: list[list[int]] = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
     return rows

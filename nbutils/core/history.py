@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -45,14 +45,11 @@ class Series:
     @property
     def ends_finite(self) -> bool:
         """Whether the last point has a finite value: what a run ended with, and no value from before it broke."""
-        return bool(len(self)) and bool(np.isfinite(self.values[-1]))
+        return bool(np.isfinite(self.values[-1:]).any())
 
-    def at(self, step: float) -> float | None:
-        """The finite value at `step`, or the nearest one before it (the first where none is before)."""
-        finite = self.finite
-        if not len(finite):
-            return None
-        return float(finite.values[max(0, int(np.searchsorted(finite.steps, step, side="right")) - 1)])
+    def at(self, step: float) -> float:
+        """The value at `step`, or the nearest one before it (the first where none is before)."""
+        return float(self.values[max(0, int(np.searchsorted(self.steps, step, side="right")) - 1)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,20 +59,18 @@ class History:
     `reached` is the step that the run is known to have taken, where that is behind its last row: a pause logs none.
     """
 
-    train: list[Row] = field(default_factory=list)
-    evals: list[Row] = field(default_factory=list)
-    sessions: list[Row] = field(default_factory=list)
+    train: list[Row]
+    evals: list[Row]
+    sessions: list[Row]
     reached: int = 0
 
     @classmethod
-    def of(cls, rows: Iterable[Row] | History) -> History:
+    def of(cls, rows: Iterable[Row]) -> History:
         """A history from rows as they were written.
 
         A session that starts at step s repeats what an interrupted one had logged beyond s: those rows are dropped,
         since that work was lost. Of two rows with the same step the later one counts.
         """
-        if isinstance(rows, History):
-            return rows
         logs: dict[str, dict[int, Row]] = {"train": {}, "eval": {}}
         sessions: list[Row] = []
         for row in rows:
@@ -115,13 +110,11 @@ class History:
     def eval_series(self, name: str, *, x: str = "step") -> Series:
         """A quantity of the evaluation rows, in `x` of the training row at or before each evaluation."""
         found = self._column(name, "step", "evals")
-        if x == "step" or not len(found):
+        if x == "step":
             return found
-        steps, places = self.series(x).steps, self.series(x).values
-        if not len(steps):
-            return Series(found.steps[:0], found.values[:0])
+        over = self.series(x)
         # np.interp keeps the ends; an evaluation at step 0 comes before the first logged row.
-        return Series(np.interp(found.steps, np.r_[0, steps], np.r_[0.0, places]), found.values)
+        return Series(np.interp(found.steps, np.r_[0, over.steps], np.r_[0.0, over.values]), found.values)
 
     @property
     def elapsed(self) -> float | None:
@@ -137,7 +130,7 @@ class History:
         parts["evaluation"] += self._evaluations_outside
         elapsed = self.elapsed or 0.0
         other = elapsed - math.fsum(parts.values())
-        return parts | ({"other": other} if other > 0.01 * max(elapsed, 1e-9) else {})
+        return parts | ({"other": other} if other > 0.01 * elapsed else {})
 
     @cached_property
     def _evaluations_outside(self) -> float:
@@ -150,12 +143,6 @@ class History:
         rows = [row for row in getattr(self, kind) if name in row and x in row]
         steps, values = (np.array([row[column] for row in rows], dtype=float) for column in (x, name))
         return Series(steps, values)  # null is NaN
-
-    def skipped_at(self) -> list[int]:
-        """The logged steps since whose predecessor fp16 steps were skipped (their gradients had overflowed)."""
-        skipped = self.series("skipped_steps").finite
-        grown = np.diff(np.r_[0.0, skipped.values]) > 0
-        return [int(step) for step in skipped.steps[grown]]
 
 
 def trend(series: Series) -> Series:

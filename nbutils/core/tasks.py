@@ -14,7 +14,7 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import project_root, resolve, shown
+from nbutils.core.files import project_root, resolve
 from nbutils.core.network import hub_answers
 from nbutils.core.settings import nearest
 
@@ -87,7 +87,7 @@ def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None 
         found = own.get(name) or stock_tasks()[name]
         members, config = _members_or_config(found)
         if not members and isinstance(found, Path):
-            folders = [found.parent, *([data] if data else []), project_root()]
+            folders = [found.parent, data or project_root(), project_root()]
             tasks |= _built(_with_local_data(config, folders), name)
         elif any(local_copy("dataset", dataset) for dataset in dataset_of_tasks(name, own)):
             tasks |= load_tasks(members, own)
@@ -98,12 +98,14 @@ def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None 
 
 def _with_local_data(config: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
     """A task's configuration with the fetched copy of its data set, or with local files that are in the folders."""
+    from datasets.utils.py_utils import map_nested
+
     path, options = str(config.get("dataset_path", "")), dict(config.get("dataset_kwargs") or {})
     if path not in LOCAL_FORMATS:
         copy = local_copy("dataset", path)
         return config | ({"dataset_path": str(copy)} if copy else {})
     if "data_files" in options:
-        options["data_files"] = _absolute(options["data_files"], folders)
+        options["data_files"] = map_nested(lambda file: _absolute(file, folders), options["data_files"])
     _temporary.append(tempfile.TemporaryDirectory(prefix="smallchat-tasks-"))
     return config | {"dataset_kwargs": options | {"cache_dir": _temporary[-1].name}}
 
@@ -112,10 +114,11 @@ def _members_or_config(found: Path | list[str]) -> tuple[list[str], dict[str, An
     """The tasks of a group or tag, or a task's whole configuration: of less than that lm-eval loads a torso."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    config: dict[str, Any] = {"task": found} if isinstance(found, list) else load_yaml(found, resolve_func=True)
-    tasks = config.get("task")
-    entries = tasks if isinstance(tasks, list) else []
-    names = (entry if isinstance(entry, str) else entry.get("task", "") for entry in entries)
+    if isinstance(found, list):
+        return found, {}
+    config = load_yaml(found, resolve_func=True)
+    entries = config["task"] if isinstance(config.get("task"), list) else []
+    names = (entry if isinstance(entry, str) else entry.get("task") for entry in entries)
     return [name for name in names if isinstance(name, str)], config
 
 
@@ -139,10 +142,9 @@ def _built(spec: str | dict[str, Any], name: str) -> dict[str, Any]:
 
 def item_texts(task: Any) -> Iterator[tuple[int, list[str]]]:
     """Each evaluated item of a task: its number, and its question together with each of its answers."""
-    multiple_choice = task.get_config("doc_to_choice") is not None
+    answers_of = task.doc_to_target if task.get_config("doc_to_choice") is None else task.doc_to_choice
     for number, doc in enumerate(task.eval_docs):
-        question = task.doc_to_text(doc)
-        answers = task.doc_to_choice(doc) if multiple_choice else task.doc_to_target(doc)
+        question, answers = task.doc_to_text(doc), answers_of(doc)
         answers = answers if isinstance(answers, list) else [answers]
         questions = answers if isinstance(question, int) else [f"{question} {answer}" for answer in answers]
         yield number, [str(text) for text in questions]
@@ -153,20 +155,12 @@ def item_label(task: str, number: int) -> str:
     return f"{task} item {number}"
 
 
-def _absolute(files: Any, folders: Sequence[Path]) -> Any:
-    """`data_files` with each relative path in the first of the folders that has it, else in the last."""
-    if isinstance(files, dict):
-        return {split: _absolute(file, folders) for split, file in files.items()}
-    if isinstance(files, list):
-        return [_absolute(file, folders) for file in files]
-    if "://" in files:
-        return files
-    folder = next((folder for folder in folders if (folder / files).exists()), folders[-1])
-    if (folder / files).exists():
-        return glob.escape(str(folder / files))  # `datasets` takes each path for a pattern
-    if "*" not in files:
-        raise UserError(f"The file {files} that the task in {shown(folders[0])} reads does not exist beside its YAML.")
-    return f"{glob.escape(str(folder))}/{files}"
+def _absolute(file: str, folders: Sequence[Path]) -> str:
+    """A relative path in the first of the folders that has it, else in the last, as `datasets` takes it: a pattern."""
+    if "://" in file:
+        return file
+    found = next((folder / file for folder in folders if (folder / file).exists()), None)
+    return glob.escape(str(found)) if found else f"{glob.escape(str(folders[-1]))}/{file}"
 
 
 def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:

@@ -24,8 +24,8 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """A number of bytes in KiB, MiB or GiB."""
-    power, unit = (30, "GiB") if count >= 2**30 else (20, "MiB") if count >= 2**20 else (10, "KiB")
-    return f"{count / 2**power:,.1f} {unit}"
+    power = 3 if count >= 2**30 else 2 if count >= 2**20 else 1
+    return f"{count / 1024**power:,.1f} {' KMG'[power]}iB"
 
 
 def number(value: float, sign: str = "") -> str:
@@ -41,9 +41,9 @@ def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table; a `|` inside a cell stays one cell."""
-    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in [head, *rows])
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return "\n".join(lines)
 
 
 def secrets() -> list[str]:

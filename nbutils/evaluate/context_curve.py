@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, can_extend, rotated, rotations
+from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, can_extend, rotated, rotation
 from nbutils.core.run.models import context_length
 from nbutils.core.text import with_interval
 from nbutils.evaluate.compare import FEWEST_GROUPS, paired_difference, word_for
@@ -73,9 +73,9 @@ def losses_of(model: Any, rows: Sequence[Sequence[int]], extension: str) -> list
     import torch
     from torch.nn.functional import cross_entropy
 
-    own, extended = rotations(model, extension, FACTOR * context_length(model.config))
+    longest = FACTOR * context_length(model.config)
     found = []
-    with rotated(model, extended if extension != "none" else own), torch.inference_mode():
+    with rotated(model, rotation(model, extension, longest)), torch.inference_mode():
         for row in rows:
             ids = torch.tensor([row], device=model.device)  # (1, T)
             logits = model(ids, use_cache=False).logits[0, :-1].float()  # (T - 1, V)

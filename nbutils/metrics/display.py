@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, Markdown, display
 
-from nbutils.core.charts import events_of, lines_of, svg, training_figure
+from nbutils.core.charts import events_of, file_of, lines_of, training_figure
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.history import History, Series, thinned, trend
@@ -153,5 +153,9 @@ def _show(figure: Any, still: Any, text: str) -> None:
 
     The still one is no PNG: plotly's extension would show that until the mouse comes near.
     """
-    bundle = {PLOTLY: json.loads(figure.to_json()), "image/svg+xml": svg(still).decode(), "text/plain": f"<{text}>"}
+    bundle = {
+        PLOTLY: json.loads(figure.to_json()),
+        "image/svg+xml": file_of(still, "svg").decode(),
+        "text/plain": f"<{text}>",
+    }
     display(bundle, raw=True)

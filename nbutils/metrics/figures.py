@@ -13,14 +13,12 @@ from nbutils.core.charts import (
     MARKERS,
     THEMES,
     WIDTH,
-    End,
     add_legend,
     caption,
     draw_metric,
-    format_values,
-    label_ends,
     new_figure,
     save,
+    write_values,
 )  # fmt: skip
 from nbutils.core.history import History, thinned, trend
 from nbutils.core.text import duration
@@ -84,8 +82,8 @@ def comparison_figure(runs: list[Compared], metric: Metric, *, theme: str = "lig
     figure, panels = new_figure(1, 3, theme=theme, width=WIDTH * 1.25, height=height)
     figure.subplots_adjust(bottom=(0.55 + 0.22 * -(-(len(runs) + 2) // 3)) / height)
     for axes, (x, label) in zip(panels, OVER.items(), strict=True):
-        trained: list[End] = []
-        evaluated: list[End] = []
+        trained: list[tuple[float, str]] = []
+        evaluated: list[tuple[float, str]] = []
         styles = cycle(THEMES[theme].curves), cycle(LINE_STYLES), cycle(MARKERS)
         for run, colour, style, marker in zip(runs, *styles, strict=False):
             train, measured = run.history.series(metric.column, x=x), run.history.eval_series(metric.evaluation, x=x)
@@ -94,12 +92,11 @@ def comparison_figure(runs: list[Compared], metric: Metric, *, theme: str = "lig
             axes.plot([], [], label=run.name, linestyle=style, marker=marker, **look)  # the legend's
             axes.plot(line.steps, line.values, linestyle=style, linewidth=1.2, alpha=0.8, **look)
             axes.plot(evals.steps, evals.values, marker, markeredgecolor=THEMES[theme].page, **look)
-            trained += [End(line.values[-1], colour)] if train.ends_finite else []
-            evaluated += [End(evals.values[-1], colour)] if measured.ends_finite else []
+            trained += [(line.values[-1], colour)] if train.ends_finite else []
+            evaluated += [(evals.values[-1], colour)] if measured.ends_finite else []
         caption(axes, theme, metric.title if axes is panels[0] else "", label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        format_values(axes, metric)
-        label_ends(axes, evaluated or trained, metric.form)
+        write_values(axes, metric, evaluated or trained)
     for label, style, marker in (("lines: training, smoothed", "-", ""), ("markers: evaluation", "", "o")):
         panels[0].plot([], [], label=label, color=THEMES[theme].ink, ls=style, marker=marker, markersize=4.5)
     entries, _ = panels[0].get_legend_handles_labels()

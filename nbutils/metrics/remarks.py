@@ -80,7 +80,7 @@ def overfitting(history: History) -> str | None:
     if len(evals) - 1 - best < 2 or end < low * 1.01:
         return None
     then, now = line.at(evals.steps[best]), line.at(evals.steps[-1])
-    if then is None or now is None or now >= then:
+    if now >= then:
         return None
     return (
         f"Overfitting: evaluation loss was lowest at step {int(evals.steps[best])} ({low:.3f}) and rose to "

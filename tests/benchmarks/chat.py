@@ -183,7 +183,7 @@ def seconds_to_first(session: ChatSession, text: str, tokens: int) -> float:
 def from_scratch(session: ChatSession, messages: list[dict[str, str]], tokens: int) -> tuple[list[int], float]:
     """Ids and seconds of `model.generate` on all turns that are kept, with the session's rotation."""
     engine, plan = session.engine, session.plan
-    with rotated(engine.model, engine.rotation(plan)):
+    with rotated(engine.model, engine.rotations[plan.extended]):
         started = time.perf_counter()
         prompt = torch.tensor([engine.ids(messages, plan, prompt=True)])
         config = GenerationConfig(
@@ -198,13 +198,13 @@ def check(session: ChatSession) -> bool:
     """Whether the last reply is the one from scratch; a close call between two tokens ends the comparison."""
     engine, plan = session.engine, session.plan
     prompt = engine.ids(session.messages[:-1], plan, prompt=True)
-    ours = engine.cached[plan][len(prompt) :] if engine.cached[plan][: len(prompt)] == prompt else []
-    ours = ours[: session.measured.new_tokens - 1]
+    held = engine.caches[plan].ids
+    ours = held[len(prompt) :][: session.measured.new_tokens - 1] if held[: len(prompt)] == prompt else []
     expected, _ = from_scratch(session, session.messages[:-1], len(ours))
     assert ours, "there is nothing to compare"
     for position, (a, b) in enumerate(zip(ours, expected, strict=False)):
         if a != b:
-            with torch.inference_mode(), rotated(engine.model, engine.rotation(plan)):
+            with torch.inference_mode(), rotated(engine.model, engine.rotations[plan.extended]):
                 logits = engine.model(torch.tensor([prompt + ours[:position]])).logits[0, -1]
             best = logits.topk(2).values
             close = float(best[0] - best[1]) < CLOSE_CALL

@@ -79,7 +79,7 @@ def from_scratch(session: ChatSession, messages: list[dict], **options) -> str:
     """The greedy reply of `model.generate` without any cache of ours, with the session's rotation and kept turns."""
     engine, model = session.engine, copy.deepcopy(session.engine.model)
     ids = torch.tensor([engine.ids(messages, session.plan, prompt=True)])
-    if rotation := engine.rotation(session.plan):
+    if rotation := engine.rotations[session.plan.extended]:
         rotary = rotary_module(model)
         rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = "default", rotation.inv_freq, rotation.scaling
     config = GenerationConfig(

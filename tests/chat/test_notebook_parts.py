@@ -109,7 +109,7 @@ def test_a_cell_without_an_id_is_known_by_its_text(final, monkeypatch):
     first = shown_chat()
     send(first, "hello")
     assert texts(shown_chat()) == texts(first) != []
-    assert not first.panels[0].session.engine.cached, "its caches are freed"
+    assert not first.panels[0].session.engine.caches, "its caches are freed"
     parent["content"]["code"] = "another = show_chat()"
     assert texts(shown_chat()) == []
 

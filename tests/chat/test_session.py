@@ -88,9 +88,9 @@ def test_evictions_among_any_actions_equal_a_fresh_session():
 def check_read_ahead(session: ChatSession) -> bool:
     """What was read in the background is exactly the encoded history; whether there was anything to check."""
     plan = session.engine.plan(session.messages, session.context.dropped, session.sampling, ahead=1)
-    if plan not in session.engine.cached or not session.messages:
+    if plan not in session.engine.caches or not session.messages:
         return False
-    assert session.engine.cached[plan] == session.engine.ids(session.messages, plan, prompt=False)
+    assert session.engine.caches[plan].ids == session.engine.ids(session.messages, plan, prompt=False)
     return True
 
 
@@ -111,7 +111,7 @@ def check_sequence(steps) -> tuple[int, int]:
         checked += action == "wait" and check_read_ahead(session)
         evictions += session.context.dropped > dropped
         dropped = session.context.dropped
-        held = session.engine.cached.get(session.plan)
+        held = session.engine.caches[session.plan].ids if session.plan in session.engine.caches else []
         if held and session.messages:
             kept = session.engine.ids(session.messages, session.plan, prompt=False)
             prompt = session.engine.ids(session.messages[:-1], session.plan, prompt=True)
@@ -171,7 +171,7 @@ def test_the_newest_turn_and_the_system_message_always_stay():
         kept = TOKENIZER.decode(session.engine.ids(session.messages, session.plan, prompt=False))
         assert "Be brief." in kept and f"number {turn}" in kept
         assert kept.count("<|im_start|>user") == kept.count("<|im_start|>assistant")
-    assert len(session.engine.cached) <= 3
+    assert len(session.engine.caches) <= 3
     assert session.context.dropped > 3 and len(session.messages) == 25
     session.clear()
     assert session.messages == [{"role": "system", "content": "Be brief."}]
@@ -247,7 +247,7 @@ def test_settings_change_from_the_next_reply_on():
     stream = session.reply("x" * 85)
     session.sampling = session.sampling.changed(max_new_tokens=60)
     list(stream)
-    assert len(session.engine.cached[session.plan]) <= session.context.limit == 128
+    assert len(session.engine.caches[session.plan].ids) <= session.context.limit == 128
     assert session.measured.new_tokens <= 12
     session.sampling = session.sampling.changed(max_new_tokens=3)
     say(session, "hi")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from nbutils.chat.session import ChatSession
-from nbutils.core.chat_engine.engine import StreamDecoder
+from nbutils.core.chat_engine.engine import streamed
 from nbutils.core.chat_engine.kvcache import KeyValueCache
 from nbutils.core.chat_engine.sampling import Sampling, next_id
 from nbutils.core.chat_engine.window import KEPT, MessageTooLongError, Plan, Sizes, Window, rotary_module
@@ -104,7 +104,7 @@ def test_at_most_one_full_reading_per_eviction_without_pauses():
     for text in WORDS:
         say(session, text)
         full += session.measured.reused_tokens < 20
-        assert len(session.engine.cached) <= 3
+        assert len(session.engine.caches) <= 3
         dropped.append(session.context.dropped)
     evictions = len(set(dropped)) - 1
     assert evictions >= 2
@@ -118,11 +118,9 @@ def test_two_sessions_share_a_model_with_different_rotations():
         return [chat(context_extension=extension, read_ahead=False) for extension in ("dynamic", "linear")]
 
     alone = [say(session, text, text) for session in sessions()]
-    both, together = sessions(), []
-    for _ in range(2):
-        pieces = zip_longest(*(session.reply(text) for session in both), fillvalue="")
-        together.append(["".join(column) for column in zip(*pieces, strict=True)])
-    assert [list(replies) for replies in zip(*together, strict=True)] == alone
+    both = sessions()
+    together = [list(zip_longest(*(session.reply(text) for session in both), fillvalue="")) for _ in range(2)]
+    assert [["".join(pair[side] for pair in pairs) for pairs in together] for side in range(2)] == alone
     rotary = rotary_module(MODEL)
     assert rotary.rope_type == "default" and torch.equal(rotary.inv_freq, rotary.original_inv_freq)
 
@@ -182,9 +180,8 @@ def test_stock_dynamic_rope_with_a_cache_is_wrong_still_needed():
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
 @settings(max_examples=100, deadline=None)
 def test_streamed_text_is_the_decoded_whole(text):
-    decoder = StreamDecoder(TOKENIZER)
-    pieces = list(decoder.pieces(TOKENIZER(text, split_special_tokens=True)["input_ids"]))
-    assert "".join(pieces) == text.strip() == decoder.text
+    pieces = list(streamed(TOKENIZER, TOKENIZER(text, split_special_tokens=True)["input_ids"]))
+    assert "".join(pieces) == text.strip() and all(pieces)
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
 
 
@@ -192,7 +189,7 @@ def test_streaming_with_a_real_sentencepiece_tokenizer(chat_tokenizers):
     text = "Bonjour 🌙, naïve “quotes” 你好 don 't  two  spaces .\nnew line 👩‍👩‍👧"
     for tokenizer in chat_tokenizers.values():
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert "".join(StreamDecoder(tokenizer).pieces(ids)) == text
+        assert "".join(streamed(tokenizer, ids)) == text
 
 
 @given(data=st.data())
@@ -204,12 +201,11 @@ def test_nothing_is_lost_behind_a_byte_that_makes_no_character(chat_tokenizers, 
     words = [tokenizer(f"word {word}", add_special_tokens=False)["input_ids"][-1:] for word in ("fine", "and", "you")]
     parts = data.draw(st.lists(st.sampled_from([moon, moon[:1], moon[:2], moon[2:], *words]), max_size=8))
     ids = [number for part in parts for number in part]
-    decoder = StreamDecoder(tokenizer)
-    streamed = "".join(decoder.pieces(ids))
+    shown = "".join(streamed(tokenizer, ids))
     whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    letters, expected = ("".join(c for c in text if c.isascii() and c.isalpha()) for text in (streamed, whole))
-    assert letters == expected and streamed == decoder.text
-    assert "\ufffd" in whole or streamed == whole.strip()
+    letters, expected = ("".join(c for c in text if c.isascii() and c.isalpha()) for text in (shown, whole))
+    assert letters == expected
+    assert "\ufffd" in whole or shown == whole.strip()
 
 
 @given(

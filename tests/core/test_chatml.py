@@ -245,10 +245,11 @@ def without_unknown() -> PreTrainedTokenizerFast:
         (unigram(bytes_too=False), "a 🙂 東 🙂", "'🙂' '東'"),
         (unigram(bytes_too=False, unknown=None), "東 here", "'東'"),  # its token is not marked as special
         (unigram(bytes_too=False, single=SINGLE[:-1]), "東 here", "'東'"),  # the header ends in the unknown, too
+        (unigram(bytes_too=False, single=SINGLE[:-1]), "a\nb 東", r"'\n' '東'"),
         (unigram(normalizer=BLANKS), "here\x01東", r"'\x01'"),  # lost by the normaliser
         (without_unknown(), "here 東", "'東'"),
     ],
-    ids=["unknown", "not special", "behind an unknown newline", "normalised away", "dropped"],
+    ids=["unknown", "not special", "behind an unknown newline", "unknown newline", "normalised away", "dropped"],
 )
 def test_a_character_outside_the_vocabulary_is_named_and_costs_its_own_text_alone(tokenizer, text, named):
     talk = turns("Hi there <unk>", "Good")

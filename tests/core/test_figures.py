@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from nbutils.core import charts
-from nbutils.core.charts import THEMES, End, LiveFigure, draw_metric, label_ends, new_figure, png, svg, training_figure
+from nbutils.core.charts import THEMES, LiveFigure, draw_metric, file_of, new_figure, training_figure, write_values
 from nbutils.core.history import History
 from nbutils.core.training_log import LOSS
 from tests.metrics.histories import evaluation, history_rows, session
@@ -40,7 +41,7 @@ def loss_figure(rows):
     ids=["empty", "session", "one evaluation", "one row", "no evaluation", "all NaN", "infinite", "nulls"],
 )
 def test_any_history_gives_a_figure(rows):
-    assert png(training_figure(rows)).startswith(b"\x89PNG")
+    assert file_of(training_figure(History.of(rows)), "png").startswith(b"\x89PNG")
 
 
 FLAT = {"noise": 0.0, "eval_loss": lambda _: 4.5}
@@ -72,7 +73,7 @@ def test_what_is_written_in_the_figure(rows, there, absent):
 
 def test_close_final_values_do_not_overlap():
     figure = loss_figure(history_rows(60, noise=0.0, loss=lambda _: 4.25, eval_loss=lambda _: 4.26))
-    png(figure)
+    file_of(figure, "png")
     boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text() in ("4.25", "4.26")]
     assert len(boxes) == 2 and not boxes[0].overlaps(boxes[1])
 
@@ -82,7 +83,7 @@ def test_close_final_values_do_not_overlap():
 def test_labels_move_apart_in_their_order_and_no_further_than_they_must(values):
     _, (axes,) = new_figure(1, 1, theme="light", height=3.2)
     axes.plot(values)
-    label_ends(axes, [End(value, "red") for value in values], "{}")
+    write_values(axes, LOSS, [(value, "red") for value in values])
     low, high = axes.get_ylim()
     gap = 13 / axes.get_window_extent().height * (high - low)
     places = np.array([text.xy[1] for text in axes.texts])
@@ -93,13 +94,12 @@ def test_labels_move_apart_in_their_order_and_no_further_than_they_must(values):
 
 def test_svg_is_reproducible():
     rows = history_rows(30)
-    assert svg(loss_figure(rows)) == svg(loss_figure(rows))
+    assert file_of(loss_figure(rows), "svg") == file_of(loss_figure(rows), "svg")
 
 
 def luminance(colour: str) -> float:
     """Relative luminance of an sRGB colour (WCAG 2.1)."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in to_rgb(colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -120,24 +120,14 @@ def test_final_values_are_told_apart_by_their_colours():
 
 
 def test_the_axes_of_a_running_training_span_its_plan():
-    assert training_figure(history_rows(30), steps=1000).axes[0].get_xlim() == (0, 1000)
+    assert training_figure(History.of(history_rows(30)), 1000).axes[0].get_xlim() == (0, 1000)
 
 
 def test_live_figure_redraws_at_most_every_five_seconds(monkeypatch):
     shown = []
-
-    class Handle:
-        def update(self, image):
-            shown.append("update")
-
-    def display(image, display_id):
-        shown.append("new")
-        return Handle()
-
-    monkeypatch.setattr(charts, "display", display)
-    monkeypatch.setattr(
-        charts, "training_figure", lambda *_, **__: new_figure(1, 1, theme="light", width=2, height=2)[0]
-    )
+    handle = SimpleNamespace(update=lambda image: shown.append("update"))
+    monkeypatch.setattr(charts, "display", lambda image, display_id: shown.append("new") or handle)
+    monkeypatch.setattr(charts, "training_figure", lambda *_: new_figure(1, 1, theme="light", width=2, height=2)[0])
     now = [0.0]
     monkeypatch.setattr(charts, "time", SimpleNamespace(monotonic=lambda: now[0]))
     live = LiveFigure()

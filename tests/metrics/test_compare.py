@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from nbutils.core.charts import png
+from nbutils.core.charts import file_of
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.training_log import LOSS
@@ -51,7 +51,7 @@ def test_final_values_of_many_runs_do_not_overlap(tmp_path):
         write_training(tmp_path / f"run{n}", history_rows(30, eval_loss=lambda f, n=n: 4.5 + n / 1000))
     write_training(tmp_path / "unmeasured", history_rows(30, noise=0.0, loss=lambda _: 4.25, eval_loss=None))
     figure = comparison_figure(read_runs([*sorted(tmp_path.iterdir())]), LOSS)
-    png(figure)
+    file_of(figure, "png")
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in axes.texts]
         assert [text.get_text() for text in axes.texts] == ["4.50"] * 5

@@ -8,7 +8,7 @@ import math
 import pytest
 from PIL import Image
 
-from nbutils.core.charts import svg
+from nbutils.core.charts import file_of
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.history import History
@@ -138,7 +138,8 @@ def test_what_was_not_logged_is_not_drawn(tmp_path):
 
 def test_a_long_history_is_drawn_from_a_few_thousand_points():
     history = History.of(history_rows(50_000))
-    assert all(len(svg(metric_figure(history, *shown))) < 600_000 for shown in FIGURES.values())  # all: megabytes
+    figures = [metric_figure(history, *shown) for shown in FIGURES.values()]
+    assert all(len(file_of(figure, "svg")) < 600_000 for figure in figures)  # all points would be megabytes
 
 
 def test_interactive_curves_hold_every_spike_and_event_and_a_still_picture(bundles):

@@ -8,7 +8,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from nbutils.core.chat_engine.window import rotations
+from nbutils.core.chat_engine.window import rotation
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
@@ -56,7 +56,7 @@ def test_the_extension_is_that_of_the_session(published, kind):
     """The code on the card gives the rotation that the chat session uses beyond the trained length."""
     model = AutoModelForCausalLM.from_pretrained(published.folder)
     trained = model.config.max_position_embeddings
-    _, expected = rotations(model, kind, 2 * trained)
+    expected = rotation(model, kind, 2 * trained)
     exec(extension(model_config(published.folder), kind)[1], {"longer": model.config, "trained": trained})
     rotary = type(model.model.rotary_emb)(model.config)
     assert torch.allclose(rotary.inv_freq, expected.inv_freq, rtol=1e-5)

@@ -9,7 +9,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import takewhile
+from contextlib import suppress
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -18,7 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from nbutils.core.chat_engine.kvcache import KeyValueCache
 from nbutils.core.chat_engine.sampling import Sampling, next_id
 from nbutils.core.chat_engine.template import ChatMLTemplate, OwnTemplate, has_own_template
-from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, Plan, Rotation, Sizes, Window, can_extend, rotations
+from nbutils.core.chat_engine.window import (
+    EXTENSIONS,
+    FACTOR,
+    MessageTooLongError,
+    Plan,
+    Sizes,
+    Window,
+    can_extend,
+    rotation,
+)
 from nbutils.core.chatml import Conversation, Message
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import context_length
@@ -93,9 +103,10 @@ class Engine:
         self.trained = context_length(model.config)
         self.extension = context_extension if can_extend(model) else "none"
         self.limit = self.trained * (FACTOR if self.extension != "none" else 1)
-        self._rotations = rotations(model, self.extension, self.limit)
-        self._caches: dict[Plan, KeyValueCache] = {}
-        self._current: Plan | None = None
+        self.rotations = [rotation(model, kind, self.limit) for kind in ("none", self.extension)]
+        """The one up to the trained length, and the one beyond it."""
+        self.caches: dict[Plan, KeyValueCache] = {}
+        """The one that was used last stands last."""
         self._template = (OwnTemplate if has_own_template(tokenizer) else ChatMLTemplate)(tokenizer)
         self.ends = self._template.ends
         self._background: threading.Thread | None = None
@@ -113,10 +124,6 @@ class Engine:
                 f"choose at most {self.limit // 2}."
             )
         return Window(self.trained, self.limit, sampling.max_new_tokens)
-
-    def rotation(self, plan: Plan) -> Rotation | None:
-        """The rotation that a plan reads with."""
-        return self._rotations[plan.extended]
 
     def sizes(self, messages: Conversation, ahead: int = 0) -> Sizes:
         """Sizes in tokens, each turn's by itself; a user's message at the end is the newest, and no turn yet.
@@ -142,11 +149,6 @@ class Engine:
         kept = [*system, *(message for turn in turns[plan.dropped :] for message in turn)]
         return self._template.ids(kept, prompt=prompt)
 
-    @property
-    def cached(self) -> dict[Plan, list[int]]:
-        """The ids that the cache of each plan holds."""
-        return {plan: list(cache.ids) for plan, cache in self._caches.items()}
-
     def generate(
         self,
         messages: Conversation,
@@ -160,7 +162,6 @@ class Engine:
         started = time.perf_counter()
         self.pause()
         cache = self._cache(plan)
-        self._current = plan
         prompt = self.ids(messages, plan, prompt=True)
         logits = cache.read(prompt, stopped)
         measured.read_tokens = len(cache.ids) - cache.reused
@@ -210,37 +211,35 @@ class Engine:
     def forget(self) -> None:
         """Frees all caches."""
         self.pause()
-        self._caches.clear()
-        self._current = None
+        self.caches.clear()
 
     def _cache(self, plan: Plan) -> KeyValueCache:
-        if plan not in self._caches:
-            for old in [p for p in self._caches if p != self._current][: max(0, len(self._caches) - MOST_CACHES + 1)]:
-                del self._caches[old]
-            self._caches[plan] = KeyValueCache(self.model, self.rotation(plan))
-        return self._caches[plan]
+        """The cache of a plan, to be used now; where there are too many, the one that was not used for longest goes."""
+        cache = self.caches.pop(plan, None) or KeyValueCache(self.model, self.rotations[plan.extended])
+        for old in list(self.caches)[: 1 - MOST_CACHES]:
+            del self.caches[old]
+        self.caches[plan] = cache
+        return cache
 
     def _prepare(self, messages: list[Message], dropped: int, sampling: Sampling) -> None:
-        room = self.window(sampling).room - self.sizes(messages).fixed
-        if room < 1:  # a system message that leaves none: the next message is refused
-            return
-        lengths = [min(length, room) for length in (1, round(AHEAD * self.limit))]
-        plans = {self.plan(messages, dropped, sampling, ahead=length) for length in lengths}
-        for plan in [p for p in self._caches if p not in plans and p != self._current]:
-            del self._caches[plan]
-        for plan in sorted(plans, key=lambda p: (p.dropped, p.extended)):
+        plans = set()
+        with suppress(MessageTooLongError):  # a system message may leave no room
+            for length in (1, round(AHEAD * self.limit)):
+                plans.add(self.plan(messages, dropped, sampling, ahead=length))
+        for plan in sorted(plans):
             ids = self.ids(messages, plan, prompt=False)
             cache = self._cache(plan)
-            if ids and cache.ids != ids:
+            if cache.ids != ids:
                 try:
-                    cache.read(ids, self._must_pause, BACKGROUND_PIECE)
+                    # The main thread is over when the program ends: this thread must not keep it waiting.
+                    cache.read(
+                        ids,
+                        lambda: self._hurry.is_set() or not threading.main_thread().is_alive(),
+                        BACKGROUND_PIECE,
+                    )
                 except (RuntimeError, MemoryError):  # out of memory, most likely: the reply itself may do without
-                    del self._caches[plan]
+                    del self.caches[plan]
                     return
-
-    def _must_pause(self) -> bool:
-        # The main thread is over when the program ends: this thread must not keep it waiting.
-        return self._hurry.is_set() or not threading.main_thread().is_alive()
 
 
 def _turns(messages: Conversation) -> tuple[list[Message], list[list[Message]]]:
@@ -254,43 +253,25 @@ def _turns(messages: Conversation) -> tuple[list[Message], list[list[Message]]]:
     return system, turns
 
 
-class StreamDecoder:
-    """Turns ids into pieces of text whose sum is the decoded whole, stripped at both ends.
+def streamed(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> Iterator[str]:
+    """Turns ids into pieces of text, none of them empty, whose sum is the decoded whole, stripped at both ends.
 
-    A tokenizer with byte fallback takes back a whole run of bytes where a later one makes no character of it. What is
-    out stays then, and the ids behind it are decoded by themselves.
+    Bytes of an unfinished character and trailing white space wait. What a token decodes to depends on those before it:
+    it is decoded together with those of the piece before. A tokenizer with byte fallback takes back a whole run of
+    bytes where a later one makes no character of it; what is out stays then.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._before = ""
-        """The text of ids that are not decoded any more."""
-        self._ids: list[int] = []
-        self._complete = 0
-        """So many of the ids have all their text in `text`."""
-        self.text = ""
-
-    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        """What each id makes certain, often nothing: bytes of an unfinished character and trailing white space wait."""
-        for token_id in ids:
-            self._ids.append(token_id)
-            yield self._advance(REPLACEMENT)
-        yield self._advance("")
-
-    def _advance(self, held_back: str) -> str:
-        decoded, certain = self._decoded(held_back)
-        if not certain.startswith(self.text):
-            self._before, self._ids, self._complete = self.text, self._ids[self._complete :], 0
-            decoded, certain = self._decoded(held_back)
-        if certain == decoded:
-            self._complete = len(self._ids)
-        piece = certain[len(self.text) :]
-        self.text += piece
-        return piece
-
-    def _decoded(self, held_back: str) -> tuple[str, str]:
-        """All text so far, and what of it no later id changes."""
-        # All ids each time: what a token decodes to depends on those before it. A reply is short; this takes 50 µs.
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        text = self._before + text if self._before else text.lstrip()
-        return text, text.rstrip(held_back).rstrip()
+    read: list[int] = []
+    start = end = shown = 0
+    text = ""
+    for token in chain(ids, [None]):
+        read += [] if token is None else [token]
+        before, now = (
+            tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for part in (read[start:end], read[start:])
+        )
+        if len(now) > len(before) and (token is None or not now.endswith(REPLACEMENT)):
+            text = (text + now[len(before) :]) if text else now.lstrip()
+            start, end = end, len(read)
+            if piece := text.rstrip()[shown:]:
+                shown += len(piece)
+                yield piece

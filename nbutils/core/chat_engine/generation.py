@@ -57,7 +57,7 @@ def generate_replies(
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: dict[int, Reply] = {}
     was_training = model.training
-    cuda = [model.device.index or 0] if model.device.type == "cuda" else []
+    cuda = [model.device] if model.device.type == "cuda" else []
     model.eval()
     try:
         with torch.random.fork_rng(devices=cuda), torch.inference_mode():
@@ -69,12 +69,10 @@ def generate_replies(
                 ).to(model.device)
                 out = model.generate(batch.input_ids, attention_mask=batch.attention_mask, generation_config=config)
                 new = out[:, batch.input_ids.shape[1] :].tolist()
-                replies |= {row: _reply(tokenizer, ids, end) for row, ids in zip(rows, new, strict=True)}
+                for row, ids in zip(rows, new, strict=True):
+                    kept = list(takewhile(lambda i: i != end, ids))
+                    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
+                    replies[row] = Reply(text, kept, ended=end in ids)
     finally:
         model.train(was_training)
     return [replies[i] for i in range(len(prompts))]
-
-
-def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> Reply:
-    kept = list(takewhile(lambda i: i != end, ids))
-    return Reply(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept, end in ids)

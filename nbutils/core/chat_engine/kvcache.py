@@ -31,7 +31,8 @@ class KeyValueCache:
         self.rotation = rotation
         self.ids: list[int] = []
         self.reused = 0
-        self._cache = Cache(layer_class_to_replicate=_GrowingLayer) if keeps_keys(model) else None
+        self._kept = keeps_keys(model)
+        self._cache = Cache(layer_class_to_replicate=_GrowingLayer)
 
     def read(
         self, ids: list[int], interrupted: Callable[[], bool] = lambda: False, piece: int = READ_TOKENS
@@ -41,7 +42,7 @@ class KeyValueCache:
         Returns the float32 logits (V,) behind the last id, on the CPU; None if `interrupted` between two pieces, with
         what was read so far kept. `reused` then says how many ids were there already.
         """
-        if self._cache is None:
+        if not self._kept:
             self.ids, piece = [], len(ids)
         held = zip(self.ids, ids[:-1], strict=False)
         self.reused = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], held))
@@ -55,18 +56,16 @@ class KeyValueCache:
 
     def _truncate(self, length: int) -> None:
         del self.ids[length:]
-        for layer in self._cache.layers if self._cache is not None else ():
+        for layer in self._cache.layers:
             layer.length = min(layer.length, length)
 
     def append(self, ids: list[int]) -> torch.Tensor:
         """Reads more ids in one forward pass; returns the float32 logits (V,) behind the last, on the CPU."""
         self._truncate(len(self.ids))  # an earlier pass may have failed between two layers
         with torch.inference_mode(), rotated(self.model, self.rotation):
-            if self._cache is None:
-                tokens, cache = torch.tensor([self.ids + ids]), {"use_cache": False}
-            else:
-                tokens, cache = torch.tensor([ids]), {"use_cache": True, "past_key_values": self._cache}
-            out = self.model(input_ids=tokens.to(self.model.device), logits_to_keep=1, **cache)
+            read, kept = (ids, {"past_key_values": self._cache}) if self._kept else (self.ids + ids, {})
+            tokens = torch.tensor([read]).to(self.model.device)
+            out = self.model(input_ids=tokens, logits_to_keep=1, use_cache=self._kept, **kept)
             logits: torch.Tensor = out.logits[0, -1].float().cpu()
         self.ids += ids
         return logits
@@ -78,9 +77,7 @@ class _GrowingLayer(DynamicLayer):
     transformers' own layer copies everything it holds for each new token.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.length = 0
+    length = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -91,10 +88,7 @@ class _GrowingLayer(DynamicLayer):
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         if (lack := end - self.keys.shape[2]) > 0:
             more = (0, 0, 0, max(256, self.keys.shape[2], lack))
-            self.keys, self.values = (
-                torch.nn.functional.pad(self.keys, more),
-                torch.nn.functional.pad(self.values, more),
-            )
+            self.keys, self.values = (torch.nn.functional.pad(held, more) for held in (self.keys, self.values))
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end

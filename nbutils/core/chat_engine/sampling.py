@@ -58,10 +58,10 @@ class Sampling(BaseModel):
 
     def generation_config(self) -> dict[str, Any]:
         """The same choice of tokens as arguments of transformers' `GenerationConfig`."""
-        chosen = self.model_dump(exclude={"greedy", "seed"})
         if self.greedy:
-            return {"do_sample": False} | {k: v for k, v in chosen.items() if k not in ("temperature", "top_p")}
-        return {"do_sample": True, "temperature": self.temperature, "top_k": 0} | chosen
+            return {"do_sample": False} | self.model_dump(include={"repetition_penalty", "max_new_tokens"})
+        sampled = {"do_sample": True, "temperature": self.temperature, "top_k": 0}
+        return sampled | self.model_dump(exclude={"greedy", "seed"})
 
     def generator(self, reply: int) -> torch.Generator:
         """A random generator for the n-th reply of a session: the same on every device, another one for each n."""

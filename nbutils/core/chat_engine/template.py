@@ -33,11 +33,10 @@ class ChatMLTemplate:
     """ChatML, in which the ids of a conversation are its messages' in a row (see `nbutils.core.chatml`)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        @lru_cache(maxsize=2000)  # a reply in the making leaves an entry for every length it had
-        def ids_of(role: str, text: str) -> list[int]:
-            return encode(tokenizer, [{"role": role, "content": text}]).input_ids
-
-        self._ids_of = ids_of
+        # A reply in the making leaves an entry for every length it had.
+        self._ids_of = lru_cache(maxsize=2000)(
+            lambda role, text: encode(tokenizer, [{"role": role, "content": text}]).input_ids
+        )
         self._header = encode(tokenizer, [], add_generation_prompt=True).input_ids
         self.ends = {tokenizer.convert_tokens_to_ids(IM_END)}
 
@@ -55,8 +54,7 @@ class OwnTemplate:
         self._specials = special_strings(tokenizer)
         self._ids = lru_cache(maxsize=2000)(self._encoded)
         said = self._rendered([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": REPLY}])
-        behind = self._plain(said.partition(REPLY)[2])
-        self.ends = {i for i in behind if i in self._specials} | {tokenizer.eos_token_id}
+        self.ends = self._specials.keys() & self._plain(said.partition(REPLY)[2]) | {tokenizer.eos_token_id}
         """What ends a reply: eos, and the control tokens that the template writes behind one."""
 
     def ids(self, messages: Conversation, *, prompt: bool) -> list[int]:

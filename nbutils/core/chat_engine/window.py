@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbutils.core.errors import UserError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EXTENSIONS = ("dynamic", "yarn", "linear", "none")
-"""Ways to read beyond the trained length (see `rotations`)."""
+"""Ways to read beyond the trained length (see `rotation`)."""
 
 FACTOR = 2
 """How many times the trained length an extended context has."""
@@ -54,8 +54,7 @@ class Sizes:
         return self.fixed + sum(self.turns[dropped:]) + self.newest
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What the model reads: the number of oldest turns left out, and whether the extended rotation is used."""
 
     dropped: int
@@ -115,8 +114,8 @@ class Rotation:
 
 def rotary_module(model: PreTrainedModel) -> Any | None:
     """The model's one rotary embedding; None where it has none, or one per type of layer."""
-    found = [module for module in model.modules() if hasattr(module, "inv_freq") and hasattr(module, "rope_type")]
-    return found[0] if len(found) == 1 and isinstance(found[0].rope_type, str) else None
+    found = [module for module in model.modules() if isinstance(getattr(module, "rope_type", None), str)]
+    return found[0] if len(found) == 1 else None
 
 
 def can_extend(model: PreTrainedModel) -> bool:
@@ -131,8 +130,10 @@ def keeps_keys(model: PreTrainedModel) -> bool:
     return not getattr(model, "_is_stateful", False)
 
 
-def rotations(model: PreTrainedModel, extension: str, limit: int) -> tuple[Rotation | None, Rotation | None]:
-    """The rotation up to the trained length, and the one for up to `limit` tokens (None for those that do not exist).
+def rotation(model: PreTrainedModel, extension: str, limit: int) -> Rotation | None:
+    """The rotation for up to `limit` tokens; for `none`, or a model that cannot be extended, its own.
+
+    None for a model without a rotary embedding of the usual kind.
 
     Sources: `dynamic` is NTK-aware scaling (bloc97, emozilla 2023) with its base fixed for `limit` tokens; `yarn` is
     Peng et al. 2023; `linear` is position interpolation (Chen et al. 2023). All by transformers'
@@ -142,23 +143,19 @@ def rotations(model: PreTrainedModel, extension: str, limit: int) -> tuple[Rotat
 
     rotary = rotary_module(model)
     if rotary is None:
-        return None, None
-    with _lock_of(model):  # another session of this model may be in the midst of a pass with its own rotation
-        frequencies = rotary.original_inv_freq if rotary.rope_type == "dynamic" else rotary.inv_freq
-        own = Rotation(rotary, frequencies.clone(), rotary.attention_scaling)
+        return None
     if extension == "none" or not can_extend(model):
-        return own, None
+        with _lock_of(model):  # another session of this model may be in the midst of a pass with its own rotation
+            return Rotation(rotary, rotary.original_inv_freq, rotary.attention_scaling)
     config = copy.deepcopy(rotary.config)
     if getattr(config, "head_dim", 0) is None:  # Mixtral's says so
         config.head_dim = config.hidden_size // config.num_attention_heads
-    config.rope_parameters = {
-        **config.rope_parameters,
+    config.rope_parameters |= {
         "rope_type": extension,
         "factor": limit / config.max_position_embeddings,
         "original_max_position_embeddings": config.max_position_embeddings,
     }
-    inv_freq, scaling = ROPE_INIT_FUNCTIONS[extension](config, own.inv_freq.device, seq_len=limit)
-    return own, Rotation(rotary, inv_freq, scaling)
+    return Rotation(rotary, *ROPE_INIT_FUNCTIONS[extension](config, rotary.inv_freq.device, seq_len=limit))
 
 
 @contextmanager
