@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from statistics import NormalDist, median
 from typing import Any
 
+import pandas as pd
+
 from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import CHATML, IM_END, IM_START, encode, special_strings
 from nbutils.core.run.models import context_length
-from nbutils.evaluate.heldout import Conversation, folded, turns_of
+from nbutils.evaluate.heldout import Conversation, folded
 
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
 NGRAM = 4
-DECODINGS = ("greedy", "sampled")
 PROMPTS = (
     "Act as a polite pirate and tell me how to find a good cup of coffee.",
     "Pretend you are a professional chef. Give me one quick tip on how to cook a perfect egg.",
@@ -38,7 +39,7 @@ def user_turns(
     for conversation in rng.sample(list(conversations), len(conversations)):
         if len(chosen) == count:
             break
-        turns = [turn for _, turn, _ in turns_of([conversation], "assistant")]
+        turns = [turn for turn, _ in conversation.turns("assistant")]
         rng.shuffle(turns)
         for turn in turns:
             beginning = conversation.messages[:turn]
@@ -70,7 +71,7 @@ def measure(
             prompts,
             set(special_strings(tokenizer)),
         )
-        for decoding in DECODINGS
+        for decoding in ("greedy", "sampled")
     }
 
 
@@ -86,19 +87,17 @@ def figures_of(
     """
     count = len(replies)
     words = [reply.text.casefold().split() for reply in replies]
-    counted = {
-        "ended": [reply.ended for reply in replies],
-        "repeats": [0 < _distinct([reply.token_ids], NGRAM) < 1 for reply in replies],
-        "leaks": [
-            not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text)) for reply in replies
-        ],
-        "echoes": [
-            folded(reply.text) == folded(prompt[-1]["content"]) != ""
-            for reply, prompt in zip(replies, prompts, strict=True)
-        ],
-        "empty": [not reply.text.strip() for reply in replies],
-    }
-    shares = {name: sum(found) / count for name, found in counted.items()}
+    counted = pd.DataFrame(
+        {
+            "ended": reply.ended,
+            "repeats": 0 < _distinct([reply.token_ids], NGRAM) < 1,
+            "leaks": not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text)),
+            "echoes": folded(reply.text) == folded(prompt[-1]["content"]) != "",
+            "empty": not reply.text.strip(),
+        }
+        for reply, prompt in zip(replies, prompts, strict=True)
+    )
+    shares = counted.mean().to_dict()
     return shares | {
         "replies": count,
         "median_tokens": float(median(len(reply.token_ids) for reply in replies)),
@@ -131,8 +130,8 @@ def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> l
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "greedy": False, "seed": seed}
 
     def row(mode: str, turn: int, reply: Reply) -> dict[str, Any]:
-        facts = {"mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text}
-        return facts | {"ended": reply.ended, "tokens": len(reply.token_ids)}
+        return {"mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text,
+                "ended": reply.ended, "tokens": len(reply.token_ids)}  # fmt: skip
 
     alone = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     rows = [row("alone", *found) for found in enumerate(generate_replies(model, tokenizer, alone, **options))]

@@ -10,7 +10,6 @@ the Bootstrap", section 4.3).
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,24 +159,16 @@ def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric
             "response": "" if scores else str(responses[0]) if responses else "",
         }
         for name, metric in metrics.items():
-            row[name], row[f"{name}_weight"] = _value_and_weight(sample.get(name), metric)
+            found = sample.get(name) if metric.kind != "none" else None
+            value, weight = found if isinstance(found, tuple | list) else (found, 1.0)
+            row[name], row[f"{name}_weight"] = (None, None) if value is None else (float(value), float(weight))
         rows.append(row)
     return rows
 
 
-def _value_and_weight(value: Any, metric: Metric) -> tuple[float | None, float | None]:
-    if value is None or metric.kind == "none":
-        return None, None
-    if isinstance(value, tuple | list):
-        return float(value[0]), float(value[1])
-    return float(value), 1.0
-
-
-def to_parquet(rows: list[dict[str, Any]]) -> bytes:
-    """Rows as the bytes of a Parquet file."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
-    return buffer.getvalue()
+def write_parquet(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows as a Parquet file."""
+    pq.write_table(pa.Table.from_pylist(rows), file)
 
 
 def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]:

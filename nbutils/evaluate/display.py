@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save
 from nbutils.core.jupyter import interactive
-from nbutils.core.text import number, with_interval
-from nbutils.evaluate.report import shown_name
+from nbutils.core.text import number
+from nbutils.evaluate.report import shown_name, shown_score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,9 +72,9 @@ def item(task: Any) -> Any:
     doc = task.task_docs[0]
     found = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
     asked = [request.args for request in (found if isinstance(found, list) else [found])]
-    behind = [*dict.fromkeys(str(text) for _, *rest in asked for text in rest), f"target: {task.doc_to_target(doc)}"]
-    texts = [asked[0][0][-SHOWN:], *(text.strip()[:SHOWN] for text in behind)]
-    return HTML("\n".join(f"<pre>{html.escape(text)}</pre>" for text in texts))
+    behind = [str(text) for _, *rest in asked for text in rest]
+    texts = [asked[0][0][-SHOWN:], *dict.fromkeys(behind), f"target: {task.doc_to_target(doc)}"]
+    return HTML("\n".join(f"<pre>{html.escape(text.strip()[:SHOWN])}</pre>" for text in texts))
 
 
 def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
@@ -139,13 +139,10 @@ def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> 
     figure, axes = new_figure(len(panels), 1, theme=theme, height=sum(0.7 + 0.3 * len(p) for p in panels.values()))
     figure.subplots_adjust(left=0.4, hspace=0.9, top=0.9, bottom=0.1)
     for ax, (title, rows) in zip(axes, panels.items(), strict=True):
-        labels = [
-            f"{shown_name(row['model'])}   {with_interval(row['value'], row['low'], row['high'])}" for row in rows
-        ]
-        for label, row in zip(labels, rows, strict=True):
+        for row in rows:
+            label = f"{shown_name(row['model'])}   {shown_score(row)}"
             colour = colours.first if row["model"] == "run" else colours.second
-            ax.plot([row["low"], row["high"]], [label, label], color=colour)
-            ax.plot(row["value"], label, "o", color=colour)
+            ax.plot([row["low"], row["value"], row["high"]], [label] * 3, "o-", color=colour, markevery=[1])
         ax.margins(y=0.5)
         ax.invert_yaxis()
         better = "higher" if rows[0]["higher_is_better"] else "lower"

@@ -110,9 +110,12 @@ class RowScorer:
         flat = [r * length + p for r, row in enumerate(batch) for _, positions in row.scored for p in positions]
         targets = [token for index in indices for token in requests[index].continuation]
         # Continuations that begin alike share positions.
-        unique, which = torch.tensor(flat, device=self.device).unique(return_inverse=True)  # (P,), (N,)
-        logits = self._logits_at(inputs, unique)  # (P, V)
-        logprobs, greedy = _logprobs(logits, which, torch.tensor(targets, device=self.device))  # (N,), (N,)
+        self._wanted.flat, which = torch.tensor(flat, device=self.device).unique(return_inverse=True)  # (P,), (N,)
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+        if logits.shape[:2] != (1, len(self._wanted.flat)):
+            raise ValueError(f"the output layer gave {tuple(logits.shape)} for {len(self._wanted.flat)} positions")
+        logprobs, greedy = _logprobs(logits[0], which, torch.tensor(targets, device=self.device))  # (N,), (N,)
         if not np.isfinite(logprobs).all():
             raise UserError(
                 f"The model {self.name} gives NaN or infinite log-likelihoods; its weights are damaged or overflow "
@@ -123,18 +126,9 @@ class RowScorer:
         hits = np.logical_and.reduceat(greedy, starts)
         return [(i, (float(s), bool(h))) for i, s, h in zip(indices, sums, hits, strict=True)]
 
-    def _logits_at(self, inputs: dict[str, torch.Tensor], flat: torch.Tensor) -> torch.Tensor:
-        """Logits (N, V) at flat positions of a batch."""
-        self._wanted.flat = flat
-        with torch.inference_mode():
-            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
-        if logits.shape[:2] != (1, len(flat)):
-            raise ValueError(f"the output layer gave {tuple(logits.shape)} for {len(flat)} positions")
-        return logits[0]
-
     @contextmanager
     def _gathering(self) -> Iterator[None]:
-        """While it lasts, the output layer sees nothing but the positions that `_logits_at` wants, in each thread."""
+        """While it lasts, the output layer sees nothing but the positions that are wanted, in each thread others."""
 
         def gather(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             hidden, flat = arguments[0], self._wanted.flat  # (B, L, D), (N,)
@@ -145,25 +139,19 @@ class RowScorer:
 
     def _tensors(self, batch: list[Row]) -> dict[str, torch.Tensor]:
         """Right-padded ids (B, L); for rows with branches also position ids (B, L) and the 4-D mask (B, 1, L, L)."""
-        ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True)
+        columns = zip(*((row.ids, row.positions, row.begins) for row in batch), strict=True)
+        ids, positions, begins = (
+            pad_sequence([torch.tensor(own) for own in column], batch_first=True).to(self.device) for column in columns
+        )
         if not batch[0].branched:
-            return {"input_ids": ids.to(self.device)}
-        length, positions = ids.shape[1], torch.zeros_like(ids)
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        seen = torch.eye(length, dtype=torch.bool).repeat(len(batch), 1, 1, 1)  # padding sees itself, not nothing
-        for row, place, mask in zip(batch, positions, seen[:, 0], strict=True):
-            begin = 0
-            for start, size in zip(row.starts, row.lengths, strict=True):
-                own = slice(begin, begin + size)
-                place[own] = torch.arange(start, start + size)
-                mask[own, :start] = True
-                mask[own, own] = causal[:size, :size]
-                begin += size
-        seen = seen.to(self.device)
-        if getattr(self.model.config, "_attn_implementation", "sdpa") != "sdpa":  # eager adds the mask to the scores
-            dtype = next(self.model.parameters()).dtype
-            seen = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-        return {"input_ids": ids.to(self.device), "position_ids": positions.to(self.device), "attention_mask": seen}
+            return {"input_ids": ids}
+        places = torch.arange(ids.shape[1], device=self.device)
+        leaves = positions + begins - places  # where the branch of each token leaves the trunk
+        between = (places >= leaves[..., None]) & (places < begins[..., None])  # (B, L, L)
+        dtype = next(self.model.parameters()).dtype
+        mask = torch.zeros_like(between, dtype=dtype)  # added to the scores
+        mask = mask.masked_fill(between | (places > places[:, None]), torch.finfo(dtype).min)
+        return {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None]}
 
 
 def _each(

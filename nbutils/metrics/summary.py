@@ -1,10 +1,14 @@
-"""`metrics/summary.json`: what a run came to, in numbers that the model card and later readers take from there."""
+"""`metrics/summary.json`: what a run came to, in numbers that the model card and later readers take from there.
+
+With several runs also what differs between them, in parameters and results.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, shown
+from nbutils.core.files import read_json, read_jsonl, resolve, shown
 from nbutils.core.history import History, Series, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
@@ -21,6 +25,11 @@ from nbutils.metrics.remarks import remarks
 
 SCHEMA = 1
 TOKENS = ("supervised_tokens", "total_tokens")
+RESULTS = (
+    *("steps", "total_tokens", "hours", "tokens_per_second"),
+    *("final loss", "final eval_loss", "final eval_token_accuracy", "final perplexity", "best eval_loss"),
+)
+"""What compared runs are told apart by, beside their parameters."""
 T = TypeVar("T")
 
 
@@ -112,12 +121,71 @@ def _over_run(history: History, metric: Metric) -> float | None:
     return float(1 - tokens[positions.index].sum() / positions.sum()) if positions.sum() > 0 else None
 
 
-def _by_step(series: Series) -> dict[int, float]:
+def _by_step(series: Series) -> pd.Series[float]:
     finite = series.finite
-    return dict(zip(finite.steps.astype(int).tolist(), finite.values.tolist(), strict=True))
+    return pd.Series(finite.values, finite.steps.astype(int))
 
 
 def _best(series: Series, metric: Metric) -> dict[str, float | int] | None:
     values = _by_step(series)
-    step = (max if metric.higher_is_better else min)(values, key=lambda step: values[step], default=None)
-    return None if step is None else {"value": values[step], "step": step}
+    if values.empty:
+        return None
+    step = values.idxmax() if metric.higher_is_better else values.idxmin()
+    return {"value": float(values[step]), "step": int(step)}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run of a comparison: its name here, folder, history, evaluation set, and its parameters and results."""
+
+    name: str
+    folder: Path
+    history: History
+    eval_hash: str
+    values: dict[str, Any]
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
+    """The runs in a list of run folders, each named by the end of its path that tells it apart.
+
+    UserError where one is named twice, or where they were not measured on the same evaluation set.
+    """
+    paths = [Path(os.path.normpath(resolve(folder))) for folder in folders]
+    runs: list[Compared] = []
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"The run {path.name} is in the comparison twice: name it once, as run_dir or in "
+                            "compare_runs.")  # fmt: skip
+        tails = (path.parts[-depth:] for depth in range(1, len(path.parts) + 1))
+        tail = next(tail for tail in tails if sum(other.parts[-len(tail) :] == tail for other in paths) == 1)
+        history, training = read_history(path), read_training_settings(path)
+        found = summarise(history, training)
+        found |= {f"final {name}": value for name, value in found["final"].items()}
+        found["best eval_loss"] = (found["best"]["eval_loss"] or {}).get("value")
+        values = (Run(path).record(maker("rows").name) or {}).get("parameters", {})
+        values |= training.get("settings", {}) | training.get("derived", {}) | {name: found[name] for name in RESULTS}
+        runs.append(Compared(str(Path(*tail)), path, history, found["eval_hash"], values))
+    for run in runs:
+        if not run.eval_hash:
+            raise UserError(
+                f"The run '{run.name}' cannot be compared: its train/settings.json names no evaluation set "
+                "(eval_hash); run its notebooks 01 and 02 again, or leave it out of compare_runs."
+            )
+        if run.eval_hash != runs[0].eval_hash:
+            raise UserError(
+                f"The runs '{runs[0].name}' and '{run.name}' cannot be compared: their evaluation sets differ (hashes "
+                f"{runs[0].eval_hash[:12]} and {run.eval_hash[:12]}); give both the same datasets, split_seed, "
+                "max_length and base model, or leave one out of compare_runs."
+            )
+    return runs
+
+
+def differences(runs: list[Compared]) -> dict[str, dict[str, Any]]:
+    """Each parameter of all runs that differs and each result, by run: name → {run: value}; empty without runs."""
+    rows = {}
+    for name, first in runs[0].values.items() if runs else ():
+        row = {run.name: run.values[name] for run in runs if name in run.values}
+        differs = name != "run_dir" and len(row) == len(runs) and any(value != first for value in row.values())
+        if differs or name in RESULTS:
+            rows[name] = row
+    return rows
