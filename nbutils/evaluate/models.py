@@ -100,7 +100,7 @@ def facts_of(model: Model, lm: SharedPrefixLM) -> dict[str, Any]:
     return {
         **model.facts,
         "identity": model.ref.identity(),
-        "parameters": int(lm.model.num_parameters()),
-        "adds_bos": bool(lm.tok_encode("a")[:1] == [lm.tokenizer.bos_token_id]),
+        "parameters": lm.model.num_parameters(),
+        "adds_bos": lm.tok_encode("a")[:1] == [lm.tokenizer.bos_token_id],
         "scored_as": lm.strategy,
     }

@@ -75,11 +75,8 @@ def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None
 
     An interruption raises UserError; what was finished stays in the cache, and the next call goes on from there.
     """
-    gpus = len(usable_gpus(plan.gpus))
-    processes = plan.settings.processes or max(1, gpus)
+    processes = plan.settings.processes or max(1, len(usable_gpus(plan.gpus)))
     count, missing = len(plan.questions), len(plan.missing())
-    if missing and 0 < gpus < processes:
-        raise UserError(f"processes is {processes}, and the GPUs here are {gpus}: set it to {gpus}, or to 0.")
     with resumable(lambda: f"scoring ({count - len(plan.missing())} of {count} results are finished)"):
         if missing and processes > 1:
             say(f"scoring with {processes} processes")
@@ -177,11 +174,13 @@ def curve(plan: Plan) -> dict[str, Any] | None:
 def _measured(plan: Plan, model: Model, question: dict[str, Any], measure: Callable[..., Any], **options: int) -> Any:
     """What is measured of a model in memory; known from the cache, or found now."""
     options["seed"] = plan.settings.seed
-    with resumable(lambda: f"{shown_name(model.name)} was measured"):
-        return plan.cache.known(
-            question | options | {"model": model.ref.identity()},
-            lambda: measure(*load_to_generate(model), **options),
-        )
+    question = question | options | {"model": model.ref.identity()}
+    answer = plan.answer(question)
+    if answer is None:
+        with resumable(lambda: f"{shown_name(model.name)} was measured"):
+            answer = measure(*load_to_generate(model), **options)
+        plan.keep(question, answer)
+    return answer
 
 
 def load_to_generate(model: Model) -> tuple[Any, Any]:

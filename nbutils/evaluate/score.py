@@ -32,41 +32,6 @@ FOLDERS = re.compile(r"(?<![\w/:.~-])/(?:[^\s/]+/)*(?=[^\s/])")
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Results that are never computed twice: a folder for each question, named by the hash of all it depends on.
-
-    A question is any JSON value, an answer a JSON value, and the items of a task.
-    """
-
-    folder: Path
-
-    def path(self, question: Any) -> Path:
-        """The folder of a question's answer, whether it is there or not."""
-        return self.folder / sha256_of_json({"schema": CACHE_SCHEMA, **question})[:24]
-
-    def get(self, question: Any) -> Any:
-        """The answer, or None where there is none yet."""
-        file = self.path(question) / "answer.json"
-        return read_json(file)["answer"] if file.is_file() else None
-
-    def known(self, question: Any, compute: Callable[[], Any]) -> Any:
-        """The answer; computed and stored where there is none yet."""
-        answer = self.get(question)
-        if answer is None:
-            answer = compute()
-            self.put(question, answer)
-        return answer
-
-    def put(self, question: Any, answer: Any, items: list[dict[str, Any]] | None = None) -> None:
-        """Stores an answer at once or not at all."""
-        with replaced(self.path(question)) as folder:
-            folder.mkdir(parents=True)
-            if items is not None:
-                write_parquet(folder / ITEMS, items)
-            write_json(folder / "answer.json", {"question": question, "answer": answer})
-
-
-@dataclass(frozen=True)
 class Scored:
     """One task of one model: lm-eval's `values` by metric, facts about the model, and the Parquet file of its items."""
 
@@ -97,10 +62,25 @@ class Plan:
         """The stage's folder."""
         return self.run.folder("evaluate")
 
-    @cached_property
-    def cache(self) -> Cache:
-        """The answers that are known."""
-        return Cache(resolve(self.settings.cache_dir))
+    def cached(self, question: Any) -> Path:
+        """The folder of a question's answer, whether it is there or not: named by all that the answer depends on.
+
+        No answer is computed twice. A question is any JSON value, an answer a JSON value, and the items of a task.
+        """
+        return resolve(self.settings.cache_dir) / sha256_of_json({"schema": CACHE_SCHEMA, **question})[:24]
+
+    def answer(self, question: Any) -> Any:
+        """The answer, or None where there is none yet."""
+        file = self.cached(question) / "answer.json"
+        return read_json(file)["answer"] if file.is_file() else None
+
+    def keep(self, question: Any, answer: Any, items: list[dict[str, Any]] | None = None) -> None:
+        """Stores an answer at once or not at all."""
+        with replaced(self.cached(question)) as folder:
+            folder.mkdir(parents=True)
+            if items is not None:
+                write_parquet(folder / ITEMS, items)
+            write_json(folder / "answer.json", {"question": question, "answer": answer})
 
     @cached_property
     def asking(self) -> dict[str, Any]:
@@ -125,15 +105,15 @@ class Plan:
 
     def missing(self) -> list[tuple[Model, str]]:
         """The models and tasks to which the cache has no answer; of the same weights under two names only the first."""
-        first = {self.cache.path(question): pair for pair, question in reversed(self.questions.items())}
-        return [pair for pair in first.values() if self.cache.get(self.questions[pair]) is None]
+        first = {self.cached(question): pair for pair, question in reversed(self.questions.items())}
+        return [pair for pair in first.values() if self.answer(self.questions[pair]) is None]
 
     def scored(self) -> list[Scored]:
         """The answers that are known by now."""
         return [
-            Scored(*pair, answer, self.cache.path(question) / ITEMS)
+            Scored(*pair, answer, self.cached(question) / ITEMS)
             for pair, question in self.questions.items()
-            if (answer := self.cache.get(question))
+            if (answer := self.answer(question))
         ]
 
 
@@ -176,7 +156,7 @@ def _ask(plan: Plan, model: Model, lm: Any, name: str, say: Callable[[str], None
 
     task = plan.tasks[name]
     about = task.get_config("metadata") or {}
-    groups = str(about.get("groups", ""))
+    groups = about.get("groups", "")
     template = plan.settings.apply_chat_template and takes_template(task)
     started = time.perf_counter()
     # A bar for building the requests, which takes a second, would stay on the page; ours is for the scoring.
@@ -199,13 +179,13 @@ def _ask(plan: Plan, model: Model, lm: Any, name: str, say: Callable[[str], None
         "version": about.get("version", ""),
         "items": len({row["doc_id"] for row in rows}),
         "groups": groups,
-        "chat_template": bool(template),
+        "chat_template": template,
         "num_fewshot": task.get_config("num_fewshot"),
         "metrics": [asdict(metric) for metric in metrics.values()],
         "values": {k: v for k, v in results["results"][name].items() if k.partition(",")[0] in metrics},
         "model": facts_of(model, lm),
     }
-    plan.cache.put(plan.questions[model, name], answer, rows)
+    plan.keep(plan.questions[model, name], answer, rows)
     say(f"{model.name} · {name}: {answer['items']:,} items in {time.perf_counter() - started:.1f} s")
 
 

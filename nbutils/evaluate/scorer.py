@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from nbutils.core.errors import UserError
@@ -50,21 +51,20 @@ class RowScorer:
         inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
         fitting = TOKENS_PER_BATCH.get(self.device.type) or min(4096, max(256, CPU_CACHE_BYTES // (4 * inner)))
         self.tokens_per_batch = tokens_per_batch or fitting
-        # Keys at which a token's attention costs as much as its linear layers.
-        self._attention_even = (8 * hidden * hidden + 6 * hidden * inner) / (4 * hidden)
+        # Keys at which a token's attention (4 hidden for each) costs as much as its linear layers.
+        self._attention_even = 2 * hidden + 1.5 * inner
         self._wanted = threading.local()
 
     def score(self, requests: Sequence[Request], share: bool, progress: Progress = silent) -> list[Answer]:
         """The answer to each request; `share` off keeps to rows that need no mask."""
         rows = plan_rows(requests, longest=LONGEST_BRANCHED, attention_even=self._attention_even, share=share)
         planned = list(batches(rows, self.tokens_per_batch))
-        answers: list[Answer] = [(0.0, False)] * len(requests)
+        answers: dict[int, Answer] = {}
         with self._gathering(), progress(len(requests)) as count:
             for scored in _each(lambda batch: self._score_batch(batch, requests), planned, self.device.type):
-                for index, answer in scored:
-                    answers[index] = answer
+                answers |= scored
                 count(len(scored))
-        return answers
+        return [answers[index] for index in range(len(requests))]
 
     def choose_strategy(self, max_length: int) -> str:
         """`shared rows`, `causal rows` or `stock`: the first whose numbers on a few tokens are those of a plain forward
@@ -99,11 +99,11 @@ class RowScorer:
         """The request's log-likelihood by a forward pass over just its tokens (and `extra` ones behind them)."""
         ids = torch.tensor([(*request.context, *request.continuation, *extra)], device=self.device)
         with torch.inference_mode():
-            logprobs = self.model(ids).logits[0].float().log_softmax(-1)  # (L, V)
-        first = len(request.context)
-        return float(sum(logprobs[first - 1 + k, token] for k, token in enumerate(request.continuation)))
+            logits = self.model(ids).logits[0].float()  # (L, V)
+        scored = slice(len(request.context), len(request.context) + len(request.continuation))
+        return -float(cross_entropy(logits.roll(1, 0)[scored], ids[0, scored], reduction="sum"))
 
-    def _score_batch(self, batch: list[Row], requests: Sequence[Request]) -> list[tuple[int, Answer]]:
+    def _score_batch(self, batch: list[Row], requests: Sequence[Request]) -> dict[int, Answer]:
         inputs = self._tensors(batch)
         length = inputs["input_ids"].shape[1]
         indices = [index for row in batch for index, _ in row.scored]
@@ -124,7 +124,7 @@ class RowScorer:
         starts = np.cumsum([0, *(len(requests[index].continuation) for index in indices[:-1])])
         sums = np.add.reduceat(logprobs, starts)
         hits = np.logical_and.reduceat(greedy, starts)
-        return [(i, (float(s), bool(h))) for i, s, h in zip(indices, sums, hits, strict=True)]
+        return {i: (float(s), bool(h)) for i, s, h in zip(indices, sums, hits, strict=True)}
 
     @contextmanager
     def _gathering(self) -> Iterator[None]:
@@ -155,8 +155,8 @@ class RowScorer:
 
 
 def _each(
-    work: Callable[[list[Row]], list[tuple[int, Answer]]], planned: list[list[Row]], device: str
-) -> Iterator[list[tuple[int, Answer]]]:
+    work: Callable[[list[Row]], dict[int, Answer]], planned: list[list[Row]], device: str
+) -> Iterator[dict[int, Answer]]:
     """The work on each batch. On a CPU the batches share torch's threads out, one thread to a batch.
 
     Threads that split every single operation wait for one another at its end: on small models that takes longer than

@@ -23,14 +23,14 @@ class EvaluateSettings(Settings):
     max_length: Annotated[int, Field(ge=16)]
     eval_precision: Literal["auto", "fp32", "fp16", "bf16"]
     selection_items: Annotated[int, Field(ge=4)]
-    resamples: Annotated[int, Field(ge=100, le=1_000_000)]
+    resamples: Annotated[int, Field(ge=100)]
     behaviour_prompts: NonNegativeInt
     reply_tokens: PositiveInt
     context_curve: NonNegativeInt
     seed: Seed
     split_seed: Seed
     tokens_per_batch: Annotated[NonNegativeInt, STEERING]
-    processes: Annotated[int, Field(ge=0, le=1024), STEERING]
+    processes: Annotated[NonNegativeInt, STEERING]
     cache_dir: Annotated[str, Field(min_length=1), STEERING]
 
     def result_parameters(self) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def comparison(differences: dict[str, dict[str, Any]], runs: list[Compared], fol
         return Markdown("No other run was named in `compare_runs`.")
     for name, metric in COMPARED.items():
         save(partial(comparison_figure, runs, metric), folder, name)
-    picture(folder, *COMPARED)
+        picture(folder, name)
     names = [run.name for run in runs]
     rows = []
     for name, row in (differences | scores(runs)).items():
@@ -235,7 +235,9 @@ def comparison_figure(runs: list[Compared], metric: Metric, theme: str = "light"
             measured = run.history.eval_series(metric.evaluation, x=x)
             line, evals = trend(run.history.series(metric.column, x=x)), thinned(measured.finite, 60)
             look: dict[str, Any] = {"color": colour, "markersize": 4.5}
-            axes.plot([], [], label=run.name, linestyle=style, marker=marker, **look)  # the legend's
+            axes.plot(
+                [], [], label=run.name if axes is panels[0] else None, linestyle=style, marker=marker, **look
+            )  # the legend's
             axes.plot(line.steps, line.values, linestyle=style, linewidth=1.2, alpha=0.8, **look)
             axes.plot(evals.steps, evals.values, marker, markeredgecolor=THEMES[theme].page, **look)
             if measured.ends_finite:
@@ -246,8 +248,7 @@ def comparison_figure(runs: list[Compared], metric: Metric, theme: str = "light"
         label_ends(axes, ends, metric.form)
     for label, style, marker in (("lines: training, smoothed", "-", ""), ("markers: evaluation", "", "o")):
         panels[0].plot([], [], label=label, color=THEMES[theme].ink, ls=style, marker=marker, markersize=4.5)
-    entries, _ = panels[0].get_legend_handles_labels()
-    add_legend(figure, theme, handles=entries, loc="lower left", ncols=3, bbox_to_anchor=(0.05, 0.0))
+    add_legend(figure, theme, loc="lower left", ncols=3, bbox_to_anchor=(0.05, 0.0))
     return figure
 
 

@@ -6,11 +6,10 @@ With several runs also what differs between them, in parameters and results.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,12 +29,12 @@ RESULTS = (
     *("final loss", "final eval_loss", "final eval_token_accuracy", "final perplexity", "best eval_loss"),
 )
 """What compared runs are told apart by, beside their parameters."""
-T = TypeVar("T")
 
 
 def read_training_settings(run: Path) -> dict[str, Any]:
     """`train/settings.json` of a run folder; UserError where it is missing or damaged."""
-    return _read(Run(run).training / "settings.json", lambda path: dict(read_json(path)))
+    settings: dict[str, Any] = _read(Run(run).training / "settings.json", read_json)
+    return settings
 
 
 def read_history(run: Path) -> History:
@@ -44,7 +43,7 @@ def read_history(run: Path) -> History:
     UserError where it is missing or damaged, or has no row of training or evaluation.
     """
     path = Run(run).training / "metrics.jsonl"
-    history = _read(path, lambda path: History.of(map(_of_numbers, read_jsonl(path))))
+    history: History = _read(path, lambda path: History.of(map(_of_numbers, read_jsonl(path))))
     if not history.train and not history.evals:
         raise UserError(
             f"{shown(path)} has no row of training or evaluation yet: let notebooks/02_train_sft.ipynb run on."
@@ -60,7 +59,7 @@ def _of_numbers(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _read(path: Path, read: Callable[[Path], T]) -> T:
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         raise UserError(f"{shown(path)} does not exist: run notebooks/02_train_sft.ipynb first.")
     try:
@@ -80,11 +79,11 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
     """
     derived = training.get("derived", {})
     metrics = [metric for metric in METRICS if metric.evaluation]
-    evals = {metric.evaluation: history.eval_series(metric.evaluation) for metric in metrics}
-    alike = {name: history.eval_series(name) for metric in metrics if (name := metric.evaluation_alike)}
+    columns = [name for metric in metrics for name in (metric.evaluation, metric.evaluation_alike) if name]
+    evals = {name: history.eval_series(name) for name in columns}
     trained, evaluated = history.series(LOSS.column).ends_finite, evals[LOSS.evaluation].ends_finite
     final = {metric.column: trend(history.series(metric.column)).last if trained else None for metric in metrics}
-    final |= {name: s.last if s.ends_finite and evaluated else None for name, s in (evals | alike).items()}
+    final |= {name: s.last if s.ends_finite and evaluated else None for name, s in evals.items()}
     eval_loss, elapsed = final[LOSS.evaluation], history.elapsed
     perplexity = math.exp(eval_loss) if eval_loss is not None and eval_loss < 700 else None
     return {
@@ -93,7 +92,7 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
         "planned_steps": derived.get("steps"),
         "epochs": history.series("epoch").last,
         "counts_all_tokens": history.counts_all_tokens,
-        "untrained": {name: _by_step(series).get(0) for name, series in evals.items()},
+        "untrained": {metric.evaluation: _by_step(evals[metric.evaluation]).get(0) for metric in metrics},
         "final": final | {"perplexity": perplexity},
         "evaluated_step": int(evals[LOSS.evaluation].steps[-1]) if evaluated else None,
         "best": {metric.evaluation: _best(evals[metric.evaluation], metric) for metric in metrics},
@@ -150,7 +149,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
 
     UserError where one is named twice, or where they were not measured on the same evaluation set.
     """
-    paths = [Path(os.path.normpath(resolve(folder))) for folder in folders]
+    paths = [resolve(folder).resolve() for folder in folders]
     runs: list[Compared] = []
     for path in paths:
         if paths.count(path) > 1:
