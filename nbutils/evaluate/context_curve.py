@@ -102,11 +102,10 @@ def beyond_trained(
     able = [name for name in gains if gains[name]["word"] == "better"]
     unbeaten = [name for name in able if not any(against[name][o]["word"] == "better" for o in able if o != name)]
     # Where each has a better one (a circle of close calls) the lowest loss decides.
-    best: str | None = next(iter(unbeaten or sorted(able, key=lambda name: losses[name])), "none")
+    best = next(iter(unbeaten or sorted(able, key=lambda name: losses[name])), "none")
     shown = best if best in gains else min(gains, key=lambda name: losses[name])
     interval = with_interval(gains[shown]["value"], gains[shown]["low"], gains[shown]["high"], "+")
     if conversations < FEWEST_GROUPS:
-        best = None
         advice = (
             f"{conversations} conversations beyond {trained:,} tokens are too few to tell whether an extension helps: "
             f"raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then "
@@ -131,7 +130,7 @@ def beyond_trained(
         "tokens_beyond": int(beyond["none"][:, 1].sum()),
         "beyond": losses,
         "differences": gains,
-        "best": best,
+        "best": best if conversations >= FEWEST_GROUPS else None,
         "advice": advice,
     }
 
