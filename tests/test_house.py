@@ -176,7 +176,7 @@ CHANGED = {
     "data.fates": {"data"},
     "data.display": set(),
     "metrics.remarks": {"metrics"},
-    "metrics.figures": set(),
+    "metrics.display": set(),
     "chat.session": {"chat"},
     "chat.widget": set(),
     "publish.export": {"publish"},

@@ -90,8 +90,8 @@ STAGES: tuple[StageSpec, ...] = (
         "03_plot_metrics.ipynb",
         {"train": ("metrics.jsonl", "settings.json")},
         makes=("curves",),
-        entries=("metrics.summary:summarise", "metrics.compare:differences"),
-        code=("core.history", *own("metrics", "figures")),
+        entries=("metrics.summary:summarise", "metrics.summary:differences"),
+        code=("core.history", *own("metrics")),
         settings="nbutils.metrics.settings:MetricsSettings",
     ),
     StageSpec(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from statistics import NormalDist, median
 from typing import Any
+
+import pandas as pd
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import CHATML, IM_END, IM_START, encode, special_strings
 from nbutils.core.run.models import context_length
-from nbutils.evaluate.heldout import Conversation, folded, turns_of
+from nbutils.evaluate.heldout import Conversation, folded
 
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)
 NGRAM = 4
-DECODINGS = ("greedy", "sampled")
 PROMPTS = (
     "Act as a polite pirate and tell me how to find a good cup of coffee.",
     "Pretend you are a professional chef. Give me one quick tip on how to cook a perfect egg.",
@@ -34,18 +36,15 @@ def user_turns(
     One for each of `count` conversations, both chosen by the seed.
     """
     rng = random.Random(f"behaviour {seed}")
-    chosen: list[list[dict[str, Any]]] = []
-    for conversation in rng.sample(list(conversations), len(conversations)):
-        if len(chosen) == count:
-            break
-        turns = [turn for _, turn, _ in turns_of([conversation], "assistant")]
-        rng.shuffle(turns)
-        for turn in turns:
-            beginning = conversation.messages[:turn]
-            if len(encode(tokenizer, beginning, add_generation_prompt=True)) <= room:
-                chosen.append(beginning)
-                break
-    return chosen
+
+    def chosen() -> Iterator[list[dict[str, Any]]]:
+        for conversation in rng.sample(list(conversations), len(conversations)):
+            beginnings = [conversation.messages[:turn] for turn, _ in conversation.turns("assistant")]
+            rng.shuffle(beginnings)
+            fitting = (b for b in beginnings if len(encode(tokenizer, b, add_generation_prompt=True)) <= room)
+            yield from islice(fitting, 1)
+
+    return list(islice(chosen(), count))
 
 
 def measure(
@@ -70,7 +69,7 @@ def measure(
             prompts,
             set(special_strings(tokenizer)),
         )
-        for decoding in DECODINGS
+        for decoding in ("greedy", "sampled")
     }
 
 
@@ -86,34 +85,32 @@ def figures_of(
     """
     count = len(replies)
     words = [reply.text.casefold().split() for reply in replies]
-    counted = {
-        "ended": [reply.ended for reply in replies],
-        "repeats": [0 < _distinct([reply.token_ids], NGRAM) < 1 for reply in replies],
-        "leaks": [
-            not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text)) for reply in replies
-        ],
-        "echoes": [
-            folded(reply.text) == folded(prompt[-1]["content"]) != ""
-            for reply, prompt in zip(replies, prompts, strict=True)
-        ],
-        "empty": [not reply.text.strip() for reply in replies],
-    }
-    shares = {name: sum(found) / count for name, found in counted.items()}
+    counted = pd.DataFrame(
+        {
+            "ended": reply.ended,
+            "repeats": 0 < _distinct([reply.token_ids], NGRAM) < 1,
+            "leaks": not special_ids.isdisjoint(reply.token_ids) or bool(ROLE_HEADER.search(reply.text)),
+            "echoes": folded(reply.text) == folded(prompt[-1]["content"]) != "",
+            "empty": not reply.text.strip(),
+        }
+        for reply, prompt in zip(replies, prompts, strict=True)
+    )
+    shares = counted.mean().to_dict()
     return shares | {
         "replies": count,
         "median_tokens": float(median(len(reply.token_ids) for reply in replies)),
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),
-        "intervals": {name: list(wilson(share, count)) for name, share in shares.items()},
+        "intervals": {name: wilson(share, count) for name, share in shares.items()},
     }
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: int) -> list[float]:
     """The 95 % interval of a share of `count` independent replies (Wilson 1927), right at 0 and 1 too."""
     z = NormalDist().inv_cdf(0.975)
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def _distinct(rows: Sequence[Sequence[Any]], n: int) -> float:
@@ -130,12 +127,8 @@ def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> l
     """
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "greedy": False, "seed": seed}
 
-    def row(mode: str, turn: int, reply: Reply) -> dict[str, Any]:
-        facts = {"mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text}
-        return facts | {"ended": reply.ended, "tokens": len(reply.token_ids)}
-
     alone = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    rows = [row("alone", *found) for found in enumerate(generate_replies(model, tokenizer, alone, **options))]
+    replies = [("alone", *found) for found in enumerate(generate_replies(model, tokenizer, alone, **options))]
     messages: list[dict[str, str]] = []
     for turn, prompt in enumerate(PROMPTS):
         messages.append({"role": "user", "content": prompt})
@@ -144,5 +137,9 @@ def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> l
             messages = messages[2:]
         reply = generate_replies(model, tokenizer, [messages], **options)[0]
         messages.append({"role": "assistant", "content": reply.text})
-        rows.append(row("conversation", turn, reply))
-    return rows
+        replies.append(("conversation", turn, reply))
+    return [
+        {"mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text,
+         "ended": reply.ended, "tokens": len(reply.token_ids)}
+        for mode, turn, reply in replies
+    ]  # fmt: skip

@@ -10,7 +10,6 @@ the Bootstrap", section 4.3).
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -141,43 +140,33 @@ def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric
     """One row for each item that lm-eval logged, in the order of the task's documents.
 
     Columns: `doc_id`, `filter`, `group` (what is resampled as one: the document's column `groups`, or the item),
-    `prompt_hash`, `loglikelihoods` and `is_greedy` of all requests, `gold` where one of them is
-    right, `response` of a generation, and for each metric `<metric>` and `<metric>_weight`.
+    `loglikelihoods` of all requests, `gold` where one of them is right, `response` of a generation, and for each metric
+    `<metric>` and `<metric>_weight`.
     """
     rows = []
     for sample in sorted(samples, key=lambda s: (s["filter"], s["doc_id"])):
-        doc, responses = sample["doc"], list(sample["filtered_resps"])
-        pairs = [r for r in responses if isinstance(r, tuple | list) and len(r) == 2]
-        scores = [float(r[0]) for r in pairs] or [float(r) for r in responses if isinstance(r, float)]
+        responses = sample["filtered_resps"]
+        written = [response for response in responses if isinstance(response, str)]
+        scores = [] if written else [float(r[0] if isinstance(r, tuple | list) else r) for r in responses]
         row = {
-            "doc_id": int(sample["doc_id"]),
+            "doc_id": sample["doc_id"],
             "filter": sample["filter"],
-            "group": int(doc[groups]) if groups else int(sample["doc_id"]),
-            "prompt_hash": sample["prompt_hash"],
+            "group": sample["doc"][groups] if groups else sample["doc_id"],
             "loglikelihoods": scores,
-            "is_greedy": [bool(r[1]) for r in pairs],
             "gold": sample["target"] if isinstance(sample["target"], int) else None,
-            "response": "" if scores else str(responses[0]) if responses else "",
+            "response": "".join(written[:1]),
         }
         for name, metric in metrics.items():
-            row[name], row[f"{name}_weight"] = _value_and_weight(sample.get(name), metric)
+            found = sample.get(name) if metric.kind != "none" else None
+            value, weight = found if isinstance(found, tuple | list) else (found, 1.0)
+            row[name], row[f"{name}_weight"] = (None, None) if value is None else (float(value), float(weight))
         rows.append(row)
     return rows
 
 
-def _value_and_weight(value: Any, metric: Metric) -> tuple[float | None, float | None]:
-    if value is None or metric.kind == "none":
-        return None, None
-    if isinstance(value, tuple | list):
-        return float(value[0]), float(value[1])
-    return float(value), 1.0
-
-
-def to_parquet(rows: list[dict[str, Any]]) -> bytes:
-    """Rows as the bytes of a Parquet file."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
-    return buffer.getvalue()
+def write_parquet(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows as a Parquet file."""
+    pq.write_table(pa.Table.from_pylist(rows), file)
 
 
 def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def too_long_ids(data: Path, count: int, trained: int, seed: int) -> list[list[i
     from datasets import load_from_disk
 
     folder = data / "too_long"
-    if not folder.is_dir() or not count:
+    if not folder.is_dir():
         return []
     rows = load_from_disk(str(folder))
     outgrown = [row for row, ids in enumerate(rows["input_ids"]) if len(ids) > trained]
@@ -61,7 +62,7 @@ def measure_curve(model: Any, rows: Sequence[Sequence[int]], *, resamples: int, 
     within = {name: float(np.concatenate([row[: trained - 1] for row in own]).mean()) for name, own in losses.items()}
     return {
         "trained_length": trained,
-        "positions": [int(p) for p in (edges[:-1] + edges[1:]) // 2],
+        "positions": ((edges[:-1] + edges[1:]) // 2).tolist(),
         "curves": {name: _by_position(found, edges) for name, found in losses.items()},
         "within": within,
         **beyond_trained(beyond, trained, within["none"], resamples, seed),
@@ -83,44 +84,28 @@ def losses_of(model: Any, rows: Sequence[Sequence[int]], extension: str) -> list
     return found
 
 
-def differences(
-    beyond: Mapping[str, np.ndarray], reference: str, resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Loss of each extension beyond the trained length minus that of the reference, with interval and word."""
-    found = {}
-    for name, sums in beyond.items():
-        if name != reference:
-            difference = paired_difference(sums, beyond[reference], "mean", resamples, seed)
-            found[name] = asdict(difference) | {"word": word_for(difference, higher_is_better=False)}
-    return found
-
-
-def best_of(beyond: Mapping[str, np.ndarray], resamples: int, seed: int) -> str:
-    """Of the extensions distinguishably better than none the first than which no other of them is; else `none`."""
-    gains = differences(beyond, "none", resamples, seed)
-    able = {name: beyond[name] for name in ORDER if name in gains and gains[name]["word"] == "better"}
-    for name in able:
-        if all(d["word"] != "better" for d in differences(able, name, resamples, seed).values()):
-            return name
-    # Each has a better one (a circle of close calls), or there is none.
-    return min(able, key=lambda name: able[name][:, 0].sum(), default="none")
-
-
 def beyond_trained(
     beyond: Mapping[str, np.ndarray], trained: int, within: float, resamples: int, seed: int
 ) -> dict[str, Any]:
     """What the losses beyond the trained length show, and a sentence on what to choose as `context_extension`.
 
-    `within` is the loss within the trained length without extension.
+    The best is, of the extensions distinguishably better than none, the first than which no other of them is, else
+    `none`. `within` is the loss within the trained length without extension.
     """
     conversations = len(beyond["none"])
-    best = best_of(beyond, resamples, seed) if conversations >= FEWEST_GROUPS else None
     losses = {name: float(sums[:, 0].sum() / sums[:, 1].sum()) for name, sums in beyond.items()}
-    gains = differences(beyond, "none", resamples, seed)
+    against: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in ORDER}
+    for reference, name in permutations(ORDER, 2):
+        difference = paired_difference(beyond[name], beyond[reference], "mean", resamples, seed)
+        against[reference][name] = asdict(difference) | {"word": word_for(difference, higher_is_better=False)}
+    gains = against["none"]
+    able = [name for name in gains if gains[name]["word"] == "better"]
+    unbeaten = [name for name in able if not any(against[name][o]["word"] == "better" for o in able if o != name)]
+    # Where each has a better one (a circle of close calls) the lowest loss decides.
+    best = next(iter(unbeaten or sorted(able, key=lambda name: losses[name])), "none")
     shown = best if best in gains else min(gains, key=lambda name: losses[name])
-    gain = gains[shown]
-    interval = with_interval(gain["value"], gain["low"], gain["high"], "+")
-    if best is None:
+    interval = with_interval(gains[shown]["value"], gains[shown]["low"], gains[shown]["high"], "+")
+    if conversations < FEWEST_GROUPS:
         advice = (
             f"{conversations} conversations beyond {trained:,} tokens are too few to tell whether an extension helps: "
             f"raise context_curve to {FEWEST_GROUPS} or more, if the data has so many. Until then "
@@ -133,20 +118,19 @@ def beyond_trained(
             f"within {trained:,} tokens (`context_extension: none`)."
         )
     else:
-        words = {name: found["word"] for name, found in differences(beyond, best, resamples, seed).items()}
-        alike = ", ".join(f"`{name}`" for name, word in words.items() if word == "not distinguishable")
+        alike = [f"`{name}`" for name, found in against[best].items() if found["word"] == "not distinguishable"]
         advice = (
             f"Beyond {trained:,} tokens `{best}` loses {losses[best]:.2f} nats a token, against {losses['none']:.2f} "
             f"without extension, a difference of {interval}, and {within:.2f} within the trained length. Choose "
             f"`context_extension: {best}` for chats that grow so long."
-            + (f" Not distinguishable from it: {alike}." if alike else "")
+            + (f" Not distinguishable from it: {', '.join(alike)}." if alike else "")
         )
     return {
         "conversations": conversations,
         "tokens_beyond": int(beyond["none"][:, 1].sum()),
         "beyond": losses,
         "differences": gains,
-        "best": best,
+        "best": best if conversations >= FEWEST_GROUPS else None,
         "advice": advice,
     }
 

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save
 from nbutils.core.jupyter import interactive
-from nbutils.core.text import number, with_interval
-from nbutils.evaluate.report import shown_name
+from nbutils.core.text import number
+from nbutils.evaluate.report import shown_name, shown_score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,19 +62,14 @@ def progress(total: int, say: Callable[[str], None] = print) -> Iterator[Callabl
         yield count
 
 
-def model_list(models: Sequence[Any]) -> Any:
-    """The models of the table and where they are."""
-    return pd.DataFrame([{"model": shown_name(model.name), "where": model.facts["source"]} for model in models])
-
-
 def item(task: Any) -> Any:
     """The first item of a task as lm-eval asks it: the end of its context, what is asked behind it, and its target."""
     doc = task.task_docs[0]
     found = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
     asked = [request.args for request in (found if isinstance(found, list) else [found])]
-    behind = [*dict.fromkeys(str(text) for _, *rest in asked for text in rest), f"target: {task.doc_to_target(doc)}"]
-    texts = [asked[0][0][-SHOWN:], *(text.strip()[:SHOWN] for text in behind)]
-    return HTML("\n".join(f"<pre>{html.escape(text)}</pre>" for text in texts))
+    behind = [str(text) for _, *rest in asked for text in rest]
+    texts = [asked[0][0][-SHOWN:], *dict.fromkeys(behind), f"target: {task.doc_to_target(doc)}"]
+    return HTML("\n".join(f"<pre>{html.escape(text.strip()[:SHOWN])}</pre>" for text in texts))
 
 
 def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
@@ -105,9 +100,9 @@ def _figure(figures: Mapping[str, Any], name: str) -> str:
     return f"{figures[name]:.0%} {between}".strip()
 
 
-def sample_texts(rows: Sequence[Mapping[str, Any]], model: str = "run") -> Any:
-    """The sampled replies of one model, as a table in which nothing is markup."""
-    own = pd.DataFrame([row for row in rows if row["model"] == model])
+def sample_texts(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The sampled replies of the run's model, as a table in which nothing is markup."""
+    own = pd.DataFrame([row for row in rows if row["model"] == "run"])
     with pd.option_context("display.max_colwidth", None):
         return HTML(own[["mode", "prompt", "reply", "ended"]].to_html(index=False))
 
@@ -131,26 +126,20 @@ def _picture(draw: Callable[[str], Any], folder: Path, name: str) -> None:
 
 def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> Figure:
     """A panel for each metric: a point and its 95 % interval for each model; where lower is better on a log axis."""
-    panels: dict[str, list[Mapping[str, Any]]] = {}
-    for score in scores:
-        if "low" in score and "part" not in score:
-            panels.setdefault(f"{score['task']} · {score['metric']}", []).append(score)
-    colours = THEMES[theme]
-    figure, axes = new_figure(len(panels), 1, theme=theme, height=sum(0.7 + 0.3 * len(p) for p in panels.values()))
+    frame = pd.DataFrame(score for score in scores if "low" in score and "part" not in score)
+    panels, colours = frame.groupby(["task", "metric"], sort=False), THEMES[theme]
+    figure, axes = new_figure(len(panels), 1, theme=theme, height=0.7 * len(panels) + 0.3 * len(frame))
     figure.subplots_adjust(left=0.4, hspace=0.9, top=0.9, bottom=0.1)
-    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
-        labels = [
-            f"{shown_name(row['model'])}   {with_interval(row['value'], row['low'], row['high'])}" for row in rows
-        ]
-        for label, row in zip(labels, rows, strict=True):
+    for ax, ((task, metric), rows) in zip(axes, panels, strict=True):
+        for row in rows.to_dict("records"):
+            label = f"{shown_name(row['model'])}   {shown_score(row)}"
             colour = colours.first if row["model"] == "run" else colours.second
-            ax.plot([row["low"], row["high"]], [label, label], color=colour)
-            ax.plot(row["value"], label, "o", color=colour)
+            ax.plot([row["low"], row["value"], row["high"]], [label] * 3, "o-", color=colour, markevery=[1])
         ax.margins(y=0.5)
         ax.invert_yaxis()
-        better = "higher" if rows[0]["higher_is_better"] else "lower"
+        better = "higher" if row["higher_is_better"] else "lower"
         ax.set_xscale("linear" if better == "higher" else "log")
-        caption(ax, theme, f"{title} ({better} is better)")
+        caption(ax, theme, f"{task} · {metric} ({better} is better)")
     return figure
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from nbutils.core.chatml import CHATML, IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import replaced
-from nbutils.evaluate.compare import to_parquet
+from nbutils.evaluate.compare import write_parquet
 
 EMBEDDED = {
     "heldout_perplexity": "heldout/replies.parquet",
@@ -44,6 +44,12 @@ class Conversation:
     row: int
     messages: list[dict[str, Any]]
 
+    def turns(self, role: str) -> Iterator[tuple[int, str]]:
+        """Turns of a role and their text: those that answer something (never the first), and not as context alone."""
+        for turn, message in enumerate(self.messages):
+            if turn and message["role"] == role and message.get("learn") is not False:
+                yield turn, message["content"].strip()
+
 
 def read_conversations(data: Path, tokenizer: Any) -> list[Conversation]:
     """The conversations of `data/eval` whose ChatML text reads back as their token ids.
@@ -70,7 +76,7 @@ def read_conversations(data: Path, tokenizer: Any) -> list[Conversation]:
 
 def yamls(conversations: Sequence[Conversation]) -> dict[str, Path]:
     """The embedded tasks' YAMLs; perplexity is by byte where replies have no words (Chinese, Japanese, Thai)."""
-    replies = [reply for _, _, reply in turns_of(conversations, "assistant")]
+    replies = [reply for conversation in conversations for _, reply in conversation.turns("assistant")]
     by_byte = sum(map(len, replies)) > LONGEST_WORDS * sum(len(reply.split()) for reply in replies)
     return YAMLS | ({"heldout_perplexity": BY_BYTE} if by_byte else {})
 
@@ -84,7 +90,7 @@ def write_items(
     if not items:
         raise UserError(MISSING[task])
     with replaced(folder / EMBEDDED[task]) as partial:
-        partial.write_bytes(to_parquet(items))
+        write_parquet(partial, items)
 
 
 def reply_perplexity(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
@@ -102,9 +108,10 @@ def reply_perplexity_by_byte(doc: dict[str, Any], results: Any) -> dict[str, tup
 def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
     """One item for each of the assistant's turns."""
     opening = f"\n{CHATML.open('assistant')}"
-    for conversation, turn, reply in turns_of(conversations, "assistant"):
-        asked = _item(conversation, turn, [opening, f"{opening}{reply}{IM_END}"])
-        yield asked | {"words": len(reply.split()), "bytes": len(reply.encode())}
+    for conversation in conversations:
+        for turn, reply in conversation.turns("assistant"):
+            asked = _item(conversation, turn, [opening, f"{opening}{reply}{IM_END}"])
+            yield asked | {"words": len(reply.split()), "bytes": len(reply.encode())}
 
 
 def _item(conversation: Conversation, turn: int, choices: list[str]) -> dict[str, Any]:
@@ -122,11 +129,11 @@ def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> 
     shuffled = rng.sample(list(conversations), len(conversations))
     items: list[dict[str, Any]] = []
     for role in ("assistant", "user"):
-        pool = [(conversation.row, text) for conversation, _, text in turns_of(shuffled, role)]
+        pool = [(conversation.row, text) for conversation in shuffled for _, text in conversation.turns(role)]
         for conversation in shuffled:
             if len(items) >= wanted:
                 break
-            for _, turn, true in turns_of([conversation], role):
+            for turn, true in conversation.turns(role):
                 utterances = _others(pool, conversation.row, true, rng)
                 if len(utterances) == ALTERNATIVES:
                     label = rng.randrange(ALTERNATIVES + 1)
@@ -134,14 +141,6 @@ def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> 
                     choices = [f"\n{CHATML.open(role)}{utterance}{IM_END}" for utterance in utterances]
                     items.append(_item(conversation, turn, choices) | {"role": role, "label": label})
     return items
-
-
-def turns_of(conversations: Sequence[Conversation], role: str) -> Iterator[tuple[Conversation, int, str]]:
-    """Turns of a role, with their text, that answer something (never the first) and are not marked as context alone."""
-    for conversation in conversations:
-        for turn, message in enumerate(conversation.messages):
-            if turn and message["role"] == role and message.get("learn") is not False:
-                yield conversation, turn, message["content"].strip()
 
 
 def _others(pool: list[tuple[int, str]], own: int, true: str, rng: random.Random) -> list[str]:

@@ -27,9 +27,7 @@ class Model:
     @property
     def facts(self) -> dict[str, str]:
         """Its name, role, place and revision in a table."""
-        source = self.ref.hub or shown(self.ref.path or self.ref.text)
-        if Path(source).is_absolute():  # the page is published: nothing of this machine's folders
-            source = next(_ends_of(Path(source)))
+        source = self.ref.hub or next(_ends_of(self.ref))  # it is published: nothing of this machine's folders
         return {"name": self.name, "role": self.role, "source": source, "revision": self.ref.revision}
 
 
@@ -38,21 +36,20 @@ def models_of_run(run: Run, peers: Sequence[str]) -> list[Model]:
 
     A local peer is called by the last three parts of its path, or by more where that name is taken.
     """
-    base, trained = run.base, run.model()
-    models = [Model("base", "base", ModelRef.parse(str(base)))] if holds_model(base) else []
-    if not holds_model(trained):
-        raise UserError(f"{shown(trained)} holds no model: run notebooks/02_train_sft.ipynb first.")
-    models.append(Model("run", "run", ModelRef.parse(str(trained))))
+    own = {"base": run.base, "run": run.model()}
+    if not holds_model(own["run"]):
+        raise UserError(f"{shown(own['run'])} holds no model: run notebooks/02_train_sft.ipynb first.")
+    models = [Model(name, name, ModelRef.parse(str(path))) for name, path in own.items() if holds_model(path)]
     for ref in map(ModelRef.parse, peers):
-        names = _ends_of(ref.path) if ref.path and not ref.hub else [ref.text]
         taken = {model.name for model in models}
-        models.append(Model(next((name for name in names if name not in taken), ref.text), "peer", ref))
+        free = (name for name in _ends_of(ref) if not ref.hub and name not in taken)
+        models.append(Model(next(free, ref.text), "peer", ref))
     return models
 
 
-def _ends_of(path: Path) -> Iterator[str]:
-    """The last three parts of a path, then the last four, and so on."""
-    _, *parts = path.absolute().parts
+def _ends_of(ref: ModelRef) -> Iterator[str]:
+    """The last three parts of a model's path, then the last four, and so on."""
+    _, *parts = (ref.path or Path(ref.text)).absolute().parts
     return ("/".join(parts[-count:]) for count in range(3, max(4, len(parts) + 1)))
 
 
@@ -103,7 +100,7 @@ def facts_of(model: Model, lm: SharedPrefixLM) -> dict[str, Any]:
     return {
         **model.facts,
         "identity": model.ref.identity(),
-        "parameters": int(lm.model.num_parameters()),
-        "adds_bos": bool(lm.tok_encode("a")[:1] == [lm.tokenizer.bos_token_id]),
+        "parameters": lm.model.num_parameters(),
+        "adds_bos": lm.tok_encode("a")[:1] == [lm.tokenizer.bos_token_id],
         "scored_as": lm.strategy,
     }

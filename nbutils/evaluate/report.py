@@ -36,6 +36,13 @@ def shown_name(model: str) -> str:
     return NAMES.get(model, model)
 
 
+def shown_score(score: Mapping[str, Any]) -> str:
+    """The value of a score with its interval, where it has one."""
+    if "low" not in score:
+        return f"{number(score['value'])} (no interval)"
+    return with_interval(score["value"], score["low"], score["high"])
+
+
 def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]]) -> dict[str, Any]:
     """What `results.json` holds: models, tasks, scores, and differences of the run's model from each other one.
 
@@ -51,18 +58,16 @@ def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]
     for task in tasks:
         tables = [(result, pd.read_parquet(result.items)) for result in scored if result.task == task]
         evaluated = set(tables[0][1]["doc_id"])  # with a limit, later items are not
-        numbers = flagged.get(task, set()) & evaluated
-        parts = {"": evaluated}
-        if numbers:
+        own, against = _compared(tables, plan.settings)
+        scores += own
+        paired += against
+        if numbers := flagged.get(task, set()) & evaluated:
             asked[task] = sorted(numbers)
-            parts |= {"flagged": numbers, "not flagged": evaluated - numbers}
-        for part, chosen in parts.items():
-            if chosen:
-                label = {"part": part} if part else {}
+            for part, chosen in {"flagged": numbers, "not flagged": evaluated - numbers}.items():
                 of_part = [(result, table[table["doc_id"].isin(chosen)]) for result, table in tables]
-                own, against = _compared(of_part, plan.settings)
-                scores += [row | label for row in own if not part or "low" in row]
-                paired += [row | label for row in against]
+                own, against = _compared(of_part, plan.settings) if chosen else ([], [])
+                scores += [row | {"part": part} for row in own if "low" in row]
+                paired += [row | {"part": part} for row in against]
     return {
         "schema": SCHEMA,
         "lm_eval": metadata.version("lm_eval"),
@@ -82,26 +87,24 @@ def _compared(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Scores of all models on the items of their tables, and differences of the run's model from each other one."""
     scores, paired = [], []
-    known: dict[str, dict[str, tuple[Metric, np.ndarray]]] = {}
+    known: dict[tuple[str, str], tuple[Metric, np.ndarray]] = {}
     for result, table in tables:
-        own = known.setdefault(result.model.name, {})
         metrics = {metric["name"]: Metric(**metric) for metric in result.answer["metrics"]}
-        several = table["filter"].nunique() > 1
         for key, value in result.answer["values"].items():
-            name, _, filter_name = key.partition(",")
-            metric, items = metrics[name], table[table["filter"] == filter_name]
-            label = f"{name}, {filter_name}" if several else name
+            name, _, chosen = key.partition(",")
+            metric, items = metrics[name], table[table["filter"] == chosen]
+            label = name if len(items) == len(table) else f"{name}, {chosen}"
             row = {"model": result.model.name, "task": result.task, "metric": label,
                    "higher_is_better": metric.higher_is_better, "n": len(items)}  # fmt: skip
             if metric.kind == "none":
                 scores.append(row | {"value": value})
             else:
-                own[label] = metric, sums_of(items, metric)
-                scores.append(row | asdict(interval(own[label][1], metric.kind, s.resamples, s.seed)))
-    for other in (name for name in known if name != "run"):
-        for label in [label for label in known.get("run", {}) if label in known[other]]:
-            metric, sums = known["run"][label]
-            found = paired_difference(sums, known[other][label][1], metric.kind, s.resamples, s.seed)
+                sums = sums_of(items, metric)
+                known[result.model.name, label] = metric, sums
+                scores.append(row | asdict(interval(sums, metric.kind, s.resamples, s.seed)))
+    for (other, label), (metric, sums) in known.items():
+        if other != "run" and ("run", label) in known:
+            found = paired_difference(known["run", label][1], sums, metric.kind, s.resamples, s.seed)
             paired.append(
                 {"model": "run", "reference": other, "task": tables[0][0].task, "metric": label,
                  "difference": found.value, "low": found.low, "high": found.high, "groups": found.groups,
@@ -128,8 +131,7 @@ def scores_table(found: Mapping[str, Any]) -> str:
     }
     for score in found["scores"]:
         row = (_task_of(score), f"{score['metric']} {'↑' if score['higher_is_better'] else '↓'}", f"{score['n']:,}")
-        interval_of = with_interval if "low" in score else lambda value, *_: f"{number(value)} (no interval)"
-        rows.setdefault(row, {})[score["model"]] = interval_of(score["value"], score.get("low"), score.get("high"))
+        rows.setdefault(row, {})[score["model"]] = shown_score(score)
     names = [model["name"] for model in found["models"]]
     body = [[*row, *(cells.get(name, "—") for name in names)] for row, cells in rows.items()]
     table = markdown_table(["task", "metric", "items", *map(shown_name, names)], body)
@@ -170,8 +172,7 @@ def settings_list(found: Mapping[str, Any]) -> str:
         version = f" version {task['version']}" if task["version"] else ""
         lines.append(f"`{task['task']}`{version}: {task['num_fewshot']}-shot, {template}{unit}")
     for model in found["models"]:
-        measured = {kind: text[:12] for kind, text in model["identity"].items() if kind in ("commit", "sha256")}
-        which = "".join(f" ({kind} {text})" for kind, text in measured.items())
+        which = "".join(f" ({kind} {text[:12]})" for kind, text in model["identity"].items() if kind != "hub")
         bos = "puts BOS in front (rolling windows score it once more)" if model["adds_bos"] else "adds no BOS"
         lines.append(f"{shown_name(model['name'])}: `{model['source']}`{which}, {bos}, read as {model['scored_as']}")
     if asking["apply_chat_template"]:

@@ -7,6 +7,7 @@ conversation with their alternatives, because each turn's context is a beginning
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,15 +57,17 @@ class Request:
 
 @dataclass
 class Row:
-    """Input ids with where each segment leaves the trunk (0 is the trunk itself), its length, and what is scored.
+    """Input ids with their positions in the text, where the branch of each begins in the row, and what is scored.
 
-    `scored` holds, for each request, the row's positions whose next-token distributions score its continuation.
+    A token sees its branch up to itself, and as many tokens of the trunk as the position of the branch's first one
+    says; on the trunk `begins` is 0. `scored` holds, for each request, the places in the row whose next-token
+    distributions score its continuation.
     """
 
     trunk: Ids
     ids: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
     scored: list[tuple[int, list[int]]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -73,22 +76,20 @@ class Row:
     @property
     def branched(self) -> bool:
         """Whether reading the row takes a mask."""
-        return len(self.lengths) > 1
+        return self.begins[-1] > 0
 
     def shared(self, request: Request) -> int:
         """Tokens of the request's input that the trunk begins with: the length of their longest common prefix."""
-        pairs = zip(self.trunk, request.inputs, strict=False)
-        return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(self.trunk), len(request.inputs)))
+        return len(os.path.commonprefix([self.trunk, request.inputs]))  # noqa: RUF071 — of ids, not of paths
 
     def add(self, index: int, request: Request, shared: int = 0) -> None:
-        """Scores a request of which the trunk holds the first `shared` tokens; the others become a segment."""
-        rest = request.inputs[shared:]
-        first, behind = len(request.context) - 1, len(self.ids) - shared
-        self.scored.append((index, [p if p < shared else p + behind for p in range(first, len(request.inputs))]))
-        if rest:
-            self.ids += rest
-            self.starts.append(shared)
-            self.lengths.append(len(rest))
+        """Scores a request of which the trunk holds the first `shared` tokens; the others become a branch."""
+        rest, begin = request.inputs[shared:], len(self.ids)
+        places = [*range(shared), *range(begin, begin + len(rest))]
+        self.scored.append((index, places[len(request.context) - 1 :]))
+        self.ids += rest
+        self.positions += range(shared, len(request.inputs))
+        self.begins += [begin] * len(rest)
 
 
 def plan_rows(requests: Sequence[Request], *, longest: int, attention_even: float, share: bool = True) -> list[Row]:

@@ -41,7 +41,7 @@ def prepare(settings: EvaluateSettings) -> Plan:
     """Makes the embedded tasks' items, loads all tasks, and lists the models: base, run, peers."""
     from transformers import AutoTokenizer
 
-    _use_all_cores()
+    _set_threads()
     quiet()
     run = Run(settings.run_path)
     folder = run.folder("evaluate")
@@ -75,11 +75,8 @@ def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None
 
     An interruption raises UserError; what was finished stays in the cache, and the next call goes on from there.
     """
-    gpus = len(usable_gpus(plan.gpus))
-    processes = plan.settings.processes or max(1, gpus)
+    processes = plan.settings.processes or max(1, len(usable_gpus(plan.gpus)))
     count, missing = len(plan.questions), len(plan.missing())
-    if missing and 0 < gpus < processes:
-        raise UserError(f"processes is {processes}, and the GPUs here are {gpus}: set it to {gpus}, or to 0.")
     with resumable(lambda: f"scoring ({count - len(plan.missing())} of {count} results are finished)"):
         if missing and processes > 1:
             say(f"scoring with {processes} processes")
@@ -108,10 +105,9 @@ def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -
     try:
         with closing(program.events()) as events:
             for event in events:
-                if event["event"] == "said":
+                plan.left_out.update(event.get("left_out", {}))
+                if "text" in event:
                     say(event["text"])
-                elif event["event"] == "left_out":
-                    plan.left_out.update(event["found"])
         (plan.folder / LOG).unlink()
     finally:
         request.unlink()
@@ -138,7 +134,8 @@ def measure_behaviour(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {"models": {}, "left_out": {}, "max_new_tokens": s.reply_tokens}
     prompts = user_turns(plan.conversations, plan.tokenizer, s.behaviour_prompts, room, s.split_seed)
     for model in plan.models if prompts else []:
-        answer = _of_replies(plan, model, {"behaviour": sha256_of_json(prompts)}, partial(measure, prompts=prompts))
+        question, measured = {"behaviour": sha256_of_json(prompts)}, partial(measure, prompts=prompts)
+        answer = _measured(plan, model, question, measured, max_new_tokens=s.reply_tokens)
         found["left_out" if "left_out" in answer else "models"][model.name] = answer
     _add(plan.folder, "behaviour", found)
     return found
@@ -148,18 +145,11 @@ def take_samples(plan: Plan) -> list[dict[str, Any]]:
     """Replies of the run's model and of its base to the reference card's prompts, written to `samples.jsonl`."""
     rows: list[dict[str, Any]] = []
     for model in reversed([m for m in plan.models if m.role != "peer"]):
-        answer = _of_replies(plan, model, {"samples": PROMPTS}, sample_rows)
+        tokens = plan.settings.reply_tokens
+        answer = _measured(plan, model, {"samples": PROMPTS}, sample_rows, max_new_tokens=tokens)
         rows += [{"model": model.name} | row for row in answer]
     write_text(plan.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
-
-
-def _of_replies(plan: Plan, model: Model, question: dict[str, Any], measured: Callable[..., Any]) -> Any:
-    """What is measured of a model's replies; known from the cache, or generated now."""
-    options = {"max_new_tokens": plan.settings.reply_tokens, "seed": plan.settings.seed}
-    question = question | options | {"model": model.ref.identity()}
-    with resumable(lambda: f"{shown_name(model.name)} replied"):
-        return plan.cache.known(question, lambda: measured(*load_to_generate(model), **options))
 
 
 def curve(plan: Plan) -> dict[str, Any] | None:
@@ -168,16 +158,29 @@ def curve(plan: Plan) -> dict[str, Any] | None:
     if not s.context_curve:
         return None
     model = next(m for m in plan.models if m.role == "run")
-    with resumable(lambda: "the context curve was measured"):
-        loaded, _ = load_to_generate(model)
-        _use_all_cores()  # two thousand tokens at once keep all cores busy, also of a small model
-        rows = too_long_ids(plan.run.rows, s.context_curve, context_length(loaded.config), s.seed)
-        options = {"resamples": s.resamples, "seed": s.seed}
-        question = {"context_curve": sha256_of_json(rows), "model": model.ref.identity()} | options
-        found: dict[str, Any] | None = plan.cache.known(question, lambda: measure_curve(loaded, rows, **options))
+    rows = too_long_ids(plan.run.rows, s.context_curve, context_length(model.ref.config()), s.seed)
+
+    def measured(loaded: Any, _tokenizer: Any, **options: int) -> dict[str, Any] | None:
+        _set_threads()  # two thousand tokens at once keep all cores busy, also of a small model
+        return measure_curve(loaded, rows, **options)
+
+    question = {"context_curve": sha256_of_json(rows)}
+    found: dict[str, Any] | None = _measured(plan, model, question, measured, resamples=s.resamples)
     if found is not None:
         _add(plan.folder, "context_curve", found)
     return found
+
+
+def _measured(plan: Plan, model: Model, question: dict[str, Any], measure: Callable[..., Any], **options: int) -> Any:
+    """What is measured of a model in memory; known from the cache, or found now."""
+    options["seed"] = plan.settings.seed
+    question = question | options | {"model": model.ref.identity()}
+    answer = plan.answer(question)
+    if answer is None:
+        with resumable(lambda: f"{shown_name(model.name)} was measured"):
+            answer = measure(*load_to_generate(model), **options)
+        plan.keep(question, answer)
+    return answer
 
 
 def load_to_generate(model: Model) -> tuple[Any, Any]:
@@ -185,20 +188,17 @@ def load_to_generate(model: Model) -> tuple[Any, Any]:
 
     torch gets one thread for a small model: sharing out its operations takes longer than doing them.
     """
-    import torch
-
     device, _ = choose_device(device_report())
     loaded = model.ref.load().to(device).eval()
-    torch.set_num_threads(1 if loaded.num_parameters() < SMALL_PARAMETERS else os.cpu_count() or 1)
+    _set_threads(1 if loaded.num_parameters() < SMALL_PARAMETERS else 0)
     return loaded, model.ref.raw_tokenizer()
 
 
-def _use_all_cores() -> None:
-    """All cores for torch: a notebook's kernel may have been started with fewer."""
+def _set_threads(count: int = 0) -> None:
+    """Threads of torch: so many, or as the environment says, or all cores, of which it takes but half by itself."""
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(count or int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
 
 
 def _add(folder: Path, name: str, value: Any) -> None:

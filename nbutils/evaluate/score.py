@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, replaced, resolve, sha256_of_json, write_json
 from nbutils.core.hardware import Gpu, choose_precision
 from nbutils.core.run.layout import Run
-from nbutils.evaluate.compare import item_rows, metrics_of, to_parquet
+from nbutils.evaluate.compare import item_rows, metrics_of, write_parquet
 from nbutils.evaluate.heldout import Conversation
 from nbutils.evaluate.models import Model, facts_of, open_model
 from nbutils.evaluate.scorer import Progress, silent
@@ -29,41 +29,6 @@ ITEMS = "items.parquet"
 CACHE_SCHEMA = 2
 FOLDERS = re.compile(r"(?<![\w/:.~-])/(?:[^\s/]+/)*(?=[^\s/])")
 """The folders of an absolute path in a sentence."""
-
-
-class Cache:
-    """Results that are never computed twice: a folder for each question, named by the hash of all it depends on.
-
-    A question is any JSON value, an answer a JSON value and files.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = resolve(folder)
-
-    def path(self, question: Any) -> Path:
-        """The folder of a question's answer, whether it is there or not."""
-        return self.folder / sha256_of_json({"schema": CACHE_SCHEMA, **question})[:24]
-
-    def get(self, question: Any) -> Any:
-        """The answer, or None where there is none yet."""
-        file = self.path(question) / "answer.json"
-        return read_json(file)["answer"] if file.is_file() else None
-
-    def known(self, question: Any, compute: Callable[[], Any]) -> Any:
-        """The answer; computed and stored where there is none yet."""
-        answer = self.get(question)
-        if answer is None:
-            answer = compute()
-            self.put(question, answer)
-        return answer
-
-    def put(self, question: Any, answer: Any, files: dict[str, bytes] | None = None) -> None:
-        """Stores an answer at once or not at all."""
-        with replaced(self.path(question)) as partial_folder:
-            partial_folder.mkdir(parents=True)
-            for name, content in (files or {}).items():
-                (partial_folder / name).write_bytes(content)
-            write_json(partial_folder / "answer.json", {"question": question, "answer": answer})
 
 
 @dataclass(frozen=True)
@@ -89,18 +54,33 @@ class Plan:
     tasks: dict[str, Any]
     conversations: list[Conversation]
     tokenizer: Any
-    gpus: tuple[Gpu, ...] = ()
-    left_out: dict[str, str] = field(default_factory=dict)
+    gpus: tuple[Gpu, ...]
+    left_out: dict[str, str]
 
     @property
     def folder(self) -> Path:
         """The stage's folder."""
         return self.run.folder("evaluate")
 
-    @cached_property
-    def cache(self) -> Cache:
-        """The answers that are known."""
-        return Cache(self.settings.cache_dir)
+    def cached(self, question: Any) -> Path:
+        """The folder of a question's answer, whether it is there or not: named by all that the answer depends on.
+
+        No answer is computed twice. A question is any JSON value, an answer a JSON value, and the items of a task.
+        """
+        return resolve(self.settings.cache_dir) / sha256_of_json({"schema": CACHE_SCHEMA, **question})[:24]
+
+    def answer(self, question: Any) -> Any:
+        """The answer, or None where there is none yet."""
+        file = self.cached(question) / "answer.json"
+        return read_json(file)["answer"] if file.is_file() else None
+
+    def keep(self, question: Any, answer: Any, items: list[dict[str, Any]] | None = None) -> None:
+        """Stores an answer at once or not at all."""
+        with replaced(self.cached(question)) as folder:
+            folder.mkdir(parents=True)
+            if items is not None:
+                write_parquet(folder / ITEMS, items)
+            write_json(folder / "answer.json", {"question": question, "answer": answer})
 
     @cached_property
     def asking(self) -> dict[str, Any]:
@@ -124,25 +104,24 @@ class Plan:
         }
 
     def missing(self) -> list[tuple[Model, str]]:
-        """The models and tasks to which the cache has no answer."""
-        return [pair for pair, question in self.questions.items() if self.cache.get(question) is None]
+        """The models and tasks to which the cache has no answer; of the same weights under two names only the first."""
+        first = {self.cached(question): pair for pair, question in reversed(self.questions.items())}
+        return [pair for pair in first.values() if self.answer(self.questions[pair]) is None]
 
     def scored(self) -> list[Scored]:
         """The answers that are known by now."""
         return [
-            Scored(*pair, answer, self.cache.path(question) / ITEMS)
+            Scored(*pair, answer, self.cached(question) / ITEMS)
             for pair, question in self.questions.items()
-            if (answer := self.cache.get(question))
+            if (answer := self.answer(question))
         ]
 
 
 def score(plan: Plan, device: str, progress: Progress = silent, say: Callable[[str], None] = print) -> None:
     """Puts every answer that is missing into the cache, model by model; an interruption loses one task at most."""
-    # The same weights under two names are asked once.
-    first = {plan.cache.path(plan.questions[pair]): pair for pair in reversed(plan.missing())}.values()
-    s = plan.settings
+    missing, s = plan.missing(), plan.settings
     for model in plan.models:
-        wanted = [name for name in plan.tasks if (model, name) in first]
+        wanted = [name for name in plan.tasks if (model, name) in missing]
         if not wanted:
             continue
         with noting(plan.left_out if model.role == "peer" else None, model.name):
@@ -150,10 +129,7 @@ def score(plan: Plan, device: str, progress: Progress = silent, say: Callable[[s
             lm.progress = progress
             for name in wanted:
                 with noting(plan.left_out, f"{name} of {model.name}"):
-                    answer, files = _ask(lm, model, name, plan.tasks[name], s)
-                    if answer:  # only the first of several processes gets one
-                        plan.cache.put(plan.questions[model, name], answer, files)
-                        say(f"{model.name} · {name}: {answer['items']:,} items in {answer['seconds']:.1f} s")
+                    _ask(plan, model, lm, name, say)
             del lm
 
 
@@ -168,53 +144,49 @@ def _described(task: Any, settings: EvaluateSettings) -> dict[str, Any]:
     taken = list(task.task_docs)[: settings.limit or None]
     if settings.num_fewshot and task.get_config("num_fewshot"):
         taken += list(task.fewshot_docs() or [])
-    return {"config": json.loads(json.dumps(config, default=_type_name)), "items": sha256_of_json(taken)}
+    # What JSON does not know has a stable name: never one with a memory address.
+    stable = json.dumps(config, default=lambda value: getattr(value, "__qualname__", type(value).__qualname__))
+    return {"config": json.loads(stable), "items": sha256_of_json(taken)}
 
 
-def _type_name(value: Any) -> str:
-    """A stable name for what JSON does not know: never one with a memory address."""
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _ask(
-    lm: Any, model: Model, name: str, task: Any, settings: EvaluateSettings
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """lm-eval's results of one task: the answer with its values, and the file of items (empty on other ranks)."""
+def _ask(plan: Plan, model: Model, lm: Any, name: str, say: Callable[[str], None]) -> None:
+    """Puts lm-eval's results of one task into the cache: the answer with its values, and the items."""
     import lm_eval.api.task
     from lm_eval import evaluator
 
+    task = plan.tasks[name]
     about = task.get_config("metadata") or {}
-    groups = str(about.get("groups", ""))
-    template = settings.apply_chat_template and takes_template(task)
+    groups = about.get("groups", "")
+    template = plan.settings.apply_chat_template and takes_template(task)
     started = time.perf_counter()
     # A bar for building the requests, which takes a second, would stay on the page; ours is for the scoring.
     lm_eval.api.task.tqdm = partial(tqdm, disable=True)
     results = evaluator.evaluate(
         lm,
         {"tasks": {name: task}},
-        limit=settings.limit or None,
+        limit=plan.settings.limit or None,
         bootstrap_iters=0,
         log_samples=True,
         apply_chat_template=template,
         fewshot_as_multiturn=template,
     )
-    if results is None:
-        return {}, {}
+    if results is None:  # only the first of several processes gets any
+        return
     metrics = metrics_of(task)
     rows = item_rows(results["samples"][name], metrics, groups)
     answer = {
         "task": name,
         "version": about.get("version", ""),
-        "items": len(rows) // max(1, len({row["filter"] for row in rows})),
+        "items": len({row["doc_id"] for row in rows}),
         "groups": groups,
-        "chat_template": bool(template),
+        "chat_template": template,
         "num_fewshot": task.get_config("num_fewshot"),
         "metrics": [asdict(metric) for metric in metrics.values()],
         "values": {k: v for k, v in results["results"][name].items() if k.partition(",")[0] in metrics},
-        "seconds": round(time.perf_counter() - started, 2),
         "model": facts_of(model, lm),
     }
-    return answer, {ITEMS: to_parquet(rows)}
+    plan.keep(plan.questions[model, name], answer, rows)
+    say(f"{model.name} · {name}: {answer['items']:,} items in {time.perf_counter() - started:.1f} s")
 
 
 @contextmanager

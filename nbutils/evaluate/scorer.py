@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from nbutils.core.errors import UserError
@@ -50,21 +51,20 @@ class RowScorer:
         inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
         fitting = TOKENS_PER_BATCH.get(self.device.type) or min(4096, max(256, CPU_CACHE_BYTES // (4 * inner)))
         self.tokens_per_batch = tokens_per_batch or fitting
-        # Keys at which a token's attention costs as much as its linear layers.
-        self._attention_even = (8 * hidden * hidden + 6 * hidden * inner) / (4 * hidden)
+        # Keys at which a token's attention (4 hidden for each) costs as much as its linear layers.
+        self._attention_even = 2 * hidden + 1.5 * inner
         self._wanted = threading.local()
 
     def score(self, requests: Sequence[Request], share: bool, progress: Progress = silent) -> list[Answer]:
         """The answer to each request; `share` off keeps to rows that need no mask."""
         rows = plan_rows(requests, longest=LONGEST_BRANCHED, attention_even=self._attention_even, share=share)
         planned = list(batches(rows, self.tokens_per_batch))
-        answers: list[Answer] = [(0.0, False)] * len(requests)
+        answers: dict[int, Answer] = {}
         with self._gathering(), progress(len(requests)) as count:
             for scored in _each(lambda batch: self._score_batch(batch, requests), planned, self.device.type):
-                for index, answer in scored:
-                    answers[index] = answer
+                answers |= scored
                 count(len(scored))
-        return answers
+        return [answers[index] for index in range(len(requests))]
 
     def choose_strategy(self, max_length: int) -> str:
         """`shared rows`, `causal rows` or `stock`: the first whose numbers on a few tokens are those of a plain forward
@@ -99,20 +99,23 @@ class RowScorer:
         """The request's log-likelihood by a forward pass over just its tokens (and `extra` ones behind them)."""
         ids = torch.tensor([(*request.context, *request.continuation, *extra)], device=self.device)
         with torch.inference_mode():
-            logprobs = self.model(ids).logits[0].float().log_softmax(-1)  # (L, V)
-        first = len(request.context)
-        return float(sum(logprobs[first - 1 + k, token] for k, token in enumerate(request.continuation)))
+            logits = self.model(ids).logits[0].float()  # (L, V)
+        scored = slice(len(request.context), len(request.context) + len(request.continuation))
+        return -float(cross_entropy(logits.roll(1, 0)[scored], ids[0, scored], reduction="sum"))
 
-    def _score_batch(self, batch: list[Row], requests: Sequence[Request]) -> list[tuple[int, Answer]]:
+    def _score_batch(self, batch: list[Row], requests: Sequence[Request]) -> dict[int, Answer]:
         inputs = self._tensors(batch)
         length = inputs["input_ids"].shape[1]
         indices = [index for row in batch for index, _ in row.scored]
         flat = [r * length + p for r, row in enumerate(batch) for _, positions in row.scored for p in positions]
         targets = [token for index in indices for token in requests[index].continuation]
         # Continuations that begin alike share positions.
-        unique, which = torch.tensor(flat, device=self.device).unique(return_inverse=True)  # (P,), (N,)
-        logits = self._logits_at(inputs, unique)  # (P, V)
-        logprobs, greedy = _logprobs(logits, which, torch.tensor(targets, device=self.device))  # (N,), (N,)
+        self._wanted.flat, which = torch.tensor(flat, device=self.device).unique(return_inverse=True)  # (P,), (N,)
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+        if logits.shape[:2] != (1, len(self._wanted.flat)):
+            raise ValueError(f"the output layer gave {tuple(logits.shape)} for {len(self._wanted.flat)} positions")
+        logprobs, greedy = _logprobs(logits[0], which, torch.tensor(targets, device=self.device))  # (N,), (N,)
         if not np.isfinite(logprobs).all():
             raise UserError(
                 f"The model {self.name} gives NaN or infinite log-likelihoods; its weights are damaged or overflow "
@@ -121,20 +124,11 @@ class RowScorer:
         starts = np.cumsum([0, *(len(requests[index].continuation) for index in indices[:-1])])
         sums = np.add.reduceat(logprobs, starts)
         hits = np.logical_and.reduceat(greedy, starts)
-        return [(i, (float(s), bool(h))) for i, s, h in zip(indices, sums, hits, strict=True)]
-
-    def _logits_at(self, inputs: dict[str, torch.Tensor], flat: torch.Tensor) -> torch.Tensor:
-        """Logits (N, V) at flat positions of a batch."""
-        self._wanted.flat = flat
-        with torch.inference_mode():
-            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
-        if logits.shape[:2] != (1, len(flat)):
-            raise ValueError(f"the output layer gave {tuple(logits.shape)} for {len(flat)} positions")
-        return logits[0]
+        return {i: (float(s), bool(h)) for i, s, h in zip(indices, sums, hits, strict=True)}
 
     @contextmanager
     def _gathering(self) -> Iterator[None]:
-        """While it lasts, the output layer sees nothing but the positions that `_logits_at` wants, in each thread."""
+        """While it lasts, the output layer sees nothing but the positions that are wanted, in each thread others."""
 
         def gather(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             hidden, flat = arguments[0], self._wanted.flat  # (B, L, D), (N,)
@@ -145,30 +139,24 @@ class RowScorer:
 
     def _tensors(self, batch: list[Row]) -> dict[str, torch.Tensor]:
         """Right-padded ids (B, L); for rows with branches also position ids (B, L) and the 4-D mask (B, 1, L, L)."""
-        ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True)
+        columns = zip(*((row.ids, row.positions, row.begins) for row in batch), strict=True)
+        ids, positions, begins = (
+            pad_sequence([torch.tensor(own) for own in column], batch_first=True).to(self.device) for column in columns
+        )
         if not batch[0].branched:
-            return {"input_ids": ids.to(self.device)}
-        length, positions = ids.shape[1], torch.zeros_like(ids)
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        seen = torch.eye(length, dtype=torch.bool).repeat(len(batch), 1, 1, 1)  # padding sees itself, not nothing
-        for row, place, mask in zip(batch, positions, seen[:, 0], strict=True):
-            begin = 0
-            for start, size in zip(row.starts, row.lengths, strict=True):
-                own = slice(begin, begin + size)
-                place[own] = torch.arange(start, start + size)
-                mask[own, :start] = True
-                mask[own, own] = causal[:size, :size]
-                begin += size
-        seen = seen.to(self.device)
-        if getattr(self.model.config, "_attn_implementation", "sdpa") != "sdpa":  # eager adds the mask to the scores
-            dtype = next(self.model.parameters()).dtype
-            seen = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-        return {"input_ids": ids.to(self.device), "position_ids": positions.to(self.device), "attention_mask": seen}
+            return {"input_ids": ids}
+        places = torch.arange(ids.shape[1], device=self.device)
+        leaves = positions + begins - places  # where the branch of each token leaves the trunk
+        between = (places >= leaves[..., None]) & (places < begins[..., None])  # (B, L, L)
+        dtype = next(self.model.parameters()).dtype
+        mask = torch.zeros_like(between, dtype=dtype)  # added to the scores
+        mask = mask.masked_fill(between | (places > places[:, None]), torch.finfo(dtype).min)
+        return {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None]}
 
 
 def _each(
-    work: Callable[[list[Row]], list[tuple[int, Answer]]], planned: list[list[Row]], device: str
-) -> Iterator[list[tuple[int, Answer]]]:
+    work: Callable[[list[Row]], dict[int, Answer]], planned: list[list[Row]], device: str
+) -> Iterator[dict[int, Answer]]:
     """The work on each batch. On a CPU the batches share torch's threads out, one thread to a batch.
 
     Threads that split every single operation wait for one another at its end: on small models that takes longer than

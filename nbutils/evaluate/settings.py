@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from nbutils.core.files import local_hashes
 from nbutils.core.run.models import files_of
@@ -16,25 +16,24 @@ class EvaluateSettings(Settings):
 
     tasks: Annotated[list[str], Field(min_length=1)]
     task_path: str
-    limit: Annotated[int, Field(ge=0)]
+    limit: NonNegativeInt
     peers: list[str]
-    num_fewshot: Annotated[int, Field(ge=0)]
+    num_fewshot: NonNegativeInt
     apply_chat_template: bool
     max_length: Annotated[int, Field(ge=16)]
     eval_precision: Literal["auto", "fp32", "fp16", "bf16"]
     selection_items: Annotated[int, Field(ge=4)]
-    resamples: Annotated[int, Field(ge=100, le=1_000_000)]
-    behaviour_prompts: Annotated[int, Field(ge=0)]
-    reply_tokens: Annotated[int, Field(ge=1)]
-    context_curve: Annotated[int, Field(ge=0)]
+    resamples: Annotated[int, Field(ge=100)]
+    behaviour_prompts: NonNegativeInt
+    reply_tokens: PositiveInt
+    context_curve: NonNegativeInt
     seed: Seed
     split_seed: Seed
-    tokens_per_batch: Annotated[int, Field(ge=0), STEERING]
-    processes: Annotated[int, Field(ge=0, le=1024), STEERING]
+    tokens_per_batch: Annotated[NonNegativeInt, STEERING]
+    processes: Annotated[NonNegativeInt, STEERING]
     cache_dir: Annotated[str, Field(min_length=1), STEERING]
 
     def result_parameters(self) -> dict[str, Any]:
         """Also the hashes of the user's own tasks and of local peers: what is measured, and what is compared."""
         peers = {f"{peer}/{name}": found for peer in self.peers for name, found in files_of(peer).items()}
-        files = local_hashes([self.task_path]) | peers
-        return super().result_parameters() | ({OUTSIDE: files} if files else {})
+        return super().result_parameters() | {OUTSIDE: local_hashes([self.task_path]) | peers}

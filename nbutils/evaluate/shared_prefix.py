@@ -105,10 +105,8 @@ class SharedPrefixLM(HFLM):
         if self.strategy == "stock":
             scored: list[Answer] = super()._loglikelihood_tokens(requests, *args, **kwargs)
             return scored
-        unique: dict[Request, int] = {}
-        places = []
-        for _, context, continuation in requests:
-            request = Request.fitted(context, continuation, self.max_length)
-            places.append(unique.setdefault(request, len(unique)))
-        answers = self.scorer.score(list(unique), self.strategy == "shared rows", self.progress)
-        return [answers[place] for place in places]
+        asked = [Request.fitted(context, continuation, self.max_length) for _, context, continuation in requests]
+        unique = list(dict.fromkeys(asked))
+        answers = self.scorer.score(unique, self.strategy == "shared rows", self.progress)
+        found = dict(zip(unique, answers, strict=True))
+        return [found[request] for request in asked]

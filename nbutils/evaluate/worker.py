@@ -29,7 +29,7 @@ def fill(request: Path) -> None:
 
     plan = prepare(EvaluateSettings.checked(read_json(request)))
     score(plan, device, partial(progress, say=say), say)
-    tell(request.parent, "left_out", found=plan.left_out)
+    tell(request.parent, "ended", left_out=plan.left_out)
 
 
 if __name__ == "__main__":

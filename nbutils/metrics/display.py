@@ -1,26 +1,55 @@
-"""What notebook 03 shows: tables, pictures, and curves to zoom; nothing here changes what the stage writes."""
+"""What notebook 03 shows: tables, curves to zoom, and figures, which it also keeps; no number is made here."""
 
 from __future__ import annotations
 
 import json
-from itertools import product
+from collections.abc import Sequence
+from functools import partial
+from itertools import cycle, groupby, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from IPython.display import Image, Markdown, display
+from matplotlib.ticker import EngFormatter
 
-from nbutils.core.charts import events_of, file_of, lines_of, training_figure
+from nbutils.core.charts import (
+    LINE_STYLES,
+    MARKERS,
+    THEMES,
+    WIDTH,
+    add_legend,
+    caption,
+    draw_metric,
+    events_of,
+    file_of,
+    lines_of,
+    new_figure,
+    save,
+    training_figure,
+    write_values,
+)  # fmt: skip
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.history import History, Series, thinned, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
 from nbutils.core.text import duration, markdown_table, number, with_interval
-from nbutils.core.training_log import LOSS, METRICS
-from nbutils.metrics.compare import Compared
-from nbutils.metrics.figures import COMPARED, OVER, comparison_figure
+from nbutils.core.training_log import ACCURACY, LOSS, METRICS, SECONDS, Metric
+from nbutils.metrics.summary import Compared
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = {name: tuple(metrics) for name, metrics in groupby(METRICS, key=lambda metric: metric.figure)}
+"""Figures of a run: file name and the metrics that it shows, one above the other."""
+
+OVER = {"step": "optimizer steps", "total_tokens": "tokens", "elapsed": "seconds of training"}
+"""What compared curves are drawn over: the column of the training rows, and its name on the axis."""
+
+COMPARED = {"compare_loss": LOSS, "compare_accuracy": ACCURACY}
+"""Figures of a comparison: file name and metric."""
 
 PLOTLY = "application/vnd.plotly.v1+json"
 POINTS = 600
@@ -61,32 +90,33 @@ def remark_list(remarks: list[dict[str, Any]]) -> Any:
 
 
 def comparison(differences: dict[str, dict[str, Any]], runs: list[Compared], folder: Path) -> Any:
-    """The figures and the table of compared runs, or a line that says how to compare some.
+    """The figures, which are kept, and the table of compared runs, or a line that says how to compare some.
 
     A row for each parameter or result that differs, a column for each run; below them stand the scores of notebook 04,
     of the runs that it has scored by now.
     """
     if not runs:
         return Markdown("No other run was named in `compare_runs`.")
-    picture(folder, *COMPARED)
-    rows = [
-        [name, *(f"{value:,.4g}" if isinstance(value, float) else value for value in row.values())]
-        for name, row in (differences | scores(runs)).items()
-    ]
-    return Markdown(markdown_table(["", *(run.name for run in runs)], rows))
+    for name, metric in COMPARED.items():
+        save(partial(comparison_figure, runs, metric), folder, name)
+        picture(folder, name)
+    names = [run.name for run in runs]
+    rows = []
+    for name, row in (differences | scores(runs)).items():
+        values = (row.get(run, "not scored") for run in names)
+        rows.append([name, *(f"{value:,.4g}" if isinstance(value, float) else value for value in values)])
+    return Markdown(markdown_table(["", *names], rows))
 
 
 def scores(runs: list[Compared]) -> dict[str, dict[str, Any]]:
     """Each score of notebook 04 by run, with its 95 % interval and number of items; empty where no run has any."""
     found: dict[str, dict[str, str]] = {}
-    none = dict.fromkeys((run.name for run in runs), "not scored")
     for run in runs:
         results = Run(run.folder).folder(maker("scores").name) / "results.json"
         for row in read_json(results)["scores"] if results.is_file() else []:
             if row["model"] == "run" and "part" not in row:
                 value = with_interval(row["value"], row["low"], row["high"]) if "low" in row else number(row["value"])
-                cells = found.setdefault(f"{row['task']}, {row['metric']}", none.copy())
-                cells[run.name] = f"{value}, {row['n']:,} items"
+                found.setdefault(f"{row['task']}, {row['metric']}", {})[run.name] = f"{value}, {row['n']:,} items"
     return found
 
 
@@ -159,3 +189,80 @@ def _show(figure: Any, still: Any, text: str) -> None:
         "text/plain": f"<{text}>",
     }
     display(bundle, raw=True)
+
+
+def save_figures(history: History, folder: Path) -> dict[str, str]:
+    """Writes every figure that the history has data for, as PNG and SVG, light and dark; returns name → caption."""
+    written = {}
+    for name, metrics in FIGURES.items():
+        if any(history.holds(metric) for metric in metrics):
+            save(partial(metric_figure, history, metrics), folder, name)
+            words = ("training and evaluation " * bool(metric.evaluation) + metric.label for metric in metrics)
+            written[name] = " and ".join(words).capitalize()
+    if any(history.seconds.values()):
+        save(partial(_seconds, history), folder, "seconds")
+        written["seconds"] = "Where the time went"
+    return written
+
+
+def metric_figure(history: History, metrics: Sequence[Metric], theme: str = "light") -> Figure:
+    """Metrics over optimizer steps, one above the other."""
+    figure, panels = new_figure(len(metrics), 1, theme=theme, height=1.8 + 1.4 * len(metrics), sharex=True)
+    for axes, metric in zip(panels, metrics, strict=True):
+        draw_metric(axes, history, metric, theme=theme)
+        values = history.series(metric.column).finite.values
+        if metric.from_zero:  # with room above what is nearly constant
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1 or 1)
+        elif len(values) and values.min() > 0 and values.max() > 50 * np.median(values):  # else spikes flatten all else
+            axes.set_yscale("log")
+        axes.label_outer()
+        legend = axes.get_legend()
+        if axes is not panels[0] and legend:
+            legend.remove()  # the panel above explains the same lines
+    return figure
+
+
+def comparison_figure(runs: list[Compared], metric: Metric, theme: str = "light") -> Figure:
+    """Evaluation (markers) and training curves of all runs, by steps, tokens and time side by side, over one legend.
+
+    Runs differ by colour, line style and marker. At the lines' ends stand the final values of the evaluations.
+    """
+    height = 3.7
+    figure, panels = new_figure(1, 3, theme=theme, width=WIDTH * 1.25, height=height)
+    figure.subplots_adjust(bottom=(0.55 + 0.22 * -(-(len(runs) + 2) // 3)) / height)
+    for axes, (x, label) in zip(panels, OVER.items(), strict=True):
+        ends = []
+        styles = cycle(THEMES[theme].curves), cycle(LINE_STYLES), cycle(MARKERS)
+        for run, colour, style, marker in zip(runs, *styles, strict=False):
+            measured = run.history.eval_series(metric.evaluation, x=x)
+            line, evals = trend(run.history.series(metric.column, x=x)), thinned(measured.finite, 60)
+            look: dict[str, Any] = {"color": colour, "markersize": 4.5}
+            axes.plot(
+                [], [], label=run.name if axes is panels[0] else None, linestyle=style, marker=marker, **look
+            )  # the legend's
+            axes.plot(line.steps, line.values, linestyle=style, linewidth=1.2, alpha=0.8, **look)
+            axes.plot(evals.steps, evals.values, marker, markeredgecolor=THEMES[theme].page, **look)
+            if measured.ends_finite:
+                ends.append((evals.values[-1], colour))
+        caption(axes, theme, metric.title if axes is panels[0] else "", label)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        write_values(axes, metric, ends)
+    for label, style, marker in (("lines: training, smoothed", "-", ""), ("markers: evaluation", "", "o")):
+        panels[0].plot([], [], label=label, color=THEMES[theme].ink, ls=style, marker=marker, markersize=4.5)
+    add_legend(figure, theme, loc="lower left", ncols=3, bbox_to_anchor=(0.05, 0.0))
+    return figure
+
+
+def _seconds(history: History, theme: str) -> Figure:
+    """One bar for each part of the time, longest first, with seconds and share written beside it."""
+    spent = pd.Series(history.seconds).rename(SECONDS | {"other": "everything else"}).sort_values()
+    spent = spent[spent > 0]
+    figure, (axes,) = new_figure(1, 1, theme=theme, height=0.9 + 0.34 * len(spent))
+    figure.subplots_adjust(left=0.18)
+    bars = axes.barh(spent.index, spent, color=THEMES[theme].first, height=0.62)
+    words = [f"{duration(seconds)} · {seconds / spent.sum():.0%}" for seconds in spent]
+    axes.bar_label(bars, words, padding=4, fontsize=8, color=THEMES[theme].ink)
+    axes.set_xlim(0, spent.max() * 1.16)
+    axes.grid(False, axis="y")
+    caption(axes, theme, f"Where {duration(spent.sum())} of training went", "seconds")
+    return figure

@@ -20,15 +20,14 @@ def remarks(history: History, planned_steps: int | None = None) -> list[dict[str
 
 def not_a_number(history: History) -> str | None:
     """A loss that is NaN or infinite, in training or evaluation."""
-    series = {"training": history.series("loss"), "evaluation": history.eval_series("eval_loss")}
-    broken = {name: s.broken for name, s in series.items() if len(s.broken)}
-    if not broken:
+    training = history.series("loss").broken
+    broken = np.r_[training, history.eval_series("eval_loss").broken]
+    if not len(broken):
         return None
-    first = min(broken, key=lambda name: broken[name][0])
-    rows = sum(map(len, broken.values()))
+    first, rows = broken.min(), len(broken)
     return (
-        f"The {first} loss is not a number at step {int(broken[first][0])} ({rows} {'row' if rows == 1 else 'rows'} in "
-        "all): lower the learning rate, or train in fp32 or bf16."
+        f"The {'training' if first in training else 'evaluation'} loss is not a number at step {int(first)} "
+        f"({rows} {'row' if rows == 1 else 'rows'} in all): lower the learning rate, or train in fp32 or bf16."
     )
 
 
@@ -49,23 +48,19 @@ def divergence(history: History) -> str | None:
 
 def learning_rate_too_high(history: History) -> str | None:
     """At least three times, gradient norm (over 4 × the median of the rows before) and loss (1.1 ×) jump together."""
-    norm, loss = history.series("grad_norm"), history.series("loss")
-    shared = np.intersect1d(norm.finite.steps, loss.finite.steps)
-    if len(shared) < 15:
+    logged = (history.series(name).finite for name in ("grad_norm", "loss"))
+    both = pd.concat([pd.Series(series.values, series.steps) for series in logged], axis=1, join="inner")
+    # The median of up to 25 rows before each; infinite where fewer than 5 stand before it.
+    usual = both.shift().rolling(25, min_periods=5).median().fillna(np.inf)
+    jumped = both > usual * np.array([4, 1.1])
+    hits = both[jumped[0] & (jumped[1] | jumped[1].shift(-1, fill_value=False))]  # the loss may jump one row later
+    if len(both) < 15 or len(hits) < 3:
         return None
-    norms, losses = (s.values[np.isin(s.steps, shared) & np.isfinite(s.values)] for s in (norm, loss))
-    usual = _median_before(norms)
-    high_norm = norms > 4 * usual
-    high_loss = losses > 1.1 * _median_before(losses)
-    near = high_loss | np.r_[high_loss[1:], False]  # the loss often jumps one row behind the gradient
-    hits = np.flatnonzero(high_norm & near)
-    if len(hits) < 3:
-        return None
-    worst = hits[int(np.argmax(norms[hits]))]
+    worst = hits[0].idxmax()
     return (
-        f"The learning rate looks too high: gradient norm and loss jumped together {len(hits)} times, "
-        f"most at step {int(shared[worst])} (norm {norms[worst]:.1f}, {norms[worst] / usual[worst]:.0f} "
-        "times what it was before). Halve it, or warm up longer."
+        f"The learning rate looks too high: gradient norm and loss jumped together {len(hits)} times, most at step "
+        f"{worst:.0f} (norm {hits[0][worst]:.1f}, {hits[0][worst] / usual[0][worst]:.0f} times what it was before). "
+        "Halve it, or warm up longer."
     )
 
 
@@ -138,8 +133,3 @@ def unfinished_schedule(history: History, planned_steps: int | None) -> str | No
 RULES = (
     not_a_number, divergence, learning_rate_too_high, overfitting, starved_data_loader, skipped_steps, no_evaluation,
 )  # fmt: skip
-
-
-def _median_before(values: np.ndarray) -> np.ndarray:
-    """The median of up to 25 values before each (N,); infinite where fewer than 5 stand before it."""
-    return pd.Series(values).shift().rolling(25, min_periods=5).median().fillna(np.inf).to_numpy()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbutils.core.files import resolve, sha256_of_file
+from nbutils.core.files import local_hashes, resolve
 from nbutils.core.run.layout import Run
-from nbutils.core.settings import Settings as BaseSettings
+from nbutils.core.settings import OUTSIDE, Settings
 
 
-class MetricsSettings(BaseSettings):
+class MetricsSettings(Settings):
     """Parameters of the metrics stage; explained in the notebook's `parameters` cell."""
 
     compare_runs: list[str]
@@ -20,11 +20,6 @@ class MetricsSettings(BaseSettings):
         return [self.run_dir, *self.compare_runs] if self.compare_runs else []
 
     def result_parameters(self) -> dict[str, Any]:
-        """The result parameters, and the state of the compared runs: their curves are part of what comes out."""
+        """The result parameters, and the logs of the compared runs: their curves are part of what comes out."""
         logs = [Run(resolve(run)).training / "metrics.jsonl" for run in self.compare_runs]
-        return super().result_parameters() | {
-            "compare_runs": [
-                [run, sha256_of_file(log) if log.is_file() else None]
-                for run, log in zip(self.compare_runs, logs, strict=True)
-            ]
-        }
+        return super().result_parameters() | {OUTSIDE: local_hashes(logs)}

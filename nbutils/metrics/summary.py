@@ -1,18 +1,21 @@
-"""`metrics/summary.json`: what a run came to, in numbers that the model card and later readers take from there."""
+"""`metrics/summary.json`: what a run came to, in numbers that the model card and later readers take from there.
+
+With several runs also what differs between them, in parameters and results.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, shown
+from nbutils.core.files import read_json, read_jsonl, resolve, shown
 from nbutils.core.history import History, Series, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
@@ -21,12 +24,17 @@ from nbutils.metrics.remarks import remarks
 
 SCHEMA = 1
 TOKENS = ("supervised_tokens", "total_tokens")
-T = TypeVar("T")
+RESULTS = (
+    *("steps", "total_tokens", "hours", "tokens_per_second"),
+    *("final loss", "final eval_loss", "final eval_token_accuracy", "final perplexity", "best eval_loss"),
+)
+"""What compared runs are told apart by, beside their parameters."""
 
 
 def read_training_settings(run: Path) -> dict[str, Any]:
     """`train/settings.json` of a run folder; UserError where it is missing or damaged."""
-    return _read(Run(run).training / "settings.json", lambda path: dict(read_json(path)))
+    settings: dict[str, Any] = _read(Run(run).training / "settings.json", read_json)
+    return settings
 
 
 def read_history(run: Path) -> History:
@@ -35,7 +43,7 @@ def read_history(run: Path) -> History:
     UserError where it is missing or damaged, or has no row of training or evaluation.
     """
     path = Run(run).training / "metrics.jsonl"
-    history = _read(path, lambda path: History.of(map(_of_numbers, read_jsonl(path))))
+    history: History = _read(path, lambda path: History.of(map(_of_numbers, read_jsonl(path))))
     if not history.train and not history.evals:
         raise UserError(
             f"{shown(path)} has no row of training or evaluation yet: let notebooks/02_train_sft.ipynb run on."
@@ -51,7 +59,7 @@ def _of_numbers(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _read(path: Path, read: Callable[[Path], T]) -> T:
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         raise UserError(f"{shown(path)} does not exist: run notebooks/02_train_sft.ipynb first.")
     try:
@@ -71,11 +79,11 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
     """
     derived = training.get("derived", {})
     metrics = [metric for metric in METRICS if metric.evaluation]
-    evals = {metric.evaluation: history.eval_series(metric.evaluation) for metric in metrics}
-    alike = {name: history.eval_series(name) for metric in metrics if (name := metric.evaluation_alike)}
+    columns = [name for metric in metrics for name in (metric.evaluation, metric.evaluation_alike) if name]
+    evals = {name: history.eval_series(name) for name in columns}
     trained, evaluated = history.series(LOSS.column).ends_finite, evals[LOSS.evaluation].ends_finite
     final = {metric.column: trend(history.series(metric.column)).last if trained else None for metric in metrics}
-    final |= {name: s.last if s.ends_finite and evaluated else None for name, s in (evals | alike).items()}
+    final |= {name: s.last if s.ends_finite and evaluated else None for name, s in evals.items()}
     eval_loss, elapsed = final[LOSS.evaluation], history.elapsed
     perplexity = math.exp(eval_loss) if eval_loss is not None and eval_loss < 700 else None
     return {
@@ -84,7 +92,7 @@ def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
         "planned_steps": derived.get("steps"),
         "epochs": history.series("epoch").last,
         "counts_all_tokens": history.counts_all_tokens,
-        "untrained": {name: _by_step(series).get(0) for name, series in evals.items()},
+        "untrained": {metric.evaluation: _by_step(evals[metric.evaluation]).get(0) for metric in metrics},
         "final": final | {"perplexity": perplexity},
         "evaluated_step": int(evals[LOSS.evaluation].steps[-1]) if evaluated else None,
         "best": {metric.evaluation: _best(evals[metric.evaluation], metric) for metric in metrics},
@@ -112,12 +120,71 @@ def _over_run(history: History, metric: Metric) -> float | None:
     return float(1 - tokens[positions.index].sum() / positions.sum()) if positions.sum() > 0 else None
 
 
-def _by_step(series: Series) -> dict[int, float]:
+def _by_step(series: Series) -> pd.Series[float]:
     finite = series.finite
-    return dict(zip(finite.steps.astype(int).tolist(), finite.values.tolist(), strict=True))
+    return pd.Series(finite.values, finite.steps.astype(int))
 
 
 def _best(series: Series, metric: Metric) -> dict[str, float | int] | None:
     values = _by_step(series)
-    step = (max if metric.higher_is_better else min)(values, key=lambda step: values[step], default=None)
-    return None if step is None else {"value": values[step], "step": step}
+    if values.empty:
+        return None
+    step = values.idxmax() if metric.higher_is_better else values.idxmin()
+    return {"value": float(values[step]), "step": int(step)}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run of a comparison: its name here, folder, history, evaluation set, and its parameters and results."""
+
+    name: str
+    folder: Path
+    history: History
+    eval_hash: str
+    values: dict[str, Any]
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
+    """The runs in a list of run folders, each named by the end of its path that tells it apart.
+
+    UserError where one is named twice, or where they were not measured on the same evaluation set.
+    """
+    paths = [resolve(folder).resolve() for folder in folders]
+    runs: list[Compared] = []
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"The run {path.name} is in the comparison twice: name it once, as run_dir or in "
+                            "compare_runs.")  # fmt: skip
+        tails = (path.parts[-depth:] for depth in range(1, len(path.parts) + 1))
+        tail = next(tail for tail in tails if sum(other.parts[-len(tail) :] == tail for other in paths) == 1)
+        history, training = read_history(path), read_training_settings(path)
+        found = summarise(history, training)
+        found |= {f"final {name}": value for name, value in found["final"].items()}
+        found["best eval_loss"] = (found["best"]["eval_loss"] or {}).get("value")
+        values = (Run(path).record(maker("rows").name) or {}).get("parameters", {})
+        values |= training.get("settings", {}) | training.get("derived", {}) | {name: found[name] for name in RESULTS}
+        runs.append(Compared(str(Path(*tail)), path, history, found["eval_hash"], values))
+    for run in runs:
+        if not run.eval_hash:
+            raise UserError(
+                f"The run '{run.name}' cannot be compared: its train/settings.json names no evaluation set "
+                "(eval_hash); run its notebooks 01 and 02 again, or leave it out of compare_runs."
+            )
+        if run.eval_hash != runs[0].eval_hash:
+            raise UserError(
+                f"The runs '{runs[0].name}' and '{run.name}' cannot be compared: their evaluation sets differ (hashes "
+                f"{runs[0].eval_hash[:12]} and {run.eval_hash[:12]}); give both the same datasets, split_seed, "
+                "max_length and base model, or leave one out of compare_runs."
+            )
+    return runs
+
+
+def differences(runs: list[Compared]) -> dict[str, dict[str, Any]]:
+    """Each parameter of all runs that differs and each result, by run: name → {run: value}; empty without runs."""
+    rows = {}
+    for name, first in runs[0].values.items() if runs else ():
+        row = {run.name: run.values[name] for run in runs if name in run.values}
+        differs = name != "run_dir" and len(row) == len(runs) and any(value != first for value in row.values())
+        if differs or name in RESULTS:
+            rows[name] = row
+    return rows

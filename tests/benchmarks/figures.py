@@ -21,7 +21,7 @@ def main() -> None:
     from nbutils.core.files import read_jsonl
     from nbutils.core.history import History
     from nbutils.core.run.record import machine
-    from nbutils.metrics.figures import save_figures
+    from nbutils.metrics.display import save_figures
     from tests.metrics.histories import history_rows
 
     with tempfile.TemporaryDirectory() as name:

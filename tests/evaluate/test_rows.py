@@ -19,11 +19,8 @@ requests_of = st.lists(
 
 def seen_by(row: Row, position: int) -> list[int]:
     """The tokens that a position of a row attends to, in the order of their places in the text."""
-    segments = [segment for segment, length in enumerate(row.lengths) for _ in range(length)]
-    segment = segments[position]
-    begin = sum(row.lengths[:segment])
-    trunk = row.ids[: row.starts[segment]] if segment else []
-    return trunk + row.ids[begin : position + 1]
+    begin = row.begins[position]
+    return row.ids[: row.positions[begin]] + row.ids[begin : position + 1]
 
 
 @given(

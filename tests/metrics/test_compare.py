@@ -10,10 +10,9 @@ from nbutils.core.charts import file_of
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.training_log import LOSS
-from nbutils.metrics.compare import differences, read_runs
-from nbutils.metrics.display import PLOTLY, comparison, interactive_comparison
-from nbutils.metrics.figures import comparison_figure, save_comparisons
+from nbutils.metrics.display import PLOTLY, comparison, comparison_figure, interactive_comparison
 from nbutils.metrics.settings import MetricsSettings
+from nbutils.metrics.summary import differences, read_runs
 from tests.metrics.histories import history_rows, write_training
 
 
@@ -37,7 +36,6 @@ def test_the_table_holds_the_scores_of_runs_that_have_any(runs, bundles):
     own = {"model": "run", "task": "sciq", "metric": "acc", "value": 0.31, "low": 0.29, "high": 0.33, "n": 1000}
     write_json(runs / "fast" / "evaluate" / "results.json", {"scores": [own, own | {"model": "base"}]})
     both = read_runs([runs / "slow", runs / "fast"])
-    save_comparisons(both, runs)
     table = comparison({"learning_rate": {"slow": 1e-3, "fast": 1e-2}}, both, runs).data.splitlines()
     assert "| learning_rate | 0.001 | 0.01 |" in table and len(bundles) == 2
     assert [line for line in table if "sciq" in line] == [
@@ -100,7 +98,6 @@ def test_runs_that_cannot_be_compared_are_named(runs, names, words):
 def test_nothing_to_compare(runs, bundles):
     settings = MetricsSettings(run_dir=str(runs / "slow"), compare_runs=[])
     alone = read_runs(settings.compared)
-    save_comparisons(alone, runs / "figures")
     interactive_comparison(alone)
-    assert differences(alone) == {} and not bundles and not (runs / "figures").exists()
-    assert "compare_runs" in comparison({}, alone, runs / "figures").data
+    assert differences(alone) == {} and "compare_runs" in comparison({}, alone, runs / "figures").data
+    assert not bundles and not (runs / "figures").exists()

@@ -12,8 +12,17 @@ from nbutils.core.charts import file_of
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.history import History
-from nbutils.metrics.display import PLOTLY, interactive_curves, number_table, picture, remark_list
-from nbutils.metrics.figures import COMPARED, FIGURES, metric_figure, save_figures
+from nbutils.metrics.display import (
+    COMPARED,
+    FIGURES,
+    PLOTLY,
+    interactive_curves,
+    metric_figure,
+    number_table,
+    picture,
+    remark_list,
+    save_figures,
+)
 from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
 from tests.metrics.histories import SECONDS, history_rows, session, write_done, write_training
@@ -138,8 +147,9 @@ def test_what_was_not_logged_is_not_drawn(tmp_path):
 
 def test_a_long_history_is_drawn_from_a_few_thousand_points():
     history = History.of(history_rows(50_000))
-    figures = [metric_figure(history, *shown) for shown in FIGURES.values()]
-    assert all(len(file_of(figure, "svg")) < 600_000 for figure in figures)  # all points would be megabytes
+    assert all(
+        len(file_of(metric_figure(history, shown), "svg")) < 600_000 for shown in FIGURES.values()
+    )  # all: megabytes
 
 
 def test_interactive_curves_hold_every_spike_and_event_and_a_still_picture(bundles):

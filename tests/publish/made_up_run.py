@@ -19,8 +19,8 @@ from nbutils.core.notebooks import parameters as parameters_of
 from nbutils.core.run.models import tiny_model
 from nbutils.core.run.record import outputs_of
 from nbutils.core.stages import STAGES
-from nbutils.evaluate.compare import to_parquet
-from nbutils.metrics.figures import save_figures
+from nbutils.evaluate.compare import write_parquet
+from nbutils.metrics.display import save_figures
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
 from tests.builders import small_tokenizer
 from tests.metrics.histories import history_rows, write_done, write_training
@@ -74,7 +74,7 @@ def make_run(run: Path, **parameters: Any) -> Path:
     right = np.random.default_rng(1).permutation([True] * 62 + [False] * 138)
     items = [{"doc_id": i, "group": i // 4, "acc": float(r), "acc_weight": 1.0} for i, r in enumerate(right)]
     (run / "evaluate" / "items").mkdir()
-    (run / "evaluate" / "items" / "run--heldout_next_utterance.parquet").write_bytes(to_parquet(items))
+    write_parquet(run / "evaluate" / "items" / "run--heldout_next_utterance.parquet", items)
     record_stages(run, **parameters)
     return run
 
