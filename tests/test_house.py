@@ -166,7 +166,6 @@ CHANGED = {
     "core.torchrun": set(),
     "train.run": set(),
     "train.preflight": set(),
-    "train.memory": set(),
     "train.loss": {"train"},
     "train.batches": {"train"},
     "train.trainer": {"train"},

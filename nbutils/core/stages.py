@@ -79,7 +79,7 @@ STAGES: tuple[StageSpec, ...] = (
         entries=("train.worker:main",),
         code=(
             *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling"),
-            *own("train", "memory", "overfit", "preflight", "run"),
+            *own("train", "overfit", "preflight", "run"),
         ),
         pausable=True,
         gpu=True,

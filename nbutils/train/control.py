@@ -118,12 +118,18 @@ class Counters:
 
     def count_step(self, batch: StepBatch, loss: float, correct: float, flops: float) -> None:
         """Adds one optimizer step, its sums taken over all ranks."""
-        supervised, tokens = batch.supervised_tokens, batch.tokens
-        added = {"loss": loss, "correct": correct, "supervised": supervised, "tokens": tokens, "flops": flops}
-        for name, value in (added | {"padded": batch.padded_tokens}).items():
+        added = {
+            "loss": loss,
+            "correct": correct,
+            "supervised": batch.supervised_tokens,
+            "tokens": batch.tokens,
+            "padded": batch.padded_tokens,
+            "flops": flops,
+        }
+        for name, value in added.items():
             self.window[name] += value
-        self.totals["supervised_tokens"] += supervised
-        self.totals["total_tokens"] += tokens
+        self.totals["supervised_tokens"] += batch.supervised_tokens
+        self.totals["total_tokens"] += batch.tokens
 
     def add(self, part: str, seconds: float) -> None:
         """Adds seconds to one part."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from datasets import load_from_disk
@@ -35,22 +34,39 @@ from nbutils.core.text import size
 from nbutils.train.base import data_tokenizer, weightless_base
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
-from nbutils.train.memory import GIB, memory_need
+from nbutils.train.loss import CHUNK
 from nbutils.train.settings import OPTIMIZERS, TrainSettings, checked_trackers, precision_problem
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
 
+GIB = 2**30
+FRAMEWORK_BYTES = int(0.7 * GIB)
+"""What a process takes before there is a model: Python, torch and its libraries, or a CUDA context."""
+
 CHOICES = 4
 """Replies that an item of the held-out task `heldout_next_utterance` chooses among."""
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One sentence about one thing, and how grave it is."""
 
     level: str
     text: str
+
+
+class MemoryNeed(NamedTuple):
+    """Predicted peak memory of one training process, in bytes."""
+
+    states: int
+    """Weights, gradients, the optimizer's moments, DDP's copy of the gradients."""
+    activations: int
+    """What the backward pass needs of one micro-batch, and the logits of one chunk of the loss."""
+
+    @property
+    def total(self) -> int:
+        """All of it, with what the framework takes."""
+        return self.states + self.activations + FRAMEWORK_BYTES
 
 
 # ---- all of them
@@ -244,6 +260,24 @@ def memory_finding(
     )
     # A prediction is a fifth off at times: only what is far too much stops a run.
     return Finding(STOP if need.total > 1.2 * there else NOTE, text + advice)
+
+
+def memory_need(model: PreTrainedModel, tokens: int, *, half: bool, processes: int, optimizer: str) -> MemoryNeed:
+    """Predicted memory for a micro-batch of so many padded tokens; `half` stands for autocast to fp16 or bf16.
+
+    Counted from what autograd keeps of a Llama layer, as in Korthikanti et al. 2022 (Reducing Activation
+    Recomputation): 11 values of the hidden size and 4 of the intermediate size for each token, and no attention
+    matrix; under autocast about four fifths of the bytes. A feed-forward part without a gate, as GPT-2's, keeps 8.
+    """
+    config = model.config.get_text_config()
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    gated = getattr(config, "intermediate_size", 0)
+    between = 4 * gated or 8 * (getattr(config, "n_inner", None) or 4 * hidden)
+    states = 4 * model.num_parameters() * (2 + OPTIMIZERS[optimizer] + int(processes > 1))
+    layers = int(4 * (0.8 if half else 1.0) * (11 * hidden + between) * config.num_hidden_layers * tokens)
+    logits = 8 * min(CHUNK, tokens) * vocabulary
+    head = 4 * vocabulary * hidden + 8 * tokens * hidden
+    return MemoryNeed(states, layers + logits + head)
 
 
 def counted(number: int, word: str) -> str:

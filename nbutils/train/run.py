@@ -140,22 +140,18 @@ class Outlook:
 
     def lines(self, event: Event, steps: int) -> Iterator[str]:
         """The line about an event, and once, as soon as there is one, the forecast with the sessions that it takes."""
-        seconds = self._seconds_left(event, steps)
+        seconds = 0.0
+        if event.get("kind") == "train":
+            self._first = self._first or event
+            taken = event["step"] - self._first["step"]
+            if taken and event["step"] >= LEAST_STEPS:
+                seconds = (steps - event["step"]) * (event["elapsed"] - self._first["elapsed"]) / taken
         left = f"about {duration(seconds)} left"
         if line := line_of(event, steps):
             yield f"{line}  {left}" if seconds else line
         if seconds and not self._said:
             self._said = True
             yield f"Forecast: {left}{self._sessions(seconds)}."
-
-    def _seconds_left(self, event: Event, steps: int) -> float:
-        if event.get("kind") != "train":
-            return 0.0
-        self._first = self._first or event
-        taken = event["step"] - self._first["step"]
-        if event["step"] < LEAST_STEPS or not taken:
-            return 0.0
-        return float((steps - event["step"]) * (event["elapsed"] - self._first["elapsed"]) / taken)
 
     def _sessions(self, seconds: float) -> str:
         budget = 60 * self.budget_minutes
@@ -211,12 +207,14 @@ def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
     """The replies of the untrained and of the trained model to the same prompts, side by side and in full."""
     if not samples:
         return HTML("<p>There are no sample replies yet.</p>")
-    table: dict[str, dict[str, str]] = {f"step {samples[at]['step']}": {} for at in (0, -1)}
-    for sample in samples:
-        if (column := f"step {sample['step']}") in table:
-            table[column][sample["prompt"]] = (sample["reply"] or "(nothing)") + (
-                "" if sample["ended"] else " …(never ends)"
-            )
+    table = {
+        f"step {step}": {
+            sample["prompt"]: (sample["reply"] or "(nothing)") + ("" if sample["ended"] else " …(never ends)")
+            for sample in samples
+            if sample["step"] == step
+        }
+        for step in (samples[0]["step"], samples[-1]["step"])
+    }
     with pd.option_context("display.max_colwidth", None):
         return HTML(pd.DataFrame(table).to_html(justify="left"))
 

@@ -25,7 +25,6 @@ from nbutils.train import preflight
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.base import weightless_base
 from nbutils.train.dataset import TokenRows
-from nbutils.train.memory import GIB, memory_need
 from nbutils.train.preflight import FINE, NOTE, STOP, Finding
 from tests.train.runs import small_settings
 
@@ -185,14 +184,14 @@ def test_predicted_activations_are_what_autograd_keeps(kind, half):
     else:
         sizes = {"hidden_size": 256, "intermediate_size": 1024 if kind == "wide" else 688, "num_hidden_layers": 4}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=100, num_attention_heads=4, **sizes))
-    need = memory_need(model, 4 * 256, half=half, processes=1, optimizer="adamw_torch")
+    need = preflight.memory_need(model, 4 * 256, half=half, processes=1, optimizer="adamw_torch")
     assert need.activations == pytest.approx(kept_for_backward(model, 4, 256, half), rel=0.3)
     assert need.states == 16 * sum(p.numel() for p in model.parameters())
 
 
 def test_memory_is_set_against_the_device(run):
     def found(settings, model, longest=1024, gpus=(T4, T4), free=16) -> Finding:
-        return preflight.memory_finding(settings, model, longest, DeviceReport(gpus, cores=2), free * GIB)
+        return preflight.memory_finding(settings, model, longest, DeviceReport(gpus, cores=2), free * preflight.GIB)
 
     fits = small_settings(run, precision="fp16", tokens_per_microbatch=8192)
     assert found(fits, REFERENCE).level == FINE
