@@ -58,7 +58,7 @@ def parameters(path: Path) -> dict[str, Parameter]:
                 node.target.id,
                 ast.unparse(node.annotation),
                 ast.literal_eval(node.value),
-                lines[node.lineno - 1].partition("#")[2].strip(),
+                lines[(node.end_lineno or 1) - 1].rpartition("  # ")[2],
             )
             for node in ast.parse(source).body
             if not isinstance(node, ast.Expr)

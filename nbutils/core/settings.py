@@ -72,15 +72,19 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def in_words(error: ValidationError, model: type[BaseModel]) -> UserError:
-    """What is wrong with values for a model, in sentences."""
+    """What is wrong with values for a model, in sentences, and what the fields are for that say so."""
     words = []
     for detail in error.errors():
         name, message = ".".join(map(str, detail["loc"])) or model.__name__, detail["msg"].removeprefix("Value error, ")
+        field = model.model_fields.get(name)
+        use = f" ({field.description})" if field and field.description else ""
         words.append(
             {
                 "missing": f"The parameter '{name}' is missing",
                 "extra_forbidden": f"'{name}' is no parameter here.{nearest(name, list(model.model_fields))}",
-            }.get(detail["type"], f"The parameter '{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}")
+            }.get(
+                detail["type"], f"The parameter '{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}{use}"
+            )
         )
     wrong = UserError("; ".join(words) + ".")
     wrong.fields = tuple(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])

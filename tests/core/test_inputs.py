@@ -9,7 +9,8 @@ import pytest
 
 from nbutils.core.files import hash_of, local_hashes
 from nbutils.core.run.models import TOKENIZER_FILES, files_of
-from nbutils.kaggle.carry_over import settings_of
+from nbutils.core.stages import spec
+from nbutils.pipeline.parameters import settings_of
 
 
 def model(folder: Path) -> Path:
@@ -72,7 +73,7 @@ def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, stage, n
     values = {"run_dir": str(tmp_path / "run"), name: [given] if name in ("datasets", "peers") else given}
     if stage == "data" and name == "task_path":
         values["contamination_tasks"] = ["mine"]
-    asked = settings_of(stage, values)
+    asked = settings_of(spec(stage), values)
     before = asked.result_parameters()
     assert asked.result_parameters() == before
     (tmp_path / file).write_text("other content")

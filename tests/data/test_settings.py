@@ -57,6 +57,7 @@ def test_other_content_under_the_same_name_is_another_result(tmp_path):
 def test_other_items_and_another_tokenizer_are_another_result(tmp_path, file):
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "config.json").write_text("{}")
     base = file.split("/")[0] if file.startswith("base") else "tiny"
     given = {
         "base_model": base if base == "tiny" else str(tmp_path / base),

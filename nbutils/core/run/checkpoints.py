@@ -69,9 +69,11 @@ class Checkpoint:
 
     def damage(self) -> str | None:
         """What is wrong with it, in words; None for a valid one. UserError for one of a newer schema."""
+        if not self.sealed:
+            return "has no manifest"
         try:
             files = self.manifest["files"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return "has a manifest that cannot be read"
         if self.manifest.get("schema", 0) > SCHEMA:
             raise UserError(f"{shown(self.path)} was written by a newer smallchat; update smallchat.")
