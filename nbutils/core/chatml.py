@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
+from nbutils.core.vocabulary import SAMPLE, OutsideVocabularyError, dropped, is_dropped, plain_ids, unknown, unwritable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,19 +29,6 @@ Conversation = Sequence[Message]
 
 
 _RENDERED = re.compile(rf"{re.escape(IM_START)}(\w+)\n(.*?)(?:{re.escape(IM_END)}\s*|\Z)", re.DOTALL)
-
-SAMPLE = "".join(map(chr, range(256))) + "\u0301東🙂"
-"""A tokenizer that loses characters loses one of these; others are not asked at every text."""
-
-
-class OutsideVocabularyError(UserError):
-    """A text holds characters that no piece of the tokenizer's vocabulary stands for."""
-
-    def __init__(self, characters: Sequence[str], text: str) -> None:
-        super().__init__(
-            f"The model's vocabulary has no piece for {' '.join(map(repr, characters[:5]))} in the text "
-            f"{text[:60]!r}: leave such characters out, or take a model whose tokenizer falls back to bytes."
-        )
 
 
 class ChatTemplate:
@@ -83,8 +71,8 @@ class Encoded:
 class Controls:
     """What is between the messages' texts, as ids, for one tokenizer.
 
-    `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text. `drops`:
-    whether there are characters that the tokenizer loses.
+    `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text, and the one for
+    what is unknown. `drops`: finds texts that may lose characters; None where the tokenizer drops none.
     """
 
     im_start: int
@@ -93,7 +81,7 @@ class Controls:
     headers: dict[str, list[int]]
     plain: dict[str, list[int]]
     forbidden: dict[int, str]
-    drops: bool
+    drops: re.Pattern[str] | None
 
 
 def encode(
@@ -164,11 +152,6 @@ def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
     return tokenizer
 
 
-def special_strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Every special token of the tokenizer, id → text: what a message's text must never become."""
-    return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-
 def _resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: set[int]) -> None:
     """Makes the embedding exactly as long as the tokenizer's ids ask; fresh rows get the mean of those in use before.
 
@@ -212,26 +195,17 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
 
     headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}
     plain = dict(zip(headers, plain_ids(tokenizer, [f"{role}\n" for role in headers]), strict=True))
-    newline, drops = between(IM_END, "\n", IM_START), any(_is_lost(tokenizer, character) for character in SAMPLE)
-    forbidden = special_strings(tokenizer)
+    forbidden, gone = unwritable(tokenizer), dropped(tokenizer, SAMPLE)
+    drops = re.compile(f"[{re.escape(''.join(gone))}\u0100-\U0010ffff]") if gone else None
+    newline = between(IM_END, "\n", IM_START)
     return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, plain, forbidden, drops)
 
 
-@lru_cache(maxsize=1 << 16)
-def _is_lost(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
-    """Whether a character leaves no token of its own: it is dropped, or becomes the token for what is unknown.
-
-    Two of it read as one does, then, or it reads as another character that no vocabulary has. White space may be
-    dropped.
-    """
-    once, twice, unheard_of = plain_ids(tokenizer, [f"a{text}a" for text in (character, character * 2, "\U000f0000")])
-    is_white = character.isspace() and special_strings(tokenizer).keys().isdisjoint(once)
-    return not is_white and once in (twice, unheard_of)
-
-
 def lost(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str) -> list[str]:
-    """The characters of a text that leave no token of their own."""
-    return [c for c in dict.fromkeys(text) if _is_lost(tokenizer, c)] if controls.drops else []
+    """The characters of a text that leave no token at all."""
+    if controls.drops is None or not controls.drops.search(text):
+        return []
+    return [character for character in dict.fromkeys(text) if is_dropped(tokenizer, character)]
 
 
 def _texts(
@@ -244,8 +218,10 @@ def _texts(
             parts = [(role, part) for part in _cut(controls, text)]
             ids = [i for row, _ in _behind_headers(tokenizer, controls, parts) for i in row]
         gone = lost(tokenizer, controls, text)
-        if gone or not controls.forbidden.keys().isdisjoint(ids):
-            raise OutsideVocabularyError(gone or [text[:60]], text)
+        if not controls.forbidden.keys().isdisjoint(ids):
+            gone = unknown(tokenizer, text) or [text[:60]]
+        if gone:
+            raise OutsideVocabularyError(gone, text)
         found.append((ids, apart))
     return found
 
@@ -273,24 +249,3 @@ def _cut(controls: Controls, text: str) -> list[str]:
         found = re.finditer(f"(?={re.escape(special)})", text)
         cuts |= {match.start() + max(1, len(special) // 2) for match in found}
     return [text[a:b] for a, b in pairwise(sorted(cuts))]
-
-
-def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of texts in which special tokens are read as ordinary text."""
-    if not texts:
-        return []
-    try:
-        for text in texts:
-            text.encode()
-    except UnicodeEncodeError as error:
-        bad = error.object[:60]
-        raise UserError(f"The text {bad!r} holds half a surrogate pair, which is no valid Unicode.") from error
-    rows: list[list[int]] = tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
-    return rows

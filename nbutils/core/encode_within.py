@@ -12,17 +12,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from nbutils.core.chatml import (
-    CHATML,
-    Controls,
-    Conversation,
-    Encoded,
-    controls_for,
-    encode,
-    lost,
-    plain_ids,
-)
+from nbutils.core.chatml import CHATML, Controls, Conversation, Encoded, controls_for, encode, lost
 from nbutils.core.errors import UserError
+from nbutils.core.vocabulary import plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

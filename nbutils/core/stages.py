@@ -54,7 +54,7 @@ def own(package: str, *without: str) -> tuple[str, ...]:
     return tuple(f"{package}.{f.stem}" if f.suffix == ".py" else f"{package}/{f.name}" for f in counted)
 
 
-CHATML = ("core.chatml", "core/chatml.jinja", "core.run.models")
+CHATML = ("core.chatml", "core/chatml.jinja", "core.vocabulary", "core.run.models")
 """Reading a model and writing a conversation: nearly every result depends on these."""
 ENGINE = own("core.chat_engine")
 """From messages to a reply."""

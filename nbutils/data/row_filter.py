@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from nbutils.core.chatml import OutsideVocabularyError
 from nbutils.core.encode_within import Measured, encode_within
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.run.record import SCHEMA as RECORD_SCHEMA
+from nbutils.core.vocabulary import OutsideVocabularyError
 from nbutils.data.contamination import Match, loaded_index
 from nbutils.data.fates import (
     CONTAMINATED,

@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
-from nbutils.core.chatml import CHATML, IM_END, IM_START, encode, special_strings
+from nbutils.core.chatml import CHATML, IM_END, IM_START, encode
 from nbutils.core.run.models import context_length
+from nbutils.core.vocabulary import special_strings
 from nbutils.evaluate.heldout import Conversation, folded
 
 ROLE_HEADER = re.compile(r"(^|\n)\s*(user|assistant|system|human|bot)\s*(:|\n)|<\|", re.IGNORECASE)

@@ -14,10 +14,11 @@ from subprocess import PIPE
 from nbutils.core.chat_engine.engine import Engine, Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
-from nbutils.core.chatml import encode_batch, special_strings
+from nbutils.core.chatml import encode_batch
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
 from nbutils.core.run.models import ModelRef
+from nbutils.core.vocabulary import special_strings
 from nbutils.publish import plain_reader
 from nbutils.publish.export import GENERATION
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from nbutils.chat.session import ChatSession
 from nbutils.chat.settings import in_effect
 from nbutils.core.chat_engine.window import MessageTooLongError
-from nbutils.core.chatml import OutsideVocabularyError, encode, special_strings
+from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
+from nbutils.core.vocabulary import OutsideVocabularyError, special_strings
 from tests.chat.models import MODEL, TOKENIZER, ScriptedModel, chat, random_model, said, say, scripted_session
 from tests.core.test_chatml import unigram
 

@@ -12,18 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nbutils.core.chatml import (
-    IM_END,
-    IM_START,
-    PAD,
-    OutsideVocabularyError,
-    add_chatml,
-    encode,
-    encode_batch,
-    special_strings,
-)
+from nbutils.core.chatml import IM_END, IM_START, PAD, add_chatml, encode, encode_batch
 from nbutils.core.encode_within import characters_per_token, encode_within, reads_in_one_piece
 from nbutils.core.errors import UserError
+from nbutils.core.vocabulary import OutsideVocabularyError, special_strings
 from tests.conftest import byte_level_tokenizer, sentencepiece_tokenizer
 
 each_kind = pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
@@ -257,3 +249,13 @@ def test_a_character_outside_the_vocabulary_is_named_and_costs_its_own_text_alon
     for read in (encode, lambda tokenizer, messages: encode_within(tokenizer, [messages], 500)):
         with pytest.raises(OutsideVocabularyError, match=re.escape(f"no piece for {named} in the text {text!r}")):
             read(tokenizer, [*talk, *turns(text)])
+
+
+def test_a_vocabulary_of_words_needs_no_piece_for_their_letters():
+    words = ["?", "user", "assistant", "Hello", "there"]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = add_chatml(PreTrainedTokenizerFast(tokenizer_object=raw))
+    assert not encode(tokenizer, turns("Hello there", "Hello")).apart
+    with pytest.raises(OutsideVocabularyError):
+        encode(tokenizer, turns("Hello world"))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from nbutils.core.chatml import CHATML, IM_END, Conversation, encode, special_strings
+from nbutils.core.chatml import CHATML, IM_END, Conversation, encode
 from nbutils.core.errors import UserError
+from nbutils.core.vocabulary import special_strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,81 @@
+"""What a tokenizer's vocabulary can write: ids of plain text, its special tokens, and the characters that it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from nbutils.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLE = "".join(map(chr, range(256))) + "\u0301東🙂"
+"""A tokenizer that drops a character without a word drops one of these; others are not asked at every text."""
+_UNHEARD_OF = "\U000f0000", "\U000f0001"
+
+
+class OutsideVocabularyError(UserError):
+    """A text holds characters that no piece of the tokenizer's vocabulary stands for."""
+
+    def __init__(self, characters: Sequence[str], text: str) -> None:
+        super().__init__(
+            f"The model's vocabulary has no piece for {' '.join(map(repr, characters[:5]))} in the text "
+            f"{text[:60]!r}: leave such characters out, or take a model whose tokenizer falls back to bytes."
+        )
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Ids of texts in which special tokens are read as ordinary text."""
+    if not texts:
+        return []
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        bad = error.object[:60]
+        raise UserError(f"The text {bad!r} holds half a surrogate pair, which is no valid Unicode.") from error
+    rows: list[list[int]] = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return rows
+
+
+def special_strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Every special token of the tokenizer, id → text: what a message's text must never become."""
+    return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def unwritable(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The special tokens, id → text, and the one for what is unknown, which need not be marked as special."""
+    try:
+        one, other = ([t.id for t in tokenizer.backend_tokenizer.model.tokenize(c)] for c in _UNHEARD_OF)
+    except Exception:  # it has no such token, and says so
+        one, other = [], []
+    return special_strings(tokenizer) | {i: str(tokenizer.convert_ids_to_tokens(i)) for i in one if one == other}
+
+
+def unknown(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The characters of a text that are unknown by themselves."""
+    characters, ids = list(dict.fromkeys(text)), unwritable(tokenizer).keys()
+    return [c for c, row in zip(characters, plain_ids(tokenizer, characters), strict=True) if not ids.isdisjoint(row)]
+
+
+def dropped(tokenizer: PreTrainedTokenizerBase, characters: str) -> list[str]:
+    """Those characters, white space aside, that leave no token at all: of them two read as one does."""
+    visible = [character for character in characters if not character.isspace()]
+    once, twice = (plain_ids(tokenizer, [f"a{character * n}a" for character in visible]) for n in (1, 2))
+    ids, pairs = unwritable(tokenizer).keys(), zip(visible, once, twice, strict=True)
+    return [character for character, one, two in pairs if one == two and ids.isdisjoint(one)]
+
+
+@lru_cache(maxsize=1 << 16)
+def is_dropped(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
+    """`dropped` for one character, known from the second time on."""
+    return bool(dropped(tokenizer, character))
