@@ -97,6 +97,15 @@ def test_a_moved_folder_and_an_interpreter_that_has_gone_are_set_up_from_the_sta
     assert steps(moved) == ["cleared", LOCK]
 
 
+def test_what_a_link_in_place_of_the_environment_leads_to_stays(tree, steps, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "file").touch()
+    (tree / ".venv").symlink_to(other)
+    with pytest.raises(SystemExit, match="is a link"):
+        steps(tree)
+    assert (other / "file").exists()
+
+
 def test_an_interrupted_set_up_goes_on_where_it_was(tree, steps):
     assert steps(tree, tests=True, fails=TESTS) == ["environment", LOCK]
     assert steps(tree, tests=True) == [TESTS]

@@ -33,8 +33,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
-PACKAGES = VENV / "lib" / f"python{VERSION}" / "site-packages"
+PYTHON = VENV / "bin/python"
+PACKAGES = VENV / f"lib/python{VERSION}/site-packages"
 STAMP = VENV / ".smallchat.json"
 LOCK, TESTS = "requirements.lock", "tests/requirements-no-deps.txt"
 # Scripts in .venv hold its path, and its packages the Python version: a change of either needs a new one.
@@ -63,7 +63,7 @@ def pip_environment() -> dict[str, str]:
 
 def run(failure: str, *command: str | Path) -> None:
     """Runs a command whose output the user sees; `failure` is the last sentence where it fails."""
-    if subprocess.run(command, env=pip_environment(), stdin=subprocess.DEVNULL).returncode != 0:
+    if subprocess.run(command, env=pip_environment(), stdin=subprocess.DEVNULL).returncode:
         sys.exit(f"set-up: {failure}")
 
 
@@ -103,6 +103,8 @@ def main(tests: bool) -> None:
     for file in files:
         size = re.search("# Download: (.+)", (ROOT / file).read_text())
         print(f"Download: at most {size[1] if size else 'as pip says'}, into .venv.", flush=True)
+    if new and VENV.is_symlink():
+        sys.exit("set-up: .venv is a link to somewhere else, which stays as it is: remove the link, and say it again.")
     if new:
         make_environment(clear=bool(done) or not (PYTHON.exists() and PACKAGES.exists()))
         done = {"environment": ENVIRONMENT}
@@ -113,7 +115,7 @@ def main(tests: bool) -> None:
     if files:
         STAMP.write_text(json.dumps(done))
         shutil.rmtree(VENV / "pip-cache", ignore_errors=True)
-        print(f".venv is ready ({time.monotonic() - began:.0f} s).", flush=True)
+        print(f".venv is ready ({time.monotonic() - began:.0f} s).")
 
 
 if __name__ == "__main__":
