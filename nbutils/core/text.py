@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 HIDDEN = "[secret]"
@@ -44,6 +44,32 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
     lines.insert(1, "|" + "---|" * len(head))
     return "\n".join(lines)
+
+
+def code(name: str) -> str:
+    """A name as Markdown's code, whatever characters it has."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
+    pad = " " * (len(ticks) > 1)
+    return f"{ticks}{pad}{' '.join(name.split())}{pad}{ticks}"
+
+
+def task_of(score: Mapping[str, Any]) -> str:
+    """The task that a score or difference of `results.json` is of, and the part of its items where it is of a part."""
+    return code(score["task"]) + (f" ({score['part']} items)" if "part" in score else "")
+
+
+def score_of(score: Mapping[str, Any]) -> str:
+    """The value of a score of `results.json`, with its interval where it has one."""
+    return with_interval(score["value"], score["low"], score["high"]) if "low" in score else number(score["value"])
+
+
+def score_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each task, part and metric of `results.json`: these, the number of items, and a cell for each model."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for score in results["scores"]:
+        metric = f"{code(score['metric'])} {'↑' if score['higher_is_better'] else '↓'}"
+        rows.setdefault((task_of(score), metric, f"{score['n']:,}"), {})[score["model"]] = score_of(score)
+    return [[*row, *(cells.get(model["name"], "—") for model in results["models"])] for row, cells in rows.items()]
 
 
 def secrets() -> list[str]:

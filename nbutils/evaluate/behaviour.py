@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from statistics import NormalDist, median
 from typing import Any
@@ -37,15 +37,15 @@ def user_turns(
     One for each of `count` conversations, both chosen by the seed.
     """
     rng = random.Random(f"behaviour {seed}")
-
-    def chosen() -> Iterator[list[dict[str, Any]]]:
-        for conversation in rng.sample(list(conversations), len(conversations)):
-            beginnings = [conversation.messages[:turn] for turn, _ in conversation.turns("assistant")]
-            rng.shuffle(beginnings)
-            fitting = (b for b in beginnings if len(encode(tokenizer, b, add_generation_prompt=True)) <= room)
-            yield from islice(fitting, 1)
-
-    return list(islice(chosen(), count))
+    chosen: list[list[dict[str, Any]]] = []
+    for conversation in rng.sample(list(conversations), len(conversations)):
+        if len(chosen) == count:
+            break
+        beginnings = [conversation.messages[:turn] for turn, _ in conversation.turns("assistant")]
+        rng.shuffle(beginnings)
+        fitting = (b for b in beginnings if len(encode(tokenizer, b, add_generation_prompt=True)) <= room)
+        chosen += islice(fitting, 1)
+    return chosen
 
 
 def measure(
@@ -127,20 +127,20 @@ def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> l
     shown; nothing is drawn twice. A conversation that outgrows the model loses its oldest turns, as a chat does.
     """
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "greedy": False, "seed": seed}
-
-    alone = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    replies = [("alone", *found) for found in enumerate(generate_replies(model, tokenizer, alone, **options))]
+    asked = [{"role": "user", "content": prompt} for prompt in PROMPTS]
+    alone = generate_replies(model, tokenizer, [[message] for message in asked], **options)
+    talked: list[Reply] = []
     messages: list[dict[str, str]] = []
-    for turn, prompt in enumerate(PROMPTS):
-        messages.append({"role": "user", "content": prompt})
-        room = context_length(model.config) - max_new_tokens
+    room = context_length(model.config) - max_new_tokens
+    for message in asked:
+        messages.append(message)
         while len(messages) > 1 and len(encode(tokenizer, messages, add_generation_prompt=True)) > room:
             messages = messages[2:]
-        reply = generate_replies(model, tokenizer, [messages], **options)[0]
-        messages.append({"role": "assistant", "content": reply.text})
-        replies.append(("conversation", turn, reply))
+        talked += generate_replies(model, tokenizer, [messages], **options)
+        messages.append({"role": "assistant", "content": talked[-1].text})
     return [
         {"mode": mode, "turn": turn, "prompt": PROMPTS[turn], "reply": reply.text,
          "ended": reply.ended, "tokens": len(reply.token_ids)}
-        for mode, turn, reply in replies
+        for mode, replies in (("alone", alone), ("conversation", talked))
+        for turn, reply in enumerate(replies)
     ]  # fmt: skip

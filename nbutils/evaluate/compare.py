@@ -141,25 +141,24 @@ def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric
 
     Columns: `doc_id`, `filter`, `group` (what is resampled as one: the document's column `groups`, or the item),
     `loglikelihoods` of all requests, `gold` where one of them is right, `response` of a generation, and for each metric
-    `<metric>` and `<metric>_weight`.
+    that is a function of sums `<metric>` and `<metric>_weight`.
     """
     rows = []
     for sample in sorted(samples, key=lambda s: (s["filter"], s["doc_id"])):
         responses = sample["filtered_resps"]
-        written = [response for response in responses if isinstance(response, str)]
-        scores = [] if written else [float(r[0] if isinstance(r, tuple | list) else r) for r in responses]
+        written = isinstance(responses[0], str)
         row = {
             "doc_id": sample["doc_id"],
             "filter": sample["filter"],
             "group": sample["doc"][groups] if groups else sample["doc_id"],
-            "loglikelihoods": scores,
+            "loglikelihoods": [] if written else [float(r[0] if isinstance(r, tuple | list) else r) for r in responses],
             "gold": sample["target"] if isinstance(sample["target"], int) else None,
-            "response": "".join(written[:1]),
+            "response": responses[0] if written else "",
         }
         for name, metric in metrics.items():
-            found = sample.get(name) if metric.kind != "none" else None
-            value, weight = found if isinstance(found, tuple | list) else (found, 1.0)
-            row[name], row[f"{name}_weight"] = (None, None) if value is None else (float(value), float(weight))
+            if metric.kind != "none":
+                found = sample.get(name, math.nan)
+                row[name], row[f"{name}_weight"] = map(float, found if isinstance(found, tuple | list) else (found, 1))
         rows.append(row)
     return rows
 

@@ -59,13 +59,14 @@ def measure_curve(model: Any, rows: Sequence[Sequence[int]], *, resamples: int, 
         name: np.array([(row[trained - 1 :].sum(), len(row[trained - 1 :])) for row in found], float)
         for name, found in losses.items()
     }
-    within = {name: float(np.concatenate([row[: trained - 1] for row in own]).mean()) for name, own in losses.items()}
     return {
         "trained_length": trained,
         "positions": ((edges[:-1] + edges[1:]) // 2).tolist(),
         "curves": {name: _by_position(found, edges) for name, found in losses.items()},
-        "within": within,
-        **beyond_trained(beyond, trained, within["none"], resamples, seed),
+        "within": {
+            name: float(np.concatenate([row[: trained - 1] for row in own]).mean()) for name, own in losses.items()
+        },
+        **beyond_trained(beyond, trained, resamples, seed),
     }
 
 
@@ -84,13 +85,10 @@ def losses_of(model: Any, rows: Sequence[Sequence[int]], extension: str) -> list
     return found
 
 
-def beyond_trained(
-    beyond: Mapping[str, np.ndarray], trained: int, within: float, resamples: int, seed: int
-) -> dict[str, Any]:
+def beyond_trained(beyond: Mapping[str, np.ndarray], trained: int, resamples: int, seed: int) -> dict[str, Any]:
     """What the losses beyond the trained length show, and a sentence on what to choose as `context_extension`.
 
-    The best is, of the extensions distinguishably better than none, the first than which no other of them is, else
-    `none`. `within` is the loss within the trained length without extension.
+    The best is the first that is distinguishably better than none, and than which no other one is, else `none`.
     """
     conversations = len(beyond["none"])
     losses = {name: float(sums[:, 0].sum() / sums[:, 1].sum()) for name, sums in beyond.items()}
@@ -99,12 +97,8 @@ def beyond_trained(
         difference = paired_difference(beyond[name], beyond[reference], "mean", resamples, seed)
         against[reference][name] = asdict(difference) | {"word": word_for(difference, higher_is_better=False)}
     gains = against["none"]
-    able = [name for name in gains if gains[name]["word"] == "better"]
-    unbeaten = [name for name in able if not any(against[name][o]["word"] == "better" for o in able if o != name)]
-    # Where each has a better one (a circle of close calls) the lowest loss decides.
-    best = next(iter(unbeaten or sorted(able, key=lambda name: losses[name])), "none")
-    shown = best if best in gains else min(gains, key=lambda name: losses[name])
-    interval = with_interval(gains[shown]["value"], gains[shown]["low"], gains[shown]["high"], "+")
+    able = (name for name in gains if gains[name]["word"] == "better")
+    best = next((name for name in able if all(o["word"] != "better" for o in against[name].values())), "none")
     if conversations < FEWEST_GROUPS:
         advice = (
             f"{conversations} conversations beyond {trained:,} tokens are too few to tell whether an extension helps: "
@@ -113,17 +107,16 @@ def beyond_trained(
         )
     elif best == "none":
         advice = (
-            f"Beyond {trained:,} tokens no extension is distinguishably better than none: {losses['none']:.2f} nats a "
-            f"token without, {losses[shown]:.2f} with `{shown}`, a difference of {interval}. A chat is best kept "
-            f"within {trained:,} tokens (`context_extension: none`)."
+            f"Beyond {trained:,} tokens no extension is distinguishably better than none: a chat is best kept within "
+            f"{trained:,} tokens (`context_extension: none`)."
         )
     else:
+        interval = with_interval(gains[best]["value"], gains[best]["low"], gains[best]["high"], "+")
         alike = [f"`{name}`" for name, found in against[best].items() if found["word"] == "not distinguishable"]
         advice = (
             f"Beyond {trained:,} tokens `{best}` loses {losses[best]:.2f} nats a token, against {losses['none']:.2f} "
-            f"without extension, a difference of {interval}, and {within:.2f} within the trained length. Choose "
-            f"`context_extension: {best}` for chats that grow so long."
-            + (f" Not distinguishable from it: {', '.join(alike)}." if alike else "")
+            f"without extension, a difference of {interval}. Choose `context_extension: {best}` for chats that grow so "
+            "long." + (f" Not distinguishable from it: {', '.join(alike)}." if alike else "")
         )
     return {
         "conversations": conversations,

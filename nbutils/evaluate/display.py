@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from io import StringIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from IPython.display import HTML, Image, Markdown
 from IPython.display import display as show
-from tqdm.auto import tqdm
+from matplotlib.figure import Figure
 
 from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save
-from nbutils.core.jupyter import interactive
-from nbutils.core.text import number
-from nbutils.evaluate.report import shown_name, shown_score
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from nbutils.core.text import number, score_of
+from nbutils.evaluate.report import shown_name
 
 SHOWN = 500
 """Characters of an item's context, and of each of its answers, that are shown."""
-BAR_AFTER = 5.0
-"""Seconds of scoring after which a bar appears."""
-LINE_EVERY = 60.0
-"""Seconds between two lines, where there is no bar."""
 WORDS = {
     "replies": "replies",
     "ended": "ends with `<|im_end|>`",
@@ -42,34 +30,14 @@ WORDS = {
 }
 
 
-@contextmanager
-def progress(total: int, say: Callable[[str], None] = print) -> Iterator[Callable[[int], None]]:
-    """Shows how far the scoring is: a bar in Jupyter that leaves nothing behind, elsewhere a line a minute.
-
-    Gives the function that counts more of them.
-    """
-    said = time.monotonic()
-    file = None if interactive() else StringIO()
-    with tqdm(total=total, unit=" requests", file=file, delay=BAR_AFTER, leave=False) as bar:
-
-        def count(more: int) -> None:
-            nonlocal said
-            bar.update(more)
-            if file and time.monotonic() - said >= LINE_EVERY:
-                said = time.monotonic()
-                say(str(bar))
-
-        yield count
-
-
-def item(task: Any) -> Any:
+def item(task: Any) -> str:
     """The first item of a task as lm-eval asks it: the end of its context, what is asked behind it, and its target."""
     doc = task.task_docs[0]
     found = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
     asked = [request.args for request in (found if isinstance(found, list) else [found])]
     behind = [str(text) for _, *rest in asked for text in rest]
     texts = [asked[0][0][-SHOWN:], *dict.fromkeys(behind), f"target: {task.doc_to_target(doc)}"]
-    return HTML("\n".join(f"<pre>{html.escape(text.strip()[:SHOWN])}</pre>" for text in texts))
+    return "\n\n".join(text.strip()[:SHOWN] for text in texts)
 
 
 def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
@@ -81,9 +49,11 @@ def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
 def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
     """The figures of behaviour, models and decodings side by side; before it what they are of, and who is left out."""
     notes = [f"{shown_name(name)}: {why['left_out']}" for name, why in behaviour["left_out"].items()]
-    if not behaviour["models"]:
-        notes.append("No behaviour: `behaviour_prompts` is 0, or no held-out turn leaves room for `reply_tokens`.")
-    show(Markdown("\n\n".join([*notes, "Shares of all replies, in brackets their 95 % intervals (Wilson)."])))
+    notes.append(
+        "Shares of all replies, in brackets their 95 % intervals (Wilson). There are none where `behaviour_prompts` is "
+        "0, or no held-out turn leaves room for `reply_tokens`."
+    )
+    show(Markdown("\n\n".join(notes)))
     return pd.DataFrame(
         {
             (shown_name(name), decoding): {words: _figure(figures, key) for key, words in WORDS.items()}
@@ -132,7 +102,7 @@ def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> 
     figure.subplots_adjust(left=0.4, hspace=0.9, top=0.9, bottom=0.1)
     for ax, ((task, metric), rows) in zip(axes, panels, strict=True):
         for row in rows.to_dict("records"):
-            label = f"{shown_name(row['model'])}   {shown_score(row)}"
+            label = f"{shown_name(row['model'])}   {score_of(row)}"
             colour = colours.first if row["model"] == "run" else colours.second
             ax.plot([row["low"], row["value"], row["high"]], [label] * 3, "o-", color=colour, markevery=[1])
         ax.margins(y=0.5)

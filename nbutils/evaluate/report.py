@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbutils.core.text import markdown_table, number, with_interval
+from nbutils.core.text import code, markdown_table, score_rows, task_of, with_interval
 from nbutils.evaluate.compare import (
     FEWEST_GROUPS,
     TOO_FEW,
@@ -36,13 +36,6 @@ def shown_name(model: str) -> str:
     return NAMES.get(model, model)
 
 
-def shown_score(score: Mapping[str, Any]) -> str:
-    """The value of a score with its interval, where it has one."""
-    if "low" not in score:
-        return f"{number(score['value'])} (no interval)"
-    return with_interval(score["value"], score["low"], score["high"])
-
-
 def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]]) -> dict[str, Any]:
     """What `results.json` holds: models, tasks, scores, and differences of the run's model from each other one.
 
@@ -50,7 +43,7 @@ def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]
     """
     # An answer may have been computed for another run, where the model had another name and place.
     models = {r.model.name: r.answer["model"] | r.model.facts for r in scored}
-    tasks = {r.task: {k: r.answer[k] for k in ("task", "version", "items", "groups", "chat_template", "num_fewshot")}
+    tasks = {r.task: {k: v for k, v in r.answer.items() if k not in ("metrics", "values", "model")}
              for r in scored}  # fmt: skip
     asked: dict[str, list[int]] = {}
     scores: list[dict[str, Any]] = []
@@ -58,16 +51,16 @@ def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]
     for task in tasks:
         tables = [(result, pd.read_parquet(result.items)) for result in scored if result.task == task]
         evaluated = set(tables[0][1]["doc_id"])  # with a limit, later items are not
-        own, against = _compared(tables, plan.settings)
-        scores += own
-        paired += against
+        parts = {"": evaluated}
         if numbers := flagged.get(task, set()) & evaluated:
             asked[task] = sorted(numbers)
-            for part, chosen in {"flagged": numbers, "not flagged": evaluated - numbers}.items():
-                of_part = [(result, table[table["doc_id"].isin(chosen)]) for result, table in tables]
-                own, against = _compared(of_part, plan.settings) if chosen else ([], [])
-                scores += [row | {"part": part} for row in own if "low" in row]
-                paired += [row | {"part": part} for row in against]
+            parts |= {"flagged": numbers, "not flagged": evaluated - numbers}
+        for part, chosen in parts.items():
+            of_part = [(result, table[table["doc_id"].isin(chosen)]) for result, table in tables]
+            own, against = _compared(of_part, plan.settings) if chosen else ([], [])
+            named = {"part": part} if part else {}
+            scores += [row | named for row in own if not part or "low" in row]
+            paired += [row | named for row in against]
     return {
         "schema": SCHEMA,
         "lm_eval": metadata.version("lm_eval"),
@@ -115,26 +108,20 @@ def _compared(
 
 def comparison_markdown(found: Mapping[str, Any]) -> str:
     """The page `comparison.md`: scores, differences, and the settings under which they hold."""
-    parts = ["# Comparison", scores_table(found), "## Differences, paired on the same items", difference_table(found)]
-    if found["flagged"]:
-        parts.append(
-            "Items that share a run of words with a conversation of the data stage's input are scored apart as "
-            "*flagged*; those conversations were not trained on."
-        )
-    return "\n\n".join([*parts, "## How it was measured", settings_list(found)]) + "\n"
+    return "\n\n".join([
+        "# Comparison", scores_table(found),
+        "Items that share a run of words with a conversation of the data stage's input, if there are any, are scored "
+        "apart as *flagged*; those conversations were not trained on.",
+        "## Differences, paired on the same items", difference_table(found),
+        "## How it was measured", settings_list(found) + "\n",
+    ])  # fmt: skip
 
 
 def scores_table(found: Mapping[str, Any]) -> str:
     """A row for each task, metric and part; a column for each model, a value with its interval in each cell."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {
-        ("parameters", "", ""): {model["name"]: f"{model['parameters']:,}" for model in found["models"]}
-    }
-    for score in found["scores"]:
-        row = (_task_of(score), f"{score['metric']} {'↑' if score['higher_is_better'] else '↓'}", f"{score['n']:,}")
-        rows.setdefault(row, {})[score["model"]] = shown_score(score)
-    names = [model["name"] for model in found["models"]]
-    body = [[*row, *(cells.get(name, "—") for name in names)] for row, cells in rows.items()]
-    table = markdown_table(["task", "metric", "items", *map(shown_name, names)], body)
+    parameters = ["parameters", "", "", *(f"{model['parameters']:,}" for model in found["models"])]
+    head = ["task", "metric", "items", *(shown_name(model["name"]) for model in found["models"])]
+    table = markdown_table(head, [parameters, *score_rows(found)])
     return "\n".join([table, *(f"\nLeft out: {name} ({why})" for name, why in found["left_out"].items())])
 
 
@@ -143,7 +130,7 @@ def difference_table(found: Mapping[str, Any]) -> str:
     if not found["paired"]:
         return "There is nothing to compare with."
     rows = [
-        [shown_name(row["reference"]), _task_of(row), row["metric"],
+        [shown_name(row["reference"]), task_of(row), row["metric"],
          with_interval(row["difference"], row["low"], row["high"], "+"), f"**{row['word']}**"]
         for row in found["paired"]
     ]  # fmt: skip
@@ -151,30 +138,31 @@ def difference_table(found: Mapping[str, Any]) -> str:
     return f"{markdown_table(head, rows)}\n\n{SCOPE}"
 
 
-def _task_of(row: Mapping[str, Any]) -> str:
-    return f"{row['task']} ({row['part']})" if "part" in row else row["task"]
-
-
 def settings_list(found: Mapping[str, Any]) -> str:
-    """Everything that decides the numbers, as a list."""
+    """Everything that decides the numbers: what holds for all, then the tasks and the models."""
     asking = found["settings"]
-    limit = f"the first {asking['limit']:,} items of each task" if asking["limit"] else "all items"
     lines = [
-        f"lm-evaluation-harness {found['lm_eval']}; {limit}; the same items for every model",
-        f"at most {asking['max_length']:,} tokens at once, for all models alike; weights in {asking['precision']}, "
+        f"- lm-evaluation-harness {found['lm_eval']}; the same items for every model: {asking['limit'] or 'all'} of "
+        "each task, in its order",
+        f"- at most {asking['max_length']:,} tokens at once, for all models alike; weights in {asking['precision']}, "
         "log-probabilities summed in float32 or better",
-        f"intervals: 95 %, bootstrap percentiles of {found['resamples']:,} resamples, wider for few items as t "
-        "intervals are",
+        f"- intervals: 95 %, bootstrap percentiles of {found['resamples']:,} resamples, wider for few items as t "
+        "intervals are; a metric that is no function of sums over items has no interval",
+        "- with a chat template, lm-eval moves the newline of `assistant\\n` into the continuation",
+        "- where BOS stands in front, rolling windows score it once more",
     ]
-    for task in found["tasks"]:
-        template = "the model's chat template" if task["chat_template"] else "no chat template"
-        unit = f"; resampled by {task['groups']}" if task["groups"] else ""
-        version = f" version {task['version']}" if task["version"] else ""
-        lines.append(f"`{task['task']}`{version}: {task['num_fewshot']}-shot, {template}{unit}")
-    for model in found["models"]:
-        which = "".join(f" ({kind} {text[:12]})" for kind, text in model["identity"].items() if kind != "hub")
-        bos = "puts BOS in front (rolling windows score it once more)" if model["adds_bos"] else "adds no BOS"
-        lines.append(f"{shown_name(model['name'])}: `{model['source']}`{which}, {bos}, read as {model['scored_as']}")
-    if asking["apply_chat_template"]:
-        lines.append("with the chat template, lm-eval moves the newline of `assistant\\n` into the continuation")
-    return "\n".join(f"- {line}" for line in lines)
+    tasks = [
+        [code(task["task"]), task["version"], task["num_fewshot"], task["chat_template"], task["groups"] or "item"]
+        for task in found["tasks"]
+    ]
+    models = [
+        [shown_name(model["name"]), code(model["source"]),
+         ", ".join(f"{kind} {text[:12]}" for kind, text in model["identity"].items() if kind != "hub"),
+         model["adds_bos"], model["scored_as"]]
+        for model in found["models"]
+    ]  # fmt: skip
+    tables = [
+        markdown_table(["task", "version", "solved examples", "chat template", "resampled by"], tasks),
+        markdown_table(["model", "read from", "identity", "BOS in front", "read as"], models),
+    ]
+    return "\n\n".join(["\n".join(lines), *tables])

@@ -39,9 +39,7 @@ class Request:
 
         UserError for a continuation that is empty or longer than `max_length`.
         """
-        if not context or not continuation:
-            raise UserError("An item has no tokens to score, or none before them: leave its task out of tasks.")
-        if len(continuation) > max_length:
+        if not 0 < len(continuation) <= max_length:
             raise UserError(
                 f"An item's answer of {len(continuation)} tokens does not fit max_length, which is {max_length}: raise "
                 "max_length, or leave its task out of tasks."

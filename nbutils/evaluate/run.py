@@ -26,7 +26,6 @@ from nbutils.evaluate.heldout import EMBEDDED, read_conversations, write_items, 
 from nbutils.evaluate.models import Model, check_model, models_of_run
 from nbutils.evaluate.report import comparison_markdown, results, shown_name
 from nbutils.evaluate.score import Plan, Scored, noting, resumable, score, takes_template
-from nbutils.evaluate.scorer import Progress, silent
 from nbutils.evaluate.settings import EvaluateSettings
 
 LONGEST_PROMPT = 256
@@ -70,13 +69,16 @@ def prepare(settings: EvaluateSettings) -> Plan:
     return Plan(settings, run, models, tasks, conversations, tokenizer, visible_gpus(), left_out)
 
 
-def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None] = print) -> list[Scored]:
+def score_all(plan: Plan, say: Callable[[str], None] = print) -> list[Scored]:
     """Every task of every model, through as many processes as the settings ask for; cached answers come at once.
 
     An interruption raises UserError; what was finished stays in the cache, and the next call goes on from there.
     """
-    processes = plan.settings.processes or max(1, len(usable_gpus(plan.gpus)))
+    gpus = len(usable_gpus(plan.gpus))
+    processes = plan.settings.processes or max(1, gpus)
     count, missing = len(plan.questions), len(plan.missing())
+    if missing and 0 < gpus < processes:
+        raise UserError(f"processes is {processes}, and the GPUs here are {gpus}: set it to {gpus}, or to 0.")
     with resumable(lambda: f"scoring ({count - len(plan.missing())} of {count} results are finished)"):
         if missing and processes > 1:
             say(f"scoring with {processes} processes")
@@ -84,7 +86,7 @@ def score_all(plan: Plan, progress: Progress = silent, say: Callable[[str], None
         elif missing:
             device, where = choose_device(device_report())
             say(f"scoring {where}")
-            score(plan, device, progress, say)
+            score(plan, device, say)
     scored = plan.scored()
     say(f"{len(scored)} results: {missing - len(plan.missing())} computed now, {count - missing} known from before")
     measured = {result.model.name for result in scored}

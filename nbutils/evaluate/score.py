@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib import metadata
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from nbutils.core.run.layout import Run
 from nbutils.evaluate.compare import item_rows, metrics_of, write_parquet
 from nbutils.evaluate.heldout import Conversation
 from nbutils.evaluate.models import Model, facts_of, open_model
-from nbutils.evaluate.scorer import Progress, silent
 from nbutils.evaluate.settings import EvaluateSettings
 
 ITEMS = "items.parquet"
@@ -105,8 +106,11 @@ class Plan:
 
     def missing(self) -> list[tuple[Model, str]]:
         """The models and tasks to which the cache has no answer; of the same weights under two names only the first."""
-        first = {self.cached(question): pair for pair, question in reversed(self.questions.items())}
-        return [pair for pair in first.values() if self.answer(self.questions[pair]) is None]
+        first: dict[Path, tuple[Model, str]] = {}
+        for pair, question in self.questions.items():
+            if self.answer(question) is None:
+                first.setdefault(self.cached(question), pair)
+        return list(first.values())
 
     def scored(self) -> list[Scored]:
         """The answers that are known by now."""
@@ -117,19 +121,16 @@ class Plan:
         ]
 
 
-def score(plan: Plan, device: str, progress: Progress = silent, say: Callable[[str], None] = print) -> None:
+def score(plan: Plan, device: str, say: Callable[[str], None]) -> None:
     """Puts every answer that is missing into the cache, model by model; an interruption loses one task at most."""
-    missing, s = plan.missing(), plan.settings
-    for model in plan.models:
-        wanted = [name for name in plan.tasks if (model, name) in missing]
-        if not wanted:
-            continue
+    s = plan.settings
+    for model, pairs in groupby(plan.missing(), key=itemgetter(0)):
         with noting(plan.left_out if model.role == "peer" else None, model.name):
             lm = open_model(model, device, s.max_length, plan.asking["precision"], s.tokens_per_batch)
-            lm.progress = progress
-            for name in wanted:
+            lm.say = say
+            for _, name in pairs:
                 with noting(plan.left_out, f"{name} of {model.name}"):
-                    _ask(plan, model, lm, name, say)
+                    _ask(plan, model, lm, name)
             del lm
 
 
@@ -149,7 +150,7 @@ def _described(task: Any, settings: EvaluateSettings) -> dict[str, Any]:
     return {"config": json.loads(stable), "items": sha256_of_json(taken)}
 
 
-def _ask(plan: Plan, model: Model, lm: Any, name: str, say: Callable[[str], None]) -> None:
+def _ask(plan: Plan, model: Model, lm: Any, name: str) -> None:
     """Puts lm-eval's results of one task into the cache: the answer with its values, and the items."""
     import lm_eval.api.task
     from lm_eval import evaluator
@@ -186,7 +187,7 @@ def _ask(plan: Plan, model: Model, lm: Any, name: str, say: Callable[[str], None
         "model": facts_of(model, lm),
     }
     plan.keep(plan.questions[model, name], answer, rows)
-    say(f"{model.name} · {name}: {answer['items']:,} items in {time.perf_counter() - started:.1f} s")
+    lm.say(f"{model.name} · {name}: {answer['items']:,} items in {time.perf_counter() - started:.1f} s")
 
 
 @contextmanager

@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 
 from nbutils.core.errors import UserError
+from nbutils.core.jupyter import interactive
 from nbutils.evaluate.rows import Request, Row, batches, plan_rows
 
 TOKENS_PER_BATCH = {"cuda": 16_384, "mps": 4096}
@@ -24,18 +27,33 @@ LONGEST_BRANCHED = 2048
 """Tokens of the longest row with branches; its mask is quadratic."""
 CHUNK = 256
 """Scored positions that are normalised at once: the vocabulary-wide temporaries stay small."""
+BAR_AFTER = 5.0
+"""Seconds of scoring after which a bar appears."""
+LINE_EVERY = 60.0
+"""Seconds between two lines, where there is no bar."""
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
 """Nats by which log-probabilities of two correct ways may differ; a wrong mask is off by more."""
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation, and whether it is what greedy decoding would write."""
-Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""From a number of requests to a context with the function that counts those done."""
+Say = Callable[[str], None]
+"""What tells a person a line."""
 
 
-def silent(_total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Shows nothing of how far the scoring has come."""
-    return nullcontext(lambda _count: None)
+@contextmanager
+def progress(total: int, say: Say) -> Iterator[Callable[[int], None]]:
+    """Shows how far the scoring is: a bar in Jupyter that leaves nothing behind, elsewhere a line a minute.
+
+    Gives the function that counts more of them.
+    """
+    looks: dict[str, Any] = {} if interactive() else {"file": StringIO(), "mininterval": LINE_EVERY, "miniters": 1}
+    with tqdm(total=total, unit=" requests", delay=BAR_AFTER, leave=False, **looks) as bar:
+
+        def count(more: int) -> None:
+            if bar.update(more) and looks:  # the bar has changed, which nobody sees
+                say(str(bar))
+
+        yield count
 
 
 class RowScorer:
@@ -44,10 +62,10 @@ class RowScorer:
     Log-probabilities are taken in float32 whatever the model's precision.
     """
 
-    def __init__(self, model: Any, name: str, tokens_per_batch: int = 0) -> None:
-        self.model, self.name, self.device = model, name, model.device
+    def __init__(self, model: Any, tokens_per_batch: int = 0) -> None:
+        self.model, self.device = model, model.device
         text = model.config.get_text_config()
-        hidden = int(getattr(text, "hidden_size", 768))
+        hidden = int(text.hidden_size)
         inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
         fitting = TOKENS_PER_BATCH.get(self.device.type) or min(4096, max(256, CPU_CACHE_BYTES // (4 * inner)))
         self.tokens_per_batch = tokens_per_batch or fitting
@@ -55,12 +73,12 @@ class RowScorer:
         self._attention_even = 2 * hidden + 1.5 * inner
         self._wanted = threading.local()
 
-    def score(self, requests: Sequence[Request], share: bool, progress: Progress = silent) -> list[Answer]:
+    def score(self, requests: Sequence[Request], share: bool, say: Say = print) -> list[Answer]:
         """The answer to each request; `share` off keeps to rows that need no mask."""
         rows = plan_rows(requests, longest=LONGEST_BRANCHED, attention_even=self._attention_even, share=share)
         planned = list(batches(rows, self.tokens_per_batch))
         answers: dict[int, Answer] = {}
-        with self._gathering(), progress(len(requests)) as count:
+        with self._gathering(), progress(len(requests), say) as count:
             for scored in _each(lambda batch: self._score_batch(batch, requests), planned, self.device.type):
                 answers |= scored
                 count(len(scored))
@@ -77,8 +95,8 @@ class RowScorer:
         expected = [self._plain(request) for request in requests]
         if not abs(self._plain(requests[0], ids[:2]) - expected[0]) <= tolerance and expected[0] == expected[0]:
             raise UserError(
-                f"The model {self.name} is not causal: tokens that come later change the likelihood of earlier ones; "
-                "give a causal language model."
+                f"The model {self.model.name_or_path} is not causal: tokens that come later change the likelihood of "
+                "earlier ones; give a causal language model."
             )
 
         def agrees(share: bool) -> bool:
@@ -118,8 +136,8 @@ class RowScorer:
         logprobs, greedy = _logprobs(logits[0], which, torch.tensor(targets, device=self.device))  # (N,), (N,)
         if not np.isfinite(logprobs).all():
             raise UserError(
-                f"The model {self.name} gives NaN or infinite log-likelihoods; its weights are damaged or overflow "
-                "in this precision: score it in fp32, or train it again."
+                f"The model {self.model.name_or_path} gives NaN or infinite log-likelihoods; its weights are damaged "
+                "or overflow in this precision: score it in fp32, or train it again."
             )
         starts = np.cumsum([0, *(len(requests[index].continuation) for index in indices[:-1])])
         sums = np.add.reduceat(logprobs, starts)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
@@ -20,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 
 from nbutils.core.errors import UserError
 from nbutils.evaluate.rows import Request
-from nbutils.evaluate.scorer import Answer, Progress, RowScorer, silent
+from nbutils.evaluate.scorer import Answer, RowScorer, Say
 
 
 @register_model("shared-prefix")
@@ -29,18 +30,16 @@ class SharedPrefixLM(HFLM):
 
     `strategy` says how requests are scored: `shared rows`, `causal rows` (the architecture refuses a custom mask), or
     `stock` (its output layer cannot be reached either); the choice is tested on the model itself before first use.
-    `progress` is told how many of how many requests are scored.
+    `say` is told how many of how many requests are scored, where that takes long.
     """
 
     def __init__(self, pretrained: Any, *args: Any, tokens_per_batch: int = 0, **kwargs: Any) -> None:
         super().__init__(pretrained, *args, **kwargs)
-        name = pretrained if isinstance(pretrained, str) else type(self.model).__name__
-        self.scorer = RowScorer(self.model, name, tokens_per_batch)
-        self.progress: Progress = silent
+        self.scorer = RowScorer(self.model, tokens_per_batch)
+        self.say: Say = print
         self._pieces: dict[str, list[int]] = {}
-        accelerator = getattr(self, "accelerator", None)
-        if accelerator is not None:  # stock shards over GPUs only, and by the local rank
-            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        state = PartialState()  # stock shards over GPUs only, and by the local rank
+        self._rank, self._world_size = state.process_index, state.num_processes
 
     @cached_property
     def strategy(self) -> str:
@@ -107,6 +106,6 @@ class SharedPrefixLM(HFLM):
             return scored
         asked = [Request.fitted(context, continuation, self.max_length) for _, context, continuation in requests]
         unique = list(dict.fromkeys(asked))
-        answers = self.scorer.score(unique, self.strategy == "shared rows", self.progress)
+        answers = self.scorer.score(unique, self.strategy == "shared rows", self.say)
         found = dict(zip(unique, answers, strict=True))
         return [found[request] for request in asked]

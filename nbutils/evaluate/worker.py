@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 from nbutils.core.files import read_json
 from nbutils.core.torchrun import leave, run_worker, tell
-from nbutils.evaluate.display import progress
 from nbutils.evaluate.run import prepare
 from nbutils.evaluate.score import score
 from nbutils.evaluate.settings import EvaluateSettings
@@ -28,7 +26,7 @@ def fill(request: Path) -> None:
             tell(request.parent, "said", text=text)
 
     plan = prepare(EvaluateSettings.checked(read_json(request)))
-    score(plan, device, partial(progress, say=say), say)
+    score(plan, device, say)
     tell(request.parent, "ended", left_out=plan.left_out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,12 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def parameter_counts(shapes: dict[str, list[int]]) -> dict[str, int]:
+def parameter_counts(shapes: dict[str, list[int]]) -> Counter[str]:
     """Parameters by part of the model; their sum is the model's size. Tied weights are stored and counted once."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name, shape in shapes.items():
         part = next((part for fragment, part in PARTS if fragment in name), "other")
-        counts[part] = counts.get(part, 0) + math.prod(shape)
+        counts[part] += math.prod(shape)
     return counts
 
 
@@ -67,8 +68,8 @@ def architecture(config: Json, shapes: dict[str, list[int]]) -> list[tuple[str, 
     context, base = config.get("max_position_embeddings"), (config.get("rope_parameters") or {}).get("rope_theta")
     rows: list[tuple[str, Any]] = [
         ("Class", ", ".join(f"`{name}`" for name in config.get("architectures") or [])),
-        ("Parameters", sum(counts.values())),
-        *((f"… {part}", count) for part, count in sorted(counts.items(), key=lambda item: -item[1])),
+        ("Parameters", counts.total()),
+        *((f"… {part}", count) for part, count in counts.most_common()),
         ("Layers", config.get("num_hidden_layers")),
         ("Hidden size", config.get("hidden_size")),
         (
@@ -110,4 +111,4 @@ def model_config(folder: Path) -> Json:
     config = AutoConfig.from_pretrained(folder).get_text_config()
     values: Json = config.to_dict()
     named = {name: getattr(config, other, None) for name, other in config.attribute_map.items()}
-    return values | named | {"dtype": str(values.get("dtype") or "").removeprefix("torch.")}
+    return values | named

@@ -11,10 +11,9 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from nbutils.core.files import Json
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import spec
-from nbutils.core.text import duration, markdown_table, number, with_interval
+from nbutils.core.text import code, duration, markdown_table, score_rows, task_of, with_interval
 from nbutils.publish.architecture import architecture, extension, model_config, tensor_shapes
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
@@ -34,7 +33,7 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         architecture=[(name, _value(value)) for name, value in architecture(config, tensor_shapes(folder))],
         context=context,
         longest_reply=min(int(GENERATION["max_new_tokens"]), context // 4),  # in a chat that fits the context
-        scores=_scores(facts.evaluation),
+        scores=score_rows(facts.evaluation),
         tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
         extension=extension(config, facts.transcript["settings"]["context_extension"]),  # as the chat had it
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
@@ -67,15 +66,8 @@ def card_metadata(facts: Facts, settings: PublishSettings) -> str:
 
 def quoted(text: str, who: str) -> str:
     """Text as a Markdown quotation in which nothing is markup: model output is untrusted."""
-    lines = [_plain(line) for line in text.strip().splitlines()] or [""]
-    return "\n".join([f"> **{who}:** {lines[0]}", *(f"> {line}" for line in lines[1:])])
-
-
-def code(name: str) -> str:
-    """A name as Markdown's code, whatever characters it has."""
-    ticks = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
-    pad = " " * (len(ticks) > 1)
-    return f"{ticks}{pad}{' '.join(name.split())}{pad}{ticks}"
+    first, *others = text.strip().splitlines() or [""]
+    return "\n".join([f"> **{who}:** {_plain(first)}", *(f"> {_plain(line)}" for line in others)])
 
 
 def _plain(line: str) -> str:
@@ -87,8 +79,6 @@ def _plain(line: str) -> str:
 
 def _eval_results(facts: Facts) -> list[EvalResult]:
     """The run's own scores as entries of the model index; values that are no finite number are left out."""
-    scores = facts.evaluation["scores"]
-    own = [s for s in scores if s["model"] == "run" and "part" not in s and math.isfinite(s["value"])]
     conversations = facts.dataset_name(facts.data["datasets"][0])  # of which a part was held out
     return [
         EvalResult(
@@ -101,36 +91,14 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
             metric_name=score["metric"],
             metric_value=round(float(score["value"]), 6),
         )
-        for score in own
+        for score in facts.evaluation["scores"]
+        if score["model"] == "run" and "part" not in score and math.isfinite(score["value"])
     ]
-
-
-def _scores(evaluation: Json) -> list[list[str]]:
-    """A row for each task and metric, a cell for each model; items flagged by the data stage have rows of their own."""
-    rows: dict[tuple[str, str], Json] = {}
-    for score in evaluation["scores"]:
-        rows.setdefault((_task(score), score["metric"]), {})[score["model"]] = score
-    made = []
-    for (task, metric), cells in rows.items():
-        first = next(iter(cells.values()))
-        words = [_interval(cells.get(model["name"])) for model in evaluation["models"]]
-        made.append([task, f"{code(metric)} {'↑' if first['higher_is_better'] else '↓'}", f"{first['n']:,}", *words])
-    return made
-
-
-def _interval(score: Json | None) -> str:
-    if score is None or "low" not in score:
-        return number(score["value"]) if score else "—"
-    return with_interval(score["value"], score["low"], score["high"])
-
-
-def _task(score: Json) -> str:
-    return code(score["task"]) + (f" ({score['part']} items)" if "part" in score else "")
 
 
 def _held_out(task: str) -> bool:
     """Whether a task is one of our own, made from the conversations that were held out."""
-    return any(word in task for word in ("heldout", "held_out", "chitchat"))
+    return task.startswith("heldout_")
 
 
 def _percent(share: float) -> str:
@@ -156,7 +124,7 @@ TEMPLATES.filters |= {
     "percent": _percent,
     "value": _value,
     "duration": duration,
-    "task": _task,
+    "task": task_of,
     "code": code,
     "plain": lambda text: _plain(" ".join(text.split())),
     "cell": lambda text: text.replace("|", "\\|"),

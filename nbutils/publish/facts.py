@@ -148,9 +148,9 @@ class Facts:
         """
         pairs = zip(self.parameters["datasets"], self.data["datasets"], strict=True)
         datasets = [given | {"revision": read["revision"]} for given, read in pairs]
-        peers = [peer for peer in self.parameters["peers"] if peer not in self.local_peers]
-        revision = {"base_revision": self.base_commit} if self.base_kind == "hub" else {}
-        return self.parameters | revision | {"datasets": datasets, "compare_runs": [], "peers": peers}
+        peers = list(filter(self.on_hub, self.parameters["peers"]))
+        pinned = {"base_revision": self.base_commit, "datasets": datasets, "compare_runs": [], "peers": peers}
+        return self.parameters | pinned
 
     @property
     def disagreements(self) -> dict[str, str]:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 from nbutils.core.chat_engine.engine import Engine, Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
-from nbutils.core.chatml import encode_batch
+from nbutils.core.chatml import encode, encode_batch
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
-from nbutils.core.run.models import ModelRef
+from nbutils.core.run.models import ModelRef, context_length
 from nbutils.core.vocabulary import special_strings
 from nbutils.publish import plain_reader
-from nbutils.publish.export import GENERATION
 
 TIE = 1e-4
 """Two scores this close (float32 logits) may change places with the order of additions: that is no difference."""
@@ -47,10 +47,9 @@ def check_parity(
         plain = [row for row in rows if not any(spelled.search(message["content"]) for message in row)]
         texts, written = plain[:conversations], len(rows) - len(plain)
         engine, whole = Engine(model, tokenizer), Plan(0, extended=False)
-        sampling = Sampling(
-            greedy=True, repetition_penalty=float(GENERATION["repetition_penalty"]), max_new_tokens=tokens
-        )
-        prompts = list(islice(filter(None, (_prompt(engine, sampling, text) for text in texts)), replies))
+        sampling = Sampling(greedy=True, max_new_tokens=tokens)
+        room = context_length(model.config) - tokens
+        prompts = list(islice(filter(None, (_prompt(tokenizer, text, room) for text in texts)), replies))
         if not prompts:
             raise UserError(
                 f"No reply can be compared before publishing: of the {len(rows)} conversations in {shown(held_out)} "
@@ -77,7 +76,7 @@ def check_parity(
         for number, (own, read) in enumerate(zip(here, there, strict=True)):
             if own == read["ids"]:
                 continue
-            place = next(i for i, (x, y) in enumerate(zip_longest(own, read["ids"])) if x != y)
+            place = len(os.path.commonprefix([own, read["ids"]]))  # noqa: RUF071 — of ids, not of paths
             if min(read["leads"][place : place + 1], default=TIE) < TIE:
                 ties += 1
                 continue
@@ -96,13 +95,7 @@ def check_parity(
     }
 
 
-def _prompt(engine: Engine, sampling: Sampling, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation up to its last user message that leaves the model its trained context; empty if none does."""
-    for end in range(len(messages), 0, -1):
-        if messages[end - 1]["role"] == "user":
-            try:
-                if engine.plan(messages[:end], 0, sampling) == Plan(0, extended=False):
-                    return list(messages[:end])
-            except UserError:  # that message alone is too long
-                continue
-    return []
+def _prompt(tokenizer: Any, messages: list[dict[str, str]], room: int) -> list[dict[str, str]]:
+    """The conversation up to its last user message that leaves room for a reply; empty if none does."""
+    beginnings = (messages[:end] for end in range(len(messages), 0, -1) if messages[end - 1]["role"] == "user")
+    return next((b for b in beginnings if len(encode(tokenizer, b, add_generation_prompt=True)) <= room), [])

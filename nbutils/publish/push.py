@@ -7,7 +7,6 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
 from nbutils.core.errors import UserError
@@ -32,14 +31,12 @@ PATTERNS = {
 }
 """What secrets look like, by the prefixes and lengths that their makers document."""
 
-OLD_MODEL = (
+OLD_MODEL = [
     *MODEL_PATTERNS, "adapter_*", "*.bin", "*.bin.index.json", "*.model", "generation_config.json", "chat_template*",
-)  # fmt: skip
+]  # fmt: skip
 """Files of a repository that would be read as part of the model: what an earlier push left must not be."""
 
 NOT_TEXT = (".safetensors", ".png")
-NOTHING = rb"(?!)"
-"""A pattern that nothing fits."""
 
 
 def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
@@ -52,6 +49,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # of the HTTP library that it uses
+    from huggingface_hub.utils import filter_repo_objects
 
     if not settings.push:
         return ""
@@ -64,8 +62,8 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
             raise UserError(
                 f"{settings.repo_id} is public and private is on: make it private there, or set private to False."
             )
-        there = [name for name in api.list_repo_files(settings.repo_id) if "/" not in name]
-        old = [glob.escape(name) for name in there if any(fnmatch(name, pattern) for pattern in OLD_MODEL)]
+        there = (name for name in api.list_repo_files(settings.repo_id) if "/" not in name)
+        old = map(glob.escape, filter_repo_objects(there, allow_patterns=OLD_MODEL))
         with warnings.catch_warnings(action="ignore"):  # of data files in a model's repository: the scored items
             commit = api.upload_folder(
                 repo_id=settings.repo_id,
@@ -101,7 +99,7 @@ def check_secrets(folder: Path, files: Iterable[Path]) -> int:
     Secrets are what PATTERNS describes, and the values of this machine's own secret environment variables.
     """
     own = [form.encode() for value in secrets() for form in {value, json.dumps(value)[1:-1]}]
-    values = {"the value of a secret environment variable": b"|".join(map(re.escape, own)) or NOTHING}
+    values = {"the value of a secret environment variable": b"|".join(map(re.escape, own))} if own else {}
     texts = [file for file in files if file.suffix not in NOT_TEXT]
     for file in texts:
         data = (folder / file).read_bytes()

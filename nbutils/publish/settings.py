@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PositiveInt
 
 from nbutils.core.settings import STEERING, nearest
 from nbutils.core.settings import Settings as BaseSettings
@@ -33,7 +33,7 @@ Title = Annotated[str, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$", max_length=96, des
 
 def _licence(value: str) -> str:
     if value not in LICENCES:
-        close = nearest(value.strip().lower().replace(" ", "-"), LICENCES)
+        close = nearest(value.lower(), LICENCES)
         raise ValueError(f"the Hub knows no such licence ('other' is for any that it does not list).{close}")
     return value
 
@@ -47,9 +47,9 @@ class PublishSettings(BaseSettings):
     tags: list[Title]
     base_model_id: HubId
     dataset_ids: list[HubId]
-    parity_conversations: int = Field(ge=1)
-    parity_replies: int = Field(ge=1)
-    parity_tokens: int = Field(ge=1)
+    parity_conversations: PositiveInt
+    parity_replies: PositiveInt
+    parity_tokens: PositiveInt
     push: bool
     repo_id: str = Field(pattern=r"^([\w.-]+/[\w.-]+)?$")
     private: Annotated[bool, STEERING]

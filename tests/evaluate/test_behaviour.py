@@ -106,7 +106,7 @@ def losses(conversations: int, noisy: float = 0.02, **gains: float) -> dict[str,
     ],
 )
 def test_advice_is_given_only_where_conversations_show_a_difference(conversations, gains, best, words):
-    found = beyond_trained(losses(conversations, **gains), 1024, 3.0, resamples=1000, seed=0)
+    found = beyond_trained(losses(conversations, **gains), 1024, resamples=1000, seed=0)
     assert found["best"] == best and words in found["advice"]
     assert f"`context_extension: {best or 'auto'}`" in found["advice"]
 

@@ -51,9 +51,9 @@ def test_peers_named_like_the_runs_own_models_have_columns_of_their_own(run_fold
     assert [s["model"] for s in found["scores"] if s["metric"] == "acc"] == names
     assert [p["reference"] for p in found["paired"] if p["metric"] == "acc"] == ["base", *peers]
     assert len(scores_table(found).splitlines()[0].split("|")) == 3 + 4 + 2
-    assert "other/train/final`" in settings_list(found) and "(sha256 " in settings_list(found)
+    assert "other/train/final`" in settings_list(found) and "| sha256 " in settings_list(found)
     found["models"][2]["identity"] = {"hub": "owner/model", "commit": "0123456789abcdef0123456789abcdef01234567"}
-    assert "(commit 0123456789ab)," in settings_list(found), "not the branch that was asked for"
+    assert "| commit 0123456789ab |" in settings_list(found), "not the branch that was asked for"
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nbutils.evaluate import display
+from nbutils.evaluate import scorer
 
 
 def test_headless_a_line_a_minute_and_nothing_for_short_work(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     lines: list[str] = []
-    with display.progress(1000, lines.append) as count:
+    with scorer.progress(1000, lines.append) as count:
         for _ in range(10):
             now[0] += 20
             count(100)
@@ -17,10 +17,10 @@ def test_headless_a_line_a_minute_and_nothing_for_short_work(monkeypatch):
 
 
 def test_the_bar_of_a_notebook_leaves_nothing_behind(monkeypatch, capsys):
-    monkeypatch.setattr(display, "interactive", lambda: True)
-    monkeypatch.setattr(display, "BAR_AFTER", 0.0)
+    monkeypatch.setattr(scorer, "interactive", lambda: True)
+    monkeypatch.setattr(scorer, "BAR_AFTER", 0.0)
     lines: list[str] = []
-    with display.progress(100, lines.append) as count:
+    with scorer.progress(100, lines.append) as count:
         count(50)
         count(50)
     drawn = capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl, write_json
+from nbutils.core.hardware import Gpu
 from nbutils.core.notebooks import parameters
 from nbutils.core.run.models import ModelRef
 from nbutils.evaluate import display, worker
@@ -72,8 +74,8 @@ def test_results_hold_base_and_run_with_intervals_and_differences(evaluated, run
     assert page.startswith("# Comparison") and "these two checkpoints" in page
     assert "lm-evaluation-harness 0.4" in page and "at most 256 tokens" in page
     assert "`run/train/final`" in page and str(run_folder.parent) not in page + str(found), "no folder of this machine"
-    shown = display.item(evaluated.plan.tasks["heldout_next_utterance"]).data
-    assert shown.count("&lt;|im_start|&gt;assistant") >= 4 and "target: " in shown
+    shown = display.item(evaluated.plan.tasks["heldout_next_utterance"])
+    assert shown.count("<|im_start|>assistant") >= 4 and "target: " in shown
 
 
 def test_any_number_can_be_recomputed_from_the_items_alone(evaluated, run_folder):
@@ -195,7 +197,7 @@ def test_flagged_items_are_scored_apart(evaluated):
     assert {p.get("part", "all") for p in found["paired"] if p["task"] == "heldout_next_utterance"} == set(counts)
     assert not [s for s in found["scores"] if s["task"] == "heldout_perplexity" and "part" in s]
     page = comparison_markdown(found)
-    assert "heldout_next_utterance (flagged)" in page and "scored apart" in page
+    assert "`heldout_next_utterance` (flagged items)" in page and "scored apart" in page
 
 
 def test_metrics_that_are_no_mean_have_no_interval_and_no_figure(run_folder, own, tmp_path):
@@ -203,7 +205,7 @@ def test_metrics_that_are_no_mean_have_no_interval_and_no_figure(run_folder, own
     prepared = planned(run_folder, **own | {"tasks": ["sane"]})
     found = results(prepared, scored(prepared)[0], {})
     assert [(s["metric"], "low" in s) for s in found["scores"]] == [("mcc", False)] * 2 and found["paired"] == []
-    assert "(no interval)" in comparison_markdown(found)
+    assert "[" not in scores_table(found) and "has no interval" in comparison_markdown(found)
     display.scores_picture(found, tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
 
@@ -216,7 +218,7 @@ def test_a_task_that_has_the_model_write_is_scored_and_shown(run_folder, own, tm
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     )  # fmt: skip
     prepared = planned(run_folder, **own | {"tasks": ["quiz"]})
-    assert "the ann" in display.item(prepared.tasks["quiz"]).data
+    assert "the ann" in display.item(prepared.tasks["quiz"])
     answers, _ = scored(prepared)
     found = results(prepared, answers, {})
     assert [(s["metric"], s["n"], s["value"], "low" in s) for s in found["scores"]] == [("exact_match", 3, 0, True)] * 2
@@ -287,6 +289,13 @@ def test_a_task_that_cannot_be_scored_costs_no_other_in_one_process_or_two(evalu
         assert two.answer["values"] == pytest.approx(one.answer["values"], rel=1e-5)
         assert [row["doc_id"] for row in items_of(one)] == [row["doc_id"] for row in items_of(two)]
     assert not {"worker.json", "worker.log", "progress.jsonl"} & {file.name for file in together.folder.iterdir()}
+
+
+def test_more_processes_than_gpus_are_a_sentence_before_anything_is_scored(run_folder, fresh):
+    two = (Gpu("T4", (7, 5), 15.0),) * 2
+    prepared = replace(planned(run_folder, processes=3, **fresh), gpus=(*two, Gpu("P100", (6, 0), 16.0)))
+    with pytest.raises(UserError, match="processes is 3, and the GPUs here are 2: set it to 2, or to 0"):
+        stage.score_all(prepared, say=lambda line: pytest.fail(line))
 
 
 def test_an_interruption_ends_the_processes(run_folder, fresh, monkeypatch):
