@@ -93,7 +93,8 @@ def timings_table(transcripts: Sequence[Json]) -> pd.DataFrame:
         for turn, (cost, timing) in enumerate(zip(costs, transcript["timings"], strict=True), 1):
             rows.append(cost | timing | {"model": transcript["model"], "turn": turn})
     table = pd.DataFrame(rows).set_index(["model", "turn"])[list(COLUMNS)].rename(columns=COLUMNS)
-    return table.replace({"end": IM_END, "length": "max_new_tokens"}).round(3)
+    # a reply that was stopped at once has neither a first token nor a speed
+    return table.replace({"end": IM_END, "length": "max_new_tokens"}).round(3).astype(object).fillna("–")
 
 
 def _texts(transcript: Json, role: str) -> list[str]:

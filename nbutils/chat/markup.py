@@ -1,6 +1,6 @@
 """What the chat widget shows, as HTML strings.
 
-Text that a person or a model wrote is untrusted: Markdown from an allow-list, everything else escaped.
+Text that a person or a model wrote is untrusted: a few marks of Markdown, everything else escaped.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ NAMES = {"user": "You", "assistant": "Model", "system": "System"}
 LONGEST = 8_000
 """Characters up to which Markdown is read; longer text is shown as it is, so that nobody waits for the parser."""
 
-ALLOWED_TAGS = {"p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a"}
-ALLOWED_TAGS |= {f"h{level}" for level in range(1, 7)}
-ALLOWED_ATTRIBUTES = {"a": {"href", "rel", "target"}, "ol": {"start"}, "p": {"class"}}
 _SCHEMES = ("http", "https", "mailto")
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb]")
 

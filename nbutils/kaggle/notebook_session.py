@@ -180,13 +180,12 @@ class Session:
                     found = best([*runs, *run_folders(further, self.run.path.name)], name, asked)
             if found is not None:
                 bring(found, self.run, own=True)
-            state = inspect(spec(name), settings)
-            if found is not None and not continues(found, state, self.bundle.stale, self.stage == WHOLE):
-                found = None
+                if not continues(found, inspect(spec(name), settings), self.bundle.stale, self.stage == WHOLE):
+                    found = None
             if name == TRAINING:
-                self._say_what_continues(found, state.library_changes)
+                self._say_what_continues(found)
 
-    def _say_what_continues(self, earlier: Earlier | None, changed: str) -> None:
+    def _say_what_continues(self, earlier: Earlier | None) -> None:
         if earlier is None or (not earlier.done and earlier.checkpoint is None):
             print(
                 "No checkpoint of an earlier session is attached: training starts at step 0. If a session was ended "
@@ -194,14 +193,11 @@ class Session:
             )
             return
         self.continued = earlier
-        if earlier.done:
-            return
-        print(
-            f"Continues the session of {earlier.date} at step {earlier.step}; steps that a later session "
-            "took without publishing them are lost and taken again."
-        )
-        if changed:
-            print(f"Libraries have changed since then: {changed}; that is recorded, and the run continues.")
+        if not earlier.done:
+            print(
+                f"Continues the session of {earlier.date} at step {earlier.step}; steps that a later session "
+                "took without publishing them are lost and taken again."
+            )
 
     def _log_session(self) -> None:
         self.run.path.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import Json, shown
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.run import pause
 from nbutils.core.run.decide import Action, StageState, carry_out, decide, inspect, progress_words
@@ -82,7 +81,7 @@ class Job:
 
     source: Path
     target: Path
-    parameters: dict[str, Any]
+    parameters: Json
     supervisor: Supervisor
     display: Display
     options: Options
