@@ -34,7 +34,7 @@ _shown: dict[str, ChatWidget] = {}
 """The widget of each notebook cell: a cell that runs again closes its old one and takes over the conversation."""
 
 
-def show_chat(get: Load, names: Sequence[str], model: str, settings: Json, beside: str = "") -> ChatWidget:
+def show_chat(get: Load, names: list[str], model: str, settings: Json, beside: str = "") -> ChatWidget:
     """Shows a live chat below the cell and returns at once; the kernel stays free.
 
     `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps the
@@ -44,7 +44,7 @@ def show_chat(get: Load, names: Sequence[str], model: str, settings: Json, besid
     earlier = _shown.get(cell)
     if earlier is not None:
         earlier.close()  # first: two models and their caches need the room of two
-    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier)
+    chat = ChatWidget(get, names, model, settings, beside, earlier)
     if cell:
         _shown[cell] = chat
     display(Javascript(SCRIPT))

@@ -217,9 +217,8 @@ class Session:
 
     def keep_output(self, error: BaseException) -> bool:
         """Notes that the session failed; True where there is work to be kept, so that the version has to complete."""
-        if self.environment.run_type == "Interactive":
-            return False  # who sits in the editor mends the cell and runs it again
-        if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
+        edited = self.environment.run_type == "Interactive"  # who sits there mends the cell and runs it again
+        if edited or not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
         self._try(self._tidy, True)
         for name in self.stages:
@@ -274,19 +273,21 @@ def forecast(run: Run) -> str:
     Datasets that were read in part are counted in full: their tokens are scaled by rows in the source over rows read.
     How often and how much the full run evaluates is not known here: evaluations are named and not counted.
     """
-    paths = [run.training / LOG_OF_TRAINING, run.rows / "summary.json", run.training / "settings.json"]
-    if not all(path.is_file() for path in paths):
+    try:
+        rows, summary = read_jsonl(run.training / LOG_OF_TRAINING), read_json(run.rows / "summary.json")
+        settings = read_json(run.training / "settings.json")["settings"]
+    except FileNotFoundError:
         return ""
-    speeds = [row["tokens_per_second"] for row in read_jsonl(paths[0]) if row.get("kind") == "train"]
-    summary, settings = read_json(paths[1]), read_json(paths[2])["settings"]
-    read = sum(source["rows"] for source in summary["datasets"])
-    if not speeds or not read:
+    speeds = [row["tokens_per_second"] for row in rows if row.get("kind") == "train"]
+    if not speeds:
         return ""
     speed = median(speeds[WARM_UP:] or speeds[-1:])
-    scale = sum(source.get("rows_in_source") or source["rows"] for source in summary["datasets"]) / read
+    sources = summary["datasets"]
+    there = sum(source.get("rows_in_source") or source["rows"] for source in sources)
+    scale = there / sum(source["rows"] for source in sources)
     tokens = summary["train"]["tokens"] * scale * settings["epochs"]
     hours = tokens / speed / 3600
-    sessions = max(1, math.ceil(hours / (SESSION_HOURS - START_HOURS)))
+    sessions = math.ceil(hours / (SESSION_HOURS - START_HOURS))
     hours += sessions * START_HOURS
     return (
         f"At {speed:,.0f} tokens a second, the training steps of the full run ({tokens / 1e6:,.1f} million tokens) "

@@ -44,9 +44,8 @@ class Pusher:
         """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot continue."""
         for folder in folders:
             facts = read_json(folder / METADATA)
-            for source in facts["kernel_sources"]:
-                if source != facts["id"]:
-                    self._upstream(_beside(folder, source), source)
+            for source, place in _reads(folder, facts):
+                self._upstream(place, source)
             self._sessions(folder, facts)
 
     def _sessions(self, folder: Path, facts: Json) -> None:
@@ -207,16 +206,16 @@ def _pushed(folder: Path) -> Json:
     return read_record(folder / PUSHED) or {}
 
 
-def _beside(folder: Path, source: str) -> Path:
-    """Where the bundle of a notebook that this one reads would be."""
-    return folder.parent / source.partition("/")[2]
+def _reads(folder: Path, facts: Json) -> list[tuple[str, Path]]:
+    """The other notebooks that one reads, each with the folder in which its bundle would be."""
+    others = [source for source in facts["kernel_sources"] if source != facts["id"]]
+    return [(source, folder.parent / source.partition("/")[2]) for source in others]
 
 
 def _mark(folder: Path, facts: Json) -> Json:
     """What a bundle's version depends on: its files, and the versions of what it reads that were pushed from here."""
-    others = [source for source in facts["kernel_sources"] if source != facts["id"]]
     return {
         "notebook": sha256_of_file(folder / facts["code_file"]),
         "metadata": sha256_of_file(folder / METADATA),
-        "reads": {source: _pushed(_beside(folder, source)).get("version") for source in others},
+        "reads": {source: _pushed(place).get("version") for source, place in _reads(folder, facts)},
     }

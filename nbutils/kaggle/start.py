@@ -32,8 +32,6 @@ NO_SECRET = (
     "editor and attach one (Add-ons → Secrets; a token of the Hub that may write), then Save Version or push again; or "
     "bundle without a mirror."
 )
-Need = tuple[str, str, str, str]
-"""Kind (`model` or `dataset`), name on the hub, revision ('' for any), and what it is for."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,10 @@ class Bundle:
     """What is known of a bundle where it is made, and in its first cell.
 
     `recipe` is the profile with its values as a command line has them, `attached` are Kaggle datasets (`owner/slug`),
-    `needs` what comes from the hub. `stale` says what happens to long earlier work that no longer fits: accept, force,
-    or '' to stop there. `checkpoint_mirror` is a private Hub repository that gets the newest checkpoint every
-    `mirror_minutes`; empty for none.
+    `needs` what comes from the hub: kind (`model` or `dataset`), name, revision ('' for any), and what it is for.
+    `stale` says what happens to long earlier work that no longer fits: accept, force, or '' to stop there.
+    `checkpoint_mirror` is a private Hub repository that gets the newest checkpoint every `mirror_minutes`; empty for
+    none.
     """
 
     owner: str
@@ -53,7 +52,7 @@ class Bundle:
     processes: int = 0
     internet: bool = True
     attached: Sequence[str] = ()
-    needs: Sequence[Need] = ()
+    needs: Sequence[tuple[str, str, str, str]] = ()
     stale: str = ""
     checkpoint_mirror: str = ""
     mirror_minutes: float = 30.0
