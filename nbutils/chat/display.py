@@ -34,7 +34,7 @@ _shown: dict[str, ChatWidget] = {}
 """The widget of each notebook cell: a cell that runs again closes its old one and takes over the conversation."""
 
 
-def show_chat(get: Load, names: Sequence[str], model: str, settings: Json, beside: str = "") -> ChatWidget:
+def show_chat(get: Load, names: list[str], model: str, settings: Json, beside: str = "") -> ChatWidget:
     """Shows a live chat below the cell and returns at once; the kernel stays free.
 
     `names` are the models to pick from, `get` gives the one behind a name. Running the cell again keeps the
@@ -44,7 +44,7 @@ def show_chat(get: Load, names: Sequence[str], model: str, settings: Json, besid
     earlier = _shown.get(cell)
     if earlier is not None:
         earlier.close()  # first: two models and their caches need the room of two
-    chat = ChatWidget(get, list(names), model, dict(settings), beside, earlier)
+    chat = ChatWidget(get, names, model, settings, beside, earlier)
     if cell:
         _shown[cell] = chat
     display(Javascript(SCRIPT))
@@ -93,7 +93,8 @@ def timings_table(transcripts: Sequence[Json]) -> pd.DataFrame:
         for turn, (cost, timing) in enumerate(zip(costs, transcript["timings"], strict=True), 1):
             rows.append(cost | timing | {"model": transcript["model"], "turn": turn})
     table = pd.DataFrame(rows).set_index(["model", "turn"])[list(COLUMNS)].rename(columns=COLUMNS)
-    return table.replace({"end": IM_END, "length": "max_new_tokens"}).round(3)
+    # a reply that was stopped at once has neither a first token nor a speed
+    return table.replace({"end": IM_END, "length": "max_new_tokens"}).round(3).astype(object).fillna("–")
 
 
 def _texts(transcript: Json, role: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What the chat widget shows, as HTML strings.
 
-Text that a person or a model wrote is untrusted: Markdown from an allow-list, everything else escaped.
+Text that a person or a model wrote is untrusted: a few marks of Markdown, everything else escaped.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ NAMES = {"user": "You", "assistant": "Model", "system": "System"}
 LONGEST = 8_000
 """Characters up to which Markdown is read; longer text is shown as it is, so that nobody waits for the parser."""
 
-ALLOWED_TAGS = {"p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a"}
-ALLOWED_TAGS |= {f"h{level}" for level in range(1, 7)}
-ALLOWED_ATTRIBUTES = {"a": {"href", "rel", "target"}, "ol": {"start"}, "p": {"class"}}
 _SCHEMES = ("http", "https", "mailto")
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb]")
 
@@ -38,15 +35,12 @@ def markdown(text: str) -> str:
 
     Raw HTML, images and every other link stay visible as the text that they are.
     """
-    text = without_controls(text)
-    if len(text) > LONGEST:
-        return plain(text)
-    return str(_PARSER.render(text))
+    return plain(text) if len(text) > LONGEST else str(_PARSER.render(text))
 
 
 def plain(text: str) -> str:
     """HTML of a text that is shown as it was typed, line breaks included."""
-    return f'<p class="sc-plain">{escape(without_controls(text))}</p>'
+    return f'<p class="sc-plain">{escape(text)}</p>'
 
 
 def without_controls(text: str) -> str:
@@ -81,15 +75,14 @@ _PARSER = _parser()
 
 def bubble(message: Json, *, state: str = "", writing: bool = False) -> str:
     """One message; `state` is "" or a note such as "no longer read", `writing` shows a cursor at the end."""
-    role = message["role"]
-    text = message["content"]
+    role, text = message["role"], without_controls(message["content"])
     body = markdown(text) if role == "assistant" else plain(text)
     if writing:
         body += '<span class="sc-cursor" aria-hidden="true"></span>'
     elif role == "assistant" and not text:
         body = '<p class="sc-note">(nothing)</p>'
     note = f'<span class="sc-state">{escape(state)}</span>' if state else ""
-    foot = _footer(message) if role == "assistant" and not writing else ""
+    foot = _footer(message, text) if role == "assistant" and not writing else ""
     faded = " sc-faded" if state else ""
     return (
         f'<article class="sc-bubble sc-{role}{faded}" aria-label="{NAMES[role]}">'
@@ -136,8 +129,8 @@ def announcement(text: str) -> str:
     return f'<div class="sc-hidden" role="status">{escape(text)}</div>'
 
 
-def _footer(message: Json) -> str:
+def _footer(message: Json, text: str) -> str:
     cost = escape(Measured(**message["measured"]).summary) if message.get("measured") else ""
-    text = escape(without_controls(message["content"]))  # as it was written, Markdown and all
-    copy = f'<button type="button" class="sc-copy" aria-label="Copy this reply" data-text="{text}">Copy</button>'
+    written = escape(text)  # Markdown and all
+    copy = f'<button type="button" class="sc-copy" aria-label="Copy this reply" data-text="{written}">Copy</button>'
     return f'<div class="sc-foot"><span>{cost}</span>{copy}</div>'

@@ -25,7 +25,7 @@ AUTO = "auto"
 DEFAULT = "dynamic"
 """The reference's."""
 
-_fields: dict[str, Any] = {
+_fields: Json = {
     name: (Annotated[field.annotation, Field(description=field.description), *field.metadata], ...)
     for name, field in Sampling.model_fields.items()
 }

@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes, write_json, write_text
+from nbutils.core.files import Json, kaggle_root, resolve, sha256_of_bytes, write_json, write_text
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.record import git_commit
@@ -192,7 +192,7 @@ def make_archive() -> bytes:
 
 def check_reach(plan: Plan) -> None:
     """UserError that lists what is on this machine alone: models, conversations, tasks, runs to compare with."""
-    values: dict[str, Any] = {name: value for planned in plan.stages for name, value in planned.settings}
+    values: Json = {name: value for planned in plan.stages for name, value in planned.settings}
     paths = [values["base_model"], values["task_path"], *values["peers"], *values["compare_runs"]]
     paths += [dataset.path for dataset in values["datasets"]]
     local = [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import kaggle_root
+from nbutils.core.files import Json, kaggle_root
 from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, half_written, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
 from nbutils.core.run.key import CODE, MODULES, PARAMETERS, UPSTREAM
@@ -44,7 +44,7 @@ class Earlier:
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: Json
     fit: list[bool]
     checkpoint: Checkpoint | None = None
 
@@ -91,7 +91,7 @@ def bring(earlier: Earlier, run: Run, own: bool) -> None:
     Times of change stay. The record is the one that was found to hold: a finished stage that lacks a file is not
     finished in the copy. UserError where there is no room for it.
     """
-    files = list(_files(earlier, own and not earlier.done))
+    files = list(_files(earlier, own))
     needed, there = sum(file.stat().st_size for file in files), used(kaggle_root() / "working")
     if there + needed > LIMIT:
         raise UserError(

@@ -14,6 +14,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
 from nbutils.core.errors import UserError
 from nbutils.core.run.checkpoints import Checkpoint, newest_whole, step_in
 from nbutils.core.run.layout import CHECKPOINTS, Run
@@ -58,8 +61,6 @@ class Mirror:
 
         UserError where it cannot be read and `step` is 0: training would begin again, and replace it.
         """
-        from huggingface_hub.errors import HTTPError  # of its HTTP library
-
         problem = Exception()
         for pause in PAUSES:
             time.sleep(pause)
@@ -75,9 +76,6 @@ class Mirror:
         return None
 
     def _further(self, name: str, beyond: int) -> Path | None:
-        from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import RepositoryNotFoundError
-
         api = HfApi()
         try:
             files = api.list_repo_files(self.repo)
@@ -94,8 +92,6 @@ class Mirror:
 
     def send(self, run: Path) -> int | None:
         """Sends the newest valid checkpoint, and drops older ones there; its step, None where there is nothing new."""
-        from huggingface_hub import HfApi
-
         training = Run(run).training
         checkpoint, _ = newest_whole(Run(run).checkpoints_folder)
         if checkpoint is None or checkpoint.step <= self.sent:

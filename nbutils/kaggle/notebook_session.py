@@ -180,13 +180,12 @@ class Session:
                     found = best([*runs, *run_folders(further, self.run.path.name)], name, asked)
             if found is not None:
                 bring(found, self.run, own=True)
-            state = inspect(spec(name), settings)
-            if found is not None and not continues(found, state, self.bundle.stale, self.stage == WHOLE):
-                found = None
+                if not continues(found, inspect(spec(name), settings), self.bundle.stale, self.stage == WHOLE):
+                    found = None
             if name == TRAINING:
-                self._say_what_continues(found, state.library_changes)
+                self._say_what_continues(found)
 
-    def _say_what_continues(self, earlier: Earlier | None, changed: str) -> None:
+    def _say_what_continues(self, earlier: Earlier | None) -> None:
         if earlier is None or (not earlier.done and earlier.checkpoint is None):
             print(
                 "No checkpoint of an earlier session is attached: training starts at step 0. If a session was ended "
@@ -194,14 +193,11 @@ class Session:
             )
             return
         self.continued = earlier
-        if earlier.done:
-            return
-        print(
-            f"Continues the session of {earlier.date} at step {earlier.step}; steps that a later session "
-            "took without publishing them are lost and taken again."
-        )
-        if changed:
-            print(f"Libraries have changed since then: {changed}; that is recorded, and the run continues.")
+        if not earlier.done:
+            print(
+                f"Continues the session of {earlier.date} at step {earlier.step}; steps that a later session "
+                "took without publishing them are lost and taken again."
+            )
 
     def _log_session(self) -> None:
         self.run.path.mkdir(parents=True, exist_ok=True)
@@ -221,9 +217,8 @@ class Session:
 
     def keep_output(self, error: BaseException) -> bool:
         """Notes that the session failed; True where there is work to be kept, so that the version has to complete."""
-        if self.environment.run_type == "Interactive":
-            return False  # who sits in the editor mends the cell and runs it again
-        if not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
+        edited = self.environment.run_type == "Interactive"  # who sits there mends the cell and runs it again
+        if edited or not self.trains or not (self.run.newest_sealed() or holds_model(self.run.final)):
             return False
         self._try(self._tidy, True)
         for name in self.stages:
@@ -278,19 +273,21 @@ def forecast(run: Run) -> str:
     Datasets that were read in part are counted in full: their tokens are scaled by rows in the source over rows read.
     How often and how much the full run evaluates is not known here: evaluations are named and not counted.
     """
-    paths = [run.training / LOG_OF_TRAINING, run.rows / "summary.json", run.training / "settings.json"]
-    if not all(path.is_file() for path in paths):
+    try:
+        rows, summary = read_jsonl(run.training / LOG_OF_TRAINING), read_json(run.rows / "summary.json")
+        settings = read_json(run.training / "settings.json")["settings"]
+    except FileNotFoundError:
         return ""
-    speeds = [row["tokens_per_second"] for row in read_jsonl(paths[0]) if row.get("kind") == "train"]
-    summary, settings = read_json(paths[1]), read_json(paths[2])["settings"]
-    read = sum(source["rows"] for source in summary["datasets"])
-    if not speeds or not read:
+    speeds = [row["tokens_per_second"] for row in rows if row.get("kind") == "train"]
+    if not speeds:
         return ""
     speed = median(speeds[WARM_UP:] or speeds[-1:])
-    scale = sum(source.get("rows_in_source") or source["rows"] for source in summary["datasets"]) / read
+    sources = summary["datasets"]
+    there = sum(source.get("rows_in_source") or source["rows"] for source in sources)
+    scale = there / sum(source["rows"] for source in sources)
     tokens = summary["train"]["tokens"] * scale * settings["epochs"]
     hours = tokens / speed / 3600
-    sessions = max(1, math.ceil(hours / (SESSION_HOURS - START_HOURS)))
+    sessions = math.ceil(hours / (SESSION_HOURS - START_HOURS))
     hours += sessions * START_HOURS
     return (
         f"At {speed:,.0f} tokens a second, the training steps of the full run ({tokens / 1e6:,.1f} million tokens) "

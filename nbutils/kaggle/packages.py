@@ -47,6 +47,8 @@ BROUGHT = (
     *("scipy", "scikit-learn", "pandas", "setuptools"),
 )
 """Heavy, and surely in the image, or never replaced there: neither they nor what only they need is collected."""
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""The version that runs this."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -73,11 +75,11 @@ def lacking(needed: Mapping[str, Requirement]) -> list[Requirement]:
                     "environment in the notebook's options (Environment: Always use latest), then save a new version; "
                     "or where it is too new, update smallchat, or pin the environment of an earlier version there."
                 )
-    return [requirement for name, requirement in needed.items() if not _fits(requirement, found.get(name))]
-
-
-def _fits(requirement: Requirement, version: str | None) -> bool:
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
+    return [
+        requirement
+        for name, requirement in needed.items()
+        if not (name in found and requirement.specifier.contains(found[name], prereleases=True))
+    ]
 
 
 def live_versions() -> dict[str, str]:
@@ -124,11 +126,10 @@ def _install(lacking: Sequence[Requirement], before: Mapping[str, str], internet
         if not done.returncode:
             return
     last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
-    old = f" (for Python {sys.version_info.major}.{sys.version_info.minor})"
-    advice = "" if internet else f"collect the wheels again with `python -m nbutils kaggle wheels`{old}, or "
     raise UserError(
         f"pip cannot install {', '.join(names)} beside what the image brings ({' '.join(last) or 'see its log'}): "
-        f"{advice}choose the newest environment in the notebook's options (Environment: Always use latest)."
+        "choose the newest environment in the notebook's options (Environment: Always use latest), or, without "
+        f"internet, collect the wheels again (`kaggle wheels --python {PYTHON}`)."
     )
 
 

@@ -44,15 +44,14 @@ class Pusher:
         """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot continue."""
         for folder in folders:
             facts = read_json(folder / METADATA)
-            for source in facts["kernel_sources"]:
-                if source != facts["id"]:
-                    self._upstream(source, bool(_pushed(_beside(folder, source))))
+            for source, place in _reads(folder, facts):
+                self._upstream(place, source)
             self._sessions(folder, facts)
 
-    def _sessions(self, folder: Path, facts: dict[str, Any]) -> None:
+    def _sessions(self, folder: Path, facts: Json) -> None:
         """Pushes one bundle; with `follow` again and again until it is no longer paused, and downloads its results."""
-        address, mark, before = facts["id"], _mark(folder, facts), None
-        done = self._is_done(folder, address, mark)
+        address, before = facts["id"], None
+        done = self._is_done(folder, facts)
         if self.follow and not done and self.account.status(address) == "COMPLETE":
             before = self._note(address)
         sessions = 0
@@ -60,7 +59,7 @@ class Pusher:
             if sessions == MOST_SESSIONS:
                 raise UserError(f"{address} is still paused after {sessions} sessions: is its budget too small?")
             sessions += 1
-            self._push(folder, facts, mark)
+            self._push(folder, facts)
             time.sleep(POLL_SECONDS)
             if not self.follow:
                 return
@@ -73,10 +72,10 @@ class Pusher:
             files = self.account.output(address, target, RESULTS)
             print(f"{address}: {files} files in {shown(target)}")
 
-    def _is_done(self, folder: Path, address: str, mark: dict[str, Any]) -> bool:
+    def _is_done(self, folder: Path, facts: Json) -> bool:
         """Whether the newest version is this bundle's and done, after waiting for one that is under way."""
-        pushed, status = _pushed(folder), self.account.status(address)
-        same = pushed.get("mark") == mark
+        address, pushed = facts["id"], _pushed(folder)
+        status, same = self.account.status(address), pushed.get("mark") == _mark(folder, facts)
         if status is not None and status not in ENDED:
             print(f"{address} is under way already: waiting for it (cancel it on its page to push at once).")
             if same:
@@ -89,10 +88,9 @@ class Pusher:
         print(f"{address}: version {pushed['version']} is done, and nothing has changed since.")
         return True
 
-    def _push(self, folder: Path, facts: dict[str, Any], mark: dict[str, Any]) -> None:
-        address, sources = facts["id"], facts["kernel_sources"]
-        # Kaggle's answers for a notebook that is not there are also those of a bad moment.
-        if address in sources and _pushed(folder).get("version") is None and not self._is_there(address):
+    def _push(self, folder: Path, facts: Json) -> None:
+        address, sources, mark = facts["id"], facts["kernel_sources"], _mark(folder, facts)
+        if address in sources and not self._is_there(folder, address):
             sources = [source for source in sources if source != address]
         # Before the answer, which may be lost: a session that is under way then is this bundle's all the same.
         write_json(folder / PUSHED, {"schema": 1, "version": None, "mark": mark})
@@ -114,8 +112,13 @@ class Pusher:
         write_json(folder / PUSHED, {"schema": 1, "version": answer.version_number, "mark": mark})
         print(f"{address}: version {answer.version_number} pushed, {answer.url}")
 
-    def _is_there(self, address: str) -> bool:
-        """Whether Kaggle knows a notebook; "no" is believed at the third look."""
+    def _is_there(self, folder: Path, address: str) -> bool:
+        """Whether a notebook was pushed from this folder, or Kaggle knows it; "no" is believed at the third look.
+
+        Kaggle's answers for a notebook that is not there are also those of a bad moment.
+        """
+        if _pushed(folder).get("version") is not None:
+            return True
         for look in range(3):
             if look:
                 time.sleep(POLL_SECONDS)
@@ -123,12 +126,9 @@ class Pusher:
                 return True
         return False
 
-    def _upstream(self, address: str, pushed: bool) -> None:
-        """Waits until a notebook that others read from has ended; UserError unless its stage is done.
-
-        `pushed`: it was pushed from here, so that it is there whatever Kaggle says at the first look.
-        """
-        if not pushed and self.account.status(address) is None:
+    def _upstream(self, folder: Path, address: str) -> None:
+        """Waits until a notebook that others read from has ended; UserError unless its stage is done."""
+        if not self._is_there(folder, address):
             raise UserError(f"{address} is not on Kaggle yet, and later notebooks read its output: push it first.")
         if self._result(address)["status"] == State.PAUSED:
             raise UserError(
@@ -201,21 +201,21 @@ def bundle_folders(folder: Path) -> list[Path]:
     return found
 
 
-def _pushed(folder: Path) -> dict[str, Any]:
+def _pushed(folder: Path) -> Json:
     """What a bundle's PUSHED says; empty where it was never pushed from here."""
     return read_record(folder / PUSHED) or {}
 
 
-def _beside(folder: Path, source: str) -> Path:
-    """Where the bundle of a notebook that this one reads would be."""
-    return folder.parent / source.partition("/")[2]
-
-
-def _mark(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a bundle's version depends on: its files, and the versions of what it reads that were pushed from here."""
+def _reads(folder: Path, facts: Json) -> list[tuple[str, Path]]:
+    """The other notebooks that one reads, each with the folder in which its bundle would be."""
     others = [source for source in facts["kernel_sources"] if source != facts["id"]]
+    return [(source, folder.parent / source.partition("/")[2]) for source in others]
+
+
+def _mark(folder: Path, facts: Json) -> Json:
+    """What a bundle's version depends on: its files, and the versions of what it reads that were pushed from here."""
     return {
         "notebook": sha256_of_file(folder / facts["code_file"]),
         "metadata": sha256_of_file(folder / METADATA),
-        "reads": {source: _pushed(_beside(folder, source)).get("version") for source in others},
+        "reads": {source: _pushed(place).get("version") for source, place in _reads(folder, facts)},
     }

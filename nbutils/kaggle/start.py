@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,6 @@ NO_SECRET = (
     "editor and attach one (Add-ons → Secrets; a token of the Hub that may write), then Save Version or push again; or "
     "bundle without a mirror."
 )
-Need = tuple[str, str, str, str]
-"""Kind (`model` or `dataset`), name on the hub, revision ('' for any), and what it is for."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,10 @@ class Bundle:
     """What is known of a bundle where it is made, and in its first cell.
 
     `recipe` is the profile with its values as a command line has them, `attached` are Kaggle datasets (`owner/slug`),
-    `needs` what comes from the hub. `stale` says what happens to long earlier work that no longer fits: accept, force,
-    or '' to stop there. `checkpoint_mirror` is a private Hub repository that gets the newest checkpoint every
-    `mirror_minutes`; empty for none.
+    `needs` what comes from the hub: kind (`model` or `dataset`), name, revision ('' for any), and what it is for.
+    `stale` says what happens to long earlier work that no longer fits: accept, force, or '' to stop there.
+    `checkpoint_mirror` is a private Hub repository that gets the newest checkpoint every `mirror_minutes`; empty for
+    none.
     """
 
     owner: str
@@ -54,7 +52,7 @@ class Bundle:
     processes: int = 0
     internet: bool = True
     attached: Sequence[str] = ()
-    needs: Sequence[Need] = ()
+    needs: Sequence[tuple[str, str, str, str]] = ()
     stale: str = ""
     checkpoint_mirror: str = ""
     mirror_minutes: float = 30.0
@@ -146,25 +144,20 @@ def _prepare(bundle: Bundle, where: Environment, attached: Path) -> None:
 
 def check_attached(bundle: Bundle, lacking: Sequence[str]) -> None:
     """UserError that lists everything that nobody has attached, with how to add it: packages, models, datasets."""
-    absent = [
+    absent = [f"package {name}" for name in lacking]
+    absent += [
         f"{use} {name}"
         for kind, name, revision, use in bundle.needs
         if local_copy(kind, name, revision) is None and not resolve(name).exists()
     ]
-    if not lacking and not absent:
-        return
-    commands, found = [], list[str]()
-    if lacking:
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        commands.append(f"`python -m nbutils kaggle wheels --out wheels --python {python}` for the packages")
-        found.append(f"the packages {', '.join(lacking)}")
     if absent:
-        commands.append(f"`python -m nbutils fetch {bundle.recipe} --out fetched` for models and data")
-    raise UserError(
-        f"There is no internet here, and not attached are: {', '.join(found + absent)}. Switch Internet on in the "
-        f"session's options; or run {' and '.join(commands)} where there is a network, upload each folder as a Kaggle "
-        "dataset, and attach it (Add Input, or bundle with --attach OWNER/DATASET)."
-    )
+        raise UserError(
+            f"There is no internet here, and not attached are: {', '.join(absent)}. Switch Internet on in the "
+            "session's options; or run, where there is a network, `python -m nbutils kaggle wheels --out wheels "
+            f"--python {packages.PYTHON}` for packages and `python -m nbutils fetch {bundle.recipe} --out fetched` for "
+            "models and data, upload each folder as a Kaggle dataset, and attach it (Add Input, or bundle with "
+            "--attach OWNER/DATASET)."
+        )
 
 
 def look_around() -> Environment:

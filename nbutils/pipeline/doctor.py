@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.jupyter import quiet
 from nbutils.core.run.layout import Run, holds_model
@@ -58,12 +60,14 @@ def findings(planned: Plan, stops: list[str], learn: bool) -> Iterator[Finding]:
     yield Finding(FINE, f"Every parameter of {profile} is known and in its range.")
     yield from (Finding(STOP, text) for text in stops)
     for settings in (entry.settings for entry in planned.stages if isinstance(entry.settings, TrainSettings)):
-        if settings.base_ref.path is None and settings.base_model != TINY and not holds_model(Run(planned.run).base):
-            yield Finding(
-                NOTE,
-                f"Whether the weights of {settings.base_model} fit its configuration was not looked at, since they are "
-                f"not fetched: run `python -m nbutils fetch {profile}`, then this again.",
-            )
+        unseen = settings.base_model != TINY and not holds_model(Run(planned.run).base)
+        with suppress(UserError):  # a base that cannot be had is among `stops`
+            if unseen and settings.base_ref.path is None:
+                yield Finding(
+                    NOTE,
+                    f"Whether the weights of {settings.base_model} fit its configuration was not looked at, since they "
+                    f"are not fetched: run `python -m nbutils fetch {profile}`, then this again.",
+                )
         yield from (finding for finding in run_findings(settings) if finding.text not in stops)
         if learn:
             print("        Learning four short conversations by heart …", flush=True)

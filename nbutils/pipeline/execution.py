@@ -26,7 +26,7 @@ from papermill.execute import prepare_notebook_metadata, raise_for_execution_err
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from nbutils.core.files import project_root, shown, write_text
+from nbutils.core.files import Json, project_root, shown, write_text
 from nbutils.core.run.stage import ALLOW_PAUSED
 from nbutils.core.text import redact
 from nbutils.pipeline.display import first_line
@@ -92,7 +92,7 @@ class _Client(NotebookClient):
     number = 0
     status: int | None = None
 
-    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+    def process_message(self, msg: Json, cell: Any, cell_index: int) -> Any:
         if msg["msg_type"] == "stream":
             self.job.display.output(msg["content"]["text"])
         return super().process_message(msg, cell, cell_index)
@@ -184,8 +184,8 @@ def cell_sentence(name: str, value: str, where: str, folder: Path) -> str:
 
 def dead_kernel(where: str, status: int | None, said: str) -> str:
     """For a kernel that died under a cell, by its exit status and its last words."""
-    how = "the kernel died" if status is None else f"the kernel died with exit status {status}"
-    if status is not None and status < 0:
+    how = f"the kernel died with exit status {status}"
+    if status and status < 0:
         how = f"the kernel was ended by {signal.Signals(-status).name}"
         if -status == signal.SIGKILL:
             how += f" (often the system's answer to a lack of memory: {_LESS_MEMORY})"

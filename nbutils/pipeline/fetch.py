@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants, snapshot_download
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import MANIFEST, SCHEMA, VARIABLE, local_copy, manifest
-from nbutils.core.files import project_root, resolve, sha256_of_file, shown, write_json
+from nbutils.core.files import Json, project_root, resolve, sha256_of_file, shown, write_json
 from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import is_run_model
 from nbutils.core.run.models import TINY
@@ -26,7 +26,7 @@ from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.data.sources import CHITCHAT, FILE_ENDINGS
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.pipeline.display import first_line
-from nbutils.pipeline.parameters import add_profile, planned_by
+from nbutils.pipeline.parameters import add_profile, plan, profile_path
 
 NOT_WEIGHTS = ("*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "onnx/*", "openvino/*", "coreml/*", "original/*")
 """Files of a model repository that no loader of ours reads."""
@@ -48,7 +48,7 @@ class Wanted:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `fetch`."""
-    add_profile(parser)
+    add_profile(parser, run_dir=False)
     parser.add_argument(
         "--out", metavar="DIR", help=f"the folder (default: {VARIABLE}, or fetched/ at the project root)"
     )
@@ -60,7 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out or os.environ.get(VARIABLE) or project_root() / "fetched").expanduser().absolute()
     if arguments.check:
         return check(folder)
-    planned = planned_by(arguments)
+    planned = plan(profile_path(arguments.profile), arguments.overrides)
     wanted = wanted_by(entry.settings for entry in planned.stages)
     if not wanted:
         print(f"{shown(planned.profile)} takes nothing from the hub; it runs without internet as it is.")
@@ -72,22 +72,21 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def wanted_by(settings: Iterable[Settings], *, tasks: bool = True) -> list[Wanted]:
-    """What stages take from the hub, each once: base model, peers, the chat's models, conversations, data of `tasks`.
+def wanted_by(settings: Iterable[Settings]) -> list[Wanted]:
+    """What stages take from the hub, each once: base model, peers, the chat's models, conversations, data of tasks.
 
     Where there are other tasks than the embedded ones, lm-eval is imported for them, which takes seconds.
     """
-    values: dict[str, Any] = {name: value for stage in settings for name, value in stage}
-    base, revision = values.get("base_model", TINY), values.get("base_revision")
-    models = [("base model", f"{base.partition('@')[0]}@{revision}" if revision else base)]
+    values: Json = {name: value for stage in settings for name, value in stage}
+    models = [("base model", values.get("base_model", TINY), values.get("base_revision", ""))]
     if "tasks" in values:  # the chat loads a peer where somebody picks it
-        models += [("peer", peer) for peer in values["peers"]]
-    models += [("model of the chat", values.get(name, TINY)) for name in ("model", "compare_with")]
+        models += [("peer", peer, "") for peer in values["peers"]]
+    models += [("model of the chat", values.get(name, TINY), "") for name in ("model", "compare_with")]
     own = own_tasks(values.get("task_path", ""))
     wanted = [
         *(
-            Wanted("model", name.partition("@")[0], name.partition("@")[2], purpose)
-            for purpose, name in models
+            Wanted("model", name.partition("@")[0], revision or name.partition("@")[2], purpose)
+            for purpose, name, revision in models
             if not (name == TINY or is_run_model(name) or name.endswith(".gguf") or resolve(name).exists())
         ),
         *(
@@ -98,7 +97,7 @@ def wanted_by(settings: Iterable[Settings], *, tasks: bool = True) -> list[Wante
         *(
             Wanted("dataset", name, "", f"task {task}")
             for task in [*values.get("tasks", []), *values.get("contamination_tasks", [])]
-            if tasks and (task in own or task not in YAMLS)
+            if task in own or task not in YAMLS
             for name in dataset_of_tasks(task, own)
         ),
     ]
@@ -127,8 +126,6 @@ def _loaded(item: Wanted) -> bool:
 
 def fetch(wanted: Wanted, folder: Path) -> None:
     """Downloads one repository at a pinned commit and adds it to the manifest; what is there already stays."""
-    from huggingface_hub import HfApi, snapshot_download
-
     try:
         info: Any = HfApi().repo_info(wanted.name, repo_type=wanted.kind, revision=wanted.revision or None)
         commit = str(info.sha)
@@ -171,7 +168,7 @@ def _add(wanted: Wanted, commit: str, folder: Path, target: str) -> bool:
         for path in sorted((folder / target).rglob("*"))
         if path.is_file() and ".cache" not in path.relative_to(folder / target).parts  # the hub client's own notes
     }
-    item = {"kind": wanted.kind, "name": wanted.name, "revision": wanted.revision, "commit": commit}
+    item = {"kind": wanted.kind, "name": wanted.name, "revision": wanted.revision, "commit": commit, "folder": target}
     others = [other for other in items if other["folder"] != target]
-    write_json(folder / MANIFEST, {"schema": SCHEMA, "items": [*others, item | {"folder": target, "files": files}]})
+    write_json(folder / MANIFEST, {"schema": SCHEMA, "items": [*others, item | {"files": files}]})
     return len(others) < len(items)

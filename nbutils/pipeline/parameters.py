@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve, shown, write_json
+from nbutils.core.files import Json, resolve, shown, write_json
 from nbutils.core.notebooks import code_cells, notebook_path, notebooks_folder, parameters
 from nbutils.core.run.layout import Run
 from nbutils.core.settings import Settings, nearest
@@ -42,7 +42,7 @@ class Planned:
 
     stage: StageSpec
     settings: Settings
-    injected: dict[str, Any]
+    injected: Json
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Plan:
 # ---- the command line
 
 
-def add_profile(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """The arguments that every command on a profile takes: PROFILE, `-p NAME=VALUE`, `--run-dir DIR`."""
+def add_profile(parser: argparse.ArgumentParser, default: str | None = None, run_dir: bool = True) -> None:
+    """The arguments of a command on a profile: PROFILE, `-p NAME=VALUE`, and `--run-dir DIR` where it has an effect."""
     parser.add_argument(
         "profile",
         metavar="PROFILE",
@@ -74,7 +74,8 @@ def add_profile(parser: argparse.ArgumentParser, default: str | None = None) -> 
         dest="overrides",
         help="set one parameter; VALUE is YAML",
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="the run folder, instead of the profile's run_dir")
+    if run_dir:
+        parser.add_argument("--run-dir", metavar="DIR", help="the run folder, instead of the profile's run_dir")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import Json, shown
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.run import pause
 from nbutils.core.run.decide import Action, StageState, carry_out, decide, inspect, progress_words
@@ -82,7 +81,7 @@ class Job:
 
     source: Path
     target: Path
-    parameters: dict[str, Any]
+    parameters: Json
     supervisor: Supervisor
     display: Display
     options: Options
@@ -126,11 +125,9 @@ class Runner:
 
     def _look_ahead(self) -> None:
         """UserError for what a notebook would stop over, from the first one on that has something to do."""
-
-        def stands(planned: Planned) -> bool:
-            return decide(inspect(planned.stage, planned.settings), self.options.policy) in STAYS
-
-        if pending := list(dropwhile(stands, self.chosen)):
+        policy = self.options.policy
+        pending = list(dropwhile(lambda each: decide(inspect(each.stage, each.settings), policy) in STAYS, self.chosen))
+        if pending:
             from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
 
             if stops := problems(self.plan, pending):
@@ -207,8 +204,7 @@ class Runner:
             how = f"ended by {asked.name} before it had saved a checkpoint" if early else f"stopped by {asked.name}"
             sentence = f"{name} was {how}; run the same command again to go on from this stage."
         else:
-            unfinished = "ran to its end without finishing its stage: its last cell must call stage.finish()."
-            sentence = str(error or f"{source.name} {unfinished}")
+            sentence = str(error or f"{source.name} ran to its end: let its last cell call stage.finish().")
         self._note_failure(name, sentence, seconds)
         self.sentence = sentence + (f" What ran so far is in {shown(target)}." if target.is_file() else "")
         return 128 + asked if asked else 1

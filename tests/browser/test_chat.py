@@ -11,9 +11,8 @@ import time
 import pytest
 from playwright.sync_api import expect
 
-from nbutils.chat.markup import ALLOWED_TAGS
 from tests.browser.contrast import too_pale
-from tests.chat.test_markup import HOSTILE
+from tests.chat.test_markup import ALLOWED_TAGS, HOSTILE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 

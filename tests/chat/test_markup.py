@@ -9,7 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nbutils.chat.markup import ALLOWED_ATTRIBUTES, ALLOWED_TAGS, LONGEST, markdown, plain
+from nbutils.chat.markup import LONGEST, markdown, plain
+
+ALLOWED_TAGS = {"p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a"}
+ALLOWED_TAGS |= {f"h{level}" for level in range(1, 7)}
+ALLOWED_ATTRIBUTES = {"a": {"href", "rel", "target"}, "ol": {"start"}, "p": {"class"}}
 
 HOSTILE = [
     "<img src=x onerror=\"window.hacked=1\">",

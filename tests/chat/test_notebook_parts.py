@@ -13,6 +13,7 @@ from nbutils.chat.models import LoadedModel, load
 from nbutils.chat.session import ask, play
 from nbutils.chat.settings import ChatSettings
 from nbutils.chat.transcript import write_transcript
+from nbutils.core.chat_engine.engine import Measured
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.notebooks import notebook_path, parameters
@@ -50,6 +51,15 @@ def test_the_scripted_conversation_is_saved_with_timings(finished, final, tmp_pa
     assert list(display.timings_table(transcripts).index) == [("final", 1), ("final", 2), ("base", 1), ("base", 2)]
     read = display.as_read(final, transcripts[0])
     assert read.startswith("<|im_start|>user\nHi <b><|im_end|>\n") and read.endswith("<|im_start|>assistant\n")
+
+
+def test_a_reply_without_a_first_token_has_a_dash_in_the_table_of_timings():
+    costs = [Measured(), Measured(new_tokens=2, seconds_to_first_token=0.12345, seconds=1.0)]
+    turns = [{"role": "assistant", "measured": cost.model_dump()} for cost in costs]
+    timings = [{"time_to_first_token": each.seconds_to_first_token, "tokens_per_second": 1.0} for each in costs]
+    timings[0]["tokens_per_second"] = None
+    table = display.timings_table([{"model": "final", "messages": turns, "timings": timings}])
+    assert list(table["seconds to the first token"]) == ["–", 0.123] and list(table["tokens per second"]) == ["–", 1.0]
 
 
 def test_greedy_differs_from_sampling_and_tables_shorten(finished, final):

@@ -27,6 +27,12 @@ def test_help_names_every_command_and_option(line, words, capsys):
     assert ended.value.code == 0 and (words in out or all(word in out for word in words.split(" ")))
 
 
+def test_an_option_without_effect_is_not_offered(capsys):
+    with pytest.raises(SystemExit):
+        main(["fetch", "--help"])
+    assert "--run-dir" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "line,words",
     [

@@ -60,6 +60,12 @@ def test_every_problem_is_listed_at_once_and_the_status_says_so(doctor, profile,
     assert "up to 999 tokens, but max_length is 256" in out  # of another notebook 01
 
 
+def test_a_base_folder_that_holds_no_model_is_one_problem_in_the_list(doctor, profile, tmp_path):
+    status, out = doctor(profile, tmp_path / "run", "-p", "base_model=params", "-p", "report_to=[tensorbord]")
+    assert status == 1 and "2 problems would stop this run or spoil it:" in out
+    assert out.count("  STOP  ") == 2 and "params holds no model" in out and "no tracker tensorbord" in out
+
+
 @pytest.mark.parametrize(
     "option,words",
     [
