@@ -20,7 +20,8 @@ HEAD = 2**20
 """Bytes at the start of a file that tell JSON lines from a document."""
 _SIGN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},:]', re.DOTALL)
 """What gives a document its structure; a string is one sign, whatever it holds."""
-_FILLED = re.compile(rb"[^ \t\n\r]")
+_FILLED = re.compile(rb"[^\s\xef\xbb\xbf]")
+"""Where something begins, behind blanks and the mark with which some programs begin a file."""
 _LIST, _OBJECT, _COMMA, _COLON = b"[{,:"
 
 
@@ -36,15 +37,16 @@ def open_document(path: Path) -> Rows | None:
     if _looks_like_lines(path):
         return None
     with _mapped(path) as text:
-        start = 3 if text[:3] == b"\xef\xbb\xbf" else 0
-        start = _FILLED.search(text, start).start()  # type: ignore[union-attr]  # a blank file looks like lines
+        start = _FILLED.search(text).start()  # type: ignore[union-attr]  # a blank file looks like lines
         if text[start] == _LIST:
-            return partial(_rows, path, start)
+            return partial(_rows, path, start, len(text))
         if text[start] != _OBJECT:
             raise UserError(
                 f"{shown(path)} holds no list of rows; give a JSON file with a list of objects, or JSON lines."
             )
-        values = {key.strip(b'"').decode(errors="replace"): where for key, *where in _values(path, text, start)}
+        values = {
+            key.strip(b'"').decode(errors="replace"): where for key, *where in _values(path, text, start, len(text))
+        }
         lists = [(first, where) for where in values.values() if (first := _first_object(path, text, *where))]
         # Objects that are no rows, under a key that is a shape's, are the messages of one conversation.
         if len(lists) == 1 and (fitting(_columns(lists[0][0])) or not fitting(values)):
@@ -64,9 +66,8 @@ def _broken(path: Path, at: int, why: str) -> UserError:
     )
 
 
-def _values(path: Path, text: mmap, start: int, stop: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+def _values(path: Path, text: mmap, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
     """Key (empty in a list), start and end of each value in the list or object that takes up `text[start:stop]`."""
-    stop = len(text) if stop is None else stop
     depth, begin, key = 0, start, b""
     for sign in _SIGN.finditer(text, start, stop):
         kind = text[sign.start()]
@@ -87,14 +88,9 @@ def _values(path: Path, text: mmap, start: int, stop: int | None = None) -> Iter
 
 
 def _first_object(path: Path, text: mmap, start: int, stop: int) -> bytes | None:
-    """The first of a list of objects; None for anything else."""
-    first = None
-    if text[start] == _LIST:
-        for _, begin, end in _values(path, text, start, stop):
-            if text[begin] != _OBJECT:
-                return None
-            first = first or text[begin:end]
-    return first
+    """What a list begins with, if that is an object; None for anything else."""
+    first = next(_values(path, text, start, stop), None) if text[start] == _LIST else None
+    return text[first[1] : first[2]] if first and text[first[1]] == _OBJECT else None
 
 
 def _rows_of_columns(found: Mapping[str, Any]) -> list[bytes] | None:
@@ -103,7 +99,7 @@ def _rows_of_columns(found: Mapping[str, Any]) -> list[bytes] | None:
     None for any other. All of them are in memory at once: such a file has been in somebody's memory as a whole.
     """
     columns = [
-        list(column.values()) if isinstance(column, dict) and column and all(map(str.isdecimal, column)) else column
+        list(column.values()) if isinstance(column, dict) and all(map(str.isdecimal, column)) else column
         for column in found.values()
     ]
     if not fitting(found) or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
@@ -113,21 +109,17 @@ def _rows_of_columns(found: Mapping[str, Any]) -> list[bytes] | None:
     return [json.dumps(dict(zip(found, row, strict=True))).encode() for row in zip(*columns, strict=True)]
 
 
-def _rows(path: Path, start: int, stop: int | None = None) -> Iterator[bytes]:
+def _rows(path: Path, start: int, stop: int) -> Iterator[bytes]:
     with _mapped(path) as text:
         for _, begin, end in _values(path, text, start, stop):
             yield text[begin:end]
 
 
 def _looks_like_lines(path: Path) -> bool:
-    """Whether the first line, or most of those at the file's head, are objects of their own; or there are none."""
+    """Whether at least half of the lines at the file's head are objects of their own; or there are none."""
     with path.open("rb") as file:
-        head = file.read(HEAD)
-    lines = [line for line in head.split(b"\n") if line.strip()]
-    if len(head) == HEAD:
-        lines = lines[:-1]  # cut off
-    objects = [bool(_columns(line)) for line in lines]
-    return not head.strip() or (len(lines) > 1 and (objects[0] or 2 * sum(objects) > len(objects)))
+        objects = [bool(_columns(line)) for line in file.read(HEAD).split(b"\n") if line.strip()]
+    return not objects or (len(objects) > 1 and 2 * sum(objects) >= len(objects))
 
 
 def _columns(text: bytes) -> Collection[str]:

@@ -8,7 +8,7 @@ from codecs import BOM_UTF8 as BOM
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePath
 
 import pyarrow as pa
@@ -39,7 +39,7 @@ WORDS = {
 """What the `datasets` library takes as the name of each usual split in the name of a file or folder."""
 _SHARD = r"(?:[-._ ]?\d+(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]+)?)?"
 LOOKED_AT = 200
-"""Rows from which the shape is found."""
+"""Rows that are not broken from which the shape is found."""
 
 
 def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
@@ -66,7 +66,7 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
             "file to read in `datasets`, or move the other away."
         )
     if not mine and not others and spec.whole_split == "train":
-        mine = [file for file in of_lines if not any(names_split(file, other) for other in WORDS if other != "train")]
+        mine = [file for file in of_lines if not any(names_split(file, other) for other in WORDS)]
     return [path / file for file in mine]
 
 
@@ -98,19 +98,17 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
     spec.refuse("a local folder" if is_folder else "a single file", "name", *(() if is_folder else ("split",)))
     readers = [_rows_of(file) for file in files]
 
-    def read_all() -> Iterator[bytes]:
-        return (row for rows in readers for row in rows())
+    def read(start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        return islice((row for rows in readers for row in rows()), start, stop)
 
-    size = sum(1 for _ in read_all())
+    size = sum(1 for _ in read())
     ((_, taken),) = spec.parts({spec.whole_split: size})  # of a folder, the files make up the split already
-
-    def read() -> Iterator[bytes]:
-        return islice(read_all(), taken.start, taken.stop)
+    mine = partial(read, taken.start, taken.stop)
 
     def batches() -> Iterator[Batch]:
-        return in_memory(pa.table({LINE: pa.array(group, pa.large_binary())}) for group in _grouped(read()))
+        return in_memory(pa.table({LINE: pa.array(group, pa.large_binary())}) for group in _grouped(mine()))
 
-    shape, columns = _shape_of(read(), spec.label)
+    shape, columns = _shape_of(mine(), spec.label)
     digest = sha256_of_json([sha256_of_file(file) for file in files])
     names = tuple(str(file.relative_to(path)) for file in files) if is_folder else ()
     return Source(spec, shape, columns, len(taken), batches, digest, files=names)
@@ -149,25 +147,19 @@ def _grouped(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
 
 
 def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
-    """The shape that most of the first lines have, and the names of the columns seen.
-
-    Where all of them are broken, that of the first line which is not.
-    """
-    seen: dict[str, None] = {}
+    """The shape that most of the first lines have, and the names of the columns seen; broken lines do not count."""
     votes: Counter[tuple[str, ...]] = Counter()
     broken = ""
-    for number, line in enumerate(lines):
-        if number >= LOOKED_AT and votes:
-            break
+    for line in lines:
         try:
-            columns = tuple(parse_line(line))
+            votes[tuple(parse_line(line))] += 1
         except Malformed as error:
             broken = broken or str(error)
-            continue
-        seen |= dict.fromkeys(columns)
-        votes[columns] += 1
+        if votes.total() == LOOKED_AT:
+            break
     if not votes:
         why = f"no row of it is a JSON object (the first: {broken})" if broken else "it holds no rows"
         raise UserError(f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them.")
+    seen = list(dict.fromkeys(chain.from_iterable(votes)))
     fit = [columns for columns, _ in votes.most_common() if fitting(columns)]
-    return detect((*fit, tuple(seen))[0], where), list(seen)
+    return detect((*fit, seen)[0], where), seen
