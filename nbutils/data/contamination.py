@@ -98,13 +98,10 @@ def build_index(items: Iterable[tuple[str, list[str]]], words: int, folder: Path
 
     Items shorter than `words` words have no n-gram; they are counted, and cannot be found.
     """
-    labels: list[str] = []
-    hashes = [np.zeros(0, np.uint64)]  # of each item
-    for label, texts in items:
-        labels.append(label)
-        grams = [rolling(hashed(words_of(text)), words) for text in texts]
-        hashes.append(np.unique(np.concatenate([hashes[0], *grams])))
-    flat, lengths = np.concatenate(hashes), [len(own) for own in hashes[1:]]
+    nothing = np.zeros(0, np.uint64)
+    grams = {label: [rolling(hashed(words_of(text)), words) for text in texts] for label, texts in items}
+    hashes = [np.unique(np.concatenate([nothing, *of_texts])) for of_texts in grams.values()]
+    labels, lengths, flat = list(grams), list(map(len, hashes)), np.concatenate([nothing, *hashes])
     order = np.argsort(flat, kind="stable")
     with replaced(folder) as partial:
         partial.mkdir()

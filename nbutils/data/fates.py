@@ -128,11 +128,6 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def opening_hash(turns: Sequence[Turn]) -> str:
-    """The hash of the first exchange: conversations that begin alike, such as a growing one, share it."""
-    return conversation_hash(turns[:2])
-
-
 def normalised(text: str) -> str:
     """Unicode normalisation form KC; plain ASCII is in it already."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text)

@@ -30,7 +30,6 @@ from nbutils.data.fates import (
     Turn,
     conversation_hash,
     judge,
-    opening_hash,
     side_of,
     uniform,
 )
@@ -108,7 +107,7 @@ class RowFilter:
             "messages": judged.messages,
         }
         if measured:
-            opening = opening_hash(judged.turns)
+            opening = conversation_hash(judged.turns[:2])  # those that begin alike, such as a growing one, share it
             digest = opening if len(judged.turns) == 2 else conversation_hash(judged.turns)
             row |= {
                 "hash": digest,

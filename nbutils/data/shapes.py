@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import pyarrow as pa
@@ -234,11 +234,11 @@ def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn]] | None:
     if len(table.column_names) > 1 or not pa.types.is_list(column.type) or column.null_count:
         return None
     items = column.flatten()
-    if not pa.types.is_struct(items.type) or items.null_count or len(items.type) != 2:
+    if not pa.types.is_struct(items.type) or items.null_count:
         return None
-    texts = {field.name for field in items.type if field.type in (pa.string(), pa.large_string())}
-    names = [name for name in (*ROLE_KEYS, *TEXT_KEYS) if name in texts]
-    if len(names) != 2 or names[0] not in ROLE_KEYS or names[1] not in TEXT_KEYS:
+    texts = {field.name if field.type in (pa.string(), pa.large_string()) else "" for field in items.type}
+    names = next((pair for pair in product(ROLE_KEYS, TEXT_KEYS) if texts == {*pair}), None)
+    if names is None:
         return None
     try:
         roles, said = (items.field(name).to_pylist() for name in names)

@@ -15,7 +15,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from nbutils.core.errors import UserError
-from nbutils.data import documents, lines, sources
+from nbutils.data import lines, sources
 from nbutils.data.display import sources_table
 from nbutils.data.messages import Malformed
 from nbutils.data.row_batches import Source
@@ -196,12 +196,12 @@ def test_json_documents(tmp_path, text, rows):
 
 
 def test_a_json_document_is_never_held_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "HEAD", 1_000)  # read whole
+    monkeypatch.setattr(lines, "HEAD", 1_000)  # read whole
     path = tmp_path / "a.json"
     text = json.dumps({"a": 12345, "data": ROWS * 12, "b": ['x\\"é']}, ensure_ascii=False)
     path.write_text(text)
     tracemalloc.start()
-    rows = documents.open_document(path)
+    rows = lines.open_document(path)
     assert rows is not None
     assert sum(json.loads(row) == ROWS[i % len(ROWS)] for i, row in enumerate(rows())) == 12 * len(ROWS)
     assert sum(1 for _ in rows()) == 12 * len(ROWS)
@@ -233,7 +233,7 @@ def test_generated_json_documents_are_cut_where_their_rows_end(tmp_path):
             json.dumps(whole, indent=rng.choice([None, 2]), ensure_ascii=rng.random() < 0.5),
             encoding=rng.choice(["utf-8", "utf-8-sig"]),
         )
-        found = documents.open_document(path)
+        found = lines.open_document(path)
         assert found is not None and [json.loads(row) for row in found()] == rows, path.read_text()
 
 
