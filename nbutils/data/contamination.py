@@ -6,7 +6,6 @@ lower-case words without punctuation. Most hits deserve a look, so the matched w
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from nbutils.core.files import read_json, replaced, write_json
 from nbutils.core.tasks import item_label, item_texts, load_tasks, own_tasks
@@ -50,15 +50,15 @@ class NgramIndex:
     labels: list[str]
     words: int
 
-    def matches(self, conversations: Sequence[Sequence[str]]) -> list[Match | None]:
-        """For each conversation (its texts) all items that share a run of words with it; None where there are none.
+    def matches(self, conversations: Sequence[Sequence[str]]) -> dict[int, Match]:
+        """The conversations (lists of texts) that share a run of words with items: place in the list → the match.
 
         Texts of one conversation are read as one: an item's question and answer may be in two turns.
         """
         tokens = [words_of(" ".join(texts)) for texts in conversations]
         lengths = np.array([len(row) for row in tokens], np.int64)
         grams = rolling(hashed(chain.from_iterable(tokens)), self.words)
-        found: list[Match | None] = [None] * len(conversations)
+        found: dict[int, Match] = {}
         if not len(self.hashes):
             return found
         first = np.searchsorted(self.hashes, grams)
@@ -67,7 +67,7 @@ class NgramIndex:
             row = int(np.searchsorted(starts, hit, side="right")) - 1
             begin = int(hit - starts[row])
             if begin + self.words <= lengths[row]:  # else the run goes over into the next conversation
-                match = found[row] = found[row] or Match([], " ".join(tokens[row][begin : begin + self.words]))
+                match = found.setdefault(row, Match([], " ".join(tokens[row][begin : begin + self.words])))
                 stop = np.searchsorted(self.hashes, grams[hit], side="right")
                 labels = [self.labels[item] for item in self.items[first[hit] : stop]]
                 match.items.extend(label for label in labels if label not in match.items)
@@ -79,15 +79,9 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(normalised(text).lower())
 
 
-@lru_cache(maxsize=200_000)
-def hash_of_word(word: str) -> int:
-    """64 bits that depend on the word alone."""
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
 def hashed(words: Iterable[str]) -> np.ndarray:
-    """Hashes of words: (W,) uint64."""
-    return np.fromiter(map(hash_of_word, words), np.uint64)
+    """Hashes of words, each of which depends on the word alone: (W,) uint64."""
+    return pd.util.hash_array(np.array(list(words), object), categorize=False)
 
 
 def rolling(words: np.ndarray, n: int) -> np.ndarray:
@@ -104,13 +98,10 @@ def build_index(items: Iterable[tuple[str, list[str]]], words: int, folder: Path
 
     Items shorter than `words` words have no n-gram; they are counted, and cannot be found.
     """
-    labels: list[str] = []
-    hashes = [np.zeros(0, np.uint64)]  # of each item
-    for label, texts in items:
-        labels.append(label)
-        grams = [rolling(hashed(words_of(text)), words) for text in texts]
-        hashes.append(np.unique(np.concatenate([hashes[0], *grams])))
-    flat, lengths = np.concatenate(hashes), [len(own) for own in hashes[1:]]
+    nothing = np.zeros(0, np.uint64)
+    grams = {label: [rolling(hashed(words_of(text)), words) for text in texts] for label, texts in items}
+    hashes = [np.unique(np.concatenate([nothing, *of_texts])) for of_texts in grams.values()]
+    labels, lengths, flat = list(grams), list(map(len, hashes)), np.concatenate([nothing, *hashes])
     order = np.argsort(flat, kind="stable")
     with replaced(folder) as partial:
         partial.mkdir()
@@ -124,9 +115,8 @@ def build_index(items: Iterable[tuple[str, list[str]]], words: int, folder: Path
 @lru_cache(maxsize=2)
 def loaded_index(folder: str) -> NgramIndex:
     """The index in a folder, memory-mapped, opened once by each process."""
-    facts = read_json(Path(folder) / "index.json")
-    hashes, items = (np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ("hashes", "items"))
-    return NgramIndex(hashes, items, facts["labels"], facts["words"])
+    arrays = {name: np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ("hashes", "items")}
+    return NgramIndex(**arrays, **read_json(Path(folder) / "index.json"))
 
 
 def index_tasks(settings: DataSettings, folder: Path) -> dict[str, Any] | None:

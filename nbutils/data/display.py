@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML, Image
 
 from nbutils.core.charts import DPI, THEMES, WIDTH, add_legend, new_figure, save
 from nbutils.data.fates import KEPT, REASONS
 from nbutils.data.row_batches import Source
 
 if TYPE_CHECKING:
-    from IPython.display import HTML, Image
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
@@ -68,7 +68,7 @@ def contamination_line(summary: dict[str, Any]) -> str:
 def beside_line(summary: dict[str, Any]) -> str:
     """What the rows held beside the texts that are learnt: marked messages, common openings, keys not read."""
     marked = sum(summary[side]["context_turns"] for side in ("train", "eval"))
-    found = [f"{marked:,} messages are marked not to be learnt: they are read as context."] if marked else []
+    found = [f"{marked:,} messages are marked not to be learnt: they are read as context."]
     if shared := summary["openings"]:
         rows = f"{shared[0]['rows']:,} rows on the {shared[0]['side']} side"
         found.append(
@@ -76,7 +76,7 @@ def beside_line(summary: dict[str, Any]) -> str:
             f"side as a whole; the commonest, first in row {shared[0]['index']} of {shared[0]['source']}, has {rows}."
         )
     keys = [f"{key} ({rows:,} rows)" for key, rows in summary["unread"].items()]
-    return " ".join([*found, f"Not read, though they held text: {', '.join(keys)}." if keys else ""])
+    return " ".join([*found, f"Not read, though they held text: {', '.join(keys) or 'no keys'}."])
 
 
 def waterfall(summary: dict[str, Any], folder: Path) -> Image:
@@ -96,7 +96,7 @@ def waterfall(summary: dict[str, Any], folder: Path) -> Image:
                            padding=3, color=colours.ink)  # fmt: skip
             axes.invert_yaxis()
             axes.margins(x=0.2)
-            axes.set_xlabel({"rows": "rows", "tokens": "tokens read"}[unit], fontsize=8)
+            axes.set_xlabel(f"{unit} read", fontsize=8)
         panels[1].set_yticklabels([])
         return figure
 
@@ -108,16 +108,14 @@ def length_histogram(summary: dict[str, Any], folder: Path) -> Image:
     limit, lengths = summary["max_length"], summary["lengths"]
     heights, width = np.array(lengths["rows"]), lengths["bin_tokens"]
     lefts = width * np.arange(len(heights))
-    fit = lefts < limit
-    labels = {True: "fit", False: f"too long: {lengths['too_long']:,}, lengths from {lengths['counted']:,} of them"}
+    beyond = f"max_length; beyond it {lengths['too_long']:,}, drawn from {lengths['counted']:,} of them"
 
     def draw(theme: str) -> Figure:
         colours = THEMES[theme]
         figure, (axes,) = new_figure(1, 1, theme=theme, height=3.2)
-        for side, colour in ((True, colours.first), (False, colours.second)):
-            axes.bar(lefts[fit == side], heights[fit == side], width * 0.95, align="edge", color=colour,
-                     label=labels[side])  # fmt: skip
-        axes.axvline(limit, color=colours.ink, linestyle="--")
+        fills = np.where(lefts < limit, colours.first, colours.second)
+        axes.bar(lefts, heights, width * 0.95, align="edge", color=fills)
+        axes.axvline(limit, color=colours.ink, linestyle="--", label=beyond)
         axes.set_xlabel("tokens of the conversation in ChatML (the last bar stands for all that is longer)", fontsize=8)
         axes.set_ylabel("conversations", fontsize=8)
         add_legend(axes, theme)
@@ -128,8 +126,6 @@ def length_histogram(summary: dict[str, Any], folder: Path) -> Image:
 
 def _saved(folder: Path, name: str, draw: Any) -> Image:
     """Writes a figure as PNG and SVG, light and dark (`-dark`); returns the light one."""
-    from IPython.display import Image
-
     save(draw, folder, name)
     return Image(filename=str(folder / f"{name}.png"), width=round(WIDTH * DPI))
 
@@ -158,8 +154,6 @@ def drops_table(samples: dict[str, list[dict[str, Any]]]) -> HTML:
 
 def _html(frame: pd.DataFrame, **options: Any) -> HTML:
     """A table with whole texts."""
-    from IPython.display import HTML
-
     with pd.option_context("display.max_colwidth", None):
         return HTML(frame.to_html(**options))
 
@@ -177,8 +171,6 @@ def example(folder: Path, turns: int = 4) -> dict[str, Any]:
 
 def coloured(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> HTML:
     """A row of a set token by token, supervised ones in green; hover for the id. Texts are escaped."""
-    from IPython.display import HTML
-
     spans = []
     for number, (token, supervised) in enumerate(zip(row["input_ids"], row["supervised"], strict=True)):
         text = html.escape(tokenizer.decode([token])).replace("\n", "⏎\n")

@@ -51,27 +51,21 @@ class Context(str):
 
 @dataclass(frozen=True)
 class Judged:
-    """A conversation cleaned of system messages and half-finished exchanges, with its fate so far (or `kept`)."""
+    """A conversation cleaned of system messages and half-finished exchanges, with its fate so far (or `kept`).
+
+    `unread` are the keys of its row that held text which is no part of it.
+    """
 
     turns: list[Turn]
     fate: str
     detail: str = ""
     lost_last_user_turn: bool = False
-
-    @property
-    def context_turns(self) -> list[int]:
-        """The places of turns that are not to be learnt."""
-        return [number for number, (role, _) in enumerate(self.turns) if isinstance(role, Context)]
+    unread: Sequence[str] = ()
 
     @cached_property
     def messages(self) -> list[dict[str, Any]]:
         """The turns as the messages that the rest of the project reads."""
         return as_messages(self.turns)
-
-    @property
-    def characters(self) -> int:
-        """Length of all texts in Unicode code points."""
-        return sum([len(text) for _, text in self.turns])
 
 
 def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
@@ -132,11 +126,6 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
         text = " \0 ".join([text.replace("\0", "\0\0") for _, text in turns])
     text = " ".join(normalised(text).split())
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def opening_hash(turns: Sequence[Turn]) -> str:
-    """The hash of the first exchange: conversations that begin alike, such as a growing one, share it."""
-    return conversation_hash(turns[:2])
 
 
 def normalised(text: str) -> str:

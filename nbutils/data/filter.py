@@ -6,21 +6,19 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from nbutils.core.files import replaced, write_json
 from nbutils.core.run.models import TINY, ModelRef, train_bpe
-from nbutils.data.fates import DUPLICATE, KEPT, TOO_LONG, opening_hash
+from nbutils.data.fates import DUPLICATE, KEPT, REASONS, TOO_LONG, conversation_hash
 from nbutils.data.row_batches import Source, in_order
 from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tokenizer
-from nbutils.data.sets import DropSamples, LongRows, RowSet
+from nbutils.data.sets import RowSet, Sample, add_dropped, read_whole, shown, where
 from nbutils.data.settings import DataSettings
 from nbutils.data.summary import Filtered
 
@@ -33,6 +31,8 @@ TOO_LONG_ROWS = 200
 """Whole over-long conversations of the eval side that are kept for the context curve."""
 COUNTED_ROWS = 1_000
 """Over-long conversations that are counted to their end, for what lies above `max_length`."""
+DROPS_SHOWN = 3
+"""Dropped rows of each reason that are kept to look at."""
 ROWS_PER_PROCESS = 2_000
 """Below this many rows for each, a further process takes longer to start than it saves."""
 
@@ -52,10 +52,10 @@ def make_tokenizer(settings: DataSettings, sources: Sequence[Source], folder: Pa
 def train_texts(settings: DataSettings, sources: Sequence[Source]) -> Iterator[str]:
     """Texts of all conversations on the train side, cleaned as the filter cleans them."""
     for source in sources:
-        rows = RowFilter(source.spec, source.shape.name, settings, Path())
+        rows = RowFilter(source.spec, source.shape, settings, Path())
         for batch in source.batches():
-            for judged in rows.judged(batch.read(), batch.start)[1]:
-                if judged.fate == KEPT and rows.side(opening_hash(judged.turns)) == "train":
+            for judged in rows.judged(batch.read(), batch.start).values():
+                if judged.fate == KEPT and rows.side(conversation_hash(judged.turns[:2])) == "train":
                     yield from (text for _, text in judged.turns)
 
 
@@ -68,9 +68,9 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     tokenizer = loaded_tokenizer(str(folder / "tokenizer"))  # forked workers inherit it
     sets = {name: RowSet(folder / name) for name in ("train", "eval", "too_long")}
-    kept_long = LongRows(TOO_LONG_ROWS, settings.split_seed)
-    counted_long = LongRows(COUNTED_ROWS, settings.split_seed)
-    samples = DropSamples(settings.seed)
+    kept_long = Sample(TOO_LONG_ROWS, settings.split_seed)
+    counted_long = Sample(COUNTED_ROWS, settings.split_seed)
+    drops = {reason: Sample(DROPS_SHOWN, settings.seed) for reason in REASONS}
     first: dict[bytes, tuple[str, int]] = {}
     read = {source.label: 0 for source in sources}
     with replaced(folder / "ledger.parquet") as partial, pq.ParquetWriter(partial, LEDGER_SCHEMA) as ledger:
@@ -78,17 +78,17 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
             read[source.label] += rows
             result = duplicates_marked(result, source.label, first)
             ledger.write_table(result.select(LEDGER_SCHEMA.names).replace_schema_metadata(LEDGER_SCHEMA.metadata))
-            samples.add(result)
+            add_dropped(drops, result)
+            kept, long = where(result, "fate", KEPT), where(result, "fate", TOO_LONG)
             for side in ("train", "eval"):
-                sets[side].add(_where(result, fate=KEPT, side=side))
-            long = _where(result, fate=TOO_LONG)
+                sets[side].add(where(kept, "side", side))
             counted_long.add(long, long["hash"].to_pylist())
-            long = _where(long, side="eval")
+            long = where(long, "side", "eval")
             kept_long.add(long, long["hash"].to_pylist())
-    for row, whole in kept_long.read_whole(tokenizer):
+    for row, whole in read_whole(kept_long.rows(), tokenizer):
         row |= {"tokens": whole.tokens, "supervised_tokens": whole.supervised} | vars(whole.encoding)
         sets["too_long"].add(pa.Table.from_pylist([row], schema=SCHEMA))
-    write_json(folder / "samples.json", samples.found())
+    write_json(folder / "samples.json", {reason: list(map(shown, drop.rows())) for reason, drop in drops.items()})
     facts = {name: rows.save() for name, rows in sets.items()}
     return Filtered(read, facts | {"eval_hash": sets["eval"].hexdigest()}, counted_long)
 
@@ -96,7 +96,7 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
 def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Iterator[tuple[Source, int, pa.Table]]:
     """The row filter's results in row order, each with the number of rows read; a progress bar for each source."""
     for source in sources:
-        filtered = RowFilter(source.spec, source.shape.name, settings, folder)
+        filtered = RowFilter(source.spec, source.shape, settings, folder)
         processes = processes_for(settings.data_processes, source.rows)
         # Text on the standard output: it shows in Jupyter, in an executed notebook and in the pipeline's log alike.
         with tqdm(total=source.rows, desc=source.label, unit=" rows", mininterval=0.5, file=sys.stdout) as bar:
@@ -122,9 +122,5 @@ def duplicates_marked(result: pa.Table, source: str, first: dict[bytes, tuple[st
                 fates[row] = DUPLICATE
                 details[row] = f"same as {there[0]} row {there[1]}"
     for name, values in (("fate", fates), ("detail", details)):
-        result = result.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array(values, pa.string()))
+        result = result.set_column(SCHEMA.get_field_index(name), name, pa.array(values, pa.string()))
     return result
-
-
-def _where(table: pa.Table, **values: str) -> pa.Table:
-    return table.filter(reduce(pc.and_, [pc.equal(table[name], value) for name, value in values.items()]))

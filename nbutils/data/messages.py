@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE, Context, Turn
@@ -120,10 +121,9 @@ class Reading:
         """A list of messages, also as a string of JSON, or where `datasets` turned it into a mapping of lists."""
         value = decoded(value, "the text in place of messages")
         if isinstance(value, Mapping):
-            lists = [column for column in value.values() if isinstance(column, list)]
-            if not lists or len(lists) != len(value) or len({len(column) for column in lists}) != 1:
+            if {type(column) for column in value.values()} != {list}:
                 raise Malformed("the messages are no list")
-            value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+            value = [dict(zip(value, row, strict=True)) for row in zip_longest(*value.values())]
         if not isinstance(value, list):
             kind = "missing" if absent(value) else f"of type {type(value).__name__}"
             raise Malformed(f"the messages are {kind}")

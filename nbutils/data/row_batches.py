@@ -6,7 +6,6 @@ copy on the disk. Here they come as they are made: duplicates are decided and se
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections import deque
@@ -110,6 +109,4 @@ def _run(work: Callable[[pa.Table, int], pa.Table], batch: Batch) -> Result:
 def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid is not None:
-        end_with(parent.pid)
+    end_with(os.getppid())

@@ -25,17 +25,17 @@ from nbutils.data.fates import (
     MALFORMED,
     OUTSIDE_VOCABULARY,
     TOO_LONG,
+    Context,
     Judged,
     Turn,
     conversation_hash,
     judge,
-    opening_hash,
     side_of,
     uniform,
 )
 from nbutils.data.messages import STOP, Malformed
 from nbutils.data.settings import DatasetSpec, DataSettings
-from nbutils.data.shapes import BY_NAME, read_rows
+from nbutils.data.shapes import Shape, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,19 +81,16 @@ class RowFilter:
     """The filter of one dataset's rows; `folder` is the stage's, with the tokenizer and the contamination index."""
 
     spec: DatasetSpec
-    shape: str
+    shape: Shape
     settings: DataSettings
     folder: Path
 
     def __call__(self, table: pa.Table, start: int) -> pa.Table:
         """Rows with their fates, duplicates not yet looked for; `start` numbers the first row in its source."""
-        numbers, judged, unread = self.judged(table, start)
-        measured = self._measured(judged, [i for i, j in enumerate(judged) if j.fate == KEPT])
-        matches = self._matches(judged, [i for i, m in measured.items() if m.encoding])
-        rows = [
-            self._row(numbers[i], j, measured.get(i), matches.get(i)) | {"unread": unread[i]}
-            for i, j in enumerate(judged)
-        ]
+        judged = self.judged(table, start)
+        measured = self._measured(judged, [n for n, j in judged.items() if j.fate == KEPT])
+        matches = self._matches(judged, [n for n, m in measured.items() if m.encoding])
+        rows = [self._row(n, j, measured.get(n), matches.get(n)) for n, j in judged.items()]
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
     def _row(self, number: int, judged: Judged, measured: Measured | None, match: Match | None) -> dict[str, Any]:
@@ -101,20 +98,25 @@ class RowFilter:
             "source": self.spec.label,
             "index": number,
             "turns": len(judged.turns),
-            "characters": judged.characters,
+            "characters": sum([len(text) for _, text in judged.turns]),
             "tokens_is_lower_bound": False,
-            "context_turns": judged.context_turns,
+            "context_turns": [place for place, (role, _) in enumerate(judged.turns) if isinstance(role, Context)],
             "side": "",
             "hash": "",
             "opening": "",
             "messages": judged.messages,
         }
         if measured:
-            opening = opening_hash(judged.turns)
+            opening = conversation_hash(judged.turns[:2])  # those that begin alike, such as a growing one, share it
             digest = opening if len(judged.turns) == 2 else conversation_hash(judged.turns)
-            row |= {"hash": digest, "opening": opening, "side": self.side(opening)}
-            row |= {"tokens_is_lower_bound": not measured.exact}
-            row |= {"tokens": measured.tokens, "supervised_tokens": measured.supervised}
+            row |= {
+                "hash": digest,
+                "opening": opening,
+                "side": self.side(opening),
+                "tokens": measured.tokens,
+                "tokens_is_lower_bound": not measured.exact,
+                "supervised_tokens": measured.supervised,
+            }
             if measured.encoding:
                 row |= vars(measured.encoding)
                 if apart := measured.encoding.apart:
@@ -125,45 +127,47 @@ class RowFilter:
             row |= {"fate": CONTAMINATED, "detail": match.detail, "matched_items": match.items}
         return row
 
-    def judged(self, table: pa.Table, start: int) -> tuple[list[int], list[Judged], list[list[str]]]:
-        """The numbers of the rows taken (`fraction`), each judged as far as text alone decides, and its unread keys."""
-        rows = dict(enumerate(read_rows(table, BY_NAME[self.shape]), start))
+    def judged(self, table: pa.Table, start: int) -> dict[int, Judged]:
+        """The rows taken (`fraction`) by number, each judged as far as text alone decides."""
+        rows = dict(enumerate(read_rows(table, self.shape), start))
         if self.spec.fraction < 1:
             draw, seed = self.spec.draw, self.settings.split_seed
             rows = {n: row for n, row in rows.items() if uniform(f"{draw}:{n}", seed) < self.spec.fraction}
-        for number, (row, _) in rows.items():
-            if isinstance(row, Malformed) and row.fate == STOP:
-                raise UserError(f"Row {number} of {self.spec.label} cannot be used: {row}.")
-        return list(rows), [_judged(row) for row, _ in rows.values()], [unread for _, unread in rows.values()]
+        return {number: self._judged(number, row, unread) for number, (row, unread) in rows.items()}
+
+    def _judged(self, number: int, row: list[Turn] | Malformed, unread: list[str]) -> Judged:
+        if not isinstance(row, Malformed):
+            found = judge(row)
+        elif row.fate == STOP:
+            raise UserError(f"Row {number} of {self.spec.label} cannot be used: {row}.")
+        else:
+            found = Judged([], row.fate, str(row))
+        return replace(found, unread=unread) if unread else found
 
     def side(self, opening: str) -> str:
         """The side of the conversations that begin so, by the hash of their first exchange."""
         return side_of(opening, self.settings.split_seed, self.settings.eval_fraction)
 
-    def _measured(self, judged: list[Judged], rows: list[int]) -> dict[int, Measured]:
-        """These conversations as tokens, by their places. What cannot be encoded is malformed."""
+    def _measured(self, judged: dict[int, Judged], rows: list[int]) -> dict[int, Measured]:
+        """The rows of these numbers as tokens. What cannot be encoded is malformed."""
         tokenizer = loaded_tokenizer(str(self.folder / "tokenizer"))
-        conversations = [judged[i].messages for i in rows]
+        conversations = [judged[number].messages for number in rows]
         try:
             return dict(zip(rows, encode_within(tokenizer, conversations, self.settings.max_length), strict=True))
         except UserError as error:
             if len(rows) > 1:
-                return {i: measured for row in rows for i, measured in self._measured(judged, [row]).items()}
+                return {n: measured for row in rows for n, measured in self._measured(judged, [row]).items()}
             fate = OUTSIDE_VOCABULARY if isinstance(error, OutsideVocabularyError) else MALFORMED
             judged[rows[0]] = replace(judged[rows[0]], fate=fate, detail=str(error))
             return {}
 
-    def _matches(self, judged: list[Judged], rows: list[int]) -> dict[int, Match]:
-        """What these conversations share with evaluation items."""
+    def _matches(self, judged: dict[int, Judged], rows: list[int]) -> dict[int, Match]:
+        """What the rows of these numbers share with evaluation items."""
         if not self.settings.contamination_tasks:
             return {}
         index = loaded_index(str(self.folder / "contamination"))
-        matches = index.matches([[text for _, text in judged[i].turns] for i in rows])
-        return {i: match for i, match in zip(rows, matches, strict=True) if match}
-
-
-def _judged(row: list[Turn] | Malformed) -> Judged:
-    return Judged([], row.fate, str(row)) if isinstance(row, Malformed) else judge(row)
+        matches = index.matches([[text for _, text in judged[number].turns] for number in rows])
+        return {rows[place]: match for place, match in matches.items()}
 
 
 @lru_cache(maxsize=2)

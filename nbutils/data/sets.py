@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from nbutils.core.encode_within import Measured, encode_within
 from nbutils.core.files import replaced, sha256_of_json
-from nbutils.data.fates import KEPT, REASONS, uniform
+from nbutils.data.fates import KEPT, uniform
 from nbutils.data.row_filter import SCHEMA
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ COLUMNS = pa.schema(
 """What a row of the train and eval sets holds."""
 AT_ONCE = 50
 """Over-long conversations encoded together."""
-PER_REASON = 3
 SHOWN_CHARACTERS = 160
 SHOWN_MESSAGES = 4
 
@@ -108,40 +107,31 @@ class Sample:
         return (row for table in self.found.values() for row in table.to_pylist())
 
 
-class LongRows(Sample):
-    """A sample of over-long conversations."""
-
-    def read_whole(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[dict[str, Any], Measured]]:
-        """The sample in row order, each conversation encoded to its end."""
-        rows = self.rows()
-        while group := list(islice(rows, AT_ONCE)):
-            conversations = [
-                [message | {"learn": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
-                for row in group
-            ]
-            yield from zip(group, encode_within(tokenizer, conversations, sys.maxsize), strict=True)
+def read_whole(rows: Iterator[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Any, Measured]]:
+    """The rows, each with its conversation encoded to its end."""
+    while group := list(islice(rows, AT_ONCE)):
+        conversations = [
+            [message | {"learn": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
+            for row in group
+        ]
+        yield from zip(group, encode_within(tokenizer, conversations, sys.maxsize), strict=True)
 
 
-class DropSamples:
-    """Three dropped rows for each reason, picked by `seed`, with the beginning of their text."""
-
-    def __init__(self, seed: int) -> None:
-        self.samples = {reason: Sample(PER_REASON, seed) for reason in REASONS}
-
-    def add(self, rows: pa.Table) -> None:
-        """Looks at the dropped ones of the rows."""
-        dropped = rows.select(["source", "index", "detail", "fate", "messages"])
-        for fate in set(dropped["fate"].to_pylist()) - {KEPT}:
-            some = dropped.filter(pc.equal(dropped["fate"], fate))
-            names = zip(some["source"].to_pylist(), some["index"].to_pylist(), strict=True)
-            self.samples[fate].add(some, (f"{source} row {index}" for source, index in names))
-
-    def found(self) -> dict[str, list[dict[str, Any]]]:
-        """Reason → rows, in the order in which reasons are looked for."""
-        return {reason: list(map(_shown, sample.rows())) for reason, sample in self.samples.items()}
+def add_dropped(samples: dict[str, Sample], rows: pa.Table) -> None:
+    """Offers the dropped ones of the rows to the samples, of which there is one for each reason."""
+    rows = rows.select(["source", "index", "detail", "fate", "messages"])
+    for fate in set(rows["fate"].to_pylist()) - {KEPT}:
+        some = where(rows, "fate", fate)
+        names = zip(some["source"].to_pylist(), some["index"].to_pylist(), strict=True)
+        samples[fate].add(some, (f"{source} row {index}" for source, index in names))
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def where(table: pa.Table, name: str, value: str) -> pa.Table:
+    """The rows with that value in the column."""
+    return table.filter(pc.equal(table[name], value))
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
     """A row as it is shown, with the beginning of its text."""
     first = row["messages"][:SHOWN_MESSAGES]
     lines = [f"{m['role']}: {' '.join(m['content'].split())[:SHOWN_CHARACTERS]}" for m in first]

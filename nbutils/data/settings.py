@@ -58,9 +58,8 @@ class DatasetSpec(BaseModel):
         for field in ("revision", *fields):
             value = "" if field == "split" and self.whole_split == "train" else getattr(self, field)
             if value:
-                what = {"revision": "revisions", "name": "configurations", "split": "splits"}[field]
                 raise UserError(
-                    f"The dataset {self.path} is {kind}, which has no {what}, but its {field} is '{value}'; take "
+                    f"The dataset {self.path} is {kind}, which takes no {field}, but its {field} is '{value}'; take "
                     f"{field} out of `datasets`{', or slice it as train[:1000]' if field == 'split' else ''}."
                 )
 
@@ -76,11 +75,9 @@ class DatasetSpec(BaseModel):
         try:
             found = ReadInstruction.from_spec(self.split).to_absolute(dict(sizes))
         except (ValueError, AssertionError) as error:
-            if "[" in self.split and self.whole_split in sizes:
-                raise UserError(f"The dataset {self.path} cannot be sliced as {self.split}: {error}.") from None
             raise UserError(
-                f"The dataset {self.path} has no split '{self.split}'; it has {', '.join(sizes)}. Name one in "
-                "`datasets`."
+                f"The dataset {self.path} has no split '{self.split}'; it has {', '.join(sizes)}. Name one, or a slice "
+                f"of one, in `datasets` ({error})."
             ) from None
         return [(one.splitname, range(sizes[one.splitname])[one.from_ : one.to]) for one in found]
 
@@ -113,7 +110,7 @@ class DataSettings(Settings):
     @classmethod
     def _named_once(cls, value: list[DatasetSpec]) -> list[DatasetSpec]:
         labels = [spec.label for spec in value]
-        twice = next((label for label in labels if labels.count(label) > 1), None)
-        if twice:
-            raise ValueError(f"the dataset {twice} is listed twice; list it once, its rows would only be duplicates")
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"the dataset {label} is listed twice; list it once, its rows would be duplicates")
         return value

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, product
 from typing import Any
 
 import pyarrow as pa
@@ -55,8 +56,8 @@ class Shape:
 
 
 def _messages(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    names = [name for name in ("messages", "conversations", "conversation") if name in row]
-    return reading.messages(row[names[0] if names else "messages"])
+    name = next((name for name in ("messages", "conversations", "conversation") if name in row), "messages")
+    return reading.messages(row[name])
 
 
 def _alpaca(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
@@ -137,7 +138,6 @@ SHAPES = (
 """The first that fits is taken: a preference set often carries `messages` of both answers besides."""
 
 KNOWN = "; ".join(f"{shape.name} ({shape.example})" for shape in SHAPES)
-BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
 def fitting(columns: Collection[str]) -> Shape | None:
@@ -168,24 +168,23 @@ def read_rows(table: pa.Table, shape: Shape) -> list[Row]:
         beside = [[name for name in table.column_names if name not in used and holds_text(row[name])]
                   for row in table.drop_columns(used).to_pylist()]  # fmt: skip
         return list(zip(fast, beside or [[]] * len(fast), strict=True))
-    loads = _loading(pa.struct(table.schema)) or (lambda row: row)
+    kind = pa.struct(table.schema)
+    load = partial(_loaded, kind) if "arrow.json" in str(kind) else dict
     try:
-        return [_read(shape, row, loads) for row in table.to_pylist()]
+        return [_read(shape, row, load) for row in table.to_pylist()]
     except UnicodeDecodeError:  # nobody checks the bytes that Parquet calls text
-        return [_read(shape, row, lambda n: loads(table.slice(n, 1).to_pylist()[0])) for row in range(table.num_rows)]
+        return [_read(shape, row, lambda n: load(table.slice(n, 1).to_pylist()[0])) for row in range(table.num_rows)]
 
 
-def _loading(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """What decodes a value of a type that holds JSON (`datasets` makes it of unlike messages); None for any other."""
-    if isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json":
-        return lambda value: decoded(value, "what its column calls JSON")
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        item = _loading(kind.value_type)
-        return item and (lambda values: values and [item(value) for value in values])
-    fields = {field.name: _loading(field.type) for field in kind} if pa.types.is_struct(kind) else {}
-    if not any(fields.values()):
-        return None
-    return lambda row: row and {name: loads(row[name]) if loads else row[name] for name, loads in fields.items()}
+def _loaded(kind: pa.DataType, value: Any) -> Any:
+    """A value of an Arrow type, with what is JSON in it decoded (`datasets` makes JSON of unlike messages)."""
+    if isinstance(kind, pa.JsonType):
+        return decoded(value, "what its column calls JSON")
+    if isinstance(value, list):
+        return [_loaded(kind.value_type, item) for item in value]
+    if isinstance(value, dict):
+        return {field.name: _loaded(field.type, value[field.name]) for field in kind}
+    return value
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -235,13 +234,11 @@ def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn]] | None:
     if len(table.column_names) > 1 or not pa.types.is_list(column.type) or column.null_count:
         return None
     items = column.flatten()
-    if not pa.types.is_struct(items.type) or items.null_count or len(items.type) != 2:
+    if not pa.types.is_struct(items.type) or items.null_count:
         return None
-    texts = {
-        field.name for field in items.type if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    }
-    names = [name for name in (*ROLE_KEYS, *TEXT_KEYS) if name in texts]
-    if len(names) != 2 or names[0] not in ROLE_KEYS or names[1] not in TEXT_KEYS:
+    texts = {field.name if field.type in (pa.string(), pa.large_string()) else "" for field in items.type}
+    names = next((pair for pair in product(ROLE_KEYS, TEXT_KEYS) if texts == {*pair}), None)
+    if names is None:
         return None
     try:
         roles, said = (items.field(name).to_pylist() for name in names)

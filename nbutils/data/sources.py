@@ -9,8 +9,10 @@ import glob
 import importlib.util
 import json
 import pickle
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain, count
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *lines.BUILDERS, ".csv.gz", ".tsv.gz")
 """Of a `path` that is a file: a hub id may hold a dot too."""
 CHITCHAT = "chitchat"
-CHITCHAT_ROLES = {0: "user", 1: "assistant"}
 
 
 def open_source(spec: DatasetSpec, streaming: bool) -> Source:
@@ -50,7 +51,7 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
         raise UserError(f"The dataset file {spec.path} does not exist; check its path in `datasets`.")
     if files := lines.files_of(path, spec):
         return lines.open_lines(path, files, spec)
-    if (path.is_dir() and (path / "state.json").is_file()) or (path / "dataset_dict.json").is_file():
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _source(spec, _saved(spec, path))
     ending = PurePath(path.name.removesuffix(".gz")).suffix
     if ending in lines.BUILDERS:
@@ -90,12 +91,9 @@ def chitchat_conversations() -> Iterator[list[Turn]]:
     Further speakers keep a role of their own (`speaker 3`), so that such rows are dropped by a reason that names them.
     """
     for conversation in json.loads(chitchat_file().read_bytes()).values():
-        roles: dict[str, str] = {}
-        messages = []
-        for message in (message for block in conversation["messages"] for message in block):
-            name = CHITCHAT_ROLES.get(len(roles), f"speaker {len(roles) + 1}")
-            messages.append((roles.setdefault(message["sender"], name), message["text"]))
-        yield messages
+        names = chain(("user", "assistant"), map("speaker {}".format, count(3)))
+        roles: dict[str, str] = defaultdict(names.__next__)
+        yield [(roles[message["sender"]], message["text"]) for message in chain(*conversation["messages"])]
 
 
 def _source(spec: DatasetSpec, data: Dataset | IterableDataset, revision: str = "") -> Source:
@@ -133,16 +131,13 @@ def _mapped(state: bytes, rows: slice) -> pa.Table:
 
 def _streamed(spec: DatasetSpec, items: Iterable[Any]) -> Iterator[Any]:
     """The items, with whatever goes wrong while they come in (network, a broken file) as a sentence."""
-    number = 0
     try:
-        for item in items:
-            yield item
-            number += 1
+        yield from items
     except Exception as error:  # as many types as in `_loaded`
         cause = error.__cause__ or error
         raise UserError(
-            f"The dataset {spec.label} broke off while streaming, after {number:,} batches: {_first_line(cause)}. Run "
-            "again, or set streaming to false to download it first."
+            f"The dataset {spec.label} broke off while streaming: {_first_line(cause)}. Run again, or set streaming to "
+            "false to download it first."
         ) from error
 
 
@@ -153,7 +148,7 @@ def _saved(spec: DatasetSpec, path: Path) -> Dataset:
     found = load_from_disk(path)
     if not isinstance(found, DatasetDict):
         # One split alone: what it was called when it was saved, and `train`, which nobody has to ask for.
-        found = {name: found for name in ("train", found.split and str(found.split)) if name}
+        found = {"train": found, str(found.split or "train"): found}
     taken = spec.parts({name: len(data) for name, data in found.items()})
     if spec.split in found:
         return found[spec.split]

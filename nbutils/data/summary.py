@@ -27,7 +27,7 @@ from nbutils.data.fates import (
     TOO_LONG,
 )
 from nbutils.data.row_batches import Source
-from nbutils.data.sets import LongRows
+from nbutils.data.sets import Sample, read_whole, where
 from nbutils.data.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Filtered:
 
     read: dict[str, int]
     sets: dict[str, Any]
-    long: LongRows
+    long: Sample
 
 
 def write_summary(
@@ -81,11 +81,10 @@ def write_summary(
     for side in ("train", "eval"):
         if not filtered.sets[side]["rows"]:
             raise UserError(f"No conversation is left for the {side} set: {_why_none_is_left(ledger, fates)}.")
-    is_apart = pc.and_(pc.equal(ledger["fate"], KEPT), pc.not_equal(ledger["detail"], ""))
-    if apart := pc.sum(is_apart).as_py():
+    if apart := pc.sum(pc.not_equal(where(ledger, "fate", KEPT)["detail"], "")).as_py():
         print(f"Of {apart:,} conversations texts were read apart: this tokenizer has pieces that span header and text.")
     taken = _counts(ledger["source"])
-    long_lengths = np.array([whole.tokens for _, whole in filtered.long.read_whole(tokenizer)], np.int64)
+    long_lengths = np.array([whole.tokens for _, whole in read_whole(filtered.long.rows(), tokenizer)], np.int64)
     summary = {
         "schema": SCHEMA,
         "rows": ledger.num_rows,
@@ -129,9 +128,9 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 def openings(ledger: pa.Table) -> list[dict[str, Any]]:
     """First exchanges with which more than `COMMON` of the kept rows begin: their rows, side and first row."""
-    kept = ledger.filter(pc.equal(ledger["fate"], KEPT))
-    columns: list[tuple[Any, str]] = [([], "count_all"), *((name, "first") for name in ("side", "source", "index"))]
-    found = kept.group_by("opening", use_threads=False).aggregate(columns).sort_by([("count_all", "descending")])
+    kept = where(ledger, "fate", KEPT)
+    columns = [("opening", "count"), ("side", "first"), ("source", "first"), ("index", "first")]
+    found = kept.group_by("opening", use_threads=False).aggregate(columns).sort_by([("opening_count", "descending")])
     found = found.drop_columns("opening").rename_columns(["rows", "side", "source", "index"])
     return found.filter(pc.greater(found["rows"], max(1, COMMON * kept.num_rows))).to_pylist()
 
@@ -148,19 +147,20 @@ def _why_none_is_left(ledger: pa.Table, fates: dict[str, dict[str, int]]) -> str
     if rows[KEPT] or not ledger.num_rows:
         return f"the other one has all {rows[KEPT]:,} that were kept; change eval_fraction, or give more data"
     fate = max(REASONS, key=rows.__getitem__)
-    first = ledger.filter(pc.equal(ledger["fate"], fate)).slice(0, 1).to_pylist()[0]
-    where = f"row {first['index']} of {first['source']}{first['detail'] and ': '}{first['detail']}"
+    first = where(ledger, "fate", fate).slice(0, 1).to_pylist()[0]
     return (
-        f"{rows[fate]:,} of {ledger.num_rows:,} rows were dropped as {fate} ({REASONS[fate]}), the first is {where}. "
+        f"{rows[fate]:,} of {ledger.num_rows:,} rows were dropped as {fate} ({REASONS[fate]}), the first is row "
+        f"{first['index']} of {first['source']}{first['detail'] and ': '}{first['detail']}. "
         f"{ADVICE.get(fate, 'Give other data')}"
     )
 
 
 def by_fate(ledger: pa.Table) -> dict[str, dict[str, int]]:
     """Rows and tokens by fate; `tokens` of over-long rows is a lower bound, and 0 where no tokens were read."""
-    grouped = ledger.group_by("fate").aggregate([([], "count_all"), ("tokens", "sum")]).to_pylist()
-    found = {row["fate"]: {"rows": row["count_all"], "tokens": row["tokens_sum"] or 0} for row in grouped}
-    return {fate: found.get(fate, {"rows": 0, "tokens": 0}) for fate in FATES}
+    grouped = ledger.group_by("fate").aggregate([("fate", "count"), ("tokens", "sum")])
+    counts = grouped.to_pandas().set_index("fate").reindex(FATES).fillna(0).astype(int)
+    found: dict[str, dict[str, int]] = counts.set_axis(["rows", "tokens"], axis=1).to_dict("index")
+    return found
 
 
 def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> dict[str, Any]:
@@ -184,10 +184,12 @@ def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> dict[str,
         }
         for limit in sorted({*LIMITS, max_length})
     ]
-    found = {
-        "too_long": long_rows,
-        "counted": len(counted),
-        "bin_tokens": max_length / BARS,
-        "rows": histogram.tolist(),
+    return {
+        "limits": limits,
+        "lengths": {
+            "too_long": long_rows,
+            "counted": len(counted),
+            "bin_tokens": max_length / BARS,
+            "rows": histogram.tolist(),
+        },
     }
-    return {"limits": limits, "lengths": found}

@@ -236,12 +236,10 @@ def comparison_figure(runs: list[Compared], metric: Metric, theme: str = "light"
         for run, colour, style, marker in zip(runs, *styles, strict=False):
             measured = run.history.eval_series(metric.evaluation, x=x)
             line, evals = trend(run.history.series(metric.column, x=x)), thinned(measured.finite, 60)
-            look: dict[str, Any] = {"color": colour, "markersize": 4.5}
-            axes.plot(
-                [], [], label=run.name if axes is panels[0] else None, linestyle=style, marker=marker, **look
-            )  # the legend's
-            axes.plot(line.steps, line.values, linestyle=style, linewidth=1.2, alpha=0.8, **look)
-            axes.plot(evals.steps, evals.values, marker, markeredgecolor=THEMES[theme].page, **look)
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5}
+            name = run.name if axes is panels[0] else None  # the legend shows the marker, too, and the line none
+            axes.plot(line.steps, line.values, style, linewidth=1.2, alpha=0.8, markevery=[], label=name, **look)
+            axes.plot(evals.steps, evals.values, linestyle="", markeredgecolor=THEMES[theme].page, **look)
             if measured.ends_finite:
                 ends.append((evals.values[-1], colour))
         caption(axes, theme, metric.title if axes is panels[0] else "", label)
@@ -262,7 +260,7 @@ def _seconds(history: History, theme: str) -> Figure:
     bars = axes.barh(spent.index, spent, color=THEMES[theme].first, height=0.62)
     words = [f"{duration(seconds)} · {seconds / spent.sum():.0%}" for seconds in spent]
     axes.bar_label(bars, words, padding=4, fontsize=8, color=THEMES[theme].ink)
-    axes.set_xlim(0, spent.max() * 1.16)
+    axes.margins(x=0.16)
     axes.grid(False, axis="y")
     caption(axes, theme, f"Where {duration(spent.sum())} of training went", "seconds")
     return figure

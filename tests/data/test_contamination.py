@@ -37,12 +37,12 @@ def index(tmp_path):
     ],
 )
 def test_a_run_of_thirteen_words_is_found(index, conversations, found):
-    matches = index.matches(conversations)
-    assert [match and match.items for match in matches] == [["toy item 0"] if one else None for one in found]
+    matches = {place: match.items for place, match in index.matches(conversations).items()}
+    assert matches == {place: ["toy item 0"] for place, one in enumerate(found) if one}
 
 
 def test_a_match_shows_the_words(index):
-    (match,) = index.matches([[ITEM]])
+    match = index.matches([[ITEM]])[0]
     assert match.detail == "toy item 0: «the quick brown fox jumps over the lazy dog and then runs back»"
 
 
@@ -89,7 +89,7 @@ def test_a_match_is_shown_and_all_its_items_reach_evaluation(tmp_path):
 def test_the_index_says_what_it_cannot_find(tmp_path):
     facts = build_index([("a", [ITEM, ITEM]), ("b", ["short"])], 13, tmp_path / "index")
     assert facts == {"items": 2, "items_too_short": 1, "ngrams": len(words_of(ITEM)) - 12, "words": 13}
-    assert loaded_index(str(tmp_path / "index")).matches([[]]) == [None]
+    assert loaded_index(str(tmp_path / "index")).matches([[]]) == {}
 
 
 def test_the_rolling_hash_depends_on_order_and_on_nothing_else():

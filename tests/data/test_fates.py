@@ -39,7 +39,7 @@ def test_fate_and_detail(roles, texts, fate, detail):
 def test_messages_of_one_role_are_joined_and_stripped_and_a_last_user_turn_is_lost(lost):
     judged = judge([(S, "x"), (U, " a "), (U, "b\n"), (A, "c"), (S, "y"), (A, "d"), *[(U, "e")] * lost])
     assert judged.turns == [(U, "a\nb"), (A, "c\nd")]
-    assert (judged.characters, judged.lost_last_user_turn) == (6, lost)
+    assert judged.lost_last_user_turn == lost
 
 
 def test_the_reasons_stand_in_the_order_of_the_issue():

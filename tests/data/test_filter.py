@@ -104,7 +104,7 @@ def test_a_text_that_the_vocabulary_cannot_write_or_joins_to_its_header(tmp_path
 def row_filter(made: Made) -> RowFilter:
     """The filter of a run's first source."""
     (source, *_) = made.sources
-    return RowFilter(source.spec, source.shape.name, settings_for(made.folder.parent, [source.spec]), made.folder)
+    return RowFilter(source.spec, source.shape, settings_for(made.folder.parent, [source.spec]), made.folder)
 
 
 def picked(made: Made, *names: str) -> list:

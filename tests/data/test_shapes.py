@@ -11,8 +11,10 @@ from datasets import Dataset
 
 from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
 from nbutils.data.messages import Malformed
-from nbutils.data.shapes import BY_NAME, LINE, detect, read_rows
+from nbutils.data.shapes import LINE, SHAPES, detect, read_rows
 from tests.data.making import COUNTRIES, SIX, nested, rows_of
+
+BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
 def read(shape: str, rows: list, *, as_lines: bool = False) -> list:

@@ -15,7 +15,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from nbutils.core.errors import UserError
-from nbutils.data import documents, lines, sources
+from nbutils.data import lines, sources
 from nbutils.data.display import sources_table
 from nbutils.data.messages import Malformed
 from nbutils.data.row_batches import Source
@@ -73,21 +73,21 @@ def test_the_embedded_corpus_and_a_part_of_it():
 @pytest.mark.parametrize(
     ("name", "spec", "words"),
     [
-        ("a.jsonl", {"split": "test"}, "a single file, which has no splits, but its split is 'test'"),
-        ("a.json", {"split": "test[:3]"}, "has no splits"),
-        ("a.parquet", {"split": "test"}, "has no splits"),
-        ("a.jsonl", {"name": "en"}, "a single file, which has no configurations, but its name is 'en'"),
-        ("a.parquet", {"revision": "v1"}, "which has no revisions"),
-        ("jsonls", {"revision": "v1"}, "a local folder, which has no revisions"),
-        ("parquets", {"revision": "v1"}, "which has no revisions"),
+        ("a.jsonl", {"split": "test"}, "a single file, which takes no split, but its split is 'test'"),
+        ("a.json", {"split": "test[:3]"}, "takes no split"),
+        ("a.parquet", {"split": "test"}, "takes no split"),
+        ("a.jsonl", {"name": "en"}, "a single file, which takes no name, but its name is 'en'"),
+        ("a.parquet", {"revision": "v1"}, "which takes no revision"),
+        ("jsonls", {"revision": "v1"}, "a local folder, which takes no revision"),
+        ("parquets", {"revision": "v1"}, "which takes no revision"),
         ("saved", {"split": "test"}, "no split 'test'; it has train"),
-        ("saved", {"name": "en"}, "a saved dataset, which has no configurations"),
-        ("saved_dict", {"split": "train[ten]"}, "cannot be sliced as train[ten]"),
+        ("saved", {"name": "en"}, "a saved dataset, which takes no name"),
+        ("saved_dict", {"split": "train[ten]"}, "no split 'train[ten]'; it has train, test"),
         ("saved_dict", {"split": "validation"}, "no split 'validation'; it has train, test"),
         ("parquets", {"split": "validation"}, 'Unknown split "validation"'),
         ("missing.jsonl", {}, "does not exist"),
         ("missing.parquet", {}, "does not exist"),
-        ("chitchat", {"split": "test"}, "the embedded corpus, which has no splits"),
+        ("chitchat", {"split": "test"}, "the embedded corpus, which takes no split"),
         ("nobody/nothing-of-that-name", {}, "nobody/nothing-of-that-name cannot be opened"),
         ("nobody/nothing-of-that-name", {}, "nbutils fetch"),
     ],
@@ -196,12 +196,12 @@ def test_json_documents(tmp_path, text, rows):
 
 
 def test_a_json_document_is_never_held_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "HEAD", 1_000)  # read whole
+    monkeypatch.setattr(lines, "HEAD", 1_000)  # read whole
     path = tmp_path / "a.json"
     text = json.dumps({"a": 12345, "data": ROWS * 12, "b": ['x\\"é']}, ensure_ascii=False)
     path.write_text(text)
     tracemalloc.start()
-    rows = documents.open_document(path)
+    rows = lines.open_document(path)
     assert rows is not None
     assert sum(json.loads(row) == ROWS[i % len(ROWS)] for i, row in enumerate(rows())) == 12 * len(ROWS)
     assert sum(1 for _ in rows()) == 12 * len(ROWS)
@@ -233,7 +233,7 @@ def test_generated_json_documents_are_cut_where_their_rows_end(tmp_path):
             json.dumps(whole, indent=rng.choice([None, 2]), ensure_ascii=rng.random() < 0.5),
             encoding=rng.choice(["utf-8", "utf-8-sig"]),
         )
-        found = documents.open_document(path)
+        found = lines.open_document(path)
         assert found is not None and [json.loads(row) for row in found()] == rows, path.read_text()
 
 
