@@ -117,13 +117,13 @@ def encode_batch(
     """`encode` for many conversations, with a single call of the tokenizer."""
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
     controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
-    texts = iter(_texts(tokenizer, controls, flat))
+    texts = iter(texts_of(tokenizer, controls, flat))
     prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
     return [assembled(controls, messages, [next(texts) for _ in messages], prompt) for messages in conversations]
 
 
 def assembled(
-    controls: Controls, messages: Conversation, texts: Sequence[tuple[list[int], bool]], prompt: Sequence[int]
+    controls: Controls, messages: Conversation, texts: Sequence[tuple[list[int], bool]], prompt: Sequence[int] = ()
 ) -> Encoded:
     """Control tokens around the ids of each message's text, with the header of a reply behind them.
 
@@ -234,10 +234,13 @@ def lost(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str) -> l
     return [c for c in dict.fromkeys(text) if _is_lost(tokenizer, c)] if controls.drops else []
 
 
-def _texts(
+def texts_of(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], bool]]:
-    """Ids of each text, and whether it was read without its header. OutsideVocabularyError where something is lost."""
+    """Ids of each text, given with its role, and whether it was read without its header.
+
+    OutsideVocabularyError where something is lost.
+    """
     found = []
     for (role, text), (ids, apart) in zip(flat, _behind_headers(tokenizer, controls, flat), strict=True):
         if not controls.forbidden.keys().isdisjoint(ids):  # merges can spell a special piece, such as "</s>"
