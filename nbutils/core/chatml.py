@@ -116,7 +116,7 @@ def encode_batch(
 ) -> list[Encoded]:
     """`encode` for many conversations, with a single call of the tokenizer."""
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
-    controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
+    controls = controls_for(tokenizer, {role for role, _ in flat})
     texts = iter(texts_of(tokenizer, controls, flat))
     prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
     return [assembled(controls, messages, [next(texts) for _ in messages], prompt) for messages in conversations]
@@ -196,8 +196,8 @@ def _resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids:
 
 
 def controls_for(tokenizer: PreTrainedTokenizerBase, roles: set[str]) -> Controls:
-    """The ids between the messages' texts. UserError for a tokenizer without the control tokens."""
-    return _cached_controls(tokenizer, len(tokenizer), frozenset(roles))
+    """The ids between the texts of these roles and of a reply. UserError where the tokenizer lacks control tokens."""
+    return _cached_controls(tokenizer, len(tokenizer), frozenset(roles | {"assistant"}))
 
 
 @lru_cache(maxsize=64)

@@ -41,7 +41,7 @@ def changes(before: Json, after: Json) -> list[Change]:
     return [
         *([Change(Kind.CELLS)] if before[CODE] != after[CODE] else []),
         *differences(Kind.PARAMETER, old, new),
-        *differences(Kind.OUTSIDE, outside[0], outside[1]),
+        *differences(Kind.OUTSIDE, *outside),
         *differences(Kind.CODE, before[MODULES], after[MODULES]),
         *differences(Kind.UPSTREAM, before[UPSTREAM], after[UPSTREAM]),
     ]
