@@ -21,7 +21,7 @@ class StageSpec:
     `reads`: patterns of the files that it needs from earlier stages. `consults`: stages that it looks into if they are
     there. `makes`: its roles, by which others find it. `code`: the modules and resources below `nbutils` that can
     change a bit of its result. `pausable`: it answers a pause request with a checkpoint. `gpu`: it takes long without
-    one. `settings`: `module:Class` of its settings, where that is not `nbutils.data.settings:DataSettings` for `data`.
+    one.
     """
 
     name: str
@@ -32,7 +32,6 @@ class StageSpec:
     code: tuple[str, ...] = ()
     pausable: bool = False
     gpu: bool = False
-    settings: str = ""
 
     def needs(self, earlier: str, name: str) -> bool:
         """Whether it reads a file of that name from an earlier stage."""
@@ -40,9 +39,8 @@ class StageSpec:
 
     def settings_class(self) -> type[Settings]:
         """The class that checks this stage's parameters, imported when it is needed."""
-        given = self.settings or f"nbutils.{self.name}.settings:{self.name.title()}Settings"
-        module, _, name = given.partition(":")
-        found: type[Settings] = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(f"nbutils.{self.name}.settings")
+        found: type[Settings] = getattr(module, f"{self.name.title()}Settings")
         return found
 
 
