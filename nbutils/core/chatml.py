@@ -104,14 +104,14 @@ def encode_batch(
 ) -> list[Encoded]:
     """`encode` for many conversations, with a single call of the tokenizer."""
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
-    controls = controls_for(tokenizer, {role for role, _ in flat} | {"assistant"})
-    texts = iter(_texts(tokenizer, controls, flat))
+    controls = controls_for(tokenizer, {role for role, _ in flat})
+    texts = iter(texts_of(tokenizer, controls, flat))
     prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
     return [assembled(controls, messages, [next(texts) for _ in messages], prompt) for messages in conversations]
 
 
 def assembled(
-    controls: Controls, messages: Conversation, texts: Sequence[tuple[list[int], bool]], prompt: Sequence[int]
+    controls: Controls, messages: Conversation, texts: Sequence[tuple[list[int], bool]], prompt: Sequence[int] = ()
 ) -> Encoded:
     """Control tokens around the ids of each message's text, with the header of a reply behind them.
 
@@ -179,8 +179,8 @@ def _resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids:
 
 
 def controls_for(tokenizer: PreTrainedTokenizerBase, roles: set[str]) -> Controls:
-    """The ids between the messages' texts. UserError for a tokenizer without the control tokens."""
-    return _cached_controls(tokenizer, len(tokenizer), frozenset(roles))
+    """The ids between the texts of these roles and of a reply. UserError where the tokenizer lacks control tokens."""
+    return _cached_controls(tokenizer, len(tokenizer), frozenset(roles | {"assistant"}))
 
 
 @lru_cache(maxsize=64)
@@ -208,10 +208,13 @@ def lost(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str) -> l
     return [character for character in dict.fromkeys(text) if is_dropped(tokenizer, character)]
 
 
-def _texts(
+def texts_of(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], bool]]:
-    """Ids of each text, and whether it was read without its header. OutsideVocabularyError where something is lost."""
+    """Ids of each text, given with its role, and whether it was read without its header.
+
+    OutsideVocabularyError where something is lost.
+    """
     found = []
     for (role, text), (ids, apart) in zip(flat, _behind_headers(tokenizer, controls, flat), strict=True):
         if not controls.forbidden.keys().isdisjoint(ids):  # merges can spell a special piece, such as "</s>"

@@ -29,7 +29,6 @@ def notebook_path(stage: StageSpec) -> Path:
 class Parameter:
     """One line of a parameters cell."""
 
-    name: str
     type: str
     default: Any
     help: str
@@ -55,7 +54,6 @@ def parameters(path: Path) -> dict[str, Parameter]:
         lines = source.splitlines()
         return {
             node.target.id: Parameter(
-                node.target.id,
                 ast.unparse(node.annotation),
                 ast.literal_eval(node.value),
                 lines[(node.end_lineno or 1) - 1].rpartition("  # ")[2],

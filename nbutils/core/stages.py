@@ -19,9 +19,9 @@ class StageSpec:
     """One stage. Its name is the name of its package, of its folder in a run and of its settings class.
 
     `reads`: patterns of the files that it needs from earlier stages. `consults`: stages that it looks into if they are
-    there. `makes`: its roles, by which others find it. `entries`: `module:function` of what its notebook calls to make
-    the result. `code`: the modules and resources below `nbutils` that can change a bit of it. `pausable`: it answers a
-    pause request with a checkpoint. `gpu`: it takes long without one. `settings`: `module:Class` of its settings.
+    there. `makes`: its roles, by which others find it. `code`: the modules and resources below `nbutils` that can
+    change a bit of its result. `pausable`: it answers a pause request with a checkpoint. `gpu`: it takes long without
+    one.
     """
 
     name: str
@@ -29,11 +29,9 @@ class StageSpec:
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     consults: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
-    entries: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     pausable: bool = False
     gpu: bool = False
-    settings: str = ""
 
     def needs(self, earlier: str, name: str) -> bool:
         """Whether it reads a file of that name from an earlier stage."""
@@ -41,8 +39,8 @@ class StageSpec:
 
     def settings_class(self) -> type[Settings]:
         """The class that checks this stage's parameters, imported when it is needed."""
-        module, _, name = self.settings.partition(":")
-        found: type[Settings] = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(f"nbutils.{self.name}.settings")
+        found: type[Settings] = getattr(module, f"{self.name.title()}Settings")
         return found
 
 
@@ -64,51 +62,43 @@ STAGES: tuple[StageSpec, ...] = (
         "data",
         "01_filter_data.ipynb",
         makes=("rows",),
-        entries=(
-            *("data.filter:make_tokenizer", "data.contamination:index_tasks", "data.filter:filter_sources"),
-            "data.summary:write_summary",
-        ),
         code=(*CHATML, "core.encode_within", "core.tasks", *own("data")),
-        settings="nbutils.data.settings:DataSettings",
     ),
     StageSpec(
         "train",
         "02_train_sft.ipynb",
         {"data": ("train/*", "eval/*", "tokenizer/*", "summary.json")},
         makes=("model", "history"),
-        entries=("train.worker:main",),
         code=(
-            *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling"),
+            *CHATML,
+            "core.chat_engine.generation",
+            "core.chat_engine.sampling",
             *own("train", "overfit", "preflight", "run"),
         ),
         pausable=True,
         gpu=True,
-        settings="nbutils.train.settings:TrainSettings",
     ),
     StageSpec(
         "metrics",
         "03_plot_metrics.ipynb",
         {"train": ("metrics.jsonl", "settings.json")},
         makes=("curves",),
-        entries=("metrics.summary:summarise", "metrics.summary:differences"),
         code=("core.history", *own("metrics")),
-        settings="nbutils.metrics.settings:MetricsSettings",
     ),
     StageSpec(
         "evaluate",
         "04_evaluate.ipynb",
         {"data": ("eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"), "train": ("final/*", "base/*")},
         makes=("scores",),
-        entries=(
-            *("evaluate.run:prepare", "evaluate.run:score_all", "evaluate.run:compare", "evaluate.run:curve"),
-            *("evaluate.run:measure_behaviour", "evaluate.run:take_samples"),
-        ),
         code=(
-            *(*CHATML, "core.chat_engine.generation", "core.chat_engine.sampling", "core.chat_engine.window"),
-            *("core.tasks", *own("evaluate", "worker")),
+            *CHATML,
+            "core.chat_engine.generation",
+            "core.chat_engine.sampling",
+            "core.chat_engine.window",
+            "core.tasks",
+            *own("evaluate", "worker"),
         ),
         gpu=True,
-        settings="nbutils.evaluate.settings:EvaluateSettings",
     ),
     StageSpec(
         "chat",
@@ -116,9 +106,7 @@ STAGES: tuple[StageSpec, ...] = (
         {"train": ("final/*", "base/*")},
         consults=("evaluate",),
         makes=("transcript",),
-        entries=("chat.session:play", "chat.session:ask"),
         code=(*CHATML, *ENGINE, *own("chat", "markup", "parts", "terminal", "widget")),
-        settings="nbutils.chat.settings:ChatSettings",
     ),
     StageSpec(
         "publish",
@@ -131,9 +119,7 @@ STAGES: tuple[StageSpec, ...] = (
             "chat": ("transcript.json",),
         },
         makes=("card",),
-        entries=("publish.card:render_card", "publish.export:export", "publish.parity:check_parity"),
         code=(*CHATML, *(name for name in ENGINE if not name.endswith("generation")), *own("publish", "push")),
-        settings="nbutils.publish.settings:PublishSettings",
     ),
 )
 

@@ -134,9 +134,18 @@ def leave(status: int) -> NoReturn:
 
 def command(module: str, request: Path, processes: int) -> list[str]:
     """The command that runs the program on this machine."""
-    torchrun = [sys.executable, "-m", "nbutils.core.torchrun", str(request.parent)]
-    local = "--local-addr=127.0.0.1"  # the machine's own name may lead nowhere
-    return [*torchrun, "--standalone", local, f"--nproc-per-node={processes}", "-m", module, str(request)]
+    return [
+        sys.executable,
+        "-m",
+        "nbutils.core.torchrun",
+        str(request.parent),
+        "--standalone",
+        "--local-addr=127.0.0.1",  # the machine's own name may lead nowhere
+        f"--nproc-per-node={processes}",
+        "-m",
+        module,
+        str(request),
+    ]
 
 
 class Torchrun:

@@ -35,7 +35,8 @@ def problems(plan: Plan, picked: Sequence[Planned]) -> list[str]:
     trained = next((entry.settings for entry in plan.stages if isinstance(entry.settings, TrainSettings)), None)
     kept = trained is not None and holds_model(Run(plan.run).base)  # training goes on from that one
     wanting = [entry.settings for entry in picked if not (kept and entry.settings is trained)]
-    need_hub(not_here(wanted_by(wanting)), plan.profile)
+    for tasks in (False, True):  # what takes seconds comes last
+        need_hub(not_here(wanted_by(wanting, tasks=tasks)), plan.profile)
     found = []
     for entry in picked:
         for check in CHECKS.get(type(entry.settings), ()):

@@ -72,8 +72,8 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def wanted_by(settings: Iterable[Settings]) -> list[Wanted]:
-    """What stages take from the hub, each once: base model, peers, the chat's models, conversations, data of tasks.
+def wanted_by(settings: Iterable[Settings], *, tasks: bool = True) -> list[Wanted]:
+    """What stages take from the hub, each once: base model, peers, the chat's models, conversations, data of `tasks`.
 
     Where there are other tasks than the embedded ones, lm-eval is imported for them, which takes seconds.
     """
@@ -97,7 +97,7 @@ def wanted_by(settings: Iterable[Settings]) -> list[Wanted]:
         *(
             Wanted("dataset", name, "", f"task {task}")
             for task in [*values.get("tasks", []), *values.get("contamination_tasks", [])]
-            if task in own or task not in YAMLS
+            if tasks and (task in own or task not in YAMLS)
             for name in dataset_of_tasks(task, own)
         ),
     ]

@@ -148,9 +148,9 @@ def test_auto_says_what_the_run_s_context_curve_shows(run, piped, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("model.gguf", b"GGUF", r"model\.gguf could not be read"),
-        ("model.gguf", b"no GGUF at all", r"model\.gguf could not be read"),
-        ("model.gguf", b"GGUF\x03\0\0\0" + b"\xff" * 64, r"model\.gguf could not be read"),
+        ("model.gguf", b"GGUF", r"model\.gguf' could not be loaded"),
+        ("model.gguf", b"no GGUF at all", r"model\.gguf' could not be loaded"),
+        ("model.gguf", b"GGUF\x03\0\0\0" + b"\xff" * 64, r"model\.gguf' could not be loaded"),
         ("train/final/model.safetensors", b"cut short", "could not be loaded"),
     ],
 )

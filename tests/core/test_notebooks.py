@@ -20,7 +20,7 @@ def test_names_types_defaults_and_help(tmp_path):
     lines = ['"""Parameters."""', "rate: float = 1e-3  # per step", 'names: list = ["a", {"path": "b"}]  # what']
     source = "\n".join([*lines, "", "# alone", "x: bool = True"])
     found = parameters(notebook(tmp_path / "n.ipynb", source))
-    assert [(p.name, p.type, p.default, p.help) for p in found.values()] == [
+    assert [(name, p.type, p.default, p.help) for name, p in found.items()] == [
         ("rate", "float", 1e-3, "per step"),
         ("names", "list", ["a", {"path": "b"}], "what"),
         ("x", "bool", True, ""),

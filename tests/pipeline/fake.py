@@ -45,17 +45,18 @@ class ThirdSettings(Settings):
     title: str
 
 
+class SmallStage(StageSpec):
+    """A stage whose settings are here."""
+
+    def settings_class(self) -> type[Settings]:
+        """One of the three above."""
+        return {"first": FirstSettings, "second": SecondSettings, "third": ThirdSettings}[self.name]
+
+
 STAGES = (
-    StageSpec("first", "01_first.ipynb", makes=("rows",), settings="tests.pipeline.fake:FirstSettings"),
-    StageSpec(
-        "second",
-        "02_second.ipynb",
-        {"first": ("words.txt",)},
-        makes=("model",),
-        pausable=True,
-        settings="tests.pipeline.fake:SecondSettings",
-    ),
-    StageSpec("third", "03_third.ipynb", {"second": ("final/*",)}, settings="tests.pipeline.fake:ThirdSettings"),
+    SmallStage("first", "01_first.ipynb", makes=("rows",)),
+    SmallStage("second", "02_second.ipynb", {"first": ("words.txt",)}, makes=("model",), pausable=True),
+    SmallStage("third", "03_third.ipynb", {"second": ("final/*",)}),
 )
 
 

@@ -94,8 +94,8 @@ def test_a_checkpoint_of_other_settings_or_of_a_newer_version_is_refused_by_name
     own = {"parameters": {"seed": 1, "learning_rate": 0.1}, "data": "abc"}
     made = write_checkpoint(tmp_path, 5, own)
     for change, words in (
-        ({"parameters": {"seed": 1, "learning_rate": 0.2}}, r"learning_rate was 0\.1, is 0\.2"),
-        ({"data": "x"}, "data was 'abc', is 'x'"),
+        ({"parameters": {"seed": 1, "learning_rate": 0.2}}, r"learning_rate \(0\.1 → 0\.2\)"),
+        ({"data": "x"}, r"data \('abc' → 'x'\)"),
     ):
         with pytest.raises(UserError, match=words):
             checkpoints.check_identity(made, own | change)

@@ -131,7 +131,7 @@ def keeps_keys(model: PreTrainedModel) -> bool:
 
 
 def rotation(model: PreTrainedModel, extension: str, limit: int) -> Rotation | None:
-    """The rotation for up to `limit` tokens; for `none`, or a model that cannot be extended, its own.
+    """The rotation for up to `limit` tokens, of a model that can be extended; for `none` any model's own.
 
     None for a model without a rotary embedding of the usual kind.
 
@@ -144,7 +144,7 @@ def rotation(model: PreTrainedModel, extension: str, limit: int) -> Rotation | N
     rotary = rotary_module(model)
     if rotary is None:
         return None
-    if extension == "none" or not can_extend(model):
+    if extension == "none":
         with _lock_of(model):  # another session of this model may be in the midst of a pass with its own rotation
             return Rotation(rotary, rotary.original_inv_freq, rotary.attention_scaling)
     config = copy.deepcopy(rotary.config)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, read_json, sha256_of_file, shown, write_json
-from nbutils.core.run.state import Kind, differences
+from nbutils.core.run.state import Kind, differences, in_short
 
 SCHEMA = 1
 STEP = "step-"
@@ -113,12 +113,11 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, dict[Checkpoint, str]
 
 
 def check_identity(checkpoint: Checkpoint, identity: Json) -> None:
-    """UserError where a checkpoint was made by other settings or from other data, naming each difference."""
+    """UserError where a checkpoint was made by other settings or from other data, naming what differs."""
     changes = list(differences(Kind.PARAMETER, checkpoint.manifest["identity"], identity))
     if changes:
-        words = "; ".join(f"{change.name} was {change.old!r}, is {change.new!r}" for change in changes)
         raise UserError(
-            f"{shown(checkpoint.path)} was made with other settings or data ({words}); set them back, "
+            f"{shown(checkpoint.path)} was made with other settings or data ({in_short(changes)}); set them back, "
             f"or move {shown(checkpoint.path.parent)} away to start again."
         )
 

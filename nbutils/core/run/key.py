@@ -41,7 +41,7 @@ def changes(before: Json, after: Json) -> list[Change]:
     return [
         *([Change(Kind.CELLS)] if before[CODE] != after[CODE] else []),
         *differences(Kind.PARAMETER, old, new),
-        *differences(Kind.OUTSIDE, outside[0], outside[1]),
+        *differences(Kind.OUTSIDE, *outside),
         *differences(Kind.CODE, before[MODULES], after[MODULES]),
         *differences(Kind.UPSTREAM, before[UPSTREAM], after[UPSTREAM]),
     ]
@@ -86,11 +86,6 @@ def normalised(source: str) -> str:
         tree = ast.parse(source)
     except SyntaxError:
         return source
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [statement for statement in node.body if not _is_text(statement)]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
-            node.args = []
     return repr(_plain(tree))
 
 
@@ -103,10 +98,14 @@ def _is_text(statement: ast.stmt) -> bool:
 
 def _plain(node: Any) -> Any:
     """A syntax tree as nested tuples, without empty fields: `ast.dump` writes others in each version of Python."""
-    if isinstance(node, ast.AST):
-        fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if value not in (None, []))
-        return (type(node).__name__, *fields)
-    return [_plain(item) for item in node] if isinstance(node, list) else node
+    if isinstance(node, list):
+        return [_plain(item) for item in node if not _is_text(item)]
+    if not isinstance(node, ast.AST):
+        return node
+    fields = {name: _plain(value) for name, value in ast.iter_fields(node)}
+    if fields.get("func") == ("Name", ("id", "UserError"), ("ctx", ("Load",))):
+        del fields["args"]
+    return (type(node).__name__, *(field for field in fields.items() if field[1] not in (None, [])))
 
 
 def _hash_of(file: Path) -> str:

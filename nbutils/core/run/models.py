@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
@@ -34,7 +35,13 @@ MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model
 """Files of a model's folder on which its answers depend; folders inside it are others' business."""
 
 TOKENIZER_FILES = (
-    *("tokenizer*", "*.model", "*.jinja", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    "tokenizer*",
+    "*.model",
+    "*.jinja",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "config.json",
 )
 """Files of a model's folder that make its tokenizer (`config.json` names its class)."""
@@ -185,15 +192,10 @@ class ModelRef:
 
     def unreadable(self, error: Exception) -> UserError:
         """The sentence on a model that could not be read."""
-        reason = " ".join(str(error).split())[:200]  # a check of sizes tells it in its second line
-        words = f"{type(error).__name__}: {reason}"
-        if self.gguf:  # a file that was cut short fails in a dozen ways, all deep inside the reader
-            return UserError(
-                f"The GGUF file {self.text} could not be read ({words}); download it again, or convert it again."
-            )
+        reason = shorten(f"{type(error).__name__}: {error}", 240)  # a check of sizes tells it in its second line
         return UserError(
-            f"The model '{self.text}' could not be loaded{offline()}: {words} — give a hub id that can be reached, a "
-            "folder, a GGUF file, or 'tiny'."
+            f"The model '{self.text}' could not be loaded{offline()}: {reason} — give a hub id that can be reached, a "
+            "folder, a whole GGUF file, or 'tiny'."
         )
 
 

@@ -98,8 +98,8 @@ def git_commit() -> str | None:
     bundled = Path(__file__).resolve().parents[3] / "commit.txt"
     if bundled.is_file():
         return bundled.read_text(encoding="utf-8") or None
-    command = ["git", "-C", str(project_root()), "describe", "--always", "--abbrev=40"]
-    command += ["--exclude=*", "--dirty=+changes"]  # no tags
+    described = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")  # without tags
+    command = ["git", "-C", str(project_root()), *described]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
