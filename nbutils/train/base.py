@@ -18,7 +18,7 @@ from transformers import (
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, replaced, shown, write_json
+from nbutils.core.files import Json, read_json, replaced, shown, write_json
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import (
     TINY,
@@ -54,7 +54,7 @@ def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
     return folder
 
 
-def source_of(settings: TrainSettings) -> dict[str, Any]:
+def source_of(settings: TrainSettings) -> Json:
     """Where the base came from: its name as it was asked for, a hub model's commit, whether local, a file's hash."""
     ref = settings.base_ref
     source = {"schema": 1, "base_model": ref.text, "local": ref.path is not None and not ref.hub, "commit": None}
@@ -149,7 +149,7 @@ def check_weights(ref: ModelRef) -> None:
     Of a GGUF file transformers leaves out what it does not know, so there unknown weights are not found.
     """
     where, options = ref.source
-    asked: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    asked: Json = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     asked |= {} if ref.gguf else {"config": ref.config()}
     try:
         hide_loading_bar()

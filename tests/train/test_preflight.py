@@ -111,7 +111,7 @@ WHOLE, ENDLESS, NONE = [False, False, True, True, True], [False, False, True, Tr
 @pytest.mark.parametrize(
     "masks,changes,replies,level,expected",
     [
-        ([WHOLE, WHOLE], {}, 4, FINE, "inside its supervised part"),
+        ([WHOLE, WHOLE], {}, 4, FINE, "Every training conversation has a supervised <|im_end|>"),
         ([NONE, WHOLE], {}, 4, NOTE, "1 of 2 training conversations have no supervised token"),
         (
             [NONE, NONE],
