@@ -64,7 +64,6 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
         CHECKPOINTING: False,
         "logging_nan_inf_filter": False,
         "logging_strategy": "no",
-        "eval_strategy": "no",
         "save_strategy": "no",
         "ignore_data_skip": True,
         "disable_tqdm": True,

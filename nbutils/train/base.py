@@ -129,8 +129,7 @@ def weightless_base(settings: TrainSettings) -> PreTrainedModel:
     """The base model without weights. UserError where it cannot be read, or training could not use it."""
     kept = Run(settings.run_path).base  # the base may be gone since it was read
     ref = ModelRef.parse(str(kept)) if holds_model(kept) else settings.base_ref
-    tiny = ref.text == TINY
-    config: Any = tiny_config(VOCABULARY, settings.max_length, 0, 0) if tiny else ref.config()
+    config: Any = ref.config() if ref.text != TINY else tiny_config(VOCABULARY, settings.max_length, 0, 0)
     check_config(settings, config)
     try:
         with torch.device("meta"):

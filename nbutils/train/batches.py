@@ -117,7 +117,7 @@ class StepBatch:
 
     microbatches: list[Microbatch]
     rows: list[np.ndarray]
-    """Row numbers of each micro-batch; of a dummy one none."""
+    """Row numbers of each micro-batch; a dummy one has no entry."""
     supervised_tokens: int
     """Labels of the step over all ranks: the loss is their mean."""
     tokens: int
@@ -167,7 +167,7 @@ class StepLoader:
         padded = [(plan.padded(batch), int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
         return StepBatch(
             microbatches=[self.rows.tensors(batch) for batch in mine] or [empty_microbatch()],
-            rows=mine or [np.array([], dtype=np.int64)],
+            rows=mine,
             supervised_tokens=int(self.supervised[rows].sum()),
             tokens=int(plan.lengths[rows].sum()),
             padded_tokens=sum(tokens for tokens, _ in padded),

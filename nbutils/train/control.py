@@ -200,8 +200,7 @@ class StepControl(TrainerCallback):
         control.should_evaluate = settings.eval_steps > 0 and step % settings.eval_steps == 0 and not last
         every = settings.checkpoint_steps
         control.should_save = pausing or (every > 0 and step % every == 0 and not last)
-        if pausing or last:
-            control.should_training_stop = True
+        control.should_training_stop = pausing or last
 
 
 def peak_memory_gib() -> float:

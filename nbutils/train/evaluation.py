@@ -31,19 +31,17 @@ def exact_loss(model: PreTrainedModel, rows: TokenRows, budget: int) -> dict[str
     """Mean loss in nats a supervised token, and top-1 accuracy, over all rows.
 
     Sums are kept in float64 and reduced once; every row counts once whatever the budget (padded tokens a micro-batch)
-    and the number of processes. All ranks must call it.
+    and the number of processes. All ranks must call it. The model is left in evaluation mode.
     """
     state, device = PartialState(), next(model.parameters()).device
     lengths = rows.lengths()
     order = np.argsort(lengths, kind="stable")
     batches = [order[a:b] for a, b in pairwise(blocks_of(lengths[order], budget))]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    was_training = model.training
     model.eval()
     for batch in batches[state.process_index :: state.num_processes]:
         loss, correct = causal_lm_loss(model, *rows.tensors(batch).to(device))
         sums += torch.stack([loss.double(), correct.double()])
-    model.train(was_training)
     loss_sum, correct_sum = reduce(sums, "sum").tolist()
     count = int(rows.supervised_counts().sum())
     return {

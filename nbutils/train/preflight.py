@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ class MemoryNeed(NamedTuple):
 
 def report(findings: Iterable[Finding]) -> dict[str, list[str]]:
     """Prints every finding on a line of its own, as it comes, and returns their sentences by level."""
-    told: dict[str, list[str]] = {level: [] for level in (STOP, NOTE, LATER, FINE)}
+    told: dict[str, list[str]] = defaultdict(list)
     for finding in findings:
         print(f"{finding.level:>6}  {finding.text}", flush=True)
         told[finding.level].append(finding.text)
@@ -116,13 +117,13 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
     if tokenizer:
         yield from tokenizer_findings(tokenizer)
     longest = settings.max_length
-    if (
-        tokenizer
-        and ready
-        and (rows := (yield from attempt(lambda: TokenRows.for_training(data, settings, tokenizer))))
-    ):
-        longest = int(rows.lengths().max())
-        yield from (yield from attempt(lambda: list(data_findings(settings, rows, data / "eval", tokenizer)))) or ()
+    if tokenizer and ready:
+        try:
+            rows = TokenRows.for_training(data, settings, tokenizer)
+            longest = int(rows.lengths().max())
+            yield from data_findings(settings, rows, data / "eval", tokenizer)
+        except UserError as error:
+            yield Finding(STOP, str(error))
     if machine and model:
         yield memory_finding(settings, model, longest, machine, psutil.virtual_memory().available)
 
@@ -143,8 +144,8 @@ def device_findings(settings: TrainSettings, machine: DeviceReport, listed: tupl
     usable = usable_gpus(machine.gpus)
     processes = choose_processes(settings.processes, machine.gpus, machine.cores)
     if precision := (yield from attempt(lambda: checked_precision(settings, usable))):
-        names = " and ".join(sorted({gpu.name for gpu in usable})) or "the CPU"
-        yield Finding(FINE, f"Training runs on {names} in {precision}, {counted(processes, 'process')}.")
+        name = usable[0].name if usable else "the CPU"
+        yield Finding(FINE, f"Training runs on {name} in {precision}, {counted(processes, 'process')}.")
     if usable and processes > len(usable):
         yield Finding(
             STOP,
@@ -207,11 +208,11 @@ def data_findings(
             yield Finding(FINE, f"Every training conversation has a supervised {what}.")
     if not TokenRows.load(held_out, "assistant").supervised_counts().sum():
         yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
-    said: dict[str, set[str]] = {"assistant": set(), "user": set()}
+    said: dict[str, set[str]] = defaultdict(set)
     for messages in load_from_disk(str(held_out))["messages"]:
         for message in messages[1:]:  # those that answer something
-            said.get(message["role"], set()).add(" ".join(message["content"].casefold().split()))
-    if (most := max(map(len, said.values()))) < CHOICES:
+            said[message["role"]].add(" ".join(message["content"].casefold().split()))
+    if (most := max(map(len, said.values()), default=0)) < CHOICES:
         yield Finding(
             NOTE,
             f"The task heldout_next_utterance chooses among {CHOICES} replies, and the held-out conversations hold "
@@ -224,9 +225,9 @@ def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
     end, eos, pad = tokenizer.convert_tokens_to_ids(IM_END), tokenizer.eos_token_id, tokenizer.pad_token_id
     if eos != end:
         yield Finding(STOP, f"The tokenizer's eos is {tokenizer.eos_token!r}, not {IM_END}: replies would not stop.")
-    if pad is None or pad == eos:
-        what = "has no pad token" if pad is None else f"pads with its eos, {tokenizer.pad_token!r}"
-        yield Finding(STOP, f"The tokenizer {what}; run notebook 01 again, which adds one of its own.")
+    if pad in (None, eos):
+        text = f"The tokenizer has no pad token beside its eos, {tokenizer.eos_token!r}; run notebook 01 again."
+        yield Finding(STOP, text)
     elif eos == end:
         yield Finding(FINE, f"eos is {IM_END}, and padding is another token ({tokenizer.pad_token}).")
 

@@ -100,14 +100,11 @@ def _interrupts(run: Path, program: Torchrun) -> Iterator[None]:
 
     The first asks for a pause, the next one ends the processes at once.
     """
-    asked = False
 
     def take(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked or pause.requested(run):
+        if pause.requested(run):
             program.kill()
             raise KeyboardInterrupt
-        asked = True
         pause.request(run)
         tell(program.folder, "pausing")  # printed by whoever follows: the signal may have interrupted a print
 

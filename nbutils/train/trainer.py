@@ -143,7 +143,7 @@ class SmallchatTrainer(SFTTrainer):
         shared = reduce(mine, "sum")
         loss, correct, bad_ranks, stops = shared.tolist()
         if bad_ranks:
-            bad_rows = [rows for rows, loss in zip(batch.rows, losses, strict=True) if not bool(torch.isfinite(loss))]
+            bad_rows = [rows for rows, loss in zip(batch.rows, losses, strict=False) if not bool(torch.isfinite(loss))]
             self._stop_on_nonfinite("loss", bad_rows)
         sums.copy_(shared[:2])
         self.job.counters.count_step(batch, loss, correct, flops_of(self.model, batch))

@@ -174,8 +174,8 @@ def _announce(trainer: SmallchatTrainer, steps: int) -> None:
     }
     if records.active:
         eval_hash = read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash")
-        given = {"schema": 1, "settings": settings.model_dump(mode="json"), "machine": machine()}
-        write_json(records.folder / "settings.json", given | {"derived": derived, "data": {"eval_hash": eval_hash}})
+        given = {"schema": 1, "settings": settings.model_dump(mode="json"), "machine": machine(), "derived": derived}
+        write_json(records.folder / "settings.json", given | {"data": {"eval_hash": eval_hash}})
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"session": records.session, "step": loader.first_step, "world_size": args.world_size, "time": now}
     made_with = {"supervise": settings.supervise, "versions": versions()}
