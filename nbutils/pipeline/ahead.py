@@ -21,7 +21,7 @@ from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 from nbutils.publish.push import check_push
 from nbutils.publish.settings import PublishSettings
-from nbutils.train.settings import TrainSettings, checked_trackers, precision_problem
+from nbutils.train.settings import TrainSettings, checked_precision, checked_trackers
 
 SHORTEST_PROMPT = 16
 """Tokens that a held-out turn takes at least."""
@@ -53,9 +53,8 @@ def _trackers(settings: TrainSettings, _: object) -> None:
 
 
 def _precision(settings: TrainSettings, _: object) -> None:
-    problem = precision_problem(settings.precision, settings.optimizer, ())
-    if problem and not nvidia_gpus():
-        raise UserError(problem)
+    if not nvidia_gpus():
+        checked_precision(settings, ())
 
 
 def _base(settings: TrainSettings, _: object) -> None:

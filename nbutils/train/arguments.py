@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from trl import SFTConfig
 
-from nbutils.core.errors import UserError
-from nbutils.core.hardware import choose_precision, device_report, usable_gpus
+from nbutils.core.hardware import device_report, usable_gpus
 from nbutils.train.dataset import Microbatch
-from nbutils.train.settings import TrainSettings, checked_trackers, precision_problem
+from nbutils.train.settings import TrainSettings, checked_precision, checked_trackers
 
 if TYPE_CHECKING:
     from nbutils.train.trainer import SmallchatTrainer
@@ -44,9 +43,7 @@ class Arguments(SFTConfig):
 def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
     """The SFTConfig of a run: our settings, the other options, and everything switched off that we replace."""
     gpus = usable_gpus(device_report().gpus)
-    precision = choose_precision(settings.precision, gpus)
-    if problem := precision_problem(precision, settings.optimizer, gpus):
-        raise UserError(problem)
+    precision = checked_precision(settings, gpus)
     if gpus:
         make_deterministic()
     own = {
@@ -67,7 +64,6 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
         CHECKPOINTING: False,
         "logging_nan_inf_filter": False,
         "logging_strategy": "no",
-        "eval_strategy": "no",
         "save_strategy": "no",
         "ignore_data_skip": True,
         "disable_tqdm": True,

@@ -18,7 +18,7 @@ from transformers import (
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, replaced, shown, write_json
+from nbutils.core.files import Json, read_json, replaced, shown, write_json
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import (
     TINY,
@@ -54,7 +54,7 @@ def ensure_base(settings: TrainSettings, folder: Path, data: Path) -> Path:
     return folder
 
 
-def source_of(settings: TrainSettings) -> dict[str, Any]:
+def source_of(settings: TrainSettings) -> Json:
     """Where the base came from: its name as it was asked for, a hub model's commit, whether local, a file's hash."""
     ref = settings.base_ref
     source = {"schema": 1, "base_model": ref.text, "local": ref.path is not None and not ref.hub, "commit": None}
@@ -129,8 +129,7 @@ def weightless_base(settings: TrainSettings) -> PreTrainedModel:
     """The base model without weights. UserError where it cannot be read, or training could not use it."""
     kept = Run(settings.run_path).base  # the base may be gone since it was read
     ref = ModelRef.parse(str(kept)) if holds_model(kept) else settings.base_ref
-    tiny = ref.text == TINY
-    config: Any = tiny_config(VOCABULARY, settings.max_length, 0, 0) if tiny else ref.config()
+    config: Any = ref.config() if ref.text != TINY else tiny_config(VOCABULARY, settings.max_length, 0, 0)
     check_config(settings, config)
     try:
         with torch.device("meta"):
@@ -149,7 +148,7 @@ def check_weights(ref: ModelRef) -> None:
     Of a GGUF file transformers leaves out what it does not know, so there unknown weights are not found.
     """
     where, options = ref.source
-    asked: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    asked: Json = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     asked |= {} if ref.gguf else {"config": ref.config()}
     try:
         hide_loading_bar()

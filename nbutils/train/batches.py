@@ -51,8 +51,6 @@ class BatchPlan:
 
     def steps(self, epoch: int) -> list[np.ndarray]:
         """Row numbers of each optimizer step of an epoch; every row stands in exactly one step."""
-        if len(self.lengths) == 0:
-            return []
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.lengths))
         order = order[np.argsort(self.lengths[order], kind="stable")]  # by length, ties in random order
@@ -68,11 +66,10 @@ class BatchPlan:
 
         A rank may get none; it then takes part in the step with a micro-batch without labels.
         """
-        ordered = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        ordered = rows[np.argsort(-self.lengths[rows], kind="stable")][::-1]
         share = -(-int(self.lengths[rows].sum()) // world_size)
-        budget = max(1, min(self.tokens_per_microbatch, share))
-        edges = blocks_of(self.lengths[ordered][::-1], budget)
-        batches = [ordered[::-1][a:b] for a, b in pairwise(edges)]
+        edges = blocks_of(self.lengths[ordered], min(self.tokens_per_microbatch, share))
+        batches = [ordered[a:b] for a, b in pairwise(edges)]
         batches.sort(key=lambda batch: -self.padded(batch))
         ranks: list[list[np.ndarray]] = [[] for _ in range(world_size)]
         loads = [0] * world_size
@@ -120,7 +117,7 @@ class StepBatch:
 
     microbatches: list[Microbatch]
     rows: list[np.ndarray]
-    """Row numbers of each micro-batch; of a dummy one none."""
+    """Row numbers of each micro-batch; a dummy one has no entry."""
     supervised_tokens: int
     """Labels of the step over all ranks: the loss is their mean."""
     tokens: int
@@ -170,7 +167,7 @@ class StepLoader:
         padded = [(plan.padded(batch), int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
         return StepBatch(
             microbatches=[self.rows.tensors(batch) for batch in mine] or [empty_microbatch()],
-            rows=mine or [np.array([], dtype=np.int64)],
+            rows=mine,
             supervised_tokens=int(self.supervised[rows].sum()),
             tokens=int(plan.lengths[rows].sum()),
             padded_tokens=sum(tokens for tokens, _ in padded),

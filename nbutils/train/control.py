@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
-from nbutils.core.files import append_jsonl, read_json, read_jsonl, write_json, write_text
+from nbutils.core.files import Json, append_jsonl, read_json, read_jsonl, write_json, write_text
 from nbutils.core.run import pause
 from nbutils.core.torchrun import PROGRESS, STARTED, tell
 from nbutils.core.training_log import LOG, SECONDS
@@ -73,7 +73,7 @@ class Records:
     def __init__(self, folder: Path, active: bool) -> None:
         self.folder, self.active, self.session = folder, active, 1
 
-    def add(self, event: str, row: dict[str, Any]) -> None:
+    def add(self, event: str, row: Json) -> None:
         """Appends a row, `metric` or `sample`, to its file, and shows it to whoever follows the progress."""
         if self.active:
             append_jsonl(self.folder / FILES[event], row)
@@ -141,7 +141,7 @@ class Counters:
         self.wall += self._ended - began
         return self._ended - began
 
-    def row(self, **facts: float) -> dict[str, Any]:
+    def row(self, **facts: float) -> Json:
         """The log row since the last one, with further facts; a new one begins."""
         self.end_step()
         window, parts, wall = self.window, self.seconds, max(self.wall, 1e-9)
@@ -168,9 +168,9 @@ class Counters:
         """Writes the counters into a checkpoint, as they were before it was begun, with other facts."""
         write_json(folder / COUNTERS, {name: getattr(self, name) for name in KEPT} | others)
 
-    def load(self, folder: Path) -> dict[str, Any]:
+    def load(self, folder: Path) -> Json:
         """Takes over the counters of a checkpoint, and returns all that `save` wrote there."""
-        state: dict[str, Any] = read_json(folder / COUNTERS)
+        state: Json = read_json(folder / COUNTERS)
         vars(self).update({name: state[name] for name in KEPT})
         return state
 
@@ -200,8 +200,7 @@ class StepControl(TrainerCallback):
         control.should_evaluate = settings.eval_steps > 0 and step % settings.eval_steps == 0 and not last
         every = settings.checkpoint_steps
         control.should_save = pausing or (every > 0 and step % every == 0 and not last)
-        if pausing or last:
-            control.should_training_stop = True
+        control.should_training_stop = pausing or last
 
 
 def peak_memory_gib() -> float:

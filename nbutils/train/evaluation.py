@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chat_engine.generation import generate_replies
 from nbutils.core.chatml import IM_END
+from nbutils.core.files import Json
 from nbutils.core.run.models import ModelRef
 from nbutils.train.batches import blocks_of
 from nbutils.train.dataset import TokenRows
@@ -28,29 +27,21 @@ REPORTED_ROWS = 8
 
 
 @torch.no_grad()
-def exact_loss(
-    model: PreTrainedModel,
-    rows: TokenRows,
-    budget: int,
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> dict[str, float]:
+def exact_loss(model: PreTrainedModel, rows: TokenRows, budget: int) -> dict[str, float]:
     """Mean loss in nats a supervised token, and top-1 accuracy, over all rows.
 
     Sums are kept in float64 and reduced once; every row counts once whatever the budget (padded tokens a micro-batch)
-    and the number of processes. All ranks must call it; `autocast` makes the context in which the model runs.
+    and the number of processes. All ranks must call it. The model is left in evaluation mode.
     """
     state, device = PartialState(), next(model.parameters()).device
     lengths = rows.lengths()
     order = np.argsort(lengths, kind="stable")
     batches = [order[a:b] for a, b in pairwise(blocks_of(lengths[order], budget))]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    was_training = model.training
     model.eval()
     for batch in batches[state.process_index :: state.num_processes]:
-        with autocast():
-            loss, correct = causal_lm_loss(model, *rows.tensors(batch).to(device))
+        loss, correct = causal_lm_loss(model, *rows.tensors(batch).to(device))
         sums += torch.stack([loss.double(), correct.double()])
-    model.train(was_training)
     loss_sum, correct_sum = reduce(sums, "sum").tolist()
     count = int(rows.supervised_counts().sum())
     return {
@@ -60,9 +51,7 @@ def exact_loss(
     }
 
 
-def sample_replies(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
-) -> list[dict[str, Any]]:
+def sample_replies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Json]:
     """Greedy replies of at most 60 tokens, one a prompt, and whether each ended by itself."""
     if not prompts:
         return []

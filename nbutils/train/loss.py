@@ -24,11 +24,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        if recorded := any(ctx.needs_input_grad):
+            grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.weight_dtype = weight.dtype
         for start in range(0, hidden.shape[0], chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk]  # (c, D), (c,)
             scores = h @ weight.T  # (c, V), in half precision under autocast
@@ -36,29 +37,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             log_norm = logits.logsumexp(dim=-1)  # (c,)
             loss += (log_norm - logits.gather(1, t[:, None]).squeeze(1)).sum()
             correct += (logits.argmax(dim=-1) == t).sum()
-            if need_hidden or need_weight:
+            if recorded:
                 slope = logits.sub_(log_norm[:, None]).exp_()  # softmax, in place
                 slope[torch.arange(len(t), device=t.device), t] -= 1
                 slope = slope.to(scores.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[start : start + chunk] = slope @ weight
-                if grad_weight is not None:
-                    grad_weight += slope.T @ h
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
+                grad_hidden[start : start + chunk] = slope @ weight
+                grad_weight += slope.T @ h
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]
-        return (
-            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
-            None,
-            None,
-        )
+        return grad_hidden * scale.to(grad_hidden.dtype), (grad_weight * scale).to(ctx.weight_dtype), None, None
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
-from nbutils.core.files import write_json
+from nbutils.core.files import Json, write_json
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY, train_bpe
 from nbutils.train.preflight import FINE, STOP, Finding
@@ -58,7 +57,7 @@ def overfit(settings: TrainSettings) -> Iterator[Finding]:
     yield Finding(FINE if loss < LOSS and not wrong else STOP, f"{text}.")
 
 
-def _learned(settings: TrainSettings, run: Run) -> tuple[float, list[dict[str, Any]]]:
+def _learned(settings: TrainSettings, run: Run) -> tuple[float, list[Json]]:
     """The mean loss of the last steps, and the replies of the trained model."""
     tiny = settings.base_model == TINY
     tokenizer = train_bpe(chain.from_iterable(PAIRS.items()), 400) if tiny else settings.base_ref.tokenizer()

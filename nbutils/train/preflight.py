@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 from datasets import load_from_disk
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,14 +37,12 @@ from nbutils.train.base import data_tokenizer, weightless_base
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import CHUNK
-from nbutils.train.settings import OPTIMIZERS, TrainSettings, checked_trackers, precision_problem
+from nbutils.train.settings import OPTIMIZERS, TrainSettings, checked_precision, checked_trackers
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
 
 GIB = 2**30
-FRAMEWORK_BYTES = int(0.7 * GIB)
-"""What a process takes before there is a model: Python, torch and its libraries, or a CUDA context."""
 
 CHOICES = 4
 """Replies that an item of the held-out task `heldout_next_utterance` chooses among."""
@@ -63,10 +63,8 @@ class MemoryNeed(NamedTuple):
     activations: int
     """What the backward pass needs of one micro-batch, and the logits of one chunk of the loss."""
 
-    @property
-    def total(self) -> int:
-        """All of it, with what the framework takes."""
-        return self.states + self.activations + FRAMEWORK_BYTES
+    framework: int = int(0.7 * GIB)
+    """What a process takes before there is a model: Python, torch and its libraries, or a CUDA context."""
 
 
 # ---- all of them
@@ -74,7 +72,7 @@ class MemoryNeed(NamedTuple):
 
 def report(findings: Iterable[Finding]) -> dict[str, list[str]]:
     """Prints every finding on a line of its own, as it comes, and returns their sentences by level."""
-    told: dict[str, list[str]] = {level: [] for level in (STOP, NOTE, LATER, FINE)}
+    told: dict[str, list[str]] = defaultdict(list)
     for finding in findings:
         print(f"{finding.level:>6}  {finding.text}", flush=True)
         told[finding.level].append(finding.text)
@@ -88,25 +86,21 @@ def preflight(settings: TrainSettings) -> None:
 
 
 def run_findings(settings: TrainSettings) -> Iterator[Finding]:
-    """Every finding about a run, as far as its data is there; a check that fails says so at the end."""
-    failed: list[Finding] = []
-
-    def attempt(check: Callable[[], Any]) -> Any:
-        try:
-            return check()
-        except UserError as error:
-            failed.append(Finding(STOP, str(error)))
-
+    """Every finding about a run, as far as its data is there."""
     data = Run(settings.run_path).rows
     ready = (data / "summary.json").is_file()
-    attempt(lambda: checked_trackers(settings.report_to))
+    yield from attempt(lambda: checked_trackers(settings.report_to))
     listed = nvidia_gpus()  # torch is asked in a child process, and only where there is a GPU
-    if machine := attempt(lambda: child_report() if listed else DeviceReport(cores=os.cpu_count() or 1)):
+    machine = yield from attempt(lambda: child_report() if listed else DeviceReport(cores=os.cpu_count() or 1))
+    if machine:
         yield from device_findings(settings, machine, listed)
-    tokenizer = None  # `tiny` has none before notebook 01
-    if ready or settings.base_model != TINY:
-        tokenizer = attempt(lambda: data_tokenizer(settings, data) if ready else settings.base_ref.tokenizer())
-    if model := attempt(lambda: weightless_base(settings)):
+    model = yield from attempt(lambda: weightless_base(settings))
+    tokenizer = None
+    if ready:
+        tokenizer = yield from attempt(lambda: data_tokenizer(settings, data))
+    elif model and settings.base_model != TINY:  # which has none before notebook 01
+        tokenizer = yield from attempt(settings.base_ref.tokenizer)
+    if model:
         if tokenizer:  # with ChatML, and rows for the highest id
             model.resize_token_embeddings(max(tokenizer.get_vocab().values()) + 1, mean_resizing=False)
         yield Finding(FINE, f"The base model {settings.base_model} has {model.num_parameters():,} parameters.")
@@ -123,12 +117,23 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
     if tokenizer:
         yield from tokenizer_findings(tokenizer)
     longest = settings.max_length
-    if tokenizer and ready and (rows := attempt(lambda: TokenRows.for_training(data, settings, tokenizer))):
-        longest = int(rows.lengths().max())
-        yield from attempt(lambda: list(data_findings(settings, rows, data / "eval", tokenizer))) or ()
+    if tokenizer and ready:
+        try:
+            rows = TokenRows.for_training(data, settings, tokenizer)
+            longest = int(rows.lengths().max())
+            yield from data_findings(settings, rows, data / "eval", tokenizer)
+        except UserError as error:
+            yield Finding(STOP, str(error))
     if machine and model:
         yield memory_finding(settings, model, longest, machine, psutil.virtual_memory().available)
-    yield from dict.fromkeys(failed)  # a base that cannot be had fails twice in the same words
+
+
+def attempt(check: Callable[[], Any]) -> Generator[Finding, None, Any]:
+    """What a check returns; None where it raises a UserError, which is a finding then."""
+    try:
+        return check()
+    except UserError as error:
+        yield Finding(STOP, str(error))
 
 
 # ---- each of them
@@ -137,12 +142,10 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
 def device_findings(settings: TrainSettings, machine: DeviceReport, listed: tuple[Gpu, ...]) -> Iterator[Finding]:
     """Which device, precision and number of processes the run gets, and what prevents it; `listed` by `nvidia-smi`."""
     usable = usable_gpus(machine.gpus)
-    precision = choose_precision(settings.precision, usable)
     processes = choose_processes(settings.processes, machine.gpus, machine.cores)
-    names = " and ".join(sorted({gpu.name for gpu in usable})) or "the CPU"
-    problem = precision_problem(precision, settings.optimizer, usable)
-    fine = f"Training runs on {names} in {precision}, {counted(processes, 'process')}."
-    yield Finding(STOP, problem) if problem else Finding(FINE, fine)
+    if precision := (yield from attempt(lambda: checked_precision(settings, usable))):
+        name = usable[0].name if usable else "the CPU"
+        yield Finding(FINE, f"Training runs on {name} in {precision}, {counted(processes, 'process')}.")
     if usable and processes > len(usable):
         yield Finding(
             STOP,
@@ -186,33 +189,30 @@ def data_findings(
     """What the tokenised rows hold: optimizer steps, supervision, and the stop token inside the mask."""
     supervised, total, plan = rows.supervised_counts(), len(rows), BatchPlan.of(rows, settings)
     steps = plan.total_steps(settings.epochs, settings.max_steps)
-    yield Finding(FINE, f"The run takes {steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.")
-    tokens = f"{plan.lengths.sum():,} tokens, {supervised.sum():,} of them supervised"
-    yield Finding(FINE, f"{total:,} conversations, {tokens}.")
-    without = int((supervised == 0).sum())
-    text = f"{without:,} of {total:,} training conversations have no supervised token"
-    if without == total:
-        yield Finding(STOP, f"{text}: there is nothing to learn; set supervise to all, or look at the data.")
-    elif without:
-        yield Finding(NOTE, f"{text}; they cost time and teach nothing.")
-    end = tokenizer.convert_tokens_to_ids(IM_END)
-    if not settings.supervise_end:
-        yield Finding(NOTE, f"supervise_end is false: the loss leaves {IM_END} out, so replies will not stop.")
-    elif unended := int((rows.counting("assistant").supervised_counts(end) == 0).sum()):
-        yield Finding(
-            STOP if unended == total else NOTE,
-            f"{unended:,} of {total:,} training conversations have no supervised {IM_END}: the model would not learn "
-            "to stop; run notebook 01 again.",
-        )
+    yield Finding(
+        FINE,
+        f"{total:,} conversations, {plan.lengths.sum():,} tokens, {supervised.sum():,} of them supervised: "
+        f"{steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.",
+    )
+    needed = {"token": (supervised, "there is nothing to learn from them; set supervise to all, or look at the data")}
+    if settings.supervise_end:
+        ends = rows.counting("assistant").supervised_counts(tokenizer.convert_tokens_to_ids(IM_END))
+        needed[IM_END] = ends, "the model would not learn to stop; run notebook 01 again"
     else:
-        yield Finding(FINE, f"Every training conversation has {IM_END} inside its supervised part.")
+        yield Finding(NOTE, f"supervise_end is false: the loss leaves {IM_END} out, so replies will not stop.")
+    for what, (counts, text) in needed.items():
+        if without := total - np.count_nonzero(counts):
+            text = f"{without:,} of {total:,} training conversations have no supervised {what}: {text}."
+            yield Finding(STOP if without == total else NOTE, text)
+        else:
+            yield Finding(FINE, f"Every training conversation has a supervised {what}.")
     if not TokenRows.load(held_out, "assistant").supervised_counts().sum():
         yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
-    said: dict[str, set[str]] = {"assistant": set(), "user": set()}
+    said: dict[str, set[str]] = defaultdict(set)
     for messages in load_from_disk(str(held_out))["messages"]:
         for message in messages[1:]:  # those that answer something
-            said.get(message["role"], set()).add(" ".join(message["content"].casefold().split()))
-    if (most := max(map(len, said.values()))) < CHOICES:
+            said[message["role"]].add(" ".join(message["content"].casefold().split()))
+    if (most := max(map(len, said.values()), default=0)) < CHOICES:
         yield Finding(
             NOTE,
             f"The task heldout_next_utterance chooses among {CHOICES} replies, and the held-out conversations hold "
@@ -225,9 +225,9 @@ def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
     end, eos, pad = tokenizer.convert_tokens_to_ids(IM_END), tokenizer.eos_token_id, tokenizer.pad_token_id
     if eos != end:
         yield Finding(STOP, f"The tokenizer's eos is {tokenizer.eos_token!r}, not {IM_END}: replies would not stop.")
-    if pad is None or pad == eos:
-        what = "has no pad token" if pad is None else f"pads with its eos, {tokenizer.pad_token!r}"
-        yield Finding(STOP, f"The tokenizer {what}; run notebook 01 again, which adds one of its own.")
+    if pad in (None, eos):
+        text = f"The tokenizer has no pad token beside its eos, {tokenizer.eos_token!r}; run notebook 01 again."
+        yield Finding(STOP, text)
     elif eos == end:
         yield Finding(FINE, f"eos is {IM_END}, and padding is another token ({tokenizer.pad_token}).")
 
@@ -250,8 +250,9 @@ def memory_finding(
     else:
         there = free / processes
         where = f"{free / GIB:.1f} GiB are free for {counted(processes, 'process')}"
-    text = f"A process is predicted to take {need.total / GIB:.1f} GiB at its peak; {where}."
-    if need.total <= 0.9 * there:
+    total = sum(need)
+    text = f"A process is predicted to take {total / GIB:.1f} GiB at its peak; {where}."
+    if total <= 0.9 * there:
         return Finding(FINE, text)
     advice = (
         f" Lower tokens_per_microbatch: {tokens:,} tokens take {need.activations / GIB:.1f} GiB of it."
@@ -259,7 +260,7 @@ def memory_finding(
         else " The model and the optimizer alone are too much: choose a smaller base_model."
     )
     # A prediction is a fifth off at times: only what is far too much stops a run.
-    return Finding(STOP if need.total > 1.2 * there else NOTE, text + advice)
+    return Finding(STOP if total > 1.2 * there else NOTE, text + advice)
 
 
 def memory_need(model: PreTrainedModel, tokens: int, *, half: bool, processes: int, optimizer: str) -> MemoryNeed:

@@ -7,8 +7,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from IPython.display import HTML
 
 from nbutils.core.charts import LiveFigure
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, write_json
+from nbutils.core.files import Json, read_json, read_jsonl, write_json
 from nbutils.core.hardware import choose_processes, usable_gpus, visible_gpus
 from nbutils.core.run import pause
 from nbutils.core.text import duration
@@ -34,39 +34,29 @@ SHOWN_TOKENS = 160
 LEAST_STEPS = 3
 """Steps of a run before its time left is forecast: the first is a warm-up, and one more says little."""
 
-UNREACHED = (
-    "The training processes could not reach each other{}; set processes to 1, or check that the loopback interface is "
-    "up and no firewall closes it."
-)
 
-
-def run_training(settings: TrainSettings, folder: Path) -> dict[str, Any]:
+def run_training(settings: TrainSettings, folder: Path) -> Json:
     """Trains in child processes; prints a line per log step and redraws the live loss curve in Jupyter.
 
     Running it again resumes from the newest valid checkpoint by itself. Returns what the stage's record says about it:
     `done` or `paused`, and at which optimizer step of how many.
     """
     pause.clear(settings.run_path)
-    figure, outlook = LiveFigure(), Outlook(settings.budget_minutes)
+    figure = LiveFigure()
     rows: list[Event] = []
-    last: Event = {}
-    steps = 0
     with closing(events_of(settings, folder)) as events:
-        for event in events:
-            if event["event"] in ("finished", "paused"):
-                last = event
-            if event["event"] == "started":  # what earlier sessions logged is part of the curve
-                steps = figure.steps = event["steps"]
-                rows = read_jsonl(folder / LOG)
-            for line in outlook.lines(event, steps):
+        for event, line in with_time_left(events, settings.budget_minutes):
+            if line:
                 print(line, flush=True)
-            if event["event"] == "metric":
+            if event["event"] == "started":  # what earlier sessions logged is part of the curve
+                figure.steps, rows = event["steps"], read_jsonl(folder / LOG)
+            elif event["event"] == "metric":
                 rows.append(event)
                 figure.update(rows)
     figure.update(rows, now=True)
-    step = last["step"]
+    step, steps = event["step"], event["steps"]  # the last says how it ended
     facts = {"step": step, "steps": steps, "fraction": round(step / steps, 4), "made": f"step {step:,} of {steps:,}"}
-    if last["event"] == "finished":
+    if event["event"] == "finished":
         return facts | {"status": "done"}
     return facts | {"status": "paused", "how_to_continue": "run the same command, or this notebook, again"}
 
@@ -90,20 +80,18 @@ def events_of(settings: TrainSettings, folder: Path) -> Generator[Event, None, N
     request = folder / "settings.json"
     derived = read_json(request) if request.is_file() else {"schema": 1}  # an earlier session may have derived more
     write_json(request, derived | {"settings": settings.model_dump(mode="json")})
-    for changes in ({}, {"NCCL_P2P_DISABLE": "1"}):
+    for changes in ({}, {"NCCL_P2P_DISABLE": "1"}) if usable else ({},):  # peer-to-peer is NCCL's
+        if changes:
+            print("The processes could not reach each other in time; trying once more without peer-to-peer.")
         program = Torchrun("nbutils.train.worker", request, processes, work="Training",
                            knob="tokens_per_microbatch", **environment, **changes)  # fmt: skip
-        try:
-            with _interrupts(settings.run_path, program):
-                yield from program.events()
-        except Hang:
-            if not usable:  # peer-to-peer is NCCL's; without it there is nothing to try again
-                raise UserError(UNREACHED.format("")) from None
-            if not changes:
-                print("The processes could not reach each other in time; trying once more without peer-to-peer.")
-        else:
+        with suppress(Hang), _interrupts(settings.run_path, program):
+            yield from program.events()
             return
-    raise UserError(UNREACHED.format(", also with NCCL_P2P_DISABLE=1"))
+    raise UserError(
+        f"The training processes could not reach each other{', also with NCCL_P2P_DISABLE=1' if usable else ''}; set "
+        "processes to 1, or check that the loopback interface is up and no firewall closes it."
+    )
 
 
 @contextmanager
@@ -112,14 +100,11 @@ def _interrupts(run: Path, program: Torchrun) -> Iterator[None]:
 
     The first asks for a pause, the next one ends the processes at once.
     """
-    asked = False
 
     def take(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked or pause.requested(run):
+        if pause.requested(run):
             program.kill()
             raise KeyboardInterrupt
-        asked = True
         pause.request(run)
         tell(program.folder, "pausing")  # printed by whoever follows: the signal may have interrupted a print
 
@@ -130,37 +115,28 @@ def _interrupts(run: Path, program: Torchrun) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-class Outlook:
-    """The lines about a running session, with the time that it still needs."""
+def with_time_left(events: Iterable[Event], budget_minutes: float) -> Iterator[tuple[Event, str]]:
+    """Each event with the line about it; that of a training step says also how long the rest takes.
 
-    def __init__(self, budget_minutes: float) -> None:
-        self.budget_minutes, self.began = budget_minutes, float(os.environ.get(STARTED) or time.time())
-        self._first: Event | None = None
-        self._said = False
-
-    def lines(self, event: Event, steps: int) -> Iterator[str]:
-        """The line about an event, and once, as soon as there is one, the forecast with the sessions that it takes."""
-        seconds = 0.0
+    The first forecast says how many sessions of the budget that is.
+    """
+    began, budget = float(os.environ.get(STARTED) or time.time()), 60 * budget_minutes
+    first: Event = {}
+    steps = 0
+    for event in events:
+        steps = event.get("steps", steps)
+        line = line_of(event, steps)
         if event.get("kind") == "train":
-            self._first = self._first or event
-            taken = event["step"] - self._first["step"]
-            if taken and event["step"] >= LEAST_STEPS:
-                seconds = (steps - event["step"]) * (event["elapsed"] - self._first["elapsed"]) / taken
-        left = f"about {duration(seconds)} left"
-        if line := line_of(event, steps):
-            yield f"{line}  {left}" if seconds else line
-        if seconds and not self._said:
-            self._said = True
-            yield f"Forecast: {left}{self._sessions(seconds)}."
-
-    def _sessions(self, seconds: float) -> str:
-        budget = 60 * self.budget_minutes
-        if not budget:
-            return ""
-        sessions = math.ceil((time.time() - self.began + seconds) / budget)
-        if sessions == 1:
-            return f"; it ends in this session of {duration(budget)}"
-        return f": {sessions} sessions of {duration(budget)}, this one included"
+            first = first or event
+            taken, left = event["step"] - first["step"], steps - event["step"]
+            if taken and left and event["step"] >= LEAST_STEPS:
+                seconds = left * (event["elapsed"] - first["elapsed"]) / taken
+                line += f"  about {duration(seconds)} left"
+                if budget:
+                    sessions = math.ceil((time.time() - began + seconds) / budget)
+                    line += f"\nForecast: {counted(sessions, 'session')} of {duration(budget)}, this one included."
+                    budget = 0.0
+        yield event, line
 
 
 def line_of(event: Event, steps: int) -> str:
@@ -203,7 +179,7 @@ def supervised_text(tokenizer: Any, input_ids: Sequence[int], supervised: Sequen
     return HTML(f'<pre style="white-space:pre-wrap">{body}{" …" * (len(supervised) > SHOWN_TOKENS)}</pre>')
 
 
-def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
+def before_and_after(samples: Sequence[Json]) -> HTML:
     """The replies of the untrained and of the trained model to the same prompts, side by side and in full."""
     if not samples:
         return HTML("<p>There are no sample replies yet.</p>")
@@ -219,18 +195,13 @@ def before_and_after(samples: Sequence[dict[str, Any]]) -> HTML:
         return HTML(pd.DataFrame(table).to_html(justify="left"))
 
 
-def plain_against_worker(
-    losses: Sequence[float], norms: Sequence[float], rows: Sequence[dict[str, Any]]
-) -> pd.DataFrame:
+def plain_against_worker(losses: Sequence[float], norms: Sequence[float], rows: Sequence[Json]) -> pd.DataFrame:
     """Loss and gradient norm of the plain loop's steps beside those that the worker logged for the same steps.
 
     `difference` is the larger of the two relative differences.
     """
-    logged = pd.DataFrame(rows, columns=["kind", "step", "loss", "grad_norm"])
-    worker = logged[logged.kind == "train"].set_index("step")
-    table = pd.DataFrame({"loss, plain loop": losses, "gradient norm, plain loop": norms})
-    table.index = pd.RangeIndex(1, len(table) + 1, name="step")
-    table.insert(1, "loss, worker", worker.loss)
-    table["gradient norm, worker"] = worker.grad_norm
-    ratios = table.iloc[:, [0, 2]].to_numpy() / table.iloc[:, [1, 3]].to_numpy()
-    return table.assign(difference=abs(ratios - 1).max(axis=1)).dropna()
+    logged = pd.DataFrame(rows, columns=["kind", "step", "loss", "grad_norm"]).set_index("step")
+    worker = logged[logged.kind == "train"].drop(columns="kind").rename(columns={"grad_norm": "gradient norm"})
+    plain = pd.DataFrame({"loss": losses, "gradient norm": norms}, index=pd.RangeIndex(1, len(losses) + 1, name="step"))
+    table = plain.join(worker, lsuffix=", plain loop", rsuffix=", worker")
+    return table.assign(difference=abs(plain / worker - 1).max(axis=1)).dropna()

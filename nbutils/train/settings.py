@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
 
 from nbutils.core.errors import UserError
-from nbutils.core.hardware import Gpu
+from nbutils.core.files import Json
+from nbutils.core.hardware import Gpu, choose_precision, usable_gpus
 from nbutils.core.run.models import ModelRef, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
@@ -34,7 +34,7 @@ class TrainerOptions(TypedDict, total=False):
     project: str
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
+def _known(options: Json) -> Json:
     for name in options:
         if name not in TrainerOptions.__annotations__:
             raise ValueError(f"'{name}' cannot be set here, only {', '.join(TrainerOptions.__annotations__)}")
@@ -93,13 +93,13 @@ class TrainSettings(BaseSettings):
         return math.ceil(steps * self.warmup_fraction)
 
     @property
-    def adamw(self) -> dict[str, Any]:
+    def adamw(self) -> Json:
         """The options of `torch.optim.AdamW`."""
         others = self.trainer_options
         betas = (others.get("adam_beta1", 0.9), others.get("adam_beta2", 0.999))
         return {"lr": self.learning_rate, "betas": betas, "weight_decay": self.weight_decay}
 
-    def result_parameters(self) -> dict[str, Any]:
+    def result_parameters(self) -> Json:
         """Also the hashes of a local base model's files: other weights under the same name are another base."""
         files = files_of(self.base_model)
         return super().result_parameters() | ({OUTSIDE: files} if files else {})
@@ -117,14 +117,16 @@ def checked_trackers(names: list[str]) -> list[str]:
     return names
 
 
-def precision_problem(precision: str, optimizer: str, usable: Sequence[Gpu]) -> str | None:
-    """Why fp16 cannot work, if so: on the CPU accelerate makes no loss scaler, and says nothing about it."""
-    if precision != "fp16":
-        return None
-    if not usable:
-        return (
+def checked_precision(settings: TrainSettings, gpus: tuple[Gpu, ...]) -> str:
+    """The precision that training runs in on a machine with these GPUs. UserError where fp16 cannot work.
+
+    On the CPU accelerate makes no loss scaler, and says nothing about it.
+    """
+    precision = choose_precision(settings.precision, gpus)
+    if precision == "fp16" and not usable_gpus(gpus):
+        raise UserError(
             "precision is fp16, but training runs on the CPU, where gradients would underflow unscaled; set it to auto."
         )
-    if "fused" in optimizer:  # it updates inside one kernel
-        return f"optimizer {optimizer} hides skipped fp16 steps; use adamw_torch with precision fp16."
-    return None
+    if precision == "fp16" and "fused" in settings.optimizer:  # it updates inside one kernel
+        raise UserError(f"optimizer {settings.optimizer} hides skipped fp16 steps; use adamw_torch.")
+    return precision

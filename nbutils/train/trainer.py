@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTTrainer
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import Json, shown
 from nbutils.core.run.checkpoints import Checkpoint, prune
 from nbutils.core.run.layout import Run
 from nbutils.train.arguments import Arguments
@@ -42,7 +42,7 @@ class Job:
     """What one session of a training run is made of."""
 
     settings: TrainSettings
-    identity: dict[str, Any]
+    identity: Json
     loader: StepLoader
     eval_rows: TokenRows
     records: Records
@@ -143,7 +143,7 @@ class SmallchatTrainer(SFTTrainer):
         shared = reduce(mine, "sum")
         loss, correct, bad_ranks, stops = shared.tolist()
         if bad_ranks:
-            bad_rows = [rows for rows, loss in zip(batch.rows, losses, strict=True) if not bool(torch.isfinite(loss))]
+            bad_rows = [rows for rows, loss in zip(batch.rows, losses, strict=False) if not bool(torch.isfinite(loss))]
             self._stop_on_nonfinite("loss", bad_rows)
         sums.copy_(shared[:2])
         self.job.counters.count_step(batch, loss, correct, flops_of(self.model, batch))
@@ -178,7 +178,7 @@ class SmallchatTrainer(SFTTrainer):
         )
         self._record("train", row | {"session": self.job.records.session})
 
-    def _record(self, kind: str, row: dict[str, Any]) -> None:
+    def _record(self, kind: str, row: Json) -> None:
         step = self.state.global_step
         row = {"kind": kind, "step": step, "epoch": round(step / len(self.job.loader), 4)} | row
         self.job.records.add("metric", row)
@@ -191,12 +191,11 @@ class SmallchatTrainer(SFTTrainer):
         """Exact loss over the whole evaluation set, and sample replies, at the step reached."""
         started, job, step = time.perf_counter(), self.job, self.state.global_step
         self.control.should_evaluate = False  # or the end of an epoch would ask for it once more
-        model = self.accelerator.unwrap_model(self.model)
-        budget, autocast = job.settings.tokens_per_microbatch, self.accelerator.autocast
-        found = exact_loss(model, job.eval_rows, budget, autocast)
-        if step in (0, self.state.max_steps):  # first and last: how well the whole text is predicted, headers included
-            every = exact_loss(model, job.eval_rows.counting("all"), budget, autocast)
-            found["eval_loss_all_tokens"] = every["eval_loss"]
+        model, budget = self.accelerator.unwrap_model(self.model), job.settings.tokens_per_microbatch
+        with self.accelerator.autocast():
+            found = exact_loss(model, job.eval_rows, budget)
+            if step in (0, self.state.max_steps):  # first and last: how well the whole text is predicted, headers too
+                found["eval_loss_all_tokens"] = exact_loss(model, job.eval_rows.counting("all"), budget)["eval_loss"]
         if self.is_world_process_zero():
             for sample in sample_replies(model, self.processing_class, job.settings.sample_prompts):
                 job.records.add("sample", {"step": step} | sample)

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, replaced, sha256_of_file, sha256_of_json, shown, write_json
+from nbutils.core.files import Json, read_json, replaced, sha256_of_file, sha256_of_json, shown, write_json
 from nbutils.core.run.checkpoints import check_identity, half_written, newest_whole
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
@@ -128,7 +127,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     _end(trainer, tokenizer)
 
 
-def identity_of(settings: TrainSettings, data: Path) -> dict[str, Any]:
+def identity_of(settings: TrainSettings, data: Path) -> Json:
     """What a checkpoint belongs to: result parameters and the hash of the tokenised rows.
 
     The files that the base came from are none of it: they were read once, into `train/base`, and may be gone since.
@@ -175,8 +174,8 @@ def _announce(trainer: SmallchatTrainer, steps: int) -> None:
     }
     if records.active:
         eval_hash = read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash")
-        given = {"schema": 1, "settings": settings.model_dump(mode="json"), "machine": machine()}
-        write_json(records.folder / "settings.json", given | {"derived": derived, "data": {"eval_hash": eval_hash}})
+        given = {"schema": 1, "settings": settings.model_dump(mode="json"), "machine": machine(), "derived": derived}
+        write_json(records.folder / "settings.json", given | {"data": {"eval_hash": eval_hash}})
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"session": records.session, "step": loader.first_step, "world_size": args.world_size, "time": now}
     made_with = {"supervise": settings.supervise, "versions": versions()}

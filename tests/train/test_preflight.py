@@ -111,7 +111,7 @@ WHOLE, ENDLESS, NONE = [False, False, True, True, True], [False, False, True, Tr
 @pytest.mark.parametrize(
     "masks,changes,replies,level,expected",
     [
-        ([WHOLE, WHOLE], {}, 4, FINE, "inside its supervised part"),
+        ([WHOLE, WHOLE], {}, 4, FINE, "Every training conversation has a supervised <|im_end|>"),
         ([NONE, WHOLE], {}, 4, NOTE, "1 of 2 training conversations have no supervised token"),
         (
             [NONE, NONE],
@@ -152,7 +152,7 @@ def test_data_that_is_wrong_in_one_way(tmp_path, run, tokenizer, masks, changes,
 def test_padding_with_the_stop_token_and_another_eos_are_problems(tokenizer):
     assert {finding.level for finding in preflight.tokenizer_findings(tokenizer)} == {FINE}
     tokenizer.pad_token = tokenizer.eos_token
-    assert "pads with its eos, '<|im_end|>'" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
+    assert "no pad token beside its eos, '<|im_end|>'" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
     tokenizer.eos_token = "<|pad|>"
     assert "eos is '<|pad|>', not <|im_end|>" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
 
