@@ -14,7 +14,7 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import project_root, resolve
+from nbutils.core.files import Json, project_root, resolve
 from nbutils.core.network import hub_answers
 from nbutils.core.settings import nearest
 
@@ -74,7 +74,7 @@ def check_known(names: Sequence[str], own: Mapping[str, Path]) -> None:
             )
 
 
-def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None = None) -> dict[str, Any]:
+def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None = None) -> Json:
     """Tasks of lm-eval by name, in the order given; a group or tag becomes its tasks.
 
     `own` are YAMLs by name that win over lm-eval's. Their local data files are looked for beside the YAML, then in
@@ -82,7 +82,7 @@ def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None 
     is loaded, and for a task whose data cannot be reached.
     """
     check_known(names, own)
-    tasks: dict[str, Any] = {}
+    tasks: Json = {}
     for name in names:
         found = own.get(name) or stock_tasks()[name]
         members, config = _members_or_config(found)
@@ -96,7 +96,7 @@ def load_tasks(names: Sequence[str], own: Mapping[str, Path], data: Path | None 
     return tasks
 
 
-def _with_local_data(config: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+def _with_local_data(config: Json, folders: Sequence[Path]) -> Json:
     """A task's configuration with the fetched copy of its data set, or with local files that are in the folders."""
     from datasets.utils.py_utils import map_nested
 
@@ -110,7 +110,7 @@ def _with_local_data(config: dict[str, Any], folders: Sequence[Path]) -> dict[st
     return config | {"dataset_kwargs": options | {"cache_dir": _temporary[-1].name}}
 
 
-def _members_or_config(found: Path | list[str]) -> tuple[list[str], dict[str, Any]]:
+def _members_or_config(found: Path | list[str]) -> tuple[list[str], Json]:
     """The tasks of a group or tag, or a task's whole configuration: of less than that lm-eval loads a torso."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -122,7 +122,7 @@ def _members_or_config(found: Path | list[str]) -> tuple[list[str], dict[str, An
     return [name for name in names if isinstance(name, str)], config
 
 
-def _built(spec: str | dict[str, Any], name: str) -> dict[str, Any]:
+def _built(spec: str | Json, name: str) -> Json:
     """Loads a task and its data, with errors in a sentence."""
     from lm_eval.tasks import TaskManager
 
@@ -130,7 +130,7 @@ def _built(spec: str | dict[str, Any], name: str) -> dict[str, Any]:
     if isinstance(spec, str):  # a stock task, whose data is on the hub
         hub_answers()
     try:
-        tasks: dict[str, Any] = TaskManager(include_defaults=isinstance(spec, str)).load([spec])["tasks"]
+        tasks: Json = TaskManager(include_defaults=isinstance(spec, str)).load([spec])["tasks"]
         return tasks
     except OSError as error:  # the hub's own errors are such
         first = str(error).strip().split("\n")[0][:160]

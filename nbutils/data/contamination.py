@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nbutils.core.files import read_json, replaced, write_json
+from nbutils.core.files import Json, read_json, replaced, write_json
 from nbutils.core.tasks import item_label, item_texts, load_tasks, own_tasks
 from nbutils.data.fates import normalised
 from nbutils.data.settings import DataSettings
@@ -93,7 +92,7 @@ def rolling(words: np.ndarray, n: int) -> np.ndarray:
     return hashes
 
 
-def build_index(items: Iterable[tuple[str, list[str]]], words: int, folder: Path) -> dict[str, Any]:
+def build_index(items: Iterable[tuple[str, list[str]]], words: int, folder: Path) -> Json:
     """Writes the index of (label, texts) items into `folder`; returns how many items and n-grams it holds.
 
     Items shorter than `words` words have no n-gram; they are counted, and cannot be found.
@@ -119,7 +118,7 @@ def loaded_index(folder: str) -> NgramIndex:
     return NgramIndex(**arrays, **read_json(Path(folder) / "index.json"))
 
 
-def index_tasks(settings: DataSettings, folder: Path) -> dict[str, Any] | None:
+def index_tasks(settings: DataSettings, folder: Path) -> Json | None:
     """Builds the index of the items of `contamination_tasks` in `folder`/contamination; None where no task is named."""
     if not settings.contamination_tasks:
         return None

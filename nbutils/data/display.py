@@ -12,6 +12,7 @@ import pandas as pd
 from IPython.display import HTML, Image
 
 from nbutils.core.charts import DPI, THEMES, WIDTH, add_legend, new_figure, save
+from nbutils.core.files import Json
 from nbutils.data.fates import KEPT, REASONS
 from nbutils.data.row_batches import Source
 
@@ -41,7 +42,7 @@ def sources_table(sources: Sequence[Source]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def fates_table(summary: dict[str, Any]) -> HTML:
+def fates_table(summary: Json) -> HTML:
     """Rows and tokens read by fate, in the order in which reasons are looked for, with what each means.
 
     Rows that a `fraction` left out have no fate; they have a line of their own, outside the shares.
@@ -54,7 +55,7 @@ def fates_table(summary: dict[str, Any]) -> HTML:
     return _html(frame, formatters=dict.fromkeys(("rows", "tokens read"), "{:,}".format))
 
 
-def contamination_line(summary: dict[str, Any]) -> str:
+def contamination_line(summary: Json) -> str:
     """What was looked for of the evaluation tasks, and how much of it can't be found."""
     found = summary["contamination"]
     if found is None:
@@ -65,7 +66,7 @@ def contamination_line(summary: dict[str, Any]) -> str:
     )
 
 
-def beside_line(summary: dict[str, Any]) -> str:
+def beside_line(summary: Json) -> str:
     """What the rows held beside the texts that are learnt: marked messages, common openings, keys not read."""
     marked = sum(summary[side]["context_turns"] for side in ("train", "eval"))
     found = [f"{marked:,} messages are marked not to be learnt: they are read as context."]
@@ -79,7 +80,7 @@ def beside_line(summary: dict[str, Any]) -> str:
     return " ".join([*found, f"Not read, though they held text: {', '.join(keys) or 'no keys'}."])
 
 
-def waterfall(summary: dict[str, Any], folder: Path) -> Image:
+def waterfall(summary: Json, folder: Path) -> Image:
     """What each reason takes away, in rows and in tokens read, down to what is kept; saved in `folder`."""
     counts = pd.DataFrame.from_dict(summary["fates"], orient="index")
     counts = counts[counts["rows"] > 0].loc[lambda found: [*found.index.drop(KEPT), KEPT]]
@@ -103,7 +104,7 @@ def waterfall(summary: dict[str, Any], folder: Path) -> Image:
     return _saved(folder, "fates", draw)
 
 
-def length_histogram(summary: dict[str, Any], folder: Path) -> Image:
+def length_histogram(summary: Json, folder: Path) -> Image:
     """Conversations by length in tokens with the limit drawn in; saved in `folder`."""
     limit, lengths = summary["max_length"], summary["lengths"]
     heights, width = np.array(lengths["rows"]), lengths["bin_tokens"]
@@ -130,21 +131,21 @@ def _saved(folder: Path, name: str, draw: Any) -> Image:
     return Image(filename=str(folder / f"{name}.png"), width=round(WIDTH * DPI))
 
 
-def sets_table(summary: dict[str, Any]) -> pd.DataFrame:
+def sets_table(summary: Json) -> pd.DataFrame:
     """What each set holds; `too_long` are over-long conversations of the evaluation side."""
     frame = pd.DataFrame.from_dict({name: summary[name] for name in ("train", "eval", "too_long")}, orient="index")
     frame["share supervised"] = (frame["supervised_tokens"] / frame["tokens"].clip(lower=1)).map(PERCENT)
     return frame
 
 
-def limits_table(summary: dict[str, Any]) -> pd.DataFrame:
+def limits_table(summary: Json) -> pd.DataFrame:
     """What other limits would drop; ≈ marks an estimate, where not every over-long conversation was counted."""
     about = "≈ " if summary["lengths"]["counted"] < summary["lengths"]["too_long"] else ""
     frame = pd.DataFrame(summary["limits"]).set_index("limit")
     return frame.map(lambda share: about + PERCENT(share)).add_suffix(" dropped")
 
 
-def drops_table(samples: dict[str, list[dict[str, Any]]]) -> HTML:
+def drops_table(samples: dict[str, list[Json]]) -> HTML:
     """Dropped rows for each reason; texts are escaped."""
     rows = [{"reason": reason} | row for reason, found in samples.items() for row in found]
     frame = pd.DataFrame(rows, columns=["reason", "source", "index", "detail", "text"], dtype=str)
@@ -158,18 +159,18 @@ def _html(frame: pd.DataFrame, **options: Any) -> HTML:
         return HTML(frame.to_html(**options))
 
 
-def example(folder: Path, turns: int = 4) -> dict[str, Any]:
+def example(folder: Path, turns: int = 4) -> Json:
     """A row of a set: of the first ones, the shortest that has `turns` turns or more (else the longest).
 
     Only the first LOOKED_AT are read, however long the set is.
     """
     from datasets import load_from_disk
 
-    rows: list[dict[str, Any]] = list(load_from_disk(folder).take(LOOKED_AT))
+    rows: list[Json] = list(load_from_disk(folder).take(LOOKED_AT))
     return min(rows, key=lambda row: (len(row["messages"]) < turns, abs(len(row["messages"]) - turns)))
 
 
-def coloured(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> HTML:
+def coloured(tokenizer: PreTrainedTokenizerBase, row: Json) -> HTML:
     """A row of a set token by token, supervised ones in green; hover for the id. Texts are escaped."""
     spans = []
     for number, (token, supervised) in enumerate(zip(row["input_ids"], row["supervised"], strict=True)):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from nbutils.core.encode_within import Measured, encode_within
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json
+from nbutils.core.files import Json, read_json
 from nbutils.core.run.record import SCHEMA as RECORD_SCHEMA
 from nbutils.core.vocabulary import OutsideVocabularyError
 from nbutils.data.contamination import Match, loaded_index
@@ -93,7 +93,7 @@ class RowFilter:
         rows = [self._row(n, j, measured.get(n), matches.get(n)) for n, j in judged.items()]
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
-    def _row(self, number: int, judged: Judged, measured: Measured | None, match: Match | None) -> dict[str, Any]:
+    def _row(self, number: int, judged: Judged, measured: Measured | None, match: Match | None) -> Json:
         row = vars(judged) | {
             "source": self.spec.label,
             "index": number,

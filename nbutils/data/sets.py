@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbutils.core.encode_within import Measured, encode_within
-from nbutils.core.files import replaced, sha256_of_json
+from nbutils.core.files import Json, replaced, sha256_of_json
 from nbutils.data.fates import KEPT, uniform
 from nbutils.data.row_filter import SCHEMA
 
@@ -84,7 +84,7 @@ class Sample:
         self.size = size
         self.seed = seed
         self.smallest: list[tuple[float, str]] = []
-        self.found: dict[str, Any] = {}
+        self.found: Json = {}
 
     def add(self, rows: pa.Table, keys: Iterable[str]) -> None:
         """Takes those of the rows whose keys belong to the sample as far as is known by now."""
@@ -102,12 +102,12 @@ class Sample:
             if key in self.found:  # not displaced by a later one
                 self.found[key] = table.slice(place, 1)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Json]:
         """The sample in row order."""
         return (row for table in self.found.values() for row in table.to_pylist())
 
 
-def read_whole(rows: Iterator[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Any, Measured]]:
+def read_whole(rows: Iterator[Json], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Any, Measured]]:
     """The rows, each with its conversation encoded to its end."""
     while group := list(islice(rows, AT_ONCE)):
         conversations = [
@@ -131,7 +131,7 @@ def where(table: pa.Table, name: str, value: str) -> pa.Table:
     return table.filter(pc.equal(table[name], value))
 
 
-def shown(row: dict[str, Any]) -> dict[str, Any]:
+def shown(row: Json) -> Json:
     """A row as it is shown, with the beginning of its text."""
     first = row["messages"][:SHOWN_MESSAGES]
     lines = [f"{m['role']}: {' '.join(m['content'].split())[:SHOWN_CHARACTERS]}" for m in first]

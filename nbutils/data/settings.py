@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import local_hashes
+from nbutils.core.files import Json, local_hashes
 from nbutils.core.run.models import TOKENIZER_FILES, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed, Settings
 
@@ -98,7 +98,7 @@ class DataSettings(Settings):
     seed: Annotated[Seed, STEERING]
     data_processes: Annotated[int, Field(ge=0), STEERING]
 
-    def result_parameters(self) -> dict[str, Any]:
+    def result_parameters(self) -> Json:
         """Also the hashes of the local files that are read: another content under the same name is another result."""
         tasks = self.task_path if self.contamination_tasks else ""  # nothing else here reads the folder of tasks
         tokenizer = files_of(self.base_model, TOKENIZER_FILES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from nbutils.core.chatml import IM_END, IM_START, PAD
 from nbutils.core.errors import UserError
-from nbutils.core.files import write_json
+from nbutils.core.files import Json, write_json
 from nbutils.data.fates import (
     EMPTY_MESSAGE,
     FATES,
@@ -55,7 +55,7 @@ class Filtered:
     """What a pass over all sources found besides the ledger: rows read by source, the sets, a sample of long rows."""
 
     read: dict[str, int]
-    sets: dict[str, Any]
+    sets: Json
     long: Sample
 
 
@@ -65,8 +65,8 @@ def write_summary(
     sources: Sequence[Source],
     tokenizer: PreTrainedTokenizerBase,
     filtered: Filtered,
-    contamination: dict[str, Any] | None,
-) -> dict[str, Any]:
+    contamination: Json | None,
+) -> Json:
     """Writes and returns `summary.json`. UserError where rows are unaccounted for, or a set would be empty."""
     for source in sources:
         read = filtered.read[source.label]
@@ -126,7 +126,7 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {count["values"]: count["counts"] for count in column.value_counts().to_pylist()}
 
 
-def openings(ledger: pa.Table) -> list[dict[str, Any]]:
+def openings(ledger: pa.Table) -> list[Json]:
     """First exchanges with which more than `COMMON` of the kept rows begin: their rows, side and first row."""
     kept = where(ledger, "fate", KEPT)
     columns = [("opening", "count"), ("side", "first"), ("source", "first"), ("index", "first")]
@@ -163,7 +163,7 @@ def by_fate(ledger: pa.Table) -> dict[str, dict[str, int]]:
     return found
 
 
-def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> dict[str, Any]:
+def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> Json:
     """`lengths`: how long conversations are, as a histogram; `limits`: what each would drop.
 
     Up to `max_length` every well-formed conversation is counted. Above it reading stopped early: those of which

@@ -13,6 +13,7 @@ import pandas as pd
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
 from nbutils.core.chatml import CHATML, IM_END, IM_START, encode
+from nbutils.core.files import Json
 from nbutils.core.run.models import context_length
 from nbutils.core.vocabulary import special_strings
 from nbutils.evaluate.heldout import Conversation, folded
@@ -31,13 +32,13 @@ PROMPTS = (
 
 def user_turns(
     conversations: Sequence[Conversation], tokenizer: Any, count: int, room: int, seed: int
-) -> list[list[dict[str, Any]]]:
+) -> list[list[Json]]:
     """Beginnings of held-out conversations that the assistant answers next and that have at most `room` tokens.
 
     One for each of `count` conversations, both chosen by the seed.
     """
     rng = random.Random(f"behaviour {seed}")
-    chosen: list[list[dict[str, Any]]] = []
+    chosen: list[list[Json]] = []
     for conversation in rng.sample(list(conversations), len(conversations)):
         if len(chosen) == count:
             break
@@ -54,7 +55,7 @@ def measure(
     prompts: Sequence[Sequence[dict[str, str]]],
     max_new_tokens: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Json:
     """The figures of `figures_of` for greedy and for sampled replies; why there are none in `left_out`."""
     if not {IM_START, IM_END} <= set(tokenizer.get_vocab()):  # it was never taught to end a turn so
         return {"left_out": "its tokenizer has no ChatML tokens"}
@@ -63,7 +64,7 @@ def measure(
     if rendered and rendered.strip() != CHATML.render(asked).strip():
         return {"left_out": "its chat template is another than ChatML"}
     tokenizer.pad_token = tokenizer.pad_token or IM_END
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": 32}
+    options: Json = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": 32}
     return {
         decoding: figures_of(
             generate_replies(model, tokenizer, prompts, greedy=decoding == "greedy", **options),
@@ -74,9 +75,7 @@ def measure(
     }
 
 
-def figures_of(
-    replies: Sequence[Reply], prompts: Sequence[Sequence[dict[str, str]]], special_ids: set[int]
-) -> dict[str, Any]:
+def figures_of(replies: Sequence[Reply], prompts: Sequence[Sequence[dict[str, str]]], special_ids: set[int]) -> Json:
     """Shares over replies, and lengths in tokens.
 
     `ended`: ends with `<|im_end|>`; `repeats`: holds a 4-gram of tokens twice; `distinct_1`, `distinct_2`: different
@@ -120,13 +119,13 @@ def _distinct(rows: Sequence[Sequence[Any]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> list[dict[str, Any]]:
+def sample_rows(model: Any, tokenizer: Any, max_new_tokens: int, seed: int) -> list[Json]:
     """Rows of `samples.jsonl`: the prompts answered alone, then the same ones in one conversation.
 
     Sampled as in the reference (temperature 0.75, top-p 0.9, repetition penalty 1.2). The first sample is the one
     shown; nothing is drawn twice. A conversation that outgrows the model loses its oldest turns, as a chat does.
     """
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "greedy": False, "seed": seed}
+    options: Json = {"max_new_tokens": max_new_tokens, "greedy": False, "seed": seed}
     asked = [{"role": "user", "content": prompt} for prompt in PROMPTS]
     alone = generate_replies(model, tokenizer, [[message] for message in asked], **options)
     talked: list[Reply] = []

@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nbutils.core.files import Json
 from nbutils.core.tasks import item_label
 
 LEVEL = 0.95
@@ -136,7 +137,7 @@ def metrics_of(task: Any) -> dict[str, Metric]:
     }
 
 
-def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric], groups: str) -> list[dict[str, Any]]:
+def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric], groups: str) -> list[Json]:
     """One row for each item that lm-eval logged, in the order of the task's documents.
 
     Columns: `doc_id`, `filter`, `group` (what is resampled as one: the document's column `groups`, or the item),
@@ -163,7 +164,7 @@ def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric
     return rows
 
 
-def write_parquet(file: Path, rows: list[dict[str, Any]]) -> None:
+def write_parquet(file: Path, rows: list[Json]) -> None:
     """Writes rows as a Parquet file."""
     pq.write_table(pa.Table.from_pylist(rows), file)
 

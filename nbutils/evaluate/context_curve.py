@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, can_extend, rotated, rotation
+from nbutils.core.files import Json
 from nbutils.core.run.models import context_length
 from nbutils.core.text import with_interval
 from nbutils.evaluate.compare import FEWEST_GROUPS, paired_difference, word_for
@@ -42,7 +43,7 @@ def too_long_ids(data: Path, count: int, trained: int, seed: int) -> list[list[i
     return [list(rows[row]["input_ids"])[: FACTOR * trained] for row in chosen]
 
 
-def measure_curve(model: Any, rows: Sequence[Sequence[int]], *, resamples: int, seed: int) -> dict[str, Any] | None:
+def measure_curve(model: Any, rows: Sequence[Sequence[int]], *, resamples: int, seed: int) -> Json | None:
     """The curve of a model on conversations that outgrow it; None where there are none, or it cannot be extended.
 
     Each extension's rotation, fixed for twice the trained length, is held for the whole conversation, the beginning
@@ -85,14 +86,14 @@ def losses_of(model: Any, rows: Sequence[Sequence[int]], extension: str) -> list
     return found
 
 
-def beyond_trained(beyond: Mapping[str, np.ndarray], trained: int, resamples: int, seed: int) -> dict[str, Any]:
+def beyond_trained(beyond: Mapping[str, np.ndarray], trained: int, resamples: int, seed: int) -> Json:
     """What the losses beyond the trained length show, and a sentence on what to choose as `context_extension`.
 
     The best is the first that is distinguishably better than none, and than which no other one is, else `none`.
     """
     conversations = len(beyond["none"])
     losses = {name: float(sums[:, 0].sum() / sums[:, 1].sum()) for name, sums in beyond.items()}
-    against: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in ORDER}
+    against: dict[str, dict[str, Json]] = {name: {} for name in ORDER}
     for reference, name in permutations(ORDER, 2):
         difference = paired_difference(beyond[name], beyond[reference], "mean", resamples, seed)
         against[reference][name] = asdict(difference) | {"word": word_for(difference, higher_is_better=False)}

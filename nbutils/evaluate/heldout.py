@@ -15,7 +15,7 @@ from typing import Any
 
 from nbutils.core.chatml import CHATML, IM_END
 from nbutils.core.errors import UserError
-from nbutils.core.files import replaced
+from nbutils.core.files import Json, replaced
 from nbutils.evaluate.compare import write_parquet
 
 EMBEDDED = {
@@ -42,7 +42,7 @@ class Conversation:
     """A held-out conversation by its row in the eval set; `learn: False` marks replies that are context alone."""
 
     row: int
-    messages: list[dict[str, Any]]
+    messages: list[Json]
 
     def turns(self, role: str) -> Iterator[tuple[int, str]]:
         """Turns of a role and their text: those that answer something (never the first), and not as context alone."""
@@ -93,19 +93,19 @@ def write_items(
         write_parquet(partial, items)
 
 
-def reply_perplexity(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
+def reply_perplexity(doc: Json, results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
     """Log-likelihood of a reply with its end of turn, and the number of its words."""
     (header, _), (whole, _) = results
     return {"word_perplexity": (whole - header, doc["words"])}
 
 
-def reply_perplexity_by_byte(doc: dict[str, Any], results: Any) -> dict[str, tuple[float, int]]:
+def reply_perplexity_by_byte(doc: Json, results: Any) -> dict[str, tuple[float, int]]:
     """Log-likelihood of a reply with its end of turn, and the number of its bytes."""
     (found,) = reply_perplexity(doc, results).values()
     return {"byte_perplexity": (found[0], doc["bytes"])}
 
 
-def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
+def reply_items(conversations: Sequence[Conversation]) -> Iterator[Json]:
     """One item for each of the assistant's turns."""
     opening = f"\n{CHATML.open('assistant')}"
     for conversation in conversations:
@@ -114,12 +114,12 @@ def reply_items(conversations: Sequence[Conversation]) -> Iterator[dict[str, Any
             yield asked | {"words": len(reply.split()), "bytes": len(reply.encode())}
 
 
-def _item(conversation: Conversation, turn: int, choices: list[str]) -> dict[str, Any]:
+def _item(conversation: Conversation, turn: int, choices: list[str]) -> Json:
     context = CHATML.render(conversation.messages[:turn]).removesuffix("\n")
     return {"conversation": conversation.row, "turn": turn, "context": context, "choices": choices}
 
 
-def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> list[dict[str, Any]]:
+def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> list[Json]:
     """At least `wanted` selection items where there are so many turns: whole conversations in a seeded order.
 
     The assistant's turns come first; the user's fill up where those do not suffice. The three other utterances are
@@ -127,7 +127,7 @@ def selection(conversations: Sequence[Conversation], wanted: int, seed: int) -> 
     """
     rng = random.Random(f"next utterance {seed}")
     shuffled = rng.sample(list(conversations), len(conversations))
-    items: list[dict[str, Any]] = []
+    items: list[Json] = []
     for role in ("assistant", "user"):
         pool = [(conversation.row, text) for conversation in shuffled for _, text in conversation.turns(role)]
         for conversation in shuffled:

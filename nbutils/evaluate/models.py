@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import Json, shown
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import ModelRef
 
@@ -95,7 +95,7 @@ def open_model(model: Model, device: str, max_length: int, precision: str, token
     return lm
 
 
-def facts_of(model: Model, lm: SharedPrefixLM) -> dict[str, Any]:
+def facts_of(model: Model, lm: SharedPrefixLM) -> Json:
     """What a table says about a model; `identity` is what was measured, whatever was asked for."""
     return {
         **model.facts,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nbutils.core.files import Json
 from nbutils.core.text import code, markdown_table, score_rows, task_of, with_interval
 from nbutils.evaluate.compare import (
     FEWEST_GROUPS,
@@ -36,7 +37,7 @@ def shown_name(model: str) -> str:
     return NAMES.get(model, model)
 
 
-def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]]) -> dict[str, Any]:
+def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]]) -> Json:
     """What `results.json` holds: models, tasks, scores, and differences of the run's model from each other one.
 
     `flagged` are items by task that the data stage found in its input: they are scored apart, in addition.
@@ -46,8 +47,8 @@ def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]
     tasks = {r.task: {k: v for k, v in r.answer.items() if k not in ("metrics", "values", "model")}
              for r in scored}  # fmt: skip
     asked: dict[str, list[int]] = {}
-    scores: list[dict[str, Any]] = []
-    paired: list[dict[str, Any]] = []
+    scores: list[Json] = []
+    paired: list[Json] = []
     for task in tasks:
         tables = [(result, pd.read_parquet(result.items)) for result in scored if result.task == task]
         evaluated = set(tables[0][1]["doc_id"])  # with a limit, later items are not
@@ -75,9 +76,7 @@ def results(plan: Plan, scored: Sequence[Scored], flagged: Mapping[str, set[int]
     }
 
 
-def _compared(
-    tables: Sequence[tuple[Scored, pd.DataFrame]], s: EvaluateSettings
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _compared(tables: Sequence[tuple[Scored, pd.DataFrame]], s: EvaluateSettings) -> tuple[list[Json], list[Json]]:
     """Scores of all models on the items of their tables, and differences of the run's model from each other one."""
     scores, paired = [], []
     known: dict[tuple[str, str], tuple[Metric, np.ndarray]] = {}

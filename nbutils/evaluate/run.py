@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_json, write_json, write_text
+from nbutils.core.files import Json, read_json, sha256_of_json, write_json, write_text
 from nbutils.core.hardware import choose_device, device_report, usable_gpus, visible_gpus
 from nbutils.core.jupyter import quiet
 from nbutils.core.run.layout import Run
@@ -46,7 +46,7 @@ def prepare(settings: EvaluateSettings) -> Plan:
     folder = run.folder("evaluate")
     tokenizer = AutoTokenizer.from_pretrained(run.rows / "tokenizer")
     conversations = read_conversations(run.rows, tokenizer)
-    tasks: dict[str, Any] = {}
+    tasks: Json = {}
     left_out: dict[str, str] = {}
     own = yamls(conversations) | own_tasks(settings.task_path)
     for name in settings.tasks:
@@ -116,7 +116,7 @@ def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -
         (plan.folder / PROGRESS).unlink(missing_ok=True)
 
 
-def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
+def compare(plan: Plan, scored: Sequence[Scored]) -> Json:
     """Scores with intervals and paired differences; keeps the items in the run, writes `results.json`."""
     (plan.folder / "items").mkdir(parents=True, exist_ok=True)
     for result in scored:
@@ -129,11 +129,11 @@ def compare(plan: Plan, scored: Sequence[Scored]) -> dict[str, Any]:
     return found
 
 
-def measure_behaviour(plan: Plan) -> dict[str, Any]:
+def measure_behaviour(plan: Plan) -> Json:
     """Behaviour of every chat model on the same held-out user turns, added to `results.json`."""
     s = plan.settings
     room = min(s.max_length - s.reply_tokens, LONGEST_PROMPT)
-    found: dict[str, Any] = {"models": {}, "left_out": {}, "max_new_tokens": s.reply_tokens}
+    found: Json = {"models": {}, "left_out": {}, "max_new_tokens": s.reply_tokens}
     prompts = user_turns(plan.conversations, plan.tokenizer, s.behaviour_prompts, room, s.split_seed)
     for model in plan.models if prompts else []:
         question, measured = {"behaviour": sha256_of_json(prompts)}, partial(measure, prompts=prompts)
@@ -143,9 +143,9 @@ def measure_behaviour(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def take_samples(plan: Plan) -> list[dict[str, Any]]:
+def take_samples(plan: Plan) -> list[Json]:
     """Replies of the run's model and of its base to the reference card's prompts, written to `samples.jsonl`."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for model in reversed([m for m in plan.models if m.role != "peer"]):
         tokens = plan.settings.reply_tokens
         answer = _measured(plan, model, {"samples": PROMPTS}, sample_rows, max_new_tokens=tokens)
@@ -154,7 +154,7 @@ def take_samples(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def curve(plan: Plan) -> dict[str, Any] | None:
+def curve(plan: Plan) -> Json | None:
     """The context curve of the run's model, added to `results.json`; None where it cannot be measured."""
     s = plan.settings
     if not s.context_curve:
@@ -162,18 +162,18 @@ def curve(plan: Plan) -> dict[str, Any] | None:
     model = next(m for m in plan.models if m.role == "run")
     rows = too_long_ids(plan.run.rows, s.context_curve, context_length(model.ref.config()), s.seed)
 
-    def measured(loaded: Any, _tokenizer: Any, **options: int) -> dict[str, Any] | None:
+    def measured(loaded: Any, _tokenizer: Any, **options: int) -> Json | None:
         _set_threads()  # two thousand tokens at once keep all cores busy, also of a small model
         return measure_curve(loaded, rows, **options)
 
     question = {"context_curve": sha256_of_json(rows)}
-    found: dict[str, Any] | None = _measured(plan, model, question, measured, resamples=s.resamples)
+    found: Json | None = _measured(plan, model, question, measured, resamples=s.resamples)
     if found is not None:
         _add(plan.folder, "context_curve", found)
     return found
 
 
-def _measured(plan: Plan, model: Model, question: dict[str, Any], measure: Callable[..., Any], **options: int) -> Any:
+def _measured(plan: Plan, model: Model, question: Json, measure: Callable[..., Any], **options: int) -> Any:
     """What is measured of a model in memory; known from the cache, or found now."""
     options["seed"] = plan.settings.seed
     question = question | options | {"model": model.ref.identity()}

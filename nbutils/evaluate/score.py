@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, replaced, resolve, sha256_of_json, write_json
+from nbutils.core.files import Json, read_json, replaced, resolve, sha256_of_json, write_json
 from nbutils.core.hardware import Gpu, choose_precision
 from nbutils.core.run.layout import Run
 from nbutils.evaluate.compare import item_rows, metrics_of, write_parquet
@@ -38,7 +38,7 @@ class Scored:
 
     model: Model
     task: str
-    answer: dict[str, Any]
+    answer: Json
     items: Path
 
 
@@ -52,7 +52,7 @@ class Plan:
     settings: EvaluateSettings
     run: Run
     models: list[Model]
-    tasks: dict[str, Any]
+    tasks: Json
     conversations: list[Conversation]
     tokenizer: Any
     gpus: tuple[Gpu, ...]
@@ -75,7 +75,7 @@ class Plan:
         file = self.cached(question) / "answer.json"
         return read_json(file)["answer"] if file.is_file() else None
 
-    def keep(self, question: Any, answer: Any, items: list[dict[str, Any]] | None = None) -> None:
+    def keep(self, question: Any, answer: Any, items: list[Json] | None = None) -> None:
         """Stores an answer at once or not at all."""
         with replaced(self.cached(question)) as folder:
             folder.mkdir(parents=True)
@@ -84,13 +84,13 @@ class Plan:
             write_json(folder / "answer.json", {"question": question, "answer": answer})
 
     @cached_property
-    def asking(self) -> dict[str, Any]:
+    def asking(self) -> Json:
         """How all models of the table are asked."""
         asked = self.settings.model_dump(include={"limit", "num_fewshot", "apply_chat_template", "max_length"})
         return asked | {"precision": choose_precision(self.settings.eval_precision, self.gpus)}
 
     @cached_property
-    def questions(self) -> dict[tuple[Model, str], dict[str, Any]]:
+    def questions(self) -> dict[tuple[Model, str], Json]:
         """What the cache is asked for each task of each model, in the order of the table."""
         described = {name: _described(task, self.settings) for name, task in self.tasks.items()}
         return {
@@ -139,7 +139,7 @@ def takes_template(task: Any) -> bool:
     return not (task.get_config("metadata") or {}).get("is_chatml")
 
 
-def _described(task: Any, settings: EvaluateSettings) -> dict[str, Any]:
+def _described(task: Any, settings: EvaluateSettings) -> Json:
     """What a task's results depend on: its whole configuration, and the text of its items."""
     config = {k: v for k, v in task.dump_config().items() if k not in ("dataset_kwargs", "dataset_path")}
     taken = list(task.task_docs)[: settings.limit or None]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from nbutils.core.files import local_hashes
+from nbutils.core.files import Json, local_hashes
 from nbutils.core.run.models import files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed, Settings
 
@@ -33,7 +33,7 @@ class EvaluateSettings(Settings):
     processes: Annotated[NonNegativeInt, STEERING]
     cache_dir: Annotated[str, Field(min_length=1), STEERING]
 
-    def result_parameters(self) -> dict[str, Any]:
+    def result_parameters(self) -> Json:
         """Also the hashes of the user's own tasks and of local peers: what is measured, and what is compared."""
         peers = {f"{peer}/{name}": found for peer in self.peers for name, found in files_of(peer).items()}
         return super().result_parameters() | {OUTSIDE: local_hashes([self.task_path]) | peers}

@@ -31,7 +31,7 @@ from nbutils.core.charts import (
     write_values,
 )  # fmt: skip
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json
+from nbutils.core.files import Json, read_json
 from nbutils.core.history import History, Series, thinned, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
@@ -56,7 +56,7 @@ POINTS = 600
 """Points of a curve that are kept in a notebook; the spikes are among them."""
 
 
-def number_table(summary: dict[str, Any]) -> Any:
+def number_table(summary: Json) -> Any:
     """The final numbers of a run as a Markdown table; what a run did not log is left out."""
     final, best, untrained = summary["final"], summary["best"], summary["untrained"]
     over = ", all tokens" if summary["counts_all_tokens"] else ""
@@ -82,14 +82,14 @@ def number_table(summary: dict[str, Any]) -> Any:
     )
 
 
-def remark_list(remarks: list[dict[str, Any]]) -> Any:
+def remark_list(remarks: list[Json]) -> Any:
     """The remarks on a run as a Markdown list, or a line saying that there are none."""
     if not remarks:
         return Markdown("Nothing stands out: no overfitting, divergence, spikes, or waiting for data.")
     return Markdown("\n".join(f"- **{remark['kind'].replace('_', ' ')}** — {remark['text']}" for remark in remarks))
 
 
-def comparison(differences: dict[str, dict[str, Any]], runs: list[Compared], folder: Path) -> Any:
+def comparison(differences: dict[str, Json], runs: list[Compared], folder: Path) -> Any:
     """The figures, which are kept, and the table of compared runs, or a line that says how to compare some.
 
     A row for each parameter or result that differs, a column for each run; below them stand the scores of notebook 04,
@@ -108,7 +108,7 @@ def comparison(differences: dict[str, dict[str, Any]], runs: list[Compared], fol
     return Markdown(markdown_table(["", *names], rows))
 
 
-def scores(runs: list[Compared]) -> dict[str, dict[str, Any]]:
+def scores(runs: list[Compared]) -> dict[str, Json]:
     """Each score of notebook 04 by run, with its 95 % interval and number of items; empty where no run has any."""
     found: dict[str, dict[str, str]] = {}
     for run in runs:
@@ -236,7 +236,7 @@ def comparison_figure(runs: list[Compared], metric: Metric, theme: str = "light"
         for run, colour, style, marker in zip(runs, *styles, strict=False):
             measured = run.history.eval_series(metric.evaluation, x=x)
             line, evals = trend(run.history.series(metric.column, x=x)), thinned(measured.finite, 60)
-            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5}
+            look: Json = {"color": colour, "marker": marker, "markersize": 4.5}
             name = run.name if axes is panels[0] else None  # the legend shows the marker, too, and the line none
             axes.plot(line.steps, line.values, style, linewidth=1.2, alpha=0.8, markevery=[], label=name, **look)
             axes.plot(evals.steps, evals.values, linestyle="", markeredgecolor=THEMES[theme].page, **look)

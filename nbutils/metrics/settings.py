@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from nbutils.core.files import local_hashes, resolve
+from nbutils.core.files import Json, local_hashes, resolve
 from nbutils.core.run.layout import Run
 from nbutils.core.settings import OUTSIDE, Settings
 
@@ -19,7 +17,7 @@ class MetricsSettings(Settings):
         """The folders of the runs to compare, this run first; empty where no other is named."""
         return [self.run_dir, *self.compare_runs] if self.compare_runs else []
 
-    def result_parameters(self) -> dict[str, Any]:
+    def result_parameters(self) -> Json:
         """The result parameters, and the logs of the compared runs: their curves are part of what comes out."""
         logs = [Run(resolve(run)).training / "metrics.jsonl" for run in self.compare_runs]
         return super().result_parameters() | {OUTSIDE: local_hashes(logs)}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, resolve, shown
+from nbutils.core.files import Json, read_json, read_jsonl, resolve, shown
 from nbutils.core.history import History, Series, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
@@ -31,9 +31,9 @@ RESULTS = (
 """What compared runs are told apart by, beside their parameters."""
 
 
-def read_training_settings(run: Path) -> dict[str, Any]:
+def read_training_settings(run: Path) -> Json:
     """`train/settings.json` of a run folder; UserError where it is missing or damaged."""
-    settings: dict[str, Any] = _read(Run(run).training / "settings.json", read_json)
+    settings: Json = _read(Run(run).training / "settings.json", read_json)
     return settings
 
 
@@ -52,7 +52,7 @@ def read_history(run: Path) -> History:
     return replace(history, reached=int(record.get("facts", {}).get("step") or 0))
 
 
-def _of_numbers(row: dict[str, Any]) -> dict[str, Any]:
+def _of_numbers(row: Json) -> Json:
     for name, value in (row | (row["seconds"] if isinstance(row.get("seconds"), dict) else {})).items():
         if row["kind"] != "session" and name not in ("kind", "seconds") and not isinstance(value, int | float | None):
             raise ValueError(f"the {name} of step {row['step']} is {value!r}, which is no number")
@@ -70,7 +70,7 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
         ) from None
 
 
-def summarise(history: History, training: dict[str, Any]) -> dict[str, Any]:
+def summarise(history: History, training: Json) -> Json:
     """Final and best values, perplexity, tokens, time, sessions and remarks; numbers that are missing are None.
 
     Losses are nats per supervised token; with `counts_all_tokens` the training loss is over all tokens, the evaluation
@@ -141,7 +141,7 @@ class Compared:
     folder: Path
     history: History
     eval_hash: str
-    values: dict[str, Any]
+    values: Json
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
@@ -179,7 +179,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
     return runs
 
 
-def differences(runs: list[Compared]) -> dict[str, dict[str, Any]]:
+def differences(runs: list[Compared]) -> dict[str, Json]:
     """Each parameter of all runs that differs and each result, by run: name → {run: value}; empty without runs."""
     rows = {}
     for name, first in runs[0].values.items() if runs else ():

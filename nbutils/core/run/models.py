@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import entry, local_copy
-from nbutils.core.files import hash_of, resolve, sha256_of_json, shown
+from nbutils.core.files import Json, hash_of, resolve, sha256_of_json, shown
 from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import Run, holds_model, is_run_model
 
@@ -173,7 +173,7 @@ class ModelRef:
         return model
 
     @property
-    def source(self) -> tuple[str, dict[str, Any]]:
+    def source(self) -> tuple[str, Json]:
         """What transformers is asked for, and with which options."""
         if self.path is None:
             return self.hub, {"revision": self.revision} if self.revision else {}
