@@ -105,7 +105,7 @@ def encode_batch(
     """`encode` for many conversations, with a single call of the tokenizer."""
     flat = [(message["role"], message["content"].strip()) for messages in conversations for message in messages]
     controls = controls_for(tokenizer, {role for role, _ in flat})
-    texts = iter(texts_of(tokenizer, controls, flat))
+    texts = iter(_texts(tokenizer, controls, flat))
     prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
     return [assembled(controls, messages, [next(texts) for _ in messages], prompt) for messages in conversations]
 
@@ -208,7 +208,7 @@ def lost(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str) -> l
     return [character for character in dict.fromkeys(text) if is_dropped(tokenizer, character)]
 
 
-def texts_of(
+def _texts(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], bool]]:
     """Ids of each text, given with its role, and whether it was read without its header.

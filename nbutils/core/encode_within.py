@@ -7,22 +7,12 @@ that it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from nbutils.core.chatml import (
-    CHATML,
-    Controls,
-    Conversation,
-    Encoded,
-    assembled,
-    controls_for,
-    encode,
-    lost,
-    texts_of,
-)
+from nbutils.core.chatml import CHATML, Controls, Conversation, Encoded, controls_for, encode, lost
 from nbutils.core.errors import UserError
 from nbutils.core.vocabulary import plain_ids
 
@@ -59,25 +49,27 @@ class Measured:
 
 @dataclass
 class _Reading:
-    """A conversation, a lower bound of its tokens, and its first texts as they are read: ids, whether read apart."""
+    """A conversation, the ids of its first `end` messages, and a lower bound of its tokens."""
 
     messages: Conversation
     tokens: int
-    texts: list[tuple[list[int], bool]] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    end: int = 0
+    apart: int = 0
 
     @property
     def complete(self) -> bool:
-        return len(self.texts) == len(self.messages)
+        return self.end == len(self.messages)
 
     def next_span(self, characters: float) -> Conversation:
         """The next messages, at least one, until so many characters are passed."""
-        start = end = len(self.texts)
+        start = self.end
         for message in self.messages[start:]:
-            if characters <= 0 and end > start:
+            if characters <= 0 and self.end > start:
                 break
             characters -= len(message["content"])
-            end += 1
-        return self.messages[start:end]
+            self.end += 1
+        return self.messages[start : self.end]
 
 
 def encode_within(
@@ -87,57 +79,67 @@ def encode_within(
 
     How far a longer one is read depends on itself and the tokenizer alone, never on its neighbours.
     """
-    controls = controls_for(tokenizer, {m["role"] for messages in conversations for m in messages})
+    controls = controls_for(tokenizer, {m["role"] for messages in conversations for m in messages} | {"assistant"})
     frame = {role: len(head) + 2 + len(controls.newline) for role, head in controls.headers.items()}
     rate = characters_per_token(tokenizer)
     # The control tokens of all messages are certain from the start; texts are added as they are read.
     readings = [_Reading(messages, sum([frame[m["role"]] for m in messages])) for messages in conversations]
     while waiting := [one for one in readings if one.tokens <= max_length and not one.complete]:
         spans = [one.next_span((max_length - one.tokens) * rate) for one in waiting]
-        for one, texts in zip(waiting, _read(tokenizer, controls, spans), strict=True):
-            one.texts += texts
-            one.tokens += sum([len(ids) for ids, _ in texts])
+        for one, (fresh, apart) in zip(waiting, _read(tokenizer, controls, spans), strict=True):
+            one.ids += fresh
+            one.apart += apart
+            one.tokens = len(one.ids) + sum([frame[m["role"]] for m in one.messages[one.end :]])
     return [_measured(controls, one, max_length) for one in readings]
 
 
 def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
     if not one.complete:
         return Measured(None, one.tokens, None)
-    encoding = assembled(controls, one.messages, one.texts)
-    return Measured(encoding if one.tokens <= max_length else None, one.tokens, sum(encoding.supervised))
+    mask, context = [False] * one.tokens, [False] * one.tokens
+    end = 0
+    for message in one.messages:  # supervised is an assistant's text, from behind its header to its end token
+        header = controls.headers[message["role"]]
+        start = one.ids.index(controls.im_start, end) + 1 + len(header)
+        end = one.ids.index(controls.im_end, start) + 1
+        if message.get("learn") is False:
+            begin = start - 1 - len(header)
+            stop = end + len(controls.newline)
+            context[begin:stop] = [True] * (stop - begin)
+        elif message["role"] == "assistant":
+            mask[start:end] = [True] * (end - start)
+    encoding = Encoded(one.ids, mask, context, one.apart) if one.tokens <= max_length else None
+    return Measured(encoding, one.tokens, sum(mask))
 
 
 def _read(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, spans: Sequence[Conversation]
-) -> Iterator[list[tuple[list[int], bool]]]:
-    """The texts of consecutive messages of each conversation."""
+) -> list[tuple[list[int], int]]:
+    """Ids of consecutive messages of each conversation, control tokens included, and how many were read apart."""
     rows = _in_one_piece(tokenizer, spans) if reads_in_one_piece(tokenizer) else [[] for _ in spans]
+    found = []
     for row, span in zip(rows, spans, strict=True):
-        flat = [(message["role"], message["content"].strip()) for message in span]
-        # Message by message where that must be, which defuses and loses nothing.
-        yield _texts_in(tokenizer, controls, flat, row) or texts_of(tokenizer, controls, flat)
+        if _is_whole(tokenizer, controls, span, row):
+            found.append((row, 0))
+        else:  # message by message, which defuses and loses nothing
+            one = encode(tokenizer, span)
+            found.append((one.input_ids, one.apart))
+    return found
 
 
-def _texts_in(
-    tokenizer: PreTrainedTokenizerBase, controls: Controls, flat: Sequence[tuple[str, str]], row: list[int]
-) -> list[tuple[list[int], bool]]:
-    """The texts in ids that were read in one piece; none where one spells a special token, has lost something, or is
-    joined to its header.
-    """
-    if controls.drops and any(lost(tokenizer, controls, text) for _, text in flat):
-        return []
-    if sum(map(controls.forbidden.__contains__, row)) != 2 * len(flat):
-        return []
-    texts, end = [], 0
-    for role, _ in flat:
-        header = controls.headers[role]
-        begin = row.index(controls.im_start, end) + 1
-        start = begin + len(header)
-        if row[begin:start] != header:
-            return []
-        end = row.index(controls.im_end, start)
-        texts.append((row[start:end], False))
-    return texts
+def _is_whole(tokenizer: PreTrainedTokenizerBase, controls: Controls, span: Conversation, row: Sequence[int]) -> bool:
+    """Whether no text read in one piece spells a special token, has lost something, or is joined to its header."""
+    if controls.drops and any(lost(tokenizer, controls, message["content"]) for message in span):
+        return False
+    if sum(map(controls.forbidden.__contains__, row)) != 2 * len(span):
+        return False
+    start = 0
+    for message in span:
+        header = controls.headers[message["role"]]
+        start = row.index(controls.im_start, start) + 1
+        if row[start : start + len(header)] != header:
+            return False
+    return True
 
 
 def _in_one_piece(tokenizer: PreTrainedTokenizerBase, spans: Sequence[Conversation]) -> list[list[int]]:
