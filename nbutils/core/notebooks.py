@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +53,12 @@ def parameters(path: Path) -> dict[str, Parameter]:
     """The parameters cell of a notebook: typed literals with a line of help each. UserError for anything else."""
     try:
         (source,) = (cell["source"] for cell in code_cells(path) if "parameters" in cell["tags"])
-        lines = source.splitlines()
+        comments = _comments(source)
         return {
             node.target.id: Parameter(
                 ast.unparse(node.annotation),
                 ast.literal_eval(node.value),
-                lines[(node.end_lineno or 1) - 1].rpartition("  # ")[2],
+                comments.get(node.end_lineno, ""),
             )
             for node in ast.parse(source).body
             if not isinstance(node, ast.Expr)
@@ -66,3 +68,8 @@ def parameters(path: Path) -> dict[str, Parameter]:
             f"{path.name} needs exactly one cell tagged 'parameters', with typed literals alone such as "
             f"`seed: int = 1` ({error}); restore it from git."
         ) from None
+
+
+def _comments(source: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
