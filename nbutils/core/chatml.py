@@ -45,7 +45,7 @@ class ChatTemplate:
 
     def render(self, messages: Conversation) -> str:
         """A conversation's text; texts are stripped as `encode` strips them."""
-        return "".join([f"{self.open(m['role'])}{m['content'].strip()}{IM_END}\n" for m in messages])
+        return "".join([f"{IM_START}{m['role']}\n{m['content'].strip()}{IM_END}\n" for m in messages])
 
 
 CHATML = ChatTemplate()

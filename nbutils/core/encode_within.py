@@ -97,19 +97,21 @@ def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
     if not one.complete:
         return Measured(None, one.tokens, None)
     mask, context = [False] * one.tokens, [False] * one.tokens
-    end = 0
+    lead = {role: 1 + len(header) for role, header in controls.headers.items()}
+    end = supervised = 0
     for message in one.messages:  # supervised is an assistant's text, from behind its header to its end token
-        header = controls.headers[message["role"]]
-        start = one.ids.index(controls.im_start, end) + 1 + len(header)
+        role = message["role"]
+        begin = one.ids.index(controls.im_start, end)
+        start = begin + lead[role]
         end = one.ids.index(controls.im_end, start) + 1
         if message.get("learn") is False:
-            begin = start - 1 - len(header)
             stop = end + len(controls.newline)
             context[begin:stop] = [True] * (stop - begin)
-        elif message["role"] == "assistant":
+        elif role == "assistant":
             mask[start:end] = [True] * (end - start)
+            supervised += end - start
     encoding = Encoded(one.ids, mask, context, one.apart) if one.tokens <= max_length else None
-    return Measured(encoding, one.tokens, sum(mask))
+    return Measured(encoding, one.tokens, supervised)
 
 
 def _read(

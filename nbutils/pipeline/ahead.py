@@ -14,7 +14,7 @@ from nbutils.core.hardware import nvidia_gpus
 from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import Run, holds_model, is_run_model
 from nbutils.core.run.models import TINY, ModelRef, context_length
-from nbutils.core.tasks import check_known, own_tasks
+from nbutils.core.tasks import check_known, dataset_of_tasks, load_tasks, own_tasks
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.evaluate.settings import EvaluateSettings
 from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
@@ -65,7 +65,9 @@ def _base(settings: TrainSettings, _: object) -> None:
 
 
 def _tasks(settings: EvaluateSettings, _: object) -> None:
-    check_known(settings.tasks, YAMLS | own_tasks(settings.task_path))
+    own = own_tasks(settings.task_path)
+    check_known(settings.tasks, YAMLS | own)
+    load_tasks([name for name in settings.tasks if name in own and not dataset_of_tasks(name, own)], own)
 
 
 def _peers(settings: EvaluateSettings, _: object) -> None:

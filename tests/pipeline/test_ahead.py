@@ -131,7 +131,18 @@ def test_run_says_it_before_the_first_notebook_and_asks_of_what_is_left_alone(tm
     line = ["run", str(DEMO), "--run-dir", str(run), "-p", "max_length=128"]
     assert main(line) == 1
     assert "max_new_tokens is 250" in capsys.readouterr().err
-    assert not (run / "data").exists() and not (run / "notebooks").exists()
+    assert not run.exists()
+
+
+def test_a_file_that_an_own_task_lacks_is_named_before_the_first_notebook(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_target: 0\ndoc_to_choice: [a, b]\n"
+    )
+    given = ["-p", "tasks=[mine]", "-p", f"task_path={tmp_path}"]
+    assert main(["run", str(DEMO), "--run-dir", str(tmp_path / "run"), *given]) == 1
+    said = capsys.readouterr().err
+    assert "mine" in said and "gone.jsonl" in said
 
 
 def test_doctor_says_what_it_did_not_look_at(tmp_path, capsys, monkeypatch, learned_positions):

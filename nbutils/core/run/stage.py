@@ -218,4 +218,5 @@ def _drop(run: Path, lock: IO[bytes]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for file in (*run.glob(OWNER.format("*")), run / LOCK):
             file.unlink(missing_ok=True)
+        run.rmdir()  # where nothing was made there
     lock.close()
