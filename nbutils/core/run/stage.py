@@ -151,9 +151,9 @@ def check_upstream(
         state = (state_of or run.state)(name)
         if state is State.DONE or (state is State.PAUSED and allow_paused):
             continue
-        what = "does not exist" if state is State.ABSENT else f"says '{state}'"
+        what = {State.ABSENT: f"holds no {RECORD}", State.PAUSED: "is paused"}.get(state, "is not finished")
         raise UserError(
-            f"{shown(run.folder(name) / RECORD)} {what}: run notebooks/{spec(name).file} first "
+            f"{shown(run.folder(name))} {what}: run notebooks/{spec(name).file} first "
             f"(with run_dir = '{settings.run_dir}')."
         )
 
