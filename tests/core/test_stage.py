@@ -102,7 +102,7 @@ def test_a_finished_stage_that_is_opened_again_keeps_where_it_came_from(run, mon
 )
 def test_a_stage_begins_only_on_finished_ones_and_names_the_notebook(run, before, words):
     before(run)
-    with pytest.raises(UserError, match=f"first/stage.json {words}: run notebooks/01_first.ipynb first"):
+    with pytest.raises(UserError, match=f"first {words}: run notebooks/01_first.ipynb first"):
         Stage.begin("second", second(run))
 
 
