@@ -94,15 +94,15 @@ def test_a_finished_stage_that_is_opened_again_keeps_where_it_came_from(run, mon
 @pytest.mark.parametrize(
     ("before", "words"),
     [
-        (lambda run: None, "holds no stage.json"),
-        (lambda run: (finish_first(run).folder / "stage.json").unlink(), "holds no stage.json"),
-        (began, "is not finished"),
-        (lambda run: began(run).finish("paused"), "is paused"),
+        (lambda run: None, "/stage.json does not exist"),
+        (lambda run: (finish_first(run).folder / "stage.json").unlink(), "/stage.json does not exist"),
+        (began, " is not finished"),
+        (lambda run: began(run).finish("paused"), " is paused"),
     ],
 )
 def test_a_stage_begins_only_on_finished_ones_and_names_the_notebook(run, before, words):
     before(run)
-    with pytest.raises(UserError, match=f"first {words}: run notebooks/01_first.ipynb first"):
+    with pytest.raises(UserError, match=f"first{words}: run notebooks/01_first.ipynb first"):
         Stage.begin("second", second(run))
 
 

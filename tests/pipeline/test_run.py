@@ -135,7 +135,7 @@ def test_from_reruns_a_stage_and_all_later_and_sets_long_work_aside(long):
 
 
 def test_only_runs_one_stage_on_what_is_there_and_warns_if_that_is_stale(pipeline):
-    with pytest.raises(UserError, match=r"first holds no stage.json: run notebooks/01_first.ipynb first"):
+    with pytest.raises(UserError, match=r"first/stage.json does not exist: run notebooks/01_first.ipynb first"):
         pipeline.go(only="second")
     pipeline.go()
     changed = ("words=9", NEW_RATE)

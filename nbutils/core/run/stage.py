@@ -151,11 +151,12 @@ def check_upstream(
         state = (state_of or run.state)(name)
         if state is State.DONE or (state is State.PAUSED and allow_paused):
             continue
-        what = {State.ABSENT: f"holds no {RECORD}", State.PAUSED: "is paused"}.get(state, "is not finished")
-        raise UserError(
-            f"{shown(run.folder(name))} {what}: run notebooks/{spec(name).file} first "
-            f"(with run_dir = '{settings.run_dir}')."
-        )
+        folder = run.folder(name)
+        what = {
+            State.ABSENT: f"{shown(folder / RECORD)} does not exist",
+            State.PAUSED: f"{shown(folder)} is paused",
+        }.get(state, f"{shown(folder)} is not finished")
+        raise UserError(f"{what}: run notebooks/{spec(name).file} first (with run_dir = '{settings.run_dir}').")
 
 
 @contextmanager
