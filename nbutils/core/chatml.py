@@ -111,7 +111,7 @@ def encode_batch(
 
 
 def assembled(
-    controls: Controls, messages: Conversation, texts: Sequence[tuple[list[int], bool]], prompt: Sequence[int] = ()
+    controls: Controls, messages: Conversation, texts: Sequence[tuple[list[int], bool]], prompt: Sequence[int]
 ) -> Encoded:
     """Control tokens around the ids of each message's text, with the header of a reply behind them.
 

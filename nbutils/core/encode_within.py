@@ -79,7 +79,7 @@ def encode_within(
 
     How far a longer one is read depends on itself and the tokenizer alone, never on its neighbours.
     """
-    controls = controls_for(tokenizer, {m["role"] for messages in conversations for m in messages} | {"assistant"})
+    controls = controls_for(tokenizer, {m["role"] for messages in conversations for m in messages})
     frame = {role: len(head) + 2 + len(controls.newline) for role, head in controls.headers.items()}
     rate = characters_per_token(tokenizer)
     # The control tokens of all messages are certain from the start; texts are added as they are read.

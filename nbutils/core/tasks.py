@@ -14,7 +14,7 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import Json, project_root, resolve
+from nbutils.core.files import Json, project_root, resolve, shown
 from nbutils.core.network import hub_answers
 from nbutils.core.settings import nearest
 
@@ -105,7 +105,9 @@ def _with_local_data(config: Json, folders: Sequence[Path]) -> Json:
         copy = local_copy("dataset", path)
         return config | ({"dataset_path": str(copy)} if copy else {})
     if "data_files" in options:
-        options["data_files"] = map_nested(lambda file: _absolute(file, folders), options["data_files"])
+        options["data_files"] = map_nested(
+            lambda file: _absolute(file, folders, str(config["task"])), options["data_files"]
+        )
     _temporary.append(tempfile.TemporaryDirectory(prefix="smallchat-tasks-"))
     return config | {"dataset_kwargs": options | {"cache_dir": _temporary[-1].name}}
 
@@ -155,11 +157,13 @@ def item_label(task: str, number: int) -> str:
     return f"{task} item {number}"
 
 
-def _absolute(file: str, folders: Sequence[Path]) -> str:
+def _absolute(file: str, folders: Sequence[Path], task: str) -> str:
     """A relative path in the first of the folders that has it, else in the last, as `datasets` takes it: a pattern."""
     if "://" in file:
         return file
     found = next((folder / file for folder in folders if (folder / file).exists()), None)
+    if not found and "*" not in file:
+        raise UserError(f"The file {file} that the task '{task}' reads is not beside its YAML in {shown(folders[0])}.")
     return glob.escape(str(found)) if found else f"{glob.escape(str(folders[-1]))}/{file}"
 
 

@@ -266,10 +266,10 @@ def _rows(path: Path, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _looks_like_lines(path: Path) -> bool:
-    """Whether at least half of the lines at the file's head are objects of their own; or there are none."""
+    """Whether the first line, or half of those at the file's head, are objects of their own; or there are none."""
     with path.open("rb") as file:
         objects = [bool(_columns(line)) for line in file.read(HEAD).split(b"\n") if line.strip()]
-    return not objects or (len(objects) > 1 and 2 * sum(objects) >= len(objects))
+    return not objects or (len(objects) > 1 and (objects[0] or 2 * sum(objects) >= len(objects)))
 
 
 def _columns(text: bytes) -> Collection[str]:

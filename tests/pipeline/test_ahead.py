@@ -142,7 +142,7 @@ def test_a_file_that_an_own_task_lacks_is_named_before_the_first_notebook(tmp_pa
     given = ["-p", "tasks=[mine]", "-p", f"task_path={tmp_path}"]
     assert main(["run", str(DEMO), "--run-dir", str(tmp_path / "run"), *given]) == 1
     said = capsys.readouterr().err
-    assert "mine" in said and "gone.jsonl" in said
+    assert "mine" in said and "gone.jsonl" in said and "beside its YAML" in said
 
 
 def test_doctor_says_what_it_did_not_look_at(tmp_path, capsys, monkeypatch, learned_positions):

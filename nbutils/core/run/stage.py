@@ -179,7 +179,7 @@ def hold(run: Path, what: str) -> None:
 
     UserError where a pipeline is at work there. Where the disk knows no locks or can't be written it says so.
     """
-    if run in _held:
+    if run in _held and (run / LOCK).exists():
         return
     try:
         _held[run] = _take(run, what, fcntl.LOCK_SH)
