@@ -18,6 +18,7 @@ from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
+from nbutils.core.vocabulary import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -208,8 +209,9 @@ class ChatSession:
                 generator = sampling.generator(at.replies_started)
                 tokens = self.engine.generate(read, plan, sampling, generator, self._stop.is_set, measured)
                 for piece in streamed(self.engine.tokenizer, tokens):
-                    answer.content += piece
-                    yield piece
+                    if written := readable(self.engine.tokenizer, piece):
+                        answer.content += written
+                        yield written
             except GeneratorExit:  # the reader has gone: as if stopped
                 pass
             except BaseException:

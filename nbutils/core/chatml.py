@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.vocabulary import SAMPLE, OutsideVocabularyError, dropped, is_dropped, plain_ids, unknown, unwritable
+from nbutils.core.vocabulary import OutsideVocabularyError, lost, plain_ids, unknown, unwritable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +72,7 @@ class Controls:
     """What is between the messages' texts, as ids, for one tokenizer.
 
     `plain`: each header as it is read together with a text. `forbidden`: the special tokens, id → text, and the one for
-    what is unknown. `drops`: finds texts that may lose characters; None where the tokenizer drops none.
+    what is unknown.
     """
 
     im_start: int
@@ -81,7 +81,6 @@ class Controls:
     headers: dict[str, list[int]]
     plain: dict[str, list[int]]
     forbidden: dict[int, str]
-    drops: re.Pattern[str] | None
 
 
 def encode(
@@ -107,28 +106,33 @@ def encode_batch(
     controls = controls_for(tokenizer, {role for role, _ in flat})
     texts = iter(_texts(tokenizer, controls, flat))
     prompt = [controls.im_start, *controls.headers["assistant"]] if add_generation_prompt else []
-    return [assembled(controls, messages, [next(texts) for _ in messages], prompt) for messages in conversations]
+    found = []
+    for messages in conversations:
+        ids: list[int] = []
+        apart = 0
+        for message in messages:
+            text, alone = next(texts)
+            ids += [controls.im_start, *controls.headers[message["role"]], *text, controls.im_end, *controls.newline]
+            apart += alone
+        ids += prompt
+        found.append(Encoded(ids, *masks(controls, messages, ids), apart))
+    return found
 
 
-def assembled(
-    controls: Controls, messages: Conversation, texts: Sequence[tuple[list[int], bool]], prompt: Sequence[int]
-) -> Encoded:
-    """Control tokens around the ids of each message's text, with the header of a reply behind them.
-
-    Of each text is also known whether it was read without its header.
-    """
-    ids: list[int] = []
-    mask: list[bool] = []
-    context: list[bool] = []
-    for message, (text, _) in zip(messages, texts, strict=True):
-        head = [controls.im_start, *controls.headers[message["role"]]]
-        ids += [*head, *text, controls.im_end, *controls.newline]
-        is_context = message.get("learn") is False
-        is_learnt = message["role"] == "assistant" and not is_context
-        mask += [False] * len(head) + [is_learnt] * (len(text) + 1) + [False] * len(controls.newline)
-        context += [is_context] * (len(ids) - len(context))
-    nothing = [False] * len(prompt)
-    return Encoded([*ids, *prompt], mask + nothing, context + nothing, sum(apart for _, apart in texts))
+def masks(controls: Controls, messages: Conversation, ids: Sequence[int]) -> tuple[list[bool], list[bool]]:
+    """Which ids of a conversation the loss is computed on, and which are context alone (see `Encoded`)."""
+    supervised, context = [False] * len(ids), [False] * len(ids)
+    end = 0
+    for message in messages:
+        begin = ids.index(controls.im_start, end)
+        start = begin + 1 + len(controls.headers[message["role"]])
+        end = ids.index(controls.im_end, start) + 1
+        if message.get("learn") is False:
+            stop = end + len(controls.newline)
+            context[begin:stop] = [True] * (stop - begin)
+        elif message["role"] == "assistant":
+            supervised[start:end] = [True] * (end - start)
+    return supervised, context
 
 
 def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:
@@ -195,17 +199,8 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
 
     headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}
     plain = dict(zip(headers, plain_ids(tokenizer, [f"{role}\n" for role in headers]), strict=True))
-    forbidden, gone = unwritable(tokenizer), dropped(tokenizer, SAMPLE)
-    drops = re.compile(f"[{re.escape(''.join(gone))}\u0100-\U0010ffff]") if gone else None
     newline = between(IM_END, "\n", IM_START)
-    return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, plain, forbidden, drops)
-
-
-def lost(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str) -> list[str]:
-    """The characters of a text that leave no token at all."""
-    if controls.drops is None or not controls.drops.search(text):
-        return []
-    return [character for character in dict.fromkeys(text) if is_dropped(tokenizer, character)]
+    return Controls(vocabulary[IM_START], vocabulary[IM_END], newline, headers, plain, unwritable(tokenizer))
 
 
 def _texts(
@@ -220,7 +215,7 @@ def _texts(
         if not controls.forbidden.keys().isdisjoint(ids):  # merges can spell a special piece, such as "</s>"
             parts = [(role, part) for part in _cut(controls, text)]
             ids = [i for row, _ in _behind_headers(tokenizer, controls, parts) for i in row]
-        gone = lost(tokenizer, controls, text)
+        gone = lost(tokenizer, text)
         if not controls.forbidden.keys().isdisjoint(ids):
             gone = unknown(tokenizer, text) or [text[:60]]
         if gone:

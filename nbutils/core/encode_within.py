@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from nbutils.core.chatml import CHATML, Controls, Conversation, Encoded, controls_for, encode, lost
+from nbutils.core.chatml import CHATML, Controls, Conversation, Encoded, controls_for, encode, masks
 from nbutils.core.errors import UserError
-from nbutils.core.vocabulary import plain_ids
+from nbutils.core.vocabulary import lost, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,22 +96,9 @@ def encode_within(
 def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
     if not one.complete:
         return Measured(None, one.tokens, None)
-    mask, context = [False] * one.tokens, [False] * one.tokens
-    lead = {role: 1 + len(header) for role, header in controls.headers.items()}
-    end = supervised = 0
-    for message in one.messages:  # supervised is an assistant's text, from behind its header to its end token
-        role = message["role"]
-        begin = one.ids.index(controls.im_start, end)
-        start = begin + lead[role]
-        end = one.ids.index(controls.im_end, start) + 1
-        if message.get("learn") is False:
-            stop = end + len(controls.newline)
-            context[begin:stop] = [True] * (stop - begin)
-        elif role == "assistant":
-            mask[start:end] = [True] * (end - start)
-            supervised += end - start
-    encoding = Encoded(one.ids, mask, context, one.apart) if one.tokens <= max_length else None
-    return Measured(encoding, one.tokens, supervised)
+    supervised, context = masks(controls, one.messages, one.ids)
+    encoding = Encoded(one.ids, supervised, context, one.apart) if one.tokens <= max_length else None
+    return Measured(encoding, one.tokens, sum(supervised))
 
 
 def _read(
@@ -131,7 +118,7 @@ def _read(
 
 def _is_whole(tokenizer: PreTrainedTokenizerBase, controls: Controls, span: Conversation, row: Sequence[int]) -> bool:
     """Whether no text read in one piece spells a special token, has lost something, or is joined to its header."""
-    if controls.drops and any(lost(tokenizer, controls, message["content"]) for message in span):
+    if any(lost(tokenizer, message["content"]) for message in span):
         return False
     if sum(map(controls.forbidden.__contains__, row)) != 2 * len(span):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -67,15 +68,30 @@ def unknown(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     return [c for c, row in zip(characters, plain_ids(tokenizer, characters), strict=True) if not ids.isdisjoint(row)]
 
 
-def dropped(tokenizer: PreTrainedTokenizerBase, characters: str) -> list[str]:
-    """Those characters, white space aside, that leave no token at all: of them two read as one does."""
-    visible = [character for character in characters if not character.isspace()]
-    once, twice = (plain_ids(tokenizer, [f"a{character * n}a" for character in visible]) for n in (1, 2))
-    ids, pairs = unwritable(tokenizer).keys(), zip(visible, once, twice, strict=True)
-    return [character for character, one, two in pairs if one == two and ids.isdisjoint(one)]
+def lost(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The characters of a text, white space aside, that leave no token at all."""
+    if not (may_lose := _losing(tokenizer)) or not may_lose.search(text):
+        return []
+    return [character for character in dict.fromkeys(text) if _is_dropped(tokenizer, character)]
+
+
+def readable(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A text without what would be lost: what a model writes, it must be able to read again."""
+    gone = lost(tokenizer, text)
+    return "".join([character for character in text if character not in gone])
+
+
+@lru_cache(maxsize=64)
+def _losing(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Finds texts that may lose characters; None where the tokenizer drops none."""
+    gone = [character for character in SAMPLE if _is_dropped(tokenizer, character)]
+    return re.compile(f"[{re.escape(''.join(gone))}\u0100-\U0010ffff]") if gone else None
 
 
 @lru_cache(maxsize=1 << 16)
-def is_dropped(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
-    """`dropped` for one character, known from the second time on."""
-    return bool(dropped(tokenizer, character))
+def _is_dropped(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
+    """Whether two of them read as one does, and no visible character is unknown."""
+    if character.isspace():
+        return False
+    one, two = plain_ids(tokenizer, [f"a{character * n}a" for n in (1, 2)])
+    return one == two and unwritable(tokenizer).keys().isdisjoint(one)

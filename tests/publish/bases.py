@@ -97,7 +97,7 @@ def characters(special: list[str]) -> Tokenizer:
 TOKENIZERS = {f.__name__: f for f in (byte_level, sentencepiece, unigram, no_fallback, word_piece, characters)}
 NORMALIZERS = {
     "none": None, "nfc": normalizers.NFC(), "nfkc": normalizers.NFKC(), "lower": normalizers.Lowercase(),
-    "strip": normalizers.Strip(),
+    "strip": normalizers.Strip(), "nmt": normalizers.Nmt(),
 }  # fmt: skip
 TEMPLATES = {
     "none": None,
