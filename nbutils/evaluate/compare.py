@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nbutils.core.files import Json
 from nbutils.core.tasks import item_label
@@ -162,11 +160,6 @@ def item_rows(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric
                 row[name], row[f"{name}_weight"] = map(float, found if isinstance(found, tuple | list) else (found, 1))
         rows.append(row)
     return rows
-
-
-def write_parquet(file: Path, rows: list[Json]) -> None:
-    """Writes rows as a Parquet file."""
-    pq.write_table(pa.Table.from_pylist(rows), file)
 
 
 def flagged_items(ledger: Path, tasks: Mapping[str, Any]) -> dict[str, set[int]]:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from nbutils.core.chatml import CHATML, IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, replaced
-from nbutils.evaluate.compare import write_parquet
 
 EMBEDDED = {
     "heldout_perplexity": "heldout/replies.parquet",
@@ -90,7 +92,7 @@ def write_items(
     if not items:
         raise UserError(MISSING[task])
     with replaced(folder / EMBEDDED[task]) as partial:
-        write_parquet(partial, items)
+        pq.write_table(pa.Table.from_pylist(items), partial)
 
 
 def reply_perplexity(doc: Json, results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:

@@ -15,13 +15,15 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, read_json, replaced, resolve, sha256_of_json, write_json
 from nbutils.core.hardware import Gpu, choose_precision
 from nbutils.core.run.layout import Run
-from nbutils.evaluate.compare import item_rows, metrics_of, write_parquet
+from nbutils.evaluate.compare import item_rows, metrics_of
 from nbutils.evaluate.heldout import Conversation
 from nbutils.evaluate.models import Model, facts_of, open_model
 from nbutils.evaluate.settings import EvaluateSettings
@@ -80,7 +82,7 @@ class Plan:
         with replaced(self.cached(question)) as folder:
             folder.mkdir(parents=True)
             if items is not None:
-                write_parquet(folder / ITEMS, items)
+                pq.write_table(pa.Table.from_pylist(items), folder / ITEMS)
             write_json(folder / "answer.json", {"question": question, "answer": answer})
 
     @cached_property

@@ -11,6 +11,7 @@ from nbutils.chat.settings import ChatSettings
 from nbutils.core.chat_engine.window import FACTOR, can_extend
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import nvidia_gpus
+from nbutils.core.jupyter import quiet
 from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import Run, holds_model, is_run_model
 from nbutils.core.run.models import TINY, ModelRef, context_length
@@ -37,6 +38,7 @@ def problems(plan: Plan, picked: Sequence[Planned]) -> list[str]:
     wanting = [entry.settings for entry in picked if not (kept and entry.settings is trained)]
     for tasks in (False, True):  # what takes seconds comes last
         need_hub(not_here(wanted_by(wanting, tasks=tasks)), plan.profile)
+    quiet()
     found = []
     for entry in picked:
         for check in CHECKS.get(type(entry.settings), ()):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.jupyter import quiet
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import TINY
 from nbutils.pipeline.ahead import problems
@@ -36,7 +35,6 @@ def main(arguments: argparse.Namespace) -> int:
     UserError at once for wrong parameters, and where what the profile takes from the hub cannot be had.
     """
     planned = planned_by(arguments)
-    quiet()
     stops = problems(planned, planned.stages)
     from nbutils.train.preflight import LATER, STOP, counted, report  # imports torch
 
