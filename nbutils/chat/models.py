@@ -38,9 +38,8 @@ def load(name: str, run: Path | None = None) -> LoadedModel:
     if not own and not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
         add_chatml(tokenizer, model)
     device, why = choose_device(device_report())
-    parameters = sum(p.numel() for p in model.parameters())
     so_far = f" so far ({ref.path.name})" if name == "final" and ref.path and ref.path.name != name else ""
-    line = f"{name}{so_far}: {parameters:,} parameters, {why}"
+    line = f"{name}{so_far}: {model.num_parameters():,} parameters, {why}"
     line += ", talked to in its own chat template" if own else ""
     line += "" if keeps_keys(model) else ", no key/value cache: each token takes a reading of the whole conversation"
     return LoadedModel(name, model.to(device).eval(), tokenizer, line)

@@ -21,6 +21,7 @@ from nbutils.core.chat_engine.window import EXTENSIONS
 from nbutils.core.errors import UserError
 from nbutils.core.files import resolve, shown
 from nbutils.core.run.layout import Run
+from nbutils.core.text import first_line
 
 if TYPE_CHECKING:
     from nbutils.chat.session import ChatSession
@@ -153,8 +154,7 @@ def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
         _say(str(error))
         return False
     except (RuntimeError, MemoryError) as error:  # out of memory, on any device: a shorter message may go through
-        first = str(error).strip().split("\n")[0]
-        _say(f"\nThe reply failed ({type(error).__name__}: {first}); the conversation is as it was before the message.")
+        _say(f"\nThe reply failed ({first_line(error)}); the conversation is as it was before the message.")
         return False
     print(flush=True)
     if interactive or session.context.dropped:

@@ -119,14 +119,18 @@ def write_values(axes: Axes, metric: Metric, ends: Sequence[tuple[float, str]]) 
                       color=colour, annotation_clip=False)  # fmt: skip
 
 
-def save(draw: Callable[[str], Figure], folder: Path, name: str) -> None:
-    """Writes a figure as PNG and SVG, in the light theme and, with `-dark` behind the name, in the dark one."""
+def save(draw: Callable[[str], Figure], folder: Path, name: str) -> Image:
+    """Writes a figure as PNG and SVG, in the light theme and, with `-dark` behind the name, in the dark one.
+
+    Returns the light one, to be shown.
+    """
     for theme in THEMES:
         figure = draw(theme)
         stem = name if theme == "light" else f"{name}-{theme}"
         for form in ("png", "svg"):
             with replaced(folder / f"{stem}.{form}") as partial:
                 partial.write_bytes(file_of(figure, form, FILE_DPI))
+    return Image(filename=str(folder / f"{name}.png"), width=round(WIDTH * DPI))
 
 
 def file_of(figure: Figure, form: str, dpi: int = DPI) -> bytes:

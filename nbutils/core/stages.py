@@ -94,6 +94,7 @@ STAGES: tuple[StageSpec, ...] = (
             *CHATML,
             "core.chat_engine.generation",
             "core.chat_engine.sampling",
+            "core.chat_engine.template",
             "core.chat_engine.window",
             "core.tasks",
             *own("evaluate", "worker"),

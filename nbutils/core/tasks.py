@@ -17,6 +17,7 @@ from nbutils.core.fetched import local_copy
 from nbutils.core.files import Json, project_root, resolve, shown
 from nbutils.core.network import hub_answers
 from nbutils.core.settings import nearest
+from nbutils.core.text import first_line
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "arrow", "text")
 _NAME = re.compile(r"^[\"']?(task|group)[\"']?:[ \t]*[\"']?([\w\-.:/]+)", re.MULTILINE)
@@ -135,10 +136,10 @@ def _built(spec: str | Json, name: str) -> Json:
         tasks: Json = TaskManager(include_defaults=isinstance(spec, str)).load([spec])["tasks"]
         return tasks
     except OSError as error:  # the hub's own errors are such
-        first = str(error).strip().split("\n")[0][:160]
         raise UserError(
-            f"The data of the task '{name}' cannot be read ({first}): connect to the network, run `python -m nbutils "
-            "fetch` where there is one, or put a YAML of that name with local data_files into the folder task_path."
+            f"The data of the task '{name}' cannot be read ({first_line(error)}): connect to the network, run `python "
+            "-m nbutils fetch` where there is one, or put a YAML of that name with local data_files into the folder "
+            "task_path."
         ) from error
 
 

@@ -72,6 +72,12 @@ def score_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return [[*row, *(cells.get(model["name"], "—") for model in results["models"])] for row, cells in rows.items()]
 
 
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error's text, as a part of a sentence; the name of its type where it has none."""
+    text = str(error).strip() or type(error).__name__
+    return text.split("\n")[0].strip()[:500].rstrip(".")
+
+
 def secrets() -> list[str]:
     """Tokens and keys: values of environment variables whose names say that they are secret, the longest first."""
     values = {value.strip() for name, value in os.environ.items() if _NAME.search(name)}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image
 
-from nbutils.core.charts import DPI, THEMES, WIDTH, add_legend, new_figure, save
+from nbutils.core.charts import THEMES, add_legend, new_figure, save
 from nbutils.core.files import Json
 from nbutils.data.fates import KEPT, REASONS
 from nbutils.data.row_batches import Source
@@ -101,7 +101,7 @@ def waterfall(summary: Json, folder: Path) -> Image:
         panels[1].set_yticklabels([])
         return figure
 
-    return _saved(folder, "fates", draw)
+    return save(draw, folder, "fates")
 
 
 def length_histogram(summary: Json, folder: Path) -> Image:
@@ -122,13 +122,7 @@ def length_histogram(summary: Json, folder: Path) -> Image:
         add_legend(axes, theme)
         return figure
 
-    return _saved(folder, "lengths", draw)
-
-
-def _saved(folder: Path, name: str, draw: Any) -> Image:
-    """Writes a figure as PNG and SVG, light and dark (`-dark`); returns the light one."""
-    save(draw, folder, name)
-    return Image(filename=str(folder / f"{name}.png"), width=round(WIDTH * DPI))
+    return save(draw, folder, "lengths")
 
 
 def sets_table(summary: Json) -> pd.DataFrame:

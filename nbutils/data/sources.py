@@ -22,6 +22,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.fetched import entry
 from nbutils.core.files import resolve, sha256_of_file
 from nbutils.core.network import hub_answers, offline
+from nbutils.core.text import first_line
 from nbutils.data import lines
 from nbutils.data.fates import Turn, as_messages
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
@@ -136,7 +137,7 @@ def _streamed(spec: DatasetSpec, items: Iterable[Any]) -> Iterator[Any]:
     except Exception as error:  # as many types as in `_loaded`
         cause = error.__cause__ or error
         raise UserError(
-            f"The dataset {spec.label} broke off while streaming: {_first_line(cause)}. Run again, or set streaming to "
+            f"The dataset {spec.label} broke off while streaming: {first_line(cause)}. Run again, or set streaming to "
             "false to download it first."
         ) from error
 
@@ -169,12 +170,8 @@ def _loaded(spec: DatasetSpec, path: str, streaming: bool, commit: str = "", **o
         )
         if resolve(spec.path).exists():
             where, advice = "", "Mend or convert its files, or name the right ones in `datasets`"
-        raise UserError(f"The dataset {spec.label} cannot be opened{where}: {_first_line(error)}. {advice}.") from error
+        raise UserError(f"The dataset {spec.label} cannot be opened{where}: {first_line(error)}. {advice}.") from error
     return _source(spec, data, commit)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:300].rstrip(".")
 
 
 def _commit(spec: DatasetSpec) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
-from nbutils.core.chatml import CHATML, IM_END, IM_START, encode
+from nbutils.core.chat_engine.template import has_own_template
+from nbutils.core.chatml import IM_END, IM_START, encode
 from nbutils.core.files import Json
 from nbutils.core.run.models import context_length
 from nbutils.core.vocabulary import special_strings
@@ -59,9 +60,7 @@ def measure(
     """The figures of `figures_of` for greedy and for sampled replies; why there are none in `left_out`."""
     if not {IM_START, IM_END} <= set(tokenizer.get_vocab()):  # it was never taught to end a turn so
         return {"left_out": "its tokenizer has no ChatML tokens"}
-    asked = [{"role": role, "content": role} for role in ("system", "user")]
-    rendered = tokenizer.chat_template and tokenizer.apply_chat_template(asked, tokenize=False)
-    if rendered and rendered.strip() != CHATML.render(asked).strip():
+    if has_own_template(tokenizer):
         return {"left_out": "its chat template is another than ChatML"}
     tokenizer.pad_token = tokenizer.pad_token or IM_END
     options: Json = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": 32}

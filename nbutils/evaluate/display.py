@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML, Image, Markdown
+from IPython.display import HTML, Markdown
 from IPython.display import display as show
 from matplotlib.figure import Figure
 
@@ -43,7 +43,7 @@ def item(task: Any) -> str:
 def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
     """Draws and keeps the scores with their intervals; a metric without an interval is in the table alone."""
     if any("low" in score for score in found["scores"]):
-        _picture(lambda theme: scores_figure(found["scores"], theme), folder, "scores")
+        show(save(lambda theme: scores_figure(found["scores"], theme), folder, "scores"))
 
 
 def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
@@ -84,14 +84,8 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
             "There is no context curve: it is switched off (`context_curve: 0`), the model cannot be extended, "
             "or no held-out conversation outgrows what the model was trained to read."
         )
-    _picture(lambda theme: context_figure(curve, theme), folder, "context_curve")
+    show(save(lambda theme: context_figure(curve, theme), folder, "context_curve"))
     return Markdown(f"{curve['advice']} ({curve['conversations']} conversations.)")
-
-
-def _picture(draw: Callable[[str], Any], folder: Path, name: str) -> None:
-    """Keeps a figure in both themes and shows it."""
-    save(draw, folder, name)
-    show(Image(filename=str(folder / f"{name}.png"), width=800))
 
 
 def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> Figure:

@@ -19,7 +19,7 @@ from urllib3.exceptions import NewConnectionError
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import replaced, write_text
-from nbutils.pipeline.display import first_line
+from nbutils.core.text import first_line
 
 PATIENCE_SECONDS = 1800.0
 """For how long a request is repeated: a push is followed for days, and a router restarts in minutes."""
@@ -97,7 +97,7 @@ class Account:
             try:
                 return ask()
             except (ValueError, OSError) as error:  # RequestException is an OSError
-                words = first_line(error) or type(error).__name__
+                words = first_line(error)
                 left = PATIENCE_SECONDS - (time.monotonic() - began)
                 if not passes(error) or left <= 0:
                     if isinstance(error, OSError):

@@ -21,7 +21,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.run.checkpoints import Checkpoint, newest_whole, step_in
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, RUN_RECORD
-from nbutils.pipeline.display import first_line
+from nbutils.core.text import first_line
 
 BESIDE = (RECORD, "settings.json", "metrics.jsonl", "samples.jsonl")
 """Files of the training stage that go with a checkpoint."""

@@ -55,8 +55,6 @@ WEEKLY_HOURS = 30.0
 """GPU-hours that Kaggle gives a week; an hour on two T4s counts as one (kaggle.com/docs/efficient-gpu-usage)."""
 SESSION_HOURS = 11.5
 """Of a session's 12 hours, those that the time budget leaves."""
-START_HOURS = 0.1
-"""Of each session: installing, copying what came before, loading."""
 WARM_UP = 3
 """First rows of a session that say little about its speed."""
 
@@ -287,10 +285,8 @@ def forecast(run: Run) -> str:
     scale = there / sum(source["rows"] for source in sources)
     tokens = summary["train"]["tokens"] * scale * settings["epochs"]
     hours = tokens / speed / 3600
-    sessions = math.ceil(hours / (SESSION_HOURS - START_HOURS))
-    hours += sessions * START_HOURS
     return (
         f"At {speed:,.0f} tokens a second, the training steps of the full run ({tokens / 1e6:,.1f} million tokens) "
-        f"take about {hours:.1f} GPU-hours in {sessions} session(s); Kaggle gives {WEEKLY_HOURS:.0f} hours a week, so "
-        f"{math.ceil(hours / WEEKLY_HOURS)} week(s). Evaluations on the way and notebook 04 come on top."
+        f"take about {hours:.1f} GPU-hours in {math.ceil(hours / SESSION_HOURS)} session(s), of the {WEEKLY_HOURS:.0f} "
+        "hours that Kaggle gives a week. Evaluations on the way and notebook 04 come on top."
     )

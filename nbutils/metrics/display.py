@@ -35,7 +35,7 @@ from nbutils.core.files import Json, read_json
 from nbutils.core.history import History, Series, thinned, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
-from nbutils.core.text import duration, markdown_table, number, with_interval
+from nbutils.core.text import duration, markdown_table, score_of
 from nbutils.core.training_log import ACCURACY, LOSS, METRICS, SECONDS, Metric
 from nbutils.metrics.summary import Compared
 
@@ -98,8 +98,7 @@ def comparison(differences: dict[str, Json], runs: list[Compared], folder: Path)
     if not runs:
         return Markdown("No other run was named in `compare_runs`.")
     for name, metric in COMPARED.items():
-        save(partial(comparison_figure, runs, metric), folder, name)
-        picture(folder, name)
+        display(save(partial(comparison_figure, runs, metric), folder, name))
     names = [run.name for run in runs]
     rows = []
     for name, row in (differences | scores(runs)).items():
@@ -115,8 +114,8 @@ def scores(runs: list[Compared]) -> dict[str, Json]:
         results = Run(run.folder).folder(maker("scores").name) / "results.json"
         for row in read_json(results)["scores"] if results.is_file() else []:
             if row["model"] == "run" and "part" not in row:
-                value = with_interval(row["value"], row["low"], row["high"]) if "low" in row else number(row["value"])
-                found.setdefault(f"{row['task']}, {row['metric']}", {})[run.name] = f"{value}, {row['n']:,} items"
+                label, value = f"{row['task']}, {row['metric']}", f"{score_of(row)}, {row['n']:,} items"
+                found.setdefault(label, {})[run.name] = value
     return found
 
 

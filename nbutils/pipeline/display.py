@@ -59,8 +59,3 @@ def silence() -> None:
 def clean(text: str) -> str:
     """Text safe to print: a model's output may hold control sequences, and nothing may show a secret."""
     return redact(_UNPRINTABLE.sub("", text))
-
-
-def first_line(text: object) -> str:
-    """The first line of an error or of its text, cut to what a sentence can hold."""
-    return str(text).strip().split("\n")[0].strip()[:500]

@@ -28,8 +28,7 @@ from papermill.parameterize import parameterize_notebook
 
 from nbutils.core.files import Json, project_root, shown, write_text
 from nbutils.core.run.stage import ALLOW_PAUSED
-from nbutils.core.text import redact
-from nbutils.pipeline.display import first_line
+from nbutils.core.text import first_line, redact
 from nbutils.pipeline.run import Job, StageFailed
 from nbutils.pipeline.supervise import MARK, child_environment, guarded
 
@@ -161,14 +160,14 @@ class _Client(NotebookClient):
         if self.number:
             raise error
         return (
-            f"The kernel for {name} did not start ({said or first_line(error) or type(error).__name__}): "
+            f"The kernel for {name} did not start ({said or first_line(error)}): "
             f"check that `{sys.executable} -m ipykernel --version` works."
         )
 
 
 def cell_sentence(name: str, value: str, where: str, folder: Path) -> str:
     """For an exception in a cell, by its type's name and its text."""
-    first = first_line(value)
+    first = value and first_line(value)
     if name == "UserError":  # the last lines of a log may follow; the notebook holds them
         return f"{where}: {first.rstrip(':.')}."
     if name == "SystemExit":

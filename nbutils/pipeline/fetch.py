@@ -23,9 +23,9 @@ from nbutils.core.run.layout import is_run_model
 from nbutils.core.run.models import TINY
 from nbutils.core.settings import Settings
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
+from nbutils.core.text import first_line
 from nbutils.data.sources import CHITCHAT, FILE_ENDINGS
 from nbutils.evaluate.heldout import YAMLS
-from nbutils.pipeline.display import first_line
 from nbutils.pipeline.parameters import add_profile, plan, profile_path
 
 NOT_WEIGHTS = ("*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "onnx/*", "openvino/*", "coreml/*", "original/*")

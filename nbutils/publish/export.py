@@ -11,21 +11,12 @@ from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chatml import IM_END, PAD
 from nbutils.core.files import read_json, replaced, write_json, write_text
 from nbutils.core.run.layout import Run
+from nbutils.core.run.models import TOKENIZER_FILES
 from nbutils.core.stages import maker
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
 
-MODEL_PATTERNS = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+MODEL_PATTERNS = ("*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES)
 """What of a trained model's folder is published; anything else in it (optimizer state, arguments) stays home."""
 
 EVIDENCE = {

@@ -32,7 +32,7 @@ PATTERNS = {
 """What secrets look like, by the prefixes and lengths that their makers document."""
 
 OLD_MODEL = [
-    *MODEL_PATTERNS, "adapter_*", "*.bin", "*.bin.index.json", "*.model", "generation_config.json", "chat_template*",
+    *MODEL_PATTERNS, "adapter_*", "*.bin", "*.bin.index.json", "generation_config.json", "chat_template*",
 ]  # fmt: skip
 """Files of a repository that would be read as part of the model: what an earlier push left must not be."""
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset
 from PIL import Image
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
@@ -19,7 +21,6 @@ from nbutils.core.notebooks import parameters as parameters_of
 from nbutils.core.run.models import tiny_model
 from nbutils.core.run.record import outputs_of
 from nbutils.core.stages import STAGES
-from nbutils.evaluate.compare import write_parquet
 from nbutils.metrics.display import save_figures
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
 from tests.builders import small_tokenizer
@@ -74,7 +75,8 @@ def make_run(run: Path, **parameters: Any) -> Path:
     right = np.random.default_rng(1).permutation([True] * 62 + [False] * 138)
     items = [{"doc_id": i, "group": i // 4, "acc": float(r), "acc_weight": 1.0} for i, r in enumerate(right)]
     (run / "evaluate" / "items").mkdir()
-    write_parquet(run / "evaluate" / "items" / "run--heldout_next_utterance.parquet", items)
+    file = run / "evaluate" / "items" / "run--heldout_next_utterance.parquet"
+    pq.write_table(pa.Table.from_pylist(items), file)
     record_stages(run, **parameters)
     return run
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chatml import IM_END, Conversation, encode_batch
+from nbutils.core.vocabulary import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +72,7 @@ def generate_replies(
                 new = out[:, batch.input_ids.shape[1] :].tolist()
                 for row, ids in zip(rows, new, strict=True):
                     kept = list(takewhile(lambda i: i != end, ids))
-                    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
+                    text = readable(tokenizer, tokenizer.decode(kept, skip_special_tokens=True)).strip()
                     replies[row] = Reply(text, kept, ended=end in ids)
     finally:
         model.train(was_training)

@@ -92,11 +92,6 @@ class ModelRef:
         """Whether the model is one GGUF file."""
         return self.path is not None and self.path.suffix == ".gguf"
 
-    @property
-    def name(self) -> str:
-        """What it is called in a sentence."""
-        return self.text
-
     def files(self, patterns: tuple[str, ...] = MODEL_FILES) -> dict[str, str]:
         """File name → hash of what a local model is made of: the GGUF file, or those in its folder that fit.
 
