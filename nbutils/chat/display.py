@@ -11,6 +11,7 @@ from IPython.display import HTML, Javascript, display
 from nbutils.chat.models import LoadedModel, load
 from nbutils.chat.settings import ChatSettings
 from nbutils.chat.widget import SCRIPT, ChatWidget, Load
+from nbutils.core.charts import whole_table
 from nbutils.core.chat_engine.engine import Engine
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.chatml import IM_END
@@ -102,10 +103,9 @@ def _texts(transcript: Json, role: str) -> list[str]:
 
 
 def _whole_texts(frame: pd.DataFrame) -> HTML:
-    """A table of texts, escaped; pandas would cut them off at 50 characters."""
+    """A table of texts."""
     shown = frame.map(lambda text: text[:SHOWN] + "…" * (len(text) > SHOWN))
-    with pd.option_context("display.max_colwidth", None):
-        return HTML(shown.to_html(justify="left"))
+    return whole_table(shown)
 
 
 def _this_cell() -> str:

@@ -18,6 +18,7 @@ from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
+from nbutils.core.text import counted
 from nbutils.core.vocabulary import readable
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class Context:
         """Tokens used of the limit, what is gone and what goes next, in words."""
         words = [f"{self.used:,} of {self.limit:,} tokens"]
         if self.dropped:
-            words.append(f"the first {_turns(self.dropped)} no longer read")
+            words.append(f"the first {counted(self.dropped, 'turn')} no longer read")
         if self.nearly_full:
-            words.append(f"next to go: {_turns(self.next_dropped)}")
+            words.append(f"next to go: {counted(self.next_dropped, 'turn')}")
         return " · ".join(words)
 
 
@@ -275,7 +276,3 @@ def _said(text: str) -> Message:
     if not text.strip():
         raise UserError("The message is empty; type something.")
     return Message(role="user", content=text.strip())
-
-
-def _turns(count: int) -> str:
-    return f"{count} turn" + ("" if count == 1 else "s")

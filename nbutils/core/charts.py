@@ -1,4 +1,4 @@
-"""How all our figures look, are saved, and draw a training run: without pyplot, so that nothing global changes.
+"""How figures and tables look, are saved, and draw a training run: without pyplot, so that nothing global changes.
 
 A light and a dark theme; the first two colours (Okabe & Ito 2008) are told apart by colour-blind eyes, and without
 colour by line style and marker.
@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from IPython.display import Image, display
+import pandas as pd
+from IPython.display import HTML, Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from nbutils.core.files import replaced
 from nbutils.core.history import History, Row, Series, thinned, trend
+from nbutils.core.text import counted
 from nbutils.core.training_log import ACCURACY, LOSS, Metric
 
 WIDTH = 8.0
@@ -141,6 +143,12 @@ def file_of(figure: Figure, form: str, dpi: int = DPI) -> bytes:
     return buffer.getvalue()
 
 
+def whole_table(frame: pd.DataFrame, **options: Any) -> HTML:
+    """A table with whole texts, which pandas would cut off at 50 characters, and escaped."""
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(frame.to_html(justify="left", **options))
+
+
 class Line(NamedTuple):
     """A line or points of a metric: a key of LOOKS, the place of its colour, whether its last value is the run's."""
 
@@ -186,7 +194,7 @@ def events_of(history: History, metric: Metric) -> dict[str, list[int]]:
     broken, skipped = history.series(LOSS.column).broken, history.series("skipped_steps").finite
     events = {
         f"fp16 steps skipped ({int(skipped.last or 0)})": skipped.steps[np.diff(skipped.values, prepend=0.0) > 0],
-        f"not a number ({len(broken)} row{'s' if len(broken) > 1 else ''})": broken,
+        f"not a number ({counted(len(broken), 'row')})": broken,
     }
     return {label: steps.astype(int).tolist() for label, steps in events.items()}
 

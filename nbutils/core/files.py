@@ -133,10 +133,19 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def write_jsonl(path: Path, rows: Iterable[Json]) -> None:
+    """Writes a JSON-lines file atomically."""
+    write_text(path, "".join(map(_line, rows)))
+
+
 def append_jsonl(path: Path, row: Json) -> None:
     """Appends one row to a JSON-lines file in one write."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(_line(row))
+
+
+def _line(row: Json) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path) -> list[Json]:

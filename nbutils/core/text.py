@@ -34,6 +34,11 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign},.{decimals}f}"
 
 
+def counted(number: int, word: str) -> str:
+    """A number with its word, in the plural where there are several."""
+    return f"{number} {word}" + ("" if number == 1 else "es" if word.endswith("s") else "s")
+
+
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
     """A number with the interval around it: `0.412 [0.398, 0.427]`."""
     return f"{number(value, sign)} [{number(low, sign)}, {number(high, sign)}]"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image
 
-from nbutils.core.charts import THEMES, add_legend, new_figure, save
+from nbutils.core.charts import THEMES, add_legend, new_figure, save, whole_table
 from nbutils.core.files import Json
 from nbutils.data.fates import KEPT, REASONS
 from nbutils.data.row_batches import Source
@@ -52,7 +52,7 @@ def fates_table(summary: Json) -> HTML:
     frame["meaning"] = frame.index.map(REASONS.get).fillna("goes into the training or the evaluation set")
     if summary["rows_not_taken"]:
         frame.loc["not taken"] = [summary["rows_not_taken"], 0, "–", "left out by the fractions in `datasets`"]
-    return _html(frame, formatters=dict.fromkeys(("rows", "tokens read"), "{:,}".format))
+    return whole_table(frame, formatters=dict.fromkeys(("rows", "tokens read"), "{:,}".format))
 
 
 def contamination_line(summary: Json) -> str:
@@ -144,13 +144,7 @@ def drops_table(samples: dict[str, list[Json]]) -> HTML:
     rows = [{"reason": reason} | row for reason, found in samples.items() for row in found]
     frame = pd.DataFrame(rows, columns=["reason", "source", "index", "detail", "text"], dtype=str)
     frame = frame.map(lambda text: html.escape(text).replace("\n", "<br>"))
-    return _html(frame, escape=False, index=False)
-
-
-def _html(frame: pd.DataFrame, **options: Any) -> HTML:
-    """A table with whole texts."""
-    with pd.option_context("display.max_colwidth", None):
-        return HTML(frame.to_html(**options))
+    return whole_table(frame, escape=False, index=False)
 
 
 def example(folder: Path, turns: int = 4) -> Json:

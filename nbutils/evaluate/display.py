@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML, Markdown
+from IPython.display import Markdown
 from IPython.display import display as show
 from matplotlib.figure import Figure
 
-from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save
+from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save, whole_table
 from nbutils.core.text import number, score_of
 from nbutils.evaluate.report import shown_name
 
@@ -73,8 +73,7 @@ def _figure(figures: Mapping[str, Any], name: str) -> str:
 def sample_texts(rows: Sequence[Mapping[str, Any]]) -> Any:
     """The sampled replies of the run's model, as a table in which nothing is markup."""
     own = pd.DataFrame([row for row in rows if row["model"] == "run"])
-    with pd.option_context("display.max_colwidth", None):
-        return HTML(own[["mode", "prompt", "reply", "ended"]].to_html(index=False))
+    return whole_table(own[["mode", "prompt", "reply", "ended"]], index=False)
 
 
 def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:

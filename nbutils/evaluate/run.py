@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, read_json, sha256_of_json, write_json, write_text
+from nbutils.core.files import Json, read_json, sha256_of_json, write_json, write_jsonl, write_text
 from nbutils.core.hardware import choose_device, device_report, usable_gpus, visible_gpus
 from nbutils.core.jupyter import quiet
 from nbutils.core.run.layout import Run
@@ -150,7 +149,7 @@ def take_samples(plan: Plan) -> list[Json]:
         tokens = plan.settings.reply_tokens
         answer = _measured(plan, model, {"samples": PROMPTS}, sample_rows, max_new_tokens=tokens)
         rows += [{"model": model.name} | row for row in answer]
-    write_text(plan.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(plan.folder / "samples.jsonl", rows)
     return rows
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +61,6 @@ class Earlier:
     def step(self) -> int:
         """The step of its newest valid checkpoint; 0 without one."""
         return self.checkpoint.step if self.checkpoint else 0
-
-    @property
-    def date(self) -> str:
-        """When its session began, in UTC, to the minute."""
-        return datetime.fromisoformat(self.record["started"]).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def run_folders(root: Path, name: str) -> list[Path]:

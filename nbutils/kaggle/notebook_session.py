@@ -25,6 +25,7 @@ from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.record import RECORD, SCHEMA, versions, write_record
 from nbutils.core.run.state import State
 from nbutils.core.stages import maker, spec, stages
+from nbutils.core.text import counted
 from nbutils.core.torchrun import STARTED
 from nbutils.core.training_log import LOG as LOG_OF_TRAINING
 from nbutils.kaggle.carry_over import (
@@ -51,8 +52,6 @@ LONG = maker("scores").name
 """The stage that has no time budget of its own, and is not begun with little of the session left."""
 LEAST_LEFT = 0.4
 """Share of `budget_minutes` that has to be left for it."""
-WEEKLY_HOURS = 30.0
-"""GPU-hours that Kaggle gives a week; an hour on two T4s counts as one (kaggle.com/docs/efficient-gpu-usage)."""
 SESSION_HOURS = 11.5
 """Of a session's 12 hours, those that the time budget leaves."""
 WARM_UP = 3
@@ -193,8 +192,8 @@ class Session:
         self.continued = earlier
         if not earlier.done:
             print(
-                f"Continues the session of {earlier.date} at step {earlier.step}; steps that a later session "
-                "took without publishing them are lost and taken again."
+                f"Continues the session of {earlier.record['started']} at step {earlier.step}; steps that a later "
+                "session took without publishing them are lost and taken again."
             )
 
     def _log_session(self) -> None:
@@ -281,12 +280,12 @@ def forecast(run: Run) -> str:
         return ""
     speed = median(speeds[WARM_UP:] or speeds[-1:])
     sources = summary["datasets"]
-    there = sum(source.get("rows_in_source") or source["rows"] for source in sources)
+    there = sum(source["rows_in_source"] for source in sources)
     scale = there / sum(source["rows"] for source in sources)
     tokens = summary["train"]["tokens"] * scale * settings["epochs"]
     hours = tokens / speed / 3600
     return (
         f"At {speed:,.0f} tokens a second, the training steps of the full run ({tokens / 1e6:,.1f} million tokens) "
-        f"take about {hours:.1f} GPU-hours in {math.ceil(hours / SESSION_HOURS)} session(s), of the {WEEKLY_HOURS:.0f} "
+        f"take about {hours:.1f} GPU-hours in {counted(math.ceil(hours / SESSION_HOURS), 'session')}, of the 30 "
         "hours that Kaggle gives a week. Evaluations on the way and notebook 04 come on top."
     )

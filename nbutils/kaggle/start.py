@@ -108,7 +108,7 @@ def start(bundle: Bundle) -> Session:
     where = look_around()
     print(f"smallchat, {bundle.stage} of profile {bundle.profile}: {where}")
     if where.root is not None:
-        _prepare(bundle, where, where.root / "input")
+        _prepare(bundle, where)
     # The processes that the notebook starts import the unpacked package too.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages.FOLDER), os.environ.get("PYTHONPATH")]))
 
@@ -123,12 +123,12 @@ def start(bundle: Bundle) -> Session:
     return Session(bundle, where)
 
 
-def _prepare(bundle: Bundle, where: Environment, attached: Path) -> None:
+def _prepare(bundle: Bundle, where: Environment) -> None:
     check_gpus(where.gpus, bundle.processes)
     mirror = bundle.checkpoint_mirror
     if where.internet and not take_secret() and mirror:
         raise UserError(NO_SECRET.format(repo=mirror))
-    wheels = sorted({path.parent for path in attached.glob("**/*.whl")})
+    wheels = sorted({path.parent for path in (kaggle_root() / "input").glob("**/*.whl")})
     needed = packages.needed(bundle.stage)
     lacking = packages.lacking(needed)
     if not where.internet:

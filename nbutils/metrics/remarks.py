@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nbutils.core.history import History, trend
+from nbutils.core.text import counted
 
 
 def remarks(history: History, planned_steps: int | None = None) -> list[dict[str, str]]:
@@ -24,10 +25,10 @@ def not_a_number(history: History) -> str | None:
     broken = np.r_[training, history.eval_series("eval_loss").broken]
     if not len(broken):
         return None
-    first, rows = broken.min(), len(broken)
+    first = broken.min()
     return (
         f"The {'training' if first in training else 'evaluation'} loss is not a number at step {int(first)} "
-        f"({rows} {'row' if rows == 1 else 'rows'} in all): lower the learning rate, or train in fp32 or bf16."
+        f"({counted(len(broken), 'row')} in all): lower the learning rate, or train in fp32 or bf16."
     )
 
 

@@ -6,6 +6,7 @@ With several runs also what differs between them, in parameters and results.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +146,7 @@ class Compared:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
-    """The runs in a list of run folders, each named by the end of its path that tells it apart.
+    """The runs in a list of run folders, each named by its path below the folder that holds all.
 
     UserError where one is named twice, or where they were not measured on the same evaluation set.
     """
@@ -155,15 +156,14 @@ def read_runs(folders: Sequence[str | Path]) -> list[Compared]:
         if paths.count(path) > 1:
             raise UserError(f"The run {path.name} is in the comparison twice: name it once, as run_dir or in "
                             "compare_runs.")  # fmt: skip
-        tails = (path.parts[-depth:] for depth in range(1, len(path.parts) + 1))
-        tail = next(tail for tail in tails if sum(other.parts[-len(tail) :] == tail for other in paths) == 1)
+        name = str(path.relative_to(os.path.commonpath([other.parent for other in paths])))
         history, training = read_history(path), read_training_settings(path)
         found = summarise(history, training)
         found |= {f"final {name}": value for name, value in found["final"].items()}
         found["best eval_loss"] = (found["best"]["eval_loss"] or {}).get("value")
         values = (Run(path).record(maker("rows").name) or {}).get("parameters", {})
         values |= training.get("settings", {}) | training.get("derived", {}) | {name: found[name] for name in RESULTS}
-        runs.append(Compared(str(Path(*tail)), path, history, found["eval_hash"], values))
+        runs.append(Compared(name, path, history, found["eval_hash"], values))
     for run in runs:
         if not run.eval_hash:
             raise UserError(

@@ -11,6 +11,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import TINY
+from nbutils.core.text import counted
 from nbutils.pipeline.ahead import problems
 from nbutils.pipeline.parameters import Plan, add_profile, planned_by
 from nbutils.train.settings import TrainSettings
@@ -36,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     """
     planned = planned_by(arguments)
     stops = problems(planned, planned.stages)
-    from nbutils.train.preflight import LATER, STOP, counted, report  # imports torch
+    from nbutils.train.preflight import LATER, STOP, report  # imports torch
 
     found = report(findings(planned, stops, arguments.overfit))
     stops = found[STOP]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
-from nbutils.core.files import Json, append_jsonl, read_json, read_jsonl, write_json, write_text
+from nbutils.core.files import Json, append_jsonl, read_json, read_jsonl, write_json, write_jsonl, write_text
 from nbutils.core.run import pause
 from nbutils.core.torchrun import PROGRESS, STARTED, tell
 from nbutils.core.training_log import LOG, SECONDS
@@ -92,7 +91,7 @@ class Records:
             path = self.folder / name
             rows = read_jsonl(path) if step and path.is_file() else []
             self.session = max([self.session, *(row["session"] + 1 for row in rows if row.get("kind") == "session")])
-            write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows if r["step"] <= step))
+            write_jsonl(path, (row for row in rows if row["step"] <= step))
         write_text(self.folder / PROGRESS, "")
 
 

@@ -32,7 +32,7 @@ from nbutils.core.hardware import (
 )
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY
-from nbutils.core.text import size
+from nbutils.core.text import counted, size
 from nbutils.train.base import data_tokenizer, weightless_base
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
@@ -114,8 +114,6 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
             f"{shown(data)} is not there yet, so its rows, their supervision and the number of steps cannot be "
             "checked; run notebook 01, then this again.",
         )
-    if tokenizer:
-        yield from tokenizer_findings(tokenizer)
     longest = settings.max_length
     if tokenizer and ready:
         try:
@@ -220,18 +218,6 @@ def data_findings(
         )
 
 
-def tokenizer_findings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """Whether the stop token is the end of a reply, and padding is another token."""
-    end, eos, pad = tokenizer.convert_tokens_to_ids(IM_END), tokenizer.eos_token_id, tokenizer.pad_token_id
-    if eos != end:
-        yield Finding(STOP, f"The tokenizer's eos is {tokenizer.eos_token!r}, not {IM_END}: replies would not stop.")
-    if pad in (None, eos):
-        text = f"The tokenizer has no pad token beside its eos, {tokenizer.eos_token!r}; run notebook 01 again."
-        yield Finding(STOP, text)
-    elif eos == end:
-        yield Finding(FINE, f"eos is {IM_END}, and padding is another token ({tokenizer.pad_token}).")
-
-
 def memory_finding(
     settings: TrainSettings, model: PreTrainedModel, longest: int, machine: DeviceReport, free: int
 ) -> Finding:
@@ -279,8 +265,3 @@ def memory_need(model: PreTrainedModel, tokens: int, *, half: bool, processes: i
     logits = 8 * min(CHUNK, tokens) * vocabulary
     head = 4 * vocabulary * hidden + 8 * tokens * hidden
     return MemoryNeed(states, layers + logits + head)
-
-
-def counted(number: int, word: str) -> str:
-    """A number with its word, in the plural where there are several."""
-    return f"{number} {word}" + ("" if number == 1 else "es" if word.endswith("s") else "s")

@@ -17,15 +17,14 @@ from typing import Any
 import pandas as pd
 from IPython.display import HTML
 
-from nbutils.core.charts import LiveFigure
+from nbutils.core.charts import LiveFigure, whole_table
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, read_json, read_jsonl, write_json
 from nbutils.core.hardware import choose_processes, usable_gpus, visible_gpus
 from nbutils.core.run import pause
-from nbutils.core.text import duration
+from nbutils.core.text import counted, duration
 from nbutils.core.torchrun import STARTED, Event, Hang, Torchrun, tell
 from nbutils.core.training_log import LOG
-from nbutils.train.preflight import counted
 from nbutils.train.settings import TrainSettings
 
 SHOWN_TOKENS = 160
@@ -191,8 +190,7 @@ def before_and_after(samples: Sequence[Json]) -> HTML:
         }
         for step in (samples[0]["step"], samples[-1]["step"])
     }
-    with pd.option_context("display.max_colwidth", None):
-        return HTML(pd.DataFrame(table).to_html(justify="left"))
+    return whole_table(pd.DataFrame(table))
 
 
 def plain_against_worker(losses: Sequence[float], norms: Sequence[float], rows: Sequence[Json]) -> pd.DataFrame:

@@ -35,7 +35,7 @@ def test_of_several_versions_the_one_with_the_highest_valid_step_is_taken(tmp_pa
         for step in steps:
             checkpoint(folders[-1], step)
     found = chosen(*folders)
-    assert found.step == 30 and found.date == "2026-01-02 10:00 UTC" and not capsys.readouterr().out
+    assert found.step == 30 and not capsys.readouterr().out
     (folders[1] / "checkpoints/step-000030/weights").write_bytes(b"x" * 100)
     assert chosen(*folders).step == 20 and "changed weights" in capsys.readouterr().out
 

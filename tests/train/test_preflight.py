@@ -149,14 +149,6 @@ def test_data_that_is_wrong_in_one_way(tmp_path, run, tokenizer, masks, changes,
     assert level != NOTE or not texts(found, STOP)
 
 
-def test_padding_with_the_stop_token_and_another_eos_are_problems(tokenizer):
-    assert {finding.level for finding in preflight.tokenizer_findings(tokenizer)} == {FINE}
-    tokenizer.pad_token = tokenizer.eos_token
-    assert "no pad token beside its eos, '<|im_end|>'" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
-    tokenizer.eos_token = "<|pad|>"
-    assert "eos is '<|pad|>', not <|im_end|>" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
-
-
 def kept_for_backward(model, batch: int, length: int, half: bool) -> int:
     """Bytes that autograd keeps of a forward pass, weights left out."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
