@@ -17,6 +17,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import entry
@@ -176,9 +178,6 @@ def _loaded(spec: DatasetSpec, path: str, streaming: bool, commit: str = "", **o
 
 def _commit(spec: DatasetSpec) -> str:
     """The commit that a hub dataset's revision stands for now, so that the run's record pins it; '' if unreachable."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
     try:
         return HfApi().dataset_info(spec.path, revision=spec.revision or None).sha or ""
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # `load_dataset` would take a cached one instead

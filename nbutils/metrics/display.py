@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 from IPython.display import Image, Markdown, display
 from matplotlib.ticker import EngFormatter
 
@@ -168,8 +169,6 @@ def _points(series: Series, **names: str) -> pd.DataFrame:
 
 def _panels(curves: list[pd.DataFrame], **options: Any) -> Any:
     """Curves in panels, each with axes of its own: training as lines, all else as markers."""
-    import plotly.express as px
-
     frame = pd.concat(curves).astype(object)  # else numbers become plotly's arrays, which not every front end reads
     figure = px.line(frame, x="x", y="value", color="line", render_mode="svg", facet_col_spacing=0.08, **options)
     figure.update_xaxes(showticklabels=True).update_yaxes(matches=None, showticklabels=True, title="")

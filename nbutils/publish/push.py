@@ -9,6 +9,10 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import huggingface_hub
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import filter_repo_objects
+
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.text import redact, secrets
@@ -47,16 +51,12 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
     evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for a
     public repository where `private` is on, and where the Hub refuses.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # of the HTTP library that it uses
-    from huggingface_hub.utils import filter_repo_objects
-
     if not settings.push:
         return ""
     token = check_push(settings)
     check_secrets(folder, files)
     try:
-        api = HfApi(token=token)
+        api = huggingface_hub.HfApi(token=token)
         api.create_repo(settings.repo_id, private=settings.private, exist_ok=True)
         if settings.private and api.repo_info(settings.repo_id).private is False:
             raise UserError(
@@ -83,11 +83,9 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
 
 def check_push(settings: PublishSettings) -> str:
     """The token to push with. UserError without a repo_id or a token."""
-    from huggingface_hub import get_token
-
     if not settings.repo_id:
         raise UserError("push is on and repo_id is empty: give the Hub's name for the model, such as me/my-model.")
-    token = get_token()
+    token = huggingface_hub.get_token()
     if not token:
         raise UserError("push is on and there is no token: set HF_TOKEN in the environment, or run `hf auth login`.")
     return token
