@@ -22,7 +22,7 @@ from nbutils.core.files import sha256_of_file, sha256_of_json, shown
 from nbutils.data.messages import Malformed
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import LINE, Shape, detect, fitting, parse_line
+from nbutils.data.shapes import LINE, Shape, detect, parse_line, shape_for
 
 LINE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
 BUILDERS = {
@@ -175,7 +175,7 @@ def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
         why = f"no row of it is a JSON object (the first: {broken})" if broken else "it holds no rows"
         raise UserError(f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them.")
     seen = list(dict.fromkeys(chain.from_iterable(votes)))
-    fit = [columns for columns, _ in votes.most_common() if fitting(columns)]
+    fit = [columns for columns, _ in votes.most_common() if shape_for(columns)]
     return detect((*fit, seen)[0], where), seen
 
 
@@ -199,7 +199,7 @@ def open_document(path: Path) -> Rows | None:
         }
         lists = [(first, where) for where in values.values() if (first := _first_object(path, text, *where))]
         # Objects that are no rows, under a key that is a shape's, are the messages of one conversation.
-        if len(lists) == 1 and (fitting(_columns(lists[0][0])) or not fitting(values)):
+        if len(lists) == 1 and (shape_for(_columns(lists[0][0])) or not shape_for(values)):
             return partial(_rows, path, *lists[0][1])
     whole = path.read_bytes()
     try:
@@ -252,7 +252,7 @@ def _rows_of_columns(found: Mapping[str, Any]) -> list[bytes] | None:
         list(column.values()) if isinstance(column, dict) and all(map(str.isdecimal, column)) else column
         for column in found.values()
     ]
-    if not fitting(found) or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+    if not shape_for(found) or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
         return None
     if any(isinstance(value, dict) for column in columns for value in column[:1]):  # messages: this is one row
         return None

@@ -140,14 +140,14 @@ SHAPES = (
 KNOWN = "; ".join(f"{shape.name} ({shape.example})" for shape in SHAPES)
 
 
-def fitting(columns: Collection[str]) -> Shape | None:
+def shape_for(columns: Collection[str]) -> Shape | None:
     """The shape that columns fit."""
     return next((shape for shape in SHAPES if shape.fits(columns)), None)
 
 
 def detect(columns: Collection[str], where: str) -> Shape:
     """The shape that a dataset's columns fit. UserError, naming columns and shapes, where none does."""
-    if shape := fitting(columns):
+    if shape := shape_for(columns):
         return shape
     raise UserError(
         f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the six shapes: "

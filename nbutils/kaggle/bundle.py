@@ -79,7 +79,7 @@ def write_bundles(plan: Plan, bundle: Bundle, out: Path) -> list[Path]:
 
     UserError for files that a session on Kaggle cannot reach.
     """
-    check_reach(plan)
+    check_reachable(plan)
     archive, folders = make_archive(), list[Path]()
     for planned in plan.stages:
         # The first of the notebooks tells what all of them will lack.
@@ -190,7 +190,7 @@ def make_archive() -> bytes:
     return lzma.compress(raw.getvalue(), preset=9 | lzma.PRESET_EXTREME)
 
 
-def check_reach(plan: Plan) -> None:
+def check_reachable(plan: Plan) -> None:
     """UserError that lists what is on this machine alone: models, conversations, tasks, runs to compare with."""
     values: Json = {name: value for planned in plan.stages for name, value in planned.settings}
     paths = [values["base_model"], values["task_path"], *values["peers"], *values["compare_runs"]]

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     bundle = actions.add_parser("bundle", help="write one self-contained notebook a folder, ready to be pushed")
     add_profile(bundle)
-    bundle.add_argument("--out", type=_place, metavar="DIR", required=True, help="where the folders go")
+    bundle.add_argument("--out", type=_path, metavar="DIR", required=True, help="where the folders go")
     bundle.add_argument("--owner", metavar="NAME", required=True, help="your user name on Kaggle")
     bundle.add_argument(
         "--offline",
@@ -62,16 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stale.add_argument("--accept", dest="stale", action="store_const", const=ACCEPT, default="", help=keep)
     stale.add_argument("--force", dest="stale", action="store_const", const=FORCE, help=again)
     push = actions.add_parser("push", help="push bundles in order, each when the one before has ended")
-    push.add_argument("folder", type=_place, metavar="DIR", help="the --out of bundle, or one of the folders in it")
+    push.add_argument("folder", type=_path, metavar="DIR", help="the --out of bundle, or one of the folders in it")
     push.add_argument("--follow", action="store_true", help="push again what has paused, and download the results")
     wheels = actions.add_parser("wheels", help="collect packages to attach, for sessions without internet")
     wheels.add_argument(
-        "--out", type=_place, metavar="DIR", required=True, help="the folder to upload as a Kaggle dataset"
+        "--out", type=_path, metavar="DIR", required=True, help="the folder to upload as a Kaggle dataset"
     )
     wheels.add_argument("--python", metavar="VERSION", default="3.12", help="of the image (default: 3.12)")
 
 
-def _place(text: str) -> Path:
+def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 

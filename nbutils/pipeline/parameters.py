@@ -184,8 +184,8 @@ def read_profile(path: Path) -> dict[str, Given]:
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{_place(node.start_mark)}: 'name: value' lines are expected, one for each parameter.")
-    places = [_place(value.start_mark) for _, value in node.value]
+        raise UserError(f"{_position(node.start_mark)}: 'name: value' lines are expected, one for each parameter.")
+    places = [_position(value.start_mark) for _, value in node.value]
     return {str(key): Given(value, place) for (key, value), place in zip(values.items(), places, strict=True)}
 
 
@@ -205,7 +205,7 @@ class _Loader(yaml.SafeLoader):
         found: list[Any] = []
         for key, _ in node.value:
             if key.value in found:
-                raise UserError(f"{_place(key.start_mark)}: '{key.value}' is here a second time.")
+                raise UserError(f"{_position(key.start_mark)}: '{key.value}' is here a second time.")
             found.append(key.value)
         return super().construct_mapping(node, deep)
 
@@ -233,12 +233,12 @@ def _read(text: str, name: str) -> tuple[Any, yaml.Node | None]:
         return (None if node is None else loader.construct_document(node)), node
     except yaml.MarkedYAMLError as error:
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        place = _place(error.problem_mark or error.context_mark)
+        place = _position(error.problem_mark or error.context_mark)
         raise UserError(f"{place}: {problem}; put text that contains : {{ }} [ ] # & * or ! in quotes.") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{name}, line {line}: a control character; remove it.") from None
 
 
-def _place(mark: Any) -> str:
+def _position(mark: Any) -> str:
     return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"

@@ -19,7 +19,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.stages import STAGES
-from nbutils.kaggle.bundle import BUDGET_MINUTES, check_reach, make_archive, write_bundles
+from nbutils.kaggle.bundle import BUDGET_MINUTES, check_reachable, make_archive, write_bundles
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
@@ -144,6 +144,6 @@ def test_what_is_on_this_machine_alone_is_listed(tmp_path):
     assert all(word in str(raised.value) for word in (listed, "--attach OWNER/DATASET", *places))
     assert not (tmp_path / "out").exists()
     file.write_text("base_model: /kaggle/input/things/my.gguf\ndatasets: [/kaggle/input/things/my.jsonl]\n")
-    check_reach(plan(file, []))
+    check_reachable(plan(file, []))
     with pytest.raises(UserError, match=r"is on this machine alone: models/SmolLM2.*gguf"):
-        check_reach(plan(LAPTOP, []))
+        check_reachable(plan(LAPTOP, []))
