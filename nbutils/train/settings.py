@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
@@ -34,10 +34,9 @@ class TrainerOptions(TypedDict, total=False):
     project: str
 
 
-def _known(options: Json) -> Json:
-    for name in options:
-        if name not in TrainerOptions.__annotations__:
-            raise ValueError(f"'{name}' cannot be set here, only {', '.join(TrainerOptions.__annotations__)}")
+def _known(options: Any) -> Any:
+    if isinstance(options, dict) and (wrong := options.keys() - TrainerOptions.__annotations__.keys()):
+        raise ValueError(f"'{min(wrong)}' cannot be set here, only {', '.join(TrainerOptions.__annotations__)}")
     return options
 
 
