@@ -21,20 +21,11 @@ pytestmark = pytest.mark.usefixtures("unasked")
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """Something that answers every request with 404."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_error(404)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{made.server_port}"
-    made.shutdown()
-    made.server_close()
+    """Something that answers every request with an error."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{made.server_port}"
+        made.shutdown()
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://192.0.2.1"])  # closed; never answers (RFC 5737)
@@ -57,17 +48,15 @@ def test_an_answer_is_an_answer_and_a_proxy_is_asked_where_one_is_set(monkeypatc
 
 
 def test_a_name_server_that_stumbles_is_asked_again(monkeypatch, server):
-    asked, found = [], socket.getaddrinfo
+    found = socket.getaddrinfo
 
     def stumble(*arguments, **options):
-        asked.append(arguments)
-        if len(asked) == 1:
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return found(*arguments, **options)
+        monkeypatch.setattr("socket.getaddrinfo", found)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr("socket.getaddrinfo", stumble)
     monkeypatch.setenv("HF_ENDPOINT", server)
-    assert hub_answers() is True and len(asked) == 2
+    assert hub_answers() is True
 
 
 def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
