@@ -107,8 +107,8 @@ def test_every_dependency_stands_in_the_conda_environment_with_a_reason():
 
 def test_the_makefile_explains_its_targets_and_the_files_that_it_needs_are_there():
     text = (ROOT / "Makefile").read_text()
-    explained = set(re.findall(r"^# .+\n([a-z-]+):", text, re.MULTILINE))
-    assert {"demo", "test", "soak", "lint", "bench", "lab", "docs", "lock", "clean", "help"} <= explained
+    explained = re.findall(r"^# .+\n([a-z-]+):", text, re.MULTILINE)
+    assert explained == re.search(r"^\.PHONY: (.+)", text, re.MULTILINE)[1].split()
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(f"  {target} " in listed for target in explained)
     assert all((ROOT / name).exists() for name in re.findall(r"(?:tools|params)/\w+\.\w+", text))
@@ -119,9 +119,8 @@ def test_ci_can_be_run():
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", script], check=True)
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    last = workflow["jobs"]["test"]["steps"][-1]
-    assert last["run"] == "make lint test"
-    assert last["env"]["CI"] == "false", "../shared is not on GitHub: with CI=true its tests would fail, not skip"
+    # ../shared is not on GitHub: with CI=true its tests would fail, not skip.
+    assert workflow["jobs"]["test"]["steps"][-1] == {"run": "make lint test", "env": {"CI": "false"}}
 
 
 def test_make_lab_stays_on_this_machine_and_keeps_its_token():

@@ -32,7 +32,7 @@ ROWS = re.findall(r"^\| 0\d \| \[[^\]]+\]\((\S+?)\) \| (.*?) \| (.*?) \| \[page\
 """The README's table: notebook, what it reads, what it writes, page."""
 
 
-@pytest.mark.parametrize("stage,row", zip(STAGES, ROWS, strict=True))
+@pytest.mark.parametrize("stage,row", [*zip(STAGES, ROWS, strict=True)])
 def test_the_table_says_what_each_notebook_reads_and_writes(stage, row):
     notebook, reads, writes, page = row
     assert (notebook, page) == (f"notebooks/{stage.file}", f"docs/{notebook_path(stage).stem}.md")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.engine import streamed
@@ -145,18 +145,6 @@ def test_after_a_failed_pass_the_cache_gives_what_the_model_gives_without_any():
     with torch.inference_mode():
         assert torch.allclose(cache.read(ids), MODEL(torch.tensor([ids])).logits[0, -1], atol=1e-4)
     assert cache.ids == ids and cache.reused == 20
-
-
-def test_stock_dynamic_rope_with_a_cache_is_wrong_still_needed():
-    """On the day that this fails, transformers keeps cached keys and rotation together, and `Rotation` may go."""
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    stock, cache = random_model(TOKENIZER, context=128, rope_parameters=rope), DynamicCache()
-    ids = torch.randint(0, 200, (1, 220), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        whole = stock(ids).logits[0, -1]
-        for token in ids.T:
-            last = stock(token[None], past_key_values=cache).logits[0, -1]
-    assert not torch.allclose(whole, last, atol=1e-2)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))

@@ -13,10 +13,8 @@ GOOD = {"run_dir": "r", "seed": 1, "learning_rate": 1e-3, "steps": 3, "step_seco
 @pytest.mark.parametrize(
     "values,words",
     [
-        ({"learning_rate": 2.0}, "'learning_rate' is 2.0.*less than 1"),
         ({"learning_rate": float("nan")}, "'learning_rate'.*finite"),
         ({"steps": True}, "'steps'.*number is expected"),
-        ({"stepz": 3}, r"'stepz'.*Did you mean 'steps'\?"),
     ],
 )
 def test_a_wrong_value_is_one_sentence(values, words):

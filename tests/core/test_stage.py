@@ -16,7 +16,7 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run import pause
-from nbutils.core.run.decide import StageState, inspect
+from nbutils.core.run.decide import Policy, StageState, carry_out, decide, inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.stage import Stage, locked
 from nbutils.core.run.state import State
@@ -131,12 +131,28 @@ def test_seconds_of_interrupted_sessions_add_up(run):
     assert began(run).finish()["work_seconds"] >= 400
 
 
-def test_neither_a_touched_file_nor_the_loss_of_one_that_nobody_reads_makes_work_stale(run):
-    began(run, words="words", notes="n").finish()
+def test_unfinished_checkpoints_ask_however_short_the_work_and_cannot_be_accepted(run):
+    finish_first(run)
+    checkpoint = Stage.begin("second", second(run)).folder / "checkpoints" / "step-000001"
+    checkpoint.mkdir(parents=True)
+    state = inspect(STAGES[1], second(run, learning_rate=0.2))
+    for policy, words in ((Policy(), "--force"), (Policy(accept=True), "cannot be continued")):
+        with pytest.raises(UserError, match=rf"learning_rate \(0.1 → 0.2\).*{words}"):
+            carry_out(decide(state, policy), state)
+    assert checkpoint.is_dir()
+
+
+def test_a_missing_file_makes_work_stale_where_a_stage_reads_it_and_a_touched_one_does_not(run):
+    stage = began(run, words="words", notes="n")
+    stage.finish()
     Stage.begin("second", second(run)).finish()
-    os.utime(run / "first" / "words.txt", (1, 1))
-    (run / "first" / "notes.txt").unlink()
+    words = stage.folder / "words.txt"
+    os.utime(words, (1, 1))
+    (stage.folder / "notes.txt").unlink()  # which nobody reads
     assert of_first(run).fits and inspect(STAGES[1], second(run)).fits
+    words.unlink()
+    (change,) = of_first(run).changes
+    assert re.fullmatch("missing file .*first/words.txt", str(change))
 
 
 def test_a_paused_training_offers_its_newest_whole_checkpoint(tmp_path):
@@ -206,6 +222,13 @@ def test_a_lock_that_its_last_owner_removes_meanwhile_is_taken_anew(run, monkeyp
     monkeypatch.setattr(fcntl, "flock", once_it_is_gone)
     with locked(run):
         assert "is at work" in said(run, LOCKED)
+
+
+def test_a_dead_kernel_holds_nothing(run):
+    assert said(run, f"{HOLD}; os._exit(1)") == "" and list(run.glob(".owner-*"))
+    with locked(run):
+        pass
+    assert not list(run.glob(".*"))
 
 
 def test_by_hand_a_new_library_is_reported_too(run, capsys):
