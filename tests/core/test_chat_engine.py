@@ -57,18 +57,17 @@ def test_nucleus_holds_what_transformers_keeps():
     generator = sampling.generator(0)
     drawn = torch.tensor([next_id(logits, unseen, sampling, generator) for _ in range(4000)])
     found = torch.bincount(drawn, minlength=50) / 4000
-    assert warped[drawn].isfinite().all()
+    assert drawn.unique().tolist() == warped.isfinite().nonzero().flatten().tolist()
     assert (found - torch.softmax(warped, -1)).abs().max() < 0.04
 
 
 def test_same_seed_same_conversation_and_regeneration_differs():
     def talk(seed: int) -> list[str]:
-        session = chat(greedy=False, seed=seed, temperature=2.0, max_new_tokens=16)
+        session = chat(greedy=False, seed=seed, temperature=2.0)
         return [*say(session, "hello"), "".join(session.regenerate()), *say(session, "more")]
 
     first = talk(7)
-    assert first == talk(7) != talk(8)
-    assert first[0] != first[1]
+    assert first == talk(7) != talk(8) and first[0] != first[1]
 
 
 def test_only_what_is_new_is_read():
@@ -109,16 +108,13 @@ def test_at_most_one_full_reading_per_eviction_without_pauses():
 
 
 def test_two_sessions_share_a_model_with_different_rotations():
-    text = "a message of some length, to cross " * 3
-
     def sessions() -> list[ChatSession]:
         return [chat(context_extension=extension, read_ahead=False) for extension in ("dynamic", "linear")]
 
-    alone = [say(session, text, text) for session in sessions()]
-    both = sessions()
-    for turn in range(2):
-        pieces = zip_longest(*(session.reply(text) for session in both), fillvalue="")
-        assert list(map("".join, zip(*pieces, strict=True))) == [replies[turn] for replies in alone]
+    text = "a message that crosses the trained length " * 4
+    together = zip_longest(*(session.reply(text) for session in sessions()), fillvalue="")
+    alone = ["".join(session.reply(text)) for session in sessions()]
+    assert ["".join(pieces) for pieces in zip(*together, strict=True)] == alone
     rotary = rotary_module(MODEL)
     assert rotary.rope_type == "default" and torch.equal(rotary.inv_freq, rotary.original_inv_freq)
 

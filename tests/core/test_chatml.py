@@ -110,7 +110,6 @@ def test_empty_turns_and_nothing_at_all(chat_tokenizers):
     too_long = Measured(None, len(encode(tokenizer, empty)), None)  # without reading any
     assert encode_within(tokenizer, [empty], 50) == [too_long]
     assert encode_within(tokenizer, [], 50) == encode_batch(tokenizer, []) == []
-    assert encode_within(tokenizer, [[]], 50)[0].tokens == 0
 
 
 def llama(rows: int, **options) -> LlamaForCausalLM:
@@ -125,8 +124,7 @@ def test_the_reference_base_gets_the_reference_ids_and_parameters():
         model = llama(32000, **sizes, max_position_embeddings=1024, tie_word_embeddings=False)
     tokenizer = add_chatml(sentencepiece_tokenizer(), model)
     assert tokenizer.convert_tokens_to_ids([IM_START, IM_END, PAD]) == [32000, 32001, 32002]
-    assert sum(p.numel() for p in model.parameters()) == 134_110_464
-    assert model.get_input_embeddings().weight.shape[0] == 32003  # exact, never padded to a multiple
+    assert model.num_parameters() == 134_110_464  # exact: no rows to fill a multiple
 
 
 SINGLE = ["▁", *map(chr, range(33, 127)), "\n"]
@@ -178,10 +176,9 @@ def test_new_rows_are_the_mean_of_those_in_use_and_spare_ones_are_cut(make, spar
 def test_tokens_that_are_there_keep_their_ids(smollm2_tokenizer_folder):
     tokenizer = byte_level_tokenizer(smollm2_tokenizer_folder)
     before = tokenizer.get_vocab()
-    add_chatml(tokenizer)
-    assert tokenizer.convert_tokens_to_ids([IM_START, IM_END]) == [before[IM_START], before[IM_END]] == [1, 2]
-    assert tokenizer.pad_token_id == len(before) != tokenizer.eos_token_id
-    assert len(add_chatml(tokenizer)) == len(before) + 1  # a second call changes nothing
+    assert {IM_START, IM_END} < before.keys()
+    add_chatml(add_chatml(tokenizer))  # a second call changes nothing
+    assert tokenizer.get_vocab() == before | {PAD: len(before)}
 
 
 def test_errors_are_sentences(chat_tokenizers):
@@ -236,13 +233,3 @@ def test_a_character_outside_the_vocabulary_is_named_and_costs_its_own_text_alon
     for read in (encode, lambda tokenizer, messages: encode_within(tokenizer, [messages], 500)):
         with pytest.raises(OutsideVocabularyError, match=re.escape(f"no piece for {named} in the text {text!r}")):
             read(tokenizer, [*talk, *turns(text)])
-
-
-def test_a_vocabulary_of_words_needs_no_piece_for_their_letters():
-    words = ["?", "user", "assistant", "Hello", "there"]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = add_chatml(PreTrainedTokenizerFast(tokenizer_object=raw))
-    assert not encode(tokenizer, turns("Hello there", "Hello")).apart
-    with pytest.raises(OutsideVocabularyError):
-        encode(tokenizer, turns("Hello world"))

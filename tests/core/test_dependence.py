@@ -1,7 +1,8 @@
-"""What each real stage depends on: every parameter of its notebook, and every file that it reads from earlier ones."""
+"""What each real stage depends on: parameters of its notebook, files of earlier stages, files outside the run."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import hash_of, local_hashes, write_json
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.key import changes, upstream_hashes
 from nbutils.core.run.layout import Run
-from nbutils.core.run.record import SCHEMA, outputs_of, write_record
+from nbutils.core.run.models import TOKENIZER_FILES, files_of
+from nbutils.core.run.record import outputs_of
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import STAGES, spec
+from nbutils.pipeline.parameters import settings_of
 
 STEERING = {
     "data": {"run_dir", "seed", "data_processes"},
@@ -29,31 +33,28 @@ STEERING = {
 }
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 
-FIELDS = [(stage.name, name) for stage in STAGES for name in stage.settings_class().model_fields]
-
-
 OTHERS = (
-    *(True, False, 1, 7, 1000, 0.6, [], ["de"], ["another"], {"adam_beta1": 0.5}),
+    *(True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5}),
     *("another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn"),
 )
-"""Values that might stand in a parameter's place."""
+"""Values that might stand in a parameter's place; a stage refuses what it does not know."""
 
 
-@pytest.mark.parametrize("stage,name", FIELDS)
-def test_a_parameter_is_in_the_key_unless_it_only_steers(stage, name, tmp_path):
-    kind = spec(stage).settings_class()
-    defaults = {n: p.default for n, p in parameters(notebook_path(spec(stage))).items()} | {"run_dir": str(tmp_path)}
-    before, after = kind.checked(defaults), []
-    for value in (value for value in OTHERS if type(value) is type(defaults[name])):
-        with suppress(UserError):
-            after.append(kind.checked(defaults | {name: value}))
-    same = {
-        settings.result_parameters() == before.result_parameters()
-        for settings in after
-        if getattr(settings, name) != getattr(before, name)
-    }
-    # One of them may come to the same (`auto` and what it stands for), but not all.
-    assert same == {True} if name in STEERING[stage] else False in same
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_every_parameter_is_in_the_key_but_those_that_only_steer(stage, tmp_path):
+    kind, steering = stage.settings_class(), set()
+    defaults = {n: p.default for n, p in parameters(notebook_path(stage)).items()} | {"run_dir": str(tmp_path)}
+    before = kind.checked(defaults).result_parameters()
+    for name, default in defaults.items():
+        after = []
+        for value in (value for value in OTHERS if type(value) is type(default) and value != default):
+            with suppress(UserError):
+                after.append(kind.checked(defaults | {name: value}).result_parameters())
+        assert after, f"no other value for {name} was found"
+        # One of them may come to the same (`auto` and what it stands for), but not all.
+        if all(found == before for found in after):
+            steering.add(name)
+    assert steering == STEERING[stage.name]
 
 
 READERS = {
@@ -72,6 +73,7 @@ READERS = {
     "train/base/source.json": {"evaluate", "chat", "publish"},
     "train/progress.jsonl": set(),
     "train/checkpoints/step-000500/model.safetensors": set(),
+    "train/checkpoints/step-000500/manifest.json": set(),
     "metrics/figures/loss.png": {"publish"},
     "metrics/summary.json": {"publish"},
     "evaluate/results.json": {"publish"},
@@ -87,10 +89,10 @@ def a_run(run: Path, status: str = "done") -> Path:
     for name in READERS:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(name)
-    (run / "train/checkpoints/step-000500/manifest.json").write_text("{}")
     for stage in STAGES[:-1]:
-        record = {"schema": SCHEMA, "status": status if stage.name == "train" else "done", "facts": {}}
-        write_record(run / stage.name / "stage.json", record | {"outputs": outputs_of(run / stage.name)})
+        folder = run / stage.name
+        record = {"status": status if stage.name == "train" else "done", "outputs": outputs_of(folder)}
+        write_json(folder / "stage.json", record)
     return run
 
 
@@ -127,3 +129,68 @@ def test_a_change_is_told_by_its_name_inside_a_mapping_or_list_and_many_in_short
         "upstream file two",
     ]
     assert in_short(["a", "b", "c", "d", "e", "f"]) == "a; b; c; d and 2 more"
+
+
+# Files outside the run: another content under the same name is another input
+
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
+
+
+def model(folder: Path) -> Path:
+    """Files of the names that a model's folder has, and two that are not the model's."""
+    (folder / "runs").mkdir(parents=True)
+    for name in (*FILES, "optimizer.pt", "runs/events.json"):
+        (folder / name).write_text(f"{folder.name} {name}")
+    return folder
+
+
+def test_a_file_is_read_again_only_where_it_has_changed(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("one")
+    before, stat = hash_of(file), file.stat()
+    file.write_text("two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert hash_of(file) == before  # not looked into: as old and as large as before
+    os.utime(file)
+    assert hash_of(file) != before
+
+
+def test_which_files_count(tmp_path):
+    folder = model(tmp_path / "model")
+    assert set(files_of(folder)) == FILES
+    assert set(files_of(folder, TOKENIZER_FILES)) == FILES - {"model.safetensors"}
+    (tmp_path / "model.gguf").write_text("quantised")
+    assert set(files_of(tmp_path / "model.gguf", TOKENIZER_FILES)) == {"model.gguf"}
+    assert files_of("tiny") == files_of("someone/on-the-hub") == files_of("") == {}
+    assert list(local_hashes([folder / "runs", tmp_path / "absent", ""])) == [str(folder / "runs" / "events.json")]
+
+
+CASES = [
+    ("data", {"base_model": "model"}, "model/tokenizer.model"),
+    ("data", {"base_model": "model"}, "model/tokenizer_config.json"),
+    ("data", {"base_model": "model.gguf"}, "model.gguf"),
+    ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
+    ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
+    ("train", {"base_model": "model"}, "model/model.safetensors"),
+    ("train", {"base_model": "model.gguf"}, "model.gguf"),
+    ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
+    ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
+    ("chat", {"model": "model"}, "model/model.safetensors"),
+    ("chat", {"compare_with": "model.gguf"}, "model.gguf"),
+    ("chat", {"model": "step-000500"}, "run/train/checkpoints/step-000500/model.safetensors"),
+]
+
+
+@pytest.mark.parametrize("stage,values,file", CASES)
+def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, monkeypatch, stage, values, file):
+    monkeypatch.setattr("nbutils.core.files.project_root", lambda: tmp_path)
+    model(tmp_path / "model")
+    model(tmp_path / "run" / "train" / "checkpoints" / "step-000500")
+    (tmp_path / "tasks").mkdir()
+    for path in ("model.gguf", "rows.jsonl", "tasks/mine.yaml"):
+        (tmp_path / path).write_text(path)
+    asked = settings_of(spec(stage), {"run_dir": "run"} | values)
+    before = asked.result_parameters()
+    assert asked.result_parameters() == before
+    (tmp_path / file).write_text("other content")
+    assert asked.result_parameters() != before

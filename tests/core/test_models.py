@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from nbutils.core.chatml import add_chatml
 from nbutils.core.errors import UserError
+from nbutils.core.files import write_text
 from nbutils.core.run.models import ModelRef
 from tests.core.test_chatml import llama, without_chatml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory) -> Path:
-    """A hub cache that holds `someone/small-llama`, untied, as the reference base is."""
-    home = tmp_path_factory.mktemp("hub")
-    repository = home / "models--someone--small-llama"
-    snapshot = repository / "snapshots" / COMMIT
-    tokenizer = without_chatml()
-    llama(len(tokenizer), tie_word_embeddings=False).save_pretrained(snapshot)
-    tokenizer.save_pretrained(snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    return home
-
-
-@pytest.mark.parametrize("named", ["", "@" + COMMIT, "@main"])
-def test_a_hub_id_is_loaded_by_the_real_hub_code(hub, monkeypatch, named):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    ref = ModelRef.parse(f"someone/small-llama{named}")
+@pytest.mark.parametrize("revision", ["", f"@{COMMIT}", "@main"])
+def test_a_hub_id_is_loaded_by_the_real_hub_code(tmp_path, monkeypatch, revision):
+    """`someone/small-llama`, untied, as the reference base is."""
+    tokenizer, repository = without_chatml(), tmp_path / "models--someone--small-llama"
+    for part in (tokenizer, llama(len(tokenizer), tie_word_embeddings=False)):
+        part.save_pretrained(repository / "snapshots" / COMMIT)
+    write_text(repository / "refs" / "main", COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    ref = ModelRef.parse(f"someone/small-llama{revision}")
     model = ref.load()
-    tokenizer = add_chatml(ref.raw_tokenizer(), model)
-    pieces = len(without_chatml())
-    assert model.get_input_embeddings().weight.shape[0] == tokenizer.pad_token_id + 1 == pieces + 3
+    loaded = add_chatml(ref.raw_tokenizer(), model)
+    assert len(model.get_input_embeddings().weight) == loaded.pad_token_id + 1 == len(tokenizer) + 3
     assert model.dtype == torch.float32 and ref.identity() == {"hub": "someone/small-llama", "commit": COMMIT}
 
 
