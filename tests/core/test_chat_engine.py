@@ -51,14 +51,14 @@ def test_repetition_penalty_of_likely_and_unlikely_tokens_is_that_of_transformer
 
 def test_nucleus_holds_what_transformers_keeps():
     torch.manual_seed(0)
-    logits = torch.randn(50) * 3
+    logits = torch.randn(50) * 2
     warped = TopPLogitsWarper(0.9)(None, TemperatureLogitsWarper(0.75)(None, logits[None]))[0]
     sampling, unseen = Sampling(repetition_penalty=1.0), torch.zeros(50, dtype=torch.bool)
     generator = sampling.generator(0)
     drawn = torch.tensor([next_id(logits, unseen, sampling, generator) for _ in range(4000)])
     found = torch.bincount(drawn, minlength=50) / 4000
     assert drawn.unique().tolist() == warped.isfinite().nonzero().flatten().tolist()
-    assert (found - torch.softmax(warped, -1)).abs().max() < 0.04
+    assert (found - torch.softmax(warped, -1)).abs().max() < 0.03
 
 
 def test_same_seed_same_conversation_and_regeneration_differs():
@@ -201,6 +201,10 @@ def test_stop_ends_the_reading_of_a_long_prompt():
     assert [m["role"] for m in session.messages] == ["user", "assistant"]
 
 
-def test_an_unknown_extension_is_refused():
-    with pytest.raises(UserError, match="choose one of dynamic, yarn, linear, none"):
-        chat(context_extension="ntk")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"max_new_tokens": 4096}, "at most 128"), ({"context_extension": "ntk"}, "dynamic, yarn, linear, none")],
+)
+def test_settings_that_the_model_cannot_meet_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        chat(**settings)

@@ -19,8 +19,10 @@ from nbutils.core.run.decide import Policy, StageState, carry_out, decide, inspe
 from nbutils.core.run.layout import Run
 from nbutils.core.run.stage import Stage, locked
 from nbutils.core.run.state import State
+from nbutils.core.settings import Settings
+from nbutils.pipeline.parameters import settings_of
 from tests.conftest import ROOT
-from tests.pipeline.fake import STAGES, FirstSettings, SecondSettings, write_notebooks
+from tests.pipeline.fake import STAGES, write_notebooks
 
 
 @pytest.fixture
@@ -30,13 +32,12 @@ def run(tmp_path, monkeypatch, made_once):
     return tmp_path / "run"
 
 
-def first(run, **changed) -> FirstSettings:
-    return FirstSettings.checked({"run_dir": str(run), "seed": 1, "words": 3, "note": ""} | changed)
+def first(run, **changed) -> Settings:
+    return settings_of(STAGES[0], {"run_dir": str(run)} | changed)
 
 
-def second(run, **changed) -> SecondSettings:
-    values = {"run_dir": str(run), "seed": 1, "learning_rate": 0.1, "steps": 2, "step_seconds": 0.0, "fault": ""}
-    return SecondSettings.checked(values | changed)
+def second(run, **changed) -> Settings:
+    return settings_of(STAGES[1], {"run_dir": str(run)} | changed)
 
 
 def of_first(run, **changed) -> StageState:
@@ -71,7 +72,7 @@ def test_a_finished_stage_says_what_it_read_and_made(run):
     record = read_json(stage.folder / "stage.json")
     assert (record["status"], record["facts"], list(record["inputs"])) == ("done", {"steps": 2}, ["first/words.txt"])
     assert record["outputs"]["model.txt"]["bytes"] == 1
-    assert read_json(run / "run.json")["parameters"]["learning_rate"] == 0.1
+    assert read_json(run / "run.json")["parameters"]["learning_rate"] == 0.001
 
 
 def test_a_finished_stage_that_is_opened_again_keeps_where_it_came_from(run, monkeypatch):
@@ -136,7 +137,7 @@ def test_unfinished_checkpoints_ask_however_short_the_work_and_cannot_be_accepte
     checkpoint.mkdir(parents=True)
     state = inspect(STAGES[1], second(run, learning_rate=0.2))
     for policy, words in ((Policy(), "--force"), (Policy(accept=True), "cannot be continued")):
-        with pytest.raises(UserError, match=rf"learning_rate \(0.1 → 0.2\).*{words}"):
+        with pytest.raises(UserError, match=rf"learning_rate \(0.001 → 0.2\).*{words}"):
             carry_out(decide(state, policy), state)
     assert checkpoint.is_dir()
 
