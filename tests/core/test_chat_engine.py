@@ -51,14 +51,14 @@ def test_repetition_penalty_of_likely_and_unlikely_tokens_is_that_of_transformer
 
 def test_nucleus_holds_what_transformers_keeps():
     torch.manual_seed(0)
-    logits = torch.randn(50) * 2
+    logits = torch.randn(50)
     warped = TopPLogitsWarper(0.9)(None, TemperatureLogitsWarper(0.75)(None, logits[None]))[0]
     sampling, unseen = Sampling(repetition_penalty=1.0), torch.zeros(50, dtype=torch.bool)
     generator = sampling.generator(0)
     drawn = torch.tensor([next_id(logits, unseen, sampling, generator) for _ in range(4000)])
     found = torch.bincount(drawn, minlength=50) / 4000
     assert drawn.unique().tolist() == warped.isfinite().nonzero().flatten().tolist()
-    assert (found - torch.softmax(warped, -1)).abs().max() < 0.03
+    assert (found - torch.softmax(warped, -1)).abs().max() < 0.02
 
 
 def test_same_seed_same_conversation_and_regeneration_differs():
