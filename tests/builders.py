@@ -12,20 +12,15 @@ from transformers import PreTrainedTokenizerBase
 from nbutils.core.chatml import encode_batch
 from nbutils.core.files import sha256_of_json, write_json
 from nbutils.core.run.models import train_bpe
+from nbutils.data.fates import as_messages, joined
+from nbutils.data.sources import chitchat_conversations
 
 
 def chitchat(count: int, turns: int = 8) -> list[list[dict[str, str]]]:
     """The first turns of real conversations of two speakers, ending on the assistant."""
-    from chitchat_dataset import Dataset as Chitchat
-
-    def conversations():
-        for raw in Chitchat().values():
-            texts = ["\n".join(part["text"] for part in message) for message in raw["messages"][:turns]]
-            texts = texts[: len(texts) // 2 * 2]
-            if len(texts) >= 2 and all(text.strip() for text in texts):
-                yield [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
-
-    return list(islice(conversations(), count))
+    talks = (as_messages(joined(talk)) for talk in chitchat_conversations())
+    paired = (talk[: min(turns, len(talk)) // 2 * 2] for talk in talks)
+    return list(islice((talk for talk in paired if talk and all(m["content"] for m in talk)), count))
 
 
 def small_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerBase:
@@ -39,27 +34,22 @@ def data_folder(
     """Writes `run/data` as notebook 01 does (rows, tokenizer, summary, stage record), from real conversations."""
     conversations = chitchat(train + evaluation, turns)
     tokenizer = small_tokenizer([m["content"] for c in conversations for m in c], pieces)
-    folder = run / "data"
-    encodings = encode_batch(tokenizer, conversations)
+    folder, counts = run / "data", {}
     rows: list[dict[str, Any]] = [
         {"source": "chitchat", "index": i, "messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
-        for i, (c, e) in enumerate(zip(conversations, encodings, strict=True))
+        for i, (c, e) in enumerate(zip(conversations, encode_batch(tokenizer, conversations), strict=True))
         if len(e) <= max_length
     ]
-    sides = {"train": rows[evaluation:], "eval": rows[:evaluation]}
-    for side, picked in sides.items():
+    for side, picked in (("train", rows[evaluation:]), ("eval", rows[:evaluation])):
         Dataset.from_list(picked).save_to_disk(str(folder / side))
+        counts[side] = {"rows": len(picked), "tokens": sum(len(row["input_ids"]) for row in picked)}
     tokenizer.save_pretrained(folder / "tokenizer")
-    counts = {side: {"rows": len(p), "tokens": sum(len(r["input_ids"]) for r in p)} for side, p in sides.items()}
-    write_json(
-        folder / "summary.json",
-        {
-            "schema": 1,
-            "rows": len(conversations),
-            "max_length": max_length,
-            "tokenizer": {"base_model": "tiny", "pieces": pieces},
-            "eval_hash": sha256_of_json([r["messages"] for r in sides["eval"]]),
-            **counts,
-        },
-    )
+    summary = {
+        "schema": 1,
+        "rows": len(conversations),
+        "max_length": max_length,
+        "tokenizer": {"base_model": "tiny", "pieces": pieces},
+        "eval_hash": sha256_of_json([row["messages"] for row in rows[:evaluation]]),
+    }
+    write_json(folder / "summary.json", summary | counts)
     return folder

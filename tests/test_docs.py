@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from matplotlib.figure import Figure
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.stages import STAGES
@@ -17,33 +18,28 @@ from tests.conftest import ROOT
 from tests.test_setup import load
 
 DOCS = ROOT / "docs"
-PATH = "/home" + "/ada-lovelace/smallchat/runs/demo/data"
+PATH = "/srv/ada-lovelace/smallchat/runs/demo/data"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder whose six notebooks are the committed ones, each with a few outputs behind its last code cell."""
+    """A run folder of six executed notebooks, each with a link to another and a few outputs."""
     folder = tmp_path / "run"
-    (folder / "notebooks").mkdir(parents=True)
-    (folder / "metrics" / "figures").mkdir(parents=True)
+    for name in ("notebooks", "metrics/figures", "chat"):
+        (folder / name).mkdir(parents=True)
     picture = folder / "metrics" / "figures" / "loss.png"
     Figure(figsize=(3, 2)).savefig(picture)
-    png = base64.b64encode(picture.read_bytes()).decode()
-    messages = [
-        ("stream", {"name": "stdout", "text": f"\x1b[1mdata: done in 3 s → {PATH}\x1b[0m\n"}),
-        ("stream", {"name": "stderr", "text": "a warning of a library\n"}),
-        ("display_data", {"data": {"text/plain": "Loading weights:   0%|          | 0/38"}, "metadata": {}}),
-        ("display_data", {"data": {"text/plain": "ChatWidget(children=())"}, "metadata": {}}),
-        ("display_data", {"data": {"image/png": png, "text/plain": "<Figure>"}, "metadata": {}}),
-        ("display_data", {"data": {"text/markdown": "See [the results](run/evaluate-results.json)."}, "metadata": {}}),
+    outputs = [
+        new_output("stream", text=f"\x1b[1mdata: done in 3 s → {PATH}\x1b[0m\n"),
+        new_output("stream", name="stderr", text="a warning of a library\n"),
+        new_output("display_data", {"text/plain": "Loading weights:   0%|          | 0/38"}),
+        new_output("display_data", {"text/plain": "ChatWidget(children=())"}),
+        new_output("display_data", {"image/png": base64.b64encode(picture.read_bytes()).decode()}),
+        new_output("display_data", {"text/markdown": "See [the results](run/evaluate-results.json)."}),
     ]
+    cells = [new_markdown_cell("[Next](02_train_sft.ipynb)"), new_code_cell("show()", outputs=outputs)]
     for stage in STAGES:
-        book = nbformat.read(notebook_path(stage), as_version=4)
-        cell = [cell for cell in book.cells if cell.cell_type == "code"][-1]
-        sent = ({"header": {"msg_type": kind}, "content": content} for kind, content in messages)  # as by a kernel
-        cell.outputs = [nbformat.v4.output_from_msg(message) for message in sent]
-        nbformat.write(book, folder / "notebooks" / stage.file)
-    (folder / "chat").mkdir()
+        nbformat.write(new_notebook(cells=cells), folder / "notebooks" / stage.file)
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello $5 <b>there</b>"}]
     (folder / "chat" / "transcript.json").write_text(json.dumps({"messages": talk}))
     return folder
@@ -52,16 +48,16 @@ def run(tmp_path: Path) -> Path:
 def test_pages_pictures_and_nothing_that_a_reader_cannot_use(run, tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()
-    (docs / "chat.png").write_bytes(b"a screenshot")
-    (docs / "old_page.md").write_text("gone after this")
+    for name in ("chat.png", "old_page.md"):  # a screenshot stays, a page of before goes
+        (docs / name).touch()
     load("make_docs").main(run, docs)
-    names = {str(path.relative_to(docs)) for path in docs.rglob("*") if path.is_file()}
-    pages = {notebook_path(stage).with_suffix(".md").name for stage in STAGES}
+    names = {str(path.relative_to(docs)) for path in docs.rglob("*.*")}
+    pages = {f"{notebook_path(stage).stem}.md" for stage in STAGES}
     pictures = {name for name in names if "_files/" in name}
     assert names == pages | pictures | {"demo.png", "chat.png"} and len(pictures) == len(STAGES)
     for page in pages:
         text = (docs / page).read_text()
-        assert "done in 3 s → runs/demo/data" in text and "See the results." in text
+        assert all(shown in text for shown in ("done in 3 s → runs/demo/data", "See the results.", "(02_train_sft.md)"))
         assert not re.search(r"\x1b|ada-lovelace|a warning of|0%\||ChatWidget|\.ipynb\)", text)
         assert all((docs / link).is_file() for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text))
 

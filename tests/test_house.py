@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -20,31 +20,25 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 NAMES = {stage.name for stage in STAGES}
 
 
-def strings(tree: ast.AST) -> Iterator[ast.Constant]:
-    """Every string in the code; docstrings are none."""
-    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
-            yield node
+def strings(name: str) -> set[str]:
+    """Every string in a module's code; docstrings are none."""
+    nodes = {*ast.walk(TREES[name])}
+    nodes -= {node.value for node in nodes if isinstance(node, ast.Expr)}
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-def imports(tree: ast.AST) -> set[str]:
-    """Modules of `nbutils` that the code imports anywhere, those for type checkers alone left out."""
-    only_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
+def imports(name: str) -> set[str]:
+    """Modules of `nbutils` that a module imports anywhere, those for type checkers alone left out."""
+    nodes = {*ast.walk(TREES[name])}
+    for node in [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]:
+        nodes -= {*ast.walk(node)}
     found = set()
-    for node in ast.walk(tree):
-        if id(node) in only_types:
-            continue
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.removeprefix("nbutils.") for name in found if name.removeprefix("nbutils.") in MODULES}
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("nbutils.") for name in found} & MODULES.keys()
 
 
 # A fact has one owner
@@ -66,26 +60,15 @@ OTHERWISE = {
 """Modules or packages in which such a word means something else."""
 
 
-def words() -> Iterator[tuple[str, str, str]]:
-    """Module, place and value of every string in the code."""
-    for name, tree in TREES.items():
-        for node in strings(tree):
-            yield name, f"{name}:{node.lineno} {node.value!r}", node.value
-
-
 def test_a_stages_name_stands_in_its_own_package_and_in_the_list_of_stages_alone():
-    assert not [
-        place
-        for name, place, word in words()
-        if word in NAMES
-        and name != "core.stages"
-        and not name.startswith(f"{word}.")
-        and word not in OTHERWISE.get(name, OTHERWISE.get(name.split(".")[0], ()))
-    ]
+    for name in MODULES.keys() - {"core.stages"}:
+        own = {*OTHERWISE.get(name, OTHERWISE.get(name.split(".")[0], ())), name.split(".")[0]}
+        assert not strings(name) & (NAMES - own), name
 
 
 def test_only_the_owner_of_the_run_folder_writes_a_checkpoints_name():
-    assert not [place for name, place, word in words() if "step-" in word and not name.startswith("core.run.")]
+    for name in MODULES:
+        assert name.startswith("core.run.") or not [word for word in strings(name) if "step-" in word], name
 
 
 # What a stage's result depends on
@@ -143,21 +126,14 @@ def test_result_code_is_declared_whole():
         declared = set(stage.code)
         for entry in ENTRIES[stage.name]:
             module, _, function = entry.partition(":")
-            defined = {node.name for node in TREES[module].body if isinstance(node, ast.FunctionDef)}
-            assert function in defined and module in declared, f"{stage.name}: {entry}"
-        for name in declared:
-            assert code_file(name).is_file(), f"{stage.name} declares {name}, which is not there"
-            if name in TREES:
-                missing = imports(TREES[name]) - declared - NEUTRAL.keys()
-                assert not missing, f"{stage.name} declares {name}, which imports {sorted(missing)}"
-                beside = {
-                    path.name: path
-                    for path in code_file(name).parent.iterdir()
-                    if path.is_file() and path.suffix != ".py"
-                }
-                used = {node.value for node in strings(TREES[name])} & beside.keys()
-                lacking = {str(beside[file].relative_to(PACKAGE)) for file in used} - declared
-                assert not lacking, f"{stage.name} declares {name}, which reads {sorted(lacking)}"
+            assert f"\ndef {function}(" in MODULES[module].read_text() and module in declared, entry
+        assert all(code_file(name).is_file() for name in declared)
+        for name in declared & MODULES.keys():
+            missing = imports(name) - declared - NEUTRAL.keys()
+            assert not missing, f"{stage.name} declares {name}, which imports {sorted(missing)}"
+            beside = {path.name: str(path.relative_to(PACKAGE)) for path in MODULES[name].parent.glob("*.*")}
+            read = {beside[word] for word in strings(name) if word in beside and not word.endswith(".py")}
+            assert read <= declared, f"{stage.name} declares {name}, which reads {sorted(read)}"
 
 
 def test_result_code_shows_nothing():
@@ -167,17 +143,14 @@ def test_result_code_shows_nothing():
 
 def test_a_change_in_declared_code_changes_its_hash_and_words_change_none(tmp_path, monkeypatch):
     """Of all declared modules, each in a copy of the package; `test_what_a_change_reruns` says whose they are."""
-    names = {name for stage in STAGES for name in stage.code} & TREES.keys()
-    declared = replace(STAGES[0], code=tuple(sorted(names)))
-    before = code_hashes(declared)
-    monkeypatch.setattr(key, "PACKAGE", tmp_path)
-    for added, changed in (('\n# a remark\n"""More words."""\n', set()), ("\nONE_MORE = 1\n", names)):
-        for name in names:
-            copy = tmp_path / MODULES[name].relative_to(PACKAGE)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(MODULES[name].read_text() + added)
-        after = code_hashes(declared)
-        assert {name for name in names if after[name] != before[name]} == changed
+    declared = {name for stage in STAGES for name in stage.code} & MODULES.keys()
+    everything = replace(STAGES[0], code=tuple(declared))
+    before = code_hashes(everything)
+    monkeypatch.setattr(key, "PACKAGE", shutil.copytree(PACKAGE, tmp_path / "nbutils"))
+    for added, changed in (('\n# a remark\n"""More words."""\n', set()), ("\nONE_MORE = 1\n", declared)):
+        for name in declared:
+            code_file(name).write_text(MODULES[name].read_text() + added)
+        assert {name for name, found in code_hashes(everything).items() if found != before[name]} == changed
 
 
 CHANGED = {

@@ -20,47 +20,36 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda p: p.name)
 def test_every_link_leads_somewhere(page):
-    text = page.read_text()
-    anchors = {
-        re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)
-    }
-    links = re.findall(r"!?\[[^\]\n]*\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.S))
-    assert links or page.name == "CONTRIBUTING.md"
-    for link in links:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    for link in re.findall(r"\[[^\]\n]*\]\((?![a-z]+:)([^)\s]+)\)", text):
         target, _, anchor = link.partition("#")
-        if re.match(r"[a-z]+:", target):
-            continue
-        assert not target or (page.parent / target).exists(), f"{page.name}: {link}"
-        assert target or anchor in anchors, f"{page.name}: {link}"
+        assert (page.parent / target).exists() if target else anchor in anchors, f"{page.name}: {link}"
 
 
-def table() -> dict[str, tuple[str, list[str], list[str], str]]:
-    """The README's table: stage → notebook, what it reads, what it writes, page."""
-    rows = re.findall(r"^\| 0\d \| \[[^\]]+\]\((\S+?)\) \| (.*?) \| (.*?) \| \[page\]\((\S+?)\) \|$", README, re.M)
-    return {
-        stage.name: (notebook, re.findall(r"`([^`]+)`", reads), re.findall(r"`([^`]+)`", writes), page)
-        for stage, (notebook, reads, writes, page) in zip(STAGES, rows, strict=True)
-    }
+ROWS = re.findall(r"^\| 0\d \| \[[^\]]+\]\((\S+?)\) \| (.*?) \| (.*?) \| \[page\]\((\S+?)\) \|$", README, re.MULTILINE)
+"""The README's table: notebook, what it reads, what it writes, page."""
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_the_table_says_what_each_notebook_reads_and_writes(stage):
-    notebook, reads, writes, page = table()[stage.name]
-    assert notebook == f"notebooks/{stage.file}" and page == f"docs/{notebook_path(stage).stem}.md"
+@pytest.mark.parametrize("stage,row", [*zip(STAGES, ROWS, strict=True)])
+def test_the_table_says_what_each_notebook_reads_and_writes(stage, row):
+    notebook, reads, writes, page = row
+    assert (notebook, page) == (f"notebooks/{stage.file}", f"docs/{notebook_path(stage).stem}.md")
     read = {f"{name}/{pattern}".removesuffix("*") for name, patterns in stage.reads.items() for pattern in patterns}
-    assert not stage.reads or set(reads) == read
+    assert not stage.reads or set(re.findall("`([^`]+)`", reads)) == read
     listing = (ROOT / "tests" / "notebooks" / "listing.txt").read_text().splitlines()
-    for path in writes:
+    for path in re.findall("`([^`]+)`", writes):
         assert path.startswith(f"{stage.name}/")
         assert path in listing or (path.endswith("/") and any(line.startswith(path) for line in listing)), path
 
 
 def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`make (\w+)`|^make (\w+)$", README, re.M):
-        assert re.search(rf"^{target[0] or target[1]}:", makefile, re.M), target
-    for profile in re.findall(r"params/(\w+)\.yaml", README):
-        assert profile == "mine" or (ROOT / "params" / f"{profile}.yaml").is_file()
+    for target in re.findall(r"(?:^|`)make (\w+)(?:$|`)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for profile in {*re.findall(r"params/(\w+)\.yaml", README)} - {"mine"}:
+        assert (ROOT / "params" / f"{profile}.yaml").is_file()
 
 
 def test_the_example_profile_is_one(tmp_path):
@@ -79,18 +68,15 @@ def test_the_replies_that_are_quoted_stand_on_the_page():
 
 
 def test_the_example_task_is_one_and_its_fields_are_those_of_the_guide(tmp_path):
-    """The task of CONTRIBUTING.md, loaded by the stage's own loader on two rows."""
+    """The task of CONTRIBUTING.md, loaded by the stage's own loader on one row."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     (tmp_path / "capitals.yaml").write_text(example)
-    rows = [{"question": "What is the capital of Peru?", "choices": ["Lima", "Quito"], "answer": 0}] * 2
-    (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = {"question": "What is the capital of Peru?", "choices": ["Lima", "Quito"], "answer": 0}
+    (tmp_path / "capitals.jsonl").write_text(json.dumps(row))
     loaded = load_tasks(["capitals"], own_tasks(str(tmp_path)))
-    assert len(list(loaded["capitals"].task_docs)) == 2
+    assert len(loaded["capitals"].task_docs) == 1
 
 
-def test_docs_are_six_pages_with_pictures_under_two_megabytes():
-    assert [page.stem for page in PAGES] == [notebook_path(stage).stem for stage in STAGES]
-    files = [file for file in (ROOT / "docs").rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) < 2 * 2**20
-    assert any(file.suffix == ".png" for file in files)
+def test_pages_and_pictures_take_less_than_two_megabytes():
+    assert sum(file.stat().st_size for file in (ROOT / "docs").rglob("*.*")) < 2 * 2**20

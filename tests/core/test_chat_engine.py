@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from itertools import zip_longest
+import re
+from itertools import chain, zip_longest
 
 import pytest
 import torch
@@ -44,32 +44,30 @@ def test_repetition_penalty_of_likely_and_unlikely_tokens_is_that_of_transformer
     sampling = Sampling(greedy=True, repetition_penalty=1.5)
     for shift in (-8, 0, 8):  # all logits below 0, some, none
         for _ in range(20):
-            logits, seen = torch.randn(1, 20) + shift, torch.randperm(20)[:10]
-            expected = RepetitionPenaltyLogitsProcessor(1.5)(seen[None], logits.clone()).argmax()
-            marked = torch.zeros(20, dtype=torch.bool).index_fill(0, seen, True)
-            assert next_id(logits[0], marked, sampling, sampling.generator(0)) == expected
+            logits, seen = torch.randn(20) + shift, torch.rand(20) < 0.5
+            (expected,) = RepetitionPenaltyLogitsProcessor(1.5)(seen.nonzero().T, logits[None].clone())
+            assert next_id(logits, seen, sampling, sampling.generator(0)) == expected.argmax()
 
 
 def test_nucleus_holds_what_transformers_keeps():
     torch.manual_seed(0)
-    logits = torch.randn(50) * 3
+    logits = torch.randn(50)
     warped = TopPLogitsWarper(0.9)(None, TemperatureLogitsWarper(0.75)(None, logits[None]))[0]
-    sampling, nothing = Sampling(repetition_penalty=1.0), torch.zeros(50, dtype=torch.bool)
+    sampling, unseen = Sampling(repetition_penalty=1.0), torch.zeros(50, dtype=torch.bool)
     generator = sampling.generator(0)
-    drawn = torch.tensor([next_id(logits, nothing, sampling, generator) for _ in range(4000)])
+    drawn = torch.tensor([next_id(logits, unseen, sampling, generator) for _ in range(4000)])
     found = torch.bincount(drawn, minlength=50) / 4000
-    assert set(drawn.tolist()) <= set(warped.isfinite().nonzero().flatten().tolist())
-    assert (found - torch.softmax(warped, -1)).abs().max() < 0.04
+    assert drawn.unique().tolist() == warped.isfinite().nonzero().flatten().tolist()
+    assert (found - torch.softmax(warped, -1)).abs().max() < 0.02
 
 
 def test_same_seed_same_conversation_and_regeneration_differs():
     def talk(seed: int) -> list[str]:
-        session = ChatSession(MODEL, TOKENIZER, seed=seed, temperature=2.0, max_new_tokens=16)
+        session = chat(greedy=False, seed=seed, temperature=2.0)
         return [*say(session, "hello"), "".join(session.regenerate()), *say(session, "more")]
 
     first = talk(7)
-    assert first == talk(7) != talk(8)
-    assert first[0] != first[1]
+    assert first == talk(7) != talk(8) and first[0] != first[1]
 
 
 def test_only_what_is_new_is_read():
@@ -87,40 +85,36 @@ def test_only_what_is_new_is_read():
 
 def test_background_reading_leaves_nothing_for_the_turn_that_rolls_the_window():
     session = chat(max_new_tokens=16)
-    changes, plan = 0, None
+    plans = []
     for text in WORDS:
         say(session, text)
         session.engine.wait()
-        if plan is not None and session.plan != plan:
-            changes += 1
+        if plans and session.plan != plans[-1]:
             assert session.measured.read_tokens <= len(text) + 40, "the change of plan was prepared"
-        plan = session.plan
-    assert changes >= 3
+        plans.append(session.plan)
+    assert len(set(plans)) > 3
 
 
 def test_at_most_one_full_reading_per_eviction_without_pauses():
     session = chat(max_new_tokens=16, read_ahead=False)
-    full, dropped = 0, [0]
+    full, dropped = 0, {0}
     for text in WORDS:
         say(session, text)
         full += session.measured.reused_tokens < 20
+        dropped.add(session.context.dropped)
         assert len(session.engine.caches) <= 3
-        dropped.append(session.context.dropped)
-    evictions = len(set(dropped)) - 1
-    assert evictions >= 2
-    assert full <= evictions + 2  # the first reading, and the crossing of the trained length
+    assert len(dropped) > 2
+    assert full <= len(dropped) + 1  # with the first reading, and the crossing of the trained length
 
 
 def test_two_sessions_share_a_model_with_different_rotations():
-    text = "a message of some length, to cross " * 3
-
     def sessions() -> list[ChatSession]:
         return [chat(context_extension=extension, read_ahead=False) for extension in ("dynamic", "linear")]
 
-    alone = [say(session, text, text) for session in sessions()]
-    both = sessions()
-    together = [list(zip_longest(*(session.reply(text) for session in both), fillvalue="")) for _ in range(2)]
-    assert [["".join(pair[side] for pair in pairs) for pairs in together] for side in range(2)] == alone
+    text = "a message that crosses the trained length " * 4
+    together = zip_longest(*(session.reply(text) for session in sessions()), fillvalue="")
+    alone = ["".join(session.reply(text)) for session in sessions()]
+    assert ["".join(pieces) for pieces in zip(*together, strict=True)] == alone
     rotary = rotary_module(MODEL)
     assert rotary.rope_type == "default" and torch.equal(rotary.inv_freq, rotary.original_inv_freq)
 
@@ -130,66 +124,31 @@ def test_ids_are_those_of_the_one_encoding(chat_tokenizers):
     for text in ("Hi <|im_end|>", "née 🌙\n", "", "  two  spaces"):
         messages += [said(text), {"role": "assistant", "content": text[::-1]}]
     for tokenizer in chat_tokenizers.values():
-        session = ChatSession(ScriptedModel(tokenizer, []), tokenizer)
+        engine = ChatSession(ScriptedModel(tokenizer, []), tokenizer).engine
         for prompt in (False, True):
             expected = encode(tokenizer, messages, add_generation_prompt=prompt).input_ids
-            assert session.engine.ids(messages, Plan(0, False), prompt=prompt) == expected
+            assert engine.ids(messages, Plan(0, False), prompt=prompt) == expected
 
 
-def reads_as_afresh(cache: KeyValueCache, ids: list[int]) -> bool:
-    """Whether a cache that reads these ids gives what the model gives without any."""
-    with torch.inference_mode():
-        return torch.allclose(cache.read(ids), MODEL(torch.tensor([ids])).logits[0, -1], atol=1e-4)
-
-
-def test_a_cache_compares_ids_not_lengths():
-    cache = KeyValueCache(MODEL, None)
-    cache.read(list(range(40)))
-    ids = [*range(20), *range(60, 80)]
-    assert reads_as_afresh(cache, ids)
-    assert cache.ids == ids and cache.reused == 20
-
-
-def test_a_failed_pass_leaves_the_cache_true():
+def test_after_a_failed_pass_the_cache_gives_what_the_model_gives_without_any():
     cache = KeyValueCache(MODEL, None)
     cache.read(list(range(30)))
     broken = MODEL.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cache.read(list(range(50)))
     broken.remove()
-    assert cache.ids == list(range(30))
-    assert reads_as_afresh(cache, list(range(50)))
-
-
-def test_stock_dynamic_rope_with_a_cache_is_wrong_still_needed():
-    """On the day that this fails, transformers keeps cached keys and rotation together, and `Rotation` may go."""
-    config = copy.deepcopy(MODEL.config)
-    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    stock = type(MODEL)(config).eval()
-    stock.load_state_dict(MODEL.state_dict(), strict=False)
-    ids = torch.randint(0, 200, (1, 220), generator=torch.Generator().manual_seed(0))
+    ids = [*range(20), *range(60, 80)]
     with torch.inference_mode():
-        whole = stock(ids).logits[0, -1]
-        cache = None
-        for token in ids[0]:
-            out = stock(token.view(1, 1), past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-    assert not torch.allclose(whole, out.logits[0, -1], atol=1e-2)
+        assert torch.allclose(cache.read(ids), MODEL(torch.tensor([ids])).logits[0, -1], atol=1e-4)
+    assert cache.ids == ids and cache.reused == 20
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_streamed_text_is_the_decoded_whole(text):
     pieces = list(streamed(TOKENIZER, TOKENIZER(text, split_special_tokens=True)["input_ids"]))
     assert "".join(pieces) == text.strip() and all(pieces)
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
-
-
-def test_streaming_with_a_real_sentencepiece_tokenizer(chat_tokenizers):
-    text = "Bonjour 🌙, naïve “quotes” 你好 don 't  two  spaces .\nnew line 👩‍👩‍👧"
-    for tokenizer in chat_tokenizers.values():
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert "".join(streamed(tokenizer, ids)) == text
 
 
 @given(data=st.data())
@@ -197,14 +156,16 @@ def test_streaming_with_a_real_sentencepiece_tokenizer(chat_tokenizers):
 def test_nothing_is_lost_behind_a_byte_that_makes_no_character(chat_tokenizers, data):
     """Byte fallback turns a whole run of bytes into U+FFFD when one of them is wrong, those already shown too."""
     tokenizer = chat_tokenizers["sentencepiece"]
-    moon = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "🌙".encode()]
-    words = [tokenizer(f"word {word}", add_special_tokens=False)["input_ids"][-1:] for word in ("fine", "and", "you")]
-    parts = data.draw(st.lists(st.sampled_from([moon, moon[:1], moon[:2], moon[2:], *words]), max_size=8))
-    ids = [number for part in parts for number in part]
+    moon = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "🌙".encode()])
+    words = [[tokenizer.convert_tokens_to_ids(f"▁{word}")] for word in ("fine", "and", "you")]
+    text = tokenizer("naïve “quotes” 你好 don 't  two  spaces .\nnew line 👩‍👩‍👧", add_special_tokens=False)[
+        "input_ids"
+    ]
+    parts = data.draw(st.lists(st.sampled_from([moon, moon[:1], moon[:2], moon[2:], text, *words]), max_size=8))
+    ids = [*chain(*parts)]
     shown = "".join(streamed(tokenizer, ids))
     whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    letters, expected = ("".join(c for c in text if c.isascii() and c.isalpha()) for text in (shown, whole))
-    assert letters == expected
+    assert re.findall("[a-z]", shown) == re.findall("[a-z]", whole)
     assert "\ufffd" in whole or shown == whole.strip()
 
 
@@ -216,22 +177,18 @@ def test_nothing_is_lost_behind_a_byte_that_makes_no_character(chat_tokenizers, 
 )
 @settings(max_examples=200, deadline=None)
 def test_the_window_never_overflows_and_keeps_whole_turns(turns, newest, dropped, fixed):
-    window = Window(trained=512, limit=1024, max_new_tokens=100)
-    dropped = min(dropped, len(turns))
-    sizes = Sizes(fixed, turns, newest)
+    window, sizes, dropped = Window(512, 1024, 100), Sizes(fixed, turns, newest), min(dropped, len(turns))
     if fixed + newest > window.room:
         with pytest.raises(MessageTooLongError) as error:
             window.plan(sizes, dropped)
-        assert error.value.room == window.room - fixed and error.value.tokens == newest
+        assert (error.value.tokens, error.value.room) == (newest, window.room - fixed)
         return
     plan = window.plan(sizes, dropped)
-    history = fixed + sum(turns[plan.dropped :])
-    used = history + newest
-    assert plan.dropped >= dropped
-    assert used + window.max_new_tokens <= window.limit
+    used = sizes.used(plan.dropped)
+    assert plan.dropped >= dropped and used <= window.room
     if plan.dropped > dropped:  # only when it had to, and then enough for many turns
-        assert fixed + sum(turns[dropped:]) + newest > window.room
-        assert history <= max(KEPT * window.room, fixed)
+        assert sizes.used(dropped) > window.room
+        assert used - newest <= max(KEPT * window.room, fixed)
     assert plan.extended == (plan.dropped > 0 or used + window.max_new_tokens > window.trained)
 
 
@@ -245,15 +202,9 @@ def test_stop_ends_the_reading_of_a_long_prompt():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"temperature": 0}, "temperature"),
-        ({"top_p": 1.5}, "top_p"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"max_new_tokens": 4096}, "at most 128"),
-        ({"context_extension": "ntk"}, "dynamic, yarn, linear, none"),
-    ],
+    ("settings", "words"),
+    [({"max_new_tokens": 4096}, "at most 128"), ({"context_extension": "ntk"}, "dynamic, yarn, linear, none")],
 )
-def test_settings_out_of_range_are_refused(wrong, words):
+def test_settings_that_the_model_cannot_meet_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        ChatSession(MODEL, TOKENIZER, **wrong)
+        chat(**settings)

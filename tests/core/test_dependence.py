@@ -1,21 +1,24 @@
-"""What each real stage depends on: every parameter of its notebook, and every file that it reads from earlier ones."""
+"""What each real stage depends on: parameters of its notebook, files of earlier stages, files outside the run."""
 
 from __future__ import annotations
 
-import typing
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
+from nbutils.core.errors import UserError
+from nbutils.core.files import hash_of, local_hashes, write_json
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.key import changes, upstream_hashes
 from nbutils.core.run.layout import Run
-from nbutils.core.run.record import SCHEMA, outputs_of, write_record
+from nbutils.core.run.models import TOKENIZER_FILES, files_of
+from nbutils.core.run.record import outputs_of
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import STAGES, spec
+from nbutils.pipeline.parameters import settings_of
 
 STEERING = {
     "data": {"run_dir", "seed", "data_processes"},
@@ -30,40 +33,28 @@ STEERING = {
 }
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 
-FIELDS = [(stage.name, name) for stage in STAGES for name in stage.settings_class().model_fields]
+OTHERS = (
+    *(True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5}),
+    *("another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn"),
+)
+"""Values that might stand in a parameter's place; a stage refuses what it does not know."""
 
 
-def others(value: Any, annotation: Any) -> list[Any]:
-    """Values that might stand in a parameter's place."""
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, int | float):
-        return [value + 1, value / 2, value * 2]
-    if isinstance(value, list):
-        return [[*value, "another"], [*value, "de"], []]
-    if isinstance(value, dict):
-        return [value | {"adam_beta1": 0.5}]
-    return [*(word for word in _literals(annotation) if word != value), f"{value}x", "someone/else", "mit"]
-
-
-def _literals(annotation: Any) -> list[str]:
-    found = [part for part in typing.get_args(annotation) if isinstance(part, str)]
-    return found + [word for part in typing.get_args(annotation) for word in _literals(part)]
-
-
-@pytest.mark.parametrize("stage,name", FIELDS)
-def test_a_parameter_is_in_the_key_unless_it_only_steers(stage, name, tmp_path):
-    defaults = {n: p.default for n, p in parameters(notebook_path(spec(stage))).items()} | {"run_dir": str(tmp_path)}
-    kind = spec(stage).settings_class()
-    before, after = kind.checked(defaults), []
-    for value in others(defaults[name], kind.model_fields[name].annotation):
-        with suppress(ValidationError):
-            after.append(kind(**defaults | {name: value}))
-    after = [settings for settings in after if getattr(settings, name) != getattr(before, name)]
-    assert after, f"no other value for {name} was found"
-    same = {settings.result_parameters() == before.result_parameters() for settings in after}
-    # One of them may come to the same (`auto` and what it stands for), but not all.
-    assert same == {True} if name in STEERING[stage] else False in same
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_every_parameter_is_in_the_key_but_those_that_only_steer(stage, tmp_path):
+    kind, steering = stage.settings_class(), set()
+    defaults = {n: p.default for n, p in parameters(notebook_path(stage)).items()} | {"run_dir": str(tmp_path)}
+    before = kind.checked(defaults).result_parameters()
+    for name, default in defaults.items():
+        after = []
+        for value in (value for value in OTHERS if type(value) is type(default) and value != default):
+            with suppress(UserError):
+                after.append(kind.checked(defaults | {name: value}).result_parameters())
+        assert after, f"no other value for {name} was found"
+        # One of them may come to the same (`auto` and what it stands for), but not all.
+        if all(found == before for found in after):
+            steering.add(name)
+    assert steering == STEERING[stage.name]
 
 
 READERS = {
@@ -82,6 +73,7 @@ READERS = {
     "train/base/source.json": {"evaluate", "chat", "publish"},
     "train/progress.jsonl": set(),
     "train/checkpoints/step-000500/model.safetensors": set(),
+    "train/checkpoints/step-000500/manifest.json": set(),
     "metrics/figures/loss.png": {"publish"},
     "metrics/summary.json": {"publish"},
     "evaluate/results.json": {"publish"},
@@ -97,10 +89,10 @@ def a_run(run: Path, status: str = "done") -> Path:
     for name in READERS:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(name)
-    (run / "train/checkpoints/step-000500/manifest.json").write_text("{}")
     for stage in STAGES[:-1]:
-        record = {"schema": SCHEMA, "status": status if stage.name == "train" else "done", "facts": {}}
-        write_record(run / stage.name / "stage.json", record | {"outputs": outputs_of(run / stage.name)})
+        folder = run / stage.name
+        record = {"status": status if stage.name == "train" else "done", "outputs": outputs_of(folder)}
+        write_json(folder / "stage.json", record)
     return run
 
 
@@ -108,35 +100,97 @@ def keys(run: Path) -> dict[str, dict[str, str]]:
     return {stage.name: upstream_hashes(stage, Run(run)) for stage in STAGES}
 
 
+def stale(run: Path, name: str) -> set[str]:
+    """The stages whose key changes with a file."""
+    before = keys(run)
+    (run / name).write_text("changed by hand")
+    after = keys(run)
+    return {stage for stage in after if after[stage] != before[stage]}
+
+
 def test_every_file_is_in_the_key_of_the_stages_that_read_it_and_of_no_other(tmp_path):
     run = a_run(tmp_path)
-    before = keys(run)
-    for name, readers in READERS.items():
-        (run / name).write_text("changed by hand")
-        after = keys(run)
-        assert {stage for stage in after if after[stage] != before[stage]} == readers, name
-        before = after
+    assert {name: stale(run, name) for name in READERS} == READERS
 
 
 def test_the_newest_checkpoint_of_a_paused_training_is_read_too(tmp_path):
-    run = a_run(tmp_path, "paused")
-    before = keys(run)
-    (run / "train/checkpoints/step-000500/model.safetensors").write_text("changed by hand")
-    after = keys(run)
-    assert {stage for stage in after if after[stage] != before[stage]} == {"metrics", "evaluate", "chat", "publish"}
+    readers = stale(a_run(tmp_path, "paused"), "train/checkpoints/step-000500/model.safetensors")
+    assert readers == {"metrics", "evaluate", "chat", "publish"}
 
 
-def test_a_changed_mapping_is_told_key_by_key_and_a_long_value_in_short():
-    before = {
-        "files": {f"data/{n}.jsonl": f"{n:016x}" for n in range(500)},
-        "prompts": ["word"] * 200 + ["old"],
-        "b": 1,
-    }
-    after = before | {"files": before["files"] | {"data/7.jsonl": "f" * 16}, "prompts": ["word"] * 200 + ["new"]}
-    parts = [{"code": "", "parameters": values, "modules": {}, "upstream": {}} for values in (before, after)]
-    found = sorted(changes(*parts), key=lambda change: change.kind.value)
-    assert str(found[0]) == f"file outside the run data/7.jsonl ('{7:016x}' → '{'f' * 16}')"
-    assert str(found[1]) == "parameter prompts.200 ('old' → 'new')" and len(found) == 2
-    assert len(in_short(found)) < 300
-    without = {**parts[0], "parameters": {"prompts": before["prompts"], "b": 1}}
-    assert str(changes(parts[0], without)[0]).endswith(" → None)")
+def test_a_change_is_told_by_its_name_inside_a_mapping_or_list_and_many_in_short():
+    def parts(word: str, **files: str) -> dict[str, Any]:
+        parameters = {"prompts": ["word", word], "files": {"one": "a"} | files}
+        return {"code": "", "parameters": parameters, "modules": {}, "upstream": files}
+
+    assert list(map(str, changes(parts("old"), parts("new", two="b")))) == [
+        "parameter prompts.1 ('old' → 'new')",
+        "file outside the run two (None → 'b')",
+        "upstream file two",
+    ]
+    assert in_short(["a", "b", "c", "d", "e", "f"]) == "a; b; c; d and 2 more"
+
+
+# Files outside the run: another content under the same name is another input
+
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
+
+
+def model(folder: Path) -> Path:
+    """Files of the names that a model's folder has, and two that are not the model's."""
+    (folder / "runs").mkdir(parents=True)
+    for name in (*FILES, "optimizer.pt", "runs/events.json"):
+        (folder / name).write_text(f"{folder.name} {name}")
+    return folder
+
+
+def test_a_file_is_read_again_only_where_it_has_changed(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("one")
+    before, stat = hash_of(file), file.stat()
+    file.write_text("two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert hash_of(file) == before  # not looked into: as old and as large as before
+    os.utime(file)
+    assert hash_of(file) != before
+
+
+def test_which_files_count(tmp_path):
+    folder = model(tmp_path / "model")
+    assert set(files_of(folder)) == FILES
+    assert set(files_of(folder, TOKENIZER_FILES)) == FILES - {"model.safetensors"}
+    (tmp_path / "model.gguf").write_text("quantised")
+    assert set(files_of(tmp_path / "model.gguf", TOKENIZER_FILES)) == {"model.gguf"}
+    assert files_of("tiny") == files_of("someone/on-the-hub") == files_of("") == {}
+    assert list(local_hashes([folder / "runs", tmp_path / "absent", ""])) == [str(folder / "runs" / "events.json")]
+
+
+CASES = [
+    ("data", {"base_model": "model"}, "model/tokenizer.model"),
+    ("data", {"base_model": "model"}, "model/tokenizer_config.json"),
+    ("data", {"base_model": "model.gguf"}, "model.gguf"),
+    ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
+    ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
+    ("train", {"base_model": "model"}, "model/model.safetensors"),
+    ("train", {"base_model": "model.gguf"}, "model.gguf"),
+    ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
+    ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
+    ("chat", {"model": "model"}, "model/model.safetensors"),
+    ("chat", {"compare_with": "model.gguf"}, "model.gguf"),
+    ("chat", {"model": "step-000500"}, "run/train/checkpoints/step-000500/model.safetensors"),
+]
+
+
+@pytest.mark.parametrize("stage,values,file", CASES)
+def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, monkeypatch, stage, values, file):
+    monkeypatch.setattr("nbutils.core.files.project_root", lambda: tmp_path)
+    model(tmp_path / "model")
+    model(tmp_path / "run" / "train" / "checkpoints" / "step-000500")
+    (tmp_path / "tasks").mkdir()
+    for path in ("model.gguf", "rows.jsonl", "tasks/mine.yaml"):
+        (tmp_path / path).write_text(path)
+    asked = settings_of(spec(stage), {"run_dir": "run"} | values)
+    before = asked.result_parameters()
+    assert asked.result_parameters() == before
+    (tmp_path / file).write_text("other content")
+    assert asked.result_parameters() != before

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from nbutils.core.chat_engine.generation import generate_replies
+from nbutils.core.chat_engine.generation import Reply, generate_replies
 from tests.chat.models import MODEL, TOKENIZER, chat, random_model, said, say
 
 TEXTS = ["hi " * k for k in (1, 7, 3, 12)]
-CONVERSATIONS = [[said(text)] for text in TEXTS]
-CONVERSATIONS.append([said(TEXTS[0]), {"role": "assistant", "content": "b"}, said("c")])
+CONVERSATIONS = [*([said(text)] for text in TEXTS), [said("a"), {"role": "assistant", "content": "b"}, said("c")]]
 
 
 def test_greedy_replies_do_not_depend_on_the_batch_and_equal_the_chat():
@@ -36,5 +35,4 @@ def test_sampled_replies_repeat_with_their_seed_and_leave_torch_alone():
 def test_a_reply_that_the_model_ends_says_so():
     model = random_model(TOKENIZER, context=256)
     model.lm_head.bias.data[TOKENIZER.eos_token_id] = 1000.0
-    (reply,) = generate_replies(model, TOKENIZER, CONVERSATIONS[:1], max_new_tokens=5)
-    assert (reply.text, reply.token_ids, reply.ended) == ("", [], True)
+    assert generate_replies(model, TOKENIZER, CONVERSATIONS[:1], max_new_tokens=5) == [Reply("", [], ended=True)]

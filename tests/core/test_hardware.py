@@ -13,13 +13,11 @@ T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16
 @pytest.mark.parametrize(
     ("report", "device", "words"),
     [
-        (DeviceReport((T4, T4)), "cuda", "on Tesla T4"),
         (DeviceReport((T4,), mps=True), "cuda", "on Tesla T4"),
         (DeviceReport((Gpu("V100", (7, 0), 16.0),)), "cuda", "on V100"),
         (DeviceReport((P100, T4, T4)), "cuda:1", "on Tesla T4"),
         (DeviceReport((P100,)), "cpu", "on the CPU: Tesla P100-PCIE-16GB (capability 6.0) is too old for torch"),
         (DeviceReport((P100,), mps=True), "mps", "on Apple's GPU (MPS)"),
-        (DeviceReport(mps=True), "mps", "on Apple's GPU (MPS)"),
         (DeviceReport(), "cpu", "on the CPU: no GPU found"),
     ],
 )

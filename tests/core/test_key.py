@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nbutils.core.run.key import normalised
 
-
-def test_comments_docstrings_and_layout_do_not_count():
-    plain = "def f(x):\n    return x + 1\n"
-    dressed = '"""Module."""\n# why\ndef f(x):\n    """Adds one."""\n\n    return (x\n            + 1)  # here\n'
-    assert normalised(plain) == normalised(dressed)
-    assert normalised(plain) != normalised(plain.replace("1", "2"))
+ADDS, RAISES = "def f(x):\n    return x + 1\n", "if x:\n    raise UserError(f'{x} is wrong')\n"
+DRESSED = '"""Module."""\n# why\ndef f(x):\n    """Adds one."""\n\n    return (x\n            + 1)  # here\n'
 
 
-def test_the_sentence_of_an_error_does_not_count_and_its_condition_does():
-    plain = "if x:\n    raise UserError(f'{x} is wrong')\n"
-    assert normalised(plain) == normalised(plain.replace("is wrong", "was not understood"))
-    assert normalised(plain) != normalised(plain.replace("if x", "if not x"))
-    assert normalised(plain) != normalised(plain.replace("UserError", "ValueError"))
-
-
-def test_magics_are_code():
-    assert normalised("%matplotlib inline\nx = 1") != normalised("%matplotlib widget\nx = 1")
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        (ADDS, DRESSED, True),
+        (ADDS, ADDS.replace("1", "2"), False),
+        (RAISES, RAISES.replace("is wrong", "was not understood"), True),
+        (RAISES, RAISES.replace("if x", "if not x"), False),
+        (RAISES, RAISES.replace("UserError", "ValueError"), False),
+        ("%matplotlib inline\nx = 1", "%matplotlib widget\nx = 1", False),
+    ],
+)
+def test_code_counts_and_comments_docstrings_layout_and_the_sentences_of_errors_do_not(before, after, same):
+    assert (normalised(before) == normalised(after)) is same
