@@ -33,9 +33,3 @@ def evaluated(run_folder) -> SimpleNamespace:
     with redirect_stderr(io.StringIO()) as stderr:
         names = run_cells(NOTEBOOK, **given)
     return SimpleNamespace(**names, stderr=stderr.getvalue())
-
-
-@pytest.fixture
-def fresh(tmp_path) -> dict[str, str]:
-    """Settings for a cache of the test's own."""
-    return {"cache_dir": str(tmp_path / "cache")}

@@ -1,9 +1,8 @@
-"""A small run folder as notebooks 01 and 02 leave it, tasks of one's own, and settings to evaluate with."""
+"""A small run folder as notebooks 01 and 02 leave it, tasks of one's own, and small evaluations of them."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from nbutils.core.chatml import encode_batch
 from nbutils.core.files import Json
 from nbutils.core.notebooks import parameters
 from nbutils.core.run.models import tiny_model
-from nbutils.evaluate.report import results
 from nbutils.evaluate.run import prepare, score_all
 from nbutils.evaluate.score import Plan, Scored
 from nbutils.evaluate.settings import EvaluateSettings
@@ -27,7 +25,6 @@ SMALL: Json = {
     "resamples": 500,
     "behaviour_prompts": 4,
     "reply_tokens": 8,
-    "context_curve": 2,
     "processes": 1,
 }
 """What an evaluation of seconds changes of the notebook's parameters."""
@@ -60,16 +57,13 @@ def hold_out(run: Path, conversations: list[list[Json]]) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
-    rows = [
-        {
-            "messages": talk(*(message["content"] for message in messages)),
-            "input_ids": encoded.input_ids,
-            "supervised": encoded.supervised,
-        }
-        for messages, encoded in zip(conversations, encode_batch(tokenizer, conversations), strict=True)
-    ]
-    shutil.rmtree(run / "data" / "eval")
-    Dataset.from_list(rows).save_to_disk(str(run / "data" / "eval"))
+    encoded = encode_batch(tokenizer, conversations)
+    columns = {
+        "messages": [talk(*(message["content"] for message in messages)) for messages in conversations],
+        "input_ids": [one.input_ids for one in encoded],
+        "supervised": [one.supervised for one in encoded],
+    }
+    Dataset.from_dict(columns).save_to_disk(str(run / "data" / "eval"))
 
 
 def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json:
@@ -87,30 +81,19 @@ def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json
         "doc_to_text": "question",
         "doc_to_choice": "answers",
         "doc_to_target": "right",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
     (folder / f"{name}.yaml").write_text(json.dumps(task | config, indent=0))
     return {"tasks": [name], "task_path": str(folder), "cache_dir": str(folder / "cache")}
 
 
-def settings_for(run: Path, **changes: Any) -> EvaluateSettings:
-    """Settings of an evaluation that takes seconds; its cache lies beside the run."""
+def planned(run: Path, **changes: Any) -> Plan:
+    """An evaluation that takes seconds; its cache lies beside the run."""
     values = {name: parameter.default for name, parameter in parameters(NOTEBOOK).items()}
     values |= {**SMALL, "run_dir": str(run), "cache_dir": str(run.parent / "cache"), **changes}
-    return EvaluateSettings.checked(values)
-
-
-def planned(run: Path, **changes: Any) -> Plan:
-    """What `settings_for` asks for."""
-    return prepare(settings_for(run, **changes))
+    return prepare(EvaluateSettings.checked(values))
 
 
 def scored(plan: Plan) -> tuple[list[Scored], list[str]]:
     """The plan's answers, and what was said on the way."""
     lines: list[str] = []
     return score_all(plan, say=lines.append), lines
-
-
-def results_of(plan: Plan) -> Json:
-    """The numbers of a plan, which is scored."""
-    return results(plan, scored(plan)[0], {})

@@ -16,7 +16,6 @@ from nbutils.evaluate.compare import (
     Metric,
     interval,
     paired_difference,
-    resampled,
     sums_of,
     tail_for,
     word_for,
@@ -71,12 +70,8 @@ def test_equal_models_are_seldom_called_different(pairs, kind, models):
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    covered = 0
-    for seed in range(200):
-        correct = np.random.default_rng(seed).random(400) < 0.3
-        found = interval(accuracies(correct), "mean", 1000, seed)
-        covered += found.low <= 0.3 <= found.high
-    assert covered >= 180
+    found = (interval(accuracies(np.random.default_rng(s).random(400) < 0.3), "mean", 1000, s) for s in range(200))
+    assert sum(estimate.low <= 0.3 <= estimate.high for estimate in found) >= 180
 
 
 def test_replies_of_one_conversation_are_resampled_together():
@@ -88,25 +83,14 @@ def test_replies_of_one_conversation_are_resampled_together():
     assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
 
 
-def test_perplexity_is_a_ratio_of_sums_and_its_difference_is_paired():
+def test_a_difference_is_seen_on_the_same_items_where_the_intervals_overlap():
     rng = np.random.default_rng(0)
     words = rng.integers(1, 40, 300).astype(float)
     hardness = rng.normal(5, 2, 300) * words
     a, b = (np.stack([-hardness - gain * words, words], axis=1) for gain in (0.0, 0.05))
     one, other = (interval(sums, "perplexity", 1000, 0) for sums in (a, b))
-    assert one.value == pytest.approx(math.exp(hardness.sum() / words.sum()))
-    assert one.high > other.low, "the two intervals overlap"
+    assert one.high > other.low
     assert paired_difference(a, b, "perplexity", 1000, 0).high < 0
-
-
-def test_counting_patterns_and_drawing_items_are_the_same_bootstrap(monkeypatch):
-    columns = (np.random.default_rng(0).random((200, 2)) < 0.4).astype(float)
-    fast = resampled(columns, 20_000, 0)
-    monkeypatch.setattr("nbutils.evaluate.compare.FEW_PATTERNS", 0)
-    slow = resampled(columns, 20_000, 0)
-    assert fast.mean(axis=0) == pytest.approx(slow.mean(axis=0), rel=0.01)
-    assert fast.std(axis=0) == pytest.approx(slow.std(axis=0), rel=0.05)
-    assert (resampled(columns, 100, 5) == resampled(columns, 100, 5)).all(), "seeded"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 from datasets import load_from_disk
 from lm_eval.models.huggingface import HFLM
@@ -17,8 +15,7 @@ from tests.evaluate.runs import hold_out, planned, talk
 
 @pytest.fixture(scope="module")
 def plan(run_folder):
-    """With solved examples in front of items that take any."""
-    return planned(run_folder, num_fewshot=3)
+    return planned(run_folder)
 
 
 def test_all_real_conversations_read_back_as_their_token_ids(plan, run_folder):
@@ -62,28 +59,25 @@ def test_a_reply_is_scored_with_its_end_and_without_its_header(plan):
 def test_selection_offers_four_utterances_of_which_one_is_true(plan):
     talks = {c.row: c.messages for c in plan.conversations}
     replies = len(list(reply_items(plan.conversations)))
-    offered = partial(selection, plan.conversations)
-    items = offered(replies + 10, seed=0)
+    items = selection(plan.conversations, replies + 10, seed=0)
     assert len(items) >= replies + 10, "the user's fill up where the assistant's turns do not suffice"
     assert [item["role"] for item in items[:replies]] == ["assistant"] * replies
     for item in items:
         own = item["conversation"]
         texts = [choice.split("\n", 2)[2].removesuffix(IM_END) for choice in item["choices"]]
         assert len({text.casefold() for text in texts}) == 4
-        true = {"role": item["role"], "content": texts.pop(item["label"])}
-        *before, answer = talks[own][: item["turn"] + 1]
-        assert answer | {"content": answer["content"].strip()} == true
+        *before, true = talks[own][: item["turn"] + 1]
+        assert (true["role"], true["content"].strip()) == (item["role"], texts.pop(item["label"]))
         assert item["context"] + "\n" == CHATML.render(before)
         assert set(texts) <= {m["content"].strip() for row, said in talks.items() if row != own for m in said}
     assert {item["label"] for item in items} == {0, 1, 2, 3}
-    assert items == offered(replies + 10, seed=0) != offered(replies + 10, seed=1)
-    assert replies > len(offered(40, seed=0)) >= 40
+    again, other = (selection(plan.conversations, replies + 10, seed) for seed in (0, 1))
+    assert items == again != other
+    assert replies > len(selection(plan.conversations, 40, seed=0)) >= 40
 
 
-def test_the_embedded_tasks_load_with_the_items_and_know_their_metrics(plan):
-    counts = len(list(reply_items(plan.conversations))), len(selection(plan.conversations, 30, seed=0))
-    metrics = {"word_perplexity"}, {"acc", "acc_mutual_info"}
-    tasks = plan.tasks.values()
-    assert (*(len(task.task_docs) for task in tasks),) == counts
-    assert (*(set(task.aggregation()) for task in tasks),) == metrics
-    assert [task.get_config("num_fewshot") for task in tasks] == [0, 0]
+def test_prompts_end_with_a_user_turn_and_fit(plan):
+    chosen, again, none = (user_turns(plan.conversations, plan.tokenizer, 12, room, seed=0) for room in (90, 90, 5))
+    assert len(chosen) == 12 and all(prompt[-1]["role"] == "user" for prompt in chosen)
+    assert max(len(encode(plan.tokenizer, prompt, add_generation_prompt=True)) for prompt in chosen) <= 90
+    assert chosen == again and none == []

@@ -44,10 +44,3 @@ def test_every_request_is_scored_once_on_just_its_own_tokens(requests, share, lo
     for batch in planned:
         assert len({row.branched for row in batch}) == 1, "rows with a mask and rows without never meet"
         assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
-
-
-def test_turns_of_a_conversation_share_a_row():
-    talk = tuple(range(300))
-    turns = [Request(talk[:end], talk[end : end + 20]) for end in range(40, 280, 40)]
-    (row,) = plan_rows(turns, longest=1000, attention_even=3000.0)
-    assert not row.branched and len(row) == 240 + 20 - 1  # the last turn's, and all others lie on it

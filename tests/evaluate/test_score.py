@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from dataclasses import replace
-from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
@@ -22,7 +18,7 @@ from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import EMBEDDED
 from nbutils.evaluate.report import comparison_markdown, results, scores_table
-from tests.evaluate.runs import SUMS, hold_out, planned, results_of, scored, settings_for, talk, write_task
+from tests.evaluate.runs import SUMS, hold_out, planned, scored, talk, write_task
 
 PERPLEXITY, SELECTION = EMBEDDED
 
@@ -35,34 +31,35 @@ def lls_of(items) -> np.ndarray:
 def test_the_notebook_writes_what_others_read(evaluated, run_folder):
     folder, found, behaviour = run_folder / "evaluate", evaluated.found, evaluated.behaviour
     assert read_json(folder / "results.json") == found | {"behaviour": behaviour}
-    assert [behaviour["models"][name]["greedy"]["replies"] for name in ("base", "run")] == [4, 4]
+    assert behaviour["models"]["base"].keys() == behaviour["models"]["run"].keys() == {"greedy", "sampled"}
     rows = read_jsonl(folder / "samples.jsonl")
-    assert rows == evaluated.samples and len(rows) == 20
-    assert [(r["model"], r["mode"]) for r in rows[:10]] == [("run", "alone")] * 5 + [("run", "conversation")] * 5
+    asked = [("run", "alone"), ("run", "conversation"), ("base", "alone"), ("base", "conversation")]
+    assert rows == evaluated.samples
+    assert [(row["model"], row["mode"]) for row in rows[::5]] == asked
     page = (folder / "comparison.md").read_text()
     for words in ("these two checkpoints", "lm-evaluation-harness 0.4", "at most 256 tokens", "`run/train/final`"):
         assert words in page
     assert str(run_folder.parent) not in page + str(found), "no folder of this machine"
+    assert evaluated.curve is None, "no conversation outgrows the model"
     assert not evaluated.stderr, "no bars and warnings stay on the page"
 
 
 def test_results_have_intervals_and_differences(evaluated):
     scores, paired = (pd.DataFrame(evaluated.found[name]) for name in ("scores", "paired"))
-    metrics = ["word_perplexity", "acc", "acc_mutual_info"]
-    assert [scores[scores["model"] == model]["metric"].tolist() for model in ("base", "run")] == [metrics] * 2
     assert (scores["low"] <= scores["value"]).all() and (scores["value"] <= scores["high"]).all()
-    assert paired["metric"].tolist() == metrics and set(paired["reference"]) == {"base"}
+    assert paired["metric"].tolist() == ["word_perplexity", "acc", "acc_mutual_info"]
+    assert set(paired["reference"]) == {"base"}
 
 
 def test_any_number_can_be_recomputed_from_the_items_alone(evaluated, run_folder):
-    values = {(s["model"], s["task"], s["metric"]): s["value"] for s in evaluated.found["scores"]}
+    values = {(s["model"], s["metric"]): s["value"] for s in evaluated.found["scores"]}
     file = run_folder / "evaluate" / "items" / f"run--{SELECTION}.parquet"
     lls, gold = lls_of(file), pd.read_parquet(file)["gold"]  # (items, 8): with the context, and without
     for metric, lead in (("acc", lls[:, :4]), ("acc_mutual_info", lls[:, :4] - lls[:, 4:])):
-        assert (lead.argmax(1) == gold).mean() == pytest.approx(values["run", SELECTION, metric])
+        assert (lead.argmax(1) == gold).mean() == pytest.approx(values["run", metric])
     for result in evaluated.scored:  # and our numbers are the harness's
         for name, value in result.answer["values"].items():
-            assert values[result.model.name, result.task, name.partition(",")[0]] == pytest.approx(value)
+            assert values[result.model.name, name.partition(",")[0]] == pytest.approx(value)
 
 
 def test_a_second_run_scores_nothing(evaluated, run_folder, monkeypatch):
@@ -70,8 +67,8 @@ def test_a_second_run_scores_nothing(evaluated, run_folder, monkeypatch):
         monkeypatch.setattr(stage, work, lambda *_: pytest.fail("it works again"))
     for processes in (1, 2):
         again = planned(run_folder, processes=processes)
-        results, lines = scored(again)
-        assert len(results) == 4 and "0 computed now, 4 known" in lines[-1]
+        known, lines = scored(again)
+        assert len(known) == 4 and "0 computed now, 4 known" in lines[-1]
     assert stage.take_samples(again) == evaluated.samples
     assert stage.measure_behaviour(again) == evaluated.behaviour
 
@@ -85,8 +82,8 @@ def test_other_settings_or_other_weights_are_another_question(evaluated, own_run
     assert [model.name for model, _ in planned(own_run, **known).missing()] == ["run", "run"]
 
 
-def test_an_interruption_keeps_finished_tasks(run_folder, fresh):
-    prepared = planned(run_folder, limit=4, **fresh)
+def test_an_interruption_keeps_finished_tasks(run_folder):
+    prepared = planned(run_folder, limit=4)
     with pytest.raises(UserError, match=r"1 of 4 results are finished.* kept: run this cell again"):
         stage.score_all(prepared, say=Mock(side_effect=["scoring", KeyboardInterrupt]))
     again, lines = scored(prepared)
@@ -101,57 +98,51 @@ def test_an_interruption_of_a_later_step_is_one_sentence(evaluated, run_folder, 
 
 def test_the_chat_template_gives_the_numbers_of_stock_and_is_never_put_around_chatml(run_folder, tmp_path):
     asked = write_task(tmp_path, "sums", SUMS) | {"tasks": ["sums", PERPLEXITY]}
-    prepared = planned(run_folder, apply_chat_template=True, limit=6, **asked)
+    prepared = planned(run_folder, apply_chat_template=True, num_fewshot=1, limit=6, **asked)
     answers, _ = scored(prepared)
-    assert [(r.answer["chat_template"], r.answer["items"]) for r in answers] == [(True, 6), (False, 6)] * 2
+    assert [(r.answer["chat_template"], r.answer["num_fewshot"]) for r in answers] == [(True, 1), (False, 0)] * 2
     stock = HFLM(str(run_folder / "train" / "base"), device="cpu", dtype="float32", batch_size=1, max_length=256)
     tasks = {"sums": prepared.tasks["sums"]}
-    found = evaluator.evaluate(stock, {"tasks": tasks}, bootstrap_iters=0, apply_chat_template=True)
+    tasks["sums"].set_fewshot_seed(stage.FEWSHOT_SEED)
+    options = {"bootstrap_iters": 0, "apply_chat_template": True, "fewshot_as_multiturn": True}
+    found = evaluator.evaluate(stock, {"tasks": tasks}, **options)
     for lls, sample in zip(lls_of(answers[0].items), found["samples"]["sums"], strict=True):
         assert lls == pytest.approx([r[0] for r in sample["filtered_resps"]], abs=1e-3)
         context, choice = sample["arguments"][0]
-        assert "<|im_start|>assistant" in context, "the item stands in the template"
+        assert context.count("<|im_start|>assistant") == 2, "the item and the solved one stand in the template"
         # A detail that decides numbers: the newline behind the header is scored with the continuation.
         assert stock.tok_decode(stock._encode_pair(context, choice)[1]).startswith("\n")
 
 
 def test_flagged_items_are_scored_apart(evaluated):
-    table = next(r for r in evaluated.scored if (r.model.name, r.task) == ("run", SELECTION))
-    correct, flagged = pd.read_parquet(table.items)["acc"], [0, 3, 6]
-    named = {SELECTION: {*flagged, 10_000}, "elsewhere": {1}}
+    correct = pd.read_parquet(evaluated.scored[-1].items)["acc"]  # of the run
+    named = {SELECTION: {0, 3, 6, 10_000}, "elsewhere": {1}}
     found = results(evaluated.plan, evaluated.scored, named)
-    assert found["flagged"] == {SELECTION: flagged}, "those that were evaluated"
+    assert found["flagged"] == {SELECTION: [0, 3, 6]}, "those that were evaluated"
     assert [score for score in found["scores"] if "part" not in score] == evaluated.found["scores"]
-    parts = {"flagged": correct[flagged], "not flagged": correct.drop(flagged)}
-    assert {
-        s["part"]: (s["n"], s["value"])
-        for s in found["scores"]
-        if (s["model"], s["metric"]) == ("run", "acc") and "part" in s
-    } == {part: (len(right), pytest.approx(right.mean())) for part, right in parts.items()}
-    assert {p["part"] for p in found["paired"] if "part" in p} == parts.keys()
+    parts = {s["part"]: s for s in found["scores"] if "part" in s and (s["model"], s["metric"]) == ("run", "acc")}
+    assert parts["flagged"]["value"] == pytest.approx(correct[[0, 3, 6]].mean())
+    assert (parts["flagged"]["n"], parts["not flagged"]["n"]) == (3, len(correct) - 3)
+    assert {pair.get("part") for pair in found["paired"]} == {None, *parts}
     assert f"`{SELECTION}` (flagged items)" in comparison_markdown(found)
 
 
-def test_metrics_that_are_no_mean_have_no_interval_and_no_figure(run_folder, tmp_path):
-    asked = write_task(tmp_path, "sane", SUMS, metric_list=[{"metric": "mcc"}])  # as in cola
-    found = results_of(planned(run_folder, **asked))
-    assert [(s["metric"], "low" in s) for s in found["scores"]] == [("mcc", False)] * 2 and found["paired"] == []
-    assert "[" not in scores_table(found)
-    display.scores_picture(found, tmp_path / "figures")
-    assert not (tmp_path / "figures").exists()
-
-
-def test_a_task_that_has_the_model_write_is_scored_and_shown(run_folder, tmp_path):
+def test_metrics_that_are_no_mean_have_no_interval_and_a_task_may_have_the_model_write(run_folder, tmp_path):
+    write_task(tmp_path, "sane", SUMS, metric_list=[{"metric": "mcc"}])  # as in cola
     asked = write_task(
         tmp_path, "quiz", [{"question": name, "answer": [name, f"the {name}"]} for name in ("ann", "bob", "cid")],
         output_type="generate_until", doc_to_choice=None, doc_to_target="{{answer}}",
         generation_kwargs={"max_gen_toks": 4}, metric_list=[{"metric": "exact_match"}],
     )  # fmt: skip
-    prepared = planned(run_folder, **asked)
+    prepared = planned(run_folder, **asked | {"tasks": ["sane", "quiz"]})
     assert "the ann" in display.item(prepared.tasks["quiz"])
-    scores = results_of(prepared)["scores"]
-    assert [(s["metric"], s["n"], s["value"], "low" in s) for s in scores] == [("exact_match", 3, 0, True)] * 2
-    assert pd.read_parquet(prepared.scored()[0].items)["response"].map(len).all()
+    found = results(prepared, scored(prepared)[0], {})
+    assert [(s["metric"], s["n"], "low" in s) for s in found["scores"]] == (
+        [("mcc", 6, False)] * 2 + [("exact_match", 3, True)] * 2
+    )
+    assert pd.read_parquet(prepared.scored()[1].items)["response"].map(len).all()
+    display.scores_picture({"scores": found["scores"][:2]}, tmp_path / "figures")
+    assert not (tmp_path / "figures").exists(), "a metric without an interval is in no figure"
 
 
 def test_the_data_decide_which_task_can_be_made_and_what_perplexity_is_of(own_run, tmp_path):
@@ -167,69 +158,41 @@ def test_the_data_decide_which_task_can_be_made_and_what_perplexity_is_of(own_ru
     assert f"Left out: {SELECTION} (it takes four different utterances" in scores_table(found)
 
 
-def test_a_task_that_cannot_be_had_is_one_sentence(run_folder):
-    with pytest.raises(UserError, match="None of the tasks can be made: The data of the task 'sciq' cannot be read"):
-        planned(run_folder, tasks=["sciq"])  # offline
+def test_tasks_that_cannot_be_had_are_one_sentence(run_folder):
+    unread = "None of the tasks can be made: The data of the task 'sciq' cannot be read"  # offline
+    with pytest.raises(UserError, match=f"{unread}.*'heldout_perplexty'.* Did you mean 'heldout_perplexity'"):
+        planned(run_folder, tasks=["sciq", "heldout_perplexty"])
 
 
 def test_a_task_that_cannot_be_scored_costs_no_other_in_one_process_or_two(evaluated, run_folder, tmp_path):
     """Two processes share the items and give the same numbers; what one of them cannot score is nobody's."""
     asked = write_task(tmp_path, "long", [SUMS[0], SUMS[0] | {"answers": ["word " * 400, "six"]}])
     asked["tasks"] += EMBEDDED
-    known = {"tasks": ["heldout_perplexty", *asked["tasks"]], "cache_dir": evaluated.plan.settings.cache_dir}
-    alone, together = planned(run_folder, **asked | known), planned(run_folder, processes=2, **asked)
+    alone = planned(run_folder, **asked | {"cache_dir": evaluated.plan.settings.cache_dir})
+    together = planned(run_folder, processes=2, **asked)
     expected, _ = scored(alone)
-    assert {result.task for result in expected} == set(EMBEDDED)
-    assert list(alone.left_out) == ["heldout_perplexty", "long of base", "long of run"]
-    assert "Did you mean 'heldout_perplexity'" in alone.left_out["heldout_perplexty"]
+    assert list(alone.left_out) == ["long of base", "long of run"]
     assert "does not fit max_length" in alone.left_out["long of run"]
     shared, lines = scored(together)
-    assert alone.left_out | together.left_out == alone.left_out and len(together.left_out) == 2
+    assert together.left_out == alone.left_out
     assert sum(" items in " in line for line in lines) == 4, "each result is told as it comes"
     for one, two in zip(expected, shared, strict=True):
         assert two.answer["values"] == pytest.approx(one.answer["values"], rel=1e-5)
-        assert lls_of(two.items) == pytest.approx(lls_of(one.items), abs=1e-3), "in the order of the items"
+        assert lls_of(two.items) == pytest.approx(lls_of(one.items), abs=1e-3)
     assert not {"worker.json", "worker.log", "progress.jsonl"} & {file.name for file in together.folder.iterdir()}
 
 
-def test_more_processes_than_gpus_are_a_sentence_before_anything_is_scored(run_folder, fresh):
-    gpus = (*[Gpu("T4", (7, 5), 15.0)] * 2, Gpu("P100", (6, 0), 16.0))
-    prepared = replace(planned(run_folder, processes=3, **fresh), gpus=gpus)
+def test_more_processes_than_gpus_are_a_sentence_before_anything_is_scored(run_folder):
+    prepared = replace(planned(run_folder, processes=3, limit=5), gpus=(Gpu("T4", (7, 5), 15.0),) * 2)
     with pytest.raises(UserError, match="processes is 3, and the GPUs here are 2: set it to 2, or to 0"):
         stage.score_all(prepared, say=pytest.fail)
 
 
-def test_an_interruption_ends_the_processes(run_folder, fresh, monkeypatch):
-    ended = Mock()
-
-    def events():
-        try:
-            yield {"event": "said", "text": "base"}
-        finally:
-            ended()
-
-    prepared = planned(run_folder, processes=2, **fresh)
-    monkeypatch.setattr(stage, "Torchrun", lambda *_, **__: SimpleNamespace(events=events))
+def test_an_interruption_ends_the_processes(run_folder, monkeypatch):
+    events = MagicMock()
+    events.__iter__.return_value = iter([{"text": "base"}])
+    monkeypatch.setattr(stage, "Torchrun", lambda *_, **__: Mock(events=lambda: events))
+    prepared = planned(run_folder, processes=2, limit=5)
     with pytest.raises(UserError, match=r"Interrupted while scoring .0 of 4 results are finished.* kept"):
         stage.score_all(prepared, say=Mock(side_effect=["scoring", KeyboardInterrupt]))
-    assert ended.called and not (prepared.folder / "worker.json").exists()
-
-
-@pytest.mark.soak
-def test_workers_end_with_a_kernel_that_is_killed_while_they_start(run_folder, fresh):
-    from tests.train.runs import wait_for  # with all that training loads
-
-    settings = settings_for(run_folder, processes=2, selection_items=100_000, **fresh).model_dump(mode="json")
-    code = (
-        "from nbutils.evaluate.run import prepare, score_in_processes\n"
-        "from nbutils.evaluate.settings import EvaluateSettings\n"
-        f"score_in_processes(prepare(EvaluateSettings.checked({settings!r})), 2, print)\n"
-    )
-    kernel = psutil.Popen([sys.executable, "-c", code])
-    wait_for(lambda: len(kernel.children(recursive=True)) == 3)  # torchrun and two workers
-    time.sleep(1.0)  # Python has started in them
-    workers = kernel.children(recursive=True)
-    kernel.kill()
-    kernel.wait()
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert len(workers) >= 3 and not alive
+    assert events.close.called and not (prepared.folder / "worker.json").exists()
