@@ -33,6 +33,8 @@ def test_peers_have_columns_of_their_own_and_are_known_by_what_was_measured(run_
     """Two named like the run's own models, and one on the hub, which the real hub code reads."""
     shutil.copytree(run_folder / "train", tmp_path / "other" / "train")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="could not be loaded"):
+        ModelRef.parse("someone/small-chat").identity()
     repository = tmp_path / "models--someone--small-chat"
     shutil.copytree(run_folder / "train" / "base", repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()

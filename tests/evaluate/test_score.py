@@ -17,7 +17,7 @@ from nbutils.core.hardware import Gpu
 from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import EMBEDDED
-from nbutils.evaluate.report import comparison_markdown, results, scores_table
+from nbutils.evaluate.report import comparison_markdown, difference_table, results, scores_table
 from tests.evaluate.runs import SUMS, hold_out, planned, scored, talk, write_task
 
 PERPLEXITY, SELECTION = EMBEDDED
@@ -31,7 +31,7 @@ def lls_of(items) -> np.ndarray:
 def test_the_notebook_writes_what_others_read(evaluated, run_folder):
     folder, found, behaviour = run_folder / "evaluate", evaluated.found, evaluated.behaviour
     assert read_json(folder / "results.json") == found | {"behaviour": behaviour}
-    assert behaviour["models"]["base"].keys() == behaviour["models"]["run"].keys() == {"greedy", "sampled"}
+    assert behaviour["models"].keys() == {"base", "run"}
     rows = read_jsonl(folder / "samples.jsonl")
     asked = [("run", "alone"), ("run", "conversation"), ("base", "alone"), ("base", "conversation")]
     assert rows == evaluated.samples
@@ -116,9 +116,8 @@ def test_the_chat_template_gives_the_numbers_of_stock_and_is_never_put_around_ch
 
 def test_flagged_items_are_scored_apart(evaluated):
     correct = pd.read_parquet(evaluated.scored[-1].items)["acc"]  # of the run
-    named = {SELECTION: {0, 3, 6, 10_000}, "elsewhere": {1}}
-    found = results(evaluated.plan, evaluated.scored, named)
-    assert found["flagged"] == {SELECTION: [0, 3, 6]}, "those that were evaluated"
+    found = results(evaluated.plan, evaluated.scored, {SELECTION: {0, 3, 6, 10_000}})
+    assert found["flagged"] == {SELECTION: [0, 3, 6]}  # those that were evaluated
     assert [score for score in found["scores"] if "part" not in score] == evaluated.found["scores"]
     parts = {s["part"]: s for s in found["scores"] if "part" in s and (s["model"], s["metric"]) == ("run", "acc")}
     assert parts["flagged"]["value"] == pytest.approx(correct[[0, 3, 6]].mean())
@@ -143,6 +142,7 @@ def test_metrics_that_are_no_mean_have_no_interval_and_a_task_may_have_the_model
     assert pd.read_parquet(prepared.scored()[1].items)["response"].map(len).all()
     display.scores_picture({"scores": found["scores"][:2]}, tmp_path / "figures")
     assert not (tmp_path / "figures").exists(), "a metric without an interval is in no figure"
+    assert "nothing to compare" in difference_table({"paired": []})
 
 
 def test_the_data_decide_which_task_can_be_made_and_what_perplexity_is_of(own_run, tmp_path):

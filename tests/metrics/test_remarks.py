@@ -53,7 +53,7 @@ STEEP = {
         ("no_evaluation", ["eval_steps"], history_rows(60, eval_loss=None)),
         (
             "divergence",
-            ["was 3.88 at step 690 and ended at 9.00", "Lower the learning rate"],
+            ["was 3.88 at step 690 and ended at 9.00"],
             history_rows(100, noise=0.0, loss=after(0.7, lambda _: 9.0)),
         ),
         ("unfinished_schedule", ["600 of 1000"], history_rows(60)),
