@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.cells import run_cells
-from tests.conftest import ROOT
-from tests.evaluate.runs import SMALL, made_up_run
+from tests.evaluate.runs import NOTEBOOK, SMALL, made_up_run
 
 
 @pytest.fixture
@@ -32,11 +31,5 @@ def evaluated(run_folder) -> SimpleNamespace:
     """The names of notebook 04 after it was run on `run_folder`; `stderr` is what would stay on the page."""
     given = SMALL | {"run_dir": str(run_folder), "cache_dir": str(run_folder.parent / "cache")}
     with redirect_stderr(io.StringIO()) as stderr:
-        names = run_cells(ROOT / "notebooks" / "04_evaluate.ipynb", **given)
+        names = run_cells(NOTEBOOK, **given)
     return SimpleNamespace(**names, stderr=stderr.getvalue())
-
-
-@pytest.fixture
-def fresh(tmp_path) -> dict[str, str]:
-    """Settings for a cache of the test's own."""
-    return {"cache_dir": str(tmp_path / "cache")}

@@ -1,40 +1,34 @@
-"""A small run folder as notebooks 01 and 02 leave it, tasks of one's own, and settings to evaluate with."""
+"""A small run folder as notebooks 01 and 02 leave it, tasks of one's own, and small evaluations of them."""
 
 from __future__ import annotations
 
 import json
-import shutil
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.chatml import encode
-from nbutils.core.files import write_json
+from nbutils.core.chatml import encode_batch
+from nbutils.core.files import Json
+from nbutils.core.notebooks import parameters
 from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.run import prepare, score_all
 from nbutils.evaluate.score import Plan, Scored
 from nbutils.evaluate.settings import EvaluateSettings
 from tests.builders import data_folder
+from tests.conftest import ROOT
+from tests.metrics.histories import write_done
 
-SMALL: dict[str, Any] = {
-    "tasks": ["heldout_perplexity", "heldout_next_utterance"],
-    "task_path": "",
-    "limit": 0,
-    "peers": [],
-    "num_fewshot": 0,
-    "apply_chat_template": False,
+NOTEBOOK = ROOT / "notebooks" / "04_evaluate.ipynb"
+SMALL: Json = {
     "max_length": 256,
-    "eval_precision": "fp32",
     "selection_items": 30,
     "resamples": 500,
     "behaviour_prompts": 4,
     "reply_tokens": 8,
-    "context_curve": 2,
-    "seed": 0,
-    "split_seed": 0,
-    "tokens_per_batch": 0,
     "processes": 1,
 }
-SUMS = [{"question": f"{a} plus {a}?", "right": k % 2, "answers": ["four", "six"]} for k, a in enumerate(range(6))]
+"""What an evaluation of seconds changes of the notebook's parameters."""
+SUMS = [{"question": f"{a} plus {a}?", "right": a % 2, "answers": ["four", "six"]} for a in range(6)]
 
 
 def made_up_run(run: Path) -> Path:
@@ -47,28 +41,36 @@ def made_up_run(run: Path) -> Path:
         tiny_model(tokenizer, 256, seed).save_pretrained(run / "train" / name)
         tokenizer.save_pretrained(run / "train" / name)
     for stage in ("data", "train"):
-        record = {"schema": 1, "stage": stage, "status": "done", "key": "made up", "facts": {}, "outputs": {}}
-        write_json(run / stage / "stage.json", record)
+        write_done(run / stage)
     return run
 
 
-def hold_out(run: Path, conversations: list[list[dict[str, Any]]]) -> None:
+def talk(*texts: str) -> list[Json]:
+    """A conversation that the user begins."""
+    roles = cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for text, role in zip(texts, roles, strict=False)]
+
+
+def hold_out(run: Path, conversations: list[list[Json]]) -> None:
     """Puts conversations of one's own into the place of those that a run holds out, as notebook 01 writes them."""
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
-    shutil.rmtree(run / "data" / "eval")
-    rows = []
-    for talk in conversations:
-        encoded = encode(tokenizer, talk)
-        said = [{"role": message["role"], "content": message["content"]} for message in talk]
-        rows.append({"messages": said, "input_ids": encoded.input_ids, "supervised": encoded.supervised})
-    Dataset.from_list(rows).save_to_disk(str(run / "data" / "eval"))
+    encoded = encode_batch(tokenizer, conversations)
+    columns = {
+        "messages": [talk(*(message["content"] for message in messages)) for messages in conversations],
+        "input_ids": [one.input_ids for one in encoded],
+        "supervised": [one.supervised for one in encoded],
+    }
+    Dataset.from_dict(columns).save_to_disk(str(run / "data" / "eval"))
 
 
-def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **config: Any) -> None:
-    """Writes a task of one's own with its data; a question with two answers each, unless `config` says otherwise."""
+def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json:
+    """Writes a task of one's own with its data; a question with two answers each, unless `config` says otherwise.
+
+    Returns the settings that ask for it, with a new cache.
+    """
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {
         "task": name,
@@ -79,20 +81,16 @@ def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **config: An
         "doc_to_text": "question",
         "doc_to_choice": "answers",
         "doc_to_target": "right",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
     (folder / f"{name}.yaml").write_text(json.dumps(task | config, indent=0))
-
-
-def settings_for(run: Path, **changes: Any) -> EvaluateSettings:
-    """Settings of an evaluation that takes seconds; its cache lies beside the run."""
-    values = {**SMALL, "run_dir": str(run), "cache_dir": str(run.parent / "cache"), **changes}
-    return EvaluateSettings.checked(values)
+    return {"tasks": [name], "task_path": str(folder), "cache_dir": str(folder / "cache")}
 
 
 def planned(run: Path, **changes: Any) -> Plan:
-    """What `settings_for` asks for."""
-    return prepare(settings_for(run, **changes))
+    """An evaluation that takes seconds; its cache lies beside the run."""
+    values = {name: parameter.default for name, parameter in parameters(NOTEBOOK).items()}
+    values |= {**SMALL, "run_dir": str(run), "cache_dir": str(run.parent / "cache"), **changes}
+    return prepare(EvaluateSettings.checked(values))
 
 
 def scored(plan: Plan) -> tuple[list[Scored], list[str]]:

@@ -14,16 +14,17 @@ from datasets import Dataset
 
 from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.run.models import tiny_model
-from nbutils.evaluate.behaviour import figures_of, measure, user_turns
+from nbutils.evaluate.behaviour import figures_of, measure
 from nbutils.evaluate.compare import flagged_items
 from nbutils.evaluate.context_curve import ORDER, beyond_trained, losses_of, measure_curve, too_long_ids
 from nbutils.evaluate.display import behaviour_table
-from nbutils.evaluate.heldout import Conversation
+from tests.builders import small_tokenizer
 from tests.conftest import sentencepiece_tokenizer
+from tests.evaluate.runs import talk
 
 
 def test_figures_on_made_up_replies():
-    prompts = [[{"role": "user", "content": text}] for text in ("Hello there", "How are you?", "Tell me more", "So?")]
+    prompts = [talk(text) for text in ("Hello there", "How are you?", "Tell me more", "So?")]
     replies = [
         Reply("hello THERE", [1, 2], True),
         Reply("fine fine", [3, 4, 5, 6, 3, 4, 5, 6], True),
@@ -31,66 +32,50 @@ def test_figures_on_made_up_replies():
         Reply("", [99], False),
     ]
     figures = figures_of(replies, prompts, special_ids={99})
-    intervals = figures.pop("intervals")
-    assert figures == {
+    assert figures == figures | {
         "replies": 4, "ended": 0.5, "echoes": 0.25, "repeats": 0.25, "empty": 0.25,
         "leaks": 0.5,  # a role header in the text, and a control token
         "median_tokens": 2.5,
         "distinct_1": pytest.approx(7 / 8),  # hello there fine fine ok user and you?
         "distinct_2": 1.0,
     }  # fmt: skip
-    assert intervals["ended"] == pytest.approx([0.15, 0.85], abs=0.01)
-    assert intervals["echoes"][0] > 0.04, "a share of 1 in 4 is not certain"
-    shown = figures | {"intervals": intervals}
-    found = {"models": {"run": {"greedy": shown, "sampled": shown}}, "left_out": {}}
+    assert figures["intervals"]["echoes"][0] > 0.04, "a share of 1 in 4 is not certain"
+    found = {"models": {"run": {"greedy": figures}}, "left_out": {}}
     assert "50% [15%, 85%]" in behaviour_table(found).to_string()
 
 
-def test_prompts_end_with_a_user_turn_and_fit(chat_tokenizers):
-    tokenizer = chat_tokenizers["byte_level"]
-    messages = [{"role": ("user", "assistant")[k % 2], "content": f"text {k} " * 5} for k in range(10)]
-    conversations = [Conversation(row, messages) for row in range(30)]
-    chosen, again, none = (user_turns(conversations, tokenizer, 12, room=room, seed=0) for room in (90, 90, 5))
-    assert len(chosen) == 12 and all(prompt[-1]["role"] == "user" for prompt in chosen)
-    assert chosen == again and none == []
-
-
-def test_the_context_curve_covers_twice_the_trained_length(chat_tokenizers, tmp_path):
-    rng = np.random.default_rng(0)
-    model = tiny_model(chat_tokenizers["byte_level"], 32, 0)
-    assert too_long_ids(tmp_path, 3, 32, 0) == []
+def test_conversations_for_the_context_curve_outgrow_the_model_and_are_cut_at_twice_its_length(tmp_path):
     lengths = (90, 20, 90, 32, *[90] * 30)
-    long = Dataset.from_list([{"input_ids": rng.integers(0, 100, n).tolist()} for n in lengths])
+    long = Dataset.from_list([{"input_ids": [row] * length} for row, length in enumerate(lengths)])
     long.save_to_disk(str(tmp_path / "too_long"))
-    rows, again, other, all_of_them, none = (
-        too_long_ids(tmp_path, count, trained, seed)
-        for count, trained, seed in ((3, 32, 0), (3, 32, 0), (3, 32, 1), (99, 32, 0), (3, 128, 0))
-    )
-    assert [len(row) for row in rows] == [64] * 3 and len(all_of_them) == 32 and none == []
-    assert rows == again != other, "the seed chooses, not the order of the data"
-    assert measure_curve(model, [], resamples=200, seed=0) is None
+    rows = too_long_ids(tmp_path, 3, 32, 0)
+    assert [len(row) for row in rows] == [64] * 3
+    assert rows == too_long_ids(tmp_path, 3, 32, 0) != too_long_ids(tmp_path, 3, 32, 1), "the seed chooses"
+    assert len(too_long_ids(tmp_path, 99, 32, 0)) == 32 and too_long_ids(tmp_path, 3, 128, 0) == []
+
+
+def test_the_context_curve_covers_twice_the_trained_length():
+    model = tiny_model(small_tokenizer(["to talk"], 300), 32, 0)
+    rows = np.random.default_rng(0).integers(0, 100, (3, 64)).tolist()
     curve = measure_curve(model, rows, resamples=200, seed=0)
     assert curve["trained_length"] == 32 and set(curve["curves"]) == set(ORDER)
     assert curve["tokens_beyond"] == 3 * 32 and set(curve["differences"]) == set(ORDER) - {"none"}
-    assert curve["best"] is None and "3 conversations" in curve["advice"] and "too few" in curve["advice"]
-    ids = torch.tensor([rng.integers(0, 100, 40).tolist()])
-    plain = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none").detach().numpy()
-    assert losses_of(model, ids.tolist(), "none")[0] == pytest.approx(plain, abs=1e-4)
-    assert losses_of(model, ids.tolist(), "yarn")[0] != pytest.approx(plain, abs=1e-4)
+    ids = torch.tensor(rows[:1])
+    plain = pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-4)
+    assert losses_of(model, rows[:1], "none")[0].mean() == plain != losses_of(model, rows[:1], "yarn")[0].mean()
 
 
-def losses(conversations: int, noisy: float = 0.02, **gains: float) -> dict[str, np.ndarray]:
-    """Losses of 500 tokens of each conversation, about 4 nats, less what an extension gains, and noise.
-
-    `noisy` is the noise of `dynamic`.
-    """
+def losses(conversations: int, **gains: float | np.ndarray) -> dict[str, np.ndarray]:
+    """Losses of 500 tokens of each conversation, about 4 nats, less what an extension gains, and noise."""
     rng = np.random.default_rng(0)
-    hard = rng.normal(4, 0.5, conversations)
-    found = {
-        name: hard - gains.get(name, 0.0) + rng.normal(0, noisy if name == "dynamic" else 0.02, conversations)
-        for name in ORDER
-    }
-    return {name: np.stack([500 * x, np.full(conversations, 500.0)], axis=1) for name, x in found.items()}
+    hard, found = rng.normal(4, 0.5, conversations), {}
+    for name in ORDER:
+        own = hard - gains.get(name, 0.0) + rng.normal(0, 0.02, conversations)
+        found[name] = 500 * np.stack([own, np.ones(conversations)], axis=1)
+    return found
+
+
+UNSURE = np.random.default_rng(1).normal(0.05, 0.3, 40)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +84,9 @@ def losses(conversations: int, noisy: float = 0.02, **gains: float) -> dict[str,
         (40, {"yarn": 0.1}, "yarn", "a difference of -0.1"),
         (40, {"yarn": 0.1, "dynamic": 0.1}, "dynamic", "Not distinguishable from it: `yarn`."),
         # dynamic may be as good as yarn, but also no better than none
-        (40, {"yarn": 0.1, "dynamic": 0.05, "noisy": 0.3}, "yarn", "Not distinguishable from it: `dynamic`."),
+        (40, {"yarn": 0.1, "dynamic": UNSURE}, "yarn", "Not distinguishable from it: `dynamic`."),
         (40, {}, "none", "no extension is distinguishably better than none"),
-        (40, {"yarn": -1.0, "dynamic": -1.0, "linear": -1.0}, "none", "no extension is distinguishably better"),
+        (40, dict.fromkeys(ORDER[1:], -1.0), "none", "no extension is distinguishably better"),
         (8, {"yarn": 0.1}, None, "8 conversations beyond 1,024 tokens are too few to tell"),
     ],
 )
@@ -112,27 +97,25 @@ def test_advice_is_given_only_where_conversations_show_a_difference(conversation
 
 
 def test_items_in_the_ledger_are_flagged(tmp_path):
-    task = SimpleNamespace(eval_docs=range(20))
-    items = [["hellaswag item 17", "hellaswag item 4"], ["sciq item 3"], None, None]
+    """Every item that a row shares words with."""
+    items = [["hellaswag item 17", "hellaswag item 4"], ["sciq item 3"], None]
     pq.write_table(pa.table({"matched_items": items}), tmp_path / "ledger.parquet")
-    assert flagged_items(tmp_path / "ledger.parquet", {"hellaswag": task}) == {"hellaswag": {4, 17}}
-    both = flagged_items(tmp_path / "ledger.parquet", {"hellaswag": task, "sciq": task})
-    assert both == {"hellaswag": {4, 17}, "sciq": {3}}, "every item that a row shares words with"
-    assert flagged_items(tmp_path / "missing.parquet", {"hellaswag": None}) == {}
+    tasks = dict.fromkeys(("hellaswag", "sciq", "wikitext"), SimpleNamespace(eval_docs=range(20)))
+    flagged = {"hellaswag": {4, 17}, "sciq": {3}, "wikitext": set()}
+    assert flagged_items(tmp_path / "ledger.parquet", tasks) == flagged
+    assert flagged_items(tmp_path / "missing.parquet", tasks) == {}
 
 
 IM_SEP = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endfor %}"
 
 
-@pytest.mark.parametrize(("template", "asked"), [(IM_SEP, False), (None, True), ("as it is", True)])
+@pytest.mark.parametrize("template,asked", [(IM_SEP, False), (None, True)])
 def test_models_of_another_template_are_left_out_and_a_missing_pad_token_is_none_of_our_business(
     chat_tokenizers, template, asked
 ):
     tokenizer = copy.deepcopy(chat_tokenizers["byte_level"])
-    tokenizer.pad_token = None
-    tokenizer.chat_template = tokenizer.chat_template if template == "as it is" else template
-    prompts = [[{"role": "user", "content": "x" * k}] for k in (1, 20)]
-    found = measure(tiny_model(tokenizer, 64, 0), tokenizer, prompts, max_new_tokens=2, seed=0)
+    tokenizer.chat_template, tokenizer.pad_token = template, None
+    found = measure(tiny_model(tokenizer, 64, 0), tokenizer, [talk("x"), talk("x" * 20)], max_new_tokens=2, seed=0)
     assert found["greedy"]["replies"] == 2 if asked else "another than ChatML" in found["left_out"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,6 @@ from nbutils.evaluate.compare import (
     Metric,
     interval,
     paired_difference,
-    resampled,
     sums_of,
     tail_for,
     word_for,
@@ -25,52 +26,52 @@ def accuracies(correct: np.ndarray) -> np.ndarray:
     return np.stack([correct, np.ones(len(correct))], axis=1)
 
 
-def equal_answers(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two models of equal accuracy on 500 items that agree on many, as models do on what is hard for both."""
+def answers(rng, gain=0.0):
+    """Two models of equal accuracy on 500 items that agree on many, as models do on what is hard for both.
+
+    Then the first is right on `gain` of the others too.
+    """
     together, common = rng.random(500) < 0.6, rng.random(500) < 0.45
     a, b = (np.where(together, common, rng.random(500) < 0.45) for _ in range(2))
-    return a, b
+    return accuracies(a | (rng.random(500) < gain)), accuracies(b)
 
 
-def equal_pages(rng: np.random.Generator, pages: int) -> tuple[np.ndarray, np.ndarray]:
+def pages(rng, count):
     """Two equal models on pages of very different length, as WikiText's are, that are hard or easy for both."""
-    words = np.round(rng.lognormal(7.8, 0.9, pages))
-    hard = rng.normal(-4, 0.6, pages)
-    a, b = (np.stack([(hard + rng.normal(0, 0.1, pages)) * words, words], axis=1) for _ in range(2))
+    words = np.round(rng.lognormal(7.8, 0.9, count))
+    hard = rng.normal(-4, 0.6, count)
+    a, b = (np.stack([(hard + rng.normal(0, 0.1, count)) * words, words], axis=1) for _ in range(2))
     return a, b
+
+
+def said(pairs, kind, models) -> Counter[str]:
+    """How often each word is said of so many pairs of models."""
+    made = (models(np.random.default_rng(seed)) for seed in range(pairs))
+    return Counter(word_for(paired_difference(*pair, kind, 1000, seed), True) for seed, pair in enumerate(made))
 
 
 def test_a_true_ten_point_difference_on_500_items_is_called():
-    called = 0
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        a, b = equal_answers(rng)
-        better = a | (rng.random(500) < 0.2)  # 0.45 + 0.55 × 0.2: eleven points
-        found = paired_difference(accuracies(better), accuracies(b), "mean", 2000, seed)
-        called += word_for(found, True) == "better"
-    assert called >= 36
+    assert said(40, "mean", partial(answers, gain=0.2))["better"] >= 36  # 0.45 + 0.55 × 0.2: eleven points
 
 
-@pytest.mark.parametrize("pages,pairs", [(None, 200), (20, 400), (62, 400)])
-def test_equal_models_are_seldom_called_different(pages, pairs):
+@pytest.mark.parametrize(
+    "pairs,kind,models",
+    [
+        (200, "mean", answers),
+        (400, "perplexity", partial(pages, count=20)),
+        (400, "perplexity", partial(pages, count=62)),
+    ],
+)
+def test_equal_models_are_seldom_called_different(pairs, kind, models):
     """In 5 % of the pairs, and two standard errors of that count; on few pages of unlike length too."""
-    called = 0
-    for seed in range(pairs):
-        rng = np.random.default_rng(seed)
-        a, b = equal_pages(rng, pages) if pages else map(accuracies, equal_answers(rng))
-        word = word_for(paired_difference(a, b, "perplexity" if pages else "mean", 1000, seed), True)
-        assert word != TOO_FEW
-        called += word != "not distinguishable"
-    assert called <= 0.05 * pairs + 2 * math.sqrt(pairs * 0.05 * 0.95)
+    words = said(pairs, kind, models)
+    assert TOO_FEW not in words
+    assert pairs - words["not distinguishable"] <= 0.05 * pairs + 2 * math.sqrt(pairs * 0.05 * 0.95)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    covered = 0
-    for seed in range(200):
-        correct = np.random.default_rng(seed).random(400) < 0.3
-        found = interval(accuracies(correct), "mean", 1000, seed)
-        covered += found.low <= 0.3 <= found.high
-    assert covered >= 180
+    found = (interval(accuracies(np.random.default_rng(s).random(400) < 0.3), "mean", 1000, s) for s in range(200))
+    assert sum(estimate.low <= 0.3 <= estimate.high for estimate in found) >= 180
 
 
 def test_replies_of_one_conversation_are_resampled_together():
@@ -82,26 +83,14 @@ def test_replies_of_one_conversation_are_resampled_together():
     assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
 
 
-def test_perplexity_is_a_ratio_of_sums_and_its_difference_is_paired():
+def test_a_difference_is_seen_on_the_same_items_where_the_intervals_overlap():
     rng = np.random.default_rng(0)
     words = rng.integers(1, 40, 300).astype(float)
     hardness = rng.normal(5, 2, 300) * words
     a, b = (np.stack([-hardness - gain * words, words], axis=1) for gain in (0.0, 0.05))
-    found, overlap = (interval(sums, "perplexity", 1000, 0) for sums in (a, b))
-    assert found.value == pytest.approx(math.exp(hardness.sum() / words.sum()))
-    assert found.high > overlap.low, "the two intervals overlap"
-    difference = paired_difference(a, b, "perplexity", 1000, 0)
-    assert difference.high < 0 and word_for(difference, higher_is_better=False) == "better"
-
-
-def test_counting_patterns_and_drawing_items_are_the_same_bootstrap(monkeypatch):
-    columns = (np.random.default_rng(0).random((200, 2)) < 0.4).astype(float)
-    fast = resampled(columns, 20_000, 0)
-    monkeypatch.setattr("nbutils.evaluate.compare.FEW_PATTERNS", 0)
-    slow = resampled(columns, 20_000, 0)
-    assert fast.mean(axis=0) == pytest.approx(slow.mean(axis=0), rel=0.01)
-    assert fast.std(axis=0) == pytest.approx(slow.std(axis=0), rel=0.05)
-    assert (resampled(columns, 100, 5) == resampled(columns, 100, 5)).all(), "seeded"
+    one, other = (interval(sums, "perplexity", 1000, 0) for sums in (a, b))
+    assert one.high > other.low
+    assert paired_difference(a, b, "perplexity", 1000, 0).high < 0
 
 
 @pytest.mark.parametrize(

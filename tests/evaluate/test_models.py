@@ -2,118 +2,92 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
+from lm_eval.api.instance import Instance
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import read_json, write_json
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
-from nbutils.evaluate.models import Model, facts_of, models_of_run, open_model
-from nbutils.evaluate.report import results, scores_table, settings_list
+from nbutils.evaluate.models import Model, check_model, models_of_run, open_model
+from nbutils.evaluate.report import results, settings_list
 from tests.evaluate.runs import SUMS, planned, scored, write_task
+
+CHATML_TASK = "heldout_next_utterance"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_peers_are_folders_hub_ids_or_gguf_files_and_no_two_have_one_name(run_folder, smollm2_gguf, tmp_path):
-    places = ("a/train/final", "again/a/train/final", "models/SmolLM2-1.7B", "c/d/x", "e/d/x", "c/d/y")
+    places = ("a/train/final", "again/a/train/final", "models/SmolLM2-1.7B")
     folders = [str(shutil.copytree(run_folder / "train" / "final", tmp_path / place)) for place in places]
     models = models_of_run(Run(run_folder), [str(smollm2_gguf), "owner/model@one", "owner/model@two", *folders])
-    assert [(model.name, model.role) for model in models] == [
-        ("base", "base"),
-        ("run", "run"),
-        ("/".join(smollm2_gguf.parts[-3:]), "peer"),
-        ("owner/model@one", "peer"),
-        ("owner/model@two", "peer"),
-        ("a/train/final", "peer"),
-        ("again/a/train/final", "peer"),
-        (f"{tmp_path.name}/models/SmolLM2-1.7B", "peer"),
-        *((place, "peer") for place in places[3:]),
-    ]
-    assert [model.ref.revision for model in models[2:5]] == ["", "one", "two"]
-    assert not [model.facts for model in models if Path(model.facts["source"]).is_absolute()]
-    with pytest.raises(UserError, match=r"GGUF file nowhere\.gguf"):
-        models_of_run(Run(run_folder), ["nowhere.gguf"])
+    assert [model.name for model in models] == [
+        "base", "run", "/".join(smollm2_gguf.parts[-3:]), "owner/model@one", "owner/model@two", *places[:2],
+        f"{tmp_path.name}/{places[2]}",
+    ]  # fmt: skip
 
 
-def test_peers_named_like_the_runs_own_models_have_columns_of_their_own(run_folder, tmp_path):
+def test_peers_have_columns_of_their_own_and_are_known_by_what_was_measured(run_folder, tmp_path, monkeypatch):
+    """Two named like the run's own models, and one on the hub, which the real hub code reads."""
     shutil.copytree(run_folder / "train", tmp_path / "other" / "train")
-    peers = [f"other/train/{name}" for name in ("base", "final")]
-    prepared = planned(run_folder, peers=[str(tmp_path / peer) for peer in peers], tasks=["heldout_next_utterance"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="could not be loaded"):
+        ModelRef.parse("someone/small-chat").identity()
+    repository = tmp_path / "models--someone--small-chat"
+    shutil.copytree(run_folder / "train" / "base", repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    names = ["base", "run", "other/train/base", "other/train/final", "someone/small-chat"]
+    peers = [*(str(tmp_path / name) for name in names[2:4]), names[4]]
+    prepared = planned(run_folder, peers=peers, tasks=[CHATML_TASK])
     answers, lines = scored(prepared)
-    assert sum(" items in " in line for line in lines) == 2, "the same weights in another place are the same model"
+    assert sum(" items in " in line for line in lines) == 3, "the same weights in another place are the same model"
     found = results(prepared, answers, {})
-    names = ["base", "run", *peers]
-    assert [m["name"] for m in found["models"]] == names
-    assert [m["role"] for m in found["models"]] == ["base", "run", "peer", "peer"]
     assert [s["model"] for s in found["scores"] if s["metric"] == "acc"] == names
-    assert [p["reference"] for p in found["paired"] if p["metric"] == "acc"] == ["base", *peers]
-    assert len(scores_table(found).splitlines()[0].split("|")) == 3 + 4 + 2
-    assert "other/train/final`" in settings_list(found) and "| sha256 " in settings_list(found)
-    found["models"][2]["identity"] = {"hub": "owner/model", "commit": "0123456789abcdef0123456789abcdef01234567"}
-    assert "| commit 0123456789ab |" in settings_list(found), "not the branch that was asked for"
+    assert [p["reference"] for p in found["paired"] if p["metric"] == "acc"] == [names[0], *names[2:]]
+    hub = f"| `someone/small-chat` | commit {COMMIT[:12]} | False | shared rows |"
+    for words in ("`other/train/final`", "| sha256 ", hub):
+        assert words in settings_list(found)
 
 
 @pytest.mark.parametrize(
-    "config,words",
+    "config,asked,words",
     [
-        ({"max_position_embeddings": 128}, "reads 128 tokens at once, and max_length is 256"),
-        ({"model_type": "t5"}, "not a causal language model"),
-        ({"model_type": "none such"}, "could not be loaded"),
+        ({"max_position_embeddings": 128}, {}, "reads 128 tokens at once, and max_length is 256"),
+        ({"model_type": "t5"}, {}, "not a causal language model"),
+        ({}, {"apply_chat_template": True}, "plain has no chat template: set apply_chat_template to false"),
+        ({}, {"apply_chat_template": True, "tasks": [CHATML_TASK]}, ""),
     ],
 )
-def test_a_peer_that_cannot_be_scored_stays_out_before_anything_is(run_folder, tmp_path, monkeypatch, config, words):
-    monkeypatch.setattr("nbutils.evaluate.score.open_model", lambda *a, **k: pytest.fail("opened a model"))
-    peer = shutil.copytree(run_folder / "train" / "base", tmp_path / "peers" / "a")
-    (peer / "config.json").write_text(json.dumps(json.loads((peer / "config.json").read_text()) | config))
-    prepared = planned(run_folder, peers=[str(peer)])
-    assert [model.name for model in prepared.models] == ["base", "run"]
-    ((name, why),) = prepared.left_out.items()
-    assert words in why and str(tmp_path) not in name + why, "it is published: no folder of this machine"
-
-
-def test_the_runs_own_model_cannot_stay_out(run_folder):
-    with pytest.raises(UserError, match="reads 256 tokens at once, and max_length is 512"):
-        planned(run_folder, max_length=512)
-
-
-def test_a_wanted_chat_template_that_is_missing_is_one_sentence(run_folder, tmp_path):
-    write_task(tmp_path, "sums", SUMS)
-    peer = shutil.copytree(run_folder / "train" / "base", tmp_path / "plain")
+def test_a_peer_that_cannot_be_scored_stays_out_before_anything_is(run_folder, tmp_path, config, asked, words):
+    peer = shutil.copytree(run_folder / "train" / "base", tmp_path / "peers" / "plain")
+    write_json(peer / "config.json", read_json(peer / "config.json") | config)
     (peer / "chat_template.jinja").unlink()
-    wanted = {"apply_chat_template": True, "peers": [str(peer)]}
-    left_out = planned(run_folder, tasks=["sums"], task_path=str(tmp_path), **wanted).left_out
-    assert "plain has no chat template: set apply_chat_template to false" in str(left_out)
-    assert not planned(run_folder, **wanted).left_out  # ChatML tasks need none
+    left_out = planned(run_folder, **write_task(tmp_path, "sums", SUMS) | {"peers": [str(peer)]} | asked).left_out
+    assert len(left_out) == bool(words) and words in str(left_out)
+    assert str(tmp_path) not in str(left_out), "it is published: no folder of this machine"
 
 
-def test_a_peer_on_the_hub_is_known_by_its_commit_and_scored_by_the_real_hub_code(run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    model = Model("someone/small-chat", "peer", ModelRef.parse("someone/small-chat"))
-    with pytest.raises(UserError, match="could not be loaded"):
-        model.ref.identity()
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "models--someone--small-chat"
-    shutil.copytree(run_folder / "train" / "base", repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    facts = facts_of(model, open_model(model, "cpu", 256, "fp32"))
-    assert facts["identity"] == {"hub": "someone/small-chat", "commit": commit}
-    assert (facts["source"], facts["scored_as"]) == ("someone/small-chat", "shared rows")
+def test_the_runs_own_model_cannot_stay_out(own_run):
+    with pytest.raises(UserError, match="reads 256 tokens at once, and max_length is 512"):
+        planned(own_run, max_length=512)
+    (own_run / "train" / "final" / "config.json").unlink()
+    with pytest.raises(UserError, match="holds no model: run notebooks/02_train_sft"):
+        planned(own_run)
 
 
 @pytest.mark.soak
-def test_a_gguf_peer_is_scored_as_its_unpacked_model_is(
-    run_folder, smollm2_gguf, smollm2_folder, fresh, tmp_path, monkeypatch
-):
+def test_a_gguf_peer_is_scored_as_its_unpacked_model_is(smollm2_gguf, smollm2_folder, monkeypatch):
     """The tokenizer of a GGUF file is read as everywhere else: AutoTokenizer gives other ids in some releases."""
-    write_task(tmp_path, "sums", SUMS)
-    peers = [str(smollm2_gguf), str(smollm2_folder)]
-    prepared = planned(run_folder, tasks=["sums"], task_path=str(tmp_path), limit=2, peers=peers, **fresh)
-    calls, original = [], ModelRef.raw_tokenizer
-    monkeypatch.setattr(ModelRef, "raw_tokenizer", lambda ref: calls.append(ref) or original(ref))
-    *_, packed, unpacked = (pq.read_table(r.items)["loglikelihoods"].to_pylist() for r in scored(prepared)[0])
-    assert packed == [pytest.approx(row, abs=1e-3) for row in unpacked] and len(packed) == 2
-    assert len(calls) == 1
+    read, original = [], ModelRef.raw_tokenizer
+    monkeypatch.setattr(ModelRef, "raw_tokenizer", lambda ref: read.append(ref) or original(ref))
+    request = Instance("loglikelihood", {}, ("2 plus 4?", " six"), 0)
+    answers = []
+    for place in (smollm2_gguf, smollm2_folder):
+        model = Model("peer", "peer", ModelRef.parse(str(place)))
+        check_model(model, max_length=256, chat_template=False)
+        answers += open_model(model, "cpu", 256, "fp32").loglikelihood([request])
+    packed, unpacked = answers
+    assert packed == pytest.approx(unpacked, abs=1e-3) and len(read) == 1

@@ -6,12 +6,10 @@ from nbutils.evaluate import scorer
 
 
 def test_headless_a_line_a_minute_and_nothing_for_short_work(monkeypatch):
-    now = [0.0]
+    now, lines = [0.0], []
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    lines: list[str] = []
     with scorer.progress(1000, lines.append) as count:
-        for _ in range(10):
-            now[0] += 20
+        for now[0] in range(20, 220, 20):
             count(100)
     assert [line.split("[")[0].split("|")[-1].strip() for line in lines] == ["300/1000", "600/1000", "900/1000"]
 
@@ -19,9 +17,9 @@ def test_headless_a_line_a_minute_and_nothing_for_short_work(monkeypatch):
 def test_the_bar_of_a_notebook_leaves_nothing_behind(monkeypatch, capsys):
     monkeypatch.setattr(scorer, "interactive", lambda: True)
     monkeypatch.setattr(scorer, "BAR_AFTER", 0.0)
-    lines: list[str] = []
+    lines = []
     with scorer.progress(100, lines.append) as count:
         count(50)
         count(50)
-    drawn = capsys.readouterr().err
-    assert "/100" in drawn and drawn.rpartition("\r")[2] == "" and not drawn.split("\r")[-2].strip() and not lines
+    *drawn, blank, end = capsys.readouterr().err.split("\r")
+    assert "/100" in "".join(drawn) and not blank.strip() and not end and not lines

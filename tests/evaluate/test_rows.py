@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils.core.errors import UserError
 from nbutils.evaluate.rows import Request, Row, batches, plan_rows
 
 tokens = st.integers(0, 3)  # few different ones, so that prefixes are often shared
@@ -46,21 +44,3 @@ def test_every_request_is_scored_once_on_just_its_own_tokens(requests, share, lo
     for batch in planned:
         assert len({row.branched for row in batch}) == 1, "rows with a mask and rows without never meet"
         assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
-
-
-def test_choices_of_one_question_share_a_row_and_turns_of_a_conversation_too():
-    context = tuple(range(100))
-    choices = [Request(context, (200 + k, 201 + k, 202 + k)) for k in range(4)]
-    (row,) = plan_rows(choices, longest=1000, attention_even=3000.0)
-    assert len(row) == 100 + 4 * 2
-    talk = tuple(range(300))
-    turns = [Request(talk[:end], talk[end : end + 20]) for end in range(40, 280, 40)]
-    (row,) = plan_rows(turns, longest=1000, attention_even=3000.0)
-    assert not row.branched and len(row) == 240 + 20 - 1  # the last turn's, and all others lie on it
-
-
-def test_too_long_requests_keep_their_end_as_stock_does():
-    request = Request.fitted(list(range(50)), [100, 101], max_length=10)
-    assert request.context == tuple(range(41, 50)) and len(request.inputs) == 10
-    with pytest.raises(UserError, match=r"answer of 11 tokens does not fit max_length, which is 10: raise"):
-        Request.fitted([1], list(range(11)), max_length=10)
