@@ -31,8 +31,6 @@ LONGEST_PROMPT = 256
 """Tokens of the longest beginning of a conversation whose reply is counted in the behaviour; longer ones take long."""
 SMALL_PARAMETERS = 20_000_000
 """Parameters below which one CPU thread generates as fast as several."""
-FEWSHOT_SEED = 1234
-"""lm-eval's own default: the same examples in front of the items as everybody's."""
 
 
 def prepare(settings: EvaluateSettings) -> Plan:
@@ -58,7 +56,6 @@ def prepare(settings: EvaluateSettings) -> Plan:
     for task in tasks.values():  # as lm-eval's `simple_evaluate` does: a task that says 0 in its YAML stays at 0
         if task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
     template = settings.apply_chat_template and any(map(takes_template, tasks.values()))
     models = []
     for model in models_of_run(run, settings.peers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from nbutils.evaluate.settings import EvaluateSettings
 
 ITEMS = "items.parquet"
 CACHE_SCHEMA = 2
+FEWSHOT_SEED = 1234
+"""lm-eval's own default: the same examples in front of the items as everybody's."""
 FOLDERS = re.compile(r"(?<![\w/:.~-])/(?:[^\s/]+/)*(?=[^\s/])")
 """The folders of an absolute path in a sentence."""
 
@@ -162,6 +165,10 @@ def _ask(plan: Plan, model: Model, lm: Any, name: str) -> None:
     groups = about.get("groups", "")
     template = plan.settings.apply_chat_template and takes_template(task)
     started = time.perf_counter()
+    # The same solved examples for every model and any number of processes: they are drawn item by item, in order.
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    few = min(len(task.eval_docs), plan.settings.limit or math.inf) < lm.state.num_processes
+    lm.divide(not few and not task.get_config("num_fewshot"))
     # A bar for building the requests, which takes a second, would stay on the page; ours is for the scoring.
     lm_eval.api.task.tqdm = partial(tqdm, disable=True)
     results = evaluator.evaluate(
@@ -173,7 +180,7 @@ def _ask(plan: Plan, model: Model, lm: Any, name: str) -> None:
         apply_chat_template=template,
         fewshot_as_multiturn=template,
     )
-    if results is None:  # only the first of several processes gets any
+    if not lm.state.is_main_process:
         return
     metrics = metrics_of(task)
     rows = item_rows(results["samples"][name], metrics, groups)

@@ -38,8 +38,16 @@ class SharedPrefixLM(HFLM):
         self.scorer = RowScorer(self.model, tokens_per_batch)
         self.say: Say = print
         self._pieces: dict[str, list[int]] = {}
-        state = PartialState()  # stock shards over GPUs only, and by the local rank
-        self._rank, self._world_size = state.process_index, state.num_processes
+        self.state = PartialState()
+        self.divide(True)
+
+    def divide(self, divided: bool) -> None:
+        """Whether each of several processes scores a part of the next task's items, or all of them.
+
+        Stock divides over GPUs only, and by the local rank.
+        """
+        self._rank: int = self.state.process_index if divided else 0
+        self._world_size: int = self.state.num_processes if divided else 1
 
     @cached_property
     def strategy(self) -> str:
