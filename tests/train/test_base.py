@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +22,6 @@ from nbutils.train.base import ensure_base, make_base, weightless_base
 from nbutils.train.preflight import run_findings
 from tests.builders import small_tokenizer
 from tests.train.runs import small_settings
-
-Harm = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +42,27 @@ def run(made, tmp_path):
     return tmp_path / "run"
 
 
-def merged(file: str, **changes: object) -> Harm:
+def merged(file, **changes):
     return lambda run: write_json(run / file, read_json(run / file) | changes)
 
 
-def tokenised_for(base: str) -> Harm:
+def tokenised_for(base):
     return merged("data/summary.json", tokenizer={"base_model": base})
 
 
-def configured(**changes: object) -> Harm:
+def configured(**changes):
     return merged("model/config.json", **changes)
 
 
-def weights(change: Callable[[dict], dict]) -> Harm:
-    def harm(run: Path) -> None:
+def weights(change):
+    def harm(run):
         file = run / "model" / "model.safetensors"
         save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
     return harm
 
 
-def other_data(run: Path) -> None:
+def other_data(run):
     small_tokenizer(["another text altogether"], 300).save_pretrained(run / "data" / "tokenizer")
 
 
@@ -77,7 +73,6 @@ ONLY_WITH_DATA = [
 ]
 BEFORE = [
     (configured(max_position_embeddings=128), "max_length is 256 tokens, but '"),
-    (configured(num_key_value_heads=3), "4 num_attention_heads cannot share 3 num_key_value_heads"),
     (configured(hidden_size=130), "130"),
     (weights(lambda w: {f"module.{name}": x for name, x in w.items()}), "'module.' was put in front of the names"),
     (weights(lambda w: w | {"model.norm.bias": torch.zeros(2)}), "weights 1 unknown (model.norm.bias); "),
@@ -111,7 +106,7 @@ SHAPES = {
 def made_from_gguf(tmp_path):
     """A base made from a GGUF file of such tensors, and its tokenizer."""
 
-    def make(**changes: tuple[int, ...] | None) -> tuple:
+    def make(**changes):
         file = tmp_path / "small.gguf"
         writer = GGUFWriter(file, "llama")
         for name, value in {"block_count": 1, "context_length": 256, "embedding_length": 8, "feed_forward_length": 16,
@@ -121,8 +116,7 @@ def made_from_gguf(tmp_path):
         writer.add_token_list([*"abcdefghijklmnopqrs", "ab"])
         writer.add_token_merges(["a b"])
         for name, shape in (SHAPES | changes).items():
-            if shape:
-                writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
+            writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
         for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
             write()
         writer.close()
@@ -139,12 +133,9 @@ def test_a_gguf_file_becomes_a_base(made_from_gguf, tmp_path):
     base.save_pretrained(tmp_path / "base")  # a quantized one would refuse
 
 
-@pytest.mark.parametrize(
-    "shape,words", [(None, "1 missing (model.layers.0.mlp.up"), ((4, 8), "1 of another size (model.layers.0")]
-)
-def test_a_gguf_file_of_other_weights_is_refused(made_from_gguf, shape, words):
-    with pytest.raises(UserError, match=re.escape(words) + ".*convert it again"):
-        made_from_gguf(**{"blk.0.ffn_up": shape})
+def test_a_gguf_file_of_other_weights_is_refused(made_from_gguf):
+    with pytest.raises(UserError, match=r"weights 1 of another size \(model.layers.0.mlp.up.*convert it again"):
+        made_from_gguf(**{"blk.0.ffn_up": (4, 8)})
 
 
 def test_padding_beyond_the_embedding_and_holes_in_the_vocabulary_are_handled(run):

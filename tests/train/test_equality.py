@@ -21,9 +21,6 @@ SGD = {
     "optimizer": "sgd",
     "learning_rate": 0.3,
     "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_fraction": 0.0,
-    "max_grad_norm": 0.0,
     "max_steps": STEPS,
     "tokens_per_step": 300,  # of one to three rows: with four processes some have none
     "tokens_per_microbatch": 260,

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -54,10 +53,10 @@ PROGRAM = "tests.train.program"
 def trained(tmp_path, monkeypatch):
     """What comes of a training whose program does something else, named by `act`; without torchrun it starts sooner."""
 
-    def run(act: str, *, without_torchrun: bool = False) -> dict:
+    def run(act, without_torchrun=False):
         own = torchrun.command
 
-        def command(module: str, request: Path, processes: int) -> list[str]:
+        def command(module, request, processes):
             alone = [sys.executable, "-m", PROGRAM, str(request)]
             return alone if without_torchrun else own(PROGRAM, request, processes)
 
@@ -70,7 +69,7 @@ def trained(tmp_path, monkeypatch):
     return run
 
 
-def processes_left() -> list[psutil.Process]:
+def processes_left():
     """Of such a program; a browser of other tests may be among the children."""
     return [p for p in psutil.Process().children(recursive=True) if PROGRAM in p.cmdline()]
 
@@ -149,9 +148,8 @@ def interrupted(monkeypatch):
     """Interrupts this process while the events of these numbers are printed, as Jupyter's ■ may."""
     before = signal.getsignal(signal.SIGINT)
 
-    def plan(*numbers: int) -> None:
-        seen: list[dict] = []
-        own = training.line_of
+    def plan(*numbers):
+        seen, own = [], training.line_of
 
         def line_of(event, steps):
             seen.append(event)
@@ -211,17 +209,11 @@ def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "text,words",
-    [
-        (None, "nbutils settings PROFILE"),
-        ("[]", "nbutils settings PROFILE"),
-        ('{"settings": {"seed": -1}}', "parameter 'seed' is -1"),
-    ],
+    "text,words", [("[]", "nbutils settings PROFILE"), ('{"settings": {"seed": -1}}', "parameter 'seed' is -1")]
 )
 def test_wrong_settings_files_are_sentences(tmp_path, capsys, text, words):
     file = tmp_path / "SETTINGS.json"
-    if text is not None:
-        file.write_text(text)
+    file.write_text(text)
     assert worker.main([str(file)]) == worker.EXIT_USER_ERROR
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said

@@ -87,7 +87,7 @@ def test_a_checkpoint_of_other_settings_or_of_a_newer_version_is_refused_by_name
 
 
 def test_trainer_options_are_coerced_and_others_refused_by_name(tmp_path):
-    def checked(**options: object) -> dict:
+    def checked(**options):
         given = small_settings(tmp_path).model_dump() | {"trainer_options": options}
         return TrainSettings.checked(given).trainer_options
 
@@ -116,7 +116,7 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatc
     now = 100.0
     monkeypatch.setattr(control.time, "perf_counter", lambda: now)
 
-    def step(counters: Counters, seconds: float, working: float) -> None:
+    def step(counters, seconds, working):
         nonlocal now
         counters.start_clock()
         now += seconds

@@ -24,7 +24,7 @@ from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import preflight
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.dataset import TokenRows
-from nbutils.train.preflight import FINE, NOTE, STOP, Finding
+from nbutils.train.preflight import FINE, NOTE, STOP
 from tests.train.runs import small_settings
 
 T4, A100, P100 = (
@@ -34,7 +34,7 @@ T4, A100, P100 = (
 )
 
 
-def weightless(hidden: int, layers: int, intermediate: int) -> LlamaForCausalLM:
+def weightless(hidden, layers, intermediate):
     """A Llama of these sizes that takes no memory."""
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": intermediate}
     with torch.device("meta"):
@@ -44,7 +44,7 @@ def weightless(hidden: int, layers: int, intermediate: int) -> LlamaForCausalLM:
 REFERENCE = weightless(768, 12, 2_048)
 
 
-def texts(findings: list[Finding], level: str | None = None) -> str:
+def texts(findings, level=None) -> str:
     return " ".join(finding.text for finding in findings if level in (None, finding.level))
 
 
@@ -88,7 +88,7 @@ def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run, monkeypatch
     # 3 checkpoints of 12 bytes a parameter, base and final of 4, and a tenth
     needed = int(1.1 * 134_110_464 * (3 * 12 + 4 + 4))
 
-    def found(free: int) -> Finding:
+    def found(free):
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
         return preflight.disk_finding(small_settings(run, checkpoints_kept=2), REFERENCE)
 
@@ -108,12 +108,14 @@ WHOLE, ENDLESS, NONE = [False, False, True, True, True], [False, False, True, Tr
 def data_findings(run, tokenizer, tmp_path):
     """What is found of two training rows with these masks, and of so many held-out replies with the second's."""
 
-    def found(*masks: list[bool], replies: int = 4, **changes: object) -> list[Finding]:
+    def found(*masks, replies=4, **changes):
         rows = [{"input_ids": [5, 6, 7, 8, tokenizer.eos_token_id], "supervised": mask} for mask in masks]
         Dataset.from_list(rows).save_to_disk(str(tmp_path / "train"))
-        said = [f"{word} {i}" for i in range(replies) for word in ("Reply", "reply ")]
-        talks = [zip(("user", "assistant"), (f"Question {text}", text), strict=True) for text in said]
-        held_out = [rows[1] | {"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
+        talks = [(f"Question {i}", f"{word} {i}") for i in range(replies) for word in ("Reply", "reply ")]
+        held_out = [
+            rows[1] | {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+            for asked, said in talks
+        ]
         Dataset.from_list(held_out).save_to_disk(str(tmp_path / "eval"))
         settings = small_settings(run, **changes)
         train = TokenRows.for_training(tmp_path, settings, tokenizer)
@@ -151,12 +153,12 @@ def test_too_few_replies_for_the_held_out_task_are_noted(data_findings):
 
 def test_padding_with_the_stop_token_and_another_eos_are_problems(tokenizer):
     tokenizer.pad_token = tokenizer.eos_token
-    assert "no pad token beside its eos, '<|im_end|>'" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
+    assert "no pad token beside its eos, '<|im_end|>'" in texts(preflight.tokenizer_findings(tokenizer), STOP)
     tokenizer.eos_token = "<|pad|>"
-    assert "eos is '<|pad|>', not <|im_end|>" in texts(list(preflight.tokenizer_findings(tokenizer)), STOP)
+    assert "eos is '<|pad|>', not <|im_end|>" in texts(preflight.tokenizer_findings(tokenizer), STOP)
 
 
-def kept_for_backward(model, batch: int, length: int, half: bool) -> int:
+def kept_for_backward(model, batch, length, half):
     """Bytes that autograd keeps of a forward pass, weights left out."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -207,7 +209,7 @@ def test_a_base_without_a_key_value_cache_is_told(run, tokenizer, tmp_path):
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
     for part in (MambaForCausalLM(config), tokenizer):
         part.save_pretrained(tmp_path)
-    found = list(preflight.run_findings(small_settings(run, base_model=str(tmp_path))))
+    found = preflight.run_findings(small_settings(run, base_model=str(tmp_path)))
     assert "no key/value cache: the chat reads everything again" in texts(found, NOTE)
 
 
@@ -230,7 +232,7 @@ def test_the_device_is_asked_in_a_child(run, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("torch sees a GPU here")
     monkeypatch.setattr(preflight, "nvidia_gpus", lambda: (T4,))
-    told = texts(list(preflight.run_findings(small_settings(run))), STOP)
+    told = texts(preflight.run_findings(small_settings(run)), STOP)
     assert f"nvidia-smi lists Tesla T4, but torch {torch.__version__}" in told
 
 

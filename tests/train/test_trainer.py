@@ -14,19 +14,19 @@ from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import arguments
 from nbutils.train.arguments import CHECKPOINTING, WORKSPACE, relax_where_needed
 from nbutils.train.settings import TrainerOptions
-from nbutils.train.trainer import CountingScaler, SmallchatTrainer
+from nbutils.train.trainer import CountingScaler
 from tests.train.runs import flat, logged, small_settings, trainer_of
 
 
-def bare_trainer(run, **changes) -> SmallchatTrainer:
+def bare_trainer(run, **changes):
     """Six steps and nothing beside them."""
     bare = {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "max_steps": 6}
     return trainer_of(small_settings(run, **bare | changes))
 
 
-def weights_after_steps(trainer) -> list[torch.Tensor]:
+def weights_after_steps(trainer):
     """The weights after each optimizer step of a training to come."""
-    after: list[torch.Tensor] = []
+    after = []
 
     class Weights(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
