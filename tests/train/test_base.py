@@ -73,6 +73,7 @@ ONLY_WITH_DATA = [
 ]
 BEFORE = [
     (configured(max_position_embeddings=128), "max_length is 256 tokens, but '"),
+    (configured(num_key_value_heads=3), "4 num_attention_heads cannot share 3 num_key_value_heads"),
     (configured(hidden_size=130), "130"),
     (weights(lambda w: {f"module.{name}": x for name, x in w.items()}), "'module.' was put in front of the names"),
     (weights(lambda w: w | {"model.norm.bias": torch.zeros(2)}), "weights 1 unknown (model.norm.bias); "),
