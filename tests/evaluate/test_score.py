@@ -166,8 +166,10 @@ def test_tasks_that_cannot_be_had_are_one_sentence(run_folder):
 
 def test_a_task_that_cannot_be_scored_costs_no_other_in_one_process_or_two(evaluated, run_folder, tmp_path):
     """Two processes share the items and give the same numbers; what one of them cannot score is nobody's."""
+    write_task(tmp_path, "one", SUMS[:1])  # of one item: there is nothing to share
+    write_task(tmp_path, "taught", SUMS, num_fewshot=2)
     asked = write_task(tmp_path, "long", [SUMS[0], SUMS[0] | {"answers": ["word " * 400, "six"]}])
-    asked["tasks"] += EMBEDDED
+    asked["tasks"] += ["one", "taught", *EMBEDDED]
     alone = planned(run_folder, **asked | {"cache_dir": evaluated.plan.settings.cache_dir})
     together = planned(run_folder, processes=2, **asked)
     expected, _ = scored(alone)
@@ -175,7 +177,7 @@ def test_a_task_that_cannot_be_scored_costs_no_other_in_one_process_or_two(evalu
     assert "does not fit max_length" in alone.left_out["long of run"]
     shared, lines = scored(together)
     assert together.left_out == alone.left_out
-    assert sum(" items in " in line for line in lines) == 4, "each result is told as it comes"
+    assert sum(" items in " in line for line in lines) == 8, "each result is told as it comes"
     for one, two in zip(expected, shared, strict=True):
         assert two.answer["values"] == pytest.approx(one.answer["values"], rel=1e-5)
         assert lls_of(two.items) == pytest.approx(lls_of(one.items), abs=1e-3)

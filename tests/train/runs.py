@@ -16,7 +16,7 @@ import psutil
 import torch
 from transformers import AutoTokenizer
 
-from nbutils.core.files import write_json
+from nbutils.core.files import read_jsonl, write_json
 from nbutils.core.run.models import tiny_model
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.batches import BatchPlan, StepLoader
@@ -83,6 +83,11 @@ def trainer_of(settings: TrainSettings) -> SmallchatTrainer:
     job = Job(settings, {}, loader, held_out, Records(folder, active=True), Budget(lambda: False))
     model = tiny_model(tokenizer, settings.max_length, settings.seed)
     return SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
+
+
+def logged(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The rows of one kind, such as `train`, that a training wrote."""
+    return [row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == kind]
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:

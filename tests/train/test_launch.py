@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -23,76 +22,73 @@ from nbutils.core.text import HIDDEN
 from nbutils.core.torchrun import LOG, LOG_LINES, PARENT, Hang, Torchrun
 from nbutils.train import run as training
 from nbutils.train import worker
-from nbutils.train.run import events_of
 from tests.conftest import ROOT
 from tests.train.forked import forked
-from tests.train.runs import small_settings, wait_for, written
-
-
-def told(folder: Path, log: str, **failed: object) -> str:
-    """What is said of a program that ended with status 1 after this log and this event."""
-    (folder / LOG).write_text(log)
-    program = Torchrun("none", folder / "settings.json", 2, work="Training", knob="tokens_per_microbatch")
-    return program.failure(failed, 1)
+from tests.train.runs import logged, small_settings, wait_for
 
 
 @pytest.mark.parametrize(
     "failed,words",
     [
-        (
-            {"rank": 1, "status": -9},
-            "ended: rank 1 was killed by SIGKILL (often the machine ran out of memory",
-        ),
-        ({"rank": 1, "status": -9}, "lower tokens_per_microbatch"),
-        ({"rank": 1, "status": -11}, "Training ended: rank 1 was killed by SIGSEGV;"),
-        ({"rank": 1, "status": 1}, "Training ended: rank 1 failed with status 1; the last lines of"),
-        ({}, "Training ended with status 1; the last lines of"),
+        ({"rank": 1, "status": -9}, "was killed by SIGKILL (often the machine ran out of memory: lower tokens_per_mi"),
+        ({"rank": 1, "status": -11}, "Training ended: rank 1 was killed by SIGSEGV; the last lines of "),
+        ({"rank": 1, "status": 1}, "Training ended: rank 1 failed with status 1; the last lines of "),
         ({"event": "error", "message": "A sentence."}, "A sentence."),
+        ({}, "Training ended with status 1; the last "),
     ],
 )
-def test_who_failed_and_how_is_told(tmp_path, failed, words):
-    text = told(tmp_path, "something", **failed)
-    assert words in text and ("message" in failed or text.endswith("\nsomething"))
-
-
-def test_the_last_40_lines_of_the_failing_rank_are_shown(tmp_path):
-    text = told(tmp_path, "".join(f"[rank {i % 2}] line {i}\n" for i in range(200)), rank=1, status=1)
-    lines = text.splitlines()[1:]
-    assert len(lines) == LOG_LINES and lines[-1] == "[rank 1] line 199" and all(x.startswith("[rank 1]") for x in lines)
+def test_who_failed_and_how_is_told_with_the_last_40_lines_of_its_own(tmp_path, failed, words):
+    (tmp_path / LOG).write_text("".join(f"[rank {i % 2}] line {i}\n" for i in range(200)))
+    program = Torchrun("none", tmp_path / "settings.json", 2, work="Training", knob="tokens_per_microbatch")
+    first, *lines = program.failure(failed, 1).splitlines()
+    assert words in first
+    if "rank" in failed:
+        assert len(lines) == LOG_LINES and lines[-1] == "[rank 1] line 199" and not any("[rank 0]" in x for x in lines)
 
 
 PROGRAM = "tests.train.program"
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch):
-    """What is said where torchrun starts a program that does something else than training."""
+def trained(tmp_path, monkeypatch):
+    """What comes of a training whose program does something else, named by `act`; without torchrun it starts sooner."""
 
-    def start(act: str) -> str:
+    def run(act, without_torchrun=False):
         own = torchrun.command
-        monkeypatch.setattr(torchrun, "command", lambda module, *rest: own(PROGRAM, *rest))
+
+        def command(module, request, processes):
+            alone = [sys.executable, "-m", PROGRAM, str(request)]
+            return alone if without_torchrun else own(PROGRAM, request, processes)
+
+        monkeypatch.setattr(torchrun, "command", command)
         monkeypatch.setenv("ACT", act)
-        with pytest.raises(UserError) as caught:
-            list(events_of(small_settings(tmp_path), tmp_path / "train"))
-        return str(caught.value)
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "metrics.jsonl").touch()
+        return training.run_training(small_settings(tmp_path), tmp_path / "train")
 
-    return start
+    return run
 
 
-def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, refused, monkeypatch):
+def processes_left():
+    """Of such a program; a browser of other tests may be among the children."""
+    return [p for p in psutil.Process().children(recursive=True) if PROGRAM in p.cmdline()]
+
+
+def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, trained, monkeypatch):
     secret = "hf_" + "planted" * 4
     monkeypatch.setenv("HF_TOKEN", secret)
-    text = refused("raises")
-    assert text.startswith("Training ended: rank 1 failed with status 1")
-    assert f"[rank 1] RuntimeError: planted, with the secret {HIDDEN}" in text
-    assert "[rank 0]" not in text and "ChildFailedError" not in text
+    with pytest.raises(UserError, match="Training ended: rank 1 failed with status 1") as caught:
+        trained("raises")
+    assert f"[rank 1] RuntimeError: planted, with the secret {HIDDEN}" in str(caught.value)
+    assert "[rank 0]" not in str(caught.value) and "ChildFailedError" not in str(caught.value)
     log = (tmp_path / "train" / "worker.log").read_text()
     assert secret not in log and "planted, with the secret" in log
 
 
-def test_processes_that_do_not_meet_are_told_with_advice(tmp_path, refused):
-    assert "could not reach each other; set processes to 1" in refused("hangs")
-    assert not [p for p in psutil.Process().children(recursive=True) if PROGRAM in p.cmdline()]
+def test_processes_that_do_not_meet_are_told_with_advice(trained):
+    with pytest.raises(UserError, match="could not reach each other; set processes to 1"):
+        trained("hangs")
+    assert not processes_left()
 
 
 @pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
@@ -148,76 +144,79 @@ def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
 
 
 @pytest.fixture
-def fake_worker(tmp_path, monkeypatch):
-    """Makes `run_training` follow a program that does nothing but pause when asked to, or never."""
-
-    def start(act: str):
-        settings = small_settings(tmp_path)
-        line = [sys.executable, "-m", PROGRAM, str(written(settings))]
-        monkeypatch.setattr(torchrun, "command", lambda *_: line)
-        monkeypatch.setenv("ACT", act)
-        (tmp_path / "train" / "metrics.jsonl").touch()
-        return settings, tmp_path / "train"
-
-    return start
-
-
-def interrupt_on(monkeypatch, *numbers: int) -> None:
-    """Interrupts this process while the event of each number is printed, as Jupyter's ■ may."""
-    seen: list[dict] = []
-    own = training.line_of
-
-    def line_of(event, steps):
-        seen.append(event)
-        if len(seen) in numbers:
-            os.kill(os.getpid(), signal.SIGINT)
-        return own(event, steps)
-
-    monkeypatch.setattr(training, "line_of", line_of)
-
-
-def test_an_interrupt_while_a_line_is_printed_is_a_pause(fake_worker, monkeypatch, capsys):
-    settings, folder = fake_worker("pauses")
-    interrupt_on(monkeypatch, 2)
+def interrupted(monkeypatch):
+    """Interrupts this process while the events of these numbers are printed, as Jupyter's ■ may."""
     before = signal.getsignal(signal.SIGINT)
-    outcome = training.run_training(settings, folder)
+
+    def plan(*numbers):
+        seen, own = [], training.line_of
+
+        def line_of(event, steps):
+            seen.append(event)
+            if len(seen) in numbers:
+                os.kill(os.getpid(), signal.SIGINT)
+            return own(event, steps)
+
+        monkeypatch.setattr(training, "line_of", line_of)
+
+    yield plan
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_while_a_line_is_printed_is_a_pause(trained, interrupted, capsys):
+    interrupted(2)
+    outcome = trained("pauses", without_torchrun=True)
     assert (outcome["status"], outcome["step"], outcome["made"]) == ("paused", 3, "step 3 of 9")
     assert capsys.readouterr().out.count("Pausing: a checkpoint is being written. Interrupt again") == 1
-    assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_interrupt_stops_at_once(fake_worker, monkeypatch):
-    settings, folder = fake_worker("goes on")
-    interrupt_on(monkeypatch, 2, 5)
-    started, before = time.monotonic(), signal.getsignal(signal.SIGINT)
+def test_a_second_interrupt_stops_at_once(trained, interrupted):
+    interrupted(2, 5)
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        training.run_training(settings, folder)
+        trained("goes on", without_torchrun=True)
     assert time.monotonic() - started < 35  # and not until the grace time for a checkpoint is over
-    assert signal.getsignal(signal.SIGINT) is before
-    children = psutil.Process().children(recursive=True)  # a browser of other tests may be among them
-    assert not [p for p in children if str(settings.run_path) in " ".join(p.cmdline())]
+    assert not processes_left()
 
 
-def test_processes_are_those_that_torch_sees(tmp_path, monkeypatch):
-    """CUDA_VISIBLE_DEVICES hides a GPU from torch, and not from nvidia-smi."""
-    t4, chosen = Gpu("Tesla T4", (7, 5), 14.7), []
-    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (t4, t4))
-    monkeypatch.setattr(torchrun, "command", lambda module, file, processes: chosen.append(processes) or ["false"])
-    for seen in ((t4,), ()):
-        monkeypatch.setattr(hardware, "child_report", lambda seen=seen: DeviceReport(seen, cores=2))
-        with pytest.raises(UserError, match="Training ended with status 1"):
-            list(events_of(small_settings(tmp_path, processes=0), tmp_path / "train"))
-    assert chosen == [1, 2]  # one GPU; none, so two processes on the CPU
+T4 = Gpu("Tesla T4", (7, 5), 14.7)
 
 
-@pytest.mark.parametrize("text", [None, "{half", "[]", '{"settings": {"seed": -1}}'])
-def test_wrong_settings_files_are_sentences(tmp_path, capsys, text):
+@pytest.mark.parametrize(
+    "seen,tried,words",
+    [
+        ((T4,), [("1", None), ("1", "1")], "reach each other, also with NCCL_P2P_DISABLE=1; set processes to 1"),
+        ((), [("2", None)], "reach each other; set processes to 1"),
+    ],
+)
+def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkeypatch, seen, tried, words):
+    """With as many processes as torch sees GPUs: CUDA_VISIBLE_DEVICES hides one from it, and not from nvidia-smi."""
+    found = []
+
+    def hang(self):
+        (processes,) = [part.partition("=")[2] for part in self.command if part.startswith("--nproc-per-node")]
+        found.append((processes, self.environment.get("NCCL_P2P_DISABLE")))
+        raise Hang
+        yield {}
+
+    monkeypatch.setattr(Torchrun, "events", hang)
+    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: (T4, T4))
+    monkeypatch.setattr(hardware, "child_report", lambda: DeviceReport(seen, cores=2))
+    monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
+    with pytest.raises(UserError, match=words):
+        list(training.events_of(small_settings(tmp_path, processes=0), tmp_path))
+    assert found == tried
+
+
+@pytest.mark.parametrize(
+    "text,words", [("[]", "nbutils settings PROFILE"), ('{"settings": {"seed": -1}}', "parameter 'seed' is -1")]
+)
+def test_wrong_settings_files_are_sentences(tmp_path, capsys, text, words):
     file = tmp_path / "SETTINGS.json"
-    if text is not None:
-        file.write_text(text)
+    file.write_text(text)
     assert worker.main([str(file)]) == worker.EXIT_USER_ERROR
     said = capsys.readouterr().err
-    assert "Traceback" not in said and ("nbutils settings PROFILE" in said or "parameter 'seed' is -1" in said)
+    assert words in said and "Traceback" not in said
 
 
 def test_the_command_writes_settings_that_the_worker_reads(tmp_path, root, capsys):
@@ -227,24 +226,6 @@ def test_the_command_writes_settings_that_the_worker_reads(tmp_path, root, capsy
     assert f"-m nbutils.train.worker {tmp_path}/train/settings.json" in capsys.readouterr().out
 
 
-def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkeypatch, capsys):
-    tried: list[str | None] = []
-
-    def hang(self):
-        tried.append(self.environment.get("NCCL_P2P_DISABLE"))
-        raise Hang
-        yield {}
-
-    monkeypatch.setattr(Torchrun, "events", hang)
-    two = (Gpu("Tesla T4", (7, 5), 14.7),) * 2
-    monkeypatch.setattr(hardware, "nvidia_gpus", lambda: two)
-    monkeypatch.setattr(hardware, "child_report", lambda: DeviceReport(two, cores=2))
-    monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
-    with pytest.raises(UserError, match="could not reach each other, also with NCCL_P2P_DISABLE=1; set processes to 1"):
-        list(events_of(small_settings(tmp_path), tmp_path))
-    assert tried == [None, "1"] and "trying once more without peer-to-peer" in capsys.readouterr().out
-
-
 def test_a_tracker_gets_the_logged_numbers(tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
@@ -252,11 +233,9 @@ def test_a_tracker_gets_the_logged_numbers(tmp_path, monkeypatch):
     changes = {"report_to": ["tensorboard"], "max_steps": 4, "eval_steps": 2, "checkpoint_steps": 2}
     worker.train(small_settings(tmp_path, processes=1, sample_prompts=[], **changes), lambda: False)
     folder = tmp_path / "train" / "trackers"
-    assert [file.name for file in folder.iterdir() if "tfevents" in file.name]
+    assert list(folder.glob("*tfevents*"))
     events = accumulator.EventAccumulator(str(folder)).Reload()
-    rows = read_jsonl(tmp_path / "train" / "metrics.jsonl")
-    for kind, column, tag in (("train", "loss", "train/loss"), ("eval", "eval_loss", "eval/loss")):
-        logged = [(row["step"], row[column]) for row in rows if row["kind"] == kind]
-        seen = [(event.step, event.value) for event in events.Scalars(tag)]
-        assert seen == [(step, pytest.approx(value, rel=1e-6)) for step, value in logged], tag
+    for kind, column in (("train", "loss"), ("eval", "eval_loss")):
+        seen = {event.step: event.value for event in events.Scalars(f"{kind}/loss")}
+        assert seen == pytest.approx({row["step"]: row[column] for row in logged(tmp_path, kind)}, rel=1e-6)
     assert not list((tmp_path / "train" / "checkpoints").glob("runs*"))

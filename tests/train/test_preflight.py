@@ -23,9 +23,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import preflight
 from nbutils.train.arguments import trainer_arguments
-from nbutils.train.base import weightless_base
 from nbutils.train.dataset import TokenRows
-from nbutils.train.preflight import FINE, NOTE, STOP, Finding
+from nbutils.train.preflight import FINE, NOTE, STOP
 from tests.train.runs import small_settings
 
 T4, A100, P100 = (
@@ -35,7 +34,7 @@ T4, A100, P100 = (
 )
 
 
-def weightless(hidden: int, layers: int, intermediate: int) -> LlamaForCausalLM:
+def weightless(hidden, layers, intermediate):
     """A Llama of these sizes that takes no memory."""
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": intermediate}
     with torch.device("meta"):
@@ -45,7 +44,7 @@ def weightless(hidden: int, layers: int, intermediate: int) -> LlamaForCausalLM:
 REFERENCE = weightless(768, 12, 2_048)
 
 
-def texts(findings: list[Finding], level: str | None = None) -> str:
+def texts(findings, level=None) -> str:
     return " ".join(finding.text for finding in findings if level in (None, finding.level))
 
 
@@ -62,22 +61,20 @@ def tokenizer(run):
 
 
 @pytest.mark.parametrize(
-    "gpus,listed,changes,level,expected",
+    "gpus,changes,level,expected",
     [
-        ((T4, T4), 2, {"processes": 0}, FINE, "Tesla T4 in fp16, 2 processes"),
-        ((A100,), 1, {"processes": 0}, FINE, "NVIDIA A100 in bf16, 1 process."),
-        ((), 0, {"processes": 0}, FINE, "the CPU in fp32"),
-        ((P100,), 1, {"processes": 0}, FINE, "on the CPU in fp32"),
-        ((P100,), 1, {"processes": 0}, NOTE, "Tesla P100-PCIE-16GB is too old"),
-        ((P100,), 1, {"precision": "fp16"}, STOP, "precision is fp16, but training runs on the CPU"),
-        ((T4,), 1, {"processes": 2}, STOP, "processes is 2, but this machine has 1 usable GPU;"),
-        ((), 1, {}, STOP, "nvidia-smi lists Tesla T4, but torch 2.13.0 has no CUDA in it"),
-        ((T4,), 1, {"optimizer": "adamw_torch_fused", "processes": 1}, STOP, "hides skipped fp16 steps"),
+        ((T4, T4), {}, FINE, "Tesla T4 in fp16, 2 processes"),
+        ((A100,), {}, FINE, "NVIDIA A100 in bf16, 1 process."),
+        ((), {}, FINE, "the CPU in fp32"),
+        ((P100,), {}, NOTE, "Tesla P100-PCIE-16GB is too old"),
+        ((P100,), {"precision": "fp16"}, STOP, "precision is fp16, but training runs on the CPU"),
+        ((T4,), {"processes": 2}, STOP, "processes is 2, but this machine has 1 usable GPU;"),
+        ((T4,), {"optimizer": "adamw_torch_fused"}, STOP, "hides skipped fp16 steps"),
     ],
 )
-def test_what_is_said_of_a_machine(run, gpus, listed, changes, level, expected):
-    report = DeviceReport(gpus, cores=2, torch="2.13.0", cuda_build="")
-    found = list(preflight.device_findings(small_settings(run, **changes), report, (gpus or (T4,))[:listed]))
+def test_what_is_said_of_a_machine(run, gpus, changes, level, expected):
+    settings = small_settings(run, **{"processes": 0} | changes)
+    found = list(preflight.device_findings(settings, DeviceReport(gpus, cores=2), gpus))
     assert expected in texts(found, level) and bool(texts(found, STOP)) is (level == STOP)
     assert not ("precision" in texts(found, STOP) and "Training runs" in texts(found, FINE)), "one verdict for one fact"
 
@@ -88,19 +85,18 @@ def test_the_worker_refuses_fp16_on_the_cpu(run):
 
 
 def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run, monkeypatch):
-    settings = small_settings(run, checkpoints_kept=2)
     # 3 checkpoints of 12 bytes a parameter, base and final of 4, and a tenth
     needed = int(1.1 * 134_110_464 * (3 * 12 + 4 + 4))
 
-    def found(free: int) -> Finding:
+    def found(free):
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-        return preflight.disk_finding(settings, REFERENCE)
+        return preflight.disk_finding(small_settings(run, checkpoints_kept=2), REFERENCE)
 
     assert found(needed + 1).level == FINE
     short = found(needed - 10)
     assert short.level == STOP and "3 checkpoints of 1.5 GiB and the models need 6.0 GiB" in short.text
     old = run / "train" / "checkpoints" / "step-000001"
-    old.mkdir(parents=True, exist_ok=True)
+    old.mkdir(parents=True)
     (old / "model.safetensors").write_bytes(b"x" * 1000)  # will be replaced, so its room counts as free
     assert found(needed - 10).level == FINE
 
@@ -108,48 +104,54 @@ def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run, monkeypatch
 WHOLE, ENDLESS, NONE = [False, False, True, True, True], [False, False, True, True, False], [False] * 5
 
 
+@pytest.fixture
+def data_findings(run, tokenizer, tmp_path):
+    """What is found of two training rows with these masks, and of so many held-out replies with the second's."""
+
+    def found(*masks, replies=4, **changes):
+        rows = [{"input_ids": [5, 6, 7, 8, tokenizer.eos_token_id], "supervised": mask} for mask in masks]
+        Dataset.from_list(rows).save_to_disk(str(tmp_path / "train"))
+        talks = [(f"Question {i}", f"{word} {i}") for i in range(replies) for word in ("Reply", "reply ")]
+        held_out = [
+            rows[1] | {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+            for asked, said in talks
+        ]
+        Dataset.from_list(held_out).save_to_disk(str(tmp_path / "eval"))
+        settings = small_settings(run, **changes)
+        train = TokenRows.for_training(tmp_path, settings, tokenizer)
+        return list(preflight.data_findings(settings, train, tmp_path / "eval", tokenizer))
+
+    return found
+
+
 @pytest.mark.parametrize(
-    "masks,changes,replies,level,expected",
+    "masks,level,expected",
     [
-        ([WHOLE, WHOLE], {}, 4, FINE, "Every training conversation has a supervised <|im_end|>"),
-        ([NONE, WHOLE], {}, 4, NOTE, "1 of 2 training conversations have no supervised token"),
-        (
-            [NONE, NONE],
-            {},
-            4,
-            STOP,
-            "2 of 2 training conversations have no supervised token: there is nothing to learn",
-        ),
-        ([WHOLE, NONE], {}, 4, STOP, "No evaluation conversation has a supervised token"),
-        ([WHOLE, ENDLESS], {}, 4, NOTE, "1 of 2 training conversations have no supervised <|im_end|>"),
-        ([ENDLESS, ENDLESS], {}, 4, STOP, "2 of 2 training conversations have no supervised <|im_end|>"),
-        ([WHOLE, WHOLE], {"supervise_end": False}, 4, NOTE, "replies will not stop"),
-        (
-            [WHOLE, WHOLE],
-            {},
-            3,
-            NOTE,
-            "heldout_next_utterance chooses among 4 replies, and the held-out conversations ",
-        ),
+        ([WHOLE, WHOLE], FINE, "Every training conversation has a supervised <|im_end|>"),
+        ([NONE, WHOLE], NOTE, "1 of 2 training conversations have no supervised token"),
+        ([NONE, NONE], STOP, "2 of 2 training conversations have no supervised token: there is nothing to learn"),
+        ([WHOLE, NONE], STOP, "No evaluation conversation has a supervised token"),
+        ([ENDLESS, ENDLESS], STOP, "2 of 2 training conversations have no supervised <|im_end|>"),
     ],
 )
-def test_data_that_is_wrong_in_one_way(tmp_path, run, tokenizer, masks, changes, replies, level, expected):
-    """`Reply 1` and `reply  1` are one reply, and what a conversation begins with is none."""
-    rows = [{"input_ids": [5, 6, 7, 8, tokenizer.eos_token_id], "supervised": mask} for mask in masks]
-    Dataset.from_list(rows).save_to_disk(str(tmp_path / "train"))
-    said = [f"{word} {i}" for i in range(replies) for word in ("Reply", "reply ")]
-    talks = [zip(("user", "assistant"), (f"Question {text}", text), strict=True) for text in said]
-    held_out = [rows[1] | {"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
-    Dataset.from_list(held_out).save_to_disk(str(tmp_path / "eval"))
-    settings = small_settings(run, **changes)
-    train = TokenRows.for_training(tmp_path, settings, tokenizer)
-    found = list(preflight.data_findings(settings, train, tmp_path / "eval", tokenizer))
+def test_data_that_is_wrong_in_one_way(data_findings, masks, level, expected):
+    found = data_findings(*masks)
     assert expected in texts(found, level)
     assert level != FINE or texts(found) == texts(found, FINE)
     assert level != NOTE or not texts(found, STOP)
 
 
-def kept_for_backward(model, batch: int, length: int, half: bool) -> int:
+def test_replies_that_would_not_stop_are_noted(data_findings):
+    assert "replies will not stop" in texts(data_findings(WHOLE, WHOLE, supervise_end=False), NOTE)
+
+
+def test_too_few_replies_for_the_held_out_task_are_noted(data_findings):
+    """`Reply 1` and `reply  1` are one reply, and what a conversation begins with is none."""
+    found = texts(data_findings(WHOLE, WHOLE, replies=3), NOTE)
+    assert "heldout_next_utterance chooses among 4 replies, and the held-out conversations hold 3 " in found
+
+
+def kept_for_backward(model, batch, length, half):
     """Bytes that autograd keeps of a forward pass, weights left out."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -181,60 +183,34 @@ def test_predicted_activations_are_what_autograd_keeps(kind, half):
     assert need.states == 16 * sum(p.numel() for p in model.parameters())
 
 
-def test_memory_is_set_against_the_device(run):
-    def found(settings, model, longest=1024, gpus=(T4, T4), free=16) -> Finding:
-        return preflight.memory_finding(settings, model, longest, DeviceReport(gpus, cores=2), free * preflight.GIB)
-
-    fits = small_settings(run, precision="fp16", tokens_per_microbatch=8192)
-    assert found(fits, REFERENCE).level == FINE
-    large = found(small_settings(run, precision="fp16", tokens_per_microbatch=131_072), REFERENCE)
-    assert large.level == STOP and "Lower tokens_per_microbatch: 131,072 tokens take" in large.text
-    huge = found(fits, weightless(2560, 32, 8_192))
-    assert huge.level == STOP and "choose a smaller base_model" in huge.text
-    assert "4.0 GiB are free for 2 processes" in found(small_settings(run, processes=2), REFERENCE, 200, (), 4).text
-
-
-def test_a_base_that_cannot_be_read_is_told(run):
-    with pytest.raises(UserError, match=r"holds no model|could not be read"):
-        weightless_base(small_settings(run, base_model=str(run / "data")))
+@pytest.mark.parametrize(
+    "gpus,model,tokens,level,expected",
+    [
+        ((T4, T4), REFERENCE, 8192, FINE, "at its peak; Tesla T4 has 14.7 GiB."),
+        ((T4, T4), REFERENCE, 131_072, STOP, "Lower tokens_per_microbatch: 131,072 tokens take"),
+        ((T4, T4), weightless(2560, 32, 8_192), 8192, STOP, "choose a smaller base_model"),
+        ((), REFERENCE, 200, STOP, "4.0 GiB are free for 2 processes"),
+    ],
+)
+def test_memory_is_set_against_the_device(run, gpus, model, tokens, level, expected):
+    settings = small_settings(run, precision="fp16" if gpus else "fp32", tokens_per_microbatch=tokens)
+    found = preflight.memory_finding(settings, model, 200, DeviceReport(gpus, cores=2), 4 * preflight.GIB)
+    assert found.level == level and expected in found.text
 
 
 def test_a_base_without_a_key_value_cache_is_told(run, tokenizer, tmp_path):
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
     for part in (MambaForCausalLM(config), tokenizer):
         part.save_pretrained(tmp_path)
-    found = list(preflight.run_findings(small_settings(run, base_model=str(tmp_path))))
+    found = preflight.run_findings(small_settings(run, base_model=str(tmp_path)))
     assert "no key/value cache: the chat reads everything again" in texts(found, NOTE)
 
 
-def test_all_problems_are_told_at_once(run, monkeypatch, capsys):
-    findings = [Finding(FINE, "Good."), Finding(STOP, "First."), Finding(NOTE, "Hm."), Finding(STOP, "Second.")]
-    monkeypatch.setattr(preflight, "run_findings", lambda settings: iter(findings))
-    with pytest.raises(UserError, match=r"2 problems would stop this run or spoil it\. First\. Second\."):
-        preflight.preflight(small_settings(run))
-    assert capsys.readouterr().out.splitlines() == ["    ok  Good.", "  STOP  First.", "  note  Hm.", "  STOP  Second."]
-    monkeypatch.setattr(preflight, "run_findings", lambda settings: findings[:1])
-    preflight.preflight(small_settings(run))
-
-
-def test_the_device_is_asked_in_a_child(run, monkeypatch):
-    """No CUDA here: an `nvidia-smi` that lists a GPU makes the child answer, and torch in it sees none."""
-    monkeypatch.setattr(preflight, "nvidia_gpus", lambda: (T4,))
-    if not torch.cuda.is_available():
-        told = texts(list(preflight.run_findings(small_settings(run))), STOP)
-        assert f"nvidia-smi lists Tesla T4, but torch {torch.__version__}" in told
-    monkeypatch.setattr(hardware.sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match="Asking torch for its devices failed"):
-        hardware.child_report()
-
-
-def test_a_broken_driver_is_told_in_its_own_words(tmp_path, monkeypatch):
-    program = tmp_path / "python"
-    program.write_text("#!/bin/sh\necho 'RuntimeError: CUDA driver is too old' >&2\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(hardware.sys, "executable", str(program))
-    with pytest.raises(UserError, match="CUDA driver is too old"):
-        hardware.child_report()
+def test_all_problems_are_told_at_once(run, capsys):
+    wrong = small_settings(run, report_to=["tensorbord"], precision="fp16")
+    with pytest.raises(UserError, match=r"2 problems would stop this run or spoil it\. report_to.* precision is"):
+        preflight.preflight(wrong)
+    assert capsys.readouterr().out.count("  STOP  ") == 2
 
 
 def test_the_notebooks_part_never_initialises_cuda(run, monkeypatch, capsys):
@@ -242,3 +218,21 @@ def test_the_notebooks_part_never_initialises_cuda(run, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialised"))
     preflight.preflight(small_settings(run))
     assert "STOP" not in capsys.readouterr().out
+
+
+def test_the_device_is_asked_in_a_child(run, monkeypatch):
+    """An `nvidia-smi` that lists a GPU makes the child answer, and torch in it sees none."""
+    if torch.cuda.is_available():
+        pytest.skip("torch sees a GPU here")
+    monkeypatch.setattr(preflight, "nvidia_gpus", lambda: (T4,))
+    told = texts(preflight.run_findings(small_settings(run)), STOP)
+    assert f"nvidia-smi lists Tesla T4, but torch {torch.__version__}" in told
+
+
+def test_a_broken_driver_is_told_in_its_own_words(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho 'RuntimeError: CUDA driver is too old' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(hardware.sys, "executable", str(program))
+    with pytest.raises(UserError, match=r"Asking torch for its devices failed.*CUDA driver is too old"):
+        hardware.child_report()

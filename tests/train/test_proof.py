@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 
 import pytest
 
 from nbutils.core.errors import UserError
 
 
-@pytest.fixture
-def proof(root, tmp_path, monkeypatch):
-    """tools/proof.py (no package), on made-up data in a folder of its own."""
-    found = importlib.util.spec_from_file_location("proof", root / "tools" / "proof.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+def test_only_its_own_kills_start_it_again(root, tmp_path, monkeypatch):
+    """Three sessions: each of two kills ends one, and an error of its own the third."""
+    monkeypatch.syspath_prepend(str(root / "tools"))
+    proof = importlib.import_module("proof")
     (tmp_path / "params").symlink_to(root / "params")
     (tmp_path / "runs" / "demo" / "data").mkdir(parents=True)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    return module
+    monkeypatch.setattr(proof, "ROOT", tmp_path)
+    sessions = []
 
-
-def test_an_error_of_its_own_ends_it(proof, monkeypatch):
     def follow(settings, run, kills):
         assert settings.processes == 0 and settings.max_steps == 48
-        raise UserError("The disk is full.")
+        sessions.append(list(kills))
+        if not kills:
+            raise UserError("The disk is full.")
+        kills.pop(0)
+        raise UserError("Training ended: rank 0 was killed by SIGKILL.")
 
     monkeypatch.setattr(proof, "follow", follow)
     with pytest.raises(UserError, match="The disk is full"):
         proof.train("killed", (12, 24))
-
-
-def test_a_kill_of_its_own_starts_it_again(proof, monkeypatch):
-    sessions = []
-
-    def follow(settings, run, kills):
-        sessions.append(list(kills))
-        if kills:
-            kills.pop(0)
-            raise UserError("Training ended: rank 0 was killed by SIGKILL.")
-        (run / "train" / "final").mkdir()
-        (run / "train" / "final" / "model.safetensors").write_bytes(b"weights")
-
-    monkeypatch.setattr(proof, "follow", follow)
-    assert len(proof.train("killed", (12, 24))) == 64
     assert sessions == [[12, 24], [24], []]

@@ -3,56 +3,61 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import arguments
 from nbutils.train.arguments import CHECKPOINTING, WORKSPACE, relax_where_needed
 from nbutils.train.settings import TrainerOptions
 from nbutils.train.trainer import CountingScaler
-from tests.train.runs import flat, small_settings, trainer_of
-
-BARE = {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "processes": 1, "max_steps": 6}
+from tests.train.runs import flat, logged, small_settings, trainer_of
 
 
-class Weights(TrainerCallback):
-    """The weights after each optimizer step."""
+def bare_trainer(run, **changes):
+    """Six steps and nothing beside them."""
+    bare = {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "max_steps": 6}
+    return trainer_of(small_settings(run, **bare | changes))
 
-    def __init__(self) -> None:
-        self.after: list[torch.Tensor] = []
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.after.append(flat(model))
+def weights_after_steps(trainer):
+    """The weights after each optimizer step of a training to come."""
+    after = []
+
+    class Weights(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            after.append(flat(model))
+
+    trainer.add_callback(Weights())
+    return after
 
 
 def test_a_skipped_fp16_step_is_counted_and_the_schedule_waits(tmp_path):
     """Our step and the stock loop around it, with torch's scaler on the CPU and a gradient that overflows once."""
-    settings = small_settings(
-        tmp_path, **BARE, schedule="linear", warmup_fraction=0.0, max_grad_norm=0.0, learning_rate=0.006
-    )
-    trainer, weights = trainer_of(settings), Weights()
-    trainer.accelerator.scaler = CountingScaler("cpu", init_scale=16.0)
-    trainer.add_callback(weights)
+    trainer = bare_trainer(tmp_path, schedule="linear", warmup_fraction=0.0, max_grad_norm=0.0, learning_rate=0.006)
+    weights = weights_after_steps(trainer)
+    scaler, again = CountingScaler("cpu", init_scale=16.0), CountingScaler("cpu")
+    trainer.accelerator.scaler = scaler
     parameter = next(trainer.model.parameters())
     parameter.register_hook(lambda grad: grad * float("inf") if trainer.state.global_step == 2 else grad)
     trainer.train()
-    rows = [row for row in read_jsonl(tmp_path / "train" / "metrics.jsonl") if row["kind"] == "train"]
+    rows = logged(tmp_path, "train")
     assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 1, 1]
     rates = [round(row["learning_rate"], 6) for row in rows]
     assert rates == [0.006, 0.005, 0.004, 0.004, 0.003, 0.002]  # the skipped third step used none of the schedule
-    moved = [not torch.equal(a, b) for a, b in zip(weights.after, weights.after[1:], strict=False)]
+    moved = [not torch.equal(a, b) for a, b in pairwise(weights)]
     assert moved == [True, False, True, True, True]
+    again.load_state_dict(scaler.state_dict())  # as in a resumed session
+    assert (again.skipped_steps, again.get_scale()) == (1, 8.0)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_update_and_names_its_rows(tmp_path):
-    trainer, weights = trainer_of(small_settings(tmp_path, **BARE)), Weights()
-    trainer.add_callback(weights)
-    own, read = trainer.compute_loss, []
+    trainer = bare_trainer(tmp_path)
+    weights, own, read = weights_after_steps(trainer), trainer.compute_loss, []
 
     def planted(model, inputs):
         out = own(model, inputs)
@@ -65,12 +70,10 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_its_rows(tmp
     trainer.compute_loss = planted
     step = trainer.job.loader.plan.steps(0)[2]
     bad = trainer.job.loader.step_batch(step).rows[1]
-    with pytest.raises(UserError) as caught:
+    told = f"The loss of step 3 is not a finite number.*look at rows {', '.join(map(str, sorted(bad)))} of data/train"
+    with pytest.raises(UserError, match=told):
         trainer.train()
-    assert "The loss of step 3 is not a finite number" in str(caught.value)
-    assert str(caught.value).endswith(f"look at rows {', '.join(map(str, sorted(bad)))} of data/train.")
-    assert len(bad) < len(step) and len(weights.after) == 2
-    assert torch.equal(flat(trainer.model), weights.after[1])
+    assert len(bad) < len(step) and len(weights) == 2 and torch.equal(flat(trainer.model), weights[1])
 
 
 OPTIONS = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6, "neftune_noise_alpha": 5.0, CHECKPOINTING: True,
@@ -80,9 +83,8 @@ OPTIONS = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6, "neftune_
 def test_every_trainer_option_trains(tmp_path):
     names = {"activation_checkpointing", "gradient_checkpointing"}
     assert TrainerOptions.__annotations__.keys() - names == OPTIONS.keys() - names
-    known = {name: OPTIONS[name] for name in OPTIONS if name in arguments.SFTConfig.__dataclass_fields__}
-    trainer = trainer_of(small_settings(tmp_path, **BARE | {"max_steps": 2, "trainer_options": known}))
-    assert {name: getattr(trainer.args, name) for name in known} == known
+    trainer = bare_trainer(tmp_path, max_steps=2, trainer_options=OPTIONS)
+    assert {name: getattr(trainer.args, name) for name in OPTIONS} == OPTIONS
     trainer.train()
     assert trainer.state.global_step == 2
 
@@ -109,7 +111,7 @@ def test_a_gpu_is_made_deterministic_and_strictly(tmp_path, monkeypatch, strictn
 
 
 def test_a_model_without_a_deterministic_form_is_told_and_trains(tmp_path, strictness):
-    trainer = trainer_of(small_settings(tmp_path, **BARE))
+    trainer = bare_trainer(tmp_path)
     torch.use_deterministic_algorithms(True)
     assert relax_where_needed(trainer) is None and not torch.is_deterministic_algorithms_warn_only_enabled()
     assert all(p.grad is None for p in trainer.model.parameters())
