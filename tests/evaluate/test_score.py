@@ -103,7 +103,7 @@ def test_the_chat_template_gives_the_numbers_of_stock_and_is_never_put_around_ch
     assert [(r.answer["chat_template"], r.answer["num_fewshot"]) for r in answers] == [(True, 1), (False, 0)] * 2
     stock = HFLM(str(run_folder / "train" / "base"), device="cpu", dtype="float32", batch_size=1, max_length=256)
     tasks = {"sums": prepared.tasks["sums"]}
-    tasks["sums"].set_fewshot_seed(stage.FEWSHOT_SEED)
+    tasks["sums"].set_fewshot_seed(FEWSHOT_SEED)
     options = {"bootstrap_iters": 0, "apply_chat_template": True, "fewshot_as_multiturn": True}
     found = evaluator.evaluate(stock, {"tasks": tasks}, **options)
     for lls, sample in zip(lls_of(answers[0].items), found["samples"]["sums"], strict=True):
