@@ -11,21 +11,20 @@ from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
 from tests.chat.models import TOKENIZER, ScriptedModel
 
-TURN = [{"role": "user", "content": "old"}, {"role": "assistant", "content": "reply"}]
-
 
 def widget(
     *replies: str,
     seconds: float = 0.0,
-    names=("final", "base", "broken"),
-    beside: str = "",
     reading: float = 0.0,
-    contexts: dict[str, int] | None = None,
+    beside: str = "",
     earlier: ChatWidget | None = None,
     ready: threading.Event | None = None,
     **settings,
 ) -> ChatWidget:
-    """A chat with models that give these replies, each with its name in front; all but `final` wait for `ready`."""
+    """A chat with models that give these replies, each with its name in front; all but `final` wait for `ready`.
+
+    `base` reads half as much as the others, and `broken` cannot be loaded.
+    """
 
     def load(name: str) -> LoadedModel:
         if ready is not None and name != "final":
@@ -33,10 +32,11 @@ def widget(
         if name == "broken":
             raise RuntimeError("disk on fire")
         texts = [reply if name == "final" else f"{name} {reply}" for reply in replies]
-        model = ScriptedModel(TOKENIZER, texts, seconds, (contexts or {}).get(name, 1024), reading)
+        model = ScriptedModel(TOKENIZER, texts, seconds, 512 if name == "base" else 1024, reading)
         return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
 
-    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier)
+    names = ["final", "base", "more", "broken"]
+    return ChatWidget(load, names, "final", {"read_ahead": False} | settings, beside, earlier)
 
 
 def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:
@@ -52,8 +52,8 @@ def click(chat: ChatWidget, button: str) -> None:
 
 
 def fail(chat: ChatWidget, panel: int = 0) -> None:
-    """The next pass of a column's model fails."""
-    chat.panels[panel].session.engine.model.failing = RuntimeError("out of <memory>")
+    """The next reply of a column's model fails."""
+    chat.panels[panel].session.engine.model.replies.insert(0, RuntimeError("out of <memory>"))
 
 
 def upload(chat: ChatWidget, content: bytes) -> None:
@@ -77,7 +77,7 @@ def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
 
 def last(chat: ChatWidget) -> list[str]:
     """What was said last in each column."""
-    return [panel.session.messages[-1]["content"] for panel in chat.panels]
+    return [texts(chat, panel)[-1] for panel in range(len(chat.panels))]
 
 
 def sampling(chat: ChatWidget, name: str) -> list:
