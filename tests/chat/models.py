@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
+from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.window import rotary_module
 from nbutils.core.chatml import add_chatml
@@ -85,12 +86,7 @@ def from_scratch(session: ChatSession, messages: list[dict], **options) -> str:
         rotary = rotary_module(model)
         rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = "default", rotation.inv_freq, rotation.scaling
     config = GenerationConfig(
-        max_new_tokens=session.sampling.max_new_tokens,
-        do_sample=False,
-        repetition_penalty=session.sampling.repetition_penalty,
-        eos_token_id=[*engine.ends],
-        pad_token_id=0,
-        **options,
+        **session.sampling.generation_config(), eos_token_id=[*engine.ends], pad_token_id=0, **options
     )
     out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     return engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
@@ -137,3 +133,9 @@ class ScriptedModel(torch.nn.Module):
 def scripted_session(*replies: Any, **settings) -> ChatSession:
     """A chat with a model that gives these replies."""
     return ChatSession(ScriptedModel(TOKENIZER, replies), TOKENIZER, read_ahead=False, **settings)
+
+
+def scripted_model(name: str, replies: Iterable[str], *how: Any) -> LoadedModel:
+    """A model that gives these replies (see `ScriptedModel`); all but `final` put their name in front."""
+    own = [reply if name == "final" else f"{name} {reply}" for reply in replies]
+    return LoadedModel(name, ScriptedModel(TOKENIZER, own, *how), TOKENIZER, f"{name} on the CPU")

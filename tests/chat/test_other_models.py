@@ -67,9 +67,11 @@ def test_a_model_of_another_kind_replies_as_generate_does(tmp_path, kind, made, 
         (ZEPHYR, ["</s>", "<|user|>", "<|assistant|>"], "<|assistant|>\n", "</s>"),
     ],
 )
-def test_a_model_with_another_template_is_talked_to_in_its_own(template, specials, header, end):
+def test_a_model_with_another_template_is_talked_to_in_its_own(tmp_path, template, specials, header, end):
     tokenizer = tokenizer_with(template, *specials)
-    session = chat(random_model(tokenizer, context=512), tokenizer, read_ahead=False)
+    found = loaded(tmp_path, random_model(tokenizer, context=512), tokenizer)
+    assert "own chat template" in found.line
+    session = chat(found.model, found.tokenizer, read_ahead=False)
     talk_as_generate(session, "Hello there", "and now?")
     assert session.measured.reused_tokens > 20, "the cache serves it too"
     assert tokenizer.convert_tokens_to_ids(end) in session.engine.ends
@@ -85,7 +87,7 @@ def test_a_model_with_another_template_is_talked_to_in_its_own(template, special
 
 @pytest.mark.parametrize(
     ("template", "own"),
-    [(TEMPLATE, False), (SMOLLM, False), ("", False), (None, False), (IM_SEP, True), (ZEPHYR, True)],
+    [(TEMPLATE, False), (SMOLLM, False), ("", False), (None, False), (ZEPHYR, True)],
 )
 def test_which_template_counts_as_another(template, own):
     assert has_own_template(tokenizer_with(template)) == own
@@ -104,8 +106,3 @@ def test_a_model_without_a_key_value_cache_reads_everything_again():
     session = chat(MambaForCausalLM(MambaConfig(**size, initializer_range=0.4)), read_ahead=False)
     talk_as_generate(session, "Hello there", "and now?", use_cache=False)
     assert session.measured.reused_tokens == 0
-
-
-def test_the_line_about_a_model_says_how_it_is_talked_to(tmp_path):
-    tokenizer = tokenizer_with(IM_SEP, "<|im_sep|>")
-    assert "own chat template" in loaded(tmp_path, random_model(tokenizer, context=64), tokenizer).line

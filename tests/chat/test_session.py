@@ -25,10 +25,6 @@ actions = st.one_of(
     st.tuples(st.sampled_from(["regenerate", "clear", "restore", "wait"])),
 )
 LONG = "abc é🌙" * 6
-long_turns = st.one_of(
-    st.tuples(st.sampled_from(["reply", "reply", "edit"]), st.text("abc é🌙", min_size=40, max_size=60)),
-    st.tuples(st.sampled_from(["regenerate", "restore", "wait", "wait"])),
-)
 
 
 def run(session: ChatSession, action: str, *value) -> str | None:
@@ -73,23 +69,17 @@ def check_sequence(steps) -> int:
     return evictions
 
 
-@given(st.lists(actions, min_size=3, max_size=12))
-@settings(max_examples=20, deadline=None, derandomize=True)
-def test_any_sequence_of_actions_equals_a_fresh_session(steps):
-    check_sequence(steps)
+@given(st.sampled_from([0, 3]), st.lists(actions, min_size=3, max_size=12))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_any_sequence_of_actions_equals_a_fresh_session(long, steps):
+    assert check_sequence([("reply", LONG)] * long + steps) >= (long > 0)
 
 
 @pytest.mark.soak
-@given(st.lists(actions, min_size=5, max_size=40))
+@given(st.sampled_from([0, 3]), st.lists(actions, min_size=5, max_size=40))
 @settings(max_examples=150, deadline=None)
-def test_any_long_sequence_of_actions_equals_a_fresh_session(steps):
-    check_sequence(steps)
-
-
-@given(st.lists(long_turns, min_size=4, max_size=6))
-@settings(max_examples=8, deadline=None, derandomize=True)
-def test_evictions_among_any_actions_equal_a_fresh_session(steps):
-    assert check_sequence([("reply", LONG)] * 3 + steps) >= 1
+def test_any_long_sequence_of_actions_equals_a_fresh_session(long, steps):
+    check_sequence([("reply", LONG)] * long + steps)
 
 
 def test_a_character_outside_the_vocabulary_is_a_sentence_and_the_chat_continues():
@@ -111,37 +101,25 @@ def test_a_message_that_cannot_fit_is_refused_with_its_size_and_the_room():
         with pytest.raises(MessageTooLongError, match=f"{tokens:,} .* {room:,}"):
             start(text)
     assert session.transcript() == before
-    fits = text[tokens - room :]
-    say(session, fits)
-    with pytest.raises(MessageTooLongError):
-        session.reply(fits + "x")
 
 
 def test_the_newest_turn_and_the_system_message_always_stay():
     session = chat(system="Be brief.")
-    for turn in range(8):
-        say(session, f"number {turn}")
-        kept = TOKENIZER.decode(session.engine.ids(session.messages, session.plan, prompt=False))
-        assert "Be brief." in kept and f"number {turn}" in kept
-        assert kept.count("<|im_start|>user") == kept.count("<|im_start|>assistant")
-    assert session.context.dropped > 0 and len(session.messages) == 17
+    say(session, *(f"number {turn}" for turn in range(8)))
+    kept = TOKENIZER.decode(session.engine.ids(session.messages, session.plan, prompt=False))
+    assert kept.startswith("<|im_start|>system\nBe brief.") and "number 7" in kept and "number 0" not in kept
     session.clear()
-    assert session.messages == [{"role": "system", "content": "Be brief."}] and session.context.dropped == 0
+    assert session.messages == [{"role": "system", "content": "Be brief."}]
+    assert session.context.dropped == session.context.used == 0
 
 
-def test_context_says_what_is_used_and_what_goes_next():
+def test_context_says_what_goes_next():
     session = chat()
-    assert (session.context.used, session.context.limit, session.context.dropped) == (0, 256, 0)
-    stream = session.reply("hello")
-    next(stream)
-    during = session.context.used
-    list(stream)
-    assert 0 < during <= session.context.used
-    for turn in range(8):
+    for turn in range(9):
         dropped, soon = session.context.dropped, session.context.next_dropped
         say(session, f"turn {turn}, some words")
         assert session.context.dropped - dropped in (0, soon, soon + 1)
-    assert session.context.dropped
+    assert session.context.dropped > 0
 
 
 def test_one_reply_at_a_time():
@@ -196,9 +174,6 @@ def test_a_new_message_interrupts_the_background_reading():
     session.restore({"messages": [said("y" * 1000), {"role": "assistant", "content": "x"}]})
     say(session, "short")
     assert session.measured.read_tokens > 500
-    session.restore(session.transcript())
-    session.close()
-    assert not any(t.name == "chat-reads-ahead" and t.is_alive() for t in threading.enumerate())
 
 
 def test_turns_dropped_for_a_long_message_are_read_again_when_it_is_edited():

@@ -22,7 +22,7 @@ from nbutils.core.files import read_json, write_json
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import RECORD
-from tests.chat.models import say, scripted_session
+from tests.chat.models import said, say, scripted_session
 from tests.chat.talking import Terminal, slow_talk
 
 PROMPT = "You:"
@@ -65,24 +65,27 @@ def test_a_conversation_on_a_pseudo_terminal():
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_a_window_that_is_closed_saves_the_conversation(finished, tmp_path, number):
+def test_a_conversation_is_gone_on_with_and_saved_where_its_window_is_closed(finished, tmp_path, number):
     saved = tmp_path / "said.json"
-    given = ["chat", str(finished), "--max-new-tokens", "4", "--save", str(saved)]
+    write_json(saved, {"messages": [said("first"), {"role": "assistant", "content": "fine"}]})
+    given = ["chat", str(finished), "--max-new-tokens", "4", "--load", str(saved), "--save", str(saved)]
     with closing(Terminal(cli.main, given)) as screen:
         screen.wait_for(PROMPT)
-        screen.type("hello\r")
+        screen.type("second\r")
         screen.wait_for("context: ", PROMPT)
         os.kill(screen.process.pid, number)
         assert screen.status() == 128 + number
-    assert read_json(saved)["messages"][0]["content"] == "hello"
+    assert [message["content"] for message in read_json(saved)["messages"][::2]] == ["first", "second"]
 
 
-def test_piped_input_gives_replies_and_nothing_else_on_standard_output(finished, piped, capfd):
+def test_piped_input_gives_replies_alone_and_what_is_talked_to_is_told(run, piped, capfd):
+    write_json(run / "evaluate" / "results.json", {"context_curve": {"best": "none"}})
     piped(b"hi\n\nclear\nthere\nexit\nnever\n")
-    assert cli.main(["chat", str(finished), "--max-new-tokens", "8"]) == 0
+    assert cli.main(["chat", str(run / "train"), "--max-new-tokens", "8"]) == 0
     told = capfd.readouterr()
     assert len(told.out.splitlines()) == 2
-    for words in ("parameters, on the", "2,048 tokens", "a new conversation"):
+    curve = "1,024 tokens at once (context extension: none, the best of the context curve"
+    for words in ("parameters, on the", curve, "a new conversation"):
         assert words in told.err
 
 
@@ -118,15 +121,6 @@ def test_ctrl_c_ends_the_program_with_a_word(finished, tmp_path, monkeypatch, ca
     assert saved.exists() == (during == "talk")
 
 
-@pytest.mark.parametrize("place", ["", "train", "train/final"])
-def test_auto_says_what_the_run_s_context_curve_shows(run, piped, capsys, place):
-    write_json(run / "evaluate" / "results.json", {"context_curve": {"best": "none"}})
-    piped(b"")
-    assert cli.main(["chat", str(run / place)]) == 0
-    told = capsys.readouterr().err
-    assert "1,024 tokens at once (context extension: none, the best of the context curve" in told
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [("model.gguf", b"GGUF\x03\0\0\0" + b"\xff" * 64), ("train/final/model.safetensors", b"cut short")],
@@ -145,26 +139,15 @@ def test_text_has_no_power_over_the_terminal():
 def test_models_of_a_run_are_found(run):
     final, step = run / "train" / "final", run / "train" / "checkpoints" / "step-000010"
     shutil.copytree(final, step)
-    found = {"final": final, "base": run / "train" / "base", "step-000010": step}
-    assert Run(run).models() == found == {name: ModelRef.parse(name, run).path for name in found}
+    assert Run(run).models() == {"final": final, "base": run / "train" / "base", "step-000010": step}
     for place in (run, run / "train"):
         assert ModelRef.parse(str(place)).path == final, "a folder may have an at sign"
-    assert load("base", run).line.startswith("base: ")
     # a training that was paused: its newest checkpoint is what there is
     shutil.rmtree(final)
     (step / "manifest.json").touch()
     write_json(run / "train" / RECORD, read_json(run / "train" / RECORD) | {"status": "paused"})
     assert ModelRef.parse(str(run)).path == ModelRef.parse("final", run).path == step
     assert load("final", run).line.startswith("final so far (step-000010): ")
-
-
-def test_a_conversation_is_saved_and_gone_on_with(finished, tmp_path, piped, capsys):
-    saved = str(tmp_path / "said.json")
-    for said, loading in ((b"first\n", []), (b"second\n", ["--load", saved])):
-        piped(said)
-        assert cli.main(["chat", str(finished), "--max-new-tokens", "4", "--save", saved, *loading]) == 0
-    assert [m["content"] for m in read_json(Path(saved))["messages"][::2]] == ["first", "second"]
-    assert "the transcript is in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import re
 import threading
-from datetime import UTC, datetime
 
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
-from tests.chat.models import TOKENIZER, ScriptedModel
+from tests.chat.models import scripted_model
 
 
 def widget(
@@ -31,9 +28,7 @@ def widget(
             assert ready.wait(5)
         if name == "broken":
             raise RuntimeError("disk on fire")
-        texts = [reply if name == "final" else f"{name} {reply}" for reply in replies]
-        model = ScriptedModel(TOKENIZER, texts, seconds, 512 if name == "base" else 1024, reading)
-        return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
+        return scripted_model(name, replies, seconds, 512 if name == "base" else 1024, reading)
 
     names = ["final", "base", "more", "broken"]
     return ChatWidget(load, names, "final", {"read_ahead": False} | settings, beside, earlier)
@@ -46,28 +41,13 @@ def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:
             chat.wait(20)
 
 
-def click(chat: ChatWidget, button: str) -> None:
-    getattr(chat.controls, button).click()
-    chat.wait(5)
-
-
 def fail(chat: ChatWidget, panel: int = 0) -> None:
     """The next reply of a column's model fails."""
     chat.panels[panel].session.engine.model.replies.insert(0, RuntimeError("out of <memory>"))
 
 
-def upload(chat: ChatWidget, content: bytes) -> None:
-    file = {"name": "t.json", "type": "application/json", "size": len(content), "content": memoryview(content)}
-    chat.controls.upload.value = (file | {"last_modified": datetime.now(UTC)},)
-
-
 def shown(chat: ChatWidget, panel: int = 0) -> str:
     return chat.panels[panel].history.value + chat.panels[panel].newest.value
-
-
-def notice(chat: ChatWidget) -> str:
-    """What the line for remarks and errors says."""
-    return html.unescape(chat.notice.value)
 
 
 def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
@@ -86,9 +66,9 @@ def sampling(chat: ChatWidget, name: str) -> list:
 
 
 def pick(chat: ChatWidget, **picked: str) -> list[str]:
-    """Picks models and waits; returns what the columns show, each by its title."""
+    """Picks models and waits; returns what the columns show, which the pickers have to say too."""
     for picker, name in picked.items():
         getattr(chat.controls, picker).value = name
     chat.wait(5)
-    assert [chat.controls.model.value, chat.controls.beside.value] == ([p.name for p in chat.panels] + ["nobody"])[:2]
-    return [re.search(r">(\w+) on the CPU<", panel.title.value)[1] for panel in chat.panels]
+    assert [chat.controls.model.value, chat.controls.beside.value] == [*chat.shown, "nobody"][:2]
+    return chat.shown
