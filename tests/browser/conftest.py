@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -28,40 +27,37 @@ LAB = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--
 
 @dataclass(frozen=True)
 class Lab:
-    """A running JupyterLab: the folder that it serves, and where it listens."""
+    """A running JupyterLab: the folder that it serves, where it listens, and what it asks for."""
 
     folder: Path
-    server: dict[str, Any]
-
-    def address(self, notebook: str) -> str:
-        """Where a notebook opens, alone in the window."""
-        path = f"doc/workspaces/{secrets.token_hex(4)}/tree/{notebook}"
-        return f"{self.server['url']}{path}?token={self.server['token']}"
-
-    def write(self, name: str, cells: Sequence[str]) -> None:
-        """Writes a notebook with these code cells."""
-        notebook = new_notebook(cells=[new_code_cell(source) for source in cells])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(notebook, self.folder / name)
+    url: str
+    token: str
 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory) -> Iterator[Lab]:
     """A JupyterLab whose settings are nobody else's."""
     folder = tmp_path_factory.mktemp("lab")
-    settings, runtime, said = (folder / name for name in ("settings", "runtime", "lab.log"))
-    quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    config, runtime, said = (folder / name for name in (".config", ".runtime", "lab.log"))
+    quiet = config / "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    own = {"HOME": folder, "JUPYTER_RUNTIME_DIR": runtime, "JUPYTERLAB_SETTINGS_DIR": settings, "PYTHONPATH": ROOT}
-    environment = os.environ | {name: str(value) for name, value in own.items()} | {"OMP_NUM_THREADS": "1"}
+    own = {
+        "JUPYTER_CONFIG_DIR": config,
+        "JUPYTER_RUNTIME_DIR": runtime,
+        "IPYTHONDIR": folder / ".ipython",
+        "PYTHONPATH": ROOT,
+        "OMP_NUM_THREADS": 1,
+    }
+    environment = os.environ | {name: str(value) for name, value in own.items()}
     with said.open("w") as log:
         process = subprocess.Popen([sys.executable, *LAB], env=environment, stdout=log, stderr=log, cwd=folder)
     try:
         while not (runtime / f"jpserver-{process.pid}-open.html").exists():  # what it writes last
             assert process.poll() is None, said.read_text()
             time.sleep(0.2)
-        yield Lab(folder, json.loads((runtime / f"jpserver-{process.pid}.json").read_text()))
+        found = json.loads((runtime / f"jpserver-{process.pid}.json").read_text())
+        yield Lab(folder, found["url"], found["token"])
     finally:  # its kernels end with it
         process.terminate()
         process.wait(20)
@@ -124,8 +120,11 @@ def open_notebook(lab, context) -> Iterator[Callable[..., Notebook]]:
 
     def open_it(name: str, cells: Sequence[str] = ()) -> Notebook:
         if cells:
-            lab.write(name, cells)
-        opened = Notebook(context.new_page(), lab.address(name))
+            notebook = new_notebook(cells=[new_code_cell(source) for source in cells])
+            notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+            nbformat.write(notebook, lab.folder / name)
+        place = f"doc/workspaces/{secrets.token_hex(4)}/tree/{name}"  # alone in the window
+        opened = Notebook(context.new_page(), f"{lab.url}{place}?token={lab.token}")
         if cells:
             opened.run(0)
         return opened

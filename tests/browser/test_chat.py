@@ -17,7 +17,7 @@ from tests.chat.test_markup import ALLOWED_TAGS, HOSTILE
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 REPLIES = [
-    "Hello! I am a **small** model.\n\n- I learnt to take turns\n- not facts",
+    'Hello! I am a **small** model.\n\n- I learnt to take turns\n- not "facts" <i>',
     "Je suis là 🌙, and I like `code`:\n\n```\nfor i in range(3): print(i)\n```",
     "Goodbye, see you soon!",
     "And another thing.",
@@ -25,7 +25,7 @@ REPLIES = [
 CELLS = [
     "from tests.browser.rooms import room",
     f"chat = room({REPLIES!r}, seconds=0.02)",
-    "chat = room(['word ' * 190, 'short', 'third'], seconds=0.02)",
+    "chat = room(['word ' * 190, 'short'], seconds=0.02)",
     f"chat = room({REPLIES!r}, others=('base',))",
     "chat = room(['a reply of some words'] * 30, context=512, max_new_tokens=100, context_extension='none')",
     f"chat = room({HOSTILE[:-1]!r}, seconds=0)",
@@ -86,7 +86,6 @@ def test_three_turns_stream(notebook):
     expect(bubbles(chat, "user")).to_contain_text("<b>Who</b>")
     expect(bubbles(chat).locator("strong")).to_have_text("small")
     expect(bubbles(chat).locator("li")).to_have_count(2)
-    expect(area(chat)).to_have_value("")
     area(chat).fill("two")
     area(chat).press("Shift+Enter")
     area(chat).type("lines")
@@ -106,7 +105,7 @@ def test_three_turns_stream(notebook):
     notebook.screenshot("conversation", chat)
 
 
-def test_stop_ends_a_long_reply_within_a_second_then_regenerate_edit_clear(notebook):
+def test_stop_ends_a_long_reply_within_a_second_then_edit_and_clear(notebook):
     chat = notebook.chat(2)
     say(chat, "talk")
     shows(chat, "word word")
@@ -115,14 +114,11 @@ def test_stop_ends_a_long_reply_within_a_second_then_regenerate_edit_clear(noteb
     expect(bubbles(chat).last.locator(".sc-foot")).to_contain_text("stopped")
     assert time.monotonic() - pressed < 1
     done(chat, 1)
-    press(chat, "Regenerate")
-    shows(chat, "short")
-    done(chat, 1)
     press(chat, "Edit")
     expect(area(chat)).to_have_value("talk")
     say(chat, "talk differently")
     expect(bubbles(chat, "user")).to_contain_text("talk differently")
-    shows(chat, "third")
+    shows(chat, "short")
     done(chat, 1)
     press(chat, "Clear")
     expect(chat.locator(".sc-bubble")).to_have_count(0)
@@ -145,7 +141,6 @@ def test_side_by_side(notebook):
     expect(left).to_contain_text("base on the CPU")
     shows(left, "base Hello!")
     shows(right, "I am a small model")
-    expect(chat.get_by_label("Beside")).to_have_value("final")
     notebook.screenshot("swapped", chat)
 
 

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from nbutils.core.files import read_json
 from tests.browser.contrast import too_pale
 from tests.browser.test_chat import REPLIES, area, bubbles, done, press, say, shows
-from tests.chat.runs import made_up_run
+from tests.chat.models import made_up_run
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.window import rotary_module
 from nbutils.core.chatml import add_chatml
+from nbutils.core.files import write_json
 
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
 
@@ -42,9 +44,7 @@ def random_model(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,
-        tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.4,
         **more,
@@ -139,3 +139,15 @@ def scripted_model(name: str, replies: Iterable[str], *how: Any) -> LoadedModel:
     """A model that gives these replies (see `ScriptedModel`); all but `final` put their name in front."""
     own = [reply if name == "final" else f"{name} {reply}" for reply in replies]
     return LoadedModel(name, ScriptedModel(TOKENIZER, own, *how), TOKENIZER, f"{name} on the CPU")
+
+
+def made_up_run(run: Path, context: int = 1024) -> Path:
+    """Writes a run folder as training leaves it: two models of 2 layers that read bytes, and the stage's record."""
+    for seed, name in enumerate(("base", "final")):
+        model = random_model(TOKENIZER, context, seed)
+        model.lm_head.bias = None  # a folder holds a plain Llama
+        model.save_pretrained(run / "train" / name)
+        TOKENIZER.save_pretrained(run / "train" / name)
+    record = {"schema": 1, "stage": "train", "status": "done", "key": "made up", "outputs": {}}
+    write_json(run / "train" / "stage.json", record)
+    return run

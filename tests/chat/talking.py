@@ -33,7 +33,7 @@ class Terminal:
     def __init__(self, program: Callable[..., int], *arguments: object) -> None:
         self.file, self.other_end = pty.openpty()
         name = os.ttyname(self.other_end)
-        self.process = LIBRARIES.Process(target=_on_terminal, args=(name, program, arguments), daemon=True)
+        self.process = LIBRARIES.Process(target=_on_terminal, args=(name, program, arguments))
         self.process.start()
         self.seen = ""
 
@@ -68,7 +68,7 @@ class Terminal:
 def _on_terminal(name: str, program: Callable[..., int], arguments: tuple[object, ...]) -> None:
     """What the fork does: the terminal becomes its own, as of a program that a shell starts."""
     os.login_tty(os.open(name, os.O_RDWR))
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdin, sys.stdout, sys.stderr = (open(number, mode, closefd=False) for number, mode in enumerate("rww"))  # noqa: SIM115
     os.environ |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}  # which asks nobody where the cursor is
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` ignores it

@@ -73,17 +73,3 @@ def test_a_side_by_side_conversation_is_loaded_as_it_was_saved():
     assert pick(other, beside="more") == ["final", "more"]
     other.restore(chat.transcript())
     assert last(other) == ["mine", "mine"]
-
-
-def test_a_cell_that_runs_again_keeps_what_was_said_and_with_the_same_arguments_what_was_picked_and_set():
-    first = widget("left", temperature=0.5)
-    pick(first, beside="base")
-    send(first, "hi")
-    first.set("top_p", 0.5)
-    first.close()
-    again = widget("third", temperature=0.5, earlier=first)
-    assert again.shown == ["final", "base"] and last(again) == ["left", "base left"]
-    assert sampling(again, "top_p") == [0.5] * 3
-    changed = widget("third", temperature=0.9, earlier=again)
-    assert changed.shown == ["final"] and last(changed) == ["left"]
-    assert sampling(changed, "temperature") == sampling(changed, "top_p") == [0.9] * 2, "as now asked for"

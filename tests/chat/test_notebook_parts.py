@@ -16,7 +16,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.stages import spec
-from tests.chat.widgets import send, texts
+from tests.chat.models import scripted_model
+from tests.chat.widgets import last, pick, sampling, send, texts
 
 
 def settings(run, **changes) -> ChatSettings:
@@ -77,9 +78,9 @@ def test_wrong_parameters_are_named(finished, changes, words):
 
 def test_auto_takes_what_the_context_curve_of_the_run_shows(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    for curve in (None, {}, {"best": None}, {"best": "ntk"}):
+    for curve in (None, {"best": None}, {"best": "ntk"}):
         write_json(run / "evaluate" / "results.json", {"context_curve": curve})
-        assert settings(run).extension()[0] == "dynamic" and "dynamic, since" in settings(run).extension()[1]
+        assert "dynamic, since" in settings(run).extension()[1]
     before = settings(run).result_parameters()
     write_json(run / "evaluate" / "results.json", {"context_curve": {"best": "yarn"}})
     for model in ("final", "step-000010", str(run / "train" / "final")):
@@ -90,19 +91,27 @@ def test_auto_takes_what_the_context_curve_of_the_run_shows(finished, tmp_path):
     assert settings(run, model="some/hub-id").extension()[0] == "dynamic"
 
 
-def test_a_cell_without_an_id_is_known_by_its_text(final, monkeypatch):
-    parent = {"content": {"code": "chat = show_chat()"}}
+def test_a_cell_that_runs_again_keeps_what_was_said_and_with_the_same_arguments_what_was_picked_and_set(monkeypatch):
+    parent = {"content": {"code": "chat = show_chat()"}}  # by which a cell without an id is known
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(get_parent=lambda: parent))
 
-    def shown_chat():
-        return display.show_chat(lambda _: final, ["final"], "final", {"max_new_tokens": 4, "read_ahead": False})
+    def run_cell(**given):
+        given["read_ahead"] = False
+        return display.show_chat(lambda name: scripted_model(name, ["left"]), ["final", "base"], "final", given)
 
-    first = shown_chat()
-    send(first, "hello")
-    assert texts(shown_chat()) == texts(first) != []
+    first = run_cell(temperature=0.5)
+    pick(first, beside="base")
+    send(first, "hi")
+    first.set("top_p", 0.5)
+    again = run_cell(temperature=0.5)
     assert not first.panels[0].session.engine.caches, "its caches are freed"
+    assert pick(again) == ["final", "base"] and last(again) == ["left", "base left"]
+    assert sampling(again, "top_p") == [0.5] * 3
+    changed = run_cell(temperature=0.9)
+    assert pick(changed) == ["final"] and last(changed) == ["left"]
+    assert sampling(changed, "temperature") == sampling(changed, "top_p") == [0.9] * 2, "as now asked for"
     parent["content"]["code"] = "another = show_chat()"
-    assert texts(shown_chat()) == []
+    assert texts(run_cell()) == []
 
 
 def test_no_bar_stays_where_a_model_was_loaded(finished, capfd):

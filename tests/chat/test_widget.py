@@ -10,13 +10,10 @@ from tests.chat.widgets import fail, sampling, send, shown, texts, widget
 TURN = [{"role": "user", "content": "old"}, {"role": "assistant", "content": "reply"}]
 
 
-def test_what_was_said_is_shown_and_nothing_is_sent_where_nothing_is_said():
-    chat = widget('hello **you** "quoted" <i>')
-    send(chat, "hi <b>", "\n", "   ")
-    assert len(texts(chat)) == 2
-    for part in ("hi &lt;b&gt;", "<strong>you</strong>", "tokens/s", "first after"):
-        assert part in shown(chat)
-    assert 'data-text="hello **you** &quot;quoted&quot; &lt;i&gt;"' in shown(chat), "Copy gives it as it was written"
+def test_nothing_is_sent_where_nothing_is_said():
+    chat = widget("one")
+    send(chat, "\n", "   ")
+    assert texts(chat) == []
 
 
 def test_another_conversation_is_not_edited_by_mistake():
@@ -32,7 +29,7 @@ def test_another_conversation_is_not_edited_by_mistake():
         assert texts(chat)[:-1] == [*before, "new"]
 
 
-def test_a_draft_survives_an_error_and_an_edit_that_is_taken_back(capsys):
+def test_a_draft_survives_an_error_and_an_edit_that_is_taken_back():
     chat = widget("one", "two", seconds=0.02)
     send(chat, "hi")
     chat.controls.input.value = draft = "my next thought"
@@ -43,7 +40,7 @@ def test_a_draft_survives_an_error_and_an_edit_that_is_taken_back(capsys):
     model = chat.panels[0].session.engine.model
     model.register_forward_pre_hook(lambda *_: setattr(chat.controls.input, "value", draft))
     send(chat, "again")
-    assert chat.controls.input.value == f"again\n{draft}" and "RuntimeError" in capsys.readouterr().err
+    assert chat.controls.input.value == f"again\n{draft}"
 
 
 def test_meter_and_notice_follow_what_happens():
@@ -91,16 +88,6 @@ def test_what_was_edited_is_shown_while_the_history_is_read_and_silence_is_told(
     assert "third &lt;b&gt;" in shown(chat) and "second" not in shown(chat) and "two" not in shown(chat)
     chat.wait(20)
     assert "(nothing)" in shown(chat)
-
-
-def test_no_reply_is_missing_for_a_moment():
-    chat = widget("one", "two")
-    send(chat, "hi")
-    panel, missing = chat.panels[0], []
-    for part in (panel.history, panel.newest):
-        part.observe(lambda _: ">one<" in shown(chat) or missing.append(panel.newest.value), "value")
-    send(chat, "and?")
-    assert ">two<" in shown(chat) and not missing
 
 
 def test_what_the_page_sends_is_one_message():

@@ -14,7 +14,6 @@ def widget(
     seconds: float = 0.0,
     reading: float = 0.0,
     beside: str = "",
-    earlier: ChatWidget | None = None,
     ready: threading.Event | None = None,
     **settings,
 ) -> ChatWidget:
@@ -31,7 +30,7 @@ def widget(
         return scripted_model(name, replies, seconds, 512 if name == "base" else 1024, reading)
 
     names = ["final", "base", "more", "broken"]
-    return ChatWidget(load, names, "final", {"read_ahead": False} | settings, beside, earlier)
+    return ChatWidget(load, names, "final", {"read_ahead": False} | settings, beside)
 
 
 def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:
