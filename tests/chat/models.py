@@ -141,10 +141,10 @@ def scripted_model(name: str, replies: Iterable[str], *how: Any) -> LoadedModel:
     return LoadedModel(name, ScriptedModel(TOKENIZER, own, *how), TOKENIZER, f"{name} on the CPU")
 
 
-def made_up_run(run: Path, context: int = 1024) -> Path:
+def made_up_run(run: Path) -> Path:
     """Writes a run folder as training leaves it: two models of 2 layers that read bytes, and the stage's record."""
     for seed, name in enumerate(("base", "final")):
-        model = random_model(TOKENIZER, context, seed)
+        model = random_model(TOKENIZER, 1024, seed)
         model.lm_head.bias = None  # a folder holds a plain Llama
         model.save_pretrained(run / "train" / name)
         TOKENIZER.save_pretrained(run / "train" / name)

@@ -69,7 +69,7 @@ def check_sequence(steps) -> int:
 
 
 @given(st.sampled_from([0, 3]), st.lists(actions, min_size=3, max_size=12))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 def test_any_sequence_of_actions_equals_a_fresh_session(long, steps):
     assert check_sequence([("reply", LONG)] * long + steps) >= (long > 0)
 

@@ -30,7 +30,7 @@ def test_another_conversation_is_not_edited_by_mistake():
 
 
 def test_a_draft_survives_an_error_and_an_edit_that_is_taken_back():
-    chat = widget("one", "two", seconds=0.02)
+    chat = widget("one", "two")
     send(chat, "hi")
     chat.controls.input.value = draft = "my next thought"
     for expected in ("hi", draft):
