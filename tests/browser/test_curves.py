@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import SCREENSHOTS
-
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 CELL = """
@@ -19,25 +17,25 @@ RANGES = "plot => ['xaxis', 'xaxis3', 'xaxis4', 'xaxis7'].map(name => plot._full
 
 
 def test_curves_hover_and_zoom_together(open_notebook):
-    page = open_notebook("curves.ipynb", [CELL]).page
-    plot = page.locator(".js-plotly-plot")
-    expect(plot).to_have_count(1, timeout=60_000)
-    expect(plot.locator(".xtitle, .x3title, .x4title").first).to_be_visible(timeout=20_000)
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    plot.screenshot(path=SCREENSHOTS / "curves.png")
-    before = plot.evaluate(RANGES)
-    assert len({tuple(r) for r in before}) == 1
+    notebook = open_notebook("curves.ipynb", [CELL])
+    plot, mouse = notebook.page.locator(".js-plotly-plot"), notebook.page.mouse
+    expect(plot.locator(".xtitle, .x3title, .x4title").first).to_be_visible()
+    notebook.screenshot("curves", plot)
+
+    def shown() -> list[int]:
+        """From which step to which all four panels show."""
+        (all_together,) = {tuple(found) for found in plot.evaluate(RANGES)}
+        return all_together
+
+    first, last = shown()
     box = plot.locator('.nsewdrag[data-subplot="x7y7"]').bounding_box()  # of the loss
-    assert box is not None
-    middle = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + box["width"] * 0.5, middle)
-    expect(plot.locator(".hoverlayer .legend, .hoverlayer .hovertext").first).to_be_visible(timeout=10_000)
-    page.mouse.move(box["x"] + box["width"] * 0.25, middle)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.5, middle + 40, steps=5)
-    page.mouse.up()
+    quarter, middle = box["width"] / 4, box["y"] + box["height"] / 2
+    mouse.move(box["x"] + 2 * quarter, middle)
+    expect(plot.locator(".hoverlayer .legend, .hoverlayer .hovertext").first).to_be_visible()
+    mouse.move(box["x"] + quarter, middle)
+    mouse.down()
+    mouse.move(box["x"] + 2 * quarter, middle + 40, steps=5)
+    mouse.up()
     moved = "low => document.querySelector('.js-plotly-plot')._fullLayout.xaxis7.range[0] > low + 1"
-    page.wait_for_function(moved, arg=before[0][0])
-    after = plot.evaluate(RANGES)
-    assert len({tuple(r) for r in after}) == 1  # all four panels together
-    assert after[0][0] > before[0][0] and after[0][1] < before[0][1]
+    notebook.page.wait_for_function(moved, arg=first)
+    assert first < shown()[0] < shown()[1] < last

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat.runs import made_up_run
+from tests.chat.models import made_up_run
 
 
 @pytest.fixture(scope="session")

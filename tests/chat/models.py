@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
+from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.window import rotary_module
-from nbutils.core.chatml import IM_END, add_chatml
+from nbutils.core.chatml import add_chatml
+from nbutils.core.files import write_json
 
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
 
@@ -39,9 +44,7 @@ def random_model(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,
-        tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.4,
         **more,
@@ -83,58 +86,68 @@ def from_scratch(session: ChatSession, messages: list[dict], **options) -> str:
         rotary = rotary_module(model)
         rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = "default", rotation.inv_freq, rotation.scaling
     config = GenerationConfig(
-        max_new_tokens=session.sampling.max_new_tokens,
-        do_sample=False,
-        repetition_penalty=session.sampling.repetition_penalty,
-        eos_token_id=[*engine.ends],
-        pad_token_id=0,
-        **options,
+        **session.sampling.generation_config(), eos_token_id=[*engine.ends], pad_token_id=0, **options
     )
     out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     return engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
+def talk_as_generate(session: ChatSession, *texts: str, **options) -> None:
+    """Sends messages; each reply has to be that of `model.generate`."""
+    for text in texts:
+        messages = [*session.messages, said(text)]
+        assert say(session, text) == [from_scratch(session, messages, **options)], text
+
+
 class ScriptedModel(torch.nn.Module):
     """A model that gives the replies it was told, one after the other, `seconds` per token; then silence.
 
-    Reading a prompt takes it `reading` seconds.
+    An error among the replies is raised. Reading a prompt takes `reading` seconds.
     """
 
     def __init__(
-        self, tokenizer, replies: list[str], seconds: float = 0.0, context: int = 1024, reading: float = 0.0
+        self, tokenizer, replies: Iterable[Any], seconds: float = 0.0, context: int = 1024, reading: float = 0.0
     ) -> None:
         super().__init__()
         self.device = torch.device("cpu")
-        config = SimpleNamespace(max_position_embeddings=context)
-        self.config = SimpleNamespace(get_text_config=lambda: config)
-        self.size = len(tokenizer)
-        self.end = tokenizer.convert_tokens_to_ids(IM_END)
-        self.seconds, self.reading = seconds, reading
-        self.scripts = [self._ids(tokenizer, reply) for reply in replies]
+        self.config = PretrainedConfig(max_position_embeddings=context)
+        self.tokenizer, self.replies, self.seconds, self.reading = tokenizer, list(replies), seconds, reading
         self.script: list[int] = []
         self.last = -1
-        self.failing: Exception | None = None
-
-    @staticmethod
-    def _ids(tokenizer, reply: str) -> list[int]:
-        return tokenizer(reply, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
-        if self.failing is not None:
-            failing, self.failing = self.failing, None
-            raise failing
         if input_ids[0].tolist() != [self.last]:  # a prompt, not the token that was just written
-            self.script = self.scripts.pop(0) if self.scripts else []
+            reply = self.replies.pop(0) if self.replies else ""
+            if isinstance(reply, Exception):
+                raise reply
+            self.script = self.tokenizer(reply, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             time.sleep(self.reading)
-        elif self.seconds:
+        else:
             time.sleep(self.seconds)
-        self.last = self.script[0] if self.script else self.end
-        logits = torch.zeros(1, 1, self.size)
+        self.last, *self.script = self.script or [self.tokenizer.eos_token_id]
+        logits = torch.zeros(1, 1, len(self.tokenizer))
         logits[0, 0, self.last] = 50.0
-        self.script = self.script[1:]
         return SimpleNamespace(logits=logits)
 
 
-def scripted_session(*replies: str, **settings) -> ChatSession:
+def scripted_session(*replies: Any, **settings) -> ChatSession:
     """A chat with a model that gives these replies."""
-    return ChatSession(ScriptedModel(TOKENIZER, list(replies)), TOKENIZER, read_ahead=False, **settings)
+    return ChatSession(ScriptedModel(TOKENIZER, replies), TOKENIZER, read_ahead=False, **settings)
+
+
+def scripted_model(name: str, replies: Iterable[str], *how: Any) -> LoadedModel:
+    """A model that gives these replies (see `ScriptedModel`); all but `final` put their name in front."""
+    own = [reply if name == "final" else f"{name} {reply}" for reply in replies]
+    return LoadedModel(name, ScriptedModel(TOKENIZER, own, *how), TOKENIZER, f"{name} on the CPU")
+
+
+def made_up_run(run: Path) -> Path:
+    """Writes a run folder as training leaves it: two models of 2 layers that read bytes, and the stage's record."""
+    for seed, name in enumerate(("base", "final")):
+        model = random_model(TOKENIZER, 1024, seed)
+        model.lm_head.bias = None  # a folder holds a plain Llama
+        model.save_pretrained(run / "train" / name)
+        TOKENIZER.save_pretrained(run / "train" / name)
+    record = {"schema": 1, "stage": "train", "status": "done", "key": "made up", "outputs": {}}
+    write_json(run / "train" / "stage.json", record)
+    return run

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import pty
 import select
 import signal
-import struct
 import sys
-import termios
 import time
 from collections.abc import Callable
 
@@ -35,9 +32,8 @@ class Terminal:
 
     def __init__(self, program: Callable[..., int], *arguments: object) -> None:
         self.file, self.other_end = pty.openpty()
-        fcntl.ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
         name = os.ttyname(self.other_end)
-        self.process = LIBRARIES.Process(target=_on_terminal, args=(name, program, arguments), daemon=True)
+        self.process = LIBRARIES.Process(target=_on_terminal, args=(name, program, arguments))
         self.process.start()
         self.seen = ""
 
@@ -45,27 +41,20 @@ class Terminal:
         """What the keyboard sends."""
         os.write(self.file, text.encode())
 
-    def _read(self) -> None:
-        if select.select([self.file], [], [], 0.1)[0]:
-            self.seen += os.read(self.file, 4096).decode(errors="replace")
-            if "\x1b[6n" in self.seen:  # prompt_toolkit asks where the cursor is
-                self.seen = self.seen.replace("\x1b[6n", "")
-                self.type("\x1b[1;1R")
-
-    def wait_for(self, text: str, seconds: float = 60) -> str:
-        """Reads until `text` appears; returns what came up to it and forgets it."""
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            assert self.process.is_alive() and time.monotonic() < end, f"{text!r} did not come, but {self.seen!r}"
-            self._read()
-        before, _, self.seen = self.seen.partition(text)
+    def wait_for(self, *texts: str) -> str:
+        """Reads until these appear, one after the other; what came before the last one."""
+        before, end = "", time.monotonic() + 60
+        for text in texts:
+            while text not in self.seen:
+                assert self.process.is_alive() and time.monotonic() < end, f"{text!r} did not come, but {self.seen!r}"
+                if select.select([self.file], [], [], 0.1)[0]:
+                    self.seen += os.read(self.file, 4096).decode(errors="replace")
+            before, _, self.seen = self.seen.partition(text)
         return before
 
-    def status(self, seconds: float = 30) -> int | None:
+    def status(self) -> int | None:
         """The exit status, once the program has ended."""
-        end = time.monotonic() + seconds
-        while self.process.is_alive() and time.monotonic() < end:
-            self._read()
+        self.process.join(30)
         return self.process.exitcode
 
     def close(self) -> None:
@@ -78,12 +67,9 @@ class Terminal:
 
 def _on_terminal(name: str, program: Callable[..., int], arguments: tuple[object, ...]) -> None:
     """What the fork does: the terminal becomes its own, as of a program that a shell starts."""
-    os.setsid()
-    screen = os.open(name, os.O_RDWR)
-    for number in range(3):
-        os.dup2(screen, number)
+    os.login_tty(os.open(name, os.O_RDWR))
     sys.stdin, sys.stdout, sys.stderr = (open(number, mode, closefd=False) for number, mode in enumerate("rww"))  # noqa: SIM115
-    os.environ["TERM"] = "xterm"
+    os.environ |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}  # which asks nobody where the cursor is
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` ignores it
     sys.exit(program(*arguments))

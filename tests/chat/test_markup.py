@@ -40,36 +40,30 @@ HOSTILE = [
 """Twenty texts that must do nothing; the browser tests use them too."""
 
 
-class _Collector(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+class _Harmless(HTMLParser):
+    """Reads HTML, and refuses what is not allowed."""
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+        assert tag in ALLOWED_TAGS, tag
+        assert {name for name, _ in attrs} <= ALLOWED_ATTRIBUTES.get(tag, set()), (tag, attrs)
+        assert urlsplit(dict(attrs).get("href", "https:")).scheme.lower() in ("http", "https", "mailto")
 
     def handle_decl(self, decl):
-        self.found.append(("!" + decl, {}))
+        raise AssertionError(decl)
 
-    def handle_comment(self, data):
-        self.found.append(("!--", {}))
+    handle_comment = handle_pi = handle_decl
 
 
-def check(html: str) -> None:
-    collector = _Collector()
-    collector.feed(html)
-    collector.close()
-    for tag, attributes in collector.found:
-        assert tag in ALLOWED_TAGS, tag
-        assert set(attributes) <= ALLOWED_ATTRIBUTES.get(tag, set()), (tag, attributes)
-        if "href" in attributes:
-            assert urlsplit(attributes["href"]).scheme.lower() in ("http", "https", "mailto")
+def check(text: str) -> None:
+    for show in (markdown, plain):
+        reader = _Harmless()
+        reader.feed(show(text))
+        reader.close()
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_become_harmless(text):
-    check(markdown(text))
-    check(plain(text))
+    check(text)
 
 
 PIECES = r"""< > " ' & ` ``` [ ]( ) ! * ** _ - # | \ ~~ word javascript: data: onload= https://a.b/ &#106;avascript:
@@ -81,10 +75,9 @@ fragments = st.lists(
 
 @given(st.one_of(fragments.map("".join), st.text(max_size=200)))
 @example("[site]()")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_only_allowed_tags_and_attributes_come_out(text):
-    check(markdown(text))
-    check(plain(text))
+    check(text)
 
 
 def test_markdown_that_is_meant_well_is_shown():

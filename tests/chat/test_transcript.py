@@ -7,45 +7,34 @@ import json
 import pytest
 
 from nbutils.chat.transcript import read_transcript, write_transcript
-from nbutils.core.chat_engine.engine import Measured
 from nbutils.core.chat_engine.window import MessageTooLongError
 from nbutils.core.errors import UserError
 from tests.chat.models import TOKENIZER, chat, random_model, say
 
 TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+NUMBERED = [f"turn {turn} é🌙" for turn in range(8)]
 
 
 def test_save_and_load(tmp_path):
     session, other = chat(), chat()
-    say(session, *(f"turn {turn} é🌙" for turn in range(7)))
-    path = write_transcript(tmp_path / "t.json", session.transcript())
-    other.restore(read_transcript(path))
-    assert other.messages == session.messages and other.transcript() == session.transcript()
-    assert other.context.dropped == session.context.dropped > 0
+    say(session, *NUMBERED)
+    other.restore(read_transcript(write_transcript(tmp_path / "t.json", session.transcript())))
+    assert other.transcript() == session.transcript()
+    assert session.context.dropped > 0
     assert say(other, "go on") == say(session, "go on")
-    assert json.loads(path.read_text())["messages"][1]["measured"]["new_tokens"] > 0
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("{", "Invalid JSON"),
+        ([1], "no transcript"),
         ({"schema": 99, "messages": []}, "newer smallchat"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": TURN[:1]}, "alternate"),
         ({"messages": TURN[::-1]}, "alternate"),
-        ([1], "no transcript"),
-        ({}, "messages"),
         ({"messages": TURN, "turns_dropped": 2}, "turns_dropped is 2, but it has 1 turns"),
         ({"messages": TURN, "turns_dropped": -1}, "turns_dropped is -1"),
-        ({"messages": TURN, "turns_dropped": "x"}, "turns_dropped is 'x'"),
-        ({"messages": TURN, "replies_started": 1.5}, "replies_started is 1.5"),
-        ({"messages": TURN, "schema": "new"}, "schema is 'new'"),
-        ({"messages": TURN, "schema": None}, "schema is None"),
-        *(
-            ({"messages": [TURN[0], TURN[1] | {"measured": wrong}]}, r"messages\.1\.measured")
-            for wrong in (7, {"seconds": "x"}, {"ended": "?"}, {"read_tokens": 10**400}, {"new_tokens": True})
-        ),
+        ({"messages": [TURN[0], TURN[1] | {"measured": {"read_tokens": 10**400}}]}, r"messages\.1\.measured"),
     ],
 )
 def test_what_is_no_transcript_is_refused(tmp_path, content, words):
@@ -57,35 +46,32 @@ def test_what_is_no_transcript_is_refused(tmp_path, content, words):
     assert session.messages == []
 
 
-def test_a_sound_remark_on_cost_is_kept_and_half_characters_become_question_marks():
-    cost = Measured(read_tokens=5, new_tokens=3, seconds_to_first_token=0.1, seconds=0.4, ended="end").model_dump()
+def test_half_characters_become_question_marks():
     session = chat()
-    session.restore({"messages": [{"role": "user", "content": "a\ud83d"}, TURN[1] | {"measured": cost}]})
-    assert session.transcript()["messages"][1]["measured"] == cost
+    session.restore({"messages": [{"role": "user", "content": "a\ud83d"}, TURN[1]]})
     say(session, "\ude00 c")
     assert [m["content"] for m in session.messages[::2]] == ["a?", "? c"]
 
 
-def test_a_system_message_of_its_own_stays_when_a_transcript_is_loaded(tmp_path):
-    plain, other = chat(), chat(system="Be rude.")
-    for told in (plain, other):
+def test_a_system_message_of_its_own_stays_when_a_transcript_is_loaded():
+    plain, rude = chat(), chat(system="Be rude.")
+    for told in (plain, rude):
         say(told, "hello")
-        session = chat(system="Be brief.")
-        session.restore(read_transcript(write_transcript(tmp_path / "t.json", told.transcript())))
-        assert [m["content"] for m in session.messages[:2]] == ["Be brief.", "hello"]
-    plain.restore(other.transcript())
+        brief = chat(system="Be brief.")
+        brief.restore(told.transcript())
+        assert [m["content"] for m in brief.messages[:2]] == ["Be brief.", "hello"]
+    plain.restore(rude.transcript())
     assert plain.messages[0]["content"] == "Be rude."
 
 
 def test_a_conversation_is_fitted_to_a_context_of_another_length():
     wide, narrow = chat(random_model(TOKENIZER, context=512)), chat()
-    say(wide, *(f"turn {turn}, some words" for turn in range(8)))
+    say(wide, *NUMBERED)
     assert wide.context.dropped == 0 and wide.context.used > narrow.context.limit
     narrow.restore(wide.transcript())
     assert narrow.context.dropped > 0 and narrow.context.used <= narrow.context.room
     wide.restore(narrow.transcript())
     assert wide.context.dropped == 0, "there is room for all of it again"
-    assert narrow.messages == wide.messages
 
 
 def test_a_system_message_that_leaves_no_room_is_told_with_the_next_message(capsys):

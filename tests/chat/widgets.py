@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import html
-import re
 import threading
-from datetime import UTC, datetime
 
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
-from tests.chat.models import TOKENIZER, ScriptedModel
-
-TURN = [{"role": "user", "content": "old"}, {"role": "assistant", "content": "reply"}]
+from tests.chat.models import scripted_model
 
 
 def widget(
     *replies: str,
     seconds: float = 0.0,
-    names=("final", "base", "broken"),
-    beside: str = "",
     reading: float = 0.0,
-    contexts: dict[str, int] | None = None,
-    earlier: ChatWidget | None = None,
+    beside: str = "",
     ready: threading.Event | None = None,
     **settings,
 ) -> ChatWidget:
-    """A chat with models that give these replies, each with its name in front; all but `final` wait for `ready`."""
+    """A chat with models that give these replies, each with its name in front; all but `final` wait for `ready`.
+
+    `base` reads half as much as the others, and `broken` cannot be loaded.
+    """
 
     def load(name: str) -> LoadedModel:
         if ready is not None and name != "final":
             assert ready.wait(5)
         if name == "broken":
             raise RuntimeError("disk on fire")
-        texts = [reply if name == "final" else f"{name} {reply}" for reply in replies]
-        model = ScriptedModel(TOKENIZER, texts, seconds, (contexts or {}).get(name, 1024), reading)
-        return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
+        return scripted_model(name, replies, seconds, 512 if name == "base" else 1024, reading)
 
-    return ChatWidget(load, list(names), "final", {"read_ahead": False} | settings, beside, earlier)
+    names = ["final", "base", "more", "broken"]
+    return ChatWidget(load, names, "final", {"read_ahead": False} | settings, beside)
 
 
 def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:
@@ -46,28 +40,13 @@ def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:
             chat.wait(20)
 
 
-def click(chat: ChatWidget, button: str) -> None:
-    getattr(chat.controls, button).click()
-    chat.wait(5)
-
-
 def fail(chat: ChatWidget, panel: int = 0) -> None:
-    """The next pass of a column's model fails."""
-    chat.panels[panel].session.engine.model.failing = RuntimeError("out of <memory>")
-
-
-def upload(chat: ChatWidget, content: bytes) -> None:
-    file = {"name": "t.json", "type": "application/json", "size": len(content), "content": memoryview(content)}
-    chat.controls.upload.value = (file | {"last_modified": datetime.now(UTC)},)
+    """The next reply of a column's model fails."""
+    chat.panels[panel].session.engine.model.replies.insert(0, RuntimeError("out of <memory>"))
 
 
 def shown(chat: ChatWidget, panel: int = 0) -> str:
     return chat.panels[panel].history.value + chat.panels[panel].newest.value
-
-
-def notice(chat: ChatWidget) -> str:
-    """What the line for remarks and errors says."""
-    return html.unescape(chat.notice.value)
 
 
 def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
@@ -77,7 +56,7 @@ def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
 
 def last(chat: ChatWidget) -> list[str]:
     """What was said last in each column."""
-    return [panel.session.messages[-1]["content"] for panel in chat.panels]
+    return [texts(chat, panel)[-1] for panel in range(len(chat.panels))]
 
 
 def sampling(chat: ChatWidget, name: str) -> list:
@@ -86,9 +65,9 @@ def sampling(chat: ChatWidget, name: str) -> list:
 
 
 def pick(chat: ChatWidget, **picked: str) -> list[str]:
-    """Picks models and waits; returns what the columns show, each by its title."""
+    """Picks models and waits; returns what the columns show, which the pickers have to say too."""
     for picker, name in picked.items():
         getattr(chat.controls, picker).value = name
     chat.wait(5)
-    assert [chat.controls.model.value, chat.controls.beside.value] == ([p.name for p in chat.panels] + ["nobody"])[:2]
-    return [re.search(r">(\w+) on the CPU<", panel.title.value)[1] for panel in chat.panels]
+    assert [chat.controls.model.value, chat.controls.beside.value] == [*chat.shown, "nobody"][:2]
+    return chat.shown
