@@ -13,7 +13,6 @@ from nbutils.core.files import read_json
 from tests.conftest import ROOT
 from tests.faults.bench import SECRETS, Bench, mounted, nothing, signals, to_one
 from tests.pipeline.fake import PROGRAM, write_notebooks
-from tests.train.runs import wait_for
 
 KERNEL = "ipykernel_launcher"
 
@@ -96,4 +95,4 @@ def test_a_read_only_run_folder(bench):
 def test_a_reader_that_goes_away_ends_nothing(bench):
     line = shlex.join([*bench.line, "--until=first"])
     subprocess.run(f"{line} | head -1", shell=True, env=bench.environment, check=True, capture_output=True)
-    wait_for((bench.run / "first" / "words.txt").exists)
+    assert read_json(bench.run / "first" / "stage.json")["status"] == "done"

@@ -50,9 +50,10 @@ def paused_at(run: Path) -> int:
     return newest.step
 
 
-def train(run: Path, processes: int = 2, **changes: object) -> None:
+def train(run: Path, **changes: object) -> None:
     """Trains to the end, or to a pause."""
-    done = forked(small_settings(run, **changes), processes)
+    settings = small_settings(run, **changes)
+    done = forked(settings, settings.processes)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -203,7 +204,7 @@ def test_a_full_disk_costs_nothing_but_time(small_disk, undisturbed, faults):
 @pytest.mark.soak
 def test_another_world_size_sees_each_remaining_row_once_and_says_so(run, undisturbed):
     train_with("evaluation:3:all", run)
-    train(run, 1, processes=1)
+    train(run, processes=1)
     assert any("not bit-identical" in event.get("message", "") for event in events(run))
     names = ("kind", "step", "total_tokens", "loss", "grad_norm")
     ours, theirs = ([{name: row.get(name) for name in names} for row in history(each)] for each in (run, undisturbed))

@@ -43,7 +43,7 @@ def test_every_problem_is_listed_at_once_and_the_status_says_so(doctor, tmp_path
         assert len(re.findall(f"  STOP  .*{text}", out)) == 1, out
 
 
-def test_without_a_network_no_library_tries_again(tmp_path, monkeypatch, unasked, caplog):
+def test_without_a_network_no_library_tries_again(monkeypatch, unasked, caplog):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
     model = ModelRef("nobody/none", hub="nobody/none")
