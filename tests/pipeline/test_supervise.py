@@ -76,7 +76,7 @@ def executed(tmp_path):
     def execute(parameters: dict, options: Options, **more: float) -> None:
         source, supervisor = write_notebooks(tmp_path / "source") / "01_first.ipynb", Supervisor(tmp_path, print)
         target = tmp_path / "notebooks" / source.name
-        job = Job(source, target, {"run_dir": str(tmp_path)} | parameters, supervisor, Display(), options, **more)
+        job = Job(source, target, parameters, supervisor, Display(), options, **more)
         with supervisor.stage(pausable=False):
             execution.execute(job)
 
@@ -99,7 +99,7 @@ def test_how_a_notebook_is_executed(executed, monkeypatch):
 
 @pytest.mark.soak
 def test_what_a_long_cell_has_said_so_far_is_in_the_file(executed, tmp_path):
-    executed({"note": "long"}, Options(), autosave_seconds=0.5)
+    executed({"run_dir": str(tmp_path), "note": "long"}, Options(), autosave_seconds=0.5)
     assert '"so far\\n"' in (tmp_path / "first" / "meanwhile.txt").read_text()
 
 
