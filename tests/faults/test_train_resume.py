@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from nbutils.core.files import read_json, read_jsonl, sha256_of_file
+from nbutils.core.files import read_jsonl, sha256_of_file
 from nbutils.core.run import pause
-from nbutils.core.run.checkpoints import Checkpoint
+from nbutils.core.run.checkpoints import Checkpoint, in_folder
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
+from tests.faults.bench import mounted
 from tests.train.forked import forked
 from tests.train.runs import small_settings, torchrun, wait_for
 
-FAULTY = "tests.faults.worker_with_faults"
 MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session", "time")
-
-
-def weights(run: Path) -> str:
-    return sha256_of_file(run / "train" / "final" / "model.safetensors")
 
 
 def history(run: Path) -> list[dict]:
@@ -34,13 +29,46 @@ def history(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in MACHINE_PARTS} for row in rows if row["kind"] != "session"]
 
 
+def result(run: Path) -> tuple:
+    """All that training has made: weights, rows of metrics, replies."""
+    weights = sha256_of_file(run / "train" / "final" / "model.safetensors")
+    return weights, history(run), (run / "train" / "samples.jsonl").read_text()
+
+
+def checkpoints(run: Path) -> list[Checkpoint]:
+    return in_folder(run / "train" / "checkpoints")
+
+
+def events(run: Path) -> list[dict]:
+    return read_jsonl(run / "train" / "progress.jsonl")
+
+
+def paused_at(run: Path) -> int:
+    """The step at which training has paused, of which there is a whole checkpoint."""
+    last, newest = events(run)[-1], checkpoints(run)[0]
+    assert last["event"] == "paused" and newest.damage() is None and newest.manifest["step"] == last["step"]
+    return newest.step
+
+
+def train(run: Path, **changes: object) -> None:
+    """Trains to the end, or to a pause."""
+    settings = small_settings(run, **changes)
+    done = forked(settings, settings.processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def train_with(fault: str, run: Path, leaves: int = 0, **changes: object) -> CompletedProcess[str]:
+    """Trains until the planted fault, or beyond."""
+    environment = {"FAULT": fault, "LEAVES": str(leaves)}
+    done = forked(small_settings(run, **changes), 2, module="tests.faults.worker_with_faults", environment=environment)
+    assert (run / "fault").is_file(), f"{fault} did not happen: {done.stderr[-3000:]}"
+    (run / "fault").unlink()
+    return done
+
+
 @pytest.fixture(scope="session")
 def undisturbed(made_once) -> Path:
-    def make(run: Path) -> None:
-        done = forked(small_settings(run), 2)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    return made_once("undisturbed", make)
+    return made_once("undisturbed", train)
 
 
 @pytest.fixture
@@ -50,190 +78,138 @@ def run(undisturbed, tmp_path) -> Path:
     return tmp_path
 
 
-def finish(run: Path, undisturbed: Path, sessions: int = 2) -> None:
-    """Starts the run again without a fault and compares its end with the undisturbed run's."""
-    done = forked(small_settings(run), 2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert weights(run) == weights(undisturbed)
-    assert history(run) == history(undisturbed)
-    samples = [(run / "train" / "samples.jsonl").read_text(), (undisturbed / "train" / "samples.jsonl").read_text()]
-    assert samples[0] == samples[1]
-    found = [row["session"] for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "session"]
-    assert max(found) <= sessions
-
-
-FAST = [("mid_step:17", "1")]
-SLOW = [
-    ("mid_step:3", "all"),
-    ("mid_step:12", "0"),
-    ("evaluation:2", "all"),
-    ("evaluation:3", "1"),
-    ("samples:2", "0"),
-    ("samples:3", "0"),
-    ("before_rename:1", "0"),
-    ("before_rename:2", "0"),
-    ("after_rename:1", "0"),
-    ("after_rename:2", "all"),
-    ("checkpoint_half_written:2", "0"),
-    ("checkpoint_half_written:1", "1"),
-    ("final:1", "0"),
-]
-
-
-@pytest.mark.parametrize("point,rank", FAST + [pytest.param(*case, marks=pytest.mark.soak) for case in SLOW])
-def test_sigkill(run, undisturbed, point, rank):
-    killed = forked(small_settings(run), 2, module=FAULTY, environment={"FAULT": f"{point}:{rank}"})
-    assert killed.returncode != 0 and list(run.glob("fault-*")), "the planted fault did not happen"
-    finish(run, undisturbed)
-
-
-def wait_for_step(run: Path, step: int) -> None:
-    path = run / "train" / "metrics.jsonl"
-    wait_for(lambda: path.is_file() and any(row["step"] >= step for row in read_jsonl(path)))
-
-
-def last_event(run: Path) -> dict:
-    return json.loads((run / "train" / "progress.jsonl").read_text().strip().split("\n")[-1])
-
-
-@pytest.mark.soak
-def test_sigterm_pauses_with_a_checkpoint(run, undisturbed):
-    process = torchrun(small_settings(run), 2)
-    wait_for_step(run, 2)
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
-    assert last_event(run)["event"] == "paused" and last_event(run)["step"] < 12
-    assert not (run / "train" / "final").exists()
-    finish(run, undisturbed)
-
-
-def test_a_pause_request_is_one_decision_of_all_ranks(run, undisturbed):
-    done = forked(small_settings(run), 2, module=FAULTY, environment={"FAULT": "asks_for_a_pause:3:1"})
-    step = last_event(run)["step"]
-    assert done.returncode == 0 and last_event(run)["event"] == "paused", done.stderr[-3000:]
-    assert read_json(run / "train" / "checkpoints" / f"step-{step:06d}" / "manifest.json")["step"] == step == 3
+def test_a_pause_request_is_one_decision_of_all_ranks_and_a_killed_rank_costs_nothing_but_time(run, undisturbed):
+    done = train_with("asks_for_a_pause:3:1", run)
+    assert done.returncode == 0 and paused_at(run) == 3, done.stderr[-3000:]
     pause.clear(run)
-    finish(run, undisturbed)
+    assert train_with("mid_step:11:1", run).returncode
+    assert checkpoints(run)[0].step == 8
+    train(run)
+    assert result(run) == result(undisturbed)
+
+
+def truncated(run: Path) -> None:
+    with (checkpoints(run)[0].path / "optimizer.pt").open("r+b") as file:
+        file.truncate(1000)
+
+
+def a_bit_flipped(run: Path) -> None:
+    file = checkpoints(run)[0].path / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def half_a_line(run: Path) -> None:
+    with (run / "train" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"kind": "train", "step": 1')
+
+
+CHAINS: dict[str, list[str | Callable[[Path], None]]] = {
+    "nothing saved": ["mid_step:3:all", "evaluation:2:all", "before_rename:1:0", "checkpoint_half_written:1:1"],
+    "a step saved": [
+        *("after_rename:1:0", "evaluation:1:1", "samples:1:0", "mid_step:2:0"),
+        *("before_rename:1:0", "checkpoint_half_written:1:0", "after_rename:1:all"),
+    ],
+    "at its end": ["final:1:0", truncated, "evaluation:2:all", a_bit_flipped, "samples:2:0", half_a_line],
+}
+"""Faults of one session after another, and what happens to the files between two sessions."""
 
 
 @pytest.mark.soak
-def test_budget_pauses_and_the_next_sessions_finish(run, undisturbed):
-    done = forked(small_settings(run, budget_minutes=0.01), 2)
-    assert done.returncode == 0 and last_event(run)["event"] == "paused", done.stderr[-3000:]
-    finish(run, undisturbed)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_sigkill_and_damage_cost_nothing_but_time(run, undisturbed, chain):
+    for harm in CHAINS[chain]:
+        if callable(harm):
+            harm(run)
+        else:
+            assert train_with(harm, run).returncode, harm
+    train(run)
+    assert result(run) == result(undisturbed)
 
 
 @pytest.mark.soak
 def test_what_follows_a_damaged_newest_checkpoint_is_kept(run, undisturbed):
     """With one checkpoint kept: the damaged one, of a later step, must not push out those that come after it."""
-    settings = small_settings(run, checkpoints_kept=1)
-    forked(settings, 2, module=FAULTY, environment={"FAULT": "evaluation:4:all"})  # the last one, behind step 8
-    checkpoints = run / "train" / "checkpoints"
-    with (checkpoints / "step-000008" / "optimizer.pt").open("r+b") as file:
-        file.truncate(1000)
-    process = torchrun(settings, 2)
-    wait_for(lambda: list(checkpoints.glob("damaged-*")))  # before that the rows are those of the first session
-    wait_for_step(run, 5)
-    for member in [*process.children(recursive=True), process]:
-        member.kill()
-    process.wait()
-    (kept,) = (path for path in checkpoints.iterdir() if path.suffix != ".partial")
-    assert Checkpoint(kept).damage() is None
-    finish(run, undisturbed, sessions=3)
+    train_with("final:1:0", run, checkpoints_kept=1)
+    truncated(run)
+    train_with("evaluation:3:all", run, checkpoints_kept=1)  # behind step 4
+    assert [(kept.step, kept.damage()) for kept in checkpoints(run)] == [(4, None)]
+    train(run)
+    assert result(run) == result(undisturbed)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("harm", ["truncated", "bit_flipped", "half_a_line"])
-def test_damage_costs_only_time(run, undisturbed, harm):
-    forked(small_settings(run), 2, module=FAULTY, environment={"FAULT": "evaluation:3:all"})
-    checkpoint = sorted((run / "train" / "checkpoints").glob("step-*"))[-1]
-    file = checkpoint / "optimizer.pt"
-    content = bytearray(file.read_bytes())
-    if harm == "truncated":
-        file.write_bytes(content[: len(content) // 2])
-    elif harm == "bit_flipped":
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-    else:
-        with (run / "train" / "metrics.jsonl").open("a") as metrics:
-            metrics.write('{"kind": "train", "step": 1')
-    finish(run, undisturbed, sessions=3)
+def test_sigterm_and_a_spent_budget_pause_with_a_checkpoint(run, undisturbed):
+    process = torchrun(small_settings(run), 2)
+    log = run / "train" / "metrics.jsonl"
+    wait_for(lambda: log.is_file() and any(row["step"] >= 2 for row in read_jsonl(log)))
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert 2 <= paused_at(run) < 12
+    train(run, budget_minutes=0.01)
+    assert paused_at(run) < 12 and not (run / "train" / "final").exists()
+    train(run)
+    assert result(run) == result(undisturbed)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_loss_that_is_not_a_number_on_one_rank_is_told_by_all_with_its_rows(run, undisturbed, rank):
+def test_a_loss_that_is_not_a_number_on_one_rank_is_told_by_all_with_its_rows(run):
     """Before the update: see tests/train/test_trainer.py, where the weights can be looked at."""
-    settings = small_settings(run)
-    done = forked(settings, 2, module=FAULTY, environment={"FAULT": f"not_a_number:9:{rank}"})
-    errors = [event for event in read_jsonl(run / "train" / "progress.jsonl") if event["event"] == "error"]
-    assert done.returncode != 0 and len({error["message"] for error in errors}) == 1
-    step, named = re.search(
-        r"loss of step (\d+) is not .* look at rows (.+) of data/train", errors[-1]["message"]
-    ).groups()
-    lengths = TokenRows.load(run / "data" / "train", "all").lengths()
-    plan = BatchPlan(lengths, settings.tokens_per_step, settings.tokens_per_microbatch, settings.seed)
-    batches = plan.deal(plan.steps(0)[int(step) - 1], 2)[int(rank)]
+    assert train_with("not_a_number:9:1", run).returncode
+    (message,) = {event["message"] for event in events(run) if event["event"] == "error"}
+    step, named = re.search(r"loss of step (\d+) is not .* look at rows (.+) of data/train", message).groups()
+    plan = BatchPlan.of(TokenRows.load(run / "data" / "train", "all"), small_settings(run))
+    batches = plan.deal(plan.steps(0)[int(step) - 1], 2)[1]
     assert named in [", ".join(map(str, sorted(batch))) for batch in batches]
-    finish(run, undisturbed)
 
 
 @pytest.fixture
 def small_disk(undisturbed, tmp_path) -> Iterator[Path]:
     """A run folder on a file system of its own, of 64 MiB: a real full disk needs one."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mount)], capture_output=True)
-    if made.returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        run = mount / "run"
-        shutil.copytree(undisturbed / "data", run / "data")
-        yield run
-    finally:
-        subprocess.run(["umount", "-l", str(mount)], check=True)
+    with mounted(tmp_path / "disk", "size=64m"):
+        shutil.copytree(undisturbed / "data", tmp_path / "disk" / "run" / "data")
+        yield tmp_path / "disk" / "run"
 
 
-FULL = [
-    # The optimizer's file is cut off; what is half written makes way again, so that the rest of the run fits.
-    ("disk_fills_in_checkpoint:1", 40, "finishes"),
-    ("disk_fills_in_checkpoint:2", 0, "finishes"),
-    # The check before each checkpoint sees it, rows of metrics still fit, and the final model does not.
-    ("disk_fills_before_step:3", 300, "stops"),
-    # Not even a row of metrics fits.
-    ("disk_fills_before_step:6", 0, "stops"),
-]
-
-
-@pytest.mark.parametrize("point,leaves,then", [FULL[0], *(pytest.param(*c, marks=pytest.mark.soak) for c in FULL[1:])])
-def test_a_full_disk_costs_nothing_but_time(small_disk, undisturbed, point, leaves, then):
-    fault = {"FAULT": f"{point}:0", "BALLOON_LEAVES": str(leaves)}
-    full = forked(small_settings(small_disk), 2, module=FAULTY, environment=fault)
-    assert (small_disk / "balloon").exists(), "the planted fault did not happen"
-    said = (small_disk / "train" / "progress.jsonl").read_text() + full.stderr
-    assert "No checkpoint at this step: " in said or not leaves
-    assert not list((small_disk / "train" / "checkpoints").glob("*.partial"))
-    if then == "finishes":
-        assert full.returncode == 0 and weights(small_disk) == weights(undisturbed)
-    else:
-        assert full.returncode != 0 and "is full, so training stopped; free some and run again" in said
-    (small_disk / "balloon").unlink()
-    finish(small_disk, undisturbed)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        # The optimizer's file is cut off; what is half written makes way again, so that the rest of the run fits.
+        [("disk_fills_in_checkpoint:1:0", 40)],
+        pytest.param(
+            [
+                # The check before each checkpoint sees it, rows of metrics still fit, and the final model does not.
+                ("disk_fills_before_step:3:0", 300),
+                # Not even a row of metrics fits.
+                ("disk_fills_before_step:6:0", 0),
+                ("disk_fills_in_checkpoint:1:0", 0),
+            ],
+            marks=pytest.mark.soak,
+        ),
+    ],
+)
+def test_a_full_disk_costs_nothing_but_time(small_disk, undisturbed, faults):
+    for fault, leaves in faults:
+        full = train_with(fault, small_disk, leaves)
+        said = (small_disk / "train" / "progress.jsonl").read_text() + full.stderr
+        assert "No checkpoint at this step: " in said or not leaves
+        assert not list((small_disk / "train" / "checkpoints").glob("*.partial"))
+        stops = "before_step" in fault
+        assert bool(full.returncode) == stops == ("is full, so training stopped; free some and run again" in said)
+        (small_disk / "balloon").unlink()
+    assert result(small_disk) == result(undisturbed)
 
 
 @pytest.mark.soak
 def test_another_world_size_sees_each_remaining_row_once_and_says_so(run, undisturbed):
-    forked(small_settings(run), 2, module=FAULTY, environment={"FAULT": "evaluation:3:all"})
-    done = forked(small_settings(run, processes=1), 1)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "not bit-identical" in (run / "train" / "progress.jsonl").read_text()
-    ours, theirs = history(run), history(undisturbed)
-    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
-    totals = [row["total_tokens"] for row in ours if row["kind"] == "train"]
-    assert totals == [row["total_tokens"] for row in theirs if row["kind"] == "train"]
-    for column in ("loss", "grad_norm"):  # the same rows in every step, so the same numbers but for rounding
-        numbers = [row[column] for row in ours if row["kind"] == "train"]
-        assert numbers == pytest.approx([row[column] for row in theirs if row["kind"] == "train"], rel=1e-4), column
+    train_with("evaluation:3:all", run)
+    train(run, processes=1)
+    assert any("not bit-identical" in event.get("message", "") for event in events(run))
+    # the same rows in every step, so the same numbers but for rounding; of an evaluation only its step
+    names = ("step", "total_tokens", "loss", "grad_norm")
+    ours, theirs = ([[row.get(name, 0) for name in names] for row in history(each)] for each in (run, undisturbed))
+    assert ours == [pytest.approx(row, rel=1e-4) for row in theirs]
 
 
 @pytest.mark.soak
@@ -241,4 +217,4 @@ def test_two_agents_give_the_weights_of_the_two_process_run(run, undisturbed):
     rendezvous = ("--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29533", "--rdzv-id=smallchat")
     agents = [torchrun(small_settings(run), 1, *rendezvous, "--local-addr=127.0.0.1") for _ in range(2)]
     assert [agent.wait(timeout=200) for agent in agents] == [0, 0]
-    assert weights(run) == weights(undisturbed)
+    assert result(run) == result(undisturbed)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import re
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,6 +19,7 @@ from nbutils.pipeline.choice import Options, explain
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import plan
 from nbutils.pipeline.run import Job, Runner
+from tests.cells import run_cells
 from tests.pipeline.fake import STAGES, write_notebooks
 
 ALL = ["first", "second", "third"]
@@ -34,7 +33,8 @@ class Pipeline:
         self.run = folder / "run"
         self.notebooks = write_notebooks(folder / "notebooks")
         self.profile = folder / "profile.yaml"
-        self.profile.write_text(f"run_dir: '{self.run}'\n")
+        self.profile.touch()
+        self.add(f"run_dir: '{self.run}'")
         self.after: Callable[[Job], None] = lambda job: None
         patch.setenv("NBUTILS_NOTEBOOKS", str(self.notebooks))
         patch.setattr("nbutils.core.stages.STAGES", STAGES)
@@ -42,13 +42,15 @@ class Pipeline:
         patch.setattr(metadata, "version", VERSION)  # of a dozen packages, read again for every stage
 
     def go(self, *overrides: str, **options) -> list[str]:
-        """Runs; returns the stages executed. The exit status is in `status`."""
+        """Runs, the cells in this process; returns the stages executed. The exit status is in `status`."""
         executed = self.executed = []
         out = io.StringIO()
 
         def execute(job: Job) -> None:
-            executed.append(re.sub(r"^\d+_|\.ipynb$", "", job.source.name))
-            in_process(job)
+            executed.append(job.source.stem[3:])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(ALLOW_PAUSED, "1" if job.options.allow_paused else "")
+                run_cells(job.source, **job.parameters)
             self.after(job)
 
         try:
@@ -69,6 +71,10 @@ class Pipeline:
         write_json(path, read_json(path) | changes)
         return read_json(path)
 
+    def add(self, text: str) -> None:
+        """Adds lines to the profile."""
+        self.profile.write_text(f"{self.profile.read_text()}{text}\n")
+
     def edit(self, notebook: str, old: str, new: str) -> None:
         """Replaces a text in the cells of a notebook."""
         cells = nbformat.read(self.notebooks / notebook, as_version=4)
@@ -76,24 +82,12 @@ class Pipeline:
             cell.source = cell.source.replace(old, new)
         nbformat.write(cells, self.notebooks / notebook)
 
-    def aside(self, stage: str, inside: str = "") -> list[Path]:
+    def aside(self, stage: str) -> list[Path]:
         """The folders in which earlier work of a stage was set aside."""
-        return list(self.run.glob(f"{stage}-20*/{inside}" if inside else f"{stage}-20*"))
+        return list(self.run.glob(f"{stage}-20*"))
 
     def text(self, file: str) -> str:
         return (self.run / file).read_text()
-
-
-def in_process(job: Job) -> None:
-    """Executes a notebook's cells here instead of in a kernel."""
-    names: dict = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, ALLOW_PAUSED, "1" if job.options.allow_paused else "")
-        for cell in nbformat.read(job.source, as_version=4).cells:
-            if cell.cell_type == "code":
-                exec(cell.source, names)
-                if "parameters" in cell.metadata.get("tags", []):
-                    names |= job.parameters
 
 
 @pytest.fixture
@@ -136,5 +130,5 @@ def pausing(pipeline, monkeypatch) -> Pipeline:
 @pytest.fixture
 def paused(pausing) -> Pipeline:
     """The second stage is paused at step 2 of 4."""
-    assert pausing.go("steps=4") == ["first", "second"]
+    assert pausing.go() == ["first", "second"]
     return pausing

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pydantic import Field
 
 from nbutils.core import stages as real
@@ -18,7 +19,8 @@ from nbutils.core.run.checkpoints import Checkpoint, in_folder
 from nbutils.core.settings import STEERING, Seed, Settings
 from nbutils.core.stages import StageSpec
 
-ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ("-c", "from tests.pipeline.fake import main; main()")
+"""Behind `python`: the command line on the three stages."""
 
 
 class FirstSettings(Settings):
@@ -71,6 +73,7 @@ def main() -> None:
     from nbutils.cli import main as command_line
 
     install()
+    pause.GRACE_SECONDS = 10
     sys.exit(command_line())
 
 
@@ -102,7 +105,7 @@ note: str = "none"  # only shown""",
     "02_second.ipynb": """run_dir: str = "runs/fake"  # folder of the run
 seed: int = 1  # random seed
 learning_rate: float = 1e-3  # per step
-steps: int = 3  # optimizer steps
+steps: int = 4  # optimizer steps
 step_seconds: float = 0.0  # seconds a step takes
 fault: str = ""  # what goes wrong""",
     "03_third.ipynb": """run_dir: str = "runs/fake"  # folder of the run
@@ -113,20 +116,26 @@ title: str = "report"  # first words of the report""",
 def train(stage, settings, made: str) -> None:
     """A loop with checkpoints that answers a pause request, in the way of the training stage."""
     folder = stage.folder / "checkpoints"
-    done = next((checkpoint.step for checkpoint in in_folder(folder)), 0)
+    done = next((newest.step for newest in in_folder(folder)), 0)
     for step in range(done + 1, settings.steps + 1):
         time.sleep(settings.step_seconds)
         print("step", step, flush=True)
+        (stage.run / "at-work").touch()
         if pause.requested(stage.run):
-            checkpoint = Checkpoint.at(folder, step)
-            checkpoint.partial.mkdir(parents=True)
-            (checkpoint.partial / "model.txt").write_text(f"model after {step}")
-            checkpoint.seal({}, {})
+            checkpoint(folder, step)
             stage.finish("paused", step=step, fraction=step / settings.steps)
             return
     (stage.folder / "final").mkdir(exist_ok=True)
     (stage.folder / "final" / "model.txt").write_text(f"model of rate {settings.learning_rate}")
     stage.finish(made=made)
+
+
+def checkpoint(folder: Path, step: int) -> None:
+    """A whole one of a step."""
+    made = Checkpoint.at(folder, step)
+    made.partial.mkdir(parents=True)
+    (made.partial / "model.txt").write_text(f"model after {step}")
+    made.seal({}, {})
 
 
 def misbehave(fault: str, stage) -> None:
@@ -147,15 +156,14 @@ def misbehave(fault: str, stage) -> None:
             print("token", token)
             print("half", token[:9], end="", flush=True)
             raise ValueError(f"401 with {token}")
-        case "child" | "sleep":
-            if fault == "child":
-                subprocess.Popen(["sleep", "300"], start_new_session=True)
-            (stage.run / "child-started").touch()
+        case "child":
+            subprocess.Popen(["sleep", "300"], start_new_session=True)
+            (stage.run / "at-work").touch()
             time.sleep(300)
-        case "silent":
-            (stage.run / "silent").touch()
-            time.sleep(5)
-            (stage.run / "silent").unlink()
+        case "long":
+            print("so far", flush=True)
+            time.sleep(3)
+            (stage.folder / "meanwhile.txt").write_text((stage.run / "notebooks" / stage.spec.file).read_text())
         case "full_disk":
             (stage.folder / "big.bin").write_bytes(b"\0" * 64 * 2**20)
 
@@ -164,24 +172,11 @@ def write_notebooks(folder: Path) -> Path:
     """The three notebooks in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(STAGES):
-        parameters = nbformat.v4.new_code_cell(PARAMETERS[stage.file], metadata={"tags": ["parameters"]})
-        body = [
-            cell
-            for source in (BEGIN.format(number=number), *CELLS[stage.name])
-            for cell in (nbformat.v4.new_markdown_cell("## Do it"), nbformat.v4.new_code_cell(source))
-        ]
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {stage.name}"), parameters, *body])
-        notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        parameters = new_code_cell(PARAMETERS[stage.file], metadata={"tags": ["parameters"]})
+        cells = [new_markdown_cell(f"# {stage.name}"), parameters]
+        for source in (BEGIN.format(number=number), *CELLS[stage.name]):
+            cells += [new_markdown_cell("## Do it"), new_code_cell(source)]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, folder / stage.file)
     return folder
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """The environment in which a pipeline sees the three notebooks."""
-    own = {"NBUTILS_NOTEBOOKS": str(folder), "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **own, "PYTHONUNBUFFERED": "1", **more}
-
-
-def command(*arguments: object) -> list[str]:
-    """The command line of a pipeline."""
-    return [sys.executable, "-c", "from tests.pipeline.fake import main; main()", "run", *map(str, arguments)]

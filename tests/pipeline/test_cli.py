@@ -14,23 +14,19 @@ RUN = ["run", "params/demo.yaml"]
 
 
 @pytest.mark.parametrize(
-    "line,words",
+    "line,words,absent",
     [
-        (["--help"], "run the notebooks of a profile"),
-        (["run", "--help"], "PROFILE -p --run-dir --from --only --accept --force --allow-paused --explain --until"),
+        (["run"], "PROFILE -p --run-dir --from --only --until --accept --force --allow-paused --explain", "--out"),
+        (["fetch"], "PROFILE -p --out --check", "--run-dir"),
+        ([], "run chat doctor settings fetch kaggle", "--run-dir"),
     ],
 )
-def test_help_names_every_command_and_option(line, words, capsys):
+def test_help_names_every_command_and_the_options_that_have_an_effect(line, words, absent, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(line)
-    out = " ".join(capsys.readouterr().out.split())
-    assert ended.value.code == 0 and (words in out or all(word in out for word in words.split(" ")))
-
-
-def test_an_option_without_effect_is_not_offered(capsys):
-    with pytest.raises(SystemExit):
-        main(["fetch", "--help"])
-    assert "--run-dir" not in capsys.readouterr().out
+        main([*line, "--help"])
+    out = capsys.readouterr().out.split()
+    assert ended.value.code == 0 and set(words.split()) <= {word.strip("[]") for word in out}, out
+    assert absent not in out
 
 
 @pytest.mark.parametrize(
@@ -50,16 +46,10 @@ def test_wrong_usage_ends_with_2(line, words, capsys):
 @pytest.mark.parametrize(
     "line,words",
     [
-        (["run", "params/no_such_profile.yaml"], "There is no profile params/no_such_profile.yaml"),
-        (["run", "params/demo.yaml/x"], "Not a directory"),
         (["run", "x" * 300], "File name too long"),
-        (["run", "params"], "demo.yaml"),
         ([*RUN, "--only", "train", "--until", "data"], "before train"),
-        ([*RUN, "--from", "evaluate", "--until", "train"], "before evaluate"),
-        ([*RUN, "--until", "trian"], "There is no stage 'trian'"),
         ([*RUN, "--until", "trian"], "Did you mean 'train'"),
         ([*RUN, "--only", "metrics"], "02_train_sft.ipynb"),
-        ([*RUN, "-p", "learnig_rate=1"], "Did you mean 'learning_rate'"),
     ],
 )
 def test_a_users_error_is_one_sentence_and_status_1(line, words, capsys, tmp_path):

@@ -33,19 +33,3 @@ def test_a_secret_cut_in_two_is_hidden(monkeypatch):
     shown.output("token hf_123")
     shown.output("4567890\n")
     assert "4567890" not in out.getvalue() and "[secret]" in out.getvalue()
-
-
-def test_a_long_sentence_stays_one_line():
-    shown, out = display()
-    shown.say("word " * 100)
-    assert out.getvalue().count("\n") == 1
-
-
-def test_the_table_names_every_stage():
-    shown, out = display()
-    shown.table([("data", "done", "12.3", "4,018 conversations"), ("train", "skipped", "–", "")])
-    assert out.getvalue().splitlines() == [
-        "stage  status   seconds  what it made",
-        "data   done        12.3  4,018 conversations",
-        "train  skipped        –",
-    ]

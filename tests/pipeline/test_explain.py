@@ -7,26 +7,19 @@ import shutil
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.core.run.decide import Action
 from tests.pipeline.conftest import ALL, Pipeline
+from tests.pipeline.fake import checkpoint
 
 NEW_RATE = "learning_rate=0.5"
-STATES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("absent", "done", "done long", "paused", "interrupted", "interrupted with checkpoints"), ()),
-    **dict.fromkeys(("no first", "stale paused code"), ()),
-    **dict.fromkeys(("stale", "stale long", "stale paused"), (NEW_RATE,)),
-    "first stale, second long": ("words=4",),
-    "first stale, stale long": ("words=4", NEW_RATE),
-}
-"""States of the second stage and the parameters that they need."""
-OPTIONS: tuple[dict, ...] = (
-    *({}, {"accept": True}, {"force": True}, {"allow_paused": True}),
-    *({"only": "second"}, {"only": "second", "accept": True}, {"only": "second", "force": True}),
-    *({"only": "second", "allow_paused": True}, {"only": "third"}, {"only": "third", "force": True}),
-    *({"start": "second"}, {"start": "second", "accept": True}, {"start": "second", "force": True}),
-    *({"start": "first"}, {"start": "first", "accept": True}),
+STATES = (
+    *("absent", "no first", "done", "done long", "paused", "interrupted", "interrupted with checkpoints"),
+    *("stale", "stale long", "stale paused", "other code, paused", "other words, long", "other words, stale long"),
 )
+"""States of the second stage; `other words` are of the first, which is stale with them."""
+WHICH: tuple[dict, ...] = ({}, {"only": "second"}, {"only": "third"}, {"start": "second"})
+WORDS: tuple[dict, ...] = ({}, {"accept": True}, {"force": True}, {"allow_paused": True})
+OPTIONS = [which | word for which in WHICH for word in WORDS]
 EXECUTED = {"run", "run again", "set aside and run", "resume", "keep and resume"}
 KEPT = {"keep", "keep and resume"}
 
@@ -42,10 +35,7 @@ def bring_about(state: str, pipeline: Pipeline) -> None:
         facts = {"step": 2, "fraction": 2 / 3} if status == "paused" else {}
         pipeline.record("second", status=status, facts=facts, outputs={})
         if state != "interrupted":
-            checkpoint = Checkpoint.at(second / "checkpoints", 2)
-            checkpoint.partial.mkdir(parents=True)
-            (checkpoint.partial / "model.txt").write_text("model after 2")
-            checkpoint.seal({}, {})
+            checkpoint(second / "checkpoints", 2)
     if "code" in state:
         pipeline.edit("02_second.ipynb", "steps'", "optimizer steps'")
     if gone := {"absent": "second", "no first": "first"}.get(state):
@@ -54,7 +44,8 @@ def bring_about(state: str, pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_what_is_explained_is_what_happens(done, tmp_path, state):
-    compared, parameters = 0, STATES[state]
+    compared = 0
+    parameters = ["words=4"] * ("other words" in state) + [NEW_RATE] * ("stale" in state)
     bring_about(state, done)
     before = done.run.rename(tmp_path / "before")
     for options in OPTIONS:
@@ -76,11 +67,11 @@ def test_what_is_explained_is_what_happens(done, tmp_path, state):
             compared += 1
             assert (name in done.executed) == (action in EXECUTED), f"{case}: {done.executed}"
             assert len(done.aside(name)) == (action == "set aside and run"), case
-            checkpoint = Checkpoint.at(done.run / name / "checkpoints", 2).path
+            saved = (done.run / name / "checkpoints" / "step-000002").is_dir()
             if action in ("resume", "keep and resume", Action.LEAVE) and state != "interrupted":
-                assert checkpoint.is_dir(), case
+                assert saved, case
             elif action in ("run again", "set aside and run"):
-                assert not checkpoint.exists(), case
+                assert not saved, case
             if action in KEPT:
                 assert done.record(name)["accepted"], case
         shutil.rmtree(done.run)

@@ -64,13 +64,26 @@ def test_all_processes_of_a_mark_are_ended_a_stubborn_one_and_an_orphan_too(tmp_
     assert not marked(mark) and shell.wait(timeout=5) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("use", [marked, end])
-def test_no_mark_is_no_mark_of_all_processes(use):
+def test_no_mark_is_no_mark_of_all_processes():
     with pytest.raises(ValueError, match="every process"):
-        use("")
+        end("")
 
 
-def test_how_a_notebook_is_executed(tmp_path, monkeypatch):
+@pytest.fixture
+def executed(tmp_path):
+    """Executes notebook 01 in a kernel."""
+
+    def execute(parameters: dict, options: Options, **more: float) -> None:
+        source, supervisor = write_notebooks(tmp_path / "source") / "01_first.ipynb", Supervisor(tmp_path, print)
+        target = tmp_path / "notebooks" / source.name
+        job = Job(source, target, parameters, supervisor, Display(), options, **more)
+        with supervisor.stage(pausable=False):
+            execution.execute(job)
+
+    return execute
+
+
+def test_how_a_notebook_is_executed(executed, monkeypatch):
     """Saved every 30 s; a time limit in whole seconds, rounded up; a good cell may be read late."""
     seen = {}
 
@@ -79,13 +92,15 @@ def test_how_a_notebook_is_executed(tmp_path, monkeypatch):
         raise OSError("no kernel")
 
     monkeypatch.setattr(execution.NotebookClient, "start_new_kernel", start_new_kernel)
-    source = write_notebooks(tmp_path / "notebooks") / "01_first.ipynb"
-    for minutes, timeout in ((0.33, 20), (None, None)):
-        supervisor = Supervisor(tmp_path, print)
-        job = Job(source, tmp_path / "out.ipynb", {}, supervisor, Display(), Options(cell_minutes=minutes))
-        with supervisor.stage(pausable=False), pytest.raises(StageFailed):
-            execution.execute(job)
-        assert seen == {"timeout": timeout, "raises": False, "autosave": 30}
+    with pytest.raises(StageFailed):
+        executed({}, Options(cell_minutes=0.33))
+    assert seen == {"timeout": 20, "raises": False, "autosave": 30}
+
+
+@pytest.mark.soak
+def test_what_a_long_cell_has_said_so_far_is_in_the_file(executed, tmp_path):
+    executed({"run_dir": str(tmp_path), "note": "long"}, Options(), autosave_seconds=0.5)
+    assert '"so far\\n"' in (tmp_path / "first" / "meanwhile.txt").read_text()
 
 
 def test_a_kernel_ended_by_sigkill_is_likely_a_matter_of_memory():
