@@ -10,26 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from nbutils.core.run.models import tiny_config
+from nbutils.core.run.models import train_bpe
 from tests.conftest import ROOT
-from tests.data.making import make, messages
+from tests.data.making import chat, make
 
 WORDS = [f"word{number:04d}" for number in range(1_000)]
 FEW, MANY = 10_000, 100_000
-
-
-def write_base(folder: Path) -> str:
-    """A tokenizer that costs next to nothing: a piece for each word."""
-    pieces = {word: number for number, word in enumerate(["?", *WORDS, "user", "assistant", "system"])}
-    raw = Tokenizer(models.WordLevel(pieces, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
-    tokenizer.save_pretrained(folder)
-    tiny_config(len(tokenizer), 1024, 0, 0).save_pretrained(folder)
-    return str(folder)
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -39,7 +26,7 @@ def write_rows(path: Path, count: int) -> None:
         for number in range(count):
             asked, answered = (" ".join(rng.choices(WORDS, k=150)) for _ in "ab")
             answered *= 1 + 9 * (number % 50 == 0)
-            file.write(json.dumps({"messages": messages([("user", asked), ("assistant", answered)])}) + "\n")
+            file.write(json.dumps(chat(asked, answered)) + "\n")
 
 
 def peak(*arguments: str) -> float:
@@ -67,19 +54,18 @@ def peak(*arguments: str) -> float:
 @pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="proportional memory is told by Linux alone")
 def test_peak_memory_is_flat(tmp_path):
-    base = write_base(tmp_path / "base")
-    peaks = {}
+    tokenizer, peaks = train_bpe([" ".join(WORDS)]), {}
     for rows in (FEW, MANY):
-        path = tmp_path / f"{rows}.jsonl"
+        path, run = tmp_path / f"{rows}.jsonl", tmp_path / str(rows)
         write_rows(path, rows)
-        peaks[rows] = peak(base, str(path), str(tmp_path / str(rows)))
-        assert json.loads((tmp_path / str(rows) / "data" / "summary.json").read_text())["rows"] == rows
-    grown = (tmp_path / f"{MANY}.jsonl").stat().st_size / 2**20
-    print(f"peak memory: {peaks[FEW]:.0f} MiB, {peaks[MANY]:.0f} MiB on {grown:.0f} MiB more of text")
-    # One hash for each row is kept; 128 MiB of ids would not be let pass, nor the texts.
+        tokenizer.save_pretrained(run / "data" / "tokenizer")
+        peaks[rows] = peak(str(path), str(run))
+        assert json.loads((run / "data" / "summary.json").read_text())["rows"] == rows
+    print(f"peak memory: {peaks[FEW]:.0f} MiB, {peaks[MANY]:.0f} MiB on {path.stat().st_size / 2**20:.0f} MiB of text")
+    # One hash for each row is kept; 256 MiB of ids would not be let pass, nor the texts.
     assert peaks[MANY] <= 1.2 * peaks[FEW]
 
 
 if __name__ == "__main__":
-    base, path, run = sys.argv[1:]
-    make(Path(run), [path], base_model=base, max_length=1024, eval_fraction=0.08, data_processes=2)
+    path, run = sys.argv[1:]
+    make(Path(run), [path], same_tokenizer=True, max_length=1024, eval_fraction=0.08, data_processes=2)
