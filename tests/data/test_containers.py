@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from datasets import Dataset
@@ -82,16 +81,8 @@ def dumps(value: Any, **options: Any) -> bytes:
     return json.dumps(value, **options).encode()
 
 
-def columns(rows: Rows) -> dict[str, list[Any]]:
-    return {name: [row.get(name) for row in rows] for one in rows for name in one}
-
-
 def separated(sign: str, rows: Rows) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), delimiter=sign)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return pd.DataFrame(rows).to_csv(sep=sign, index=False).encode()
 
 
 FILES: dict[str, Callable[[Rows], bytes]] = {
@@ -104,8 +95,8 @@ FILES: dict[str, Callable[[Rows], bytes]] = {
     "nested.json": lambda rows: dumps({"version": 1, "data": rows}),
     "array.jsonl": dumps,
     "array_lines.jsonl": lambda rows: b"[\n" + b",\n".join(map(dumps, rows)) + b"\n]\n",
-    "lists.json": lambda rows: dumps(columns(rows)),
-    "pandas.json": lambda rows: dumps({name: dict(enumerate(column)) for name, column in columns(rows).items()}),
+    "lists.json": lambda rows: dumps(pd.DataFrame(rows).to_dict("list")),
+    "pandas.json": lambda rows: pd.DataFrame(rows).to_json().encode(),
     "a.csv": partial(separated, ","),
     "a.tsv": partial(separated, "\t"),
     "a.csv.gz": lambda rows: gzip.compress(separated(",", rows)),

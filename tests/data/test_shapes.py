@@ -12,7 +12,7 @@ from datasets import Dataset
 from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
 from nbutils.data.messages import Malformed
 from nbutils.data.shapes import LINE, SHAPES, detect, read_rows
-from tests.data.making import SIX, chats, jsonl, messages, nested, rows_of
+from tests.data.making import jsonl, messages, nested
 
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
@@ -40,13 +40,6 @@ AS_JSON = '[{"type": "text", "text": "x"}]'
 SPAIN = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
 FRANCE = [["France?", "Paris."]]
 BRIEF, *ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
-
-
-@pytest.mark.parametrize("shape", SIX)
-def test_every_shape_reads_the_same_conversation(shape):
-    rows = rows_of(shape)
-    assert detect(list(rows[0]), "x").name == shape
-    assert [messages(*turns) for turns in read(shape, rows)] == [row["messages"] for row in chats(10, shape)]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_nor_of_what_is_embedded_or_on_the_hub():
         ("bad.jsonl", b"{\nnope\n", "no row of it is a JSON object (the first: the line is no JSON"),
         ("empty.jsonl", b"", "holds no rows"),
         ("a.json", b" [ ] ", "holds no rows"),
+        ("a.json", b'{"note": "once", "label": 1}', "the columns note, label, which fit none of the six shapes: "),
         ("a.json", b"[{}, {]", "broken at character "),
         ("a.json", b'[{"messages": "unfinished', "broken at character "),
         ("a.json", b'{"a": [1, 2] 3}', "broken at character "),
