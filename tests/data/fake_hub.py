@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePath
-from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.publish import fake_hub
 
 _PATH = re.compile(r"/(?:api/)?(?:(models|datasets)/)?([^/]+/[^/]+?)(?:/(revision|tree|resolve)/([^/]+)(?:/(.+))?)?")
 
 
-class FakeHub(ThreadingHTTPServer):
-    """Repositories as (`models` or `datasets`, id) → file → bytes; every path that was asked for."""
+class FakeHub(fake_hub.FakeHub):
+    """Repositories as (`models` or `datasets`, id) → file → bytes; every request that came."""
+
+    repos: dict[tuple[str, str], dict[str, bytes]]
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
-        self.asked: list[str] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
+        super().__init__()
+        self.RequestHandlerClass = _Handler
 
     def commit(self, kind: str, name: str) -> str:
         """A commit that depends on all files."""
@@ -37,20 +30,15 @@ def _sha1(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(fake_hub._Handler):
     server: FakeHub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(path)
-        found = _PATH.fullmatch(path)
+        self._note()
+        found = _PATH.fullmatch(unquote(urlsplit(self.path).path))
         kind, name, call, revision, file = found.groups() if found else [""] * 5
         repo = (kind or "models", name)
         files = self.server.repos.get(repo, {})
@@ -66,14 +54,13 @@ class _Handler(BaseHTTPRequestHandler):
             entries = [(name, "directory", b"") for name in folders] + [(name, "file", files[name]) for name in files]
             self._json([{"type": t, "path": name, "oid": _sha1(data), "size": len(data)} for name, t, data in entries])
         else:
-            siblings = [{"rfilename": file} for file in files]
-            self._json({"id": name, "modelId": name, "sha": commit, "private": False, "siblings": siblings, "tags": []})
+            self._json({"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
 
     def _file(self, data: bytes | None, headers: dict[str, str]) -> None:
         if data is None:
             self._missing("Entry")
             return
-        headers |= {"ETag": f'"{_sha1(data)}"', "Accept-Ranges": "bytes"}
+        headers["ETag"] = f'"{_sha1(data)}"'
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             piece = range(len(data))[int(asked[1]) : int(asked[2] or len(data)) + 1]
             headers["Content-Range"] = f"bytes {piece[0]}-{piece[-1]}/{len(data)}"
@@ -83,9 +70,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _missing(self, what: str) -> None:
         self._answer(404, b"{}", {"X-Error-Code": f"{what}NotFound"})
-
-    def _json(self, value: Any) -> None:
-        self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

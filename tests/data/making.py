@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
 from nbutils.core.stages import spec
 from nbutils.data.contamination import index_tasks
@@ -122,26 +121,6 @@ def chat(*texts: str) -> dict[str, Any]:
 def chats(number: int, tag: str = "") -> list[dict[str, Any]]:
     """Different two-turn conversations in the shape `messages`."""
     return [chat(f"What is {tag}{i} plus {i}?", f"It is {tag}{2 * i}, I think.") for i in range(number)]
-
-
-SIX = ("messages", "sharegpt", "alpaca", "completion", "preference", "text")
-
-
-def rows_of(shape: str) -> list[dict[str, Any]]:
-    """The same ten conversations in one of the six shapes; the words differ by shape, so that none is a duplicate."""
-    rows = []
-    for row in chats(10, shape):
-        asked, answered = (message["content"] for message in row["messages"])
-        written: dict[str, Any] = {
-            "messages": row,
-            "sharegpt": {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]},
-            "alpaca": {"instruction": asked, "input": "", "output": answered},
-            "completion": {"prompt": asked, "completion": answered},
-            "preference": {"prompt": asked, "chosen": answered, "rejected": "No idea."},
-            "text": {"text": CHATML.render(row["messages"])},
-        }
-        rows.append(written[shape])
-    return rows
 
 
 def nested(depth: int) -> bytes:

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from nbutils.core.chatml import CHATML
 from nbutils.data import lines, sources
 from nbutils.data.fates import Context
 from nbutils.data.messages import MARKS, ROLE_KEYS, TEXT_KEYS
-from tests.data.making import jsonl, numbered_rows, opened, write_lines
+from tests.data.making import jsonl, messages, numbered_rows, opened
 
 TEXTS = [
     "Hi!", "How are you?", "two\nlines", 'a "quoted", text; with\tmarks', "été ☃ 東京 🙂", "[1, 2]", '{"type": "text"}',
@@ -70,11 +71,20 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
     elif shape == "alpaca":
         history = as_is([said[place : place + 2] for place in range(0, len(said) - 2, 2)])
         row = {"instruction": said[-2], "input": rng.choice(("", None)), "output": said[-1], "history": history}
+    elif shape == "text":
+        row = {"text": CHATML.render(messages(*turns))}
     elif shape == "completion":
         row |= {"completion": said[-1]}
     else:
         row |= {"chosen": said[-1], "rejected": "No."}
     return row | ({"id": rng.randrange(99), "source": "web"} if style["extra"] else {}), turns
+
+
+def rows_of(shape: str, count: int = 10) -> Rows:
+    """Different conversations in one of the six shapes, all of it to be learnt."""
+    rng = random.Random(shape)
+    style = some_style(rng, "a.parquet") | {"shape": shape, "mark": None}
+    return [row_of(rng, style)[0] for _ in range(count)]
 
 
 def dumps(value: Any, **options: Any) -> bytes:
@@ -113,10 +123,9 @@ def write(kind: str, folder: Path, rows: Rows) -> Path:
         path.write_bytes(FILES[kind](rows))
     elif kind.startswith("folder"):
         path.mkdir()
-        (path / "b.json").write_bytes(dumps(rows if kind == "folder_of_json" else rows[half:]))
-        if kind == "folder":
-            (path / "b.json").rename(path / "b.jsonl")
-            write_lines(path / "a.jsonl", rows[:half])
+        parts = {"a.json": rows} if kind == "folder_of_json" else {"a.jsonl": rows[:half], "array.jsonl": rows[half:]}
+        for part, some in parts.items():
+            write(part, path, some)
     else:
         table = Dataset.from_list(rows, on_mixed_types="use_json")
         if kind == "a.arrow":

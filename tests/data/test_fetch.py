@@ -89,14 +89,14 @@ def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profi
     assert items[CHATS]["commit"] == commit
     assert set(items[MODEL]["files"]) == set(hub.repos["models", MODEL]) - {"pytorch_model.bin", "onnx/model.onnx"}
 
-    hub.asked.clear()
+    hub.requests.clear()
     monkeypatch.setenv("NBUTILS_FETCHED", str(out))
     assert main([*fetch, "--check"]) == 0
     source = opened(CHATS, split="test")
     assert (source.rows, source.revision, len(numbered_rows(source))) == (7, commit, 7)
     assert len(list(item_texts(load_tasks(["sciq"], {})["sciq"]))) == 3
     assert ModelRef.parse(MODEL).load().config.vocab_size == len(ModelRef.parse(MODEL).tokenizer())
-    assert not hub.asked
+    assert not hub.requests
 
     weights = out / items[MODEL]["folder"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")

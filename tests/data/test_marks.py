@@ -49,18 +49,16 @@ def test_marks_that_leave_nothing_to_learn_or_part_what_belongs_together(tmp_pat
 @pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet"])
 def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_counted(tmp_path, kind):
     rows = [row | {"source": "web", "empty": "", "label": True} for row in chats(40)]
-    for number, row in enumerate(rows[:7]):
+    for row in rows[:5]:
         answer = row["messages"][1]
-        answer["reasoning_content"] = "They want a number."
-        if number < 5:
-            thought = {"type": "thinking", "thinking": "A number."}
-            answer["content"] = [thought, {"type": "text", "text": answer["content"]}]
+        thought = {"type": "thinking", "thinking": "A number."}
+        answer |= {"content": [thought, {"type": "text", "text": answer["content"]}], "reasoning_content": "Numbers."}
     rows[10]["label"], rows[20]["label"] = False, None
     made = make(tmp_path / "run", [str(write(kind, tmp_path, rows))])
     assert made.fates == ["kept"] * 10 + ["rejected"] + ["kept"] * 29
-    beside = {"source": 40, "message: reasoning_content": 7, "message part thinking: thinking": 5}
+    beside = {"source": 40, "message: reasoning_content": 5, "message part thinking: thinking": 5}
     assert made.summary["unread"] == beside
-    assert "message: reasoning_content (7 rows)" in beside_line(made.summary)
+    assert "message: reasoning_content (5 rows)" in beside_line(made.summary)
     assert all("number" not in json.dumps(row["messages"]) for row in made.kept.values())
 
 
@@ -87,7 +85,6 @@ def test_a_question_about_chatml_stays_a_question(tmp_path):
         ([*chats(3), weighted(0.5)], ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
         ([*chats(3), weighted("0")], ["Row 3 of", "cannot be used: a message's weight is '0'"]),
         ([{"prompt": "<s>[INST] Hi [/INST]", "completion": "Hello</s>"}], ["Row 0 of", "Mistral or Llama 2 already"]),
-        ([{"prompt": "<|begin_of_text|><|start_header_id|>user", "chosen": "x"}], ["Row 0 of", "of Llama 3 already"]),
         ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["Row 0 of", "of Gemma already"]),
         ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["Row 0 of", "of Gemma already"]),
         ([{"text": "Once upon a time"}],

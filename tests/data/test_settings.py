@@ -7,12 +7,12 @@ import pytest
 from tests.data.making import refusal, settings_for
 
 
-def test_a_dataset_is_a_name_or_a_mapping_and_a_pinned_one_draws_the_same_rows(tmp_path):
+def test_a_dataset_is_a_name_or_a_mapping_and_one_that_is_pinned_or_moved_draws_the_same_rows(tmp_path):
     whole = {"path": "org/set", "name": "en", "split": "test", "fraction": 0.5, "revision": "abc"}
-    revisions = [{"path": "org/set", "revision": digit * 40} for digit in "ab"]
-    chitchat, one, *specs = settings_for(tmp_path, ["chitchat", whole, "org/set", *revisions]).datasets
+    others = [*({"path": "org/set", "revision": digit * 40} for digit in "ab"), "elsewhere/set"]
+    chitchat, one, *specs = settings_for(tmp_path, ["chitchat", whole, "org/set", *others]).datasets
     assert [chitchat.label, one.label] == ["chitchat", "org/set/en[test]@abc"]
-    assert len({spec.label for spec in specs}) == 3
+    assert len({spec.label for spec in specs}) == 4
     assert len({spec.draw for spec in specs}) == 1
 
 

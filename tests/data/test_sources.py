@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import pickle
 import random
 import tracemalloc
 from pathlib import Path
@@ -12,18 +11,19 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from nbutils.data import lines, sources
+from nbutils.data import lines
 from nbutils.data.display import sources_table
 from nbutils.data.messages import Malformed
 from nbutils.data.row_batches import Source
-from tests.data.making import chats, numbered_rows, opened, refusal, rows_of, write_lines
-from tests.data.test_containers import write
+from tests.data.making import chats, numbered_rows, opened, refusal, write_lines
+from tests.data.test_containers import rows_of, write
 
 ROWS = chats(60)
 TURNS = [[(m["role"], m["content"]) for m in row["messages"]] for row in ROWS]
 ONE_EACH = ("a.jsonl", "a.json", "a.parquet", "saved", "parquets")
-OF_SPLITS = ("saved_dict", "parquets", "jsonls")
 
 
 def turns_of(source: Source) -> list[Any]:
@@ -39,6 +39,7 @@ def folder(tmp_path_factory) -> Path:
     train, test = Dataset.from_list(ROWS), Dataset.from_list(ROWS[:3])
     test.to_parquet(where / "parquets" / "test-0.parquet")
     DatasetDict({"train": train, "test": test}).save_to_disk(where / "saved_dict")
+    Dataset.from_list(ROWS[:3], split="test").save_to_disk(where / "alone")
     for name, rows in (("train-0", ROWS[:15]), ("train-1", ROWS[15:]), ("test", ROWS[:3])):
         write_lines(where / "jsonls" / f"{name}.jsonl", rows)
     return where
@@ -47,7 +48,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("name", "split", "rows"),
     [
-        *((name, "test", range(3)) for name in OF_SPLITS),
+        *((name, "test", range(3)) for name in ("saved_dict", "parquets", "jsonls", "alone")),
+        ("alone", "train", range(3)),
         *((name, "train[10:20]", range(10, 20)) for name in (*ONE_EACH, "saved_dict", "jsonls")),
     ],
 )
@@ -55,7 +57,6 @@ def test_the_rows_of_a_split_are_numbered(folder, name, split, rows):
     source = opened(folder / name, split=split)
     assert turns_of(source) == [TURNS[row] for row in rows]
     assert (source.rows, source.shape.name) == (len(rows), "messages")
-    assert source.label == f"{folder / name}[{split}]"
 
 
 def test_the_embedded_corpus_and_a_part_of_it():
@@ -131,11 +132,6 @@ def test_a_path_is_no_pattern(tmp_path, name):
     assert "pattern" in refusal(opened, tmp_path / name)
 
 
-def test_a_split_that_was_saved_alone_keeps_its_name(tmp_path):
-    Dataset.from_list(ROWS[:5], split="test").save_to_disk(tmp_path / "test")
-    assert opened(tmp_path / "test").rows == opened(tmp_path / "test", split="test").rows == 5
-
-
 @pytest.mark.parametrize(
     ("taken", "others"),
     [
@@ -204,26 +200,30 @@ def test_a_json_document_is_never_held_whole(tmp_path, monkeypatch):
     assert peak < path.stat().st_size / 5
 
 
-def test_generated_json_documents_are_cut_where_their_rows_end(tmp_path):
+SIGNS = st.text('[]{},:"\\\n éa0', max_size=8)
+VALUES = st.recursive(
+    SIGNS | st.sampled_from([0.25, 1e-05, -12.5e10, 7, None, True]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SIGNS, inner, max_size=3),
+    max_leaves=9,
+)
+ROW = st.fixed_dictionaries({"prompt": VALUES, "completion": SIGNS}, optional={"[": VALUES})
+
+
+@given(
+    st.lists(ROW, min_size=1, max_size=4),
+    st.none() | st.dictionaries(SIGNS.map("x".__add__), SIGNS | st.lists(SIGNS)),
+    st.sampled_from([None, 2]),
+    st.booleans(),
+    st.sampled_from(["utf-8", "utf-8-sig"]),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_documents_are_cut_where_their_rows_end(tmp_path, rows, beside, indent, ascii_alone, encoding):
     """Brackets, quotes, backslashes, commas and blanks wherever JSON can hold them."""
-    rng, path = random.Random(0), tmp_path / "a.json"
-
-    def text() -> str:
-        return "".join(rng.choices('[]{},:"\\\n éa0', k=rng.randrange(9)))
-
-    def value(depth: int) -> object:
-        if depth and rng.random() < 0.4:
-            items = [value(depth - 1) for _ in range(rng.randrange(4))]
-            return rng.choice([items, {text(): item for item in items}])
-        return rng.choice([text(), 0.25, 1e-05, -12.5e10, 7, None, True])
-
-    for _ in range(300):
-        rows = [{"prompt": value(2), text(): value(2), "completion": text()} for _ in range(rng.randrange(1, 5))]
-        whole = rng.choice([rows, {"note": value(1), "rows": rows, text() + "x": text()}])
-        written = json.dumps(whole, indent=rng.choice([None, 2]), ensure_ascii=rng.random() < 0.5)
-        path.write_text(written, encoding=rng.choice(["utf-8", "utf-8-sig"]))
-        found = lines.open_document(path)
-        assert found is not None and [json.loads(row) for row in found()] == rows, written
+    path = tmp_path / "a.json"
+    whole = rows if beside is None else {"rows": rows, **beside}
+    path.write_text(json.dumps(whole, indent=indent, ensure_ascii=ascii_alone), encoding=encoding)
+    found = lines.open_document(path)
+    assert found is not None and [json.loads(row) for row in found()] == rows
 
 
 def test_a_broken_byte_in_a_json_document_is_one_row(tmp_path):
@@ -233,22 +233,8 @@ def test_a_broken_byte_in_a_json_document_is_one_row(tmp_path):
     assert [first, last] == TURNS[:3:2] and isinstance(broken, Malformed)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "saved"])
-def test_a_batch_travels_as_its_own_rows_alone(folder, monkeypatch, name):
-    for module in (sources, lines):
-        monkeypatch.setattr(module, "BATCH_ROWS", 5)
-    batch = next(opened(folder / name).batches())
-    travels = pickle.dumps(batch)
-    assert len(travels) < 4_000 and pickle.loads(travels).read().equals(batch.read())
-
-
-@pytest.mark.parametrize(
-    ("rows", "shape", "columns"),
-    [
-        ([b"{broken", {"note": "x"}, *rows_of("alpaca")], "alpaca", ["note", "instruction", "input", "output"]),
-        ([b"{broken"] * 250 + ROWS[:9], "messages", ["messages"]),
-    ],
-)
-def test_the_shape_of_most_lines_that_are_not_broken_counts(tmp_path, rows, shape, columns):
+def test_the_shape_of_most_lines_that_are_not_broken_counts(tmp_path):
+    rows = [*[b"{broken"] * 250, {"note": "x"}, *rows_of("alpaca")]
     source = opened(write_lines(tmp_path / "a.jsonl", rows))
-    assert (source.shape.name, source.rows, source.columns) == (shape, len(rows), columns)
+    assert (source.shape.name, source.rows) == ("alpaca", len(rows))
+    assert source.columns == ["note", *rows[-1]]
