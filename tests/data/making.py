@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,13 @@ def messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in turns]
 
 
-def jsonl(rows: Sequence[Any]) -> bytes:
+def jsonl(rows: Iterable[Any]) -> bytes:
     """A line for each row; one that is bytes stands as it is."""
     texts = (row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows)
     return b"".join(text + b"\n" for text in texts)
 
 
-def write_lines(path: Path, rows: Sequence[Any]) -> str:
+def write_lines(path: Path, rows: Iterable[Any]) -> str:
     """A JSONL file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(jsonl(rows))

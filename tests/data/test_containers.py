@@ -63,20 +63,20 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
     said = [f"{rng.choice(texts)} {rng.randrange(10**9)}"[:: rng.choice((1, 1, 1, -1))] for _ in roles]
     turns = list(zip(roles, said, strict=True))
     as_is: Callable[[Any], Any] = json.dumps if style["as_json"] else list
-    row: dict[str, Any] = {"prompt": said[-2]}
+    *earlier, asked, answered = said
     if shape in OF_MESSAGES:
         if style["mark"]:
             turns = [(Context(role) if rng.random() < 0.3 else role, text) for role, text in turns]
         row = {shape: as_is([message(rng, turn, style) for turn in turns])}
     elif shape == "alpaca":
-        history = as_is([said[place : place + 2] for place in range(0, len(said) - 2, 2)])
-        row = {"instruction": said[-2], "input": rng.choice(("", None)), "output": said[-1], "history": history}
-    elif shape == "text":
-        row = {"text": CHATML.render(messages(*turns))}
+        history = as_is([earlier[place : place + 2] for place in range(0, len(earlier), 2)])
+        row = {"instruction": asked, "input": rng.choice(("", None)), "output": answered, "history": history}
     elif shape == "completion":
-        row |= {"completion": said[-1]}
+        row = {"prompt": asked, "completion": answered}
+    elif shape == "preference":
+        row = {"prompt": asked, "chosen": answered, "rejected": "No."}
     else:
-        row |= {"chosen": said[-1], "rejected": "No."}
+        row = {"text": CHATML.render(messages(*turns))}
     return row | ({"id": rng.randrange(99), "source": "web"} if style["extra"] else {}), turns
 
 

@@ -51,11 +51,6 @@ def test_every_item_that_shares_words_is_named_and_the_words_of_the_first_are_sh
     assert one.detail == f"toy item 2: «{' '.join(words_of(OTHER)[:13])}»"
 
 
-def test_the_index_says_how_much_it_holds_and_what_it_cannot_find(tmp_path):
-    facts = build_index([("a", [ITEM, ITEM]), ("b", ["short"]), ("c", [f"{ITEM} Why?"])], 13, tmp_path / "index")
-    assert facts == {"items": 3, "items_too_short": 1, "ngrams": len(WORDS) - 12 + 1, "words": 13}
-
-
 TOY = """
 task: toy
 dataset_path: json
@@ -80,6 +75,7 @@ def test_a_match_is_shown_and_all_its_items_reach_evaluation(tmp_path):
     shown = drops_table(json.loads((made.folder / "samples.json").read_text())).data
     assert "toy item 1: «the quick brown fox" in shown and "<b>" not in shown.split("assistant", 1)[1][:40]
     assert "with toy: 3 items, 1 too short to be found (fewer than 13 words)" in contamination_line(made.summary)
+    assert made.summary["contamination"]["ngrams"] == 6 + 1 + 2, "of the passage, and with what follows it in each"
 
 
 @pytest.mark.soak

@@ -24,11 +24,10 @@ from nbutils.data import lines, sources
 from nbutils.data.display import beside_line, example, fates_table, limits_table
 from nbutils.data.filter import processes_for
 from nbutils.data.row_batches import Batch, Source, in_order
-from nbutils.data.row_filter import LEDGER_SCHEMA, RowFilter
 from nbutils.data.sources import open_source
 from tests.core.test_chatml import unigram
 from tests.data import making
-from tests.data.making import Made, chat, chats, make, make_of, messages, refusal, settings_for, write_lines
+from tests.data.making import Made, chat, chats, make, make_of, messages, refusal, write_lines
 from tests.data.test_containers import rows_of
 
 LONG = [text for i in range(60) for text in (f"Tell me more about number {i}.", f"{i} " * 9)]
@@ -106,21 +105,9 @@ def test_the_same_in_batches_of_any_size_on_any_number_of_processes_and_from_a_s
     one = make(tmp_path / "one", specs)
     two, stream = (make(tmp_path / str(way), specs, streaming=way, data_processes=2) for way in (False, True))
     assert tree(two.folder) == tree(one.folder)
+    pd.testing.assert_frame_equal(one.ledger, mixed.ledger)
     assert picked(stream, "eval_hash", "fates") == picked(mixed, "eval_hash", "fates")
     assert stream.summary["datasets"][1]["rows_in_source"] == 12
-
-
-def test_another_engine_can_run_the_row_filter_unchanged(mixed):
-    """`Dataset.map` with two processes gives the stage's result, but for duplicates, which need the order of rows."""
-    source = mixed.sources[1]
-    work = RowFilter(source.spec, source.shape, settings_for(mixed.folder.parent, [source.spec]), mixed.folder)
-    mapped = Dataset.from_parquet(source.spec.path).with_format("arrow").map(
-        lambda table, indices: work(table, indices[0]), batched=True, batch_size=4, with_indices=True, num_proc=2,
-    )  # fmt: skip
-    found = mapped.with_format("arrow")[:].select(LEDGER_SCHEMA.names).to_pandas()
-    expected = mixed.ledger[mixed.ledger["source"] == source.label].reset_index(drop=True)
-    expected.loc[expected["fate"] == "duplicate", ["fate", "detail"]] = ["kept", ""]
-    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
 
 
 def test_conversations_that_begin_alike_are_on_one_side_and_a_common_opening_is_named(tmp_path):

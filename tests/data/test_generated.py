@@ -58,7 +58,7 @@ def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
     folder.mkdir(parents=True)
     kind = rng.choice(CONTAINERS)
     style = some_style(rng, kind)
-    texts = [rng.choice(("", " ")).join(rng.choices(PIECES, k=rng.choice((1, 1, 1, 2, 3)))) for _ in range(20)]
+    texts = ["".join(rng.choices(PIECES, k=pieces)) for pieces in (*[1] * 12, *[2] * 4, *[3] * 4)]
     rows: Rows = [row_of(rng, style, TEXTS if kind in FLAT else texts)[0] for _ in range(rng.randrange(3, 25))]
     if kind not in (*FLAT, *BINARY):
         for row in rows:

@@ -62,23 +62,6 @@ def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_co
     assert all("number" not in json.dumps(row["messages"]) for row in made.kept.values())
 
 
-@pytest.mark.parametrize("column", ["completion", "chosen", "text"])
-def test_chatml_in_a_text_is_the_messages_that_it_was(tmp_path, column):
-    said = [chat(f"{i}?", "Hm.", "So?", f"{i}!")["messages"] for i in range(30)]
-    rows = []
-    for turns in said:
-        whole = CHATML.render(messages(("system", "Be kind.")) + turns)
-        asked, opening, answer = whole.rpartition(CHATML.open("assistant"))
-        rows.append({"text": whole} if column == "text" else {"prompt": asked + opening, column: answer})
-    assert all(row["messages"] == said[number] for (_, number), row in make_of(tmp_path, rows).kept.items())
-
-
-def test_a_question_about_chatml_stays_a_question(tmp_path):
-    asked = "<|im_start|>user\nHi<|im_end|> is what?"
-    made = make_of(tmp_path, [{"prompt": asked, "completion": str(i)} for i in range(9)])
-    assert {row["messages"][0]["content"] for row in made.kept.values()} == {asked}
-
-
 @pytest.mark.parametrize(
     ("rows", "words"),
     [

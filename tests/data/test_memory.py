@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from nbutils.core.files import read_json
 from nbutils.core.run.models import train_bpe
 from tests.conftest import ROOT
-from tests.data.making import chat, make
+from tests.data.making import chat, make, write_lines
 
 WORDS = [f"word{number:04d}" for number in range(1_000)]
 FEW, MANY = 10_000, 100_000
 
 
-def write_rows(path: Path, count: int) -> None:
+def rows(count: int) -> Iterator[dict[str, Any]]:
     """Conversations of two turns with 150 words each; one in fifty is too long."""
     rng = random.Random(0)
-    with path.open("w") as file:
-        for number in range(count):
-            asked, answered = (" ".join(rng.choices(WORDS, k=150)) for _ in "ab")
-            answered *= 1 + 9 * (number % 50 == 0)
-            file.write(json.dumps(chat(asked, answered)) + "\n")
+    for number in range(count):
+        asked, answered = (" ".join(rng.choices(WORDS, k=150)) for _ in "ab")
+        yield chat(asked, answered * (10 if number % 50 == 0 else 1))
 
 
 def peak(*arguments: str) -> float:
@@ -55,12 +55,11 @@ def peak(*arguments: str) -> float:
 @pytest.mark.skipif(sys.platform != "linux", reason="proportional memory is told by Linux alone")
 def test_peak_memory_is_flat(tmp_path):
     tokenizer, peaks = train_bpe([" ".join(WORDS)]), {}
-    for rows in (FEW, MANY):
-        path, run = tmp_path / f"{rows}.jsonl", tmp_path / str(rows)
-        write_rows(path, rows)
+    for count in (FEW, MANY):
+        path, run = tmp_path / f"{count}.jsonl", tmp_path / str(count)
         tokenizer.save_pretrained(run / "data" / "tokenizer")
-        peaks[rows] = peak(str(path), str(run))
-        assert json.loads((run / "data" / "summary.json").read_text())["rows"] == rows
+        peaks[count] = peak(write_lines(path, rows(count)), str(run))
+        assert read_json(run / "data" / "summary.json")["rows"] == count
     print(f"peak memory: {peaks[FEW]:.0f} MiB, {peaks[MANY]:.0f} MiB on {path.stat().st_size / 2**20:.0f} MiB of text")
     # One hash for each row is kept; 256 MiB of ids would not be let pass, nor the texts.
     assert peaks[MANY] <= 1.2 * peaks[FEW]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.data.making import refusal, settings_for
 
 
@@ -16,23 +14,13 @@ def test_a_dataset_is_a_name_or_a_mapping_and_one_that_is_pinned_or_moved_draws_
     assert len({spec.draw for spec in specs}) == 1
 
 
-@pytest.mark.parametrize(
-    ("datasets", "words"),
-    [
-        ([], "'datasets'"),
-        (["a", "a"], "listed twice"),
-        ([{"path": "a", "fraction": 1.5}], "fraction"),
-        ([{"path": "a", "splt": "x"}], "splt"),
-    ],
-)
-def test_a_dataset_that_cannot_be_meant_is_named(tmp_path, datasets, words):
-    assert words in refusal(settings_for, tmp_path, datasets)
-
-
-def test_what_is_out_of_range_is_named(tmp_path):
+def test_what_cannot_be_meant_is_named(tmp_path):
+    wrong = [{"path": "a", "fraction": 1.5}, {"path": "a", "splt": "x"}]
     given = {"eval_fraction": 0, "max_length": 3, "contamination_words": 1}
-    said = refusal(settings_for, tmp_path, ["chitchat"], **given)
-    assert all(name in said for name in given)
+    said = refusal(settings_for, tmp_path, wrong, **given)
+    assert all(name in said for name in ("datasets.0.fraction", "datasets.1.splt", *given))
+    assert "'datasets'" in refusal(settings_for, tmp_path, [])
+    assert "listed twice" in refusal(settings_for, tmp_path, ["a", "a"])
 
 
 def test_what_steers_and_a_folder_of_tasks_that_nobody_reads_make_no_other_result(tmp_path):

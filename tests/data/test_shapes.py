@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from nbutils.core.chatml import CHATML
 from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
 from nbutils.data.messages import Malformed
 from nbutils.data.shapes import LINE, SHAPES, detect, read_rows
@@ -40,19 +41,26 @@ AS_JSON = '[{"type": "text", "text": "x"}]'
 SPAIN = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
 FRANCE = [["France?", "Paris."]]
 BRIEF, *ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
+AFTER = [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]
+WHOLE = CHATML.render(messages(*AFTER))
+PROMPT, ANSWER = WHOLE[: -len("Madrid.<|im_end|>\n")], "Madrid.<|im_end|>"
+QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
 
 
 @pytest.mark.parametrize(
     ("shape", "row", "turns"),
     [
         ("alpaca", {"instruction": "a", "input": "b", "output": "c"}, [("user", "a\n\nb"), ("assistant", "c")]),
-        ("alpaca", SPAIN | {"history": FRANCE}, [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]),
+        ("alpaca", SPAIN | {"history": FRANCE}, AFTER),
         ("alpaca", SPAIN | {"history": None}, [BRIEF, *ALONE]),
         ("alpaca", SPAIN | {"history": ""}, [BRIEF, *ALONE]),
         ("completion", {"prompt": [ASKED], "completion": [ANSWERED]}, AB),
         ("preference", {"prompt": [ASKED], "chosen": [ASKED, ANSWERED]}, AB),  # the answer repeats the prompt
-        ("preference", {"prompt": "a", "chosen": [ASKED, ANSWERED]}, AB),
         ("preference", {"conversations": [HUMAN], "chosen": GPT}, AB),
+        ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
+        ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),
+        ("text", {"text": WHOLE}, AFTER),
+        ("completion", {"prompt": QUESTION, "completion": "b"}, [("user", QUESTION), AB[1]]),  # stays a question
         ("messages", {"messages": [ASKED, ANSWERED | {"content": AS_JSON}]}, [AB[0], ("assistant", AS_JSON)]),
         ("sharegpt", {"conversations": [GPT | {"from": "system"}, GPT | {"from": "narrator"}, HUMAN]},
          [("system", "b"), ("narrator", "b"), AB[0]]),

@@ -178,7 +178,6 @@ def test_what_goes_wrong_while_rows_come_in_is_a_sentence(tmp_path, streaming):
         (ROWS[0], 1),  # one row alone, not a list of messages
         (ROWS[0] | {"tags": ["a"]}, 1),
         ({"conversations": ROWS[:4]}, 4),  # a key that is a shape's, around rows
-        ({"note": [], "rows": ROWS[:4]}, 4),
     ],
 )
 def test_json_documents(tmp_path, document, rows, indent):
