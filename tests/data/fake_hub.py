@@ -47,8 +47,10 @@ class _Handler(fake_hub._Handler):
             self._missing("Repo")
         elif revision not in (None, "main", commit):
             self._missing("Revision")
+        elif call == "resolve" and file not in files:
+            self._missing("Entry")
         elif call == "resolve":
-            self._file(files.get(file), {"X-Repo-Commit": commit})
+            self._file(files[file], {"X-Repo-Commit": commit})
         elif call == "tree":
             folders = {str(folder) for name in files for folder in PurePath(name).parents if folder.name}
             entries = [(name, "directory", b"") for name in folders] + [(name, "file", files[name]) for name in files]
@@ -56,10 +58,7 @@ class _Handler(fake_hub._Handler):
         else:
             self._json({"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
 
-    def _file(self, data: bytes | None, headers: dict[str, str]) -> None:
-        if data is None:
-            self._missing("Entry")
-            return
+    def _file(self, data: bytes, headers: dict[str, str]) -> None:
         headers["ETag"] = f'"{_sha1(data)}"'
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             piece = range(len(data))[int(asked[1]) : int(asked[2] or len(data)) + 1]

@@ -56,10 +56,9 @@ def opened(path: Path | str, *, streaming: bool = False, **given: Any) -> Source
     return open_source(DatasetSpec(path=str(path), **given), streaming)
 
 
-def numbered_rows(source: Source) -> dict[int, Row]:
-    """Number → what each row was read as, and the keys that were not."""
-    batches = [(batch.start, read_rows(batch.read(), source.shape)) for batch in source.batches()]
-    return {start + number: row for start, rows in batches for number, row in enumerate(rows)}
+def rows_read(source: Source) -> list[Row]:
+    """What each row was read as, and the keys that were not."""
+    return [row for batch in source.batches() for row in read_rows(batch.read(), source.shape)]
 
 
 def settings_for(run: Path, datasets: Sequence[Any], **values: Any) -> Any:

@@ -17,9 +17,9 @@ from datasets import Dataset
 
 from nbutils.core.chatml import CHATML
 from nbutils.data import lines, sources
-from nbutils.data.fates import Context
+from nbutils.data.fates import Context, as_messages
 from nbutils.data.messages import MARKS, ROLE_KEYS, TEXT_KEYS
-from tests.data.making import jsonl, messages, numbered_rows, opened
+from tests.data.making import jsonl, messages, opened, rows_read
 
 TEXTS = [
     "Hi!", "How are you?", "two\nlines", 'a "quoted", text; with\tmarks', "été ☃ 東京 🙂", "[1, 2]", '{"type": "text"}',
@@ -155,11 +155,6 @@ def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
     }
 
 
-def exact(turns: Turns) -> list[tuple[type, str, str]]:
-    """Turns with what a comparison of texts passes over: whether each is to be learnt."""
-    return [(type(role), role, text) for role, text in turns]
-
-
 @pytest.mark.parametrize("seeds", [range(120), pytest.param(range(120, 2_120), marks=pytest.mark.soak)])
 def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, monkeypatch, seeds):
     for module in (sources, lines):
@@ -174,10 +169,8 @@ def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, monkeypatc
         streaming = kind == "parquets" and rng.random() < 0.5
         source = opened(write(kind, folder, list(rows)), streaming=streaming)
         assert source.rows == (None if streaming else len(rows))
-        found = numbered_rows(source)
-        assert list(found) == list(range(len(rows)))
-        for row, turns, (read, unread) in zip(rows, meant, found.values(), strict=True):
+        for row, turns, (read, unread) in zip(rows, meant, rows_read(source), strict=True):
             case = (seed, kind, style, row)
-            assert exact(read) == exact(turns), case
+            assert as_messages(read) == as_messages(turns), case
             beside = {f"message: {key}" for key in BESIDE if f'{key}": "somebody' in json.dumps(row).replace("\\", "")}
             assert set(unread) == beside | row.keys() & {"source", "rejected"}, case

@@ -30,7 +30,6 @@ def indexed(folder: Path, *items: list[str]) -> NgramIndex:
         ([["nothing"], [f"Well, {ITEM.upper().replace(' ', '  ')}!"]], [1]),
         ([[ITEM[:40], ITEM[40:]]], [0]),  # question and answer in two turns
         ([[ITEM[:40]], [ITEM[40:]]], []),  # neighbouring conversations do not add up
-        ([], []),
         ([[], [""], ["one two"]], []),
         ([[" ".join(WORDS[:12])], [" ".join(WORDS[:13])], [" ".join(WORDS[1:14])]], [1, 2]),
         ([[" ".join(WORDS[::-1])]], []),
@@ -90,7 +89,6 @@ def test_a_planted_hellaswag_item_is_dropped_and_chitchat_is_hardly_touched(tmp_
     *others, planted = made.ledger[made.ledger["fate"] == "contaminated"].itertuples()
     label, words = planted.detail.split(": ", 1)
     assert (planted.source, planted.index, label) == (path, 40, "hellaswag item 4321")
-    assert label in planted.matched_items
     assert words.split("»")[0].strip("«") in " ".join(words_of(f"{item['ctx']} {ending}"))
     # Nobody talked about HellaSwag in 2018: what is found in chitchat is found by accident (`make bench` reports it).
     assert len(others) < 0.001 * made.fates.count("kept")

@@ -15,7 +15,7 @@ from nbutils.core.run.models import ModelRef, tiny_model, train_bpe
 from nbutils.core.tasks import item_texts, load_tasks
 from nbutils.pipeline.fetch import wanted_by
 from tests.data.fake_hub import FakeHub
-from tests.data.making import chats, numbered_rows, opened, refusal, settings_for
+from tests.data.making import chats, opened, refusal, rows_read, settings_for
 
 MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sciq"
 
@@ -93,7 +93,7 @@ def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profi
     monkeypatch.setenv("NBUTILS_FETCHED", str(out))
     assert main([*fetch, "--check"]) == 0
     source = opened(CHATS, split="test")
-    assert (source.rows, source.revision, len(numbered_rows(source))) == (7, commit, 7)
+    assert (source.rows, source.revision, len(rows_read(source))) == (7, commit, 7)
     assert len(list(item_texts(load_tasks(["sciq"], {})["sciq"]))) == 3
     assert ModelRef.parse(MODEL).load().config.vocab_size == len(ModelRef.parse(MODEL).tokenizer())
     assert not hub.requests
@@ -107,7 +107,7 @@ def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profi
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_hub_dataset_is_read_directly_with_its_commit(hub, online, streaming):
     source = opened(CHATS, streaming=streaming)
-    assert (source.rows, len(numbered_rows(source))) == (None if streaming else 300, 300)
+    assert (source.rows, len(rows_read(source))) == (None if streaming else 300, 300)
     assert (source.shape.name, source.revision) == ("messages", hub.commit("datasets", CHATS))
 
 

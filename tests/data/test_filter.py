@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from transformers import LlamaConfig
@@ -25,6 +27,7 @@ from nbutils.data.display import beside_line, example, fates_table, limits_table
 from nbutils.data.filter import processes_for
 from nbutils.data.row_batches import Batch, Source, in_order
 from nbutils.data.sources import open_source
+from nbutils.data.summary import lengths
 from tests.core.test_chatml import unigram
 from tests.data import making
 from tests.data.making import Made, chat, chats, make, make_of, messages, refusal, write_lines
@@ -73,24 +76,18 @@ def test_three_drops_of_each_reason_are_kept_to_look_at(mixed):
         assert all(fates[row["source"], row["index"]] == reason for row in found)
 
 
-@pytest.mark.parametrize("bytes_too", [False, True])
-def test_a_base_brings_its_own_tokenizer_whether_or_not_it_can_write_all_texts(tmp_path, capsys, bytes_too):
-    tokenizer = unigram("▁user", "\nZebra", bytes_too=bytes_too, chatml=False)
+def test_a_base_brings_its_own_tokenizer_and_what_that_cannot_write_or_joins_to_a_header_is_said(tmp_path, capsys):
+    base, tokenizer = tmp_path / "base", unigram("▁user", "\nZebra", bytes_too=False, chatml=False)
     pieces = len(tokenizer)
-    tokenizer.save_pretrained(tmp_path / "base")
-    LlamaConfig(vocab_size=pieces).save_pretrained(tmp_path / "base")
-    rows = [*chats(20), chat("Zebra", "Fine 🙂")]
-    made = make_of(tmp_path, rows, base_model=str(tmp_path / "base"))
-    assert made.fates == ["kept"] * 20 + ["kept" if bytes_too else "outside_vocabulary"]
-    assert ("read apart" if bytes_too else "no piece for '🙂'") in made.ledger["detail"][20]
+    tokenizer.save_pretrained(base)
+    LlamaConfig(vocab_size=pieces).save_pretrained(base)
+    made = make_of(tmp_path, [*chats(20), chat("Zebra", "Fine"), chat("Hello", "Fine 🙂")], base_model=str(base))
+    assert made.fates == ["kept"] * 21 + ["outside_vocabulary"]
     facts = made.summary["tokenizer"]
     assert [facts[name] - pieces for name in ("pieces", "im_start", "im_end", "pad")] == [3, 0, 1, 2]
-    assert facts.get("conversations_read_apart") == (1 if bytes_too else None)
-    assert ("Of 1 conversations texts were read apart" in capsys.readouterr().out) == bytes_too
-
-
-def picked(made: Made, *names: str) -> list:
-    return [made.summary[name] for name in names]
+    assert "read apart" in made.ledger["detail"][20] and "no piece for '🙂'" in made.ledger["detail"][21]
+    assert facts["conversations_read_apart"] == 1
+    assert "Of 1 conversations texts were read apart" in capsys.readouterr().out
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -105,8 +102,9 @@ def test_the_same_in_batches_of_any_size_on_any_number_of_processes_and_from_a_s
     one = make(tmp_path / "one", specs)
     two, stream = (make(tmp_path / str(way), specs, streaming=way, data_processes=2) for way in (False, True))
     assert tree(two.folder) == tree(one.folder)
-    pd.testing.assert_frame_equal(one.ledger, mixed.ledger)
-    assert picked(stream, "eval_hash", "fates") == picked(mixed, "eval_hash", "fates")
+    for other in (one, stream):
+        pd.testing.assert_frame_equal(other.ledger, mixed.ledger)
+        assert other.summary["eval_hash"] == mixed.summary["eval_hash"]
     assert stream.summary["datasets"][1]["rows_in_source"] == 12
 
 
@@ -117,7 +115,7 @@ def test_conversations_that_begin_alike_are_on_one_side_and_a_common_opening_is_
     rows += [{"messages": brief + chat(" Good\u00a0 day ", "Hello", f"{i}?", "x")["messages"]} for i in range(8)]
     made = make_of(tmp_path, rows)
     growing, greeted = made.ledger[:120], made.ledger[120:]
-    assert (growing.groupby(growing.index % 30)["side"].nunique() == 1).all() and growing["side"].nunique() == 2
+    assert (growing.groupby(growing.index % 30)["side"].nunique() == 1).all()
     assert greeted["side"].nunique() == greeted["opening"].nunique() == 1
     common = made.summary["openings"]
     assert [one["rows"] for one in common] == [8] + [4] * 30 and common[0]["index"] == 120
@@ -137,14 +135,14 @@ def test_sides_and_the_evaluation_set_stay_when_rows_are_added_and_copies_cannot
     kept = more.ledger[more.ledger["fate"] == "kept"]
     assert kept["hash"].is_unique and 0 < len(train) < 100
     assert kept["side"].tolist() == ["train"] * len(train) + plain.ledger["side"].tolist()
-    assert picked(more, "eval", "eval_hash") == picked(plain, "eval", "eval_hash")
+    assert all(more.summary[name] == plain.summary[name] for name in ("eval", "eval_hash"))
 
 
 def test_a_larger_fraction_takes_the_same_rows_and_more_and_the_others_are_shown(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", chats(600))
     half, more = (make(tmp_path / "run", [{"path": path, "fraction": fraction}]) for fraction in (0.5, 0.8))
     assert 250 < len(half.ledger) < 350
-    assert set(half.ledger["index"]) < set(more.ledger["index"])
+    assert half.ledger["index"].is_unique and set(half.ledger["index"]) < set(more.ledger["index"])
     described = half.summary["datasets"][0]
     assert (described["rows"], described["rows_in_source"]) == (len(half.ledger), 600)
     assert f"<th>not taken</th>\n      <td>{600 - len(half.ledger)}</td>" in fates_table(half.summary).data
@@ -159,31 +157,26 @@ def test_the_tokenizer_of_the_tiny_model_never_reads_the_evaluation_side(tmp_pat
     assert len({made.tokenizer.backend_tokenizer.to_str() for made in (first, *others)}) == 1
 
 
-def test_whole_over_long_conversations_of_the_evaluation_side_are_kept_apart(tmp_path, monkeypatch):
+def test_whole_over_long_conversations_of_the_evaluation_side_are_kept_and_some_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(filtering, "TOO_LONG_ROWS", 20)
+    monkeypatch.setattr(filtering, "COUNTED_ROWS", 30)
     rows = [chat(f"Story {i}", *LONG[1:40]) for i in range(40)]
     made = make_of(tmp_path, [*rows, *rows[:20], *chats(40)], eval_fraction=0.8)
     found = made.rows("too_long")
     assert len({json.dumps(row["messages"]) for row in found}) == len(found) == made.summary["too_long"]["rows"] == 20
-    numbers = [row["index"] for row in found]
-    assert set(made.ledger["side"][numbers]) == {"eval"}
+    assert set(made.ledger["side"][[row["index"] for row in found]]) == {"eval"}
     assert all(row["input_ids"] == encode(made.tokenizer, row["messages"]).input_ids for row in found[:5])
+    assert (made.summary["lengths"]["counted"], made.summary["lengths"]["too_long"]) == (30, 60)
+    assert "≈" in limits_table(made.summary).to_string()
 
 
-def test_costs_of_other_limits_are_exact_or_marked_where_only_a_sample_was_counted(tmp_path, monkeypatch):
-    rows = [chat(f"{i}", f"{i} " * (3, 30, 300, 450, 700, 1_200)[i % 6]) for i in range(120)]
-    tokens = make_of(tmp_path, rows, max_length=9_999).ledger["tokens"]
-    exact = make_of(tmp_path, rows, max_length=100, same_tokenizer=True).summary
-    monkeypatch.setattr(filtering, "COUNTED_ROWS", 30)
-    sampled = make_of(tmp_path, rows, max_length=100, same_tokenizer=True).summary
-    for limit, cost, about in zip((100, 512, 1024, 2048), exact["limits"], sampled["limits"], strict=True):
-        over = tokens > limit
-        expected = {"limit": limit, "share_of_rows": over.mean(), "share_of_tokens": tokens[over].sum() / tokens.sum()}
-        assert cost == pytest.approx(expected)
-        assert about == pytest.approx(expected, abs=0.15)
-    lengths = sampled["lengths"]
-    assert (lengths["counted"], lengths["too_long"], round(sum(lengths["rows"]))) == (30, 80, 120)
-    assert "≈" not in limits_table(exact).to_string() and "≈" in limits_table(sampled).to_string()
+def test_what_other_limits_would_cost_where_each_long_row_that_was_counted_stands_for_two():
+    ledger = pa.table({"fate": ["kept"] * 2 + ["too_long"] * 8, "tokens": [60, 100] + [101] * 8})
+    found = lengths(ledger, 100, np.array([600, 600, 1_100, 3_000]))
+    shares = ((100, 0.8, 10_600), (512, 0.8, 10_600), (1024, 0.4, 8_200), (2048, 0.2, 6_000))
+    for cost, (limit, rows, tokens) in zip(found["limits"], shares, strict=True):
+        assert cost == pytest.approx({"limit": limit, "share_of_rows": rows, "share_of_tokens": tokens / 10_760})
+    assert sum(found["lengths"]["rows"]) == ledger.num_rows
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
