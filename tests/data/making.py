@@ -41,11 +41,6 @@ class Made:
         return load_from_disk(self.folder / name).to_list()
 
     @property
-    def kept(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """All kept rows by origin."""
-        return {(row["source"], row["index"]): row for name in ("train", "eval") for row in self.rows(name)}
-
-    @property
     def fates(self) -> list[str]:
         """The fate of each raw row."""
         return self.ledger["fate"].tolist()

@@ -21,7 +21,6 @@ NAMES = {"u": U, "a": A, "s": S, "t": "tool"}
         ("a", "H", "no_user_turn", ""),
         ("u", "H", "no_assistant_turn", ""),
         ("au", "HX", "bad_roles", "the assistant speaks first"),
-        ("aua", "HXY", "bad_roles", "the assistant speaks first"),
         ("uta", "HXY", "bad_roles", "unknown role 'tool'"),
         ("ua", "\nX", "empty_message", "turn 1 (user)"),
         ("ua", "H ", "empty_message", "turn 2 (assistant)"),

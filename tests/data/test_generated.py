@@ -73,7 +73,7 @@ def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
 
 def check(made: Made, counts: dict[str, int]) -> None:
     """Ledger, summary, sets and sources agree, and every kept row is true ChatML."""
-    summary, tokenizer, ledger = made.summary, made.tokenizer, made.ledger.set_index(["source", "index"])
+    summary, ledger = made.summary, made.ledger.set_index(["source", "index"])
     raw = [(source.label, number) for source in made.sources for number in range(counts[source.label])]
     whole = {source.label for source in made.sources if source.spec.fraction == 1}
     assert ledger.index.tolist() == [origin for origin in raw if origin[0] in whole or origin in ledger.index]
@@ -83,22 +83,27 @@ def check(made: Made, counts: dict[str, int]) -> None:
     kept = ledger[ledger["fate"] == "kept"]
     assert kept["hash"].is_unique
     for side in ("train", "eval"):
-        mine = kept[kept["side"] == side]
-        assert mine.index.tolist() == [(row["source"], row["index"]) for row in made.rows(side)]
+        mine, rows = kept[kept["side"] == side], made.rows(side)
+        assert mine.index.tolist() == [(row["source"], row["index"]) for row in rows]
         sums = {name: mine[name].sum() for name in ("turns", "tokens", "supervised_tokens")}
         assert {"rows": len(mine), **sums}.items() <= summary[side].items()
-    for origin, row in made.kept.items():
-        facts = kept.loc[origin]
-        said = [message | {"learn": n not in facts["context_turns"]} for n, message in enumerate(row["messages"])]
-        encoding = encode(tokenizer, said)
-        assert all(row[name] == vars(encoding)[name] for name in COLUMNS)
-        assert not facts["tokens_is_lower_bound"] and len(encoding) == facts["tokens"] <= summary["max_length"]
-        assert sum(encoding.supervised) == facts["supervised_tokens"]
-        assert [m["role"] for m in said] == ["user", "assistant"] * (len(said) // 2)
-        assert all(m["content"] == m["content"].strip() != "" for m in said)
-        learnt = tokenizer.decode([i for i, on in zip(encoding.input_ids, encoding.supervised, strict=True) if on])
-        replies = "".join(m["content"] + IM_END for m in said if m["role"] == "assistant" and m["learn"])
-        assert learnt == replies or "▁" in replies  # SentencePiece's own mark for a blank decodes as a blank
+        assert mine["tokens"].max() <= summary["max_length"]
+        for row, (_, facts) in zip(rows, mine.iterrows(), strict=True):
+            check_row(row, facts, made.tokenizer)
+
+
+def check_row(row: dict[str, Any], facts: Any, tokenizer: Any) -> None:
+    """A kept row is true ChatML, and what the ledger says of it holds."""
+    said = [message | {"learn": n not in facts["context_turns"]} for n, message in enumerate(row["messages"])]
+    encoding = encode(tokenizer, said)
+    assert all(row[name] == vars(encoding)[name] for name in COLUMNS)
+    assert not facts["tokens_is_lower_bound"]
+    assert (len(encoding), sum(encoding.supervised)) == (facts["tokens"], facts["supervised_tokens"])
+    assert [m["role"] for m in said] == ["user", "assistant"] * (len(said) // 2)
+    assert all(m["content"] == m["content"].strip() != "" for m in said)
+    learnt = tokenizer.decode([i for i, on in zip(encoding.input_ids, encoding.supervised, strict=True) if on])
+    replies = "".join(m["content"] + IM_END for m in said if m["role"] == "assistant" and m["learn"])
+    assert learnt == replies or "▁" in replies  # SentencePiece's own mark for a blank decodes as a blank
 
 
 @pytest.fixture(scope="module", params=["tiny", "sentencepiece"])

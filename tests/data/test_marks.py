@@ -59,14 +59,13 @@ def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_co
     beside = {"source": 40, "message: reasoning_content": 5, "message part thinking: thinking": 5}
     assert made.summary["unread"] == beside
     assert "message: reasoning_content (5 rows)" in beside_line(made.summary)
-    assert all("number" not in json.dumps(row["messages"]) for row in made.kept.values())
+    assert all("number" not in json.dumps(row["messages"]) for row in made.rows("train"))
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
         ([*chats(3), weighted(0.5)], ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
-        ([*chats(3), weighted("0")], ["Row 3 of", "cannot be used: a message's weight is '0'"]),
         ([{"prompt": "<s>[INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
         ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
         ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["Row 0 of", "of Gemma already"]),
