@@ -22,10 +22,10 @@ FEW, MANY = 10_000, 100_000
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
-    """Conversations of two turns with 150 words each; one in fifty is too long."""
+    """Conversations of two turns with 75 words each; one in fifty is too long."""
     rng = random.Random(0)
     for number in range(count):
-        asked, answered = (" ".join(rng.choices(WORDS, k=150)) for _ in "ab")
+        asked, answered = (" ".join(rng.choices(WORDS, k=75)) for _ in "ab")
         yield chat(asked, answered * (10 if number % 50 == 0 else 1))
 
 
@@ -61,10 +61,10 @@ def test_peak_memory_is_flat(tmp_path):
         peaks[count] = peak(write_lines(path, rows(count)), str(run))
         assert read_json(run / "data" / "summary.json")["rows"] == count
     print(f"peak memory: {peaks[FEW]:.0f} MiB, {peaks[MANY]:.0f} MiB on {path.stat().st_size / 2**20:.0f} MiB of text")
-    # One hash for each row is kept; 256 MiB of ids would not be let pass, nor the texts.
+    # One hash for each row is kept; 128 MiB of ids would not be let pass, nor the texts.
     assert peaks[MANY] <= 1.2 * peaks[FEW]
 
 
 if __name__ == "__main__":
     path, run = sys.argv[1:]
-    make(Path(run), [path], same_tokenizer=True, max_length=1024, eval_fraction=0.08, data_processes=2)
+    make(Path(run), [path], same_tokenizer=True, max_length=512, eval_fraction=0.08, data_processes=2)

@@ -29,7 +29,7 @@ def read(shape: str, rows: list) -> list:
     """What rows are read as: from lines and from Arrow columns alike, some of which say that they hold JSON."""
     found = read_lines(shape, rows)
     columns = Dataset.from_list(rows, on_mixed_types="use_json").with_format("arrow")[:]
-    assert str([*map(str, read_table(shape, columns))]) == str([*map(str, found)])
+    assert list(map(str, read_table(shape, columns))) == list(map(str, found))
     return found
 
 
