@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
-from nbutils.core.chatml import CHATML
+from nbutils.core.errors import UserError
+from nbutils.core.stages import spec
 from nbutils.data.contamination import index_tasks
 from nbutils.data.filter import filter_sources, make_tokenizer
 from nbutils.data.row_batches import Source
 from nbutils.data.row_filter import loaded_tokenizer
-from nbutils.data.settings import DatasetSpec, DataSettings
-from nbutils.data.shapes import read_rows
+from nbutils.data.settings import DatasetSpec
+from nbutils.data.shapes import Row, read_rows
 from nbutils.data.sources import open_source
 from nbutils.data.summary import write_summary
-
-Turns = Sequence[tuple[str, str]]
-
-DEFAULTS: dict[str, Any] = {
-    "base_model": "tiny",
-    "base_revision": "",
-    "streaming": False,
-    "max_length": 200,
-    "eval_fraction": 0.3,
-    "split_seed": 0,
-    "contamination_tasks": [],
-    "contamination_words": 13,
-    "task_path": "",
-    "seed": 0,
-    "data_processes": 1,
-}
+from nbutils.pipeline.parameters import settings_of
 
 
 @dataclass(frozen=True)
@@ -54,32 +41,25 @@ class Made:
         return load_from_disk(self.folder / name).to_list()
 
     @property
-    def kept(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """All kept rows by origin."""
-        return {(row["source"], row["index"]): row for name in ("train", "eval") for row in self.rows(name)}
-
-    def fate(self, index: int, source: str | None = None) -> str:
-        """The fate of one raw row."""
-        rows = self.ledger[self.ledger["index"] == index]
-        rows = rows[rows["source"] == source] if source else rows
-        assert len(rows) == 1
-        return str(rows["fate"].iloc[0])
+    def fates(self) -> list[str]:
+        """The fate of each raw row."""
+        return self.ledger["fate"].tolist()
 
 
-def opened(path: Path | str, *, streaming: bool = False, **spec: Any) -> Source:
+def opened(path: Path | str, *, streaming: bool = False, **given: Any) -> Source:
     """The dataset at a path, open."""
-    return open_source(DatasetSpec(path=str(path), **spec), streaming)
+    return open_source(DatasetSpec(path=str(path), **given), streaming)
 
 
-def numbered_rows(source: Source) -> dict[int, Any]:
-    """Number → what each row was read as, and the keys that were not."""
-    batches = [(batch.start, read_rows(batch.read(), source.shape)) for batch in source.batches()]
-    return {start + number: row for start, rows in batches for number, row in enumerate(rows)}
+def rows_read(source: Source) -> list[Row]:
+    """What each row was read as, and the keys that were not."""
+    return [row for batch in source.batches() for row in read_rows(batch.read(), source.shape)]
 
 
-def settings_for(run: Path, datasets: Sequence[Any], **values: Any) -> DataSettings:
-    """Settings of a run over the datasets."""
-    return DataSettings.checked(DEFAULTS | {"run_dir": str(run), "datasets": list(datasets)} | values)
+def settings_for(run: Path, datasets: Sequence[Any], **values: Any) -> Any:
+    """Settings of a run over the datasets; what is not given is as in the notebook, or small."""
+    small = {"max_length": 200, "eval_fraction": 0.3, "data_processes": 1}
+    return settings_of(spec("data"), small | {"run_dir": str(run), "datasets": list(datasets)} | values)
 
 
 def make(run: Path, datasets: Sequence[Any], *, same_tokenizer: bool = False, **values: Any) -> Made:
@@ -87,7 +67,7 @@ def make(run: Path, datasets: Sequence[Any], *, same_tokenizer: bool = False, **
     settings = settings_for(run, datasets, **values)
     folder = settings.run_path / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [open_source(spec, settings.streaming) for spec in settings.datasets]
+    sources = [open_source(one, settings.streaming) for one in settings.datasets]
     if same_tokenizer:
         tokenizer = loaded_tokenizer(str(folder / "tokenizer"))
     else:
@@ -102,56 +82,39 @@ def make_of(folder: Path, rows: Sequence[Any], **values: Any) -> Made:
     return make(folder / "run", [write_lines(folder / "a.jsonl", rows)], **values)
 
 
-def messages(turns: Turns) -> list[dict[str, str]]:
+def refusal(call: Callable[..., object], *arguments: Any, **options: Any) -> str:
+    """The one line with which a call is refused."""
+    with pytest.raises(UserError, match=r"\A[^\n]+\Z") as error:
+        call(*arguments, **options)
+    return str(error.value)
+
+
+def messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
     """Turns as {role, content}."""
     return [{"role": role, "content": text} for role, text in turns]
 
 
-def write_lines(path: Path, rows: Sequence[Any]) -> str:
-    """A JSONL file; a row that is bytes stands as it is."""
+def jsonl(rows: Iterable[Any]) -> bytes:
+    """A line for each row; one that is bytes stands as it is."""
+    texts = (row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows)
+    return b"".join(text + b"\n" for text in texts)
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> str:
+    """A JSONL file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows))
+    path.write_bytes(jsonl(rows))
     return str(path)
 
 
 def chat(*texts: str) -> dict[str, Any]:
     """A row in the shape `messages`: user and assistant in turn."""
-    return {"messages": messages([(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)])}
+    return {"messages": messages(*((("user", "assistant")[n % 2], text) for n, text in enumerate(texts)))}
 
 
 def chats(number: int, tag: str = "") -> list[dict[str, Any]]:
     """Different two-turn conversations in the shape `messages`."""
     return [chat(f"What is {tag}{i} plus {i}?", f"It is {tag}{2 * i}, I think.") for i in range(number)]
-
-
-COUNTRIES = {
-    "France": "Paris", "Japan": "Tokyo", "Peru": "Lima", "Kenya": "Nairobi", "Norway": "Oslo",
-    "Chile": "Santiago", "Egypt": "Cairo", "Cuba": "Havana", "Nepal": "Kathmandu", "Iran": "Tehran",
-}  # fmt: skip
-
-
-def row_of(shape: str, asked: str, answered: str) -> dict[str, Any]:
-    """A question and its answer in one of the six shapes."""
-    row: dict[str, Any] = {
-        "messages": chat(asked, answered),
-        "sharegpt": {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]},
-        "alpaca": {"instruction": asked, "input": "", "output": answered},
-        "completion": {"prompt": asked, "completion": answered},
-        "preference": {"prompt": asked, "chosen": answered, "rejected": "No idea."},
-        "text": {"text": CHATML.render(chat(asked, answered)["messages"])},
-    }[shape]
-    return row
-
-
-def rows_of(shape: str) -> list[dict[str, Any]]:
-    """The same ten conversations in one of the six shapes; the words differ by shape, so that none is a duplicate."""
-    return [
-        row_of(shape, f"({shape}) What is the capital of {country}?", f"The capital of {country} is {city}.")
-        for country, city in COUNTRIES.items()
-    ]
-
-
-SIX = ("messages", "sharegpt", "alpaca", "completion", "preference", "text")
 
 
 def nested(depth: int) -> bytes:

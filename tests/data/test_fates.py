@@ -21,7 +21,6 @@ NAMES = {"u": U, "a": A, "s": S, "t": "tool"}
         ("a", "H", "no_user_turn", ""),
         ("u", "H", "no_assistant_turn", ""),
         ("au", "HX", "bad_roles", "the assistant speaks first"),
-        ("aua", "HXY", "bad_roles", "the assistant speaks first"),
         ("uta", "HXY", "bad_roles", "unknown role 'tool'"),
         ("ua", "\nX", "empty_message", "turn 1 (user)"),
         ("ua", "H ", "empty_message", "turn 2 (assistant)"),
@@ -38,8 +37,7 @@ def test_fate_and_detail(roles, texts, fate, detail):
 @pytest.mark.parametrize("lost", [False, True])
 def test_messages_of_one_role_are_joined_and_stripped_and_a_last_user_turn_is_lost(lost):
     judged = judge([(S, "x"), (U, " a "), (U, "b\n"), (A, "c"), (S, "y"), (A, "d"), *[(U, "e")] * lost])
-    assert judged.turns == [(U, "a\nb"), (A, "c\nd")]
-    assert judged.lost_last_user_turn == lost
+    assert (judged.turns, judged.lost_last_user_turn) == ([(U, "a\nb"), (A, "c\nd")], lost)
 
 
 def test_the_reasons_stand_in_the_order_of_the_issue():
@@ -52,26 +50,22 @@ def test_the_reasons_stand_in_the_order_of_the_issue():
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("cafe\u0301 au lait", "caf\u00e9  au\tlait\n", True),  # Unicode form and white space
-        ("ﬁne", "fine", True),  # compatibility form
-        ("a b", "ab", False),
-        ("a", "A", False),
-        ("a\0b", "a b", False),
+        ("cafe\u0301 au lait|x", "caf\u00e9  au\tlait\n|x", True),  # Unicode form and white space
+        ("ﬁne|x", "fine|x", True),  # compatibility form
+        ("a b|x", "ab|x", False),
+        ("a|x", "A|x", False),
+        ("a\0b|x", "a b|x", False),
+        ("a b|c", "a|b c", False),
+        ("a \0 b|c", "a|b \0 c", False),
     ],
 )
-def test_the_hash_knows_the_same_turns(one, other, same):
-    assert (conversation_hash([(U, one), (A, "x")]) == conversation_hash([(U, other), (A, "x")])) is same
+def test_the_hash_knows_the_same_turns_and_keeps_them_apart(one, other, same):
+    hashes = {conversation_hash(list(zip((U, A), texts.split("|"), strict=True))) for texts in (one, other)}
+    assert (len(hashes) == 1) is same
 
 
-def test_the_hash_keeps_turns_apart():
-    assert conversation_hash([(U, "a b"), (A, "c")]) != conversation_hash([(U, "a"), (A, "b c")])
-    assert conversation_hash([(U, "a \0 b"), (A, "c")]) != conversation_hash([(U, "a"), (A, "b \0 c")])
-
-
-def test_sides_are_as_large_as_asked_and_differ_by_seed():
+def test_sides_are_as_large_as_asked():
     hashes = [conversation_hash([(U, str(i)), (A, "x")]) for i in range(4_000)]
-    share = sum(side_of(h, 0, 0.2) == "eval" for h in hashes) / len(hashes)
-    assert 0.18 < share < 0.22
-    assert [side_of(h, 0, 0.2) for h in hashes] != [side_of(h, 1, 0.2) for h in hashes]
-    # A larger share of evaluation only adds to it.
-    assert all(side_of(h, 0, 0.3) == "eval" for h in hashes if side_of(h, 0, 0.2) == "eval")
+    fifth, more = ({one for one in hashes if side_of(one, 0, share) == "eval"} for share in (0.2, 0.3))
+    assert 0.18 < len(fifth) / len(hashes) < 0.22
+    assert fifth < more, "a larger share of evaluation only adds to it"

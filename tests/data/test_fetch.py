@@ -11,12 +11,11 @@ from datasets import Dataset, config
 from huggingface_hub import constants
 
 from nbutils.cli import main
-from nbutils.core.errors import UserError
 from nbutils.core.run.models import ModelRef, tiny_model, train_bpe
 from nbutils.core.tasks import item_texts, load_tasks
 from nbutils.pipeline.fetch import wanted_by
 from tests.data.fake_hub import FakeHub
-from tests.data.making import chats, opened, settings_for
+from tests.data.making import chats, opened, refusal, rows_read, settings_for
 
 MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sciq"
 
@@ -89,17 +88,15 @@ def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profi
     commit = hub.commit("datasets", CHATS)
     assert items[CHATS]["commit"] == commit
     assert set(items[MODEL]["files"]) == set(hub.repos["models", MODEL]) - {"pytorch_model.bin", "onnx/model.onnx"}
-    assert not list(out.rglob("*.partial"))
 
-    hub.asked.clear()
+    hub.requests.clear()
     monkeypatch.setenv("NBUTILS_FETCHED", str(out))
     assert main([*fetch, "--check"]) == 0
     source = opened(CHATS, split="test")
-    assert (source.rows, source.revision, sum(b.read().num_rows for b in source.batches())) == (7, commit, 7)
+    assert (source.rows, source.revision, len(rows_read(source))) == (7, commit, 7)
     assert len(list(item_texts(load_tasks(["sciq"], {})["sciq"]))) == 3
-    assert len(ModelRef.parse(MODEL).tokenizer()) > 256
-    assert ModelRef.parse(MODEL).load().num_parameters() > 500_000
-    assert not hub.asked
+    assert ModelRef.parse(MODEL).load().config.vocab_size == len(ModelRef.parse(MODEL).tokenizer())
+    assert not hub.requests
 
     weights = out / items[MODEL]["folder"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
@@ -110,15 +107,13 @@ def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profi
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_hub_dataset_is_read_directly_with_its_commit(hub, online, streaming):
     source = opened(CHATS, streaming=streaming)
-    rows = sum(batch.read().num_rows for batch in source.batches())
-    assert (source.rows, rows) == (None if streaming else 300, 300)
+    assert (source.rows, len(rows_read(source))) == (None if streaming else 300, 300)
     assert (source.shape.name, source.revision) == ("messages", hub.commit("datasets", CHATS))
 
 
 @pytest.mark.parametrize("wrong", [{"split": "validation"}, {"revision": "v9"}, {"name": "other"}])
 def test_what_the_hub_has_not_is_named(online, wrong):
-    with pytest.raises(UserError, match=rf"^[^\n]*{next(iter(wrong.values()))}[^\n]*$"):
-        opened(CHATS, **wrong)
+    assert next(iter(wrong.values())) in refusal(opened, CHATS, **wrong)
 
 
 def test_what_cannot_be_fetched_is_one_sentence(online, profile, tmp_path, capsys):

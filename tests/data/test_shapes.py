@@ -1,80 +1,73 @@
-"""The five shapes: detected from columns, read row by row, and what is broken in a row named."""
+"""The six shapes: detected from columns, read row by row, and what is broken in a row named."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from nbutils.core.chatml import CHATML
 from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
 from nbutils.data.messages import Malformed
 from nbutils.data.shapes import LINE, SHAPES, detect, read_rows
-from tests.data.making import COUNTRIES, SIX, nested, rows_of
+from tests.data.making import jsonl, messages, nested
 
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
-def read(shape: str, rows: list, *, as_lines: bool = False) -> list:
-    if as_lines:
-        table = pa.table({LINE: [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]})
-    else:  # where messages are unlike, the type of their column says that it holds JSON
-        table = Dataset.from_list(rows, on_mixed_types="use_json").with_format("arrow")[:]
+def read_table(shape: str, table: pa.Table) -> list:
     return [row for row, _ in read_rows(table, BY_NAME[shape])]
 
 
-def said(role: str, content: Any) -> dict[str, Any]:
-    return {"role": role, "content": content}
+def read_lines(shape: str, rows: list) -> list:
+    return read_table(shape, pa.table({LINE: [jsonl([row]) for row in rows]}))
+
+
+def read(shape: str, rows: list) -> list:
+    """What rows are read as: from lines and from Arrow columns alike, some of which say that they hold JSON."""
+    found = read_lines(shape, rows)
+    columns = Dataset.from_list(rows, on_mixed_types="use_json").with_format("arrow")[:]
+    assert list(map(str, read_table(shape, columns))) == list(map(str, found))
+    return found
 
 
 HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
-ASKED, ANSWERED = said("user", "a"), said("assistant", "b")
 AB = [("user", "a"), ("assistant", "b")]
+ASKED, ANSWERED = messages(*AB)
 AS_JSON = '[{"type": "text", "text": "x"}]'
 SPAIN = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
 FRANCE = [["France?", "Paris."]]
-ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
-AFTER = [ALONE[0], ("user", "France?"), ("assistant", "Paris."), *ALONE[1:]]
+BRIEF, *ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
+AFTER = [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]
+WHOLE = CHATML.render(messages(*AFTER))
+PROMPT, ANSWER = WHOLE[: -len("Madrid.<|im_end|>\n")], "Madrid.<|im_end|>"
+QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
 
 
-@pytest.mark.parametrize("as_lines", [False, True])
-@pytest.mark.parametrize("shape", SIX)
-def test_every_shape_reads_the_same_conversation(shape, as_lines):
-    rows = rows_of(shape)
-    assert detect(list(rows[0]), "x").name == shape
-    for messages, (country, city) in zip(read(shape, rows, as_lines=as_lines), COUNTRIES.items(), strict=True):
-        (asker, asked), (answerer, answered) = messages
-        assert (asker, answerer) == ("user", "assistant")
-        assert asked == f"({shape}) What is the capital of {country}?"
-        assert answered == f"The capital of {country} is {city}."
-
-
-@pytest.mark.parametrize("as_lines", [False, True])
 @pytest.mark.parametrize(
-    ("row", "shape", "turns"),
+    ("shape", "row", "turns"),
     [
-        ({"instruction": "a", "input": "b", "output": "c"}, "alpaca", [("user", "a\n\nb"), ("assistant", "c")]),
-        ({"prompt": [ASKED], "completion": [ANSWERED]}, "completion", AB),
-        ({"prompt": [ASKED], "chosen": [ASKED, ANSWERED]}, "preference", AB),  # the answer repeats the prompt
-        ({"prompt": "a", "chosen": [ASKED, ANSWERED]}, "preference", AB),
-        ({"conversations": [HUMAN], "chosen": GPT}, "preference", AB),
-        ({"conversations": [HUMAN], "chosen": [GPT]}, "preference", AB),
-        ({"messages": [said("user", [{"type": "text", "text": "a"}, "b"])]}, "messages", [("user", "ab")]),
-        ({"messages": [ASKED, said("assistant", AS_JSON)]}, "messages", [AB[0], ("assistant", AS_JSON)]),  # stays text
-        (
-            {"conversations": [{"from": name, "value": "x"} for name in ("Human", "gpt", "system", "narrator")]},
-            "sharegpt",
-            [(role, "x") for role in ("user", "assistant", "system", "narrator")],
-        ),
-        *((SPAIN | {"history": history}, "alpaca", AFTER) for history in (FRANCE, json.dumps(FRANCE))),
-        *((SPAIN | {"history": history}, "alpaca", ALONE) for history in (None, [], "", float("nan"))),
+        ("alpaca", {"instruction": "a", "input": "b", "output": "c"}, [("user", "a\n\nb"), ("assistant", "c")]),
+        ("alpaca", SPAIN | {"history": FRANCE}, AFTER),
+        ("alpaca", SPAIN | {"history": None}, [BRIEF, *ALONE]),
+        ("alpaca", SPAIN | {"history": ""}, [BRIEF, *ALONE]),
+        ("completion", {"prompt": [ASKED], "completion": [ANSWERED]}, AB),
+        ("preference", {"prompt": [ASKED], "chosen": [ASKED, ANSWERED]}, AB),  # the answer repeats the prompt
+        ("preference", {"conversations": [HUMAN], "chosen": GPT}, AB),
+        ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
+        ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),
+        ("text", {"text": WHOLE}, AFTER),
+        ("completion", {"prompt": QUESTION, "completion": "b"}, [("user", QUESTION), AB[1]]),  # stays a question
+        ("messages", {"messages": [ASKED, ANSWERED | {"content": AS_JSON}]}, [AB[0], ("assistant", AS_JSON)]),
+        ("sharegpt", {"conversations": [GPT | {"from": "system"}, GPT | {"from": "narrator"}, HUMAN]},
+         [("system", "b"), ("narrator", "b"), AB[0]]),
     ],
-)
-def test_spellings_of_a_shape(row, shape, turns, as_lines):
+)  # fmt: skip
+def test_spellings_of_a_shape(shape, row, turns):
     assert detect(list(row), "x").name == shape
-    assert read(shape, [row], as_lines=as_lines) == [turns]
+    assert read(shape, [row]) == [turns]
 
 
 @pytest.mark.parametrize(
@@ -94,11 +87,10 @@ def test_spellings_of_a_shape(row, shape, turns, as_lines):
         (b'{"messages": [{"role": "\\ud800", "content": "Hi"}]}', "surrogate"),
         (b"[" * 100_000, "no JSON"),
         (b'{"messages": [{"role": "user", "content": ' + nested(420) + b"}]}", "nested too deeply"),
-        (b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "'image'"),
     ],
 )
 def test_a_broken_line_is_one_malformed_row_that_says_why(line, reason):
-    good, bad = read("messages", [{"messages": [ASKED]}, line], as_lines=True)
+    good, bad = read_lines("messages", [{"messages": [ASKED]}, line])
     assert good == AB[:1]
     assert isinstance(bad, Malformed) and reason in str(bad)
 
@@ -106,47 +98,45 @@ def test_a_broken_line_is_one_malformed_row_that_says_why(line, reason):
 def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
     """As other programs write Parquet: nobody checks."""
     texts = pa.array([b"Hi", b"\xff\xfe", b"Hello"], pa.binary()).cast(pa.string(), safe=False)
-    roles = pa.array(["user"] * 3)
-    one_each = pa.ListArray.from_arrays([0, 1, 2, 3], pa.StructArray.from_arrays([roles, texts], ["role", "content"]))
-    (good, _), (bad, _), (other, _) = read_rows(pa.table({"messages": one_each}), BY_NAME["messages"])
-    assert (good, other) == ([("user", "Hi")], [("user", "Hello")])
+    one_each = pa.ListArray.from_arrays(range(4), pa.StructArray.from_arrays([texts, texts], ["role", "content"]))
+    good, bad, other = read_table("messages", pa.table({"messages": one_each}))
+    assert (good, other) == ([("Hi", "Hi")], [("Hello", "Hello")])
     assert isinstance(bad, Malformed) and "no UTF-8" in str(bad)
 
 
-@pytest.mark.parametrize("as_lines", [False, True])
+def parts(*content: Any) -> dict[str, Any]:
+    return ASKED | {"content": list(content)}
+
+
 @pytest.mark.parametrize(
-    ("messages", "fate", "words"),
+    ("said", "fate", "words"),
     [
         ([ASKED, ANSWERED | {"tool_calls": [{"type": "function"}]}], TOOL_USE, "calls a tool"),
         ([ASKED, ANSWERED | {"function_call": {"name": "weather"}}], TOOL_USE, "calls a tool"),
-        ([ASKED, ANSWERED, {"role": "tool", "content": "Sunny."}], TOOL_USE, "what a tool answered"),
-        ([{"from": "human", "value": "Hi"}, {"from": "observation", "value": "x"}], TOOL_USE, "what a tool answered"),
-        ([ASKED | {"content": [{"type": "image_url", "text": None}]}, ANSWERED], NOT_TEXT, "'image_url'"),
-        ([ASKED | {"content": ["Hi", {"type": "input_audio"}]}, ANSWERED], NOT_TEXT, "'input_audio'"),
-        ([ASKED | {"content": [{"type": "tool_result", "content": "x"}]}], TOOL_USE, "'tool_result'"),
-        ([ASKED | {"content": [{"type": "riddle", "text": "x"}]}], MALFORMED, "'riddle'"),
+        ([ASKED, ANSWERED | {"role": "tool"}], TOOL_USE, "what a tool answered"),
+        ([HUMAN, GPT | {"from": "observation"}], TOOL_USE, "what a tool answered"),
+        ([parts({"type": "image_url", "text": None}), ANSWERED], NOT_TEXT, "'image_url'"),
+        ([parts("Hi", {"type": "input_audio"})], NOT_TEXT, "'input_audio'"),
+        ([parts({"type": "tool_result", "content": "x"})], TOOL_USE, "'tool_result'"),
+        ([parts({"type": "riddle", "text": "x"})], MALFORMED, "'riddle'"),
         ([ASKED | {"value": "something else"}], MALFORMED, "two different texts"),
         ([ASKED | {"from": "gpt"}], MALFORMED, "two different roles"),
     ],
 )
-def test_what_is_no_plain_text_has_a_reason_of_its_own(messages, fate, words, as_lines):
-    (found,) = read("messages", [{"messages": messages}], as_lines=as_lines)
+def test_what_is_no_plain_text_has_a_reason_of_its_own(said, fate, words):
+    (found,) = read("messages", [{"messages": said}])
     assert isinstance(found, Malformed) and found.fate == fate and words in str(found)
 
 
-@pytest.mark.parametrize("history", [["France?"], [["France?"]], 5, True, {"France?": "Paris."}])
+@pytest.mark.parametrize("history", [["France?"], [["France?"]], 5])
 def test_a_history_of_something_else_is_malformed(history):
-    (bad,) = read("alpaca", [SPAIN | {"history": history}], as_lines=True)
+    (bad,) = read("alpaca", [SPAIN | {"history": history}])
     assert "`history`" in str(bad)
 
 
-def test_arrow_columns_give_what_lines_give():
-    """The fast way over Arrow columns, lists of structs with nulls and the slow way agree."""
-    rows = [{"messages": of} for of in ([ASKED, said("assistant", None)], [], [said("User", "é")], None)]
-    by_line = read("messages", rows, as_lines=True)
-    for some in (rows, rows[:3]):
-        slow = read("messages", some)
-        assert slow[:3] == by_line[:3]
-        assert all(isinstance(row, Malformed) for row in slow[3:])
-    sliced = read_rows(pa.Table.from_pylist(rows[:3]).slice(1), BY_NAME["messages"])
-    assert [row for row, _ in sliced] == by_line[1:3]
+def test_empty_messages_no_messages_and_a_slice_of_a_table_are_read_fast_and_slowly_alike():
+    *rows, null = [{"messages": of} for of in ([ASKED, ANSWERED | {"content": None}], [], [ASKED], None)]
+    found = read("messages", rows)
+    assert found == [[AB[0], ("assistant", "")], [], AB[:1]]
+    assert read("messages", [*rows, null])[:3] == found  # the null takes the slow way
+    assert read_table("messages", pa.Table.from_pylist(rows).slice(1)) == found[1:]
