@@ -44,16 +44,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note()
-        repo = self._repo()
+        name = self._repo()
+        repo = self.server.repos.get(name or "")
         if repo is None:
             self._json({"error": "Repository not found"}, 404)
         elif "/tree/" in self.path:
-            names = self.server.repos[repo]["files"]
-            self._json([{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in names.items()])
+            entries = [{"path": path, "size": len(data)} for path, data in repo["files"].items()]
+            self._json([{"type": "file", "oid": "0" * 40} | entry for entry in entries])
         else:
-            files = [{"rfilename": name} for name in self.server.repos[repo]["files"]]
-            self._json({"id": repo, "modelId": repo, "sha": "0" * 40, "siblings": files,
-                        "private": self.server.repos[repo].get("private", True)})  # fmt: skip
+            files = [{"rfilename": path} for path in repo["files"]]
+            self._json({"id": name, "sha": "0" * 40, "siblings": files, "private": repo["private"]})
 
     def do_PUT(self) -> None:
         body = self._note()
@@ -90,12 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, given: dict[str, Any]) -> tuple[dict[str, Any], int]:
         name = f"{given['organization']}/{given['name']}"
-        answer = {"url": f"{self.server.url}/{name}", "name": name, "id": name}
-        if name in self.server.repos:
-            return answer | {"error": "You already created this model repo"}, 409
+        status = 409 if name in self.server.repos else 200
         private = given.get("private") or given.get("visibility") == "private"
-        self.server.repos[name] = {"private": private, "files": {}, "commits": []}
-        return answer, 200
+        self.server.repos.setdefault(name, {"private": private, "files": {}, "commits": []})
+        return {"url": f"{self.server.url}/{name}"}, status
 
     def _lfs(self, given: dict[str, Any]) -> dict[str, Any]:
         if given["oid"] in self.server.blobs:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
-from nbutils.core.chatml import encode
 from nbutils.core.files import read_json, write_json, write_text
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.notebooks import parameters as parameters_of
@@ -19,48 +17,29 @@ from nbutils.core.run.models import tiny_model
 from nbutils.core.run.record import outputs_of
 from nbutils.core.stages import STAGES, StageSpec
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
-from tests.builders import small_tokenizer
+from tests.builders import chitchat, small_tokenizer
 from tests.metrics.histories import history_rows, write_done, write_training
 
 CONTEXT = 256
 FILES = Path(__file__).with_name("made_up")
 """Files that the stages wrote, as they are."""
 FIGURES = {"loss": "Loss", "memory": "Memory"}
-TALK = "hello there how are you today i am fine thanks and what did see on the weekend a cat of course it was nice"
-
-
-def conversations(count: int) -> list[list[dict[str, str]]]:
-    """Made-up talk of two turns each; the first conversation spells a control token."""
-    words = np.random.default_rng(0)
-
-    def say() -> str:
-        return " ".join(words.choice(TALK.split(), size=int(words.integers(2, 9))))
-
-    roles = ("user", "assistant") * 2
-    made = [[{"role": role, "content": say()} for role in roles] for _ in range(count)]
-    made[0][0]["content"] += " <|im_end|>"
-    return made
-
-
-def chat_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of a few hundred pieces, with ChatML."""
-    return small_tokenizer([m["content"] for c in conversations(200) for m in c], 330)
 
 
 def make_run(run: Path) -> Path:
-    """Every file that the publish stage reads, in a run folder."""
-    tokenizer = chat_tokenizer()
+    """Every file that the publish stage reads, in a run folder; one conversation spells a control token."""
+    talks = chitchat(24, turns=4)
+    talks[0][0]["content"] += " <|im_end|>"
+    tokenizer = small_tokenizer([message["content"] for talk in talks for message in talk], 330)
     write_training(run, history_rows(60), seed=3, max_length=CONTEXT, schedule="cosine", supervise="assistant")
     for seed, name in ((3, "final"), (4, "base")):
         tiny_model(tokenizer, CONTEXT, seed=seed).save_pretrained(run / "train" / name)
     tokenizer.save_pretrained(run / "train" / "final")
     shutil.copytree(FILES, run, dirs_exist_ok=True)
-    talks = conversations(24)
-    columns = {"messages": talks, "input_ids": [encode(tokenizer, talk).input_ids for talk in talks]}
-    Dataset.from_dict(columns).save_to_disk(str(run / "data" / "eval"))
+    Dataset.from_dict({"messages": talks}).save_to_disk(str(run / "data" / "eval"))
     for name in ("data/figures/lengths", *(f"metrics/figures/{figure}" for figure in FIGURES)):
         for ending in (".png", "-dark.png", ".svg", "-dark.svg"):
-            write_text(run / f"{name}{ending}", "a picture")
+            write_text(run / f"{name}{ending}", f"a picture of {name}{ending}")
     found = summarise(read_history(run), read_training_settings(run))
     write_json(run / "metrics" / "summary.json", found | {"figures": FIGURES})
     write_text(run / "evaluate" / "items" / "run--heldout_next_utterance.parquet", "items")
@@ -101,7 +80,7 @@ def rewrite(run: Path, name: str, **values: Any) -> None:
 def as_gpt2(run: Path) -> Path:
     """Makes the trained model of a made-up run a GPT-2, whose config has names of its own."""
     set_seed(0)
-    tokenizer = chat_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(run / "train" / "final")
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=2,
                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                         pad_token_id=tokenizer.pad_token_id)  # fmt: skip
