@@ -7,7 +7,7 @@ import pytest
 from nbutils.chat.models import load
 from nbutils.chat.session import play
 from nbutils.core.stages import spec
-from tests.publish.made_up_run import settings_of
+from nbutils.pipeline.parameters import settings_of
 
 pytestmark = pytest.mark.soak
 

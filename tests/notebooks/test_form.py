@@ -12,9 +12,8 @@ from papermill import inspect_notebook
 from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.settings import STEERING
 from nbutils.core.stages import STAGES
-from nbutils.pipeline.parameters import plan, read_profile
+from nbutils.pipeline.parameters import plan, read_profile, settings_of
 from tests.conftest import ROOT
-from tests.publish.made_up_run import settings_of
 
 PROFILES = sorted((ROOT / "params").rglob("*.yaml"))
 of_each_notebook = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

@@ -13,12 +13,13 @@ import pytest
 
 from nbutils.core.files import write_text
 from nbutils.core.stages import spec
+from nbutils.pipeline.parameters import settings_of
 from nbutils.publish import plain_reader
 from nbutils.publish.card import render_card
 from nbutils.publish.export import export
 from nbutils.publish.facts import Facts, read_facts
 from nbutils.publish.settings import PublishSettings
-from tests.publish.made_up_run import make_run, settings_of
+from tests.publish.made_up_run import make_run
 
 
 def settings_for(run: Path, **changes) -> PublishSettings:

@@ -11,12 +11,11 @@ from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 from nbutils.core.files import read_json, write_json, write_text
-from nbutils.core.notebooks import notebook_path
-from nbutils.core.notebooks import parameters as parameters_of
 from nbutils.core.run.models import tiny_model
 from nbutils.core.run.record import outputs_of
-from nbutils.core.stages import STAGES, StageSpec
+from nbutils.core.stages import STAGES
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
+from nbutils.pipeline.parameters import settings_of
 from tests.builders import chitchat, small_tokenizer
 from tests.metrics.histories import history_rows, write_done, write_training
 
@@ -45,12 +44,6 @@ def make_run(run: Path) -> Path:
     write_text(run / "evaluate" / "items" / "run--heldout_next_utterance.parquet", "items")
     record_stages(run)
     return run
-
-
-def settings_of(stage: StageSpec, given: dict[str, Any]) -> Any:
-    """A stage's settings: its notebook's defaults, but for what is given of them."""
-    defaults = {name: parameter.default for name, parameter in parameters_of(notebook_path(stage)).items()}
-    return stage.settings_class().checked(defaults | {name: given[name] for name in given if name in defaults})
 
 
 def record_stages(
