@@ -55,12 +55,6 @@ def _kernel(arguments: list[str], environment: dict[str, str], folder: str) -> N
     launch_new_instance(argv=arguments)
 
 
-def use(patch: pytest.MonkeyPatch, fresh: int = 0) -> None:
-    """From now on kernels are forks, but for the first ones."""
-    real, started = local_provisioner.launch_kernel, []
-
-    def launch(command: list[str], **options: Any) -> Any:
-        started.append(command)
-        return real(command, **options) if len(started) <= fresh else Kernel(command, **options)
-
-    patch.setattr(local_provisioner, "launch_kernel", launch)
+def use(patch: pytest.MonkeyPatch) -> None:
+    """From now on kernels are forks."""
+    patch.setattr(local_provisioner, "launch_kernel", Kernel)

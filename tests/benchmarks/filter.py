@@ -13,18 +13,28 @@ in 2018, so these are false positives of the contamination check.
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-MAX_LENGTH = 1024
+import datasets
+from datasets import Dataset, concatenate_datasets, load_from_disk
+
+from nbutils.data.fates import as_messages, judge
+from nbutils.data.filter import filter_sources
+from nbutils.data.row_filter import loaded_tokenizer
+from nbutils.data.settings import DataSettings
+from nbutils.data.sources import chitchat_conversations, open_source
+from nbutils.data.summary import write_summary
+from tests.benchmarks._measured import EVALDATA, WITHOUT_EVALDATA, median_ratio, medians, report, timed
+from tests.data.hellaswag import hellaswag_task
+from tests.data.making import make, settings_for
+
+GIVEN = {"max_length": 1024, "eval_fraction": 0.08}
 TARGETS = {1: 3.0, 2: 1.7}
 REPEATS = 3
 
@@ -33,144 +43,84 @@ Kept = list[list[int]]
 
 def main() -> None:
     """Prints one JSON line with the ratios; exits with 1 where the two ways keep different rows or ids."""
-    os.environ["TQDM_DISABLE"] = "1"
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import datasets
-
-    from nbutils.core.run.record import machine
-
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as name:
+    found: dict[str, Any] = {"met": True, "same": True}
+    with tempfile.TemporaryDirectory() as name, redirect_stdout(sys.stderr):  # what the stage says
         folder = Path(name)
-        rows = unique_conversations()
-        rows.save_to_disk(folder / "rows")
-        settings = {n: settings_of(folder, n) for n in TARGETS}
-        tokenizer = trained_tokenizer(settings[1])
-        report: dict[str, Any] = {
-            "bench": "filter",
-            "unit": "ratio: our conversations per second / stock's; rows_per_second: conversations",
-            "machine": machine(),
-            "conversations": len(rows),
-            "met": True,
-            "same": True,
-        }
+        conversations = unique_conversations()
+        conversations.save_to_disk(folder / "rows")
+        make(folder / "run", [str(folder / "rows")], **GIVEN)  # the tokenizer, which both sides use
         for processes, target in TARGETS.items():
-            found, same = compared(folder, tokenizer, settings[processes], len(rows), processes)
-            report |= found | {f"target_{processes}": target}
-            report["met"] &= report[f"ratio_{processes}"] >= target
-            report["same"] &= same
-        report["contamination"] = false_positives(folder)
-    print(json.dumps(report))
-    if not report["same"]:
-        print("filter: the two ways keep different rows or ids", file=sys.stderr)
-        sys.exit(1)
+            settings = settings_for(folder / "run", [str(folder / "rows")], data_processes=processes, **GIVEN)
+            numbers, same = compared(settings, len(conversations))
+            found |= {f"{what}_{processes}": number for what, number in (numbers | {"target": target}).items()}
+            found["met"] &= numbers["ratio"] >= target
+            found["same"] &= same
+        found["contamination"] = WITHOUT_EVALDATA or false_positives(folder)
+    unit = "ratio: our conversations per second / stock's; rows_per_second: conversations"
+    report("filter", unit=unit, conversations=len(conversations), **found)
+    if not found["same"]:
+        sys.exit("filter: the two ways keep different rows or ids")
 
 
-def unique_conversations() -> Any:
+def unique_conversations() -> Dataset:
     """The 4,018 conversations of two speakers, ended by the assistant, each with a first turn of its own."""
-    from datasets import Dataset
-
-    from nbutils.data.fates import as_messages, judge
-    from nbutils.data.sources import chitchat_conversations
-
     judged = (judge(messages) for messages in chitchat_conversations() if len({role for role, _ in messages}) == 2)
     rows = [[(role, text or "…") for role, text in found.turns] for found in judged]
     rows = [[("user", f"({i}) {turns[0][1]}"), *turns[1:]] for i, turns in enumerate(rows)]
     return Dataset.from_list([{"messages": as_messages(turns)} for turns in rows])
 
 
-def settings_of(folder: Path, processes: int) -> Any:
-    """The demo's settings, over the folder of rows."""
-    from nbutils.core.notebooks import notebook_path, parameters
-    from nbutils.core.stages import spec
-    from nbutils.data.settings import DataSettings
-
-    values = {name: parameter.default for name, parameter in parameters(notebook_path(spec("data"))).items()}
-    given = {"run_dir": str(folder / "run"), "datasets": [str(folder / "rows")], "data_processes": processes}
-    return DataSettings.checked(values | given | {"max_length": MAX_LENGTH})
-
-
-def trained_tokenizer(settings: Any) -> Any:
-    """The tokenizer that the stage trains and saves; both sides use it."""
-    from nbutils.data.filter import make_tokenizer
-    from nbutils.data.sources import open_source
-
-    folder = settings.run_path / "data"
-    folder.mkdir(parents=True)
-    return make_tokenizer(settings, [open_source(settings.datasets[0], False)], folder)
-
-
-def stock(folder: Path, tokenizer: Any, processes: int) -> Kept:
+def stock(settings: DataSettings) -> Kept:
     """The way of the libraries' own documentation."""
-    from datasets import load_from_disk
+    tokenizer = loaded_tokenizer(str(settings.run_path / "data" / "tokenizer"))
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         return {"input_ids": tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)}
 
+    processes = settings.data_processes
     options: dict[str, Any] = {"num_proc": processes if processes > 1 else None, "load_from_cache_file": False}
-    rows = load_from_disk(folder / "rows").map(encode, **options)
-    rows = rows.filter(lambda row: len(row["input_ids"]) <= MAX_LENGTH, **options)
-    kept: Kept = rows.with_format("arrow")["input_ids"].to_pylist()
-    return kept
+    rows = load_from_disk(settings.datasets[0].path).map(encode, **options)
+    rows = rows.filter(lambda row: len(row["input_ids"]) <= settings.max_length, **options)
+    return rows.with_format("arrow")["input_ids"].to_pylist()
 
 
-def ours(settings: Any) -> tuple[Kept, Callable[[], Any]]:
+def ours(settings: DataSettings) -> tuple[Kept, Callable[[], Any]]:
     """One pass of the data stage, train and eval sets put back into the order of rows; and what writes the summary."""
-    from datasets import concatenate_datasets, load_from_disk
-
-    from nbutils.data.filter import filter_sources
-    from nbutils.data.row_filter import loaded_tokenizer
-    from nbutils.data.sources import open_source
-    from nbutils.data.summary import write_summary
-
     folder = settings.run_path / "data"
     sources = [open_source(settings.datasets[0], False)]
     filtered = filter_sources(settings, sources, folder)
     sides = concatenate_datasets([load_from_disk(folder / side) for side in ("train", "eval")])
     table = sides.select_columns(["index", "input_ids"]).with_format("arrow")[:].sort_by("index")
-    kept: Kept = table["input_ids"].to_pylist()
     tokenizer = loaded_tokenizer(str(folder / "tokenizer"))
-    return kept, partial(write_summary, folder, settings, sources, tokenizer, filtered, None)
+    summarise = partial(write_summary, folder, settings, sources, tokenizer, filtered, None)
+    return table["input_ids"].to_pylist(), summarise
 
 
-def compared(folder: Path, tokenizer: Any, settings: Any, rows: int, processes: int) -> tuple[dict[str, Any], bool]:
+def compared(settings: DataSettings, rows: int) -> tuple[dict[str, float], bool]:
     """Median ratio of conversations per second over interleaved repeats, and whether the results were the same."""
     seconds, same = [], True
     for _ in range(REPEATS):
-        theirs, expected = timed(partial(stock, folder, tokenizer, processes))
+        theirs, expected = timed(partial(stock, settings))
         mine, (kept, summarise) = timed(partial(ours, settings))
         same &= kept == expected
         seconds.append((theirs, mine, mine + timed(summarise)[0]))
-    their_rate, our_rate, whole_rate = (rows / statistics.median(side) for side in zip(*seconds, strict=True))
+    their_rate, our_rate, whole_rate = (round(rows / side) for side in medians(seconds))
     found = {
-        f"ratio_{processes}": round(statistics.median(theirs / mine for theirs, mine, _ in seconds), 2),
-        f"ratio_with_summary_{processes}": round(statistics.median(s[0] / s[2] for s in seconds), 2),
-        f"stock_rows_per_second_{processes}": round(their_rate),
-        f"our_rows_per_second_{processes}": round(our_rate),
-        f"our_rows_per_second_with_summary_{processes}": round(whole_rate),
+        "ratio": median_ratio(seconds, 0, 1, 2),
+        "ratio_with_summary": median_ratio(seconds, 0, 2, 2),
+        "stock_rows_per_second": their_rate,
+        "our_rows_per_second": our_rate,
+        "our_rows_per_second_with_summary": whole_rate,
     }
     return found, same
 
 
 def false_positives(folder: Path) -> dict[str, Any]:
     """Conversations of chitchat that the contamination check takes for HellaSwag, of those that got as far as it."""
-    from nbutils.data.contamination import index_tasks
-    from nbutils.data.filter import filter_sources, make_tokenizer
-    from nbutils.data.sources import open_source
-    from nbutils.data.summary import write_summary
-    from tests.conftest import SHARED
-    from tests.data.hellaswag import hellaswag_task
-
-    if not (SHARED / "evaldata").is_dir():
-        return {"skipped": f"the evaluation data is not in {SHARED.name}/evaldata"}
-    tasks = hellaswag_task(folder / "tasks", SHARED / "evaldata")
-    given = {"datasets": ["chitchat"], "contamination_tasks": ["hellaswag"], "task_path": str(tasks)}
-    settings = settings_of(folder, 0).model_validate(settings_of(folder, 0).model_dump() | given)
-    sources = [open_source(settings.datasets[0], False)]
-    data = settings.run_path / "data"
-    tokenizer = make_tokenizer(settings, sources, data)
-    items = index_tasks(settings, data) or {}
-    fates = write_summary(data, settings, sources, tokenizer, filter_sources(settings, sources, data), items)["fates"]
+    given = {"contamination_tasks": ["hellaswag"], "task_path": str(hellaswag_task(folder / "tasks", EVALDATA))}
+    summary = make(folder / "talk", ["chitchat"], data_processes=0, **GIVEN, **given).summary
+    items, fates = summary["contamination"], summary["fates"]
     wrong, judged = fates["contaminated"]["rows"], fates["contaminated"]["rows"] + fates["kept"]["rows"]
     return {
         "items": items["items"],
@@ -179,13 +129,6 @@ def false_positives(folder: Path) -> dict[str, Any]:
         "false_positives": wrong,
         "false_positive_rate": round(wrong / judged, 6),
     }
-
-
-def timed(side: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result."""
-    started = time.perf_counter()
-    found = side()
-    return time.perf_counter() - started, found
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import EMBEDDED
 from nbutils.evaluate.report import comparison_markdown, difference_table, results, scores_table
+from nbutils.evaluate.score import FEWSHOT_SEED
 from tests.evaluate.runs import SUMS, hold_out, planned, scored, talk, write_task
 
 PERPLEXITY, SELECTION = EMBEDDED

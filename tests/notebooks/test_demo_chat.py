@@ -6,17 +6,15 @@ import pytest
 
 from nbutils.chat.models import load
 from nbutils.chat.session import play
-from nbutils.chat.settings import ChatSettings
-from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.stages import spec
+from nbutils.pipeline.parameters import settings_of
 
 pytestmark = pytest.mark.soak
 
 
 def test_try_this_holds_for_the_demo_model(demo_run):
     final = load("final", demo_run)
-    defaults = {name: p.default for name, p in parameters(notebook_path(spec("chat"))).items()}
-    given = ChatSettings.checked(defaults | {"run_dir": str(demo_run)})
+    given = settings_of(spec("chat"), {"run_dir": str(demo_run)})
 
     def replies(**changes) -> list[str]:
         transcript = play(final, given.scripted_messages, given.session_settings() | changes)

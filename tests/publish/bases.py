@@ -26,7 +26,7 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
     """Made-up talk in plain ASCII."""
     return [
         [
-            {"role": role, "content": text % i if "%d" in text else text}
+            {"role": role, "content": text.replace("%d", str(i))}
             for pair in TALK[i % len(TALK)]
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
@@ -105,9 +105,9 @@ TEMPLATES = {
     "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
     "broken": "{% for m in messages %}",
 }
-SPECIALS: dict[str, dict[str, Any]] = {
-    "eos": {}, "bos": {"bos_token": "<s>"}, "adds_bos": {"bos_token": "<s>"}, "pads_with_eos": {"pad_token": "</s>"},
-    "pads_with_unk": {"pad_token": "<unk>"}, "has_chatml": {}, "has_im_end": {}, "many": {},
+SPECIALS: dict[str, dict[str, Any]] = {name: {} for name in ("eos", "has_chatml", "has_im_end", "many")} | {
+    "bos": {"bos_token": "<s>"}, "adds_bos": {"bos_token": "<s>"},
+    "pads_with_eos": {"pad_token": "</s>"}, "pads_with_unk": {"pad_token": "<unk>"},
 }  # fmt: skip
 UNLIMITED = ("bloom", "mpt")
 """Architectures whose positions have no limit."""
@@ -118,21 +118,23 @@ REFUSED = {
 }  # fmt: skip
 """What is refused before training, and what the sentence names."""
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {}, "bloom": {}, "codegen": {"rotary_dim": 8}, "cohere": {}, "falcon": {"alibi": False},
-    "gemma": {"head_dim": 16}, "gemma2": {"head_dim": 16}, "gpt2": {}, "gpt_bigcode": {},
-    "gpt_neo": {"attention_types": [[["global"], 2]]}, "gpt_neox": {}, "granite": {}, "mistral": {}, "mpt": {},
-    "olmo": {}, "opt": {}, "phi": {}, "qwen2": {}, "qwen3": {"head_dim": 16}, "stablelm": {}, "starcoder2": {},
+    **{name: {} for name in (
+        "llama", "bloom", "cohere", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "mistral", "mpt", "olmo", "opt",
+        "phi", "qwen2", "stablelm", "starcoder2",
+    )},
+    **{name: {"head_dim": 16} for name in ("gemma", "gemma2", "qwen3")},
+    "codegen": {"rotary_dim": 8}, "falcon": {"alibi": False}, "gpt_neo": {"attention_types": [[["global"], 2]]},
 }  # fmt: skip
 HARMS = {"pads_beyond": {"pad_token_id": 5000}, "odd_heads": {"num_key_value_heads": 3}}
 """What config.json says in place of what the model was made with."""
 FIELDS: dict[str, dict[str, Any]] = {
-    "plain": {}, "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
-    "short": {"max_position_embeddings": 96}, "grouped": {"num_key_value_heads": 1}, "half": {}, "padded_rows": {},
-    "too_few_rows": {}, "dropout": {"attention_dropout": 0.1},
+    **{name: {} for name in ("plain", "half", "padded_rows", "too_few_rows", *HARMS)},
+    "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
+    "short": {"max_position_embeddings": 96}, "grouped": {"num_key_value_heads": 1},
+    "dropout": {"attention_dropout": 0.1},
     "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}},
-    **{name: {} for name in HARMS},
 }  # fmt: skip
 
 

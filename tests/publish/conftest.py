@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from nbutils.core.files import write_text
+from nbutils.core.stages import spec
+from nbutils.pipeline.parameters import settings_of
 from nbutils.publish import plain_reader
 from nbutils.publish.card import render_card
 from nbutils.publish.export import export
@@ -22,13 +24,7 @@ from tests.publish.made_up_run import make_run
 
 def settings_for(run: Path, **changes) -> PublishSettings:
     """Settings of the publish stage as notebook 06 has them, with changes."""
-    given = {
-        "run_dir": str(run), "model_name": "made-up", "license": "apache-2.0", "languages": ["en"], "tags": [],
-        "base_model_id": "", "dataset_ids": [],
-        "parity_conversations": 200, "parity_replies": 6, "parity_tokens": 24, "push": False, "repo_id": "",
-        "private": True,
-    }  # fmt: skip
-    return PublishSettings.checked(given | changes)
+    return settings_of(spec("publish"), {"run_dir": str(run)} | changes)
 
 
 @dataclass(frozen=True)
@@ -54,10 +50,10 @@ def published(made_once) -> Published:
 
 def publish(run: Path, **changes) -> Published:
     """Folder and card of a run, as notebook 06 makes them."""
-    facts, settings, folder = read_facts(run), settings_for(run, **changes), run / "publish"
-    export(facts, settings, folder)
-    write_text(folder / "README.md", render_card(facts, settings))
-    return Published(run, facts, folder, settings)
+    made = Published(run, read_facts(run), run / "publish", settings_for(run, **changes))
+    export(made.facts, made.settings, made.folder)
+    write_text(made.folder / "README.md", render_card(made.facts, made.settings))
+    return made
 
 
 @pytest.fixture
@@ -77,14 +73,7 @@ def read_here(monkeypatch) -> None:
     """What plain transformers reads for the parity check it reads in this process: no other one is started."""
 
     class Here:
-        def __init__(self, *_, **__) -> None:
-            self.returncode = 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_) -> None:
-            pass
+        returncode = 0
 
         def communicate(self, job: str) -> tuple[str, str]:
             monkeypatch.setattr("sys.stdin", io.StringIO(job))
@@ -96,4 +85,4 @@ def read_here(monkeypatch) -> None:
                     return "", f"Traceback\n{error}"
             return out.getvalue(), ""
 
-    monkeypatch.setattr(subprocess, "Popen", Here)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: nullcontext(Here()))

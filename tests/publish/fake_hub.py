@@ -25,7 +25,7 @@ class FakeHub(ThreadingHTTPServer):
         self.failing_uploads = 0
         self.allow = True
         self.metadata_errors: list[str] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         self.shutdown()
@@ -44,16 +44,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note()
-        repo = self._repo()
+        name = self._repo()
+        repo = self.server.repos.get(name or "")
         if repo is None:
             self._json({"error": "Repository not found"}, 404)
         elif "/tree/" in self.path:
-            names = self.server.repos[repo]["files"]
-            self._json([{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in names.items()])
+            entries = [{"path": path, "size": len(data)} for path, data in repo["files"].items()]
+            self._json([{"type": "file", "oid": "0" * 40} | entry for entry in entries])
         else:
-            files = [{"rfilename": name} for name in self.server.repos[repo]["files"]]
-            self._json({"id": repo, "modelId": repo, "sha": "0" * 40, "siblings": files,
-                        "private": self.server.repos[repo].get("private", True)})  # fmt: skip
+            files = [{"rfilename": path} for path in repo["files"]]
+            self._json({"id": name, "sha": "0" * 40, "siblings": files, "private": repo["private"]})
 
     def do_PUT(self) -> None:
         body = self._note()
@@ -65,41 +65,42 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({})
 
     def do_POST(self) -> None:
-        body = self._note()
-        if not self.server.allow:
-            self._json({"error": "You don't have the rights to create a model under this namespace"}, 403)
-        elif self.path == "/api/repos/create":
-            self._create(json.loads(body))
-        elif self.path == "/api/validate-yaml":
-            errors = [{"message": message} for message in self.server.metadata_errors]
-            self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
-        elif "/preupload/" in self.path:
-            given = json.loads(body)["files"]
-            large = [f["path"].endswith((".safetensors", ".png")) for f in given]
-            modes = [{"shouldIgnore": False, "uploadMode": "lfs" if is_large else "regular"} for is_large in large]
-            self._json({"files": [{"path": f["path"]} | mode for f, mode in zip(given, modes, strict=True)]})
-        elif self.path.endswith("/info/lfs/objects/batch"):
-            self._json({"transfer": "basic", "objects": [self._lfs(o) for o in json.loads(body)["objects"]]})
-        elif "/commit/" in self.path:
-            self._commit(body)
-        else:
-            self._json({}, 200)
+        self._json(*self._done(self._note()))
 
-    def _create(self, given: dict[str, Any]) -> None:
-        name = f"{given.get('organization') or 'me'}/{given['name']}"
-        if name in self.server.repos:
-            self._json({"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}, 409)
-            return
+    def _done(self, body: bytes) -> tuple[dict[str, Any], int]:
+        """Does what was posted; the answer and its status."""
+        if not self.server.allow:
+            return {"error": "You don't have the rights to create a model under this namespace"}, 403
+        if "/commit/" in self.path:
+            return self._commit(body), 200
+        given = json.loads(body)
+        if self.path == "/api/repos/create":
+            return self._create(given)
+        if self.path == "/api/validate-yaml":
+            errors = [{"message": message} for message in self.server.metadata_errors]
+            return {"errors": errors, "warnings": []}, 400 if errors else 200
+        if "/preupload/" in self.path:
+            large = {True: "lfs", False: "regular"}
+            return {"files": [
+                {"path": file["path"], "shouldIgnore": False,
+                 "uploadMode": large[file["path"].endswith((".safetensors", ".png"))]}
+                for file in given["files"]
+            ]}, 200  # fmt: skip
+        return {"transfer": "basic", "objects": list(map(self._lfs, given["objects"]))}, 200
+
+    def _create(self, given: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        name = f"{given['organization']}/{given['name']}"
+        status = 409 if name in self.server.repos else 200
         private = given.get("private") or given.get("visibility") == "private"
-        self.server.repos[name] = {"private": private, "files": {}, "commits": []}
-        self._json({"url": f"{self.server.url}/{name}", "name": name, "id": name})
+        self.server.repos.setdefault(name, {"private": private, "files": {}, "commits": []})
+        return {"url": f"{self.server.url}/{name}"}, status
 
     def _lfs(self, given: dict[str, Any]) -> dict[str, Any]:
         if given["oid"] in self.server.blobs:
             return given
         return given | {"actions": {"upload": {"href": f"{self.server.url}/blobs/{given['oid']}"}}}
 
-    def _commit(self, body: bytes) -> None:
+    def _commit(self, body: bytes) -> dict[str, Any]:
         name = self._repo() or ""
         repo = self.server.repos[name]
         for line in map(json.loads, body.splitlines()):
@@ -110,11 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
                 repo["files"][value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 repo["files"][value["path"]] = self.server.blobs[value["oid"]]
-            elif line["key"] == "deletedFile":
+            else:  # deletedFile
                 del repo["files"][value["path"]]
-        self._json(
-            {"commitUrl": f"{self.server.url}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40, "hookOutput": ""}
-        )
+        return {"commitUrl": f"{self.server.url}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40, "hookOutput": ""}
 
     def _repo(self) -> str | None:
         return next((name for name in self.server.repos if f"/{name}/" in f"{self.path.split('?')[0]}/"), None)

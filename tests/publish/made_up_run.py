@@ -7,77 +7,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
-from PIL import Image
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
-from nbutils.core.chatml import encode
-from nbutils.core.files import read_json, write_json
-from nbutils.core.notebooks import notebook_path
-from nbutils.core.notebooks import parameters as parameters_of
+from nbutils.core.files import read_json, write_json, write_text
 from nbutils.core.run.models import tiny_model
 from nbutils.core.run.record import outputs_of
 from nbutils.core.stages import STAGES
-from nbutils.metrics.display import save_figures
 from nbutils.metrics.summary import read_history, read_training_settings, summarise
-from tests.builders import small_tokenizer
+from nbutils.pipeline.parameters import settings_of
+from tests.builders import chitchat, small_tokenizer
 from tests.metrics.histories import history_rows, write_done, write_training
 
 CONTEXT = 256
 FILES = Path(__file__).with_name("made_up")
 """Files that the stages wrote, as they are."""
-TALK = "hello there how are you today i am fine thanks and what did see on the weekend a cat of course it was nice"
-WORDS = TALK.split()
+FIGURES = {"loss": "Loss", "memory": "Memory"}
 
 
-def conversations(count: int, turns: int = 2) -> list[list[dict[str, str]]]:
-    """Made-up talk; the first conversation spells a control token."""
-    words = np.random.default_rng(0)
-
-    def say() -> str:
-        return " ".join(words.choice(WORDS, size=int(words.integers(2, 9))))
-
-    made = [
-        [{"role": role, "content": say()} for _ in range(turns) for role in ("user", "assistant")] for _ in range(count)
-    ]
-    made[0][0]["content"] += " <|im_end|>"
-    return made
-
-
-def chat_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of a few hundred pieces, with ChatML."""
-    return small_tokenizer([m["content"] for c in conversations(200) for m in c], 330)
-
-
-def make_run(run: Path, **parameters: Any) -> Path:
-    """Every file that the publish stage reads, in a run folder."""
-    tokenizer = chat_tokenizer()
+def make_run(run: Path) -> Path:
+    """Every file that the publish stage reads, in a run folder; one conversation spells a control token."""
+    talks = chitchat(24, turns=4)
+    talks[0][0]["content"] += " <|im_end|>"
+    tokenizer = small_tokenizer([message["content"] for talk in talks for message in talk], 330)
     write_training(run, history_rows(60), seed=3, max_length=CONTEXT, schedule="cosine", supervise="assistant")
     for seed, name in ((3, "final"), (4, "base")):
         tiny_model(tokenizer, CONTEXT, seed=seed).save_pretrained(run / "train" / name)
     tokenizer.save_pretrained(run / "train" / "final")
     shutil.copytree(FILES, run, dirs_exist_ok=True)
-    talks = conversations(24)
-    columns = {"messages": talks, "input_ids": [encode(tokenizer, talk).input_ids for talk in talks]}
-    Dataset.from_dict(columns).save_to_disk(str(run / "data" / "eval"))
-    (run / "data" / "figures").mkdir()
-    for ending, colour in ((".png", "white"), ("-dark.png", "black")):
-        Image.new("RGB", (16, 9), colour).save(run / "data" / "figures" / f"lengths{ending}")
-    history = read_history(run)
-    captions = save_figures(history, run / "metrics" / "figures")
-    write_json(
-        run / "metrics" / "summary.json", summarise(history, read_training_settings(run)) | {"figures": captions}
-    )
-    # 200 items of 50 conversations, 62 of them right: of those the files have the score as notebook 04 makes it.
-    right = np.random.default_rng(1).permutation([True] * 62 + [False] * 138)
-    items = [{"doc_id": i, "group": i // 4, "acc": float(r), "acc_weight": 1.0} for i, r in enumerate(right)]
-    (run / "evaluate" / "items").mkdir()
-    file = run / "evaluate" / "items" / "run--heldout_next_utterance.parquet"
-    pq.write_table(pa.Table.from_pylist(items), file)
-    record_stages(run, **parameters)
+    Dataset.from_dict({"messages": talks}).save_to_disk(str(run / "data" / "eval"))
+    for name in ("data/figures/lengths", *(f"metrics/figures/{figure}" for figure in FIGURES)):
+        for ending in (".png", "-dark.png", ".svg", "-dark.svg"):
+            write_text(run / f"{name}{ending}", f"a picture of {name}{ending}")
+    found = summarise(read_history(run), read_training_settings(run))
+    write_json(run / "metrics" / "summary.json", found | {"figures": FIGURES})
+    write_text(run / "evaluate" / "items" / "run--heldout_next_utterance.parquet", "items")
+    record_stages(run)
     return run
 
 
@@ -92,25 +57,23 @@ def record_stages(
     source = {"schema": 1, "base_model": given["base_model"], "local": local, "commit": commit, "sha256": None}
     write_json(run / "train" / "base" / "source.json", source)
     for stage in STAGES[:-1]:
-        values = {name: parameter.default for name, parameter in parameters_of(notebook_path(stage)).items()}
-        own = stage.settings_class().checked(values | {name: given[name] for name in given if name in values})
+        own = settings_of(stage, given).model_dump(mode="json")
         parts = {"parameters": {"files": dict.fromkeys(files, "0" * 16)}}
-        write_done(run / stage.name, parameters=own.model_dump(mode="json"), inputs={}, parts=parts)
+        write_done(run / stage.name, parameters=own, inputs={}, parts=parts)
 
 
 def rewrite(run: Path, name: str, **values: Any) -> None:
     """Changes values in a stage's JSON file, as if its notebook had written them; without any, takes it as it is."""
-    stage = name.partition("/")[0]
+    folder = run / name.partition("/")[0]
     if values:
         write_json(run / name, read_json(run / name) | values)
-    record = read_json(run / stage / "stage.json")
-    write_json(run / stage / "stage.json", record | {"outputs": outputs_of(run / stage)})
+    write_json(folder / "stage.json", read_json(folder / "stage.json") | {"outputs": outputs_of(folder)})
 
 
 def as_gpt2(run: Path) -> Path:
     """Makes the trained model of a made-up run a GPT-2, whose config has names of its own."""
     set_seed(0)
-    tokenizer = chat_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(run / "train" / "final")
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=2,
                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                         pad_token_id=tokenizer.pad_token_id)  # fmt: skip

@@ -52,8 +52,8 @@ def write_data(run: Path, base: Path) -> None:
     for side, part in (("train", rows[4:]), ("eval", rows[:4])):
         Dataset.from_list(part).save_to_disk(str(run / "data" / side))
     tokenizer.save_pretrained(run / "data" / "tokenizer")
-    write_json(run / "data" / "summary.json", {"schema": 1, "max_length": QUICK["max_length"], "eval_hash": "a" * 64,
-                                               "tokenizer": {"base_model": str(base)}})  # fmt: skip
+    summary = {"max_length": QUICK["max_length"], "eval_hash": "a" * 64, "tokenizer": {"base_model": str(base)}}
+    write_json(run / "data" / "summary.json", summary)
 
 
 def before_training(settings: TrainSettings) -> None:
@@ -72,11 +72,9 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     said = play(loaded, ["Hello there, number 5", "Are you sure?"], GREEDY)["messages"]
     (encoded,) = encode_batch(loaded.tokenizer, [said[:1]], add_generation_prompt=True)
     ids = encoded.input_ids
-    assert (
-        encoded.apart or ids == loaded.tokenizer.apply_chat_template(said[:1], add_generation_prompt=True)["input_ids"]
-    )
-    tokens = torch.tensor([ids], device=loaded.model.device)
-    out = loaded.model.generate(tokens, do_sample=False, max_new_tokens=GREEDY["max_new_tokens"])
+    plain = loaded.tokenizer.apply_chat_template(said[:1], add_generation_prompt=True)
+    assert encoded.apart or ids == plain["input_ids"]
+    out = loaded.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY["max_new_tokens"])
     reply = loaded.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
     assert letters(reply) == letters(said[1]["content"]), reply
     own = replace(facts, run=run, figures={})
@@ -88,6 +86,17 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     assert not [file for file in (run / "publish").iterdir() if file.is_file() and here in file.read_bytes()]
 
 
+def works_or_is_refused(settings: TrainSettings, facts: Facts, expected: list[str]) -> None:
+    """`expected`: what a refusal may name; nothing where the base has to work."""
+    try:
+        before_training(settings)
+    except UserError as error:
+        assert any(words in str(error) for words in expected), str(error)
+    else:
+        assert not expected, "it is not refused"
+        through(settings, facts)
+
+
 def failures(seeds: range, home: Path, facts: Facts) -> dict[str, str]:
     """The bases that neither work nor are refused for what they are, and what happened."""
     found = {}
@@ -95,16 +104,8 @@ def failures(seeds: range, home: Path, facts: Facts) -> dict[str, str]:
         chosen = choices(seed)
         base = make_base(home / str(seed) / "base", chosen)
         settings = TrainSettings(run_dir=str(home / str(seed) / "run"), **(SMALL | QUICK | {"base_model": str(base)}))
-        refusal = ""
         try:
-            try:
-                before_training(settings)
-            except UserError as error:
-                refusal = str(error)
-            expected = [REFUSED[name] for name in chosen.values() if name in REFUSED]
-            assert bool(refusal) is bool(expected) and any(words in refusal for words in expected or [""])
-            if not refusal:
-                through(settings, facts)
+            works_or_is_refused(settings, facts, [REFUSED[name] for name in chosen.values() if name in REFUSED])
         except Exception as error:  # whatever it is, the others are tried too
             found[f"{seed}: {' '.join(chosen.values())}"] = f"{type(error).__name__}: {error}"[:300]
         shutil.rmtree(home / str(seed))

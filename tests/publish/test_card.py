@@ -8,8 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -18,7 +16,6 @@ from markdown_it import MarkdownIt
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.publish.card import quoted, render_card
-from nbutils.publish.parity import check_parity
 from tests.publish.conftest import publish, settings_for
 from tests.publish.made_up_run import as_gpt2, record_stages, rewrite
 
@@ -57,11 +54,11 @@ def test_metadata_reads_back_with_the_hubs_classes(published):
 
 
 def test_sections_stand_in_order_and_what_they_show_is_in_the_folder(published):
-    found = re.findall(r"^## (.+)$", published.card, flags=re.MULTILINE)
-    before = ["Architecture", "Chat format", "Training", "Data", "Metrics", "Evaluation"]
-    assert found == [*before, "Samples", "Limitations", "Use", "Provenance"]
+    sections = ["Architecture", "Chat format", "Training", "Data", "Metrics", "Evaluation", "Samples", "Limitations",
+                "Use", "Provenance"]  # fmt: skip
+    assert re.findall(r"^## (.+)$", published.card, flags=re.MULTILINE) == sections
     names = set(re.findall(r'(?:src|srcset)="([^"]+)"', published.card))
-    assert len(names) == 16
+    assert len(names) == 6
     links = re.findall(r"\]\((run[^)]*)\)", published.card)
     assert links and all((published.folder / name).exists() for name in [*names, *links])
 
@@ -70,32 +67,30 @@ MARKUP = [
     "a title\n---", "a title\n===", "1. one\n2) two", "- one\n+ two\n* three", "    code\n\n    more code",
     "```\ncode\n```", "~~~\ncode", "# heading", "> quoted", "a | b\n--|--\n1 | 2", "![x](y) [z](w) <u>v</u>",
     "~~gone~~ __bold__ *it* `c`", "$x$ &amp; \\*",
-    "http://evil.example www.evil.example me@evil.example <https://evil.example>",
+    "http://evil.example HTTPS://evil.example www.evil.example me@evil.example <https://evil.example>",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", MARKUP)
 def test_a_quotation_is_nothing_but_text(text):
-    """Rendered with tables, strike-through and bare links on, as the Hub does."""
-    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    tokens = parser.parse(quoted(text, "User"))
-    kinds = {child.type for token in tokens for child in (token.children or [token])}
-    frame = {f"{name}_{side}" for name in ("blockquote", "paragraph", "strong") for side in ("open", "close")}
-    assert kinds <= frame | {"text", "softbreak"}
-    content = "\n".join(
-        "".join(child.content or "\n" for child in token.children if child.nesting == 0)
-        for token in tokens
-        if token.children
-    )
-    assert content.split(" ", 1)[1].split() == text.split()
-
-
-def test_bare_addresses_are_broken_before_a_front_end_makes_links_of_them():
-    made = quoted("see http://a.example, HTTPS://b.example, www.c.example or me@d.example", "User")
+    """Rendered with tables and strike-through on, as the Hub does, which makes links of bare addresses too."""
+    parser, made = MarkdownIt("commonmark").enable(["table", "strikethrough"]), quoted(text, "User")
     assert not re.search(r"https?://|www\.|\w@", made, flags=re.IGNORECASE)
+    tokens = parser.parse(made)
+    children = [child for token in tokens for child in (token.children or [token])]
+    frame = {f"{name}_{side}" for name in ("blockquote", "paragraph", "strong") for side in ("open", "close")}
+    assert {child.type for child in children} <= frame | {"text", "softbreak"}
+    content = " ".join(child.content for child in children if child.type == "text")
+    assert content.split()[1:] == text.split()
 
 
 NAMES = ["my talk (1).jsonl", "a|b.jsonl", "`tick`.csv", "``two", "[link](x) #1", "*star* _under_ <b>", "umlaut ü 🙂"]
+
+
+def shown_text(line, *kinds: str) -> str:
+    """The text of a line that holds nothing else, but for these kinds."""
+    assert {child.type for child in line.children} <= {"text", "text_special", *kinds}
+    return "".join(child.content for child in line.children)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,14 +108,11 @@ def test_any_name_is_shown_as_it_is_and_breaks_nothing(spare, name):
     assert (data.model_name, data.tags[-1]) == (name, name) and data.base_model is None and data.datasets is None
     assert [r.dataset_name for r in data.eval_results].count(name) == 1
     tokens = MarkdownIt("commonmark").enable("table").parse(made.card.split("\n---\n", 1)[1])
-    heading = next(token for token in tokens if token.type == "inline")
-    assert {child.type for child in heading.children} <= {"text", "text_special"}
-    assert "".join(child.content for child in heading.children) == name
+    assert shown_text(next(token for token in tokens if token.type == "inline")) == name
     shown = [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]
     assert shown.count(name) == 17  # datasets 5, base 3, peer 2, folder 1, task 4, metric 2
     left_out = next(token for token in tokens if token.content.startswith("Left out: "))
-    assert "".join(child.content for child in left_out.children) == f"Left out: {name} (because of {name})"
-    assert {child.type for child in left_out.children} <= {"text", "text_special", "code_inline"}
+    assert shown_text(left_out, "code_inline") == f"Left out: {name} (because of {name})"
     rows = [line for line in made.card.splitlines() if line.startswith("|")]
     assert sum(token.type == "tr_open" for token in tokens) == sum(not line.startswith("|---") for line in rows)
 
@@ -140,21 +132,6 @@ def test_what_the_hub_or_the_card_cannot_hold_is_refused(tmp_path, given, words)
         settings_for(tmp_path, **given)
 
 
-def test_a_score_and_its_interval_can_be_computed_again_from_what_is_published(published):
-    """As the card says: sums of a column and its weight, and percentiles over resampled groups."""
-    items = pq.read_table(
-        published.folder / "run" / "evaluate-items" / "run--heldout_next_utterance.parquet"
-    ).to_pandas()
-    value = items["acc"].sum() / items["acc_weight"].sum()
-    groups = items.groupby("group")[["acc", "acc_weight"]].sum().to_numpy()
-    drawn = groups[np.random.default_rng(5).integers(len(groups), size=(4000, len(groups)))].sum(axis=1)  # (R, 2)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    (line,) = re.findall(r"^\| `heldout_next_utterance` \| `acc`.*", published.card, flags=re.MULTILINE)
-    shown = [float(number) for number in re.findall(r"0\.\d+", line)]
-    assert shown[0] == pytest.approx(value, abs=5e-4)
-    assert shown[1:] == pytest.approx([low, high], abs=0.01)
-
-
 def talked(made, monkeypatch, says) -> dict:
     """Runs the card's code without `nbutils` in the published folder, as somebody who types that; the code's names."""
     typed = iter([*says, ""])
@@ -172,29 +149,19 @@ def talked(made, monkeypatch, says) -> dict:
 
 
 def test_usage_code_runs_without_nbutils(published, monkeypatch):
-    says = ["hello there", "how are you today " * 20, *["what did you see " * 12] * 5, ""]
-    names = talked(published, monkeypatch, says)
+    names = talked(published, monkeypatch, ["hello there", "how are you today " * 20, *["what did you see " * 40] * 2])
     assert names["model"].model.rotary_emb is names["extended"]
-    assert len(names["messages"]) < 14  # the oldest of 14 were left out
+    assert len(names["messages"]) < 8  # the oldest of 8 were left out
 
 
-def test_a_gpt2_is_published_too(spare, monkeypatch, capsys, read_here):
-    """Its config has names of its own and it has no RoPE: architecture, parity, and the card's code for such models."""
+def test_a_gpt2_is_published_too(spare, monkeypatch, capsys):
+    """Its config has names of its own and it has no RoPE: architecture, and the card's code for such models."""
     made = publish(as_gpt2(spare))
-    for expected in (
-        "| Layers | 2 |",
-        "| Context | 256 tokens |",
-        "| Attention heads | 2 |",
-        "| Feed-forward size | 256 |",
-        "| Embeddings | tied |",
-        "| Activation | gelu_new |",
-        "base_model: gpt2",
-        f"revision {'c' * 40}",
-    ):
-        assert expected in made.card
-    held_out = made.run / "data" / "eval"
-    report = check_parity(made.folder, held_out, made.facts.model_folder, conversations=20, replies=2, tokens=8)
-    assert report["replies"] == 2 and "rope" not in made.card.split("```python")[2]
-    names = talked(made, monkeypatch, ["hello there", "what did you see " * 100, *["what did you see " * 10] * 5])
-    assert names["limit"] == 256 and 0 < len(names["messages"]) < 12  # the oldest turns were left out
+    rows = ["Layers | 2", "Context | 256 tokens", "Attention heads | 2", "Feed-forward size | 256",
+            "Embeddings | tied", "Activation | gelu_new"]  # fmt: skip
+    assert [row for row in rows if f"| {row} |" not in made.card] == []
+    assert "base_model: gpt2" in made.card and f"revision {'c' * 40}" in made.card
+    assert "rope" not in made.card.split("```python")[2]
+    names = talked(made, monkeypatch, ["hello there", "what did you see " * 100, *["what did you see " * 15] * 3])
+    assert names["limit"] == 256 and 0 < len(names["messages"]) < 8  # the oldest turns were left out
     assert capsys.readouterr().out.count("too long for the model") == 1

