@@ -19,20 +19,16 @@ from tests.conftest import ROOT, missing
 from tests.kaggle.mirror_hub import TOKEN, MirrorHub
 from tests.kaggle.simulated import PACKAGES, Kaggle, bundles, image, packages_of
 
-NEEDED = packages.requirements()
-
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    """Stands in for `/kaggle`, on an image with no packages but those of this environment; nothing is there."""
+    """Stands in for `/kaggle`, and is where packages can be added to those of this environment; nothing is there."""
     monkeypatch.setenv(KAGGLE, str(tmp_path))
     for name in ("input", "working"):
         (tmp_path / name).mkdir()
     for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr(packages, "FOLDER", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "pyproject.toml").write_text(f"project.dependencies = {NEEDED}")
     return tmp_path
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter, defaultdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
+
+from tests.publish import fake_hub
 
 ALWAYS = 10**6
 Answer = dict[str, Any]
 
 
-class FakeKaggle(ThreadingHTTPServer):
+class FakeKaggle(fake_hub.FakeHub):
     """One user's notebooks by their slugs: their versions as they were pushed, and how their sessions ended.
 
     `plan` gives for each notebook the status in the note of each session (`done` where the list has ended),
@@ -23,19 +24,14 @@ class FakeKaggle(ThreadingHTTPServer):
     """
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__()
+        self.RequestHandlerClass = _Handler
         self.pushed: list[str] = []
         self.versions: dict[str, list[Answer]] = defaultdict(list)
         self.plan: dict[str, list[str]] = {}
         self.looks, self.failing, self.denied = Counter[str](), Counter[str](), Counter[str]()
         self.unknown: list[str] = []
         self.lag = 0
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
 
     def newest(self, name: str) -> int:
         """The number of the version that counts as a notebook's newest."""
@@ -46,39 +42,33 @@ class FakeKaggle(ThreadingHTTPServer):
         """How that version's session ended."""
         return dict(enumerate(self.plan.get(name, []), 1)).get(self.newest(name), "done")
 
-    def files(self, name: str) -> dict[str, str]:
+    def files(self, name: str) -> Answer:
         """The output of a notebook's newest version."""
         status, training = self.state(name), "runs/mine/train"
         note = {"schema": 1, "status": status, "time": self.newest(name), "error": "it broke"}
         files = {f"{training}/checkpoints/step-000001/weights": "large", f"{training}/final/model": "weights"}
-        return files if status == "nothing" else files | {"runs/mine/session.json": json.dumps(note)}
+        return files if status == "nothing" else files | {"runs/mine/session.json": note}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeKaggle
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
-
+class _Handler(fake_hub._Handler):
     def do_POST(self) -> None:
-        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        given = json.loads(self._note())
         call = self.path.rpartition("/")[2]
         name = given["slug"].partition("/")[2] if "slug" in given else given["kernelSlug"]
-        if not self._fails(call):
-            answer = getattr(self, f"_{call}")(name, given)
-            self._send(json.dumps(answer or {"code": 403, "message": "denied"}), 200 if answer else 403)
+        self._answer(call, lambda: getattr(self, f"_{call}")(name, given))
 
     def do_GET(self) -> None:
         _, name, file = self.path.split("/", 2)
-        if not self._fails(file.rpartition("/")[2]):
-            self._send(self.server.files(name)[file])
+        self._answer(file.rpartition("/")[2], lambda: self.server.files(name)[file])
 
-    def _fails(self, asked: str) -> bool:
-        failing = self.server.failing[asked] > 0
-        if failing:
+    def _answer(self, asked: str, answer: Callable[[], object]) -> None:
+        if self.server.failing[asked]:
             self.server.failing[asked] -= 1
-            self._send(json.dumps({"code": 503, "message": "503 try later"}), 503)
-        return failing
+            self._json({"code": 503, "message": "503 try later"}, 503)
+        elif found := answer():
+            self._json(found)
+        else:
+            self._json({"code": 403, "message": "denied"}, 403)
 
     def _SaveKernel(self, name: str, given: Answer) -> Answer:
         kaggle = self.server
@@ -103,10 +93,3 @@ class _Handler(BaseHTTPRequestHandler):
         kaggle = self.server
         files = [{"url": f"{kaggle.url}/{name}/{file}", "fileName": file} for file in kaggle.files(name)]
         return {"files": files, "log": ""}
-
-    def _send(self, text: str, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())

@@ -41,6 +41,14 @@ def fetched(tmp_path) -> Path:
     return folder
 
 
+def offline(profile: Path, folder: Path, *attached: str, **changes: object) -> list[Path]:
+    """The bundles of a profile with the values of SMALL and these, for sessions with no internet."""
+    own = folder / profile.name
+    values = yaml.safe_load(profile.read_text()) | yaml.safe_load(SMALL.read_text()) | changes
+    own.write_text(json.dumps(values))
+    return bundles(own, folder / "bundles", "--offline", *(f"--attach={name}" for name in attached))
+
+
 def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetched, tmp_path):
     """On an image with Kaggle's libraries, each with just what its metadata name: outputs of earlier notebooks, and
     model, conversations and packages as Kaggle datasets.
@@ -48,16 +56,7 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
     Each notebook installs what it lacks into the image, which later ones find there: sessions of the real Kaggle start
     from the image again.
     """
-    values = [f"base_model={BASE}", f"datasets=[{TALK}]", "plain_loop_steps=3"]
-    options = [
-        "--offline",
-        "--attach",
-        FETCHED,
-        "--attach",
-        WHEELS,
-        *(word for each in values for word in ("-p", each)),
-    ]
-    made = bundles(SMALL, tmp_path / "bundles", *options)
+    made = offline(SMALL, tmp_path, FETCHED, WHEELS, base_model=BASE, datasets=[TALK], plain_loop_steps=3)
     attached = {FETCHED: fetched, WHEELS: wheels}
     account, outputs, texts = Kaggle(tmp_path, bare), dict(attached), dict[str, str]()
     for stage, bundle in zip(STAGES, made[:-1], strict=True):
@@ -85,11 +84,14 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
 
 def test_the_rehearsal_pauses_and_goes_on_with_newer_libraries(oldest, wheels, account, tmp_path):
     """The whole pipeline in two sessions, on two CPU cores and without the hub."""
-    shorter = {"max_steps": 4, "pause_after_steps": 2, "tasks": ["heldout_next_utterance"], "precision": "auto"}
-    values = yaml.safe_load(SMALL.read_text()) | shorter
-    options = [word for name, value in values.items() for word in ("-p", f"{name}={json.dumps(value)}")]
-    profile = ROOT / "params" / "kaggle_rehearsal.yaml"
-    bundle = bundles(profile, tmp_path / "bundles", "--offline", "--attach", WHEELS, *options)[-1]
+    shorter = {
+        "max_steps": 4,
+        "pause_after_steps": 2,
+        "tasks": ["heldout_next_utterance"],
+        "precision": "auto",
+        "processes": 1,
+    }
+    bundle = offline(ROOT / "params" / "kaggle_rehearsal.yaml", tmp_path, WHEELS, **shorter)[-1]
 
     paused = Kaggle(tmp_path, oldest).run(bundle, {WHEELS: wheels})
     assert "Save Version" in paused.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import base64
 import os
@@ -14,13 +15,16 @@ import nbformat
 import pytest
 
 from nbutils.cli import main
-from nbutils.core.errors import UserError
 from nbutils.core.files import Json, read_json
 from nbutils.core.notebooks import code_cells, notebook_path, parameters
 from nbutils.core.stages import STAGES
 from nbutils.kaggle.bundle import BUDGET_MINUTES, check_reach, make_archive
+from nbutils.kaggle.command import add_arguments, bundle_of
+from nbutils.kaggle.packages import WHOLE
+from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import plan
 from tests.conftest import ROOT
+from tests.kaggle.simulated import SMALL
 
 LAPTOP = ROOT / "params" / "laptop_135m.yaml"
 """Its base model is a file of the machine that it is for."""
@@ -121,5 +125,39 @@ def test_what_is_on_this_machine_alone_is_listed(tmp_path, capsys):
     assert not out.exists()
     file.write_text("base_model: /kaggle/input/things/my.gguf\ndatasets: [/kaggle/input/things/my.jsonl]\n")
     check_reach(plan(file, []))
-    with pytest.raises(UserError, match=r"is on this machine alone: models/SmolLM2.*gguf"):
-        check_reach(plan(LAPTOP, []))
+
+
+def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(tmp_path):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(SMALL.read_text() + "internet: false\ncheckpoint_mirror: me/mirror\nmirror_minutes: 5\n")
+
+    def given(*words: object) -> Bundle:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        return bundle_of(parser.parse_args(["bundle", "--out", "x", "--owner", "someone", *map(str, words)]))
+
+    for words, expected in [
+        ([profile], (False, "me/mirror", 5.0, "")),
+        (
+            [profile, *["--mirror=", "-p", "mirror_minutes=7", "-p", "internet=true", "--force"]],
+            (True, "", 7.0, "force"),
+        ),
+        ([SMALL], (True, "", 30.0, "")),
+        ([SMALL, "--offline", "--accept"], (False, "", 30.0, "accept")),
+    ]:
+        found = given(*words)
+        assert (found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale) == expected
+    assert given(SMALL, "-p", "datasets=[a b]").recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
+    assert given(profile).recipe == "mine.yaml", "no place on this machine goes into a notebook"
+    assert len(plan(profile, []).stages) == 6  # `run` knows the names and passes over them
+
+
+def test_profiles_that_kaggle_would_take_for_one_have_addresses_of_their_own():
+    long = "a-profile-of-a-very-long-name-"
+    alike = [f"{long}1", f"{long}2", "модель", "модели", "modell-ä", "modell-"]
+    for name in ("data", "evaluate", WHOLE):
+        addresses = [Bundle("me", profile, "", name).slug for profile in alike]
+        assert len(set(addresses)) == len(alike)
+        for address in addresses:
+            assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", address) and len(address) <= 50
+    assert Bundle("me", "kaggle_t4x2", "", "train").address == "me/smallchat-kaggle-t4x2-02-train-sft"

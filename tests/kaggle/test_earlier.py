@@ -1,14 +1,15 @@
-"""Earlier output below `/kaggle/input`: found, chosen, copied."""
+"""Earlier output below `/kaggle/input`: found, chosen, copied; and what the new output has room for."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.layout import Run
-from nbutils.kaggle.carry_over import Earlier, best, bring, run_folders
+from nbutils.kaggle.carry_over import Earlier, best, bring, keep_under, run_folders, used
 from tests.kaggle.made_stages import stage_at
 
 SIZED = {"bytes": 5, "sha256": "", "mtime_ns": 0}
@@ -105,3 +106,19 @@ def test_nothing_is_brought_that_kaggle_would_not_keep(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="working folder"):
         bring(chosen(folder), Run(tmp_path / "here"), own=True)
     assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("status,left", [("paused", ["step-000020"]), ("done", [])])
+def test_of_an_output_too_large_what_nobody_goes_on_from_is_dropped_first(tmp_path, status, left):
+    folder = stage_at(tmp_path / "runs" / "mine", status, 10, 20)
+    run, checkpoints = Run(folder.parent), folder / "checkpoints"
+    for name in ("step-000030.partial", "damaged-step-000005.partial", "../../../.mirror-x"):
+        (checkpoints / name).mkdir()
+        (checkpoints / name / "w").write_bytes(b"x" * 100_000)
+    os.link(checkpoints / "step-000020/weights", checkpoints / "../../../.mirror-x/weights")
+    assert used(tmp_path) == sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) - 100
+    assert keep_under(tmp_path, run, limit=10**6) == []
+    assert len(keep_under(tmp_path, run, limit=50_000)) == 3
+    assert [each.step for each in run.checkpoints()] == [20, 10]
+    assert keep_under(tmp_path, run, limit=100)[0] == "runs/mine/train/checkpoints/step-000010"
+    assert [path.name for path in checkpoints.iterdir()] == left

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.run.checkpoints import Checkpoint, newest_whole
+from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.kaggle.mirror import Mirror
 from tests.kaggle.made_stages import checkpoint, stage_at
 from tests.kaggle.mirror_hub import REPO
@@ -68,15 +68,9 @@ def test_a_hub_in_trouble_is_one_sentence(hub, run, capsys, broken):
 
 def test_a_checkpoint_that_is_pruned_while_it_is_staged_replaces_nothing(hub, run, monkeypatch, capsys):
     Mirror(REPO, 1).send(run)
-    checkpoint(run / "train", 20)
-
-    def pruned_meanwhile(folder: Path) -> tuple[Checkpoint | None, dict[Checkpoint, str]]:
-        found, damaged = newest_whole(folder)
-        assert found is not None
-        (found.path / "manifest.json").unlink()
-        return found, damaged
-
-    monkeypatch.setattr("nbutils.kaggle.mirror.newest_whole", pruned_meanwhile)
+    (checkpoint(run / "train", 20) / "manifest.json").unlink()
+    newest = Checkpoint.at(run / "train" / "checkpoints", 20), {}
+    monkeypatch.setattr("nbutils.kaggle.mirror.newest_whole", lambda _: newest)  # it was whole a moment ago
     mirror = Mirror(REPO, 60)
     flush(mirror, run)
     assert "step-000020 was pruned meanwhile" in capsys.readouterr().out

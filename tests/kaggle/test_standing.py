@@ -1,33 +1,29 @@
-"""Earlier work under other settings, sessions that fail, a whole pipeline short of time, options: without kernels."""
+"""A session's notebook behind its first cell: earlier work under other settings, failures, its end, the forecast."""
 
 from __future__ import annotations
 
-import argparse
-import re
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
+import nbformat
 import pytest
-from transformers import TrainerControl, TrainerState
+from papermill import PapermillExecutionError, execute_notebook
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_json
+from nbutils.core.files import append_jsonl, read_json, sha256_of_json, write_json
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import key_parts
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
 from nbutils.kaggle.carry_over import best, continues
-from nbutils.kaggle.command import add_arguments, bundle_of
-from nbutils.kaggle.notebook_session import Session, too_late
+from nbutils.kaggle.notebook_session import Session, forecast, too_late
 from nbutils.kaggle.packages import WHOLE
 from nbutils.kaggle.start import Bundle, Environment
-from nbutils.pipeline.parameters import plan, settings_of
-from nbutils.train.control import StepControl
+from nbutils.pipeline.parameters import settings_of
 from tests.kaggle.made_stages import stage_at
-from tests.kaggle.simulated import SMALL
 
 NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
 TRAIN = spec("train")
@@ -142,48 +138,36 @@ def test_the_evaluation_waits_where_little_of_the_budget_is_left(monkeypatch):
         assert bool(too_late(100)) is waits and too_late(0) == ""
 
 
-@pytest.mark.parametrize("step,pauses", [(3, False), (4, True), (8, False)])
-def test_a_rehearsal_pauses_after_its_steps_however_fast_the_machine(step, pauses):
-    settings = SimpleNamespace(pause_after_steps=3, log_steps=1, eval_steps=0, checkpoint_steps=0)
-    counters, budget = SimpleNamespace(end_step=lambda: 1.0), SimpleNamespace(note=lambda *_: None)
-    job = SimpleNamespace(settings=settings, counters=counters, budget=budget, loader=SimpleNamespace(first_step=1))
-    control = StepControl(SimpleNamespace(job=job, stopping=False))  # type: ignore[arg-type]
-    flags = TrainerControl()
-    control.on_step_end(None, TrainerState(global_step=step, max_steps=8), flags)  # type: ignore[arg-type]
-    assert flags.should_save is pauses and flags.should_training_stop is (pauses or step == 8)
+@pytest.mark.parametrize("word,shown", [("keep", "ValueError: keep"), ("fatal", '"ename": "ValueError"')])
+def test_a_kept_failure_is_red_and_costs_no_version(tmp_path, word, shown):
+    """Guard in a real kernel, executed by papermill. A failure that nobody keeps is one, and no cell is passed over."""
+    cells = [
+        "from nbutils.kaggle.guard import Guard\nguard = Guard(get_ipython(), lambda error: 'keep' in str(error))",
+        "'a value'",
+        f"raise ValueError('{word}')",
+        "print('never' + 'reached')",
+        "# session.resume(\nprint('begun' + 'again')",
+    ]
+    book, out = (tmp_path / name for name in ("in.ipynb", "out.ipynb"))
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), book)
+    kept = word == "keep"
+    with nullcontext() if kept else pytest.raises(PapermillExecutionError):
+        execute_notebook(book, out, kernel_name="python3", progress_bar=False)
+    said = out.read_text()
+    assert shown in said and "neverreached" not in said and "'a value'" in said
+    assert ("begunagain" in said) is kept is ("passed over" in said.replace("print('passed over')", ""))
 
 
-# Options
-
-
-def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(tmp_path):
-    profile = tmp_path / "mine.yaml"
-    profile.write_text(SMALL.read_text() + "internet: false\ncheckpoint_mirror: me/mirror\nmirror_minutes: 5\n")
-
-    def given(*words: object) -> Bundle:
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        return bundle_of(parser.parse_args(["bundle", "--out", "x", "--owner", "someone", *map(str, words)]))
-
-    def asked(*words: object) -> tuple:
-        found = given(*words)
-        return found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale
-
-    assert asked(profile) == (False, "me/mirror", 5.0, "")
-    words = ("--mirror", "", "-p", "mirror_minutes=7", "-p", "internet=true", "--force")
-    assert asked(profile, *words) == (True, "", 7.0, "force")
-    assert asked(SMALL) == (True, "", 30.0, "") and asked(SMALL, "--offline", "--accept") == (False, "", 30.0, "accept")
-    assert given(SMALL, "-p", "datasets=[a b]").recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
-    assert given(profile).recipe == "mine.yaml", "no place on this machine goes into a notebook"
-    assert len(plan(profile, []).stages) == 6  # `run` knows the names and passes over them
-
-
-def test_profiles_that_kaggle_would_take_for_one_have_addresses_of_their_own():
-    alike = [*("a-profile-of-a-very-long-name-1", "a-profile-of-a-very-long-name-2"), "модель", "модели", "modell-ä"]
-    alike += ["modell-"]
-    for name in ("data", "evaluate", WHOLE):
-        addresses = [Bundle("me", profile, "", name).slug for profile in alike]
-        assert len(set(addresses)) == len(alike)
-        for address in addresses:
-            assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", address) and len(address) <= 50
-    assert Bundle("me", "kaggle_t4x2", "", "train").address == "me/smallchat-kaggle-t4x2-02-train-sft"
+def test_the_forecast_counts_all_of_the_data_and_all_passes(tmp_path):
+    run, log = Run(tmp_path), tmp_path / "train" / "metrics.jsonl"
+    assert forecast(run) == ""
+    source = {"rows": 4_600, "rows_in_source": 460_000}
+    write_json(run.rows / "summary.json", {"train": {"tokens": 4_000_000}, "datasets": [source]})
+    write_json(run.training / "settings.json", {"settings": {"epochs": 3}})
+    append_jsonl(log, {"kind": "eval"})
+    assert forecast(run) == ""
+    for speed in (1, 1, 1, 20_000, 22_000, 24_000):
+        append_jsonl(log, {"kind": "train", "tokens_per_second": speed})
+    assert "At 22,000 tokens a second, the training steps of the full run (1,200.0 million tokens)" in forecast(run)
+    assert "15.4 GPU-hours in 2 session(s)" in forecast(run)
+    assert "1 week(s). Evaluations on the way and notebook 04 come on top." in forecast(run)
