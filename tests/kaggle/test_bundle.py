@@ -136,12 +136,10 @@ def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_
         add_arguments(parser)
         return bundle_of(parser.parse_args(["bundle", "--out", "x", "--owner", "someone", *map(str, words)]))
 
+    overridden = ["--mirror=", "-p", "mirror_minutes=7", "-p", "internet=true", "--force"]
     for words, expected in [
         ([profile], (False, "me/mirror", 5.0, "")),
-        (
-            [profile, *["--mirror=", "-p", "mirror_minutes=7", "-p", "internet=true", "--force"]],
-            (True, "", 7.0, "force"),
-        ),
+        ([profile, *overridden], (True, "", 7.0, "force")),
         ([SMALL], (True, "", 30.0, "")),
         ([SMALL, "--offline", "--accept"], (False, "", 30.0, "accept")),
     ]:

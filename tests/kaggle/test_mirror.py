@@ -58,10 +58,11 @@ def test_a_hub_in_trouble_is_one_sentence(hub, run, capsys, broken):
     mirror = Mirror(REPO, 1)
     assert mirror.fetch("mine", 5) is None
     assert "continues from step 5" in capsys.readouterr().out
-    hub.broken = ("", 1)
+    hub.broken = ("", 0)
     checkpoint(run / "train", 20)
     flush(mirror, run)  # what is attached is enough, and the mirror may be further: it is left alone
     assert in_mirror(20) not in hub.names()
+    hub.broken = ("", 1)
     assert Mirror(REPO, 1).fetch("mine", 0) is not None, "a Hub that stumbles once is asked again"
     assert hub.broken == ("", 0)
 
