@@ -155,7 +155,7 @@ def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("seeds", [range(120), pytest.param(range(120, 2_120), marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 2_200), marks=pytest.mark.soak)])
 def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, monkeypatch, seeds):
     for module in (sources, lines):
         monkeypatch.setattr(module, "BATCH_ROWS", 3)

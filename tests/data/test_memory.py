@@ -11,9 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from nbutils.core.files import read_json
-from nbutils.core.run.models import train_bpe
+from nbutils.core.run.models import tiny_config
 from tests.conftest import ROOT
 from tests.data.making import chat, make, write_lines
 
@@ -21,11 +23,22 @@ WORDS = [f"word{number:04d}" for number in range(1_000)]
 FEW, MANY = 10_000, 100_000
 
 
+def write_base(folder: Path) -> str:
+    """A tokenizer that costs next to nothing: a piece for each word."""
+    pieces = {word: number for number, word in enumerate(["?", *WORDS, "user", "assistant"])}
+    raw = Tokenizer(models.WordLevel(pieces, unk_token="?"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    tokenizer.save_pretrained(folder)
+    tiny_config(len(tokenizer), 1024, 0, 0).save_pretrained(folder)
+    return str(folder)
+
+
 def rows(count: int) -> Iterator[dict[str, Any]]:
-    """Conversations of two turns with 75 words each; one in fifty is too long."""
+    """Conversations of two turns with 150 words each; one in fifty is too long."""
     rng = random.Random(0)
     for number in range(count):
-        asked, answered = (" ".join(rng.choices(WORDS, k=75)) for _ in "ab")
+        asked, answered = (" ".join(rng.choices(WORDS, k=150)) for _ in "ab")
         yield chat(asked, answered * (10 if number % 50 == 0 else 1))
 
 
@@ -54,11 +67,10 @@ def peak(*arguments: str) -> float:
 @pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="proportional memory is told by Linux alone")
 def test_peak_memory_is_flat(tmp_path):
-    tokenizer, peaks = train_bpe([" ".join(WORDS)]), {}
+    base, peaks = write_base(tmp_path / "base"), {}
     for count in (FEW, MANY):
         path, run = tmp_path / f"{count}.jsonl", tmp_path / str(count)
-        tokenizer.save_pretrained(run / "data" / "tokenizer")
-        peaks[count] = peak(write_lines(path, rows(count)), str(run))
+        peaks[count] = peak(base, write_lines(path, rows(count)), str(run))
         assert read_json(run / "data" / "summary.json")["rows"] == count
     print(f"peak memory: {peaks[FEW]:.0f} MiB, {peaks[MANY]:.0f} MiB on {path.stat().st_size / 2**20:.0f} MiB of text")
     # One hash for each row is kept; 128 MiB of ids would not be let pass, nor the texts.
@@ -66,5 +78,5 @@ def test_peak_memory_is_flat(tmp_path):
 
 
 if __name__ == "__main__":
-    path, run = sys.argv[1:]
-    make(Path(run), [path], same_tokenizer=True, max_length=512, eval_fraction=0.08, data_processes=2)
+    base, path, run = sys.argv[1:]
+    make(Path(run), [path], base_model=base, max_length=1024, eval_fraction=0.08, data_processes=2)

@@ -1,46 +1,78 @@
-"""A place like `/kaggle`; an account, an image like Kaggle's and an undisturbed training for all soak tests of it."""
+"""A place like `/kaggle`; bundles; a Hub; an account, images like Kaggle's and wheels for all soak tests of it."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from huggingface_hub import constants
 
-from nbutils.core.files import KAGGLE
+from nbutils.core.errors import UserError
+from nbutils.core.files import KAGGLE, sha256_of_file
 from nbutils.kaggle import packages
-from tests.conftest import missing
-from tests.kaggle.attachments import fetched_folder, wheel_folder
-from tests.kaggle.simulated import (
-    DATA,
-    EXECUTED,
-    SMALL,
-    Kaggle,
-    Outcome,
-    bundles,
-    bundles_in,
-    done,
-    image,
-    packages_of,
-    text_of,
-    without,
-)
-
-NEEDED = packages.requirements()
+from tests.conftest import ROOT, missing
+from tests.kaggle.mirror_hub import TOKEN, MirrorHub
+from tests.kaggle.simulated import PACKAGES, Kaggle, bundles, image, packages_of
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    """Stands in for `/kaggle`, on an image with no packages but those of this environment; nothing is there."""
+    """Stands in for `/kaggle`, and is where packages can be added to those of this environment; nothing is there."""
     monkeypatch.setenv(KAGGLE, str(tmp_path))
     for name in ("input", "working"):
         (tmp_path / name).mkdir()
     for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr(packages, "FOLDER", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "pyproject.toml").write_text(f"project.dependencies = {NEEDED}")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def bundled(made_once) -> Callable[[Path], Path]:
+    """The folder of a profile's bundles, made once for all tests, which leave it as it is."""
+    return lambda profile: made_once(f"bundles-{profile.stem}", lambda out: bundles(profile, out))
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[MirrorHub]:
+    """A Hub that this process takes for the real one."""
+    server = MirrorHub()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    patched = {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
+    for name, value in (patched | {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}).items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("nbutils.kaggle.mirror.PAUSES", (0.0, 0.1, 0.1))
+    yield server
+    server.close()
+
+
+# For soak tests
+
+
+@pytest.fixture(scope="session")
+def account(tmp_path_factory) -> Kaggle:
+    """On an image with today's packages."""
+    folder = tmp_path_factory.mktemp("kaggle")
+    return Kaggle(folder, image(folder / "image"))
+
+
+def made_once_here(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once on this machine, for these packages."""
+    folder = ROOT / "runs" / ".cache" / f"{name}-{sha256_of_file(ROOT / 'requirements.lock')[:12]}"
+    complete = folder.with_suffix(".complete")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            complete.touch()
+    return folder
 
 
 OLDEST = ("transformers==5.0.*", "ipython==7.34.0", "ipykernel==6.17.1", "nbclient==0.5.13", "plotly==5.24.1")
@@ -48,14 +80,7 @@ OLDEST = ("transformers==5.0.*", "ipython==7.34.0", "ipykernel==6.17.1", "nbclie
 
 
 @pytest.fixture(scope="session")
-def account(tmp_path_factory) -> Kaggle:
-    """Of this worker: each session of an account has a number."""
-    folder = tmp_path_factory.mktemp("kaggle")
-    return Kaggle(folder, image(folder / "image"))
-
-
-@pytest.fixture(scope="session")
-def oldest(made_once) -> Path:
+def oldest() -> Path:
     """The interpreter of an image with the libraries of Kaggle's, and what those need."""
 
     def make(folder: Path) -> None:
@@ -64,49 +89,29 @@ def oldest(made_once) -> Path:
         if ran.returncode:
             missing(f"{', '.join(OLDEST)} cannot be installed: {ran.stderr.strip().splitlines()[-1]}")
 
-    return made_once("oldest", make) / "bin" / "python"
+    return made_once_here("oldest", make) / "bin" / "python"
+
+
+@pytest.fixture
+def bare(oldest, tmp_path) -> Path:
+    """The interpreter of the same image without what Kaggle's lacks altogether."""
+    there = tmp_path / "packages"
+    there.mkdir()
+    for place in PACKAGES.iterdir():
+        if not re.match(r"(trl|lm_eval|chitchat_dataset)(-[\d.]+\.dist-info)?$", place.name):
+            (there / place.name).symlink_to(place)
+    return image(tmp_path / "image", packages_of(oldest.parents[1]), there)
 
 
 @pytest.fixture(scope="session")
-def bare(oldest, made_once) -> Path:
-    """The interpreter of the same image without what Kaggle's lacks altogether."""
+def wheels() -> Path:
+    """What those images lack or have too old, and what that needs, to be attached. Skips where there is no index."""
 
     def make(folder: Path) -> None:
-        folder.mkdir()
-        lacking = without(folder / "packages", "trl", "lm_eval", "chitchat_dataset")
-        image(folder / "image", packages_of(oldest.parents[1]), lacking)
+        names = ("plotly", "ipykernel", "nbclient", "trl", "lm-eval", "chitchat-dataset")
+        try:
+            packages.collect_wheels(folder, packages.PYTHON, names)
+        except UserError as error:
+            missing(str(error))
 
-    return made_once("bare", make) / "image" / "bin" / "python"
-
-
-@pytest.fixture(scope="session")
-def wheels(made_once) -> Path:
-    """What those images lack or have too old, to be attached."""
-    names = ("plotly", "ipykernel", "nbclient", "trl", "lm-eval", "chitchat-dataset")
-    return made_once("wheels", lambda folder: wheel_folder(folder, *names))
-
-
-@pytest.fixture(scope="session")
-def fetched(made_once) -> Path:
-    """A base model and conversations, to be attached."""
-    return made_once("fetched", fetched_folder)
-
-
-@pytest.fixture(scope="session")
-def unhurried(made_once) -> dict[str, Path]:
-    """Bundles whose training never pauses."""
-    return bundles_in(made_once("unhurried", lambda folder: bundles(SMALL, folder, "-p", "budget_minutes=0")))
-
-
-@pytest.fixture(scope="session")
-def data(account, unhurried, made_once) -> Path:
-    """The output of the first notebook."""
-    return made_once("data", lambda folder: done(account.run(unhurried["01-filter-data"])).working.rename(folder))
-
-
-@pytest.fixture(scope="session")
-def undisturbed(account, unhurried, data, made_once) -> Outcome:
-    """A training in one session."""
-    bundle = unhurried["02-train-sft"]
-    working = made_once("one-session", lambda folder: done(account.run(bundle, {DATA: data})).working.rename(folder))
-    return Outcome(0, text_of(working / EXECUTED), working)
+    return made_once_here("wheels", make)

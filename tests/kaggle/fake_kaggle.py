@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
+from tests.publish import fake_hub
+
 ALWAYS = 10**6
+Answer = dict[str, Any]
 
 
-class FakeKaggle(ThreadingHTTPServer):
-    """Notebooks by `owner/slug`: their versions as they were pushed, and how their sessions ended.
+class FakeKaggle(fake_hub.FakeHub):
+    """One user's notebooks by their slugs: their versions as they were pushed, and how their sessions ended.
 
     `plan` gives for each notebook the status in the note of each session (`done` where the list has ended),
     `nothing` for an output without a note, or `error` for a session that fails. What else can be set:
-    `failing`: requests to come that are answered 503. `denied`: looks at a notebook that are answered 403; and
-    `denied_after_output`: looks between its output and its next version. `broken`: downloads, by the file's name, that
-    are an error's page. `vanished`: notebooks that are known, but not as inputs. `lag`: looks after a push for which
-    the version before counts as the newest.
+    `failing`: how often a kind of request, or the download of a file of that name, is answered 503. `denied`: looks at
+    a notebook that are answered 403. `unknown`: inputs that it does not know. `lag`: looks after a push for which the
+    version before counts as the newest.
     """
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.versions: dict[str, list[dict[str, Any]]] = {}
-        self.plan: dict[str, list[str]] = {}
-        self.looks: dict[str, int] = {}
-        self.failing = 0
-        self.denied, self.broken = Counter[str](), Counter[str]()
-        self.denied_after_output: set[str] = set()
-        self.vanished: set[str] = set()
-        self.lag = 0
+        super().__init__()
+        self.RequestHandlerClass = _Handler
         self.pushed: list[str] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
+        self.versions: dict[str, list[Answer]] = defaultdict(list)
+        self.plan: dict[str, list[str]] = {}
+        self.looks, self.failing, self.denied = Counter[str](), Counter[str](), Counter[str]()
+        self.unknown: list[str] = []
+        self.lag = 0
 
     def newest(self, name: str) -> int:
         """The number of the version that counts as a notebook's newest."""
@@ -49,84 +42,54 @@ class FakeKaggle(ThreadingHTTPServer):
         """How that version's session ended."""
         return dict(enumerate(self.plan.get(name, []), 1)).get(self.newest(name), "done")
 
-    def files(self, name: str) -> dict[str, str]:
+    def files(self, name: str) -> Answer:
         """The output of a notebook's newest version."""
-        status = self.state(name)
-        note = {"schema": 1, "status": status, "time": self.newest(name)}
-        note |= {"error": "it broke"} if status == "failed" else {}
-        found = {
-            "runs/mine/run.json": json.dumps({"schema": 1, "name": "mine"}),
-            "runs/mine/session.json": json.dumps(note),
-            "runs/mine/train/checkpoints/step-000001/weights": "large",
-            "runs/mine/train/final/model.safetensors": "weights",
-        }
-        if status == "nothing":
-            del found["runs/mine/session.json"]
-        return found
+        status, training = self.state(name), "runs/mine/train"
+        note = {"schema": 1, "status": status, "time": self.newest(name), "error": "it broke"}
+        files = {f"{training}/checkpoints/step-000001/weights": "large", f"{training}/final/model": "weights"}
+        return files if status == "nothing" else files | {"runs/mine/session.json": note}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeKaggle
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
-
+class _Handler(fake_hub._Handler):
     def do_POST(self) -> None:
-        given = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
-        call = self.path.rsplit("/", 1)[1]
-        name = given["slug"] if "slug" in given else f"{given['userName']}/{given['kernelSlug']}"
-        if self.server.failing:
-            self.server.failing -= 1
-            self._json({"code": 503, "message": "try later"}, 503)
-        else:
-            getattr(self, f"_{call}")(name, given)
+        given = json.loads(self._note())
+        call = self.path.rpartition("/")[2]
+        name = given["slug"].partition("/")[2] if "slug" in given else given["kernelSlug"]
+        self._answer(call, lambda: getattr(self, f"_{call}")(name, given))
 
     def do_GET(self) -> None:
-        _, _, owner, slug, name = self.path.split("/", 4)
-        file = name.rpartition("/")[2]
-        if self.server.broken[file]:
-            self.server.broken[file] -= 1
-            self._send(b"<Error>SlowDown</Error>", "text/xml", 503)
+        _, name, file = self.path.split("/", 2)
+        self._answer(file.rpartition("/")[2], lambda: self.server.files(name)[file])
+
+    def _answer(self, asked: str, answer: Callable[[], object]) -> None:
+        if self.server.failing[asked]:
+            self.server.failing[asked] -= 1
+            self._json({"code": 503, "message": "503 try later"}, 503)
+        elif found := answer():
+            self._json(found)
         else:
-            self._send(self.server.files(f"{owner}/{slug}")[name].encode(), "application/octet-stream")
+            self._json({"code": 403, "message": "denied"}, 403)
 
-    def _SaveKernel(self, name: str, given: dict[str, Any]) -> None:
+    def _SaveKernel(self, name: str, given: Answer) -> Answer:
         kaggle = self.server
-        known = kaggle.versions.keys() - kaggle.vanished
-        unknown = [source for source in given.get("kernelDataSources", []) if source not in known]
-        kaggle.versions.setdefault(name, []).append(given)
-        kaggle.looks[name] = kaggle.denied[name] = 0
         kaggle.pushed.append(name)
+        kaggle.versions[name].append(given)
+        kaggle.looks[name] = 0
         number = len(kaggle.versions[name])
-        self._json({"versionNumber": number, "url": f"{kaggle.url}/{name}", "invalidKernelSources": unknown})
+        return {"versionNumber": number, "url": f"{kaggle.url}/{name}", "invalidKernelSources": kaggle.unknown}
 
-    def _GetKernelSessionStatus(self, name: str, _: dict[str, Any]) -> None:
+    def _GetKernelSessionStatus(self, name: str, _: Answer) -> Answer | None:
         kaggle = self.server
         denied = kaggle.denied[name] > 0
         kaggle.denied[name] -= denied
         if denied or name not in kaggle.versions:
-            self._json({"code": 403, "message": "Permission 'kernels.get' was denied"}, 403)
-            return
+            return None
         kaggle.looks[name] += 1
         lagging = kaggle.newest(name) < len(kaggle.versions[name])
         running = not lagging and kaggle.looks[name] < kaggle.lag + 2
-        ended = "ERROR" if kaggle.state(name) == "error" else "COMPLETE"
-        self._json({"status": "RUNNING" if running else ended})
+        return {"status": "RUNNING" if running else "ERROR" if kaggle.state(name) == "error" else "COMPLETE"}
 
-    def _ListKernelSessionOutput(self, name: str, _: dict[str, Any]) -> None:
+    def _ListKernelSessionOutput(self, name: str, _: Answer) -> Answer:
         kaggle = self.server
-        if name in kaggle.denied_after_output:
-            kaggle.denied[name] = ALWAYS
-        files = [{"url": f"{kaggle.url}/file/{name}/{file}", "fileName": file} for file in kaggle.files(name)]
-        self._json({"files": files, "log": ""})
-
-    def _json(self, value: Any, status: int = 200) -> None:
-        self._send(json.dumps(value).encode(), "application/json", status)
-
-    def _send(self, data: bytes, kind: str, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-        self.end_headers()
-        self.wfile.write(data)
+        files = [{"url": f"{kaggle.url}/{name}/{file}", "fileName": file} for file in kaggle.files(name)]
+        return {"files": files, "log": ""}

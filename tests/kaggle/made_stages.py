@@ -8,12 +8,16 @@ from nbutils.core.files import write_json
 from nbutils.core.run.checkpoints import Checkpoint
 
 
-def stage_at(run: Path, status: str, started: str = "2026-01-01T10:00:00+00:00", **entries: object) -> Path:
-    """A training stage's folder in a run folder; `entries` of its record."""
+def stage_at(
+    run: Path, status: str, *steps: int, started: str = "2026-01-01T10:00:00+00:00", **entries: object
+) -> Path:
+    """A training stage's folder in a run folder, with checkpoints at these steps; `entries` of its record."""
     folder = run / "train"
     write_json(run / "run.json", {"schema": 1, "name": run.name, "parameters": {}})
     record = {"schema": 1, "stage": "train", "status": status, "started": started, "outputs": {}, "facts": {}}
     write_json(folder / "stage.json", record | {"parts": {"parameters": {"seed": 0}}} | entries)
+    for step in steps:
+        checkpoint(folder, step)
     return folder
 
 

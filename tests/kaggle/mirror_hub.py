@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import threading
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tests.publish import fake_hub
 
-_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)")
+TOKEN = "hf_" + "not-a-real-one-but-long-enough"
+REPO = "me/mirror"
 
 
 class MirrorHub(fake_hub.FakeHub):
     """As `FakeHub`, and its files can be read again; large ones are taken only when `open` is set.
 
-    `broken`: "files" cannot be read, or "all" that is asked for, or what is asked for "once".
+    `broken`: how many times what has this text in its address cannot be read.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.broken = ""
+        self.broken = ("", 0)
         self.asked, self.open = threading.Event(), threading.Event()
         self.open.set()
         self.RequestHandlerClass = _Handler
 
-    def names(self, repo: str) -> list[str]:
-        """Files of a repository, none where it does not exist."""
-        return sorted(self.repos.get(repo, {"files": {}})["files"])
+    def names(self) -> list[str]:
+        """Files of the mirror, none where it does not exist."""
+        return sorted(self.repos.get(REPO, {"files": {}})["files"])
 
 
 class _Handler(fake_hub._Handler):
@@ -41,28 +40,21 @@ class _Handler(fake_hub._Handler):
         super().do_PUT()
 
     def do_GET(self) -> None:
-        found = _FILE.fullmatch(unquote(urlsplit(self.path).path))
-        if self.server.broken and (found or self.server.broken != "files"):
-            self._note()
-            if self.server.broken == "once":
-                self.server.broken = ""
-            self._answer(403, b"", {})  # the client asks again and again after a 500
-            return
-        if not found and self._repo():
-            super().do_GET()
-            return
-        self._note()
-        if not found:
-            self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-            return
-        data = self.server.repos.get(found[1], {"files": {}})["files"].get(found[2])
-        if data is None:
-            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        repo = self._repo()
+        _, _, revision_and_file = unquote(urlsplit(self.path).path).partition("/resolve/")
+        _, _, file = revision_and_file.partition("/")
+        text, times = self.server.broken
+        if times and text in self.path:
+            self.server.broken = text, times - 1
+            self._answer(403, {})  # the client asks again and again after a 500
+        elif repo is None:
+            self._answer(404, {"X-Error-Code": "RepoNotFound"})
+        elif file:
+            self._answer(200, {"ETag": '"0"', "X-Repo-Commit": "0" * 40}, self.server.repos[repo]["files"][file])
         else:
-            etag = f'"{hashlib.sha1(data).hexdigest()}"'
-            self._answer(200, data, {"ETag": etag, "X-Repo-Commit": "0" * 40})
+            super().do_GET()
 
-    def _answer(self, status: int, data: bytes, headers: dict[str, Any]) -> None:
+    def _answer(self, status: int, headers: dict[str, Any], data: bytes = b"") -> None:
         self.send_response(status)
         for name, value in ({"Content-Length": len(data)} | headers).items():
             self.send_header(name, str(value))

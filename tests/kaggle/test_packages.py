@@ -1,11 +1,11 @@
-"""What an image brings, and what is installed into it, with a real pip."""
+"""What an image brings, what is installed into it and what is collected for it, with a real pip."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import pytest
 from packaging.requirements import Requirement
 
 from nbutils.core.errors import UserError
+from nbutils.core.stages import STAGES
 from nbutils.kaggle import packages
 from tests.conftest import ROOT
 from tests.kaggle.made_packages import installed, wheel
+from tests.kaggle.simulated import image
 
 
 def test_the_first_cell_imports_nothing_that_may_have_to_be_installed():
@@ -48,6 +50,14 @@ def test_what_is_there_is_kept_and_each_notebook_needs_its_own():
     assert all("lm-eval" in packages.needed(stage) for stage in ("data", "evaluate", "all"))
 
 
+def test_all_that_the_notebooks_need_is_collected_or_never_replaced():
+    found, brought = set(packages.closure(packages.required())), set(packages.BROUGHT)
+    assert {"plotly", "nbclient", "ipykernel", "psutil", "trl", "lm-eval"} <= found
+    for stage in (*(stage.name for stage in STAGES), "all"):
+        assert set(packages.needed(stage)) <= found | set(packages.NEWEST), stage
+    assert not found & brought and {"torch", "transformers", "numpy"} <= brought
+
+
 INSTALL = """
 import sys
 from pathlib import Path
@@ -64,7 +74,7 @@ except UserError as error:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory) -> Callable[..., str]:
-    """Runs code in an environment with `helper` 1.0, numpy and pip, given a folder of wheels; what it prints."""
+    """Runs Python in an image with made-up versions of `helper` and numpy, and a folder of wheels; what it prints."""
     folder = tmp_path_factory.mktemp("live")
     wheels, parts = folder / "wheels", folder / "parts"
     wheels.mkdir()
@@ -75,36 +85,40 @@ def live(tmp_path_factory) -> Callable[..., str]:
     made = ["helper 1.0", "helper 2.0", "easygoing 1.0 helper", "demanding 1.0 helper>=2"]
     for line in [*made, "numpy 2.3.5", "numpy 9.0", "greedy 1.0 numpy>=9"]:
         wheel(wheels, *line.split())
-    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "venv")
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")}
-    environment |= {"PYTHONPATH": str(parts), "PIP_CONFIG_FILE": os.devnull}
+    python = image(folder / "venv", parts)
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")} | {"PIP_CONFIG_FILE": os.devnull}
 
-    def run(*arguments: object) -> str:
-        command = [folder / "venv" / "bin" / "python", *map(str, arguments)]
-        ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+    def run(*arguments: str | Path) -> str:
+        return subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, check=True).stdout
 
     run("-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "helper==1.0", "numpy==2.3.5")
-    return lambda code, *lines: run("-c", code, wheels, *lines)
+    return lambda *lines: run("-c", INSTALL, wheels, *lines)
 
 
-def helper(live: Callable[..., str]) -> str:
-    return live("import helper; print(helper.VERSION)").strip()
+@pytest.mark.parametrize(
+    "lines,said",
+    [
+        (["easygoing>=1", "numpy>=2"], r"installed easygoing >=1 nothing 1\.0 numpy >=2 2\.3\.5 kept$"),
+        (["demanding"], r"installed demanding nothing 1\.0 helper a helper 1\.0 2\.0$"),
+        (["greedy"], "^pip cannot install greedy .*Always use latest"),
+    ],
+)
+def test_only_what_is_lacking_is_installed_a_helper_raised_where_it_must_be_and_never_numpy(live, lines, said):
+    assert re.search(said, " ".join(live(*lines).split()))
 
 
-def test_only_what_is_lacking_is_installed_and_helpers_stay(live):
-    table = [line.split() for line in live(INSTALL, "easygoing>=1", "numpy>=2").splitlines()[1:]]
-    assert table == [["easygoing", ">=1", "nothing", "1.0"], ["numpy", ">=2", "2.3.5", "kept"]]
-    assert helper(live) == "1.0"
-
-
-def test_a_helper_is_raised_where_a_newcomer_demands_it(live):
-    table = [line.split() for line in live(INSTALL, "demanding").splitlines()[1:]]
-    assert table == [["demanding", "nothing", "1.0"], ["helper", "a", "helper", "1.0", "2.0"]]
-    assert helper(live) == "2.0"
-
-
-def test_numpy_of_the_image_is_never_replaced(live):
-    said = live(INSTALL, "greedy")
-    assert "pip cannot install greedy" in said and "Always use latest" in said
+def test_wheels_are_collected_with_what_they_need_but_not_with_what_the_image_has(tmp_path, monkeypatch):
+    there, index, out = tmp_path / "there", tmp_path / "index", tmp_path / "out"
+    for folder in (there, index):
+        folder.mkdir()
+    for name, *requires in [("newcomer", "torch", "helper", "other; extra == 'x'"), ("helper",)]:
+        installed(there, name, "1.0", *requires)
+        wheel(index, name, "1.0")
+    monkeypatch.syspath_prepend(str(there))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    found = packages.collect_wheels(out, "3.12", ["newcomer"])
+    assert found == [out / f"{name}-1.0-py3-none-any.whl" for name in ("helper", "newcomer")] == sorted(out.iterdir())
+    installed(there, "nowhere", "3.0")
+    with pytest.raises(UserError, match=r"for Python 3.12 .*nowhere==3.0"):
+        packages.collect_wheels(out, "3.12", ["nowhere"])

@@ -1,17 +1,20 @@
-"""Where a session is: folders, internet, GPUs, secrets, and what the first cell makes of them."""
+"""Where a session is: folders, internet, GPUs, secrets, what is attached; and what the first cell makes of them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve
+from nbutils.core.fetched import local_copy
+from nbutils.core.files import resolve, write_json
 from nbutils.core.hardware import Gpu
 from nbutils.kaggle.start import Bundle, check_attached, check_gpus, look_around, start, take_secret
 from tests.conftest import ROOT
+from tests.kaggle.made_packages import installed
 
 T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
 
@@ -43,9 +46,42 @@ def test_a_data_set_is_found_wherever_kaggle_mounts_it(place, mounted, asked):
         check_attached(Bundle("me", "mine", "mine.yaml", needs=needs), [])
 
 
-@pytest.mark.parametrize("gpus,processes", [((T4, T4), 2), ((), 0)])
-def test_as_many_gpus_as_asked_for_are_enough(gpus, processes):
-    check_gpus(gpus, processes)
+def test_what_is_not_attached_is_listed_all_at_once(place, monkeypatch):
+    """By the first cell of the first notebook: packages, models and data of all notebooks in one sentence."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    installed(place, "plotly", "5.24.1")
+    needs = [("model", "someone/base", "", "base model"), ("dataset", "someone/data", "", "conversations")]
+    recipe = "params/mine.yaml -p 'datasets=[a, b]'"
+    with pytest.raises(UserError) as raised:
+        start(Bundle("me", "mine", recipe, "data", internet=False, needs=needs))
+    wanted = ["plotly>=6", "base model someone/base", "conversations someone/data", "--attach"]
+    commands = [f"nbutils fetch {recipe} --out fetched", "nbutils kaggle wheels"]
+    assert all(word in str(raised.value) for word in [*wanted, *commands])
+
+
+@pytest.mark.parametrize("content", ['{"schema": 1, "ite', "[]", '{"schema": 1}'])
+def test_a_damaged_list_of_what_is_attached_is_named(place, content):
+    (place / "input" / "fetched.json").write_text(content)
+    with pytest.raises(UserError, match=r"input/fetched.json is damaged, or not smallchat's.*nbutils fetch"):
+        local_copy("model", "a/b")
+
+
+def test_of_two_attached_copies_the_whole_one_counts(place):
+    for name, size in (("a-cut", 9), ("b-whole", 3)):
+        folder = place / "input" / name
+        folder.mkdir()
+        (folder / "w").write_text("abc")
+        item = {"kind": "model", "name": "a/b", "revision": "", "commit": "c", "folder": "."}
+        write_json(folder / "fetched.json", {"schema": 1, "items": [item | {"files": {"w": {"bytes": size}}}]})
+    assert local_copy("model", "a/b") == folder
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="damaged"):
+        local_copy("model", "a/b")
+
+
+def test_as_many_gpus_as_asked_for_are_enough():
+    check_gpus((T4, T4), 2)
+    check_gpus((), 0)
 
 
 @pytest.mark.parametrize(
@@ -56,17 +92,13 @@ def test_fewer_gpus_than_asked_for_name_the_setting(gpus, words):
         check_gpus(gpus, 2)
 
 
-@pytest.mark.parametrize("attached", [True, False])
-def test_the_token_comes_from_kaggles_secrets_where_it_is_attached(tmp_path, monkeypatch, attached):
-    answer = "return 'from-kaggle' if name == 'HF_TOKEN' else None" if attached else "raise KeyError(name)"
-    (tmp_path / "kaggle_secrets.py").write_text(
-        f"class UserSecretsClient:\n    def get_secret(self, name):\n        {answer}\n"
-    )
+def test_the_token_comes_from_kaggles_secrets(tmp_path, monkeypatch):
+    secrets = "class UserSecretsClient:\n    def get_secret(self, name):\n        return f'{name} of Kaggle'\n"
+    (tmp_path / "kaggle_secrets.py").write_text(secrets)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "kaggle_secrets", raising=False)
     monkeypatch.setenv("HF_TOKEN", "")
-    assert take_secret() is attached
-    assert os.environ["HF_TOKEN"] == ("from-kaggle" if attached else "")
+    assert take_secret() and os.environ["HF_TOKEN"] == "HF_TOKEN of Kaggle"
 
 
 @pytest.mark.parametrize("internet", [True, False])
@@ -77,11 +109,10 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(place, monkeypatch, ca
     monkeypatch.setattr("nbutils.kaggle.start.hub_answers", lambda: internet)
     monkeypatch.setattr("nbutils.kaggle.start.nvidia_gpus", lambda: ())
     bundle = Bundle("me", "mine", "mine.yaml", "train", checkpoint_mirror="me/mirror")
-    if not internet:
-        assert start(bundle).mirror is None
-        assert "nothing is sent to checkpoint_mirror me/mirror: there is no internet" in capsys.readouterr().out
-        return
-    with pytest.raises(UserError, match=r"me/mirror.*no secret HF_TOKEN.*Add-ons → Secrets.*push again"):
-        start(bundle)
+    if internet:
+        with pytest.raises(UserError, match=r"me/mirror.*no secret HF_TOKEN.*Add-ons → Secrets.*push again"):
+            start(bundle)
     monkeypatch.setenv("HF_TOKEN", "x")
-    assert start(bundle).mirror.repo == "me/mirror"
+    mirror, said = start(bundle).mirror, capsys.readouterr().out
+    assert (mirror is not None) is internet
+    assert ("nothing is sent to checkpoint_mirror me/mirror: there is no internet" in said) is not internet

@@ -1,53 +1,46 @@
-"""Earlier work under other settings, sessions that fail, a whole pipeline short of time, options: without kernels."""
+"""A session's notebook behind its first cell: earlier work under other settings, failures, its end, the forecast."""
 
 from __future__ import annotations
 
-import argparse
-import re
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
+import nbformat
 import pytest
-from transformers import TrainerControl, TrainerState
+from papermill import PapermillExecutionError, execute_notebook
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_json, write_json
+from nbutils.core.files import append_jsonl, read_json, sha256_of_json, write_json
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import key_parts
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import spec
 from nbutils.kaggle.carry_over import best, continues
-from nbutils.kaggle.command import add_arguments, bundle_of
-from nbutils.kaggle.notebook_session import Session, too_late
+from nbutils.kaggle.notebook_session import Session, forecast, too_late
 from nbutils.kaggle.packages import WHOLE
 from nbutils.kaggle.start import Bundle, Environment
-from nbutils.pipeline.choice import Options as Choice
-from nbutils.pipeline.choice import chosen
-from nbutils.pipeline.parameters import plan, settings_of
-from nbutils.train.control import StepControl
-from tests.kaggle.made_stages import checkpoint, stage_at
-from tests.kaggle.simulated import SMALL
+from nbutils.pipeline.parameters import settings_of
+from tests.kaggle.made_stages import stage_at
 
 NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
+TRAIN = spec("train")
 
 
 def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -> Path:
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
-    settings = settings_of(spec("train"), NAMES | changes)
-    parts = key_parts(spec("train"), settings)
-    folder = stage_at(settings.run_path, status, key=sha256_of_json(parts), parts=parts, work_seconds=seconds)
-    if status != "done":
-        checkpoint(folder, 10)
-    return folder
+    settings = settings_of(TRAIN, NAMES | changes)
+    parts = key_parts(TRAIN, settings)
+    steps = [] if status == "done" else [10]
+    return stage_at(settings.run_path, status, *steps, key=sha256_of_json(parts), parts=parts, work_seconds=seconds)
 
 
 def kept(folder: Path, stale: str) -> bool:
     found = best([folder.parent], "train", {})
     assert found is not None
-    return continues(found, inspect(spec("train"), settings_of(spec("train"), NAMES)), stale, in_pipeline=False)
+    return continues(found, inspect(TRAIN, settings_of(TRAIN, NAMES)), stale, in_pipeline=False)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +79,13 @@ def session(place: Path, stage: str = "train", stale: str = "") -> Session:
     return made
 
 
-def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(place, capsys):
+@pytest.mark.parametrize("stage", ["train", WHOLE])
+def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(place, capsys, stage):
     trained(place, "paused")
-    made = session(place)
+    made = session(place, stage)
     assert made.keep_output(UserError("no room")) is True
-    record, note = made.run.record("train"), read_json(made.run.path / "session.json")
-    assert record is not None and (record["status"], record["error"]) == ("failed", "no room")
-    assert (note["status"], note["error"]) == ("failed", "no room")
+    for record in (made.run.record("train"), read_json(made.run.path / "session.json")):
+        assert record and (record["status"], record["error"]) == ("failed", "no room")
     assert "\033[1;31m" in capsys.readouterr().out
 
 
@@ -109,19 +102,18 @@ def test_a_failure_that_cannot_be_marked_costs_no_output_either(place, capsys, m
     assert "Note: " in said and "what it made so far is kept" in said
 
 
-@pytest.mark.parametrize("status,step", [("done", 0), ("paused", 10_000)])
-def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(place, tmp_path_factory, status, step):
-    """`--force` after the data changed: the new run, in the mirror alone, is not lost for the old one's sake."""
+def test_a_pipeline_that_fails_ends_the_session_with_its_last_sentence(place):
+    with pytest.raises(UserError, match=r"The pipeline ended with status 1: .*learning_rate"):
+        session(place, WHOLE).run_all(NAMES | {"learning_rate": -1})
 
+
+@pytest.mark.parametrize("status,steps", [("done", []), ("paused", [10_000])])
+def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(place, tmp_path_factory, status, steps):
+    """`--force` after the data changed: the new run, in the mirror alone, is not lost for the old one's sake."""
     held = tmp_path_factory.mktemp("held")
-    shutil.copytree(trained(place, "running").parent, held / "mine")
-    old = trained(place, status)
-    record = read_json(old / "stage.json")
-    parts = record["parts"] | {"upstream": {"data/train/x": "old"}}
-    write_json(old / "stage.json", record | {"parts": parts, "key": sha256_of_json(parts)})
-    if step:
-        checkpoint(old, step)
-    shutil.move(old.parent, place / "input" / "it" / "mine")
+    shutil.move(trained(place, "running").parent, held / "mine")
+    parts = key_parts(TRAIN, settings_of(TRAIN, NAMES)) | {"upstream": {"data/train/x": "old"}}
+    stage_at(place / "input" / "mine", status, *steps, parts=parts, key=sha256_of_json(parts))
     made = session(place, stale="force")
     made.mirror = Mock(fetch=Mock(return_value=held))
     made.bring_earlier()
@@ -140,81 +132,41 @@ def test_the_end_of_a_session_is_noted(place, stage, waits, status):
     assert read_json(made.run.path / "session.json")["status"] == status
 
 
-@pytest.mark.parametrize("used,waits", [(30, False), (59, False), (61, True), (500, True)])
-def test_the_evaluation_waits_where_little_of_the_budget_is_left(monkeypatch, used, waits):
-    monkeypatch.setenv("NBUTILS_STARTED", str(time.time() - 60 * used))
-    assert bool(too_late(100)) is waits
-    assert too_late(0) == ""
+def test_the_evaluation_waits_where_little_of_the_budget_is_left(monkeypatch):
+    for used, waits in ((59, False), (61, True)):
+        monkeypatch.setenv("NBUTILS_STARTED", str(time.time() - 60 * used))
+        assert bool(too_late(100)) is waits and too_late(0) == ""
 
 
-def test_what_comes_before_the_evaluation_can_be_run_alone():
-    picked = chosen(plan(SMALL, []), Choice(until="metrics"))
-    assert [planned.stage.name for planned in picked] == ["data", "train", "metrics"]
+@pytest.mark.parametrize("word,shown", [("keep", "ValueError: keep"), ("fatal", '"ename": "ValueError"')])
+def test_a_kept_failure_is_red_and_costs_no_version(tmp_path, word, shown):
+    """Guard in a real kernel, executed by papermill. A failure that nobody keeps is one, and no cell is passed over."""
+    cells = [
+        "from nbutils.kaggle.guard import Guard\nguard = Guard(get_ipython(), lambda error: 'keep' in str(error))",
+        "'a value'",
+        f"raise ValueError('{word}')",
+        "print('never' + 'reached')",
+        "# session.resume(\nprint('begun' + 'again')",
+    ]
+    book, out = (tmp_path / name for name in ("in.ipynb", "out.ipynb"))
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), book)
+    kept = word == "keep"
+    with nullcontext() if kept else pytest.raises(PapermillExecutionError):
+        execute_notebook(book, out, kernel_name="python3", progress_bar=False)
+    said = out.read_text()
+    assert shown in said and "neverreached" not in said and "'a value'" in said
+    assert ("begunagain" in said) is kept is ("passed over" in said.replace("print('passed over')", ""))
 
 
-@pytest.mark.parametrize("step,pauses", [(3, False), (4, True), (8, False)])
-def test_a_rehearsal_pauses_after_its_steps_however_fast_the_machine(step, pauses):
-    settings = SimpleNamespace(pause_after_steps=3, log_steps=1, eval_steps=0, checkpoint_steps=0)
-    counters, budget = SimpleNamespace(end_step=lambda: 1.0), SimpleNamespace(note=lambda *_: None)
-    job = SimpleNamespace(settings=settings, counters=counters, budget=budget, loader=SimpleNamespace(first_step=1))
-    control = StepControl(SimpleNamespace(job=job, stopping=False))  # type: ignore[arg-type]
-    flags = TrainerControl()
-    control.on_step_end(None, TrainerState(global_step=step, max_steps=8), flags)  # type: ignore[arg-type]
-    assert flags.should_save is pauses and flags.should_training_stop is (pauses or step == 8)
-
-
-# Options
-
-
-def given(profile: Path, *words: str) -> Bundle:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    always = ["bundle", str(profile), "--out", "x", "--owner", "someone"]
-    return bundle_of(parser.parse_args([*always, *words]))
-
-
-@pytest.fixture
-def profile(tmp_path) -> Path:
-    path = tmp_path / "mine.yaml"
-    path.write_text(SMALL.read_text() + "internet: false\ncheckpoint_mirror: me/mirror\nmirror_minutes: 5\n")
-    return path
-
-
-def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_it(profile):
-    def asked(*given_words: object) -> tuple:
-        found = given(*given_words)
-        return found.internet, found.checkpoint_mirror, found.mirror_minutes, found.stale
-
-    assert asked(profile) == (False, "me/mirror", 5.0, "")
-    words = ("--mirror", "", "-p", "mirror_minutes=7", "-p", "internet=true", "--force")
-    assert asked(profile, *words) == (True, "", 7.0, "force")
-    assert asked(SMALL) == (True, "", 30.0, "") and asked(SMALL, "--offline", "--accept") == (False, "", 30.0, "accept")
-    assert given(SMALL, "-p", "datasets=[a b]").recipe == "tests/kaggle/small.yaml -p 'datasets=[a b]'"
-    assert given(profile).recipe == "mine.yaml", "no place on this machine goes into a notebook"
-    assert len(plan(profile, []).stages) == 6  # `run` knows the names and passes over them
-
-
-@pytest.mark.parametrize(
-    "options,words",
-    [
-        (["--attach", "foo"], ["--attach", "'foo'", "OWNER/DATASET"]),
-        *((["-p", f"mirror_minutes={each}"], ["mirror_minutes", "more than 0"]) for each in ("soon", "true", "0")),
-        (["--mirror", "foo"], ["mirror", "'foo'", "owner/name"]),
-        (["-p", "internet=2"], ["internet", "true or false"]),
-    ],
-)
-def test_what_kaggle_would_refuse_is_one_sentence(profile, options, words):
-    with pytest.raises(UserError) as raised:
-        given(profile, *options)
-    assert all(word in str(raised.value) for word in words)
-
-
-def test_profiles_that_kaggle_would_take_for_one_have_addresses_of_their_own():
-    alike = [*("a-profile-of-a-very-long-name-1", "a-profile-of-a-very-long-name-2"), "модель", "модели"]
-    alike += ["modell-ä", "modell-"]
-    for name in ("data", "evaluate", WHOLE):
-        addresses = [Bundle("me", profile, "", name).slug for profile in alike]
-        assert len(set(addresses)) == len(alike)
-        for address in addresses:
-            assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", address) and len(address) <= 50
-    assert Bundle("me", "kaggle_t4x2", "", "train").address == "me/smallchat-kaggle-t4x2-02-train-sft"
+def test_the_forecast_counts_all_of_the_data_and_all_passes(tmp_path):
+    run, log = Run(tmp_path), tmp_path / "train" / "metrics.jsonl"
+    assert forecast(run) == ""
+    source = {"rows": 4_600, "rows_in_source": 460_000}
+    write_json(run.rows / "summary.json", {"train": {"tokens": 4_000_000}, "datasets": [source]})
+    write_json(run.training / "settings.json", {"settings": {"epochs": 3}})
+    append_jsonl(log, {"kind": "eval"})
+    assert forecast(run) == ""
+    for speed in (1, 1, 1, 20_000, 22_000, 24_000):
+        append_jsonl(log, {"kind": "train", "tokens_per_second": speed})
+    assert "At 22,000 tokens a second, the training steps of the full run (1,200.0 million tokens)" in forecast(run)
+    assert "15.2 GPU-hours in 2 sessions" in forecast(run)

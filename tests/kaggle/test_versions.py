@@ -15,7 +15,6 @@ PARTS = [
     "tests/core/test_generation.py",
     "tests/train/test_parts.py",
     "tests/train/test_loss.py",
-    "tests/train/test_batches.py",
     "tests/evaluate/test_shared_prefix.py",
 ]
 """Tests that touch the libraries most, and that the notebooks do not make themselves."""
