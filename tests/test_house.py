@@ -41,6 +41,19 @@ def imports(name: str) -> set[str]:
     return {name.removeprefix("nbutils.") for name in found} & MODULES.keys()
 
 
+ABSENT = {"kaggle", "kagglesdk", "kaggle_secrets", "psutil"}
+SLOW = {"torch", "transformers", "trl", "datasets", "lm_eval", "papermill", "accelerate"}
+"""What may be imported inside a function: packages that a machine may lack, and those that take seconds."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_other_imports_stand_at_the_top(name):
+    inside = {node for each in ast.walk(TREES[name]) if isinstance(each, ast.FunctionDef) for node in ast.walk(each)}
+    found = {alias.name for node in inside if isinstance(node, ast.Import) for alias in node.names}
+    found |= {str(node.module) for node in inside if isinstance(node, ast.ImportFrom)}
+    assert {module.partition(".")[0] for module in found} <= ABSENT | SLOW | {"nbutils"}  # ours may import torch
+
+
 # A fact has one owner
 
 OTHERWISE = {

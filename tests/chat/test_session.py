@@ -9,13 +9,15 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from nbutils.chat.session import ChatSession
 from nbutils.chat.settings import in_effect
 from nbutils.core.chat_engine.window import MessageTooLongError
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
-from nbutils.core.vocabulary import OutsideVocabularyError
+from nbutils.core.run.models import tiny_model
+from nbutils.core.vocabulary import OutsideVocabularyError, lost
 from tests.chat.models import MODEL, TOKENIZER, ScriptedModel, chat, random_model, said, say, scripted_session
 from tests.core.test_chatml import unigram
 
@@ -88,6 +90,14 @@ def test_a_character_outside_the_vocabulary_is_a_sentence_and_the_chat_continues
         session.reply("Hi 🙂")
     assert session.messages == [] and session.context.used == 0
     assert len(say(session, "Hi", "Hi")) == 2
+
+
+def test_a_reply_holds_no_character_that_its_tokenizer_would_lose():
+    """Else the next turn could not read it."""
+    tokenizer = unigram(normalizer=normalizers.Nmt())
+    wild = {"greedy": False, "temperature": 5.0, "max_new_tokens": 60}
+    written = "".join(say(chat(tiny_model(tokenizer, 1024, 0), tokenizer, **wild), "Hi", "Hi", "Hi"))
+    assert written and not lost(tokenizer, written)
 
 
 def test_a_message_that_cannot_fit_is_refused_with_its_size_and_the_room():
