@@ -18,7 +18,6 @@ from nbutils.data.row_batches import Source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from transformers import PreTrainedTokenizerBase
 
 
 LOOKED_AT = 200
@@ -156,13 +155,3 @@ def example(folder: Path, turns: int = 4) -> Json:
 
     rows: list[Json] = list(load_from_disk(folder).take(LOOKED_AT))
     return min(rows, key=lambda row: (len(row["messages"]) < turns, abs(len(row["messages"]) - turns)))
-
-
-def coloured(tokenizer: PreTrainedTokenizerBase, row: Json) -> HTML:
-    """A row of a set token by token, supervised ones in green; hover for the id. Texts are escaped."""
-    spans = []
-    for number, (token, supervised) in enumerate(zip(row["input_ids"], row["supervised"], strict=True)):
-        text = html.escape(tokenizer.decode([token])).replace("\n", "⏎\n")
-        shade = ("#b8e6d0", "#9bd9bd") if supervised else ("#eeeeee", "#dddddd")
-        spans.append(f'<span style="background:{shade[number % 2]};color:#222" title="{token}">{text}</span>')
-    return HTML(f'<pre style="white-space:pre-wrap;line-height:1.6">{"".join(spans)}</pre>')

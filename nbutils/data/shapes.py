@@ -69,8 +69,8 @@ def _alpaca(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
         raise Malformed("`history` holds something else than pairs of question and answer")
     for asked, answered in history:
         turns += [("user", reading.text(asked)), ("assistant", reading.text(answered))]
-    parts = [reading.text(row["instruction"]), reading.text(row.get("input"))]
-    asked = "\n\n".join(part.strip() for part in parts if part.strip())
+    parts = [text for text in (reading.text(row["instruction"]), reading.text(row.get("input"))) if text.strip()]
+    asked = "\n\n".join(map(str.strip, parts)) if len(parts) > 1 else "".join(parts)  # it may end in an open header
     return _plain([*turns, ("user", asked), ("assistant", reading.text(row["output"]))])
 
 

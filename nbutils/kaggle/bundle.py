@@ -146,11 +146,8 @@ def _write(out: Path, bundle: Bundle, book: Any, archive: bytes) -> Path:
     book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata["kaggle"] = {  # read when a person imports the notebook by hand
         "accelerator": "nvidiaTeslaT4" if gpu else "none",
-        "dataSources": [],
         "isGpuEnabled": gpu,
         "isInternetEnabled": bundle.internet,
-        "language": "python",
-        "sourceType": "notebook",
     }
     metadata = {
         "id": bundle.address,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 import signal
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import groupby
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
@@ -26,9 +23,6 @@ from nbutils.core.text import counted, duration
 from nbutils.core.torchrun import STARTED, Event, Hang, Torchrun, tell
 from nbutils.core.training_log import LOG
 from nbutils.train.settings import TrainSettings
-
-SHOWN_TOKENS = 160
-"""Of the conversation that notebook 02 shows."""
 
 LEAST_STEPS = 3
 """Steps of a run before its time left is forecast: the first is a warm-up, and one more says little."""
@@ -166,16 +160,6 @@ def line_of(event: Event, steps: int) -> str:
         case "paused":
             return f"Paused at step {event['step']} of {event['steps']} ({event['step'] / event['steps']:.0%})."
     return ""
-
-
-def supervised_text(tokenizer: Any, input_ids: Sequence[int], supervised: Sequence[bool]) -> HTML:
-    """The first tokens of a conversation as the model reads it; what the loss counts is marked."""
-    body = f"{sum(supervised)} of {len(supervised)} tokens are supervised (marked).\n\n"
-    pairs = list(zip(input_ids, supervised, strict=True))[:SHOWN_TOKENS]
-    for marked, run in groupby(pairs, key=lambda pair: pair[1]):
-        text = html.escape(tokenizer.decode([int(token) for token, _ in run]))
-        body += f"<mark>{text}</mark>" if marked else text
-    return HTML(f'<pre style="white-space:pre-wrap">{body}{" …" * (len(supervised) > SHOWN_TOKENS)}</pre>')
 
 
 def before_and_after(samples: Sequence[Json]) -> HTML:

@@ -58,6 +58,7 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
         ("preference", {"conversations": [HUMAN], "chosen": GPT}, AB),
         ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
         ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),
+        ("alpaca", {"instruction": PROMPT, "output": ANSWER}, AFTER),
         ("text", {"text": WHOLE}, AFTER),
         ("completion", {"prompt": QUESTION, "completion": "b"}, [("user", QUESTION), AB[1]]),  # stays a question
         ("messages", {"messages": [ASKED, ANSWERED | {"content": AS_JSON}]}, [AB[0], ("assistant", AS_JSON)]),
