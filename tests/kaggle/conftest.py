@@ -80,8 +80,8 @@ OLDEST = ("transformers==5.0.*", "ipython==7.34.0", "ipykernel==6.17.1", "nbclie
 
 
 @pytest.fixture(scope="session")
-def oldest() -> Path:
-    """The interpreter of an image with the libraries of Kaggle's, and what those need."""
+def old_packages() -> Path:
+    """The libraries of Kaggle's image, and what those need; tests that install into an image make their own."""
 
     def make(folder: Path) -> None:
         command = [image(folder), "-m", "pip", "install", "-q", *OLDEST]
@@ -89,18 +89,24 @@ def oldest() -> Path:
         if ran.returncode:
             missing(f"{', '.join(OLDEST)} cannot be installed: {ran.stderr.strip().splitlines()[-1]}")
 
-    return made_once_here("oldest", make) / "bin" / "python"
+    return packages_of(made_once_here("oldest", make))
 
 
 @pytest.fixture
-def bare(oldest, tmp_path) -> Path:
+def oldest(old_packages, tmp_path) -> Path:
+    """The interpreter of an image with those libraries."""
+    return image(tmp_path / "oldest", old_packages, PACKAGES)
+
+
+@pytest.fixture
+def bare(old_packages, tmp_path) -> Path:
     """The interpreter of the same image without what Kaggle's lacks altogether."""
     there = tmp_path / "packages"
     there.mkdir()
     for place in PACKAGES.iterdir():
         if not re.match(r"(trl|lm_eval|chitchat_dataset)(-[\d.]+\.dist-info)?$", place.name):
             (there / place.name).symlink_to(place)
-    return image(tmp_path / "image", packages_of(oldest.parents[1]), there)
+    return image(tmp_path / "image", old_packages, there)
 
 
 @pytest.fixture(scope="session")
