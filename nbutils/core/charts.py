@@ -144,7 +144,7 @@ def file_of(figure: Figure, form: str, dpi: int = DPI) -> bytes:
 
 
 def whole_table(frame: pd.DataFrame, **options: Any) -> HTML:
-    """A table with whole texts, which pandas would cut off at 50 characters, and escaped."""
+    """A table with whole texts, which pandas would cut off at 50 characters; escaped, but for `escape=False`."""
     with pd.option_context("display.max_colwidth", None):
         return HTML(frame.to_html(justify="left", **options))
 

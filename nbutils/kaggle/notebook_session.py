@@ -268,7 +268,8 @@ def forecast(run: Run) -> str:
     """What all passes over all of the data take at the speed of this run; '' where there are too few rows to tell.
 
     Datasets that were read in part are counted in full: their tokens are scaled by rows in the source over rows read.
-    How often and how much the full run evaluates is not known here: evaluations are named and not counted.
+    How often and how much the full run evaluates is not known here: evaluations are named and not counted. An hour on
+    two T4s counts as one of the week's (kaggle.com/docs/efficient-gpu-usage).
     """
     try:
         rows, summary = read_jsonl(run.training / LOG_OF_TRAINING), read_json(run.rows / "summary.json")

@@ -38,7 +38,6 @@ def problems(plan: Plan, picked: Sequence[Planned]) -> list[str]:
     wanting = [entry.settings for entry in picked if not (kept and entry.settings is trained)]
     for tasks in (False, True):  # what takes seconds comes last
         need_hub(not_here(wanted_by(wanting, tasks=tasks)), plan.profile)
-    quiet()
     found = []
     for entry in picked:
         for check in CHECKS.get(type(entry.settings), ()):
@@ -69,7 +68,9 @@ def _base(settings: TrainSettings, _: object) -> None:
 def _tasks(settings: EvaluateSettings, _: object) -> None:
     own = own_tasks(settings.task_path)
     check_known(settings.tasks, YAMLS | own)
-    load_tasks([name for name in settings.tasks if name in own and not dataset_of_tasks(name, own)], own)
+    if local := [name for name in settings.tasks if name in own and not dataset_of_tasks(name, own)]:
+        quiet()  # imports `datasets`, as they do
+        load_tasks(local, own)
 
 
 def _peers(settings: EvaluateSettings, _: object) -> None:

@@ -35,8 +35,9 @@ class TrainerOptions(TypedDict, total=False):
 
 
 def _known(options: Any) -> Any:
-    if isinstance(options, dict) and (wrong := options.keys() - TrainerOptions.__annotations__.keys()):
-        raise ValueError(f"'{min(wrong)}' cannot be set here, only {', '.join(TrainerOptions.__annotations__)}")
+    for name in options if isinstance(options, dict) else ():
+        if name not in TrainerOptions.__annotations__:
+            raise ValueError(f"'{name}' cannot be set here, only {', '.join(TrainerOptions.__annotations__)}")
     return options
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import machine
 from tests.conftest import SHARED, package_folder, unpacked
 
+os.environ.pop("TOKENIZERS_PARALLELISM", None)  # the tests switch it off; for a person it is on
 THREADS = 2
 EVALDATA = SHARED / "evaldata"
 WITHOUT_EVALDATA = {} if EVALDATA.is_dir() else {"skipped": f"the evaluation data is not in {SHARED.name}/evaldata"}

@@ -13,7 +13,6 @@ in 2018, so these are false positives of the contamination check.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -45,7 +44,6 @@ Kept = list[list[int]]
 def main() -> None:
     """Prints one JSON line with the ratios; exits with 1 where the two ways keep different rows or ids."""
     datasets.disable_progress_bars()
-    os.environ.pop("TOKENIZERS_PARALLELISM")  # which the tests switch off: a person has it on
     found: dict[str, Any] = {"met": True, "same": True}
     with tempfile.TemporaryDirectory() as name, redirect_stdout(sys.stderr):  # what the stage says
         folder = Path(name)
