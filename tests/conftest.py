@@ -36,6 +36,11 @@ def package_folder(name: str) -> Path:
     return Path(found.submodule_search_locations[0])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts those that need the demo's run first: one worker makes it, and the other does not wait for it."""
+    items.sort(key=lambda item: "demo_run" not in item.fixturenames)
+
+
 Make = Callable[[Path], object]
 
 

@@ -23,7 +23,7 @@ from nbutils.core.torchrun import end_with
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import Shape
 
-BATCH_ROWS = 500
+BATCH_ROWS = 1000
 """Rows that one call gets: enough to keep the tokenizer busy, few enough to stay small."""
 WAITING = 3
 """Batches under way for each process: enough that none waits, few enough that memory stays flat."""
