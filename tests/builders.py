@@ -31,25 +31,22 @@ def small_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerBase:
 def data_folder(
     run: Path, *, train: int = 40, evaluation: int = 10, turns: int = 6, pieces: int = 509, max_length: int = 256
 ) -> Path:
-    """Writes `run/data` as notebook 01 does (rows, tokenizer, summary, stage record), from real conversations."""
+    """Writes what training and evaluation read of `run/data` (rows, tokenizer, summary), from real conversations."""
     conversations = chitchat(train + evaluation, turns)
     tokenizer = small_tokenizer([m["content"] for c in conversations for m in c], pieces)
-    folder, counts = run / "data", {}
+    folder = run / "data"
     rows: list[dict[str, Any]] = [
-        {"source": "chitchat", "index": i, "messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
-        for i, (c, e) in enumerate(zip(conversations, encode_batch(tokenizer, conversations), strict=True))
+        {"messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
+        for c, e in zip(conversations, encode_batch(tokenizer, conversations), strict=True)
         if len(e) <= max_length
     ]
     for side, picked in (("train", rows[evaluation:]), ("eval", rows[:evaluation])):
         Dataset.from_list(picked).save_to_disk(str(folder / side))
-        counts[side] = {"rows": len(picked), "tokens": sum(len(row["input_ids"]) for row in picked)}
     tokenizer.save_pretrained(folder / "tokenizer")
     summary = {
-        "schema": 1,
-        "rows": len(conversations),
         "max_length": max_length,
-        "tokenizer": {"base_model": "tiny", "pieces": pieces},
+        "tokenizer": {"base_model": "tiny"},
         "eval_hash": sha256_of_json([row["messages"] for row in rows[:evaluation]]),
     }
-    write_json(folder / "summary.json", summary | counts)
+    write_json(folder / "summary.json", summary)
     return folder

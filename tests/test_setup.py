@@ -123,9 +123,9 @@ def test_an_old_python_is_refused_in_one_sentence(monkeypatch):
 def test_pip_settings_that_lead_outside_are_dropped(tree, monkeypatch):
     given = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_INDEX_URL", "PIP_CACHE_DIR")
     monkeypatch.setattr("os.environ", dict.fromkeys(given, "given"))
-    found = load("setup", tree).pip_environment()
-    assert found.keys() == {"PIP_INDEX_URL", "PIP_CACHE_DIR", "PIP_USER", "PIP_DISABLE_PIP_VERSION_CHECK"}
-    assert (found["PIP_INDEX_URL"], found["PIP_CACHE_DIR"], found["PIP_USER"]) == ("given", "given", "0")
+    kept = {"PIP_INDEX_URL": "given", "PIP_CACHE_DIR": "given"}
+    ours = {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    assert load("setup", tree).pip_environment() == kept | ours
 
 
 def test_the_lock_has_a_pin_for_each_package_of_pips_report(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import PurePath
 from urllib.parse import unquote, urlsplit
 
 from tests.publish import fake_hub
@@ -21,9 +20,10 @@ class FakeHub(fake_hub.FakeHub):
         super().__init__()
         self.RequestHandlerClass = _Handler
 
-    def commit(self, kind: str, name: str) -> str:
-        """A commit that depends on all files."""
-        return _sha1(repr(sorted(self.repos[kind, name].items())).encode())
+
+def commit(name: str) -> str:
+    """The one commit of a repository."""
+    return _sha1(name.encode())
 
 
 def _sha1(data: bytes) -> str:
@@ -38,32 +38,28 @@ class _Handler(fake_hub._Handler):
 
     def do_GET(self) -> None:
         self._note()
-        found = _PATH.fullmatch(unquote(urlsplit(self.path).path))
-        kind, name, call, revision, file = found.groups() if found else [""] * 5
-        repo = (kind or "models", name)
-        files = self.server.repos.get(repo, {})
-        commit = files and self.server.commit(*repo)
+        kind, name, call, revision, file = _PATH.fullmatch(unquote(urlsplit(self.path).path)).groups()
+        files = self.server.repos.get((kind or "models", name), {})
         if not files:
             self._missing("Repo")
-        elif revision not in (None, "main", commit):
+        elif revision not in (None, "main", commit(name)):
             self._missing("Revision")
         elif call == "resolve" and file not in files:
             self._missing("Entry")
         elif call == "resolve":
-            self._file(files[file], {"X-Repo-Commit": commit})
+            self._file(files[file], commit(name))
         elif call == "tree":
-            folders = {str(folder) for name in files for folder in PurePath(name).parents if folder.name}
-            entries = [(name, "directory", b"") for name in folders] + [(name, "file", files[name]) for name in files]
-            self._json([{"type": t, "path": name, "oid": _sha1(data), "size": len(data)} for name, t, data in entries])
+            entries = [{"path": path, "oid": _sha1(data), "size": len(data)} for path, data in files.items()]
+            self._json([{"type": "file"} | entry for entry in entries])
         else:
-            self._json({"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
+            self._json({"id": name, "sha": commit(name), "siblings": [{"rfilename": file} for file in files]})
 
-    def _file(self, data: bytes, headers: dict[str, str]) -> None:
-        headers["ETag"] = f'"{_sha1(data)}"'
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            piece = range(len(data))[int(asked[1]) : int(asked[2] or len(data)) + 1]
-            headers["Content-Range"] = f"bytes {piece[0]}-{piece[-1]}/{len(data)}"
-            self._answer(206, data[piece.start : piece.stop], headers)
+    def _file(self, data: bytes, commit: str) -> None:
+        headers = {"ETag": f'"{_sha1(data)}"', "X-Repo-Commit": commit}
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = map(int, asked.groups())
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            self._answer(206, data[first : last + 1], headers)
         else:
             self._answer(200, data, headers)
 

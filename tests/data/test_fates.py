@@ -11,7 +11,7 @@ NAMES = {"u": U, "a": A, "s": S, "t": "tool"}
 
 
 @pytest.mark.parametrize(
-    ("roles", "texts", "fate", "detail"),
+    "roles,texts,fate,detail",
     [
         ("ua", "HX", "kept", ""),
         ("suasa", "BHCAH", "kept", ""),
@@ -48,7 +48,7 @@ def test_the_reasons_stand_in_the_order_of_the_issue():
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    "one,other,same",
     [
         ("cafe\u0301 au lait|x", "caf\u00e9  au\tlait\n|x", True),  # Unicode form and white space
         ("ﬁne|x", "fine|x", True),  # compatibility form

@@ -10,7 +10,6 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ from nbutils.data import filter as filtering
 from nbutils.data import lines, sources
 from nbutils.data.display import beside_line, example, fates_table, limits_table
 from nbutils.data.filter import processes_for
-from nbutils.data.row_batches import Batch, Source, in_order
+from nbutils.data.row_batches import Batch, in_order
 from nbutils.data.sources import open_source
 from nbutils.data.summary import lengths
 from tests.core.test_chatml import unigram
@@ -62,11 +61,10 @@ def test_every_raw_row_is_in_the_ledger_once_with_one_fate_and_why(mixed):
     ledger = mixed.ledger.set_index(["source", "index"])
     assert ledger.loc[first, "fate"].tolist() == [*ONE_EACH, *["kept"] * 41, *["no_assistant_turn"] * 20]
     assert ledger.loc[second, "fate"].tolist() == ["kept"] * 10 + ["duplicate"] * 2
-    assert mixed.ledger["detail"][[4, 7]].tolist() == ["turn 2 (assistant)", f"same as {first} row 6"]
+    assert mixed.ledger["detail"][7] == f"same as {first} row 6"
     lost = mixed.ledger.loc[8, ["lost_last_user_turn", "turns", "characters"]]
     assert lost.tolist() == [True, 2, len("Lost?Never.")]
     assert mixed.summary["trimmed_rows"] == 1
-    assert list(mixed.rows("train")[0]) == ["source", "index", "messages", "input_ids", "supervised", "context"]
 
 
 def test_three_drops_of_each_reason_are_kept_to_look_at(mixed):
@@ -142,7 +140,7 @@ def test_a_larger_fraction_takes_the_same_rows_and_more_and_the_others_are_shown
     path = write_lines(tmp_path / "a.jsonl", chats(600))
     half, more = (make(tmp_path / "run", [{"path": path, "fraction": fraction}]) for fraction in (0.5, 0.8))
     assert 250 < len(half.ledger) < 350
-    assert half.ledger["index"].is_unique and set(half.ledger["index"]) < set(more.ledger["index"])
+    assert set(half.ledger["index"]) < set(more.ledger["index"])
     described = half.summary["datasets"][0]
     assert (described["rows"], described["rows_in_source"]) == (len(half.ledger), 600)
     assert f"<th>not taken</th>\n      <td>{600 - len(half.ledger)}</td>" in fates_table(half.summary).data
@@ -151,10 +149,10 @@ def test_a_larger_fraction_takes_the_same_rows_and_more_and_the_others_are_shown
 def test_the_tokenizer_of_the_tiny_model_never_reads_the_evaluation_side(tmp_path):
     rows = chats(80)
     first = make_of(tmp_path, rows)
-    sides = first.ledger["side"]
-    train, held_out = ([row for row, one in zip(rows, sides, strict=True) if one == side] for side in ("train", "eval"))
-    others = [make_of(tmp_path, [*train, *some]) for some in (held_out, held_out[:1])]
-    assert len({made.tokenizer.backend_tokenizer.to_str() for made in (first, *others)}) == 1
+    held_out = first.ledger.index[first.ledger["side"] == "eval"][1:]
+    other = make_of(tmp_path, [row for number, row in enumerate(rows) if number not in held_out])
+    assert len(held_out) > 10
+    assert other.tokenizer.backend_tokenizer.to_str() == first.tokenizer.backend_tokenizer.to_str()
 
 
 def test_whole_over_long_conversations_of_the_evaluation_side_are_kept_and_some_are_counted(tmp_path, monkeypatch):
@@ -179,7 +177,7 @@ def test_what_other_limits_would_cost_where_each_long_row_that_was_counted_stand
     assert sum(found["lengths"]["rows"]) == ledger.num_rows
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize("number,status", [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
 def test_stopped_half_way_takes_its_workers_along_leaves_nothing_that_looks_finished_and_starts_again(
     tmp_path, monkeypatch, number, status
 ):
@@ -211,10 +209,7 @@ def test_stopped_half_way_takes_its_workers_along_leaves_nothing_that_looks_fini
 
 
 def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path, monkeypatch):
-    def longer(*given: Any) -> Source:
-        return replace(open_source(*given), rows=65)
-
-    monkeypatch.setattr(making, "open_source", longer)
+    monkeypatch.setattr(making, "open_source", lambda *given: replace(open_source(*given), rows=65))
     assert "had 65 rows when it was opened, and 60" in refusal(make_of, tmp_path, chats(60))
 
 
@@ -227,9 +222,10 @@ def test_a_killed_worker_is_an_error_in_a_sentence(mixed):
 
 def test_the_example_is_a_whole_conversation_with_some_turns_where_there_is_one(tmp_path):
     rows = [*chats(60), chat(*LONG[:12]), chat("?", "a", "b", "c")]
-    for some, shown in ((rows, rows[-1]), (rows[:-1], rows[-2])):
-        Dataset.from_list(some).save_to_disk(tmp_path / str(len(some)))
-        assert example(tmp_path / str(len(some))) == shown
+    for some in (rows, rows[:-1]):
+        folder = tmp_path / str(len(some))
+        Dataset.from_list(some).save_to_disk(folder)
+        assert example(folder) == some[-1]
 
 
 def test_few_rows_are_not_worth_another_process():

@@ -75,9 +75,12 @@ def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
 def check(made: Made, counts: dict[str, int]) -> None:
     """Ledger, summary, sets and sources agree, and every kept row is true ChatML."""
     summary, ledger = made.summary, made.ledger.set_index(["source", "index"])
-    raw = [(source.label, number) for source in made.sources for number in range(counts[source.label])]
-    whole = {source.label for source in made.sources if source.spec.fraction == 1}
-    assert ledger.index.tolist() == [origin for origin in raw if origin[0] in whole or origin in ledger.index]
+    assert ledger.index.tolist() == [
+        (source.label, number)
+        for source in made.sources
+        for number in range(counts[source.label])
+        if source.spec.fraction == 1 or (source.label, number) in ledger.index
+    ]
     assert summary["rows"] == len(ledger) == sum(counts.values()) - summary["rows_not_taken"]
     fates = ledger.groupby("fate")["tokens"].agg(rows="size", tokens="sum").to_dict("index")
     assert fates == {fate: facts for fate, facts in summary["fates"].items() if facts["rows"]}

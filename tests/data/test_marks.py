@@ -63,7 +63,7 @@ def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_co
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    "rows,words",
     [
         ([*chats(3), weighted(0.5)], ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
         ([{"prompt": "<s>[INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
