@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from nbutils.core.chatml import encode_batch
 from nbutils.core.files import sha256_of_json, write_json
@@ -23,9 +21,8 @@ def chitchat(count: int, turns: int = 8) -> list[list[dict[str, str]]]:
     return list(islice((talk for talk in paired if talk and all(m["content"] for m in talk)), count))
 
 
-def small_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer trained on the texts, with ChatML."""
-    return train_bpe(texts, pieces)
+small_tokenizer = train_bpe
+"""`small_tokenizer(texts, pieces)`: a byte-level BPE tokenizer trained on the texts, with ChatML."""
 
 
 def data_folder(
@@ -35,7 +32,7 @@ def data_folder(
     conversations = chitchat(train + evaluation, turns)
     tokenizer = small_tokenizer([m["content"] for c in conversations for m in c], pieces)
     folder = run / "data"
-    rows: list[dict[str, Any]] = [
+    rows = [
         {"messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
         for c, e in zip(conversations, encode_batch(tokenizer, conversations), strict=True)
         if len(e) <= max_length

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from types import ModuleType
 
 import pytest
@@ -154,8 +155,7 @@ def test_a_system_that_refuses_pip_and_has_no_ensurepip_is_set_up(tree, tmp_path
     (system / library / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=Use apt.\n")
 
     def said(*command: object) -> str:
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
-        return done.stdout + done.stderr
+        return subprocess.run(command, cwd=tree, stdout=PIPE, stderr=STDOUT, text=True, check=False).stdout
 
     def files() -> set[Path]:
         return {path for path in system.rglob("*") if "__pycache__" not in path.parts}

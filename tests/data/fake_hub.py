@@ -14,8 +14,6 @@ _PATH = re.compile(r"/(?:api/)?(?:(models|datasets)/)?([^/]+/[^/]+?)(?:/(revisio
 class FakeHub(fake_hub.FakeHub):
     """Repositories as (`models` or `datasets`, id) → file → bytes; every request that came."""
 
-    repos: dict[tuple[str, str], dict[str, bytes]]
-
     def __init__(self) -> None:
         super().__init__()
         self.RequestHandlerClass = _Handler
@@ -31,8 +29,6 @@ def _sha1(data: bytes) -> str:
 
 
 class _Handler(fake_hub._Handler):
-    server: FakeHub
-
     def do_HEAD(self) -> None:
         self.do_GET()
 

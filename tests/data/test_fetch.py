@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
-from datasets import Dataset, config
+from datasets import config
 from huggingface_hub import constants
 
 from nbutils.cli import main
@@ -20,12 +20,6 @@ from tests.data.making import chats, opened, refusal, rows_read, settings_for
 MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sciq"
 
 
-def parquet(rows: list[dict]) -> bytes:
-    buffer = io.BytesIO()
-    Dataset.from_list(rows).to_parquet(buffer)
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Iterator[FakeHub]:
     """A hub with a base model, a dataset of two splits, and the data of the task `sciq`."""
@@ -36,14 +30,14 @@ def hub(tmp_path_factory) -> Iterator[FakeHub]:
     model = {file.name: file.read_bytes() for file in folder.iterdir()}
     item = {"question": "Why?", "distractor1": "a", "distractor2": "b", "distractor3": "c", "correct_answer": "d",
             "support": "So."}  # fmt: skip
-    split = parquet([item] * 3)
+    split = pd.DataFrame([item] * 3).to_parquet()
     hub = FakeHub()
     hub.repos["models", MODEL] = model | {"pytorch_model.bin": b"old weights", "onnx/model.onnx": b"others'"}
     hub.repos["datasets", CHATS] = {
         "README.md": b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n"
         b"  - split: test\n    path: data/test-*\n---\n",
-        "data/train-0.parquet": parquet(chats(300)),
-        "data/test-0.parquet": parquet(chats(7, "t")),
+        "data/train-0.parquet": pd.DataFrame(chats(300)).to_parquet(),
+        "data/test-0.parquet": pd.DataFrame(chats(7, "t")).to_parquet(),
     }
     hub.repos["datasets", TASK_DATA] = {f"data/{name}-0.parquet": split for name in ("train", "validation", "test")}
     yield hub

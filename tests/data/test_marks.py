@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -35,17 +34,6 @@ def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
             assert tokens.supervised_counts()[number] == (labels[1:] != IGNORED).sum()
 
 
-def weighted(weight: Any) -> dict[str, Any]:
-    asked, answered = chat("a", "b")["messages"]
-    return {"messages": [asked, answered | {"weight": weight}]}
-
-
-def test_marks_that_leave_nothing_to_learn_or_part_what_belongs_together(tmp_path):
-    answer = weighted(False)
-    made = make_of(tmp_path, [*chats(30), answer, {"messages": answer["messages"] + messages(("assistant", "c"))}])
-    assert made.fates[30:] == ["rejected", "bad_roles"]
-
-
 @pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet"])
 def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_counted(tmp_path, kind):
     rows = [row | {"source": "web", "empty": "", "label": True} for row in chats(40)]
@@ -65,7 +53,8 @@ def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_co
 @pytest.mark.parametrize(
     "rows,words",
     [
-        ([*chats(3), weighted(0.5)], ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
+        ([*chats(3), {"messages": [{"role": "assistant", "content": "b", "weight": 0.5}]}],
+         ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
         ([{"prompt": "<s>[INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
         ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
         ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["Row 0 of", "of Gemma already"]),

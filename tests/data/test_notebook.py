@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import papermill
 
+from nbutils.core.files import read_json
 from tests import forked_kernels
 from tests.conftest import ROOT
 from tests.data.making import write_lines
@@ -19,14 +17,14 @@ SHAPES = {
 
 
 def test_samples_of_all_six_shapes_go_through_the_notebook(tmp_path, monkeypatch):
-    datasets: list[Any] = [write_lines(tmp_path / f"{shape}.jsonl", rows_of(shape)) for shape in SHAPES]
-    broken = write_lines(tmp_path / "broken.jsonl", [*rows_of("messages")[:3], b"{<script>alert(1)</script>"])
-    given = {"datasets": [*datasets, {"path": broken}], "run_dir": str(tmp_path / "run"), "eval_fraction": 0.3}
+    datasets = [write_lines(tmp_path / f"{shape}.jsonl", rows_of(shape)) for shape in SHAPES]
+    datasets += [write_lines(tmp_path / "broken.jsonl", [*rows_of("messages")[:3], b"{<script>alert(1)</script>"])]
+    given = {"datasets": datasets, "run_dir": str(tmp_path / "run"), "eval_fraction": 0.3}
     forked_kernels.use(monkeypatch)
     notebook, out = ROOT / "notebooks" / "01_filter_data.ipynb", tmp_path / "out.ipynb"
     executed = papermill.execute_notebook(notebook, out, given, kernel_name="python3", progress_bar=False)
     shown = str([cell.get("outputs") for cell in executed.cells])
-    summary = json.loads((tmp_path / "run" / "data" / "summary.json").read_text())
+    summary = read_json(tmp_path / "run" / "data" / "summary.json")
     assert [found["shape"] for found in summary["datasets"]] == [*SHAPES.values(), "messages"]
     fates = {name: counts["rows"] for name, counts in summary["fates"].items() if counts["rows"]}
     assert fates == {"kept": 60, "malformed": 1, "duplicate": 3}

@@ -69,25 +69,26 @@ def test_spellings_of_a_shape(shape, row, turns):
     assert read(shape, [row]) == [turns]
 
 
-@pytest.mark.parametrize(
-    "line,reason",
-    [
-        (b'{"messages": [', "no JSON"),
-        (b"\xff\xfe{}", "UTF-8"),
-        (b"[1, 2]", "no JSON object but a value of type list"),
-        (b'{"other": 1}', "'messages' is missing"),
-        (b'{"messages": null}', "missing"),
-        (b'{"messages": "Hi"}', "is no JSON"),
-        (b'{"messages": "5"}', "of type int"),
-        (b'{"messages": ["Hi"]}', "a message is of type str"),
-        (b'{"messages": [{"content": "Hi"}]}', "no role"),
-        (b'{"messages": [{"role": "user", "content": 7}]}', "of type int"),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
-        (b'{"messages": [{"role": "\\ud800", "content": "Hi"}]}', "surrogate"),
-        (b"[" * 100_000, "no JSON"),
-        (b'{"messages": [{"role": "user", "content": ' + nested(420) + b"}]}", "nested too deeply"),
-    ],
-)
+BROKEN = [
+    (b'{"messages": [', "no JSON"),
+    (b"\xff\xfe{}", "UTF-8"),
+    (b"[1, 2]", "no JSON object but a value of type list"),
+    (b'{"other": 1}', "'messages' is missing"),
+    (b'{"messages": null}', "missing"),
+    (b'{"messages": "Hi"}', "is no JSON"),
+    (b'{"messages": "5"}', "of type int"),
+    (b'{"messages": ["Hi"]}', "a message is of type str"),
+    (b'{"messages": [{"content": "Hi"}]}', "no role"),
+    (b'{"messages": [{"role": "user", "content": 7}]}', "of type int"),
+    (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+    (b'{"messages": [{"role": "\\ud800", "content": "Hi"}]}', "surrogate"),
+    (b"[" * 100_000, "no JSON"),
+    (b'{"messages": [{"role": "user", "content": ' + nested(420) + b"}]}", "nested too deeply"),
+]
+"""Lines that are no row, each with what its fate says."""
+
+
+@pytest.mark.parametrize("line,reason", BROKEN)
 def test_a_broken_line_is_one_malformed_row_that_says_why(line, reason):
     good, bad = read_lines("messages", [{"messages": [ASKED]}, line])
     assert good == AB[:1]
