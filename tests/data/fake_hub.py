@@ -11,14 +11,6 @@ from tests.publish import fake_hub
 _PATH = re.compile(r"/(?:api/)?(?:(models|datasets)/)?([^/]+/[^/]+?)(?:/(revision|tree|resolve)/([^/]+)(?:/(.+))?)?")
 
 
-class FakeHub(fake_hub.FakeHub):
-    """Repositories as (`models` or `datasets`, id) → file → bytes; every request that came."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.RequestHandlerClass = _Handler
-
-
 def commit(name: str) -> str:
     """The one commit of a repository."""
     return _sha1(name.encode())
@@ -28,7 +20,9 @@ def _sha1(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
 
 
-class _Handler(fake_hub._Handler):
+class Reading(fake_hub._Handler):
+    """Answers from the server's `repos`: (`models` or `datasets`, id) → file → bytes."""
+
     def do_HEAD(self) -> None:
         self.do_GET()
 

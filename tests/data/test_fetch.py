@@ -14,8 +14,9 @@ from nbutils.cli import main
 from nbutils.core.run.models import ModelRef, tiny_model, train_bpe
 from nbutils.core.tasks import item_texts, load_tasks
 from nbutils.pipeline.fetch import wanted_by
-from tests.data.fake_hub import FakeHub, commit
+from tests.data.fake_hub import Reading, commit
 from tests.data.making import chats, opened, refusal, rows_read, settings_for
+from tests.publish.fake_hub import FakeHub
 
 MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sciq"
 
@@ -32,6 +33,7 @@ def hub(tmp_path_factory) -> Iterator[FakeHub]:
             "support": "So."}  # fmt: skip
     split = pd.DataFrame([item] * 3).to_parquet()
     hub = FakeHub()
+    hub.RequestHandlerClass = Reading
     hub.repos["models", MODEL] = model | {"pytorch_model.bin": b"old weights", "onnx/model.onnx": b"others'"}
     hub.repos["datasets", CHATS] = {
         "README.md": b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n"
