@@ -89,7 +89,7 @@ def test_every_dependency_is_locked_within_its_bounds(requirement):
 
 def test_every_dependency_stands_in_the_conda_environment_with_a_reason():
     lines = re.findall(r"^ +- ([\w.-]+)([^#\n]*?) *# (.{10,})$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
-    versions = {normal(name): version for name, version, _ in lines}
+    versions = {canonicalize_name(name): version for name, version, _ in lines}
     for requirement in DEPENDENCIES:
         name = CONDA_NAMES.get(normal(requirement), normal(requirement))
         assert versions[name] == requirement.removeprefix(Requirement(requirement).name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import PurePath
 from urllib.parse import unquote, urlsplit
 
 from tests.publish import fake_hub
@@ -28,7 +29,8 @@ class Reading(fake_hub._Handler):
 
     def do_GET(self) -> None:
         self._note()
-        kind, name, call, revision, file = _PATH.fullmatch(unquote(urlsplit(self.path).path)).groups()
+        found = _PATH.fullmatch(unquote(urlsplit(self.path).path))  # not of `/`, whether the hub answers at all
+        kind, name, call, revision, file = found.groups() if found else [""] * 5
         files = self.server.repos.get((kind or "models", name), {})
         if not files:
             self._missing("Repo")
@@ -39,8 +41,9 @@ class Reading(fake_hub._Handler):
         elif call == "resolve":
             self._file(files[file], commit(name))
         elif call == "tree":
-            entries = [{"path": path, "oid": _sha1(data), "size": len(data)} for path, data in files.items()]
-            self._json([{"type": "file"} | entry for entry in entries])
+            folders = {str(folder) for name in files for folder in PurePath(name).parents if folder.name}
+            entries = [(name, "directory", b"") for name in folders] + [(name, "file", files[name]) for name in files]
+            self._json([{"type": t, "path": name, "oid": _sha1(data), "size": len(data)} for name, t, data in entries])
         else:
             self._json({"id": name, "sha": commit(name), "siblings": [{"rfilename": file} for file in files]})
 

@@ -134,8 +134,9 @@ def test_a_history_of_something_else_is_malformed(history):
     assert "`history`" in str(bad)
 
 
-def test_empty_messages_and_no_messages_are_read_fast_and_slowly_alike():
+def test_empty_messages_no_messages_and_a_slice_of_a_table_are_read_fast_and_slowly_alike():
     *rows, null = [{"messages": of} for of in ([ASKED, ANSWERED | {"content": None}], [], [ASKED], None)]
     found = read("messages", rows)
     assert found == [[AB[0], ("assistant", "")], [], AB[:1]]
     assert read("messages", [*rows, null])[:3] == found  # the null takes the slow way
+    assert read_table("messages", pa.Table.from_pylist(rows).slice(1)) == found[1:]

@@ -153,14 +153,19 @@ def test_folders_of_lines_are_read_line_by_line_whatever_the_files_are_called(tm
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: b.jsonl\n---\n"
 
 
-def test_a_card_that_names_files_is_followed_and_what_goes_wrong_while_their_rows_come_in_is_a_sentence(tmp_path):
+def test_a_card_that_names_the_files_of_each_split_is_followed(tmp_path):
     (tmp_path / "README.md").write_text(CARD)
     write_lines(tmp_path / "a.jsonl", ROWS[:9])
     write_lines(tmp_path / "b.jsonl", ROWS[9:20])
     assert opened(tmp_path).rows == 11
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_goes_wrong_while_rows_come_in_is_a_sentence(tmp_path, streaming):
+    """Not a folder of lines for us (it has a card), and broken in its middle."""
+    (tmp_path / "README.md").write_text(CARD)
     write_lines(tmp_path / "b.jsonl", [*ROWS * 5, b"{broken", *ROWS * 5])
-    assert refusal(lambda: rows_read(opened(tmp_path)))
-    assert refusal(lambda: rows_read(opened(tmp_path, streaming=True)))
+    assert refusal(lambda: rows_read(opened(tmp_path, streaming=streaming)))
 
 
 @pytest.mark.parametrize(
