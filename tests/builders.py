@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from nbutils.core.chatml import encode_batch
 from nbutils.core.files import sha256_of_json, write_json
@@ -23,33 +21,29 @@ def chitchat(count: int, turns: int = 8) -> list[list[dict[str, str]]]:
     return list(islice((talk for talk in paired if talk and all(m["content"] for m in talk)), count))
 
 
-def small_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer trained on the texts, with ChatML."""
-    return train_bpe(texts, pieces)
+small_tokenizer = train_bpe
+"""`small_tokenizer(texts, pieces)`: a byte-level BPE tokenizer trained on the texts, with ChatML."""
 
 
 def data_folder(
     run: Path, *, train: int = 40, evaluation: int = 10, turns: int = 6, pieces: int = 509, max_length: int = 256
 ) -> Path:
-    """Writes `run/data` as notebook 01 does (rows, tokenizer, summary, stage record), from real conversations."""
+    """Writes what training and evaluation read of `run/data` (rows, tokenizer, summary), from real conversations."""
     conversations = chitchat(train + evaluation, turns)
     tokenizer = small_tokenizer([m["content"] for c in conversations for m in c], pieces)
-    folder, counts = run / "data", {}
-    rows: list[dict[str, Any]] = [
-        {"source": "chitchat", "index": i, "messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
-        for i, (c, e) in enumerate(zip(conversations, encode_batch(tokenizer, conversations), strict=True))
+    folder = run / "data"
+    rows = [
+        {"messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
+        for c, e in zip(conversations, encode_batch(tokenizer, conversations), strict=True)
         if len(e) <= max_length
     ]
     for side, picked in (("train", rows[evaluation:]), ("eval", rows[:evaluation])):
         Dataset.from_list(picked).save_to_disk(str(folder / side))
-        counts[side] = {"rows": len(picked), "tokens": sum(len(row["input_ids"]) for row in picked)}
     tokenizer.save_pretrained(folder / "tokenizer")
     summary = {
-        "schema": 1,
-        "rows": len(conversations),
         "max_length": max_length,
-        "tokenizer": {"base_model": "tiny", "pieces": pieces},
+        "tokenizer": {"base_model": "tiny"},
         "eval_hash": sha256_of_json([row["messages"] for row in rows[:evaluation]]),
     }
-    write_json(folder / "summary.json", summary | counts)
+    write_json(folder / "summary.json", summary)
     return folder

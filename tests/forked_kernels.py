@@ -26,7 +26,7 @@ class Kernel:
         arguments = command[command.index("-f") :]
         self._process = LIBRARIES.Process(target=_kernel, args=(arguments, env, cwd or os.getcwd()), daemon=True)
         self._process.start()
-        self.pid = self._process.pid or 0
+        self.pid = self._process.pid
         while os.getpgid(self.pid) != self.pid:  # else a signal to the kernel's group would be one to this one
             time.sleep(0.01)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from nbutils.core.files import write_json
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.stages import STAGES
 from tests.conftest import ROOT
 from tests.test_setup import load
 
-DOCS = ROOT / "docs"
 PATH = "/srv/ada-lovelace/smallchat/runs/demo/data"
 
 
@@ -25,7 +24,7 @@ PATH = "/srv/ada-lovelace/smallchat/runs/demo/data"
 def run(tmp_path: Path) -> Path:
     """A run folder of six executed notebooks, each with a link to another and a few outputs."""
     folder = tmp_path / "run"
-    for name in ("notebooks", "metrics/figures", "chat"):
+    for name in ("notebooks", "metrics/figures"):
         (folder / name).mkdir(parents=True)
     picture = folder / "metrics" / "figures" / "loss.png"
     Figure(figsize=(3, 2)).savefig(picture)
@@ -41,7 +40,7 @@ def run(tmp_path: Path) -> Path:
     for stage in STAGES:
         nbformat.write(new_notebook(cells=cells), folder / "notebooks" / stage.file)
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello $5 <b>there</b>"}]
-    (folder / "chat" / "transcript.json").write_text(json.dumps({"messages": talk}))
+    write_json(folder / "chat" / "transcript.json", {"messages": talk})
     return folder
 
 
@@ -70,7 +69,7 @@ def test_an_unfinished_run_is_one_sentence(run, tmp_path):
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_the_committed_pages_show_the_notebooks_as_they_are(stage):
-    page = (DOCS / f"{notebook_path(stage).stem}.md").read_text()
+    page = (ROOT / "docs" / f"{notebook_path(stage).stem}.md").read_text()
     for cell in nbformat.read(notebook_path(stage), as_version=4).cells:
         source = re.sub(r"\]\((0\d_\w+)\.ipynb\)", r"](\1.md)", cell.source)
         assert source.strip() in page, f"{stage.file} has changed since its page was made: run `make demo docs`"

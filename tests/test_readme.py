@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -68,12 +67,12 @@ def test_the_replies_that_are_quoted_stand_on_the_page():
 
 
 def test_the_example_task_is_one_and_its_fields_are_those_of_the_guide(tmp_path):
-    """The task of CONTRIBUTING.md, loaded by the stage's own loader on one row."""
+    """The task and the row of CONTRIBUTING.md, loaded by the stage's own loader."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     (tmp_path / "capitals.yaml").write_text(example)
-    row = {"question": "What is the capital of Peru?", "choices": ["Lima", "Quito"], "answer": 0}
-    (tmp_path / "capitals.jsonl").write_text(json.dumps(row))
+    (row,) = re.findall(r'`({"question": .*})`', text)
+    (tmp_path / "capitals.jsonl").write_text(row)
     loaded = load_tasks(["capitals"], own_tasks(str(tmp_path)))
     assert len(loaded["capitals"].task_docs) == 1
 

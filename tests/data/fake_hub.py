@@ -12,58 +12,47 @@ from tests.publish import fake_hub
 _PATH = re.compile(r"/(?:api/)?(?:(models|datasets)/)?([^/]+/[^/]+?)(?:/(revision|tree|resolve)/([^/]+)(?:/(.+))?)?")
 
 
-class FakeHub(fake_hub.FakeHub):
-    """Repositories as (`models` or `datasets`, id) → file → bytes; every request that came."""
-
-    repos: dict[tuple[str, str], dict[str, bytes]]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.RequestHandlerClass = _Handler
-
-    def commit(self, kind: str, name: str) -> str:
-        """A commit that depends on all files."""
-        return _sha1(repr(sorted(self.repos[kind, name].items())).encode())
+def commit(name: str) -> str:
+    """The one commit of a repository."""
+    return _sha1(name.encode())
 
 
 def _sha1(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
 
 
-class _Handler(fake_hub._Handler):
-    server: FakeHub
+class Reading(fake_hub._Handler):
+    """Answers from the server's `repos`: (`models` or `datasets`, id) → file → bytes."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         self._note()
-        found = _PATH.fullmatch(unquote(urlsplit(self.path).path))
+        found = _PATH.fullmatch(unquote(urlsplit(self.path).path))  # not of `/`, whether the hub answers at all
         kind, name, call, revision, file = found.groups() if found else [""] * 5
-        repo = (kind or "models", name)
-        files = self.server.repos.get(repo, {})
-        commit = files and self.server.commit(*repo)
+        files = self.server.repos.get((kind or "models", name), {})
         if not files:
             self._missing("Repo")
-        elif revision not in (None, "main", commit):
+        elif revision not in (None, "main", commit(name)):
             self._missing("Revision")
         elif call == "resolve" and file not in files:
             self._missing("Entry")
         elif call == "resolve":
-            self._file(files[file], {"X-Repo-Commit": commit})
+            self._file(files[file], commit(name))
         elif call == "tree":
             folders = {str(folder) for name in files for folder in PurePath(name).parents if folder.name}
             entries = [(name, "directory", b"") for name in folders] + [(name, "file", files[name]) for name in files]
             self._json([{"type": t, "path": name, "oid": _sha1(data), "size": len(data)} for name, t, data in entries])
         else:
-            self._json({"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
+            self._json({"id": name, "sha": commit(name), "siblings": [{"rfilename": file} for file in files]})
 
-    def _file(self, data: bytes, headers: dict[str, str]) -> None:
-        headers["ETag"] = f'"{_sha1(data)}"'
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            piece = range(len(data))[int(asked[1]) : int(asked[2] or len(data)) + 1]
-            headers["Content-Range"] = f"bytes {piece[0]}-{piece[-1]}/{len(data)}"
-            self._answer(206, data[piece.start : piece.stop], headers)
+    def _file(self, data: bytes, commit: str) -> None:
+        headers = {"ETag": f'"{_sha1(data)}"', "X-Repo-Commit": commit}
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = map(int, asked.groups())
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            self._answer(206, data[first : last + 1], headers)
         else:
             self._answer(200, data, headers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,6 @@ def make(run: Path, datasets: Sequence[Any], *, same_tokenizer: bool = False, **
     """Runs the data stage; `run` is the run folder. `same_tokenizer` takes the one that stands there already."""
     settings = settings_for(run, datasets, **values)
     folder = settings.run_path / "data"
-    folder.mkdir(parents=True, exist_ok=True)
     sources = [open_source(one, settings.streaming) for one in settings.datasets]
     if same_tokenizer:
         tokenizer = loaded_tokenizer(str(folder / "tokenizer"))
@@ -109,7 +109,7 @@ def write_lines(path: Path, rows: Iterable[Any]) -> str:
 
 def chat(*texts: str) -> dict[str, Any]:
     """A row in the shape `messages`: user and assistant in turn."""
-    return {"messages": messages(*((("user", "assistant")[n % 2], text) for n, text in enumerate(texts)))}
+    return {"messages": messages(*zip(cycle(("user", "assistant")), texts, strict=False))}
 
 
 def chats(number: int, tag: str = "") -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
     roles = ("user", "assistant") * (1 if shape in ("completion", "preference") else rng.choice((1, 2, 3)))
     said = [f"{rng.choice(texts)} {rng.randrange(10**9)}"[:: rng.choice((1, 1, 1, -1))] for _ in roles]
     turns = list(zip(roles, said, strict=True))
-    as_is: Callable[[Any], Any] = json.dumps if style["as_json"] else list
+    as_is = json.dumps if style["as_json"] else list
     *earlier, asked, answered = said
     if shape in OF_MESSAGES:
         if style["mark"]:
@@ -91,11 +91,7 @@ def dumps(value: Any, **options: Any) -> bytes:
     return json.dumps(value, **options).encode()
 
 
-def separated(sign: str, rows: Rows) -> bytes:
-    return pd.DataFrame(rows).to_csv(sep=sign, index=False).encode()
-
-
-FILES: dict[str, Callable[[Rows], bytes]] = {
+FILES = {
     "a.jsonl": jsonl,
     "a.ndjson": jsonl,
     "lines.json": jsonl,
@@ -107,13 +103,10 @@ FILES: dict[str, Callable[[Rows], bytes]] = {
     "array_lines.jsonl": lambda rows: b"[\n" + b",\n".join(map(dumps, rows)) + b"\n]\n",
     "lists.json": lambda rows: dumps(pd.DataFrame(rows).to_dict("list")),
     "pandas.json": lambda rows: pd.DataFrame(rows).to_json().encode(),
-    "a.csv": partial(separated, ","),
-    "a.tsv": partial(separated, "\t"),
-    "a.csv.gz": lambda rows: gzip.compress(separated(",", rows)),
 }
 FLAT = ("a.csv", "a.tsv", "a.csv.gz")
 BINARY = ("a.parquet", "a.arrow", "saved", "parquets", "folder_of_json")
-CONTAINERS = (*FILES, *BINARY, "folder")
+CONTAINERS = (*FILES, *FLAT, *BINARY, "folder")
 
 
 def write(kind: str, folder: Path, rows: Rows) -> Path:
@@ -121,6 +114,8 @@ def write(kind: str, folder: Path, rows: Rows) -> Path:
     half, path = len(rows) // 2, folder / kind
     if kind in FILES:
         path.write_bytes(FILES[kind](rows))
+    elif kind in FLAT:
+        pd.DataFrame(rows).to_csv(path, sep="\t" if kind == "a.tsv" else ",", index=False)
     elif kind.startswith("folder"):
         path.mkdir()
         parts = {"a.json": rows} if kind == "folder_of_json" else {"a.jsonl": rows[:half], "array.jsonl": rows[half:]}

@@ -25,7 +25,7 @@ def indexed(folder: Path, *items: list[str]) -> NgramIndex:
 
 
 @pytest.mark.parametrize(
-    ("conversations", "found"),
+    "conversations,found",
     [
         ([["nothing"], [f"Well, {ITEM.upper().replace(' ', '  ')}!"]], [1]),
         ([[ITEM[:40], ITEM[40:]]], [0]),  # question and answer in two turns

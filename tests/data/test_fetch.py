@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
-from datasets import Dataset, config
+from datasets import config
 from huggingface_hub import constants
 
 from nbutils.cli import main
 from nbutils.core.run.models import ModelRef, tiny_model, train_bpe
 from nbutils.core.tasks import item_texts, load_tasks
 from nbutils.pipeline.fetch import wanted_by
-from tests.data.fake_hub import FakeHub
+from tests.data.fake_hub import Reading, commit
 from tests.data.making import chats, opened, refusal, rows_read, settings_for
+from tests.publish.fake_hub import FakeHub
 
 MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sciq"
-
-
-def parquet(rows: list[dict]) -> bytes:
-    buffer = io.BytesIO()
-    Dataset.from_list(rows).to_parquet(buffer)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +31,15 @@ def hub(tmp_path_factory) -> Iterator[FakeHub]:
     model = {file.name: file.read_bytes() for file in folder.iterdir()}
     item = {"question": "Why?", "distractor1": "a", "distractor2": "b", "distractor3": "c", "correct_answer": "d",
             "support": "So."}  # fmt: skip
-    split = parquet([item] * 3)
+    split = pd.DataFrame([item] * 3).to_parquet()
     hub = FakeHub()
+    hub.RequestHandlerClass = Reading
     hub.repos["models", MODEL] = model | {"pytorch_model.bin": b"old weights", "onnx/model.onnx": b"others'"}
     hub.repos["datasets", CHATS] = {
         "README.md": b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n"
         b"  - split: test\n    path: data/test-*\n---\n",
-        "data/train-0.parquet": parquet(chats(300)),
-        "data/test-0.parquet": parquet(chats(7, "t")),
+        "data/train-0.parquet": pd.DataFrame(chats(300)).to_parquet(),
+        "data/test-0.parquet": pd.DataFrame(chats(7, "t")).to_parquet(),
     }
     hub.repos["datasets", TASK_DATA] = {f"data/{name}-0.parquet": split for name in ("train", "validation", "test")}
     yield hub
@@ -85,15 +81,14 @@ def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profi
     for words in (f"base model {MODEL}", f"conversations {CHATS}", f"task sciq {TASK_DATA}", "NBUTILS_FETCHED"):
         assert words in said
     items = {item["name"]: item for item in json.loads((out / "fetched.json").read_text())["items"]}
-    commit = hub.commit("datasets", CHATS)
-    assert items[CHATS]["commit"] == commit
+    assert items[CHATS]["commit"] == commit(CHATS)
     assert set(items[MODEL]["files"]) == set(hub.repos["models", MODEL]) - {"pytorch_model.bin", "onnx/model.onnx"}
 
     hub.requests.clear()
     monkeypatch.setenv("NBUTILS_FETCHED", str(out))
     assert main([*fetch, "--check"]) == 0
     source = opened(CHATS, split="test")
-    assert (source.rows, source.revision, len(rows_read(source))) == (7, commit, 7)
+    assert (source.rows, source.revision, len(rows_read(source))) == (7, commit(CHATS), 7)
     assert len(list(item_texts(load_tasks(["sciq"], {})["sciq"]))) == 3
     assert ModelRef.parse(MODEL).load().config.vocab_size == len(ModelRef.parse(MODEL).tokenizer())
     assert not hub.requests
@@ -105,10 +100,10 @@ def test_fetched_once_every_loader_reads_it_without_a_network(hub, online, profi
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_hub_dataset_is_read_directly_with_its_commit(hub, online, streaming):
+def test_a_hub_dataset_is_read_directly_with_its_commit(online, streaming):
     source = opened(CHATS, streaming=streaming)
     assert (source.rows, len(rows_read(source))) == (None if streaming else 300, 300)
-    assert (source.shape.name, source.revision) == ("messages", hub.commit("datasets", CHATS))
+    assert (source.shape.name, source.revision) == ("messages", commit(CHATS))
 
 
 @pytest.mark.parametrize("wrong", [{"split": "validation"}, {"revision": "v9"}, {"name": "other"}])

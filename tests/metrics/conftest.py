@@ -8,6 +8,6 @@ import pytest
 @pytest.fixture
 def bundles(monkeypatch) -> list[dict]:
     """What was shown, by media type."""
-    shown: list[dict] = []
+    shown = []
     monkeypatch.setattr("nbutils.metrics.display.display", lambda bundle, raw=False: shown.append(bundle))
     return shown

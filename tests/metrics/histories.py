@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.files import write_json
+from nbutils.core.files import write_json, write_jsonl
 from nbutils.core.run.record import outputs_of
 
 SECONDS = {"data": 0.02, "forward_backward": 0.7, "optimizer": 0.1, "evaluation": 0.05, "checkpoint": 0.01}
@@ -24,27 +23,26 @@ def session(number: int = 1, step: int = 0) -> dict[str, Any]:
     return {"kind": "session", "session": number, "step": step, "world_size": 2, "time": "2026-11-01T10:00:00"}
 
 
-def evaluation(step: int, loss: float, accuracy: float = 0.25) -> dict[str, Any]:
-    return {"kind": "eval", "step": step, "epoch": 0.0, "eval_loss": loss, "eval_token_accuracy": accuracy,
+def evaluation(step: int, loss: float) -> dict[str, Any]:
+    return {"kind": "eval", "step": step, "epoch": 0.0, "eval_loss": loss, "eval_token_accuracy": 0.25,
             "supervised_tokens": 12000, "seconds": 2.0}  # fmt: skip
 
 
 def history_rows(
     n: int = 60,
     *,
-    every: int = 10,
     loss: Callable[[float], float] = falling,
     eval_loss: Callable[[float], float] | None = falling,
     noise: float = 0.05,
     **columns: Any,
 ) -> list[dict[str, Any]]:
-    """`n` log rows, one for each `every` steps, and an evaluation every 10 rows; `columns` replace what rows hold."""
+    """`n` log rows, one for each ten steps, and an evaluation every 10 rows; `columns` replace what rows hold."""
     random.seed(0)
     rows = [session()]
     if eval_loss:
-        rows.append(evaluation(0, eval_loss(0.0), 0.0))
+        rows.append(evaluation(0, eval_loss(0.0)))
     for i in range(1, n + 1):
-        fraction, step = i / n, i * every
+        fraction, step = i / n, i * 10
         rows.append(
             {
                 "kind": "train", "step": step, "epoch": fraction, "loss": loss(fraction) + random.gauss(0, noise),
@@ -60,17 +58,15 @@ def history_rows(
     return rows
 
 
-def write_training(run: Path, rows: Iterable[dict[str, Any]], *, eval_hash: str = "a" * 64, **settings: Any) -> Path:
+def write_training(run: Path, rows: list[dict[str, Any]], *, eval_hash: str = "a" * 64, **settings: Any) -> Path:
     """The files of a finished training stage that the metrics stage reads."""
     folder = run / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = list(rows)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    steps = max((row["step"] for row in rows), default=0)
+    write_jsonl(folder / "metrics.jsonl", rows)
+    steps = rows[-1]["step"]
     derived = {"world_size": 2, "precision": "fp32", "device": "cpu", "steps": steps, "steps_per_epoch": steps}
     given = {"run_dir": str(run), "learning_rate": 1e-3, "epochs": 1.0, "seed": 0} | settings
-    data = {"train_rows": 100, "train_tokens": 10000, "eval_rows": 20, "eval_hash": eval_hash}
     machine = {"platform": "Linux", "processor": "x86_64", "cores": 4, "memory_gib": 31.0}
+    data = {"eval_hash": eval_hash}
     found = {"schema": 1, "settings": given, "derived": derived, "data": data, "machine": machine}
     write_json(folder / "settings.json", found)
     write_done(folder)

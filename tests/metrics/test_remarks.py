@@ -30,6 +30,7 @@ def spikes(steps, **values):
     return changed(dict.fromkeys(steps, {"grad_norm": 30.0} | values))
 
 
+BROKEN = {"loss": math.nan}
 STEEP = {
     step: {"grad_norm": norm, "loss": loss}
     for step, norm, loss in ((10, 4.1, 8.5), (20, 4.0, 8.4), (30, 3.9, 8.2), (40, 2.0, 7.0))
@@ -46,8 +47,7 @@ STEEP = {
             history_rows(100, eval_loss=after(0.5, lambda f: falling(0.5) + (f - 0.5))),
         ),
         ("learning_rate_too_high", ["together 4 times", "(norm 30.0, "], spikes((300, 500, 700, 900), loss=9.0)),
-        ("not_a_number", ["at step 910 (10 rows"], history_rows(100, loss=after(0.905, lambda _: math.nan))),
-        ("not_a_number", ["at step 490 (1 row in all)"], changed({490: {"loss": math.nan}})),
+        ("not_a_number", ["at step 490 (2 rows in all)"], changed({490: BROKEN, 520: BROKEN})),
         ("starved_data_loader", [f"{0.4 / 1.2:.0%} of the time"], history_rows(60, seconds=SECONDS | {"data": 0.4})),
         ("skipped_steps", ["120 of 600"], history_rows(60, skipped_steps=120)),
         ("no_evaluation", ["eval_steps"], history_rows(60, eval_loss=None)),
