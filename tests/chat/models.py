@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +12,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.window import rotary_module
 from nbutils.core.chatml import add_chatml
-from nbutils.core.files import write_json
 
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
 
@@ -52,10 +49,9 @@ def random_model(
     model = kind(config).eval()
     printable = set(tokenizer.convert_tokens_to_ids([chr(c) for c in range(33, 127)]))  # valid text, encoded as written
     unlikely = [i for i in range(len(tokenizer)) if i not in printable and i != tokenizer.eos_token_id]
-    head = torch.nn.Linear(32, len(tokenizer))
-    head.weight = model.lm_head.weight
-    head.bias.data.zero_()[unlikely] = -100.0
-    model.lm_head = head
+    bias = torch.zeros(len(tokenizer))
+    bias[unlikely] = -100.0
+    model.lm_head.bias = torch.nn.Parameter(bias)
     return model
 
 
@@ -112,7 +108,6 @@ class ScriptedModel(torch.nn.Module):
         self.device = torch.device("cpu")
         self.config = PretrainedConfig(max_position_embeddings=context)
         self.tokenizer, self.replies, self.seconds, self.reading = tokenizer, list(replies), seconds, reading
-        self.script: list[int] = []
         self.last = -1
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
@@ -130,24 +125,6 @@ class ScriptedModel(torch.nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def scripted_session(*replies: Any, **settings) -> ChatSession:
+def scripted_session(*replies: Any, seconds: float = 0.0, context: int = 1024, **settings) -> ChatSession:
     """A chat with a model that gives these replies."""
-    return ChatSession(ScriptedModel(TOKENIZER, replies), TOKENIZER, read_ahead=False, **settings)
-
-
-def scripted_model(name: str, replies: Iterable[str], *how: Any) -> LoadedModel:
-    """A model that gives these replies (see `ScriptedModel`); all but `final` put their name in front."""
-    own = [reply if name == "final" else f"{name} {reply}" for reply in replies]
-    return LoadedModel(name, ScriptedModel(TOKENIZER, own, *how), TOKENIZER, f"{name} on the CPU")
-
-
-def made_up_run(run: Path) -> Path:
-    """Writes a run folder as training leaves it: two models of 2 layers that read bytes, and the stage's record."""
-    for seed, name in enumerate(("base", "final")):
-        model = random_model(TOKENIZER, 1024, seed)
-        model.lm_head.bias = None  # a folder holds a plain Llama
-        model.save_pretrained(run / "train" / name)
-        TOKENIZER.save_pretrained(run / "train" / name)
-    record = {"schema": 1, "stage": "train", "status": "done", "key": "made up", "outputs": {}}
-    write_json(run / "train" / "stage.json", record)
-    return run
+    return ChatSession(ScriptedModel(TOKENIZER, replies, seconds, context), TOKENIZER, read_ahead=False, **settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 
 import pytest
@@ -68,7 +67,7 @@ def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither():
 def test_a_side_by_side_conversation_is_loaded_as_it_was_saved():
     chat, other = widget("mine", beside="base"), widget("x", beside="base")
     send(chat, "hi")
-    other.restore(json.loads(json.dumps(chat.transcript())))
+    other.restore(chat.transcript())
     assert last(other) == ["mine", "base mine"]
     assert pick(other, beside="more") == ["final", "more"]
     other.restore(chat.transcript())

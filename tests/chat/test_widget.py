@@ -6,8 +6,7 @@ import threading
 
 from nbutils.chat.parts import MARK
 from tests.chat.widgets import fail, sampling, send, shown, texts, widget
-
-TURN = [{"role": "user", "content": "old"}, {"role": "assistant", "content": "reply"}]
+from tests.core.test_chatml import turns
 
 
 def test_nothing_is_sent_where_nothing_is_said():
@@ -19,7 +18,7 @@ def test_nothing_is_sent_where_nothing_is_said():
 def test_another_conversation_is_not_edited_by_mistake():
     chat = widget("one", "two")
     send(chat, "hi")
-    for leave in (lambda: chat.restore({"messages": TURN}), chat.controls.clear.click):
+    for leave in (lambda: chat.restore({"messages": turns("old", "reply")}), chat.controls.clear.click):
         chat.controls.edit.click()
         assert chat.controls.send.description == "Send again"
         leave()
@@ -83,7 +82,7 @@ def test_what_was_edited_is_shown_while_the_history_is_read_and_silence_is_told(
     chat = widget("one", "two", reading=0.2)
     send(chat, "first", "second")
     chat.edit()
-    send(chat, "third <b>", wait=False)
+    chat.send("third <b>")
     assert chat.busy and "sc-cursor" in shown(chat) and ">one<" in shown(chat)
     assert "third &lt;b&gt;" in shown(chat) and "second" not in shown(chat) and "two" not in shown(chat)
     chat.wait(20)
@@ -105,7 +104,7 @@ def test_what_the_page_sends_is_one_message():
 
 def test_a_chat_that_is_closed_stops_writing():
     chat = widget("word " * 200, seconds=0.005)
-    send(chat, "go", wait=False)
+    chat.send("go")
     chat.close()
     assert chat.panels[0].session.measured.ended == "stopped"
     assert not any(thread.name == "chat-writes" and thread.is_alive() for thread in threading.enumerate())

@@ -55,7 +55,8 @@ def multiple_choice() -> list[Instance]:
     return asked("loglikelihood", pairs)
 
 
-REQUESTS = multiple_choice()
+CHOICES = multiple_choice()
+ROLLING = asked("loglikelihood_rolling", [(words(random.Random(n), n),) for n in (1, 10, 62, 63, 64, 65, 130, 400)])
 
 
 def ours(model, **options: int) -> SharedPrefixLM:
@@ -66,7 +67,7 @@ def stock(model) -> HFLM:
     return HFLM(model, tokenizer=TOKENIZER, max_length=LENGTH, batch_size=8)
 
 
-def answers(lm: HFLM, requests: list[Instance] = REQUESTS) -> np.ndarray:
+def answers(lm: HFLM, requests: list[Instance] = CHOICES) -> np.ndarray:
     """Of each request its log-likelihood, and for a continuation whether greedy decoding would write it."""
     return np.array(getattr(lm, requests[0].request_type)(requests, disable_tqdm=True))
 
@@ -93,26 +94,20 @@ def test_equals_stock_at_and_over_the_maximum_length(monkeypatch, set_threads, k
     model = made(kind, **changes)
     if strategy == "stock":
         monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: torch.nn.Linear(2, 2))
-    expected = answers(stock(model))
-    for threads, tokens_per_batch in ((1, 0), (2, 64), (2, 4096)):
-        set_threads(threads)
-        lm = ours(model, tokens_per_batch=tokens_per_batch)
-        assert answers(lm) == pytest.approx(expected, abs=1e-3)
-        assert (lm.strategy, torch.get_num_threads()) == (strategy, threads)
-
-
-def test_rolling_windows_equal_stock():
-    model, rng = made("llama"), random.Random(1)
-    texts = [(words(rng, count),) for count in (1, 10, 62, 63, 64, 65, 130, 400)]
-    requests = asked("loglikelihood_rolling", texts)
-    assert answers(ours(model), requests) == pytest.approx(answers(stock(model), requests), abs=1e-3)
+    for requests in (CHOICES, ROLLING):
+        expected = answers(stock(model), requests)
+        for threads, tokens_per_batch in ((1, 0), (2, 64), (2, 4096)):
+            set_threads(threads)
+            lm = ours(model, tokens_per_batch=tokens_per_batch)
+            assert answers(lm, requests) == pytest.approx(expected, abs=1e-3)
+            assert (lm.strategy, torch.get_num_threads()) == (strategy, threads)
 
 
 def test_choices_of_a_question_and_turns_of_a_conversation_are_read_once():
     model = made("llama")
     lm = ours(model, tokens_per_batch=64)
     assert lm.strategy  # is tried out by reading
-    read: list[int] = []
+    read = []
     model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
     turns = [(" ".join(WORDS[:count]), f" {WORDS[count]}") for count in range(1, len(WORDS))]
     choices = [(TEXT, f" {word}") for word in WORDS]
@@ -146,7 +141,7 @@ def test_equals_stock_on_smollm2(smollm2_folder, evaldata: Path, set_threads):
     theirs = HFLM(str(smollm2_folder), dtype="float32", device="cpu", max_length=2048, batch_size=8)
     mine = SharedPrefixLM(theirs.model, tokenizer=theirs.tokenizer, max_length=2048)
     assert mine.strategy == "shared rows"
-    tasks = stock_tasks(list(ITEMS), evaldata)
+    tasks = stock_tasks(evaldata)
     for name, items in ITEMS.items():
         requests = requests_of(tasks[name], items)
         assert answers(mine, requests) == pytest.approx(answers(theirs, requests), abs=1e-3), name
