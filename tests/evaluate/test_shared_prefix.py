@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,7 +134,7 @@ def test_nan_is_one_sentence():
 
 
 @pytest.mark.soak
-def test_equals_stock_on_smollm2(smollm2_folder, evaldata: Path, set_threads):
+def test_equals_stock_on_smollm2(smollm2_folder, evaldata, set_threads):
     """The same log-likelihoods and choices as stock on real tasks with a real model, fp32."""
     set_threads(os.cpu_count() or 1)
     theirs = HFLM(str(smollm2_folder), dtype="float32", device="cpu", max_length=2048, batch_size=8)
