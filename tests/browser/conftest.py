@@ -89,10 +89,9 @@ class Notebook:
             index,
         )
 
-    def chat(self, index: int, run: bool = True):
+    def chat(self, index: int):
         """The chat below a cell, which runs first."""
-        if run:
-            self.run(index)
+        self.run(index)
         chat = self.cell(index).locator(".smallchat").last
         chat.wait_for()
         chat.scroll_into_view_if_needed()

@@ -43,7 +43,7 @@ class Terminal(fdspawn):
         for text in texts:
             self.expect_exact(text)
 
-    def status(self) -> int | None:
+    def exit_status(self) -> int | None:
         """The exit status, once the program has ended."""
         self.process.join(30)
         return self.process.exitcode

@@ -99,23 +99,17 @@ def test_a_reply_holds_no_character_that_its_tokenizer_would_lose():
     assert written and not lost(tokenizer, written)
 
 
-def test_the_newest_turn_and_the_system_message_always_stay():
+def test_the_newest_turn_and_the_system_message_always_stay_and_what_goes_next_is_said():
     session = chat(system="Be brief.")
-    say(session, *(f"number {turn}" for turn in range(8)))
+    for turn in range(8):
+        dropped, soon = session.context.dropped, session.context.next_dropped
+        say(session, f"number {turn}")
+        assert session.context.dropped - dropped in (0, soon, soon + 1)
     kept = TOKENIZER.decode(session.engine.ids(session.messages, session.plan, prompt=False))
     assert kept.startswith("<|im_start|>system\nBe brief.") and "number 7" in kept and "number 0" not in kept
     session.clear()
     assert session.messages == [{"role": "system", "content": "Be brief."}]
     assert session.context.dropped == session.context.used == 0
-
-
-def test_context_says_what_goes_next():
-    session = chat()
-    for turn in range(9):
-        dropped, soon = session.context.dropped, session.context.next_dropped
-        say(session, f"turn {turn}, some words")
-        assert session.context.dropped - dropped in (0, soon, soon + 1)
-    assert session.context.dropped > 0
 
 
 def test_one_reply_at_a_time_of_those_that_somebody_reads():

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ def run(finished, tmp_path) -> Path:
 
 
 def test_a_conversation_on_a_pseudo_terminal():
-    with closing(Terminal(slow_talk)) as screen:
+    with Terminal(slow_talk) as screen:
 
         def say(text: str, *seen: str) -> None:
             screen.wait_for(PROMPT)
@@ -61,7 +60,7 @@ def test_a_conversation_on_a_pseudo_terminal():
         say(CTRL_C, "exit or Ctrl-D leaves")  # at the prompt it leaves the program alone
         say("clear\r", "a new conversation")
         say(CTRL_D)
-        assert screen.status() == 0
+        assert screen.exit_status() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
@@ -69,12 +68,12 @@ def test_a_conversation_is_gone_on_with_and_saved_where_its_window_is_closed(fin
     saved = tmp_path / "said.json"
     write_json(saved, {"messages": turns("first", "fine")})
     given = ["chat", str(finished), "--max-new-tokens", "4", "--load", str(saved), "--save", str(saved)]
-    with closing(Terminal(cli.main, given)) as screen:
+    with Terminal(cli.main, given) as screen:
         screen.wait_for(PROMPT)
         screen.send("second\r")
         screen.wait_for("context: ", PROMPT)
         os.kill(screen.process.pid, number)
-        assert screen.status() == 128 + number
+        assert screen.exit_status() == 128 + number
     assert [message["content"] for message in read_json(saved)["messages"][::2]] == ["first", "second"]
 
 
@@ -92,7 +91,7 @@ def test_piped_input_gives_replies_alone_and_what_is_talked_to_is_told(run, pipe
 @pytest.mark.parametrize(
     ("replies", "typed", "told", "texts"),
     [
-        (["fine"], "x" * 2000 + "\nhi\nQUIT\nnever", "2,007 tokens long and there is room for 763", ["hi", "fine"]),
+        (["fine"], "x" * 2000 + "\nhi\nQUIT\nnever", "2,008 tokens long and there is room for 763", ["hi", "fine"]),
         (
             ["one", RuntimeError("CUDA out of memory\nand more"), "two"],
             "a\nb\nc",

@@ -12,12 +12,6 @@ from tests.chat.widgets import fail, last, pick, sampling, send, shown, texts, w
 from tests.core.test_chatml import turns
 
 
-def test_nothing_is_sent_where_nothing_is_said():
-    chat = widget("one")
-    send(chat, "\n", "   ")
-    assert texts(chat) == []
-
-
 def test_another_conversation_is_not_edited_by_mistake():
     chat = widget("one", "two")
     send(chat, "hi")
@@ -68,17 +62,11 @@ def test_a_model_that_cannot_be_loaded_is_told_and_not_shown_as_picked(capsys):
     assert chat.controls.beside.value == "nobody", "the picker says what is shown"
 
 
-def test_what_is_no_transcript_is_told_and_changes_nothing():
+def test_nothing_is_sent_where_nothing_is_said_and_what_is_no_transcript_is_told_and_changes_nothing():
     chat = widget("one")
-    send(chat, "hi")
+    send(chat, "\n", "   ", "hi")
     chat.load(b"no")
     assert "no transcript" in chat.notice.value and texts(chat) == ["hi", "one"]
-
-
-def test_a_setting_beyond_its_slider_stays_until_that_is_moved():
-    chat = widget("one", temperature=3.0)
-    chat.set("greedy", True)
-    assert sampling(chat, "temperature") == [3.0] * 2
 
 
 def test_what_was_edited_is_shown_while_the_history_is_read_and_silence_is_told():
@@ -162,12 +150,12 @@ def test_an_error_in_one_column_leaves_both_as_they_were_and_the_chat_goes_on(ca
     assert last(chat) == ["four", "base two"]
 
 
-def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither():
-    chat = widget("x", beside="base", max_new_tokens=100)
+def test_a_setting_that_one_of_two_models_refuses_is_taken_by_neither_and_one_beyond_its_slider_stays():
+    chat = widget("x", beside="base", max_new_tokens=100, temperature=3.0)
     chat.set("max_new_tokens", 300)
     assert "choose at most 256" in chat.notice.value and sampling(chat, "max_new_tokens") == [100] * 3
     chat.set("max_new_tokens", 120)
-    assert sampling(chat, "max_new_tokens") == [120] * 3
+    assert sampling(chat, "max_new_tokens") == [120] * 3 and sampling(chat, "temperature") == [3.0] * 3
 
 
 def test_a_side_by_side_conversation_is_loaded_as_it_was_saved():

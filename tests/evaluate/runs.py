@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from nbutils.core.chatml import encode_batch
-from nbutils.core.files import Json, write_json, write_jsonl
+from nbutils.core.files import Json, write_jsonl, write_text
 from nbutils.core.run.models import tiny_model
 from nbutils.core.stages import spec
 from nbutils.evaluate.run import prepare, score_all
@@ -71,7 +72,7 @@ def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json
         "doc_to_choice": "answers",
         "doc_to_target": "right",
     }
-    write_json(folder / f"{name}.yaml", task | config)
+    write_text(folder / f"{name}.yaml", json.dumps(task | config, indent=0))
     return {"tasks": [name], "task_path": str(folder), "cache_dir": str(folder / "cache")}
 
 
