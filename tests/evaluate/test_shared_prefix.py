@@ -22,6 +22,7 @@ TEXT = "the cat sat on a mat and then it went away to sleep under the moon"
 WORDS = TEXT.split()
 ITEMS = {"hellaswag": 8, "sciq": 4, "wikitext": 1}
 TOKENIZER = small_tokenizer([TEXT] * 9, 300)
+GIVEN = {"tokenizer": TOKENIZER, "max_length": LENGTH, "batch_size": 8}
 
 
 def made(kind: str, **changes: object):
@@ -58,14 +59,6 @@ CHOICES = multiple_choice()
 ROLLING = asked("loglikelihood_rolling", [(words(random.Random(n), n),) for n in (1, 10, 62, 63, 64, 65, 130, 400)])
 
 
-def ours(model, **options: int) -> SharedPrefixLM:
-    return SharedPrefixLM(model, tokenizer=TOKENIZER, max_length=LENGTH, batch_size=8, **options)
-
-
-def stock(model) -> HFLM:
-    return HFLM(model, tokenizer=TOKENIZER, max_length=LENGTH, batch_size=8)
-
-
 def answers(lm: HFLM, requests: list[Instance] = CHOICES) -> np.ndarray:
     """Of each request its log-likelihood, and for a continuation whether greedy decoding would write it."""
     return np.array(getattr(lm, requests[0].request_type)(requests, disable_tqdm=True))
@@ -94,17 +87,17 @@ def test_equals_stock_at_and_over_the_maximum_length(monkeypatch, set_threads, k
     if strategy == "stock":
         monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: torch.nn.Linear(2, 2))
     for requests in (CHOICES, ROLLING):
-        expected = answers(stock(model), requests)
+        expected = answers(HFLM(model, **GIVEN), requests)
         for threads, tokens_per_batch in ((1, 0), (2, 64), (2, 4096)):
             set_threads(threads)
-            lm = ours(model, tokens_per_batch=tokens_per_batch)
+            lm = SharedPrefixLM(model, **GIVEN, tokens_per_batch=tokens_per_batch)
             assert answers(lm, requests) == pytest.approx(expected, abs=1e-3)
             assert (lm.strategy, torch.get_num_threads()) == (strategy, threads)
 
 
 def test_choices_of_a_question_and_turns_of_a_conversation_are_read_once():
     model = made("llama")
-    lm = ours(model, tokens_per_batch=64)
+    lm = SharedPrefixLM(model, **GIVEN, tokens_per_batch=64)
     assert lm.strategy  # is tried out by reading
     read = []
     model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
@@ -116,21 +109,21 @@ def test_choices_of_a_question_and_turns_of_a_conversation_are_read_once():
 
 def test_half_precision_is_scored_in_float32():
     half = made("llama").to(torch.bfloat16)
-    got, expected = (torch.tensor(answers(lm)[:, 0]) for lm in (ours(half), stock(half)))
+    got, expected = (torch.tensor(answers(kind(half, **GIVEN))[:, 0]) for kind in (SharedPrefixLM, HFLM))
     assert (expected.bfloat16() == expected).all(), "still needed? stock no longer quantises log-likelihoods"
     assert (got.bfloat16() == got).sum() < len(got) / 4
 
 
 def test_a_model_that_is_not_causal_is_refused():
     with pytest.raises(UserError, match="not causal"):
-        _ = ours(made("bert")).strategy
+        _ = SharedPrefixLM(made("bert"), **GIVEN).strategy
 
 
 def test_nan_is_one_sentence():
     model = made("llama")
     model.model.norm.weight.data[0] = float("nan")
     with pytest.raises(UserError, match="NaN or infinite"):
-        answers(ours(model))
+        answers(SharedPrefixLM(model, **GIVEN))
 
 
 @pytest.mark.soak
