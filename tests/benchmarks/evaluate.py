@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,12 +46,12 @@ def main() -> int:
     options = {"tokenizer": tokenizer, "max_length": 2048}
     stocks = [HFLM(model, batch_size=size, **options) for size in (1, 8, 16)]
     ours = SharedPrefixLM(model, **options)
-    tasks = stock_tasks(list(ITEMS), EVALDATA)
+    tasks = stock_tasks(EVALDATA)
     found = {}
     for name, items in ITEMS.items():
         requests = requests_of(tasks[name], items)
         half = requests[: max(1, len(requests) // 2)]
-        stock = min(stocks, key=lambda lm: timed(partial(answers, lm, half))[0])
+        stock = min(stocks, key=lambda lm: timed(answers, lm, half)[0])
         found[name] = compared(stock, ours, requests) | {"target": TARGETS[name], "items": items}
     same = all(part["same_answers"] for part in found.values())
     met = all(part["ratio"] <= part["target"] for part in found.values())
@@ -72,8 +71,8 @@ def compared(stock: Any, ours: Any, requests: list[Any]) -> dict[str, Any]:
     assert ours.strategy == "shared rows"
     seconds = []
     for _ in range(REPEATS):
-        theirs, expected = timed(partial(answers, stock, requests))
-        mine, got = timed(partial(answers, ours, requests))
+        theirs, expected = timed(answers, stock, requests)
+        mine, got = timed(answers, ours, requests)
         seconds.append((theirs, mine))
     worst = max(abs(e - g) for e, g in zip(expected, got, strict=True))
     stock_seconds, our_seconds = (round(side, 2) for side in medians(seconds))

@@ -5,12 +5,10 @@ The seconds count from the rows in memory to the last file on the disk; reading 
 
 from __future__ import annotations
 
-import json
 import tempfile
-from functools import partial
 from pathlib import Path
 
-from nbutils.core.files import read_jsonl
+from nbutils.core.files import read_jsonl, write_jsonl
 from nbutils.core.history import History
 from nbutils.metrics.display import save_figures
 from tests.benchmarks._measured import report, timed
@@ -25,9 +23,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         log = folder / "metrics.jsonl"
-        log.write_text("".join(json.dumps(row) + "\n" for row in history_rows(ROWS)), encoding="utf-8")
+        write_jsonl(log, history_rows(ROWS))
         save_figures(History.of(history_rows(20)), folder / "first")  # matplotlib's imports are no part of it
-        read, rows = timed(partial(read_jsonl, log))
+        read, rows = timed(read_jsonl, log)
         drawn, _ = timed(lambda: save_figures(History.of(rows), folder / "figures"))
         files = len(list((folder / "figures").iterdir()))
     seconds = {"seconds": round(drawn, 2), "target": TARGET, "read_seconds": round(read, 2), "met": drawn < TARGET}

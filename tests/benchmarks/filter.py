@@ -44,7 +44,7 @@ Kept = list[list[int]]
 def main() -> None:
     """Prints one JSON line with the ratios; exits with 1 where the two ways keep different rows or ids."""
     datasets.disable_progress_bars()
-    found: dict[str, Any] = {"met": True, "same": True}
+    found = {"met": True, "same": True}
     with tempfile.TemporaryDirectory() as name, redirect_stdout(sys.stderr):  # what the stage says
         folder = Path(name)
         conversations = unique_conversations()
@@ -79,7 +79,7 @@ def stock(settings: DataSettings) -> Kept:
         return {"input_ids": tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)}
 
     processes = settings.data_processes
-    options: dict[str, Any] = {"num_proc": processes if processes > 1 else None, "load_from_cache_file": False}
+    options = {"num_proc": processes if processes > 1 else None, "load_from_cache_file": False}
     rows = load_from_disk(settings.datasets[0].path).map(encode, **options)
     rows = rows.filter(lambda row: len(row["input_ids"]) <= settings.max_length, **options)
     return rows.with_format("arrow")["input_ids"].to_pylist()
@@ -101,8 +101,8 @@ def compared(settings: DataSettings, rows: int) -> tuple[dict[str, float], bool]
     """Median ratio of conversations per second over interleaved repeats, and whether the results were the same."""
     seconds, same = [], True
     for _ in range(REPEATS):
-        theirs, expected = timed(partial(stock, settings))
-        mine, (kept, summarise) = timed(partial(ours, settings))
+        theirs, expected = timed(stock, settings)
+        mine, (kept, summarise) = timed(ours, settings)
         same &= kept == expected
         seconds.append((theirs, mine, mine + timed(summarise)[0]))
     their_rate, our_rate, whole_rate = (round(rows / side) for side in medians(seconds))

@@ -25,7 +25,6 @@ from datasets import load_from_disk
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from nbutils.core.files import read_jsonl
 from nbutils.core.run.models import tiny_config
 from nbutils.train.arguments import CHECKPOINTING, trainer_arguments
 from nbutils.train.batches import BatchPlan, StepLoader
@@ -36,7 +35,7 @@ from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.benchmarks._measured import THREADS, median_ratio, medians, report
 from tests.builders import data_folder
-from tests.train.runs import SMALL, torchrun
+from tests.train.runs import logged, small_settings, torchrun
 
 TARGETS = {
     "demo": {"of_dense_limit": 0.85, "of_stock": 3.5},
@@ -90,7 +89,7 @@ def ddp_against_threads() -> dict[str, Any]:
                 settings = settings_of(run, 1024, steps, 1024, 512).model_copy(update={"log_steps": steps})
                 assert torchrun(settings, processes, OMP_NUM_THREADS=str(THREADS // processes)).wait() == 0
                 # the first steps have rows of their own, so the last row is free of the warm-up
-                rows.append([row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "train"][-1])
+                rows.append(logged(run, "train")[-1])
             agree(*(row["loss"] for row in rows), 1e-3, "the losses of two processes and of one")
             speeds.append([row["tokens_per_second"] for row in rows])
     return {"of_threads": median_ratio(speeds, 0, 1, 3)} | over_rounds(speeds, "two_processes", "two_threads")
@@ -118,32 +117,27 @@ def agree(ours: float, theirs: float, tolerance: float, what: str) -> None:
 def settings_of(run: Path, limit: int, steps: int, per_step: int, per_microbatch: int) -> TrainSettings:
     """Settings of a short run without evaluations and checkpoints; makes its data."""
     data_folder(run, train=400, evaluation=4, turns=60, pieces=4093, max_length=limit)
-    return TrainSettings(
-        run_dir=str(run),
-        **SMALL
-        | {"tokens_per_step": per_step, "tokens_per_microbatch": per_microbatch, "max_steps": steps}
-        | {"max_length": limit, "learning_rate": 1e-4}
-        | {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "log_steps": 10_000, "processes": 1},
-    )
+    return small_settings(
+        run, max_length=limit, max_steps=steps, tokens_per_step=per_step, tokens_per_microbatch=per_microbatch,
+        learning_rate=1e-4, eval_steps=0, checkpoint_steps=0, sample_prompts=[], log_steps=10_000, processes=1,
+    )  # fmt: skip
 
 
 class Clock(TrainerCallback):
-    """Times of optimizer steps; the first is a warm-up."""
+    """When optimizer steps ended; the first is a warm-up."""
 
     def __init__(self, after_first: Callable[[], None] = lambda: None) -> None:
         self.after_first = after_first
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.times = [time.perf_counter()]
+        self.ends = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        if len(self.times) == 1:
+        if not self.ends:
             self.after_first()
-        self.times.append(time.perf_counter())
+        self.ends.append(time.perf_counter())
 
     def after_warm_up(self) -> float:
         """Seconds of all steps but the first."""
-        return self.times[-1] - self.times[1]
+        return self.ends[-1] - self.ends[0]
 
 
 class Round:
@@ -151,9 +145,9 @@ class Round:
 
     def __init__(self, settings: TrainSettings, reference: bool, seed: int) -> None:
         self.settings, self.run = settings, settings.run_path
-        tiny = tiny_config(4096, settings.max_length, 4095, 4094)
-        large = LlamaConfig(max_position_embeddings=settings.max_length, **REFERENCE)
-        self.config = large if reference else tiny
+        length = settings.max_length
+        large = LlamaConfig(max_position_embeddings=length, **REFERENCE)
+        self.config = large if reference else tiny_config(4096, length, 4095, 4094)
         self.tokenizer = AutoTokenizer.from_pretrained(self.run / "data" / "tokenizer")
         self.rows = TokenRows.load(self.run / "data" / "train", "assistant")
         self.plan = BatchPlan(self.rows.lengths(), settings.tokens_per_step, settings.tokens_per_microbatch, seed)
@@ -192,7 +186,6 @@ class Round:
             for batch in step:
                 batch.input_ids.random_(0, 4000)
         clock = Clock()
-        clock.on_train_begin()
         for step in batches:
             for batch in step:
                 hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
@@ -224,30 +217,29 @@ class Round:
     def stock(self) -> float:
         """The stock trainer on the conversations that ours was given."""
         self.tokenizer.chat_template = TEMPLATE
-        conversations = load_from_disk(str(self.run / "data" / "train")).select_columns(["messages"])
-        options: dict[str, Any] = {
-            "output_dir": str(self.run / "stock"),
-            "use_cpu": True,
-            "bf16": False,
-            "per_device_train_batch_size": 8,
-            "assistant_only_loss": True,
-            CHECKPOINTING: False,
-            "max_length": self.settings.max_length,
-            "num_train_epochs": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "logging_strategy": "no",
-        }
+        conversations = load_from_disk(self.run / "data" / "train").select_columns(["messages"])
         clock = Clock()
         trainer = SFTTrainer(
             model=self.model(),
-            args=SFTConfig(**options),
+            args=SFTConfig(
+                output_dir=str(self.run / "stock"),
+                use_cpu=True,
+                bf16=False,
+                per_device_train_batch_size=8,
+                assistant_only_loss=True,
+                max_length=self.settings.max_length,
+                num_train_epochs=1,
+                report_to="none",
+                disable_tqdm=True,
+                save_strategy="no",
+                logging_strategy="no",
+                **{CHECKPOINTING: False},
+            ),
             train_dataset=conversations.select(np.concatenate(self.steps)),
             processing_class=self.tokenizer,
             callbacks=[clock],
         )
-        useful: list[int] = []
+        useful = []
         collate = trainer.data_collator
 
         def counting(rows: list[dict[str, Any]]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -10,14 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect, sync_playwright
 
+from nbutils.core.files import read_json
 from tests.conftest import ROOT, missing
 
 SCREENSHOTS = ROOT / "runs" / ".screenshots"
@@ -25,18 +24,9 @@ LAB = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--
        "--LabApp.expose_app_in_browser=True"]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Lab:
-    """A running JupyterLab: the folder that it serves, where it listens, and what it asks for."""
-
-    folder: Path
-    url: str
-    token: str
-
-
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    """A JupyterLab whose settings are nobody else's."""
+def lab(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A JupyterLab whose settings are nobody else's: its `folder`, and the `url`, `token` and more that it tells."""
     folder = tmp_path_factory.mktemp("lab")
     config, runtime, said = (folder / name for name in (".config", ".runtime", "lab.log"))
     quiet = config / "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
@@ -56,8 +46,7 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
         while not (runtime / f"jpserver-{process.pid}-open.html").exists():  # what it writes last
             assert process.poll() is None, said.read_text()
             time.sleep(0.2)
-        found = json.loads((runtime / f"jpserver-{process.pid}.json").read_text())
-        yield Lab(folder, found["url"], found["token"])
+        yield SimpleNamespace(folder=folder, **read_json(runtime / f"jpserver-{process.pid}.json"))
     finally:  # its kernels end with it
         process.terminate()
         process.wait(20)
@@ -100,10 +89,9 @@ class Notebook:
             index,
         )
 
-    def chat(self, index: int, run: bool = True):
+    def chat(self, index: int):
         """The chat below a cell, which runs first."""
-        if run:
-            self.run(index)
+        self.run(index)
         chat = self.cell(index).locator(".smallchat").last
         chat.wait_for()
         chat.scroll_into_view_if_needed()

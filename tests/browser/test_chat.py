@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -11,6 +10,7 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+from nbutils.core.files import read_json
 from tests.browser.contrast import too_pale
 from tests.chat.test_markup import ALLOWED_TAGS, HOSTILE
 
@@ -23,18 +23,18 @@ REPLIES = [
     "And another thing.",
 ]
 CELLS = [
-    "from tests.browser.rooms import room",
-    f"chat = room({REPLIES!r}, seconds=0.02)",
-    "chat = room(['word ' * 190, 'short'], seconds=0.02)",
-    f"chat = room({REPLIES!r}, others=('base',))",
-    "chat = room(['a reply of some words'] * 30, context=512, max_new_tokens=100, context_extension='none')",
-    f"chat = room({HOSTILE[:-1]!r}, seconds=0)",
-    f"chat = room([])\nhostile = {HOSTILE!r}\nturns = [[('user', t), ('assistant', t)] for t in hostile]\n"
+    "from tests.chat.widgets import room",
+    f"chat = room(*{REPLIES!r}, seconds=0.02)",
+    "chat = room('word ' * 190, 'short', seconds=0.02)",
+    f"chat = room(*{REPLIES!r}, others=('base',))",
+    "chat = room(*['a reply of some words'] * 30, context=512, max_new_tokens=100, context_extension='none')",
+    f"chat = room(*{HOSTILE[:-1]!r}, seconds=0)",
+    f"chat = room()\nhostile = {HOSTILE!r}\nturns = [[('user', t), ('assistant', t)] for t in hostile]\n"
     "chat.restore({'messages': [{'role': r, 'content': t} for turn in turns for r, t in turn]})",
-    f"chat = room({REPLIES!r}, reading=2)",
-    "chat = room([f'number {i}' for i in range(20)], seconds=0)",
-    f"chat = room({REPLIES!r})",
-    f"deaf = room({REPLIES!r})",
+    f"chat = room(*{REPLIES!r}, reading=2)",
+    "chat = room(*[f'number {i}' for i in range(20)], seconds=0)",
+    f"chat = room(*{REPLIES!r})",
+    f"deaf = room(*{REPLIES!r})",
     "import os; print(os.getpid())",
 ]
 
@@ -85,7 +85,6 @@ def test_three_turns_stream(notebook):
     done(chat, 1)
     expect(bubbles(chat, "user")).to_contain_text("<b>Who</b>")
     expect(bubbles(chat).locator("strong")).to_have_text("small")
-    expect(bubbles(chat).locator("li")).to_have_count(2)
     area(chat).fill("two")
     area(chat).press("Shift+Enter")
     area(chat).type("lines")
@@ -215,7 +214,7 @@ def test_copy_and_download_give_what_was_written_and_it_is_loaded_again(notebook
     with notebook.page.expect_download() as saved:
         chat.get_by_role("link", name="Download").click()
     assert saved.value.suggested_filename == "transcript.json"
-    transcript = json.loads(saved.value.path().read_text(encoding="utf-8"))
+    transcript = read_json(saved.value.path())
     assert [m["content"] for m in transcript["messages"]] == ["Hi!", REPLIES[0]]
     press(chat, "Clear")
     press(chat, "Settings")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat.models import made_up_run
+from tests.evaluate.runs import made_up_run
 
 
 @pytest.fixture(scope="session")
 def finished(made_once) -> Path:
-    """A run with a trained model; tests leave it as it is."""
-    return made_once("a run to talk to", made_up_run)
+    """A run with two models that can be talked to; tests leave it as it is."""
+    return made_once("evaluate", made_up_run)

@@ -5,37 +5,26 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.window import rotary_module
-from nbutils.core.chatml import add_chatml
-from nbutils.core.files import write_json
+from nbutils.core.run.models import train_bpe
 
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
 
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte: every character beyond ASCII spans several."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    return add_chatml(PreTrainedTokenizerFast(tokenizer_object=core))
+byte_tokenizer = partial(train_bpe, [], 256)
+"""One token per byte: every character beyond ASCII spans several."""
 
 
-def random_model(
-    tokenizer: PreTrainedTokenizerFast, context: int, seed: int = 0, kind: type = LlamaForCausalLM, **more
-):
+def random_model(tokenizer: PreTrainedTokenizerFast, context: int, kind: type = LlamaForCausalLM, **more):
     """A Llama or another kind, of 2 layers, whose weights are large enough that the next token is rarely a tie."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = kind.config_class(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -50,12 +39,10 @@ def random_model(
         **more,
     )
     model = kind(config).eval()
-    printable = set(tokenizer.convert_tokens_to_ids([chr(c) for c in range(33, 127)]))  # valid text, encoded as written
-    unlikely = [i for i in range(len(tokenizer)) if i not in printable and i != tokenizer.eos_token_id]
-    head = torch.nn.Linear(32, len(tokenizer))
-    head.weight = model.lm_head.weight
-    head.bias.data.zero_()[unlikely] = -100.0
-    model.lm_head = head
+    bias = torch.full((len(tokenizer),), -100.0)
+    printable = map(chr, range(33, 127))  # valid text, encoded as written
+    bias[tokenizer.convert_tokens_to_ids([tokenizer.eos_token, *printable])] = 0
+    model.lm_head.bias = torch.nn.Parameter(bias)
     return model
 
 
@@ -112,7 +99,6 @@ class ScriptedModel(torch.nn.Module):
         self.device = torch.device("cpu")
         self.config = PretrainedConfig(max_position_embeddings=context)
         self.tokenizer, self.replies, self.seconds, self.reading = tokenizer, list(replies), seconds, reading
-        self.script: list[int] = []
         self.last = -1
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
@@ -130,24 +116,6 @@ class ScriptedModel(torch.nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def scripted_session(*replies: Any, **settings) -> ChatSession:
+def scripted_session(*replies: Any, seconds: float = 0.0, context: int = 1024, **settings) -> ChatSession:
     """A chat with a model that gives these replies."""
-    return ChatSession(ScriptedModel(TOKENIZER, replies), TOKENIZER, read_ahead=False, **settings)
-
-
-def scripted_model(name: str, replies: Iterable[str], *how: Any) -> LoadedModel:
-    """A model that gives these replies (see `ScriptedModel`); all but `final` put their name in front."""
-    own = [reply if name == "final" else f"{name} {reply}" for reply in replies]
-    return LoadedModel(name, ScriptedModel(TOKENIZER, own, *how), TOKENIZER, f"{name} on the CPU")
-
-
-def made_up_run(run: Path) -> Path:
-    """Writes a run folder as training leaves it: two models of 2 layers that read bytes, and the stage's record."""
-    for seed, name in enumerate(("base", "final")):
-        model = random_model(TOKENIZER, 1024, seed)
-        model.lm_head.bias = None  # a folder holds a plain Llama
-        model.save_pretrained(run / "train" / name)
-        TOKENIZER.save_pretrained(run / "train" / name)
-    record = {"schema": 1, "stage": "train", "status": "done", "key": "made up", "outputs": {}}
-    write_json(run / "train" / "stage.json", record)
-    return run
+    return ChatSession(ScriptedModel(TOKENIZER, replies, seconds, context), TOKENIZER, read_ahead=False, **settings)

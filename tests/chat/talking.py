@@ -5,15 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pty
-import select
 import signal
 import sys
-import time
 from collections.abc import Callable
 
-from nbutils.chat.session import ChatSession
+from pexpect.fdpexpect import fdspawn
+
 from nbutils.chat.terminal import talk
-from tests.chat.models import TOKENIZER, ScriptedModel
+from tests.chat.models import scripted_session
 
 REPLIES = ["first \x1b[31mreply 🌙", "slowly " * 100, "after the stop", "again", "last"]
 LIBRARIES = multiprocessing.get_context("forkserver")
@@ -22,37 +21,29 @@ LIBRARIES.set_forkserver_preload(["tests.chat.talking"])
 
 def slow_talk() -> int:
     """Talks on this terminal with a slow model whose replies are written here."""
-    model = ScriptedModel(TOKENIZER, REPLIES, 0.02)
-    session = ChatSession(model, TOKENIZER, read_ahead=False, max_new_tokens=500)
+    session = scripted_session(*REPLIES, seconds=0.02, max_new_tokens=500)
     return talk(session, interactive=sys.stdin.isatty())
 
 
-class Terminal:
-    """A pseudo-terminal with a program on it: a function that gives the exit status."""
+class Terminal(fdspawn):
+    """A pseudo-terminal with a program on it: a function that gives the exit status.
+
+    `send` types; `before` is what came before the text that was last waited for.
+    """
 
     def __init__(self, program: Callable[..., int], *arguments: object) -> None:
-        self.file, self.other_end = pty.openpty()
-        name = os.ttyname(self.other_end)
-        self.process = LIBRARIES.Process(target=_on_terminal, args=(name, program, arguments))
+        file, self.other_end = pty.openpty()
+        super().__init__(file, timeout=60, encoding="utf-8")
+        given = (os.ttyname(self.other_end), program, arguments)
+        self.process = LIBRARIES.Process(target=_on_terminal, args=given)
         self.process.start()
-        self.seen = ""
 
-    def type(self, text: str) -> None:
-        """What the keyboard sends."""
-        os.write(self.file, text.encode())
-
-    def wait_for(self, *texts: str) -> str:
-        """Reads until these appear, one after the other; what came before the last one."""
-        before, end = "", time.monotonic() + 60
+    def wait_for(self, *texts: str) -> None:
+        """Reads until these appear, one after the other."""
         for text in texts:
-            while text not in self.seen:
-                assert self.process.is_alive() and time.monotonic() < end, f"{text!r} did not come, but {self.seen!r}"
-                if select.select([self.file], [], [], 0.1)[0]:
-                    self.seen += os.read(self.file, 4096).decode(errors="replace")
-            before, _, self.seen = self.seen.partition(text)
-        return before
+            self.expect_exact(text)
 
-    def status(self) -> int | None:
+    def exit_status(self) -> int | None:
         """The exit status, once the program has ended."""
         self.process.join(30)
         return self.process.exitcode
@@ -61,7 +52,7 @@ class Terminal:
         """Ends the program if it still runs."""
         self.process.kill()
         self.process.join()
-        os.close(self.file)
+        super().close()
         os.close(self.other_end)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,18 +12,15 @@ from transformers.utils import logging
 from nbutils.chat import display
 from nbutils.chat.models import LoadedModel, load
 from nbutils.chat.session import ask, play
-from nbutils.chat.settings import ChatSettings
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
-from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.stages import spec
-from tests.chat.models import scripted_model
-from tests.chat.widgets import last, pick, sampling, send, texts
+from nbutils.pipeline.parameters import settings_of
+from tests.chat.widgets import last, pick, sampling, send, texts, widget
 
 
-def settings(run, **changes) -> ChatSettings:
-    defaults = {name: p.default for name, p in parameters(notebook_path(spec("chat"))).items()}
-    return ChatSettings.checked(defaults | {"run_dir": str(run), "max_new_tokens": 8} | changes)
+def settings(run, **changes):
+    return settings_of(spec("chat"), {"run_dir": str(run), "max_new_tokens": 8} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +57,15 @@ def test_greedy_differs_from_sampling_and_tables_shorten(finished, final):
 
 def test_the_live_chat_offers_every_model_of_the_run(finished, final, capsys):
     chat = display.live_chat(settings(finished), [final])
-    assert list(chat.controls.model.options) == ["final", "base"]
+    assert list(chat.controls.model.options) == ["final", "base"] == pick(chat, beside="base")
     chat.close()
     assert display.live_chat(settings(finished, interactive=False), [final]) is None
     assert "interactive is off" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"scripted_messages": ["hi", " "]}, r"scripted_messages\.1"),
-        ({"top_p": 1.2}, "top_p"),
-    ],
-)
-def test_wrong_parameters_are_named(finished, changes, words):
-    with pytest.raises(UserError, match=words):
-        settings(finished, **changes)
+def test_wrong_parameters_are_named(finished):
+    with pytest.raises(UserError, match=r"'top_p' is 1\.2.*'scripted_messages\.1' is ' '"):
+        settings(finished, top_p=1.2, scripted_messages=["hi", " "])
 
 
 def test_auto_takes_what_the_context_curve_of_the_run_shows(finished, tmp_path):
@@ -95,11 +86,7 @@ def test_auto_takes_what_the_context_curve_of_the_run_shows(finished, tmp_path):
 def test_a_cell_that_runs_again_keeps_what_was_said_and_with_the_same_arguments_what_was_picked_and_set(monkeypatch):
     parent = {"content": {"code": "chat = show_chat()"}}  # by which a cell without an id is known
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(get_parent=lambda: parent))
-
-    def run_cell(**given):
-        given["read_ahead"] = False
-        return display.show_chat(lambda name: scripted_model(name, ["left"]), ["final", "base"], "final", given)
-
+    run_cell = partial(widget, "left")
     first = run_cell(temperature=0.5)
     pick(first, beside="base")
     send(first, "hi")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 
@@ -13,18 +12,16 @@ from tokenizers import normalizers
 
 from nbutils.chat.session import ChatSession
 from nbutils.chat.settings import in_effect
-from nbutils.core.chat_engine.window import MessageTooLongError
-from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import tiny_model
 from nbutils.core.vocabulary import OutsideVocabularyError, lost
-from tests.chat.models import MODEL, TOKENIZER, ScriptedModel, chat, random_model, said, say, scripted_session
-from tests.core.test_chatml import unigram
+from tests.chat.models import MODEL, TOKENIZER, chat, random_model, say, scripted_session
+from tests.core.test_chatml import turns, unigram
 
-actions = st.one_of(
-    st.tuples(st.sampled_from(["reply", "edit"]), st.text("abc <|im_end|>é🌙", min_size=1, max_size=60)),
-    st.tuples(st.sampled_from(["stop", "abandon"]), st.integers(0, 6)),
-    st.tuples(st.sampled_from(["regenerate", "clear", "restore", "wait"])),
+actions = (
+    st.tuples(st.sampled_from(["reply", "edit"]), st.text("abc <|im_end|>é🌙", min_size=1, max_size=60))
+    | st.tuples(st.sampled_from(["stop", "abandon"]), st.integers(0, 6))
+    | st.tuples(st.sampled_from(["regenerate", "clear", "restore", "wait"]))
 )
 LONG = "abc é🌙" * 6
 
@@ -32,32 +29,34 @@ LONG = "abc é🌙" * 6
 def run(session: ChatSession, action: str, *value) -> str:
     """Does one action; returns the reply that was completed, if any."""
     if action == "restore":
-        session.restore(json.loads(json.dumps(session.transcript())))
+        session.restore(session.transcript())
     elif action == "wait":
         session.engine.wait()
     elif action in ("stop", "abandon"):
         stream = session.reply("tell me more")
         for _ in range(*value):
             next(stream, None)
-        if action == "abandon":
-            stream.close()
-        else:
+        if action == "stop":
             session.stop()
             list(stream)
+        stream.close()
     else:
         return "".join(getattr(session, action)(*value) or ())
     return ""
 
 
-def check_sequence(steps) -> int:
-    """Does the actions; each reply is that of a fresh session that is told what was said. Returns the evictions."""
+def check_sequence(long, steps) -> None:
+    """Does the actions, behind so many long messages, and then asks for what cannot fit.
+
+    Each reply is that of a fresh session that is told what was said, and what is refused changes nothing.
+    """
     session, evictions = chat(), 0
-    for step in steps:
-        before, dropped = session.messages, session.context.dropped
+    for step in [("reply", LONG)] * long + steps + [("edit", LONG * 9)]:
+        before, dropped = session.transcript(), session.context.dropped
         try:
             reply = run(session, *step)
-        except UserError:  # an empty message, or nothing to edit yet
-            assert session.messages == before
+        except UserError:  # an empty message or one that cannot fit, or nothing to edit yet
+            assert session.transcript() == before
             continue
         evictions += session.context.dropped > dropped
         if reply:
@@ -67,20 +66,20 @@ def check_sequence(steps) -> int:
             fresh.restore({"messages": so_far} | window)
             assert say(fresh, asked["content"]) == [reply] == [answer["content"]]
     session.close()
-    return evictions
+    assert evictions >= (long > 0)
 
 
 @given(st.sampled_from([0, 3]), st.lists(actions, min_size=3, max_size=12))
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_any_sequence_of_actions_equals_a_fresh_session(long, steps):
-    assert check_sequence([("reply", LONG)] * long + steps) >= (long > 0)
+    check_sequence(long, steps)
 
 
 @pytest.mark.soak
 @given(st.sampled_from([0, 3]), st.lists(actions, min_size=5, max_size=40))
 @settings(max_examples=150, deadline=None)
 def test_any_long_sequence_of_actions_equals_a_fresh_session(long, steps):
-    check_sequence([("reply", LONG)] * long + steps)
+    check_sequence(long, steps)
 
 
 def test_a_character_outside_the_vocabulary_is_a_sentence_and_the_chat_continues():
@@ -100,21 +99,12 @@ def test_a_reply_holds_no_character_that_its_tokenizer_would_lose():
     assert written and not lost(tokenizer, written)
 
 
-def test_a_message_that_cannot_fit_is_refused_with_its_size_and_the_room():
-    session = chat()
-    say(session, "hello")
-    before, room = session.transcript(), session.context.room
-    text = "x" * 400
-    tokens = len(encode(TOKENIZER, [said(text)]))
-    for start in (session.reply, session.edit):
-        with pytest.raises(MessageTooLongError, match=f"{tokens:,} .* {room:,}"):
-            start(text)
-    assert session.transcript() == before
-
-
-def test_the_newest_turn_and_the_system_message_always_stay():
+def test_the_newest_turn_and_the_system_message_always_stay_and_what_goes_next_is_said():
     session = chat(system="Be brief.")
-    say(session, *(f"number {turn}" for turn in range(8)))
+    for turn in range(8):
+        dropped, soon = session.context.dropped, session.context.next_dropped
+        say(session, f"number {turn}")
+        assert session.context.dropped - dropped in (0, soon, soon + 1)
     kept = TOKENIZER.decode(session.engine.ids(session.messages, session.plan, prompt=False))
     assert kept.startswith("<|im_start|>system\nBe brief.") and "number 7" in kept and "number 0" not in kept
     session.clear()
@@ -122,29 +112,16 @@ def test_the_newest_turn_and_the_system_message_always_stay():
     assert session.context.dropped == session.context.used == 0
 
 
-def test_context_says_what_goes_next():
-    session = chat()
-    for turn in range(9):
-        dropped, soon = session.context.dropped, session.context.next_dropped
-        say(session, f"turn {turn}, some words")
-        assert session.context.dropped - dropped in (0, soon, soon + 1)
-    assert session.context.dropped > 0
-
-
-def test_one_reply_at_a_time():
+def test_one_reply_at_a_time_of_those_that_somebody_reads():
     session = scripted_session("a long reply")
+    session.reply("hello")  # nobody reads this stream, so that it changes nothing
+    assert session.messages == []
     stream = session.reply("hi")
     next(stream)
     for action in (lambda: session.reply("there"), session.regenerate, session.clear):
         with pytest.raises(UserError, match="being written"):
             action()
     assert "".join(stream)
-
-
-def test_a_stream_that_nobody_reads_changes_nothing():
-    session = chat()
-    session.reply("hello")
-    assert session.messages == [] and not session.busy
 
 
 def test_a_stop_before_the_first_token_is_not_lost_and_leaves_an_old_reply():
@@ -159,7 +136,7 @@ def test_a_stop_before_the_first_token_is_not_lost_and_leaves_an_old_reply():
 
 
 def test_a_cleared_chat_repeats_itself_with_the_same_seed():
-    session = ChatSession(MODEL, TOKENIZER, temperature=2.0, max_new_tokens=16)
+    session = chat(greedy=False, temperature=2.0)
     first = say(session, "hello", "more")
     session.clear()
     assert say(session, "hello", "more") == first
@@ -179,7 +156,7 @@ def test_a_new_message_interrupts_the_background_reading():
     model = random_model(TOKENIZER, context=2048)
     model.model.layers[0].register_forward_hook(lambda *_: time.sleep(0.02))
     session = chat(model)
-    session.restore({"messages": [said("y" * 1000), {"role": "assistant", "content": "x"}]})
+    session.restore({"messages": turns("y" * 1000, "x")})
     say(session, "short")
     assert session.measured.read_tokens > 500
 
@@ -197,8 +174,7 @@ def test_turns_dropped_for_a_long_message_are_read_again_when_it_is_edited():
 
 
 def test_the_meter_never_shows_more_than_the_limit():
-    model = ScriptedModel(TOKENIZER, ["x" * 500] * 3, context=256)
-    session = chat(model, max_new_tokens=128, read_ahead=False)
+    session = scripted_session(*["x" * 500] * 3, context=256, max_new_tokens=128)
     for turn in range(3):
         for _ in session.reply("y" * (100 - turn)):
             assert session.context.used <= session.context.limit == 256

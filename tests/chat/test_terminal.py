@@ -8,8 +8,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,16 +19,17 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
-from nbutils.core.run.record import RECORD
-from tests.chat.models import said, say, scripted_session
+from tests.chat.models import say, scripted_session
 from tests.chat.talking import Terminal, slow_talk
+from tests.core.test_chatml import turns
+from tests.metrics.histories import write_done
 
 PROMPT = "You:"
 UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
 
 
 @pytest.fixture
-def piped(monkeypatch) -> Callable[[bytes], None]:
+def piped(monkeypatch):
     """Puts bytes on standard input."""
     return lambda said: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said), encoding="utf-8"))
 
@@ -38,43 +37,43 @@ def piped(monkeypatch) -> Callable[[bytes], None]:
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
     """A run that a test may change."""
-    return Path(shutil.copytree(finished, tmp_path / "me@home"))
+    return shutil.copytree(finished, tmp_path / "me@home")
 
 
 def test_a_conversation_on_a_pseudo_terminal():
-    with closing(Terminal(slow_talk)) as screen:
+    with Terminal(slow_talk) as screen:
 
         def say(text: str, *seen: str) -> None:
             screen.wait_for(PROMPT)
-            screen.type(text)
+            screen.send(text)
             screen.wait_for(*seen)
 
         say("hello\r", "first ␛[31mreply 🌙", "context: ")  # the escape sequence is shown, not obeyed
         say("a long one please\r", "slowly slowly")
         stopped = time.monotonic()
-        screen.type(CTRL_C)
-        rest = screen.wait_for("stopped")
-        assert time.monotonic() - stopped < 1.5 and rest.count("slowly") < 30
+        screen.send(CTRL_C)
+        screen.wait_for("stopped")
+        assert time.monotonic() - stopped < 1.5 and screen.before.count("slowly") < 30
         say(UP, "a long one please")  # the last line comes back
-        screen.type("\r")
+        screen.send("\r")
         screen.wait_for("after the stop")
         say(CTRL_C, "exit or Ctrl-D leaves")  # at the prompt it leaves the program alone
         say("clear\r", "a new conversation")
         say(CTRL_D)
-        assert screen.status() == 0
+        assert screen.exit_status() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_conversation_is_gone_on_with_and_saved_where_its_window_is_closed(finished, tmp_path, number):
     saved = tmp_path / "said.json"
-    write_json(saved, {"messages": [said("first"), {"role": "assistant", "content": "fine"}]})
+    write_json(saved, {"messages": turns("first", "fine")})
     given = ["chat", str(finished), "--max-new-tokens", "4", "--load", str(saved), "--save", str(saved)]
-    with closing(Terminal(cli.main, given)) as screen:
+    with Terminal(cli.main, given) as screen:
         screen.wait_for(PROMPT)
-        screen.type("second\r")
+        screen.send("second\r")
         screen.wait_for("context: ", PROMPT)
         os.kill(screen.process.pid, number)
-        assert screen.status() == 128 + number
+        assert screen.exit_status() == 128 + number
     assert [message["content"] for message in read_json(saved)["messages"][::2]] == ["first", "second"]
 
 
@@ -84,7 +83,7 @@ def test_piped_input_gives_replies_alone_and_what_is_talked_to_is_told(run, pipe
     assert cli.main(["chat", str(run / "train"), "--max-new-tokens", "8"]) == 0
     told = capfd.readouterr()
     assert len(told.out.splitlines()) == 2
-    curve = "1,024 tokens at once (context extension: none, the best of the context curve"
+    curve = "256 tokens at once (context extension: none, the best of the context curve"
     for words in ("parameters, on the", curve, "a new conversation"):
         assert words in told.err
 
@@ -92,7 +91,7 @@ def test_piped_input_gives_replies_alone_and_what_is_talked_to_is_told(run, pipe
 @pytest.mark.parametrize(
     ("replies", "typed", "told", "texts"),
     [
-        (["fine"], "x" * 2000 + "\nhi\nQUIT\nnever", "there is room for", ["hi", "fine"]),
+        (["fine"], "x" * 2000 + "\nhi\nQUIT\nnever", "2,008 tokens long and there is room for 763", ["hi", "fine"]),
         (
             ["one", RuntimeError("CUDA out of memory\nand more"), "two"],
             "a\nb\nc",
@@ -152,7 +151,7 @@ def test_models_of_a_run_are_found(run):
     # a training that was paused: its newest checkpoint is what there is
     shutil.rmtree(final)
     (step / "manifest.json").touch()
-    write_json(run / "train" / RECORD, read_json(run / "train" / RECORD) | {"status": "paused"})
+    write_done(run / "train", status="paused")
     assert ModelRef.parse(str(run)).path == ModelRef.parse("final", run).path == step
     assert load("final", run).line.startswith("final so far (step-000010): ")
 

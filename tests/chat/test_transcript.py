@@ -10,8 +10,9 @@ from nbutils.chat.transcript import read_transcript, write_transcript
 from nbutils.core.chat_engine.window import MessageTooLongError
 from nbutils.core.errors import UserError
 from tests.chat.models import TOKENIZER, chat, random_model, say
+from tests.core.test_chatml import turns
 
-TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+TURN = turns("a", "b")
 NUMBERED = [f"turn {turn} é🌙" for turn in range(8)]
 
 
@@ -48,7 +49,7 @@ def test_what_is_no_transcript_is_refused(tmp_path, content, words):
 
 def test_half_characters_become_question_marks():
     session = chat()
-    session.restore({"messages": [{"role": "user", "content": "a\ud83d"}, TURN[1]]})
+    session.restore({"messages": turns("a\ud83d", "b")})
     say(session, "\ude00 c")
     assert [m["content"] for m in session.messages[::2]] == ["a?", "? c"]
 

@@ -1,23 +1,27 @@
-"""A chat widget without a browser: made, spoken to, and looked at."""
+"""A chat widget: made, spoken to, and looked at without a browser; the browser tests make theirs here too."""
 
 from __future__ import annotations
 
 import threading
+from functools import partial
 
+from nbutils.chat.display import show_chat
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
-from tests.chat.models import scripted_model
+from tests.chat.models import TOKENIZER, ScriptedModel
 
 
 def widget(
     *replies: str,
     seconds: float = 0.0,
     reading: float = 0.0,
+    context: int = 1024,
+    others: tuple[str, ...] = ("base", "more", "broken"),
     beside: str = "",
     ready: threading.Event | None = None,
     **settings,
 ) -> ChatWidget:
-    """A chat with models that give these replies, each with its name in front; all but `final` wait for `ready`.
+    """A live chat with models that give these replies, all but `final` with their name in front and after `ready`.
 
     `base` reads half as much as the others, and `broken` cannot be loaded.
     """
@@ -27,17 +31,21 @@ def widget(
             assert ready.wait(5)
         if name == "broken":
             raise RuntimeError("disk on fire")
-        return scripted_model(name, replies, seconds, 512 if name == "base" else 1024, reading)
+        own = [reply if name == "final" else f"{name} {reply}" for reply in replies]
+        model = ScriptedModel(TOKENIZER, own, seconds, context // 2 if name == "base" else context, reading)
+        return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
 
-    names = ["final", "base", "more", "broken"]
-    return ChatWidget(load, names, "final", {"read_ahead": False} | settings, beside)
+    return show_chat(load, ["final", *others], "final", {"read_ahead": False} | settings, beside)
 
 
-def send(chat: ChatWidget, *said: str, wait: bool = True) -> None:
+room = partial(widget, seconds=0.005, context=4096, others=(), max_new_tokens=1000)
+"""A chat of the browser tests, made in a notebook's kernel."""
+
+
+def send(chat: ChatWidget, *said: str) -> None:
     for text in said:
         chat.send(text)
-        if wait:
-            chat.wait(20)
+        chat.wait(20)
 
 
 def fail(chat: ChatWidget, panel: int = 0) -> None:

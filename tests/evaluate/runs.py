@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from transformers import AutoTokenizer
+
 from nbutils.core.chatml import encode_batch
-from nbutils.core.files import Json
-from nbutils.core.notebooks import parameters
+from nbutils.core.files import Json, write_jsonl, write_text
 from nbutils.core.run.models import tiny_model
+from nbutils.core.stages import spec
 from nbutils.evaluate.run import prepare, score_all
 from nbutils.evaluate.score import Plan, Scored
-from nbutils.evaluate.settings import EvaluateSettings
+from nbutils.pipeline.parameters import settings_of
 from tests.builders import data_folder
 from tests.conftest import ROOT
+from tests.core.test_chatml import turns
 from tests.metrics.histories import write_done
 
 NOTEBOOK = ROOT / "notebooks" / "04_evaluate.ipynb"
-SMALL: Json = {
+SMALL = {
     "max_length": 256,
     "selection_items": 30,
     "resamples": 500,
@@ -33,8 +36,6 @@ SUMS = [{"question": f"{a} plus {a}?", "right": a % 2, "answers": ["four", "six"
 
 def made_up_run(run: Path) -> Path:
     """Writes `data/`, and `train/` with two untrained tiny models: the base, and one of other weights as `final`."""
-    from transformers import AutoTokenizer
-
     data_folder(run, train=8, evaluation=24, turns=6)
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     for seed, name in enumerate(("base", "final")):
@@ -45,25 +46,14 @@ def made_up_run(run: Path) -> Path:
     return run
 
 
-def talk(*texts: str) -> list[Json]:
-    """A conversation that the user begins."""
-    roles = cycle(("user", "assistant"))
-    return [{"role": role, "content": text} for text, role in zip(texts, roles, strict=False)]
-
-
 def hold_out(run: Path, conversations: list[list[Json]]) -> None:
     """Puts conversations of one's own into the place of those that a run holds out, as notebook 01 writes them."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
-    encoded = encode_batch(tokenizer, conversations)
-    columns = {
-        "messages": [talk(*(message["content"] for message in messages)) for messages in conversations],
-        "input_ids": [one.input_ids for one in encoded],
-        "supervised": [one.supervised for one in encoded],
-    }
-    Dataset.from_dict(columns).save_to_disk(str(run / "data" / "eval"))
+    encoded = encode_batch(AutoTokenizer.from_pretrained(run / "data" / "tokenizer"), conversations)
+    rows = [
+        {"messages": turns(*(m["content"] for m in messages)), "input_ids": e.input_ids, "supervised": e.supervised}
+        for messages, e in zip(conversations, encoded, strict=True)
+    ]
+    Dataset.from_list(rows).save_to_disk(run / "data" / "eval")
 
 
 def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json:
@@ -71,7 +61,7 @@ def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json
 
     Returns the settings that ask for it, with a new cache.
     """
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / f"{name}.jsonl", rows)
     task = {
         "task": name,
         "dataset_path": "json",
@@ -82,18 +72,17 @@ def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json
         "doc_to_choice": "answers",
         "doc_to_target": "right",
     }
-    (folder / f"{name}.yaml").write_text(json.dumps(task | config, indent=0))
+    write_text(folder / f"{name}.yaml", json.dumps(task | config, indent=0))
     return {"tasks": [name], "task_path": str(folder), "cache_dir": str(folder / "cache")}
 
 
 def planned(run: Path, **changes: Any) -> Plan:
     """An evaluation that takes seconds; its cache lies beside the run."""
-    values = {name: parameter.default for name, parameter in parameters(NOTEBOOK).items()}
-    values |= {**SMALL, "run_dir": str(run), "cache_dir": str(run.parent / "cache"), **changes}
-    return prepare(EvaluateSettings.checked(values))
+    given = {"run_dir": str(run), "cache_dir": str(run.parent / "cache")}
+    return prepare(settings_of(spec("evaluate"), SMALL | given | changes))
 
 
 def scored(plan: Plan) -> tuple[list[Scored], list[str]]:
     """The plan's answers, and what was said on the way."""
-    lines: list[str] = []
+    lines = []
     return score_all(plan, say=lines.append), lines

@@ -13,24 +13,23 @@ DATA = {
 }
 
 
-def stock_tasks(names: list[str], evaldata: Path) -> dict[str, Any]:
+def stock_tasks(evaldata: Path) -> dict[str, Any]:
     """Loaded tasks of lm-eval, 0-shot: their whole YAMLs, which read local data instead of the hub."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
     configs = []
-    for name in names:
-        split, data = DATA[name]
-        file = Path(str(resources.files("lm_eval"))) / "tasks" / name / f"{name}.yaml"
-        config = load_yaml(file, resolve_func=True) | {
+    for name, (split, data) in DATA.items():
+        file = resources.files("lm_eval") / "tasks" / name / f"{name}.yaml"
+        local = {
             "dataset_path": "json",
             "dataset_name": None,
             "dataset_kwargs": {"data_files": {split: str(evaldata / data)}},
+            f"{split}_split": split,
             "num_fewshot": 0,
         }
-        configs.append(
-            {key: value for key, value in config.items() if not key.endswith("_split") or key == f"{split}_split"}
-        )
+        others = dict.fromkeys(("training_split", "validation_split", "test_split"))
+        configs.append(load_yaml(file, resolve_func=True) | others | local)
     return TaskManager(include_defaults=False).load(configs)["tasks"]
 
 

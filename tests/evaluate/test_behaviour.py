@@ -6,8 +6,7 @@ import copy
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -20,11 +19,12 @@ from nbutils.evaluate.context_curve import ORDER, beyond_trained, losses_of, mea
 from nbutils.evaluate.display import behaviour_table
 from tests.builders import small_tokenizer
 from tests.conftest import sentencepiece_tokenizer
-from tests.evaluate.runs import talk
+from tests.core.test_chatml import turns
+from tests.evaluate.test_compare import accuracies
 
 
 def test_figures_on_made_up_replies():
-    prompts = [talk(text) for text in ("Hello there", "How are you?", "Tell me more", "So?")]
+    prompts = [turns(text) for text in ("Hello there", "How are you?", "Tell me more", "So?")]
     replies = [
         Reply("hello THERE", [1, 2], True),
         Reply("fine fine", [3, 4, 5, 6, 3, 4, 5, 6], True),
@@ -47,7 +47,7 @@ def test_figures_on_made_up_replies():
 def test_conversations_for_the_context_curve_outgrow_the_model_and_are_cut_at_twice_its_length(tmp_path):
     lengths = (90, 20, 90, 32, *[90] * 30)
     long = Dataset.from_list([{"input_ids": [row] * length} for row, length in enumerate(lengths)])
-    long.save_to_disk(str(tmp_path / "too_long"))
+    long.save_to_disk(tmp_path / "too_long")
     rows = too_long_ids(tmp_path, 3, 32, 0)
     assert [len(row) for row in rows] == [64] * 3
     assert rows == too_long_ids(tmp_path, 3, 32, 0) != too_long_ids(tmp_path, 3, 32, 1), "the seed chooses"
@@ -71,7 +71,7 @@ def losses(conversations: int, **gains: float | np.ndarray) -> dict[str, np.ndar
     hard, found = rng.normal(4, 0.5, conversations), {}
     for name in ORDER:
         own = hard - gains.get(name, 0.0) + rng.normal(0, 0.02, conversations)
-        found[name] = 500 * np.stack([own, np.ones(conversations)], axis=1)
+        found[name] = 500 * accuracies(own)
     return found
 
 
@@ -99,7 +99,7 @@ def test_advice_is_given_only_where_conversations_show_a_difference(conversation
 def test_items_in_the_ledger_are_flagged(tmp_path):
     """Every item that a row shares words with."""
     items = [["hellaswag item 17", "hellaswag item 4"], ["sciq item 3"], None]
-    pq.write_table(pa.table({"matched_items": items}), tmp_path / "ledger.parquet")
+    pd.DataFrame({"matched_items": items}).to_parquet(tmp_path / "ledger.parquet")
     tasks = dict.fromkeys(("hellaswag", "sciq", "wikitext"), SimpleNamespace(eval_docs=range(20)))
     flagged = {"hellaswag": {4, 17}, "sciq": {3}, "wikitext": set()}
     assert flagged_items(tmp_path / "ledger.parquet", tasks) == flagged
@@ -115,7 +115,7 @@ def test_models_of_another_template_are_left_out_and_a_missing_pad_token_is_none
 ):
     tokenizer = copy.deepcopy(chat_tokenizers["byte_level"])
     tokenizer.chat_template, tokenizer.pad_token = template, None
-    found = measure(tiny_model(tokenizer, 64, 0), tokenizer, [talk("x"), talk("x" * 20)], max_new_tokens=2, seed=0)
+    found = measure(tiny_model(tokenizer, 64, 0), tokenizer, [turns("x"), turns("x" * 20)], max_new_tokens=2, seed=0)
     assert found["greedy"]["replies"] == 2 if asked else "another than ChatML" in found["left_out"]
 
 

@@ -84,10 +84,8 @@ def test_replies_of_one_conversation_are_resampled_together():
 
 
 def test_a_difference_is_seen_on_the_same_items_where_the_intervals_overlap():
-    rng = np.random.default_rng(0)
-    words = rng.integers(1, 40, 300).astype(float)
-    hardness = rng.normal(5, 2, 300) * words
-    a, b = (np.stack([-hardness - gain * words, words], axis=1) for gain in (0.0, 0.05))
+    a, b = pages(np.random.default_rng(0), 300)
+    a[:, 0] += 0.05 * a[:, 1]  # of each page's words
     one, other = (interval(sums, "perplexity", 1000, 0) for sums in (a, b))
     assert one.high > other.low
     assert paired_difference(a, b, "perplexity", 1000, 0).high < 0

@@ -19,7 +19,7 @@ def test_pieces_give_the_ids_of_the_whole_and_each_is_read_once(chat_tokenizers,
     if name == "with BOS":
         tokenizer.add_bos_token = True
     lm = SharedPrefixLM(tiny_model(tokenizer, 64, 0), tokenizer=tokenizer)
-    read: list[str] = []
+    read = []
     whole = HFLM.tok_encode
     monkeypatch.setattr(HFLM, "tok_encode", lambda lm, text, **how: (read.append(text), whole(lm, text, **how))[1])
     texts, text = [], ""

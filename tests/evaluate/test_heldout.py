@@ -10,7 +10,7 @@ from nbutils.core.chatml import CHATML, IM_END, encode
 from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.behaviour import user_turns
 from nbutils.evaluate.heldout import read_conversations, reply_items, selection
-from tests.evaluate.runs import hold_out, planned, talk
+from tests.evaluate.runs import hold_out, planned, turns
 
 
 @pytest.fixture(scope="module")
@@ -19,18 +19,18 @@ def plan(run_folder):
 
 
 def test_all_real_conversations_read_back_as_their_token_ids(plan, run_folder):
-    held_out = load_from_disk(str(run_folder / "data" / "eval"))
+    held_out = load_from_disk(run_folder / "data" / "eval")
     assert [c.messages for c in plan.conversations] == list(held_out["messages"])
 
 
 def test_a_conversation_that_spells_a_control_token_stays_out(own_run, plan):
-    hold_out(own_run, [talk(f"hi {IM_END} there", "hello"), talk("hi", "hello")])
+    hold_out(own_run, [turns(f"hi {IM_END} there", "hello"), turns("hi", "hello")])
     assert [c.row for c in read_conversations(own_run / "data", plan.tokenizer)] == [1]
 
 
 def test_what_the_assistant_is_not_to_learn_is_context_and_nobodys_reply(own_run, plan):
     """Otherwise a model is measured by the answers that its data calls wrong."""
-    talks = [talk(f"{k}+2?", f"wrong {k}", f"sure, {k}?", f"right {k}") for k in range(6)]
+    talks = [turns(f"{k}+2?", f"wrong {k}", f"sure, {k}?", f"right {k}") for k in range(6)]
     for messages in talks:
         messages[1]["learn"] = False
     hold_out(own_run, talks)

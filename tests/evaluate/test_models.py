@@ -8,7 +8,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, write_json
+from nbutils.core.files import read_json, write_json, write_text
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.evaluate.models import Model, check_model, models_of_run, open_model
@@ -37,8 +37,7 @@ def test_peers_have_columns_of_their_own_and_are_known_by_what_was_measured(run_
         ModelRef.parse("someone/small-chat").identity()
     repository = tmp_path / "models--someone--small-chat"
     shutil.copytree(run_folder / "train" / "base", repository / "snapshots" / COMMIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
+    write_text(repository / "refs" / "main", COMMIT)
     names = ["base", "run", "other/train/base", "other/train/final", "someone/small-chat"]
     peers = [*(str(tmp_path / name) for name in names[2:4]), names[4]]
     prepared = planned(run_folder, peers=peers, tasks=[CHATML_TASK])

@@ -19,7 +19,7 @@ from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import EMBEDDED
 from nbutils.evaluate.report import comparison_markdown, difference_table, results, scores_table
 from nbutils.evaluate.score import FEWSHOT_SEED
-from tests.evaluate.runs import SUMS, hold_out, planned, scored, talk, write_task
+from tests.evaluate.runs import SUMS, hold_out, planned, scored, turns, write_task
 
 PERPLEXITY, SELECTION = EMBEDDED
 
@@ -38,6 +38,8 @@ def test_the_notebook_writes_what_others_read(evaluated, run_folder):
     assert rows == evaluated.samples
     assert [(row["model"], row["mode"]) for row in rows[::5]] == asked
     page = (folder / "comparison.md").read_text()
+    compared = [(pair["metric"], pair["reference"]) for pair in found["paired"]]
+    assert compared == [(metric, "base") for metric in ("word_perplexity", "acc", "acc_mutual_info")]
     for words in ("these two checkpoints", "lm-evaluation-harness 0.4", "at most 256 tokens", "`run/train/final`"):
         assert words in page
     assert str(run_folder.parent) not in page + str(found), "no folder of this machine"
@@ -45,14 +47,8 @@ def test_the_notebook_writes_what_others_read(evaluated, run_folder):
     assert not evaluated.stderr, "no bars and warnings stay on the page"
 
 
-def test_results_have_intervals_and_differences(evaluated):
-    scores, paired = (pd.DataFrame(evaluated.found[name]) for name in ("scores", "paired"))
-    assert (scores["low"] <= scores["value"]).all() and (scores["value"] <= scores["high"]).all()
-    assert paired["metric"].tolist() == ["word_perplexity", "acc", "acc_mutual_info"]
-    assert set(paired["reference"]) == {"base"}
-
-
-def test_any_number_can_be_recomputed_from_the_items_alone(evaluated, run_folder):
+def test_any_number_lies_in_its_interval_and_can_be_recomputed_from_the_items_alone(evaluated, run_folder):
+    assert all(score["low"] <= score["value"] <= score["high"] for score in evaluated.found["scores"])
     values = {(s["model"], s["metric"]): s["value"] for s in evaluated.found["scores"]}
     file = run_folder / "evaluate" / "items" / f"run--{SELECTION}.parquet"
     lls, gold = lls_of(file), pd.read_parquet(file)["gold"]  # (items, 8): with the context, and without
@@ -83,12 +79,18 @@ def test_other_settings_or_other_weights_are_another_question(evaluated, own_run
     assert [model.name for model, _ in planned(own_run, **known).missing()] == ["run", "run"]
 
 
-def test_an_interruption_keeps_finished_tasks(run_folder):
-    prepared = planned(run_folder, limit=4)
-    with pytest.raises(UserError, match=r"1 of 4 results are finished.* kept: run this cell again"):
+@pytest.mark.parametrize("processes,finished", [(1, 1), (2, 0)])
+def test_an_interruption_keeps_finished_tasks_and_ends_the_processes(run_folder, monkeypatch, processes, finished):
+    events = MagicMock()
+    events.__iter__.return_value = iter([{"text": "base"}])
+    monkeypatch.setattr(stage, "Torchrun", lambda *_, **__: Mock(events=lambda: events))
+    asked = {"limit": 3 + processes}
+    prepared = planned(run_folder, processes=processes, **asked)
+    with pytest.raises(UserError, match=f"scoring .{finished} of 4 results are finished.* kept: run this cell again"):
         stage.score_all(prepared, say=Mock(side_effect=["scoring", KeyboardInterrupt]))
-    again, lines = scored(prepared)
-    assert len(again) == 4 and "3 computed now, 1 known" in lines[-1]
+    assert events.close.called == (processes > 1) and not (prepared.folder / "worker.json").exists()
+    again, lines = scored(planned(run_folder, **asked))
+    assert len(again) == 4 and f"{4 - finished} computed now, {finished} known" in lines[-1]
 
 
 def test_an_interruption_of_a_later_step_is_one_sentence(evaluated, run_folder, monkeypatch):
@@ -103,10 +105,10 @@ def test_the_chat_template_gives_the_numbers_of_stock_and_is_never_put_around_ch
     answers, _ = scored(prepared)
     assert [(r.answer["chat_template"], r.answer["num_fewshot"]) for r in answers] == [(True, 1), (False, 0)] * 2
     stock = HFLM(str(run_folder / "train" / "base"), device="cpu", dtype="float32", batch_size=1, max_length=256)
-    tasks = {"sums": prepared.tasks["sums"]}
-    tasks["sums"].set_fewshot_seed(FEWSHOT_SEED)
-    options = {"bootstrap_iters": 0, "apply_chat_template": True, "fewshot_as_multiturn": True}
-    found = evaluator.evaluate(stock, {"tasks": tasks}, **options)
+    task = prepared.tasks["sums"]
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    asked = {"tasks": {"sums": task}}
+    found = evaluator.evaluate(stock, asked, bootstrap_iters=0, apply_chat_template=True, fewshot_as_multiturn=True)
     for lls, sample in zip(lls_of(answers[0].items), found["samples"]["sums"], strict=True):
         assert lls == pytest.approx([r[0] for r in sample["filtered_resps"]], abs=1e-3)
         context, choice = sample["arguments"][0]
@@ -149,7 +151,7 @@ def test_metrics_that_are_no_mean_have_no_interval_and_a_task_may_have_the_model
 def test_the_data_decide_which_task_can_be_made_and_what_perplexity_is_of(own_run, tmp_path):
     """Replies without words are measured by byte; where all are alike there is nothing to choose from."""
     run = own_run.rename(tmp_path / "exp[lr=1e-4] 50%, {a}?")
-    hold_out(run, [talk("Say it", "山" * 70)] * 6)
+    hold_out(run, [turns("Say it", "山" * 70)] * 6)
     prepared = planned(run)
     found = stage.compare(prepared, scored(prepared)[0])
     header, whole = lls_of(prepared.scored()[0].items).T
@@ -186,16 +188,6 @@ def test_a_task_that_cannot_be_scored_costs_no_other_in_one_process_or_two(evalu
 
 
 def test_more_processes_than_gpus_are_a_sentence_before_anything_is_scored(run_folder):
-    prepared = replace(planned(run_folder, processes=3, limit=5), gpus=(Gpu("T4", (7, 5), 15.0),) * 2)
+    prepared = replace(planned(run_folder, processes=3, limit=7), gpus=(Gpu("T4", (7, 5), 15.0),) * 2)
     with pytest.raises(UserError, match="processes is 3, and the GPUs here are 2: set it to 2, or to 0"):
         stage.score_all(prepared, say=pytest.fail)
-
-
-def test_an_interruption_ends_the_processes(run_folder, monkeypatch):
-    events = MagicMock()
-    events.__iter__.return_value = iter([{"text": "base"}])
-    monkeypatch.setattr(stage, "Torchrun", lambda *_, **__: Mock(events=lambda: events))
-    prepared = planned(run_folder, processes=2, limit=5)
-    with pytest.raises(UserError, match=r"Interrupted while scoring .0 of 4 results are finished.* kept"):
-        stage.score_all(prepared, say=Mock(side_effect=["scoring", KeyboardInterrupt]))
-    assert events.close.called and not (prepared.folder / "worker.json").exists()

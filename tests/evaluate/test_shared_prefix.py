@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ TEXT = "the cat sat on a mat and then it went away to sleep under the moon"
 WORDS = TEXT.split()
 ITEMS = {"hellaswag": 8, "sciq": 4, "wikitext": 1}
 TOKENIZER = small_tokenizer([TEXT] * 9, 300)
+GIVEN = {"tokenizer": TOKENIZER, "max_length": LENGTH, "batch_size": 8}
 
 
 def made(kind: str, **changes: object):
@@ -55,18 +55,11 @@ def multiple_choice() -> list[Instance]:
     return asked("loglikelihood", pairs)
 
 
-REQUESTS = multiple_choice()
+CHOICES = multiple_choice()
+ROLLING = asked("loglikelihood_rolling", [(words(random.Random(n), n),) for n in (1, 10, 62, 63, 64, 65, 130, 400)])
 
 
-def ours(model, **options: int) -> SharedPrefixLM:
-    return SharedPrefixLM(model, tokenizer=TOKENIZER, max_length=LENGTH, batch_size=8, **options)
-
-
-def stock(model) -> HFLM:
-    return HFLM(model, tokenizer=TOKENIZER, max_length=LENGTH, batch_size=8)
-
-
-def answers(lm: HFLM, requests: list[Instance] = REQUESTS) -> np.ndarray:
+def answers(lm: HFLM, requests: list[Instance] = CHOICES) -> np.ndarray:
     """Of each request its log-likelihood, and for a continuation whether greedy decoding would write it."""
     return np.array(getattr(lm, requests[0].request_type)(requests, disable_tqdm=True))
 
@@ -93,26 +86,20 @@ def test_equals_stock_at_and_over_the_maximum_length(monkeypatch, set_threads, k
     model = made(kind, **changes)
     if strategy == "stock":
         monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: torch.nn.Linear(2, 2))
-    expected = answers(stock(model))
-    for threads, tokens_per_batch in ((1, 0), (2, 64), (2, 4096)):
-        set_threads(threads)
-        lm = ours(model, tokens_per_batch=tokens_per_batch)
-        assert answers(lm) == pytest.approx(expected, abs=1e-3)
-        assert (lm.strategy, torch.get_num_threads()) == (strategy, threads)
-
-
-def test_rolling_windows_equal_stock():
-    model, rng = made("llama"), random.Random(1)
-    texts = [(words(rng, count),) for count in (1, 10, 62, 63, 64, 65, 130, 400)]
-    requests = asked("loglikelihood_rolling", texts)
-    assert answers(ours(model), requests) == pytest.approx(answers(stock(model), requests), abs=1e-3)
+    for requests in (CHOICES, ROLLING):
+        expected = answers(HFLM(model, **GIVEN), requests)
+        for threads, tokens_per_batch in ((1, 0), (2, 64), (2, 4096)):
+            set_threads(threads)
+            lm = SharedPrefixLM(model, **GIVEN, tokens_per_batch=tokens_per_batch)
+            assert answers(lm, requests) == pytest.approx(expected, abs=1e-3)
+            assert (lm.strategy, torch.get_num_threads()) == (strategy, threads)
 
 
 def test_choices_of_a_question_and_turns_of_a_conversation_are_read_once():
     model = made("llama")
-    lm = ours(model, tokens_per_batch=64)
+    lm = SharedPrefixLM(model, **GIVEN, tokens_per_batch=64)
     assert lm.strategy  # is tried out by reading
-    read: list[int] = []
+    read = []
     model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
     turns = [(" ".join(WORDS[:count]), f" {WORDS[count]}") for count in range(1, len(WORDS))]
     choices = [(TEXT, f" {word}") for word in WORDS]
@@ -122,31 +109,31 @@ def test_choices_of_a_question_and_turns_of_a_conversation_are_read_once():
 
 def test_half_precision_is_scored_in_float32():
     half = made("llama").to(torch.bfloat16)
-    got, expected = (torch.tensor(answers(lm)[:, 0]) for lm in (ours(half), stock(half)))
+    got, expected = (torch.tensor(answers(kind(half, **GIVEN))[:, 0]) for kind in (SharedPrefixLM, HFLM))
     assert (expected.bfloat16() == expected).all(), "still needed? stock no longer quantises log-likelihoods"
     assert (got.bfloat16() == got).sum() < len(got) / 4
 
 
 def test_a_model_that_is_not_causal_is_refused():
     with pytest.raises(UserError, match="not causal"):
-        _ = ours(made("bert")).strategy
+        _ = SharedPrefixLM(made("bert"), **GIVEN).strategy
 
 
 def test_nan_is_one_sentence():
     model = made("llama")
     model.model.norm.weight.data[0] = float("nan")
     with pytest.raises(UserError, match="NaN or infinite"):
-        answers(ours(model))
+        answers(SharedPrefixLM(model, **GIVEN))
 
 
 @pytest.mark.soak
-def test_equals_stock_on_smollm2(smollm2_folder, evaldata: Path, set_threads):
+def test_equals_stock_on_smollm2(smollm2_folder, evaldata, set_threads):
     """The same log-likelihoods and choices as stock on real tasks with a real model, fp32."""
     set_threads(os.cpu_count() or 1)
     theirs = HFLM(str(smollm2_folder), dtype="float32", device="cpu", max_length=2048, batch_size=8)
     mine = SharedPrefixLM(theirs.model, tokenizer=theirs.tokenizer, max_length=2048)
     assert mine.strategy == "shared rows"
-    tasks = stock_tasks(list(ITEMS), evaldata)
+    tasks = stock_tasks(evaldata)
     for name, items in ITEMS.items():
         requests = requests_of(tasks[name], items)
         assert answers(mine, requests) == pytest.approx(answers(theirs, requests), abs=1e-3), name
