@@ -159,6 +159,8 @@ def test_a_new_message_interrupts_the_background_reading():
     session.restore({"messages": turns("y" * 1000, "x")})
     say(session, "short")
     assert session.measured.read_tokens > 500
+    session.close()
+    assert not any(thread.name == "chat-reads-ahead" for thread in threading.enumerate())
 
 
 def test_turns_dropped_for_a_long_message_are_read_again_when_it_is_edited():

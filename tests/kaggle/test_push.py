@@ -23,6 +23,7 @@ DATA, TRAIN, *LATER = (
     f"smallchat-kaggle-t4x2-{name}"
     for name in ("01-filter-data", "02-train-sft", "03-plot-metrics", "04-evaluate", "05-chat", "06-publish")
 )
+WHOLE = "smallchat-kaggle-t4x2-whole-pipeline"
 MODEL = "output/runs/mine/train/final/model"
 Push = Callable[..., str]
 
@@ -92,6 +93,12 @@ def test_a_session_that_does_not_finish_its_stage_ends_the_push(kaggle, push, na
     with pytest.raises(UserError, match=f"{name} {words}"):
         push(follow=follow)
     assert kaggle.pushed == [DATA, TRAIN][: 1 + (name == TRAIN)]
+
+
+def test_the_whole_pipeline_is_pushed_until_all_of_it_is_done(kaggle, push):
+    kaggle.plan[WHOLE] = ["paused", "paused"]  # stopped before the evaluation: no stage's record says so
+    push(WHOLE)
+    assert kaggle.pushed == [WHOLE] * 3
 
 
 def test_one_bundle_needs_its_upstream(kaggle, push):

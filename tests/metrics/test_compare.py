@@ -10,6 +10,8 @@ from nbutils.core.training_log import LOSS
 from nbutils.metrics.display import COMPARED, PLOTLY, comparison, comparison_figure, interactive_comparison
 from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import differences, read_runs
+from tests.cells import run_cells
+from tests.conftest import ROOT
 from tests.metrics.histories import history_rows, write_done, write_training
 
 
@@ -39,6 +41,15 @@ def test_the_table_holds_what_differs_and_the_scores_of_runs_that_have_any(runs,
     } <= set(table)
     assert not [row for row in table if "epochs" in row or "split_seed" in row or "run_dir" in row]
     assert len(list((runs / "figures").iterdir())) == len(COMPARED) * 4 == len(bundles) * 4
+
+
+def test_the_notebook_draws_other_runs_over_its_own(runs):
+    write_done(runs / "slow" / "data", parameters={})
+    write_done(runs / "fast" / "data", parameters={"fraction": 0.5})
+    given = {"run_dir": str(runs / "slow"), "compare_runs": [str(runs / "fast")]}
+    names = run_cells(ROOT / "notebooks" / "03_plot_metrics.ipynb", **given)
+    assert names["comparison"]["learning_rate"] == {"slow": 0.001, "fast": 0.01}
+    assert {f"{name}.svg" for name in COMPARED} <= {file.name for file in (runs / "slow/metrics/figures").iterdir()}
 
 
 def test_compared_runs_differ_without_colour_and_the_legend_says_how(runs):
