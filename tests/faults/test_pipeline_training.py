@@ -9,8 +9,8 @@ from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
 
-from nbutils.core.files import read_json, read_jsonl
-from nbutils.core.run.checkpoints import in_folder
+from nbutils.core.files import read_json
+from nbutils.core.run.checkpoints import Checkpoint, in_folder
 from nbutils.core.run.stage import Stage
 from nbutils.pipeline.parameters import plan
 from tests.builders import data_folder
@@ -37,17 +37,15 @@ class Training(Bench):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, ("-m", "nbutils"), PROFILE, "--only=train")
-        self.log = self.run / "train" / "metrics.jsonl"
-        self.checkpoints = self.run / "train" / "checkpoints"
 
-    def step(self) -> int:
-        """The last one logged."""
-        return max((row["step"] for row in read_jsonl(self.log)), default=0) if self.log.is_file() else 0
+    def checkpoints(self) -> list[Checkpoint]:
+        """Those that are whole, the newest first."""
+        return in_folder(self.run / "train" / "checkpoints")
 
     def under_way(self) -> None:
         """Waits until training has passed a checkpoint more."""
-        before = self.step()
-        wait_for(lambda: self.step() >= before + 12)
+        before = self.checkpoints()[:1]
+        wait_for(lambda: self.checkpoints()[:1] != before)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +95,7 @@ def test_after_one_fault_and_the_next_the_same_command_goes_on(training, chain):
     words = "Training starts"
     for fault in CHAINS[chain]:
         assert words in training.suffers(*fault), fault
-        words = "Training resumes at step" if in_folder(training.checkpoints) else words
+        words = "Training resumes at step" if training.checkpoints() else words
     if read_json(training.run / "train" / "stage.json")["status"] == "paused":  # later stages may use the checkpoint
         status, output = training.go("--only=metrics", "--allow-paused")
         assert status == 0, output

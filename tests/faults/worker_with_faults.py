@@ -18,6 +18,7 @@ from typing import Any
 
 from nbutils.core.files import read_json
 from nbutils.core.run import pause
+from nbutils.core.torchrun import leave
 from nbutils.train import trainer, worker
 
 
@@ -80,7 +81,4 @@ POINTS = {
 """Each point's function, and what happens before its call."""
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave(main())

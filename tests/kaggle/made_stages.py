@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nbutils.core.files import write_json
-from nbutils.core.run.checkpoints import Checkpoint
+from tests.train.runs import checkpoint
 
 
 def stage_at(
@@ -17,13 +17,5 @@ def stage_at(
     record = {"schema": 1, "stage": "train", "status": status, "started": started, "outputs": {}, "facts": {}}
     write_json(folder / "stage.json", record | {"parts": {"parameters": {"seed": 0}}} | entries)
     for step in steps:
-        checkpoint(folder, step)
+        checkpoint(folder / "checkpoints", step)
     return folder
-
-
-def checkpoint(folder: Path, step: int) -> Path:
-    made = Checkpoint.at(folder / "checkpoints", step)
-    made.partial.mkdir(parents=True)
-    (made.partial / "weights").write_bytes(b"w" * 100)
-    made.seal({}, {"step": step})
-    return made.path

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-import time
 import venv
 from collections.abc import Callable
 from contextlib import suppress
@@ -100,14 +99,6 @@ class Kaggle:
         return Outcome(working, run, text)
 
 
-def wait_for(condition: Callable[[], object], process: Session, seconds: float = 200) -> None:
-    """Waits until something holds, while the session runs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline and process.poll() is None, "it did not come to that"
-        time.sleep(0.02)
-
-
 def kill_session(process: Session) -> None:
     """Ends a session as Kaggle does: everything that belongs to it at once, without a word."""
     session = psutil.Process(process.pid)
@@ -118,13 +109,8 @@ def kill_session(process: Session) -> None:
 
 def kill_worker(process: Session) -> None:
     """Ends one rank of a session's training."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.Error):
-            line = child.cmdline()
-            if "nbutils.train.worker" in line and "nbutils.core.torchrun" not in line:
-                child.kill()
-                return
-    raise AssertionError("no worker is there")
+    children = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in children if "LOCAL_RANK" in child.environ()).kill()
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -11,12 +11,10 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
 from nbutils.core.files import resolve, write_json
-from nbutils.core.hardware import Gpu
 from nbutils.kaggle.start import Bundle, check_attached, check_gpus, look_around, start, take_secret
 from tests.conftest import ROOT
 from tests.kaggle.made_packages import installed
-
-T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
+from tests.train.runs import P100, T4
 
 
 def test_kaggle_is_known_by_its_folders_and_not_by_variables(place, monkeypatch):
@@ -79,15 +77,11 @@ def test_of_two_attached_copies_the_whole_one_counts(place):
         local_copy("model", "a/b")
 
 
-def test_as_many_gpus_as_asked_for_are_enough():
-    check_gpus((T4, T4), 2)
-    check_gpus((), 0)
-
-
 @pytest.mark.parametrize(
     "gpus,words", [((T4,), "processes is 2.*1 usable.*GPU T4 x2"), ((), "0 usable"), ((P100,), "P100.*too old")]
 )
 def test_fewer_gpus_than_asked_for_name_the_setting(gpus, words):
+    check_gpus((T4, T4), 2)  # these are enough
     with pytest.raises(UserError, match=words):
         check_gpus(gpus, 2)
 

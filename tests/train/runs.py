@@ -17,7 +17,11 @@ import torch
 from transformers import AutoTokenizer
 
 from nbutils.core.files import read_jsonl, write_json
+from nbutils.core.hardware import Gpu
+from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.core.run.models import tiny_model
+from nbutils.core.stages import spec
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.batches import BatchPlan, StepLoader
 from nbutils.train.control import Budget, Records
@@ -26,24 +30,16 @@ from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.builders import data_folder
 
-SMALL: dict[str, Any] = {
-    "base_model": "tiny",
-    "base_revision": "",
+DEFAULTS = {name: each.default for name, each in parameters(notebook_path(spec("train"))).items() if name != "run_dir"}
+SMALL: dict[str, Any] = DEFAULTS | {
     "max_length": 256,
     "seed": 1,
     "learning_rate": 0.003,
-    "schedule": "cosine",
     "warmup_fraction": 0.1,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "optimizer": "adamw_torch",
-    "epochs": 1.0,
     "max_steps": 12,
     "tokens_per_step": 600,
     "tokens_per_microbatch": 300,
     "supervise": "assistant",
-    "supervise_end": True,
-    "precision": "auto",
     "trainer_options": {},
     "eval_steps": 6,
     "sample_prompts": ["Hi"],
@@ -51,11 +47,10 @@ SMALL: dict[str, Any] = {
     "checkpoint_steps": 4,
     "checkpoints_kept": 2,
     "processes": 2,
-    "budget_minutes": 0.0,
-    "pause_after_steps": 0,
-    "report_to": [],
-    "plain_loop_steps": 0,
 }
+"""What notebook 02 is asked for, a run of a few seconds."""
+
+T4, P100 = Gpu("Tesla T4", (7, 5), 14.7), Gpu("Tesla P100-PCIE-16GB", (6, 0), 15.9)
 
 
 @cache
@@ -93,6 +88,22 @@ def logged(run: Path, kind: str) -> list[dict[str, Any]]:
 def flat(model: torch.nn.Module) -> torch.Tensor:
     """All weights of a model in one row."""
     return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None) -> Checkpoint:
+    """A made-up checkpoint of a step, whole, in a folder of checkpoints."""
+    made = Checkpoint.at(folder, step)
+    made.partial.mkdir(parents=True)
+    (made.partial / "weights").write_bytes(b"w" * 100)
+    made.seal(identity or {}, {"step": step})
+    return made
+
+
+def flip_a_bit(file: Path) -> None:
+    """Of the last byte: the file is damaged, and as long as before."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def written(settings: TrainSettings) -> Path:

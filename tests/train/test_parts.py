@@ -22,7 +22,7 @@ from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
 from nbutils.train.settings import TrainSettings
 from tests.builders import data_folder
-from tests.train.runs import small_settings
+from tests.train.runs import checkpoint, flip_a_bit, small_settings
 
 END = 510
 """The id of <|im_end|> in the data's tokenizer."""
@@ -44,41 +44,23 @@ def test_counts_agree_with_tensors_and_padding_carries_no_label(data, supervise,
     assert padding.any() and (labels[padding] == IGNORED).all() and (ids[padding] == 0).all()
 
 
-def write_checkpoint(folder, step, identity=None):
-    made = Checkpoint.at(folder, step)
-    made.partial.mkdir(parents=True)
-    (made.partial / "model.bin").write_bytes(bytes(range(100)) * step)
-    made.seal(identity or {}, {"step": step})
-    return made
-
-
 def test_the_newest_valid_checkpoint_wins_and_damage_is_passed_over(tmp_path):
-    first, second, third, fourth = (write_checkpoint(tmp_path, step) for step in (5, 10, 15, 20))
-    (second.path / "model.bin").write_bytes(b"short")
-    flipped = bytearray((third.path / "model.bin").read_bytes())
-    flipped[7] ^= 1
-    (third.path / "model.bin").write_bytes(flipped)
+    first, second, third, fourth = (checkpoint(tmp_path, step) for step in (5, 10, 15, 20))
+    (second.path / "weights").write_bytes(b"short")
+    flip_a_bit(third.path / "weights")
     (fourth.path / "manifest.json").write_text("{half")
     Checkpoint.at(tmp_path, 25).partial.mkdir()
     found, passed_over = checkpoints.newest_whole(tmp_path)
     assert found == first and passed_over == {
         fourth: "has a manifest that cannot be read",
-        third: "has a changed model.bin (1500 of 1500 bytes)",
-        second: "has a changed model.bin (5 of 1000 bytes)",
+        third: "has a changed weights (100 of 100 bytes)",
+        second: "has a changed weights (5 of 100 bytes)",
     }
     assert checkpoints.half_written(tmp_path) == [Checkpoint.at(tmp_path, 25).partial]
 
 
-def test_a_damaged_newest_checkpoint_does_not_push_out_the_next_whole_one(tmp_path):
-    write_checkpoint(tmp_path, 20).set_aside()
-    for step in (5, 10):
-        whole = write_checkpoint(tmp_path, step)
-        checkpoints.prune(tmp_path, kept=1)
-        assert list(tmp_path.iterdir()) == [whole.path]
-
-
 def test_a_checkpoint_of_other_settings_or_of_a_newer_version_is_refused_by_name(tmp_path):
-    made = write_checkpoint(tmp_path, 5, {"parameters": {"seed": 1, "learning_rate": 0.1}, "data": "abc"})
+    made = checkpoint(tmp_path, 5, {"parameters": {"seed": 1, "learning_rate": 0.1}, "data": "abc"})
     with pytest.raises(UserError, match=r"data \('abc' → 'x'\).*learning_rate \(0\.1 → 0\.2\)"):
         checkpoints.check_identity(made, {"parameters": {"seed": 1, "learning_rate": 0.2}, "data": "x"})
     write_json(made.path / "manifest.json", read_json(made.path / "manifest.json") | {"schema": 99})
@@ -99,7 +81,6 @@ def test_trainer_options_are_coerced_and_others_refused_by_name(tmp_path):
 
 def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
     writer = Records(tmp_path, active=True)
-    writer.rewind(0)
     writer.add("metric", {"kind": "session", "session": 1, "step": 0})
     for step in (1, 2, 3):
         writer.add("metric", {"kind": "train", "step": step})
@@ -108,8 +89,6 @@ def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
     writer.rewind(2)
     assert writer.session == 2
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2]
-    writer.rewind(0)
-    assert read_jsonl(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatch):
@@ -140,15 +119,13 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatc
 def test_every_rank_counts_the_operations_of_all(data):
     rows = TokenRows.load(data / "train", "all")
     plan = BatchPlan(rows.lengths(), 600, 150, 1)
-    config = LlamaConfig(vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                         num_attention_heads=2, tie_word_embeddings=False)  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
     step = plan.steps(0)[0]
     ranks = [flops_of(model, StepLoader(rows, plan, rank, 2).step_batch(step)) for rank in (0, 1)]
     microbatches = [batch for rank in plan.deal(step, 2) for batch in rank]
     attention = sum(6 * 2 * 16 * len(batch) * int(plan.lengths[batch].max()) ** 2 for batch in microbatches)
     tokens, supervised = int(plan.lengths[step].sum()), int(rows.supervised_counts()[step].sum())
-    body = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
+    body = model.num_parameters() - 2 * 1600
     assert ranks == [6 * (body * tokens + 1600 * supervised) + attention] * 2
 
 
@@ -158,7 +135,6 @@ def test_the_budget_keeps_a_margin_for_the_slowest_pause(monkeypatch):
     assert not budget.is_spent()
     budget.note("pause", 25.0)
     assert budget.is_spent()
-    assert Budget(lambda: True).is_spent() and not Budget(lambda: False).is_spent()
 
 
 @pytest.mark.parametrize("handler,asks", [(signal.SIG_IGN, False), (signal.SIG_DFL, True)])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import (
     AutoTokenizer,
     GPT2Config,
@@ -25,13 +25,9 @@ from nbutils.train import preflight
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.dataset import TokenRows
 from nbutils.train.preflight import FINE, NOTE, STOP
-from tests.train.runs import small_settings
+from tests.train.runs import P100, T4, small_settings
 
-T4, A100, P100 = (
-    Gpu("Tesla T4", (7, 5), 14.7),
-    Gpu("NVIDIA A100", (8, 0), 79.2),
-    Gpu("Tesla P100-PCIE-16GB", (6, 0), 15.9),
-)
+A100 = Gpu("NVIDIA A100", (8, 0), 79.2)
 
 
 def weightless(hidden, layers, intermediate):
@@ -65,7 +61,7 @@ def tokenizer(run):
     [
         ((T4, T4), {}, FINE, "Tesla T4 in fp16, 2 processes"),
         ((A100,), {}, FINE, "NVIDIA A100 in bf16, 1 process."),
-        ((), {}, FINE, "the CPU in fp32"),
+        ((), {}, FINE, "the CPU in fp32, 2 processes."),
         ((P100,), {}, NOTE, "Tesla P100-PCIE-16GB is too old"),
         ((P100,), {"precision": "fp16"}, STOP, "precision is fp16, but training runs on the CPU"),
         ((T4,), {"processes": 2}, STOP, "processes is 2, but this machine has 1 usable GPU;"),
@@ -104,70 +100,36 @@ def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run, monkeypatch
 WHOLE, ENDLESS, NONE = [False, False, True, True, True], [False, False, True, True, False], [False] * 5
 
 
-@pytest.fixture
-def data_findings(run, tokenizer, tmp_path):
-    """What is found of two training rows with these masks, and of so many held-out replies with the second's."""
-
-    def found(*masks, replies=4, **changes):
-        rows = [{"input_ids": [5, 6, 7, 8, tokenizer.eos_token_id], "supervised": mask} for mask in masks]
-        Dataset.from_list(rows).save_to_disk(str(tmp_path / "train"))
-        talks = [(f"Question {i}", f"{word} {i}") for i in range(replies) for word in ("Reply", "reply ")]
-        held_out = [
-            rows[1] | {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
-            for asked, said in talks
-        ]
-        Dataset.from_list(held_out).save_to_disk(str(tmp_path / "eval"))
-        settings = small_settings(run, **changes)
-        train = TokenRows.for_training(tmp_path, settings, tokenizer)
-        return list(preflight.data_findings(settings, train, tmp_path / "eval", tokenizer))
-
-    return found
-
-
 @pytest.mark.parametrize(
-    "masks,level,expected",
+    "first,second,ends,replies,level,expected",
     [
-        ([WHOLE, WHOLE], FINE, "Every training conversation has a supervised <|im_end|>"),
-        ([NONE, WHOLE], NOTE, "1 of 2 training conversations have no supervised token"),
-        ([NONE, NONE], STOP, "2 of 2 training conversations have no supervised token: there is nothing to learn"),
-        ([WHOLE, NONE], STOP, "No evaluation conversation has a supervised token"),
-        ([ENDLESS, ENDLESS], STOP, "2 of 2 training conversations have no supervised <|im_end|>"),
+        (WHOLE, WHOLE, True, 4, FINE, "Every training conversation has a supervised <|im_end|>"),
+        (WHOLE, WHOLE, False, 4, NOTE, "replies will not stop"),
+        (WHOLE, WHOLE, True, 3, NOTE, "chooses among 4 replies, and the held-out conversations hold 3 "),
+        (NONE, WHOLE, True, 4, NOTE, "1 of 2 training conversations have no supervised token"),
+        (NONE, NONE, True, 4, STOP, "2 of 2 training conversations have no supervised token: there is nothing to"),
+        (WHOLE, NONE, True, 4, STOP, "No evaluation conversation has a supervised token"),
+        (ENDLESS, ENDLESS, True, 4, STOP, "2 of 2 training conversations have no supervised <|im_end|>"),
     ],
 )
-def test_data_that_is_wrong_in_one_way(data_findings, masks, level, expected):
-    found = data_findings(*masks)
+def test_data_that_is_wrong_in_one_way(run, tokenizer, tmp_path, first, second, ends, replies, level, expected):
+    """Two training rows with these masks, held-out ones with the second. `Reply 1` and `reply  1` are one reply, and
+    what a conversation begins with is none.
+    """
+    rows = [{"input_ids": [5, 6, 7, 8, tokenizer.eos_token_id], "supervised": mask} for mask in (first, second)]
+    talks = [(f"Question {n}", f"{word} {n // 2}") for n, word in enumerate(["Reply", "reply "] * replies)]
+    held_out = [
+        rows[1] | {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+        for asked, said in talks
+    ]
+    for name, side in (("train", rows), ("eval", held_out)):
+        Dataset.from_list(side).save_to_disk(str(tmp_path / name))
+    settings = small_settings(run, supervise_end=ends)
+    train = TokenRows.for_training(tmp_path, settings, tokenizer)
+    found = list(preflight.data_findings(settings, train, tmp_path / "eval", tokenizer))
     assert expected in texts(found, level)
     assert level != FINE or texts(found) == texts(found, FINE)
     assert level != NOTE or not texts(found, STOP)
-
-
-def test_replies_that_would_not_stop_are_noted(data_findings):
-    assert "replies will not stop" in texts(data_findings(WHOLE, WHOLE, supervise_end=False), NOTE)
-
-
-def test_too_few_replies_for_the_held_out_task_are_noted(data_findings):
-    """`Reply 1` and `reply  1` are one reply, and what a conversation begins with is none."""
-    found = texts(data_findings(WHOLE, WHOLE, replies=3), NOTE)
-    assert "heldout_next_utterance chooses among 4 replies, and the held-out conversations hold 3 " in found
-
-
-def kept_for_backward(model, batch, length, half):
-    """Bytes that autograd keeps of a forward pass, weights left out."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being reused
-        return tensor
-
-    ids = torch.randint(0, 90, (batch, length))
-    context = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), context:
-        out = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    assert out.shape[:2] == (batch, length)
-    return sum(size for size, _ in kept.values())
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -178,8 +140,19 @@ def test_predicted_activations_are_what_autograd_keeps(kind, half):
     else:
         sizes = {"hidden_size": 256, "intermediate_size": 1024 if kind == "wide" else 688, "num_hidden_layers": 4}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=100, num_attention_heads=4, **sizes))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, or its address might be used again
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        model.base_model(input_ids=torch.randint(0, 90, (4, 256)), use_cache=False)
     need = preflight.memory_need(model, 4 * 256, half=half, processes=1, optimizer="adamw_torch")
-    assert need.activations == pytest.approx(kept_for_backward(model, 4, 256, half), rel=0.3)
+    assert need.activations == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.3)
     assert need.states == 16 * sum(p.numel() for p in model.parameters())
 
 

@@ -10,12 +10,12 @@ import torch
 from transformers import TrainerCallback
 
 from nbutils.core.errors import UserError
-from nbutils.core.hardware import DeviceReport, Gpu
+from nbutils.core.hardware import DeviceReport
 from nbutils.train import arguments
 from nbutils.train.arguments import CHECKPOINTING, WORKSPACE, relax_where_needed
 from nbutils.train.settings import TrainerOptions
 from nbutils.train.trainer import CountingScaler
-from tests.train.runs import flat, logged, small_settings, trainer_of
+from tests.train.runs import T4, flat, logged, small_settings, trainer_of
 
 
 def bare_trainer(run, **changes):
@@ -103,7 +103,7 @@ def test_a_gpu_is_made_deterministic_and_strictly(tmp_path, monkeypatch, strictn
     monkeypatch.setattr(arguments, "Arguments", lambda **options: options)
     arguments.trainer_arguments(small_settings(tmp_path), tmp_path)
     assert not torch.are_deterministic_algorithms_enabled() and WORKSPACE not in os.environ  # the CPU is so already
-    monkeypatch.setattr(arguments, "device_report", lambda: DeviceReport((Gpu("Tesla T4", (7, 5), 14.7),)))
+    monkeypatch.setattr(arguments, "device_report", lambda: DeviceReport((T4,)))
     assert arguments.trainer_arguments(small_settings(tmp_path), tmp_path)["fp16"]
     assert os.environ[WORKSPACE] == ":4096:8"
     # with warn_only torch's attention keeps its nondeterministic backward
