@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -57,8 +57,7 @@ def train(run: Path, **changes: object) -> None:
 
 def train_with(fault: str, run: Path, leaves: int = 0, **changes: object) -> CompletedProcess[str]:
     """Trains until the planted fault, or beyond."""
-    environment = {"FAULT": fault, "LEAVES": str(leaves)}
-    done = forked(small_settings(run, **changes), 2, module="tests.faults.worker_with_faults", environment=environment)
+    done = forked(small_settings(run, **changes), 2, FAULT=fault, LEAVES=str(leaves))
     assert (run / "fault").is_file(), f"{fault} did not happen: {done.stderr[-3000:]}"
     (run / "fault").unlink()
     return done
@@ -100,7 +99,7 @@ def half_a_line(run: Path) -> None:
         metrics.write('{"kind": "train", "step": 1')
 
 
-CHAINS: dict[str, list[str | Callable[[Path], None]]] = {
+CHAINS = {
     "nothing saved": ["mid_step:3:all", "evaluation:2:all", "before_rename:1:0", "checkpoint_half_written:1:1"],
     "a step saved": [
         *("after_rename:1:0", "evaluation:1:1", "samples:1:0", "mid_step:2:0"),

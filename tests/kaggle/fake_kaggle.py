@@ -29,7 +29,7 @@ class FakeKaggle(fake_hub.FakeHub):
         self.pushed: list[str] = []
         self.versions: dict[str, list[Answer]] = defaultdict(list)
         self.plan: dict[str, list[str]] = {}
-        self.looks, self.failing, self.denied = Counter[str](), Counter[str](), Counter[str]()
+        self.looks, self.failing, self.denied = Counter(), Counter(), Counter()
         self.unknown: list[str] = []
         self.lag = 0
 

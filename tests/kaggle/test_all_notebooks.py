@@ -58,7 +58,7 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
     """
     made = offline(SMALL, tmp_path, FETCHED, WHEELS, base_model=BASE, datasets=[TALK], plain_loop_steps=3)
     attached = {FETCHED: fetched, WHEELS: wheels}
-    account, outputs, texts = Kaggle(tmp_path, bare), dict(attached), dict[str, str]()
+    account, outputs, texts = Kaggle(tmp_path, bare), dict(attached), {}
     for stage, bundle in zip(STAGES, made[:-1], strict=True):
         facts = read_json(bundle / "kernel-metadata.json")
         assert facts["enable_internet"] is False and facts["dataset_sources"] == list(attached)

@@ -17,9 +17,7 @@ SIZED = {"bytes": 5, "sha256": "", "mtime_ns": 0}
 
 def chosen(*folders: Path, **asked: object) -> Earlier:
     """Of copies of a training the one to continue, which has to be there."""
-    found = best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
-    assert found is not None
-    return found
+    return best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
 
 
 def test_runs_are_found_wherever_they_are_mounted(tmp_path):
@@ -88,7 +86,7 @@ def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path, capsys):
     assert not found.done and f"{folder} lacks model" in capsys.readouterr().out
     bring(found, here, own=True)
     record = here.record("train")
-    assert record and record["status"] != "done" and not record["outputs"]
+    assert record["status"] != "done" and not record["outputs"]
 
 
 def test_what_is_brought_can_be_written_and_only_the_chosen_checkpoint_comes(tmp_path):

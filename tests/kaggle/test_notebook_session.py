@@ -39,7 +39,6 @@ def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -
 
 def kept(folder: Path, stale: str) -> bool:
     found = best([folder.parent], "train", {})
-    assert found is not None
     return continues(found, inspect(TRAIN, settings_of(TRAIN, NAMES)), stale, in_pipeline=False)
 
 
@@ -85,7 +84,7 @@ def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(pla
     made = session(place, stage)
     assert made.keep_output(UserError("no room")) is True
     for record in (made.run.record("train"), read_json(made.run.path / "session.json")):
-        assert record and (record["status"], record["error"]) == ("failed", "no room")
+        assert (record["status"], record["error"]) == ("failed", "no room")
     assert "\033[1;31m" in capsys.readouterr().out
 
 
@@ -117,7 +116,7 @@ def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(place, tmp_path
     made = session(place, stale="force")
     made.mirror = Mock(fetch=Mock(return_value=held))
     made.bring_earlier()
-    assert made.continued is not None and made.continued.step == 10
+    assert made.continued.step == 10
     made.mirror.fetch.assert_called_with("mine", 0)
 
 

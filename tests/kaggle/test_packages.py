@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ except UserError as error:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory) -> Callable[..., str]:
+def live(tmp_path_factory):
     """Installs packages into an image that has `helper` 1.0, from a folder of made-up wheels; what is said of it."""
     folder = tmp_path_factory.mktemp("live")
     wheels, python = folder / "wheels", image(folder / "venv")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,6 @@ DATA, TRAIN, *LATER = (
     for name in ("01-filter-data", "02-train-sft", "03-plot-metrics", "04-evaluate", "05-chat", "06-publish")
 )
 MODEL = "output/runs/mine/train/final/model"
-Push = Callable[..., str]
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def made(bundled, tmp_path) -> Path:
 
 
 @pytest.fixture
-def push(made, monkeypatch, capsys) -> Push:
+def push(made, monkeypatch, capsys):
     """Pushes one of them, or all; what was said."""
 
     def pushed(name: str = "", follow: bool = True, patience: float = 0.1) -> str:

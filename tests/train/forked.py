@@ -21,31 +21,30 @@ from torch.multiprocessing import ProcessExitedException, start_processes
 from nbutils.train.settings import TrainSettings
 from tests.train.runs import written
 
-MODULE = "nbutils.train.worker"
+MODULE, WITH_FAULTS = "nbutils.train.worker", "tests.faults.worker_with_faults"
 LIBRARIES = multiprocessing.get_context("forkserver")
 LIBRARIES.set_forkserver_preload([MODULE])
+SECONDS = 240
+"""How long a training may take."""
 
 
-def forked(
-    settings: TrainSettings,
-    processes: int,
-    *,
-    module: str = MODULE,
-    environment: dict[str, str] | None = None,
-    timeout: float = 240,
-) -> CompletedProcess[str]:
-    """Runs the training program to its end; the caller looks at the exit status. Standard error has all output."""
+def forked(settings: TrainSettings, processes: int, **fault: str) -> CompletedProcess[str]:
+    """Runs the training program to its end; the caller looks at the exit status. Standard error has all output.
+
+    `fault` is what the program with faults finds in its environment; without any it is the real one.
+    """
+    module = WITH_FAULTS if fault else MODULE
     request = written(settings)
     with tempfile.NamedTemporaryFile(delete=False) as log:  # not in the run folder: a test may fill its disk
         output = Path(log.name)
     common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())} | (environment or {})
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())} | fault
     arguments = (module, str(request), common, str(output))
     ranks = start_processes(_rank, arguments, processes, join=False, daemon=True, start_method="forkserver")
-    deadline, status = time.monotonic() + timeout, 0
+    deadline, status = time.monotonic() + SECONDS, 0
     try:
         while not ranks.join(1):
-            assert time.monotonic() < deadline, f"training did not end in {timeout} s: {output.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"training did not end in {SECONDS} s: {output.read_text()[-3000:]}"
     except ProcessExitedException:  # the others were stopped, as torchrun does it
         status = 1
     said = output.read_text()

@@ -14,20 +14,13 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoTokenizer
 
 from nbutils.core.files import read_jsonl, write_json
 from nbutils.core.hardware import Gpu
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.checkpoints import Checkpoint
-from nbutils.core.run.models import tiny_model
 from nbutils.core.stages import spec
-from nbutils.train.arguments import trainer_arguments
-from nbutils.train.batches import BatchPlan, StepLoader
-from nbutils.train.control import Budget, Records
-from nbutils.train.dataset import TokenRows
 from nbutils.train.settings import TrainSettings
-from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.builders import data_folder
 
 DEFAULTS = {name: each.default for name, each in parameters(notebook_path(spec("train"))).items() if name != "run_dir"}
@@ -65,19 +58,6 @@ def small_settings(run: Path, **changes: Any) -> TrainSettings:
     if not (run / "data").is_dir():
         shutil.copytree(Path(_data().name) / "data", run / "data")
     return TrainSettings(run_dir=str(run), **(SMALL | changes))
-
-
-def trainer_of(settings: TrainSettings) -> SmallchatTrainer:
-    """The trainer as the worker makes it, in this process; it writes its rows into `train/`."""
-    folder, data = settings.run_path / "train", settings.run_path / "data"
-    folder.mkdir(exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
-    rows = TokenRows.for_training(data, settings, tokenizer)
-    loader = StepLoader(rows, BatchPlan.of(rows, settings))
-    held_out = TokenRows.load(data / "eval", "assistant")
-    job = Job(settings, {}, loader, held_out, Records(folder, active=True), Budget(lambda: False))
-    model = tiny_model(tokenizer, settings.max_length, settings.seed)
-    return SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
 
 
 def logged(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -93,8 +93,7 @@ def test_processes_that_do_not_meet_are_told_with_advice(trained, capsys):
 @pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
 def test_a_rank_that_never_joins_ends_the_others_soon(tmp_path, point):
     """And not after the half hour that torch would wait."""
-    fault = {"FAULT": f"{point}:1:1", "HANG_SECONDS": "1"}
-    done = forked(small_settings(tmp_path), 2, module="tests.faults.worker_with_faults", environment=fault, timeout=120)
+    done = forked(small_settings(tmp_path), 2, FAULT=f"{point}:1:1", HANG_SECONDS="1")
     assert done.returncode and read_jsonl(tmp_path / "train" / "progress.jsonl")[-1]["event"] == "hang"
 
 

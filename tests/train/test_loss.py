@@ -14,13 +14,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nbutils.train.loss import IGNORED, causal_lm_loss, chunked_cross_entropy, with_loss_in_forward
 
 
+def made_up(positions, pieces=50):
+    """Hidden states, an output embedding, and what is to be predicted."""
+    torch.manual_seed(positions)
+    hidden, weight = (torch.randn(count, 16, requires_grad=True) for count in (positions, pieces))
+    return hidden, weight, torch.randint(0, pieces, (positions,))
+
+
 @pytest.mark.parametrize("positions", [0, 1, 7, 64])
 @pytest.mark.parametrize("chunk", [1, 5, 64, 1000])
 def test_equals_torch(positions, chunk):
-    torch.manual_seed(positions)
-    hidden = torch.randn(positions, 16, requires_grad=True)
-    weight = torch.randn(50, 16, requires_grad=True)
-    targets = torch.randint(0, 50, (positions,))
+    hidden, weight, targets = made_up(positions)
     loss, correct = chunked_cross_entropy(hidden, weight, targets, chunk)
     logits = hidden @ weight.T
     expected = cross_entropy(logits, targets, reduction="sum")
@@ -58,9 +62,9 @@ def test_the_loss_never_holds_positions_times_vocabulary():
                     self.elements = max(self.elements, tensor.numel())
             return out
 
-    hidden, weight = torch.randn(4096, 8, requires_grad=True), torch.randn(3000, 8, requires_grad=True)
+    given = made_up(4096, pieces=3000)
     with Largest() as seen:
-        chunked_cross_entropy(hidden, weight, torch.zeros(4096, dtype=torch.long), chunk=128)[0].backward()
+        chunked_cross_entropy(*given, chunk=128)[0].backward()
     assert seen.elements <= 128 * 3000 < 4096 * 3000
 
 
@@ -73,18 +77,17 @@ def test_forward_without_labels_is_the_models_own():
 
 def test_without_gradients_none_are_made(monkeypatch):
     """Evaluation would otherwise hold a (vocabulary, width) gradient, and multiply twice as much."""
-    hidden, weight = torch.randn(40, 16), torch.randn(50, 16, requires_grad=True)
-    expected, _ = chunked_cross_entropy(hidden, weight, torch.zeros(40, dtype=torch.long))
+    given = made_up(40)
+    expected, _ = chunked_cross_entropy(*given)
     monkeypatch.setattr(torch, "zeros_like", lambda *a, **k: pytest.fail("a gradient was made"))
     with torch.no_grad():
-        loss, _ = chunked_cross_entropy(hidden, weight, torch.zeros(40, dtype=torch.long))
+        loss, _ = chunked_cross_entropy(*given)
     assert loss == expected and not loss.requires_grad
 
 
 def test_half_precision_autocast_stays_close():
-    hidden, weight = torch.randn(40, 16), torch.randn(50, 16)
-    targets = torch.randint(0, 50, (40,))
-    full, _ = chunked_cross_entropy(hidden, weight, targets)
+    given = made_up(40)
+    full, _ = chunked_cross_entropy(*given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half, _ = chunked_cross_entropy(hidden, weight, targets)
+        half, _ = chunked_cross_entropy(*given)
     assert_close(half, full, rtol=0.01, atol=0)  # in float32, too
