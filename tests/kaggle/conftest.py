@@ -42,8 +42,8 @@ def hub(monkeypatch) -> Iterator[MirrorHub]:
     server = MirrorHub()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    patched = {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-    for name, value in (patched | {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}).items():
+    for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+                        "HF_HUB_DISABLE_XET": True}.items():  # fmt: skip
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr("nbutils.kaggle.mirror.PAUSES", (0.0, 0.1, 0.1))
     yield server
@@ -76,7 +76,7 @@ def old_packages() -> Path:
 
     def make(folder: Path) -> None:
         command = [image(folder), "-m", "pip", "install", "-q", *OLDEST]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
             missing(f"{', '.join(OLDEST)} cannot be installed: {ran.stderr.strip().splitlines()[-1]}")
 

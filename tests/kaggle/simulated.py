@@ -82,8 +82,8 @@ class Kaggle:
         before, run = _hashes(attached), Run(working / "runs" / "small")
         ours = ("PYTHON", "NBUTILS", "JUPYTER")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        kept |= {KAGGLE: str(home), "HOME": str(home), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "OMP_NUM_THREADS": "1"}
-        kept |= {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens: found out within the two seconds
+        kept |= {KAGGLE: str(home), "HOME": str(home), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "OMP_NUM_THREADS": "1",
+                 "HF_ENDPOINT": "http://127.0.0.1:9"}  # fmt: skip  # nobody listens: found out within the two seconds
         command = [self.python, "-m", "papermill", next(bundle.glob("*.ipynb")), "executed.ipynb"]
         options = ["-k", "python3", "--no-progress-bar", "--log-output"]
         with (

@@ -78,7 +78,7 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
     assert record["facts"]["step"] == 8 and record["versions"]["transformers"].startswith("5.0.")
     paired = read_json(run.folder("evaluate") / "results.json")["paired"]
     assert [each["word"] for each in paired if each["metric"] == "word_perplexity"] == ["better"]
-    card = (run.folder("publish") / "README.md").read_text(encoding="utf-8")
+    card = (run.folder("publish") / "README.md").read_text()
     assert "transformers 5.0." in card and "## Use" in card
 
 

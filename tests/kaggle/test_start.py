@@ -10,7 +10,7 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import resolve, write_json
+from nbutils.core.files import resolve, write_json, write_text
 from nbutils.kaggle.start import Bundle, check_attached, check_gpus, look_around, start, take_secret
 from tests.conftest import ROOT
 from tests.kaggle.made_packages import installed
@@ -33,9 +33,7 @@ def test_kaggle_is_known_by_its_folders_and_not_by_variables(place, monkeypatch)
 def test_a_data_set_is_found_wherever_kaggle_mounts_it(place, mounted, asked):
     """By the path at either place; and where it is attached, the first cell does not ask for it without internet."""
     there, root = place / "input" / mounted / "data" / "train.jsonl", place / "input" / asked
-    there.parent.mkdir(parents=True)
-    there.touch()
-    (there.parent / "a").touch()
+    write_text(there, "")
     assert resolve(root / "data" / "train.jsonl") == there and resolve(root) == place / "input" / mounted
     for elsewhere in (root / "data" / "none", place / "input" / "data" / "train.jsonl"):
         assert resolve(elsewhere) == elsewhere
@@ -67,8 +65,7 @@ def test_a_damaged_list_of_what_is_attached_is_named(place, content):
 def test_of_two_attached_copies_the_whole_one_counts(place):
     for name, size in (("a-cut", 9), ("b-whole", 3)):
         folder = place / "input" / name
-        folder.mkdir()
-        (folder / "w").write_text("abc")
+        write_text(folder / "w", "abc")
         item = {"kind": "model", "name": "a/b", "revision": "", "commit": "c", "folder": "."}
         write_json(folder / "fetched.json", {"schema": 1, "items": [item | {"files": {"w": {"bytes": size}}}]})
     assert local_copy("model", "a/b") == folder

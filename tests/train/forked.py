@@ -12,7 +12,6 @@ import runpy
 import sys
 import tempfile
 import time
-from pathlib import Path
 from subprocess import CompletedProcess
 
 from torch.distributed.elastic.utils.distributed import get_free_port
@@ -35,21 +34,18 @@ def forked(settings: TrainSettings, processes: int, **fault: str) -> CompletedPr
     """
     module = WITH_FAULTS if fault else MODULE
     request = written(settings)
-    with tempfile.NamedTemporaryFile(delete=False) as log:  # not in the run folder: a test may fill its disk
-        output = Path(log.name)
     common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())} | fault
-    arguments = (module, str(request), common, str(output))
-    ranks = start_processes(_rank, arguments, processes, join=False, daemon=True, start_method="forkserver")
-    deadline, status = time.monotonic() + SECONDS, 0
-    try:
-        while not ranks.join(1):
-            assert time.monotonic() < deadline, f"training did not end in {SECONDS} s: {output.read_text()[-3000:]}"
-    except ProcessExitedException:  # the others were stopped, as torchrun does it
-        status = 1
-    said = output.read_text()
-    output.unlink()
-    return CompletedProcess([module], status, "", said)
+    with tempfile.NamedTemporaryFile("r") as log:  # not in the run folder: a test may fill its disk
+        arguments = (module, str(request), common, log.name)
+        ranks = start_processes(_rank, arguments, processes, join=False, daemon=True, start_method="forkserver")
+        deadline, status = time.monotonic() + SECONDS, 0
+        try:
+            while not ranks.join(1):
+                assert time.monotonic() < deadline, f"training did not end in {SECONDS} s: {log.read()[-3000:]}"
+        except ProcessExitedException:  # the others were stopped, as torchrun does it
+            status = 1
+        return CompletedProcess([module], status, "", log.read())
 
 
 def _rank(number: int, module: str, request: str, environment: dict[str, str], output: str) -> None:

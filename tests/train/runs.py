@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from nbutils.core.files import read_jsonl, write_json
 from nbutils.core.hardware import Gpu
@@ -23,8 +24,7 @@ from nbutils.core.stages import spec
 from nbutils.train.settings import TrainSettings
 from tests.builders import data_folder
 
-DEFAULTS = {name: each.default for name, each in parameters(notebook_path(spec("train"))).items() if name != "run_dir"}
-SMALL: dict[str, Any] = DEFAULTS | {
+SMALL = {name: each.default for name, each in parameters(notebook_path(spec("train"))).items() if name != "run_dir"} | {
     "max_length": 256,
     "seed": 1,
     "learning_rate": 0.003,
@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = DEFAULTS | {
     "checkpoints_kept": 2,
     "processes": 2,
 }
-"""What notebook 02 is asked for, a run of a few seconds."""
+"""The parameters of notebook 02, for a run of a few seconds."""
 
 T4, P100 = Gpu("Tesla T4", (7, 5), 14.7), Gpu("Tesla P100-PCIE-16GB", (6, 0), 15.9)
 
@@ -67,7 +67,7 @@ def logged(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
     """All weights of a model in one row."""
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+    return parameters_to_vector(model.parameters()).detach()
 
 
 def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None) -> Checkpoint:
