@@ -12,7 +12,8 @@ import pytest
 from nbutils.core.files import read_json
 from nbutils.core.run.checkpoints import Checkpoint, in_folder
 from nbutils.core.run.stage import Stage
-from nbutils.pipeline.parameters import plan
+from nbutils.core.stages import spec
+from nbutils.pipeline.parameters import settings_of
 from tests.builders import data_folder
 from tests.faults.bench import Bench, signals, to_one
 from tests.train.runs import wait_for
@@ -53,10 +54,7 @@ def prepared(made_once) -> Path:
     """A finished data stage."""
 
     def make(folder: Path) -> None:
-        folder.mkdir()
-        profile = folder / "profile.yaml"
-        profile.write_text(PROFILE)
-        stage = Stage.begin("data", plan(profile, [], str(folder)).stages[0].settings)
+        stage = Stage.begin("data", settings_of(spec("data"), {"run_dir": str(folder), "max_length": 256}))
         data_folder(folder, train=400)
         stage.finish()
 

@@ -57,7 +57,7 @@ def small_settings(run: Path, **changes: Any) -> TrainSettings:
     """Settings of a run of a few seconds; makes the run's data where it is not there."""
     if not (run / "data").is_dir():
         shutil.copytree(Path(_data().name) / "data", run / "data")
-    return TrainSettings(run_dir=str(run), **(SMALL | changes))
+    return TrainSettings.checked(SMALL | {"run_dir": str(run)} | changes)
 
 
 def logged(run: Path, kind: str) -> list[dict[str, Any]]:

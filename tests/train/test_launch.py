@@ -50,16 +50,11 @@ PROGRAM = "tests.train.program"
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """What comes of a training whose program does something else, named by `act`; without torchrun it starts sooner."""
+    """What comes of a training whose program does something else, named by `act`."""
 
-    def run(act, without_torchrun=False):
+    def run(act):
         own = torchrun.command
-
-        def command(module, request, processes):
-            alone = [sys.executable, "-m", PROGRAM, str(request)]
-            return alone if without_torchrun else own(PROGRAM, request, processes)
-
-        monkeypatch.setattr(torchrun, "command", command)
+        monkeypatch.setattr(torchrun, "command", lambda module, *rest: own(PROGRAM, *rest))
         monkeypatch.setenv("ACT", act)
         (tmp_path / "train").mkdir()
         (tmp_path / "train" / "metrics.jsonl").touch()
@@ -163,7 +158,7 @@ def interrupted(monkeypatch):
 
 def test_an_interrupt_while_a_line_is_printed_is_a_pause(trained, interrupted, capsys):
     interrupted(2)
-    outcome = trained("pauses", without_torchrun=True)
+    outcome = trained("pauses")
     assert (outcome["status"], outcome["step"], outcome["made"]) == ("paused", 3, "step 3 of 9")
     assert capsys.readouterr().out.count("Pausing: a checkpoint is being written. Interrupt again") == 1
 
@@ -172,7 +167,7 @@ def test_a_second_interrupt_stops_at_once(trained, interrupted):
     interrupted(2, 5)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        trained("goes on", without_torchrun=True)
+        trained("goes on")
     assert time.monotonic() - started < 35  # and not until the grace time for a checkpoint is over
     assert not processes_left()
 

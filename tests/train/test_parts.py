@@ -20,7 +20,6 @@ from nbutils.train.batches import BatchPlan, StepBatch, StepLoader
 from nbutils.train.control import Budget, Counters, Records, flops_of, pause_requests
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
-from nbutils.train.settings import TrainSettings
 from tests.builders import data_folder
 from tests.train.runs import checkpoint, flip_a_bit, small_settings
 
@@ -69,14 +68,11 @@ def test_a_checkpoint_of_other_settings_or_of_a_newer_version_is_refused_by_name
 
 
 def test_trainer_options_are_coerced_and_others_refused_by_name(tmp_path):
-    def checked(**options):
-        given = small_settings(tmp_path).model_dump() | {"trainer_options": options}
-        return TrainSettings.checked(given).trainer_options
-
-    assert checked(adam_epsilon="1e-7") == {"adam_epsilon": 1e-7}  # what YAML makes of 1e-7
-    name = "include_num_input_tokens_seen"
+    epsilon, name = "adam_epsilon", "include_num_input_tokens_seen"
+    found = small_settings(tmp_path, trainer_options={epsilon: "1e-7"}).trainer_options  # what YAML makes of 1e-7
+    assert found == {epsilon: 1e-7}
     with pytest.raises(UserError, match=f"'trainer_options' .*'{name}' cannot be set here, only adam_beta1, adam"):
-        checked(**{name: True})
+        small_settings(tmp_path, trainer_options={name: True})
 
 
 def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
