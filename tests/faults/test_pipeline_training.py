@@ -74,10 +74,11 @@ def early(training: Bench, process: subprocess.Popen[str]) -> None:
     process.send_signal(SIGTERM)
 
 
+MEMORY = "rank 1 was killed by SIGKILL (often the machine ran out of memory: lower tokens_per_microbatch)"
 CHAINS = {
     "early, a rank, the pipeline": [
         (early, 0, "train is paused at 0 % (step 0)"),
-        (to_one(SIGKILL, "nbutils.train.worker", LOCAL_RANK="1"), 1, "02_train_sft.ipynb, cell In ["),
+        (to_one(SIGKILL, "nbutils.train.worker", LOCAL_RANK="1"), 1, MEMORY),
         (signals(SIGKILL), -SIGKILL, ""),
     ],
     "the kernel, by Jupyter, by the pipeline": [

@@ -16,7 +16,7 @@ SIZED = {"bytes": 5, "sha256": "", "mtime_ns": 0}
 
 
 def chosen(*folders: Path, **asked: object) -> Earlier:
-    """Of copies of a training the one to continue, which has to be there."""
+    """Of copies of a training the one to continue."""
     return best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
 
 
@@ -46,7 +46,7 @@ def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_pa
         (broken / "stage.json").write_text(odd)
         remark = f"Note: {broken / 'stage.json'} is damaged, and what is beside it is passed over.\n"
         assert chosen(other, mine, broken).step == 10 and capsys.readouterr().out == remark
-        assert best([broken.parent], "train", {}) is None  # said where nothing else is attached, too
+        assert chosen(broken) is None  # said where nothing else is attached, too
         assert capsys.readouterr().out == remark
     assert best([other.parent], "metrics", {}) is None and not capsys.readouterr().out
 

@@ -38,8 +38,9 @@ def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -
 
 
 def kept(folder: Path, stale: str) -> bool:
-    found = best([folder.parent], "train", {})
-    return continues(found, inspect(TRAIN, settings_of(TRAIN, NAMES)), stale, in_pipeline=False)
+    return continues(
+        best([folder.parent], "train", {}), inspect(TRAIN, settings_of(TRAIN, NAMES)), stale, in_pipeline=False
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from nbutils.core.chatml import PAD
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run.layout import Run
-from nbutils.core.run.models import TINY, ModelRef, tiny_model
+from nbutils.core.run.models import TINY, ModelRef
 from nbutils.train.base import ensure_base, make_base, weightless_base
 from nbutils.train.preflight import run_findings
 from tests.builders import small_tokenizer
@@ -28,10 +28,7 @@ from tests.train.runs import small_settings
 def made(tmp_path_factory):
     """Data, and a small base model in a folder, whose tokenizer the data was made with."""
     run = tmp_path_factory.mktemp("base")
-    small_settings(run)
-    tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
-    for part in (tiny_model(tokenizer, 256, 1), tokenizer):
-        part.save_pretrained(run / "model")
+    ensure_base(small_settings(run), run / "model", run / "data")
     return run
 
 

@@ -20,22 +20,17 @@ from nbutils.train.batches import BatchPlan, StepBatch, StepLoader
 from nbutils.train.control import Budget, Counters, Records, flops_of, pause_requests
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
-from tests.builders import data_folder
 from tests.train.runs import checkpoint, flip_a_bit, small_settings
 
 END = 510
 """The id of <|im_end|> in the data's tokenizer."""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return data_folder(tmp_path_factory.mktemp("run"))
-
-
 @pytest.mark.parametrize("supervise", ["assistant", "all"])
 @pytest.mark.parametrize("unsupervised_end", [None, END])
-def test_counts_agree_with_tensors_and_padding_carries_no_label(data, supervise, unsupervised_end):
-    rows = TokenRows.load(data / "train", supervise, unsupervised_end)
+def test_counts_agree_with_tensors_and_padding_carries_no_label(tmp_path, supervise, unsupervised_end):
+    small_settings(tmp_path)
+    rows = TokenRows.load(tmp_path / "data" / "train", supervise, unsupervised_end)
     ids, labels = rows.tensors(np.arange(len(rows)))
     assert (labels[:, 1:] != IGNORED).sum(dim=1).tolist() == rows.supervised_counts().tolist()
     assert bool((labels == END).any()) is (unsupervised_end is None)
@@ -112,8 +107,9 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatc
     assert row["seconds"]["forward_backward"] == 3.0 and row["seconds"]["optimizer"] == 1.0
 
 
-def test_every_rank_counts_the_operations_of_all(data):
-    rows = TokenRows.load(data / "train", "all")
+def test_every_rank_counts_the_operations_of_all(tmp_path):
+    small_settings(tmp_path)
+    rows = TokenRows.load(tmp_path / "data" / "train", "all")
     plan = BatchPlan(rows.lengths(), 600, 150, 1)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
     step = plan.steps(0)[0]

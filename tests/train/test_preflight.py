@@ -44,16 +44,10 @@ def texts(findings, level=None) -> str:
     return " ".join(finding.text for finding in findings if level in (None, finding.level))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("preflight")
-    small_settings(folder)
-    return folder
-
-
 @pytest.fixture
-def tokenizer(run):
-    return AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
+def tokenizer(tmp_path):
+    small_settings(tmp_path)
+    return AutoTokenizer.from_pretrained(tmp_path / "data" / "tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -68,30 +62,30 @@ def tokenizer(run):
         ((T4,), {"optimizer": "adamw_torch_fused"}, STOP, "hides skipped fp16 steps"),
     ],
 )
-def test_what_is_said_of_a_machine(run, gpus, changes, level, expected):
-    settings = small_settings(run, **{"processes": 0} | changes)
+def test_what_is_said_of_a_machine(tmp_path, gpus, changes, level, expected):
+    settings = small_settings(tmp_path, **{"processes": 0} | changes)
     found = list(preflight.device_findings(settings, DeviceReport(gpus, cores=2), gpus))
     assert expected in texts(found, level) and bool(texts(found, STOP)) is (level == STOP)
     assert not ("precision" in texts(found, STOP) and "Training runs" in texts(found, FINE)), "one verdict for one fact"
 
 
-def test_the_worker_refuses_fp16_on_the_cpu(run):
+def test_the_worker_refuses_fp16_on_the_cpu(tmp_path):
     with pytest.raises(UserError, match="fp16, but training runs on the CPU"):
-        trainer_arguments(small_settings(run, precision="fp16"), run / "train")
+        trainer_arguments(small_settings(tmp_path, precision="fp16"), tmp_path / "train")
 
 
-def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run, monkeypatch):
+def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(tmp_path, monkeypatch):
     # 3 checkpoints of 12 bytes a parameter, base and final of 4, and a tenth
     needed = int(1.1 * 134_110_464 * (3 * 12 + 4 + 4))
 
     def found(free):
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-        return preflight.disk_finding(small_settings(run, checkpoints_kept=2), REFERENCE)
+        return preflight.disk_finding(small_settings(tmp_path, checkpoints_kept=2), REFERENCE)
 
     assert found(needed + 1).level == FINE
     short = found(needed - 10)
     assert short.level == STOP and "3 checkpoints of 1.5 GiB and the models need 6.0 GiB" in short.text
-    old = run / "train" / "checkpoints" / "step-000001"
+    old = tmp_path / "train" / "checkpoints" / "step-000001"
     old.mkdir(parents=True)
     (old / "model.safetensors").write_bytes(b"x" * 1000)  # will be replaced, so its room counts as free
     assert found(needed - 10).level == FINE
@@ -112,7 +106,7 @@ WHOLE, ENDLESS, NONE = [False, False, True, True, True], [False, False, True, Tr
         (ENDLESS, ENDLESS, True, 4, STOP, "2 of 2 training conversations have no supervised <|im_end|>"),
     ],
 )
-def test_data_that_is_wrong_in_one_way(run, tokenizer, tmp_path, first, second, ends, replies, level, expected):
+def test_data_that_is_wrong_in_one_way(tokenizer, tmp_path, first, second, ends, replies, level, expected):
     """Two training rows with these masks, held-out ones with the second. `Reply 1` and `reply  1` are one reply, and
     what a conversation begins with is none.
     """
@@ -124,7 +118,7 @@ def test_data_that_is_wrong_in_one_way(run, tokenizer, tmp_path, first, second, 
     ]
     for name, side in (("train", rows), ("eval", held_out)):
         Dataset.from_list(side).save_to_disk(str(tmp_path / name))
-    settings = small_settings(run, supervise_end=ends)
+    settings = small_settings(tmp_path, supervise_end=ends)
     train = TokenRows.for_training(tmp_path, settings, tokenizer)
     found = list(preflight.data_findings(settings, train, tmp_path / "eval", tokenizer))
     assert expected in texts(found, level)
@@ -165,40 +159,40 @@ def test_predicted_activations_are_what_autograd_keeps(kind, half):
         ((), REFERENCE, 200, STOP, "4.0 GiB are free for 2 processes"),
     ],
 )
-def test_memory_is_set_against_the_device(run, gpus, model, tokens, level, expected):
-    settings = small_settings(run, precision="fp16" if gpus else "fp32", tokens_per_microbatch=tokens)
+def test_memory_is_set_against_the_device(tmp_path, gpus, model, tokens, level, expected):
+    settings = small_settings(tmp_path, precision="fp16" if gpus else "fp32", tokens_per_microbatch=tokens)
     found = preflight.memory_finding(settings, model, 200, DeviceReport(gpus, cores=2), 4 * preflight.GIB)
     assert found.level == level and expected in found.text
 
 
-def test_a_base_without_a_key_value_cache_is_told(run, tokenizer, tmp_path):
+def test_a_base_without_a_key_value_cache_is_told(tokenizer, tmp_path):
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
     for part in (MambaForCausalLM(config), tokenizer):
         part.save_pretrained(tmp_path)
-    found = preflight.run_findings(small_settings(run, base_model=str(tmp_path)))
+    found = preflight.run_findings(small_settings(tmp_path, base_model=str(tmp_path)))
     assert "no key/value cache: the chat reads everything again" in texts(found, NOTE)
 
 
-def test_all_problems_are_told_at_once(run, capsys):
-    wrong = small_settings(run, report_to=["tensorbord"], precision="fp16")
+def test_all_problems_are_told_at_once(tmp_path, capsys):
+    wrong = small_settings(tmp_path, report_to=["tensorbord"], precision="fp16")
     with pytest.raises(UserError, match=r"2 problems would stop this run or spoil it\. report_to.* precision is"):
         preflight.preflight(wrong)
     assert capsys.readouterr().out.count("  STOP  ") == 2
 
 
-def test_the_notebooks_part_never_initialises_cuda(run, monkeypatch, capsys):
+def test_the_notebooks_part_never_initialises_cuda(tmp_path, monkeypatch, capsys):
     """The processes that it starts, some by fork, could not use a GPU then."""
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialised"))
-    preflight.preflight(small_settings(run))
+    preflight.preflight(small_settings(tmp_path))
     assert "STOP" not in capsys.readouterr().out
 
 
-def test_the_device_is_asked_in_a_child(run, monkeypatch):
+def test_the_device_is_asked_in_a_child(tmp_path, monkeypatch):
     """An `nvidia-smi` that lists a GPU makes the child answer, and torch in it sees none."""
     if torch.cuda.is_available():
         pytest.skip("torch sees a GPU here")
     monkeypatch.setattr(preflight, "nvidia_gpus", lambda: (T4,))
-    told = texts(preflight.run_findings(small_settings(run)), STOP)
+    told = texts(preflight.run_findings(small_settings(tmp_path)), STOP)
     assert f"nvidia-smi lists Tesla T4, but torch {torch.__version__}" in told
 
 
