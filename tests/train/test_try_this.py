@@ -9,12 +9,11 @@ import pytest
 from nbutils.core.files import read_jsonl
 from tests.builders import data_folder
 from tests.train.forked import forked
-from tests.train.runs import logged, small_settings
+from tests.train.runs import SMALL, logged, small_settings
 
 PROMPTS = ["Hi! How are you today?", "What do you do on weekends?", "Do you have any pets?", "hello", "What's up?"]
 LONGER = {
     "max_steps": 150,
-    "learning_rate": 0.003,
     "tokens_per_step": 1024,
     "tokens_per_microbatch": 512,
     "supervise": "all",
@@ -44,5 +43,5 @@ def test_what_the_experiments_promise(tmp_path):
     assert never == 0.0  # 1. replies never stop
     one_side, _ = outcome(tmp_path, supervise="assistant")
     assert one_side > usual + 0.1  # 2. an untrained base learns less from the assistant's side alone
-    too_fast, _ = outcome(tmp_path, learning_rate=LONGER["learning_rate"] * 30)
+    too_fast, _ = outcome(tmp_path, learning_rate=SMALL["learning_rate"] * 30)
     assert too_fast > usual + 1.0  # 3. the loss stays near where it was
