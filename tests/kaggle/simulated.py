@@ -84,11 +84,11 @@ class Kaggle:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         kept |= {KAGGLE: str(home), "HOME": str(home), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "OMP_NUM_THREADS": "1",
                  "HF_ENDPOINT": "http://127.0.0.1:9"}  # fmt: skip  # nobody listens: found out within the two seconds
-        command = [self.python, "-m", "papermill", next(bundle.glob("*.ipynb")), "executed.ipynb"]
-        options = ["-k", "python3", "--no-progress-bar", "--log-output"]
+        command = [self.python, "-m", "papermill", next(bundle.glob("*.ipynb")), "executed.ipynb", "-k", "python3",
+                   "--no-progress-bar", "--log-output"]  # fmt: skip
         with (
             log.open("w") as said,
-            Session([*command, *options], cwd=working, env=kept | environment, stdout=said, stderr=said) as process,
+            Session(command, cwd=working, env=kept | environment, stdout=said, stderr=said) as process,
         ):
             if during:
                 during(process, run)

@@ -96,8 +96,8 @@ def written(settings: TrainSettings) -> Path:
 
 def torchrun(settings: TrainSettings, processes: int, *options: str, **environment: str) -> psutil.Popen:
     """Starts the worker as its module's first line says."""
-    program = [sys.executable, "-m", "torch.distributed.run", *(options or ["--standalone"])]
-    line = [*program, f"--nproc-per-node={processes}", "-m", "nbutils.train.worker", str(written(settings))]
+    line = [sys.executable, "-m", "torch.distributed.run", *(options or ["--standalone"]),
+            f"--nproc-per-node={processes}", "-m", "nbutils.train.worker", str(written(settings))]  # fmt: skip
     return psutil.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
 
 

@@ -33,8 +33,8 @@ SGD = {
 @pytest.fixture(scope="module")
 def plain(root, tmp_path_factory) -> SimpleNamespace:
     """The names of the notebook's own cells, executed with SGD, and the weights before them."""
-    cells = [c["source"] for c in code_cells(root / "notebooks" / "02_train_sft.ipynb")]
-    prepare, loop = (source for source in cells if "cross_entropy" in source)
+    cells = code_cells(root / "notebooks" / "02_train_sft.ipynb")
+    prepare, loop = (cell["source"] for cell in cells if "cross_entropy" in cell["source"])
     assert len(loop.strip().splitlines()) == 15  # as its title says
     run = tmp_path_factory.mktemp("plain")
     settings = small_settings(run, **SGD)

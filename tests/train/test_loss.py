@@ -35,8 +35,9 @@ def test_equals_torch(positions, chunk):
 
 def tiny(tie: bool) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=tie))
+    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, tie_word_embeddings=tie)  # fmt: skip
+    return LlamaForCausalLM(config)
 
 
 @pytest.mark.parametrize("tie", [False, True])

@@ -32,9 +32,10 @@ A100 = Gpu("NVIDIA A100", (8, 0), 79.2)
 
 def weightless(hidden, layers, intermediate):
     """A Llama of these sizes that takes no memory."""
-    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": intermediate}
+    config = LlamaConfig(vocab_size=32_003, hidden_size=hidden, intermediate_size=intermediate,
+                         num_hidden_layers=layers, num_attention_heads=hidden // 64)  # fmt: skip
     with torch.device("meta"):
-        return LlamaForCausalLM(LlamaConfig(vocab_size=32_003, num_attention_heads=hidden // 64, **sizes))
+        return LlamaForCausalLM(config)
 
 
 REFERENCE = weightless(768, 12, 2_048)
@@ -132,8 +133,10 @@ def test_predicted_activations_are_what_autograd_keeps(kind, half):
     if kind == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=128, n_layer=4, n_head=4))
     else:
-        sizes = {"hidden_size": 256, "intermediate_size": 1024 if kind == "wide" else 688, "num_hidden_layers": 4}
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=100, num_attention_heads=4, **sizes))
+        width = 1024 if kind == "wide" else 688
+        config = LlamaConfig(vocab_size=100, hidden_size=256, intermediate_size=width, num_hidden_layers=4,
+                             num_attention_heads=4)  # fmt: skip
+        model = LlamaForCausalLM(config)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
