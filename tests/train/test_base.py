@@ -96,16 +96,20 @@ def written_gguf(folder, norm):
     """Settings whose base is a GGUF file with no layers, and with so many numbers in its last norm."""
     file = folder / "small.gguf"
     writer = GGUFWriter(file, "llama")
-    for name, value in {"block_count": 0, "context_length": 256, "embedding_length": 8, "feed_forward_length": 16,
-                        "attention.head_count": 2, "attention.head_count_kv": 2}.items():  # fmt: skip
-        writer.add_uint32(f"llama.{name}", value)
+    writer.add_block_count(0)
+    writer.add_context_length(256)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(16)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([*"abcdefghijklmnopqrs", "ab"])
     writer.add_token_merges(["a b"])
     for name, shape in (("token_embd", (20, 8)), ("output_norm", norm)):
         writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        write()
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
     return small_settings(folder, base_model=str(file))
 
