@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import write_text
 from nbutils.core.run.layout import Run
 from nbutils.kaggle.carry_over import Earlier, best, bring, keep_under, run_folders, used
 from tests.kaggle.made_stages import stage_at
@@ -111,8 +112,7 @@ def test_of_an_output_too_large_what_nobody_goes_on_from_is_dropped_first(tmp_pa
     folder = stage_at(tmp_path / "runs" / "mine", status, 10, 20)
     run, checkpoints = Run(folder.parent), folder / "checkpoints"
     for name in ("step-000030.partial", "damaged-step-000005.partial", "../../../.mirror-x"):
-        (checkpoints / name).mkdir()
-        (checkpoints / name / "w").write_bytes(b"x" * 100_000)
+        write_text(checkpoints / name / "w", "x" * 100_000)
     os.link(checkpoints / "step-000020/weights", checkpoints / "../../../.mirror-x/weights")
     assert used(tmp_path) == sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) - 100
     assert keep_under(tmp_path, run, limit=10**6) == []

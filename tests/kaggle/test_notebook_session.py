@@ -149,7 +149,7 @@ def test_a_kept_failure_is_red_and_costs_no_version(tmp_path, word, shown):
         "print('never' + 'reached')",
         "# session.resume(\nprint('begun' + 'again')",
     ]
-    book, out = (tmp_path / name for name in ("in.ipynb", "out.ipynb"))
+    book, out = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), book)
     kept = word == "keep"
     with nullcontext() if kept else pytest.raises(PapermillExecutionError):

@@ -75,8 +75,8 @@ def live(tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
     wheels, python = folder / "wheels", image(folder / "venv")
     wheels.mkdir()
-    made = ["helper 1.0", "helper 2.0", "easygoing 1.0 helper", "demanding 1.0 helper>=2"]
-    for line in [*made, "numpy 9.0", "greedy 1.0 numpy>=9"]:
+    for line in ("helper 1.0", "helper 2.0", "easygoing 1.0 helper", "demanding 1.0 helper>=2", "numpy 9.0",
+                 "greedy 1.0 numpy>=9"):  # fmt: skip
         wheel(wheels, *line.split())
     environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")}
     environment |= {"PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": str(ROOT)}

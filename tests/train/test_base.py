@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -24,19 +23,12 @@ from tests.builders import small_tokenizer
 from tests.train.runs import small_settings
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Data, and a small base model in a folder, whose tokenizer the data was made with."""
-    run = tmp_path_factory.mktemp("base")
-    ensure_base(small_settings(run), run / "model", run / "data")
-    return run
-
-
 @pytest.fixture
-def run(made, tmp_path):
-    run = shutil.copytree(made, tmp_path / "run")
-    tokenised_for(str(run / "model"))(run)
-    return run
+def run(tmp_path):
+    """Data, and a small base model in a folder, whose tokenizer the data was made with."""
+    ensure_base(small_settings(tmp_path), tmp_path / "model", tmp_path / "data")
+    tokenised_for(str(tmp_path / "model"))(tmp_path)
+    return tmp_path
 
 
 def merged(file, **changes):

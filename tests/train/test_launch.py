@@ -16,7 +16,7 @@ import pytest
 from nbutils.cli import main
 from nbutils.core import hardware, torchrun
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_jsonl
+from nbutils.core.files import read_jsonl, write_text
 from nbutils.core.hardware import DeviceReport
 from nbutils.core.text import HIDDEN
 from nbutils.core.torchrun import LOG, LOG_LINES, Hang, Torchrun
@@ -55,8 +55,7 @@ def trained(tmp_path, monkeypatch):
         own = torchrun.command
         monkeypatch.setattr(torchrun, "command", lambda module, *rest: own(PROGRAM, *rest))
         monkeypatch.setenv("ACT", act)
-        (tmp_path / "train").mkdir()
-        (tmp_path / "train" / "metrics.jsonl").touch()
+        write_text(tmp_path / "train" / "metrics.jsonl", "")
         return training.run_training(small_settings(tmp_path), tmp_path / "train")
 
     return run

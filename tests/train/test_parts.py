@@ -43,14 +43,15 @@ def test_the_newest_valid_checkpoint_wins_and_damage_is_passed_over(tmp_path):
     (second.path / "weights").write_bytes(b"short")
     flip_a_bit(third.path / "weights")
     (fourth.path / "manifest.json").write_text("{half")
-    Checkpoint.at(tmp_path, 25).partial.mkdir()
+    half = Checkpoint.at(tmp_path, 25).partial
+    half.mkdir()
     found, passed_over = checkpoints.newest_whole(tmp_path)
     assert found == first and passed_over == {
         fourth: "has a manifest that cannot be read",
         third: "has a changed weights (100 of 100 bytes)",
         second: "has a changed weights (5 of 100 bytes)",
     }
-    assert checkpoints.half_written(tmp_path) == [Checkpoint.at(tmp_path, 25).partial]
+    assert checkpoints.half_written(tmp_path) == [half]
 
 
 def test_a_checkpoint_of_other_settings_or_of_a_newer_version_is_refused_by_name(tmp_path):

@@ -25,7 +25,6 @@ QUIET = {
     "use_cpu": True,
     "bf16": False,
     "report_to": "none",
-    "disable_tqdm": True,
     "max_length": None,
     CHECKPOINTING: False,
 }

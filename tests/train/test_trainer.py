@@ -57,8 +57,8 @@ def test_a_skipped_fp16_step_is_counted_and_the_schedule_waits(bare_trainer, tmp
     trainer.train()
     rows = logged(tmp_path, "train")
     assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 1, 1]
-    rates = [round(row["learning_rate"], 6) for row in rows]
-    assert rates == [0.006, 0.005, 0.004, 0.004, 0.003, 0.002]  # the skipped third step used none of the schedule
+    rates = [0.006, 0.005, 0.004, 0.004, 0.003, 0.002]  # the skipped third step used none of the schedule
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates)
     moved = [not torch.equal(a, b) for a, b in pairwise(weights)]
     assert moved == [True, False, True, True, True]
     again.load_state_dict(scaler.state_dict())  # as in a resumed session
