@@ -18,7 +18,7 @@ from tests.faults.bench import mounted
 from tests.train.forked import forked
 from tests.train.runs import flip_a_bit, logged, small_settings, torchrun, wait_for
 
-MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session", "time")
+MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session")
 
 
 def history(run: Path) -> list[dict]:

@@ -102,8 +102,7 @@ def test_only_what_is_lacking_is_installed_a_helper_raised_where_it_must_be_and_
 
 def test_wheels_are_collected_with_what_they_need_but_not_with_what_the_image_has(tmp_path, monkeypatch):
     there, index, out = tmp_path / "there", tmp_path / "index", tmp_path / "out"
-    for folder in (there, index):
-        folder.mkdir()
+    index.mkdir()
     for name, *requires in [("newcomer", "torch", "helper", "other; extra == 'x'"), ("helper",)]:
         installed(there, name, "1.0", *requires)
         wheel(index, name, "1.0")

@@ -67,8 +67,9 @@ def test_of_two_attached_copies_the_whole_one_counts(place):
     for name, size in (("a-cut", 9), ("b-whole", 3)):
         folder = place / "input" / name
         write_text(folder / "w", "abc")
-        item = {"kind": "model", "name": "a/b", "revision": "", "commit": "c", "folder": "."}
-        write_json(folder / "fetched.json", {"schema": 1, "items": [item | {"files": {"w": {"bytes": size}}}]})
+        item = {"kind": "model", "name": "a/b", "revision": "", "commit": "c", "folder": ".",
+                "files": {"w": {"bytes": size}}}  # fmt: skip
+        write_json(folder / "fetched.json", {"schema": 1, "items": [item]})
     assert local_copy("model", "a/b") == folder
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="damaged"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nbutils.train.batches import BatchPlan, StepLoader
 
-lengths = st.lists(st.integers(2, 300), min_size=1, max_size=60).map(lambda xs: np.array(xs, dtype=np.int64))
+lengths = st.lists(st.integers(2, 300), min_size=1, max_size=60).map(np.array)
 plans = st.builds(
     BatchPlan,
     lengths,

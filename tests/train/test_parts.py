@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -131,13 +131,10 @@ def test_the_budget_keeps_a_margin_for_the_slowest_pause(monkeypatch):
 
 
 @pytest.mark.parametrize("handler,asks", [(signal.SIG_IGN, False), (signal.SIG_DFL, True)])
-def test_a_signal_asks_for_a_pause_and_nohup_is_respected(tmp_path, handler, asks):
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    try:
-        signal.signal(signal.SIGHUP, handler)
-        requests = pause_requests(tmp_path)
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert requests() is asks
-    finally:
-        for number, own in before.items():
-            signal.signal(number, own)
+def test_a_signal_asks_for_a_pause_and_nohup_is_respected(tmp_path, request, handler, asks):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        request.addfinalizer(partial(signal.signal, number, signal.getsignal(number)))
+    signal.signal(signal.SIGHUP, handler)
+    requests = pause_requests(tmp_path)
+    signal.raise_signal(signal.SIGHUP)
+    assert requests() is asks
