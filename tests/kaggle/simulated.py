@@ -113,9 +113,9 @@ def kill_worker(process: Session) -> None:
     next(child for child in children if "LOCAL_RANK" in child.environ()).kill()
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def _hashes(folder: Path) -> dict[Path, str]:
     """Every file below a folder: modes keep nobody from writing who is root, as tests in containers are."""
-    return {str(path): sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
+    return {path: sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def bundles(profile: Path, out: Path, *options: str) -> list[Path]:

@@ -162,8 +162,8 @@ def test_a_kept_failure_is_red_and_costs_no_version(tmp_path, word, shown):
 def test_the_forecast_counts_all_of_the_data_and_all_passes(tmp_path):
     run, log = Run(tmp_path), tmp_path / "train" / "metrics.jsonl"
     assert forecast(run) == ""
-    source = {"rows": 4_600, "rows_in_source": 460_000}
-    write_json(run.rows / "summary.json", {"train": {"tokens": 4_000_000}, "datasets": [source]})
+    summary = {"train": {"tokens": 4_000_000}, "datasets": [{"rows": 4_600, "rows_in_source": 460_000}]}
+    write_json(run.rows / "summary.json", summary)
     write_json(run.training / "settings.json", {"settings": {"epochs": 3}})
     append_jsonl(log, {"kind": "eval"})
     assert forecast(run) == ""

@@ -119,8 +119,10 @@ list(Torchrun("tests.train.program", Path(sys.argv[1]), 2, work="Training", knob
 def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
     """torchrun makes each worker the leader of a session of its own, so nothing else would end them."""
     request, progress = tmp_path / "settings.json", tmp_path / "progress.jsonl"
-    kernel = [sys.executable, "-c", KERNEL, str(request)]
-    line = kernel if killed == "kernel" else torchrun.command(PROGRAM, request, 2)
+    line = {
+        "kernel": [sys.executable, "-c", KERNEL, str(request)],
+        "torchrun": torchrun.command(PROGRAM, request, 2),
+    }[killed]
     process = psutil.Popen(line, env=os.environ | {"ACT": "sleeps"}, cwd=ROOT)
     try:
         wait_for(lambda: progress.is_file() and len(read_jsonl(progress)) == 2)

@@ -33,7 +33,7 @@ def test_counts_agree_with_tensors_and_padding_carries_no_label(tmp_path, superv
     rows = TokenRows.load(tmp_path / "data" / "train", supervise, unsupervised_end)
     ids, labels = rows.tensors(np.arange(len(rows)))
     assert (labels[:, 1:] != IGNORED).sum(dim=1).tolist() == rows.supervised_counts().tolist()
-    assert bool((labels == END).any()) is (unsupervised_end is None)
+    assert (labels == END).any() == (unsupervised_end is None)
     padding = torch.arange(ids.shape[1]) >= torch.tensor(rows.lengths())[:, None]
     assert padding.any() and (labels[padding] == IGNORED).all() and (ids[padding] == 0).all()
 
@@ -116,8 +116,8 @@ def test_every_rank_counts_the_operations_of_all(tmp_path):
     step = plan.steps(0)[0]
     ranks = [flops_of(model, StepLoader(rows, plan, rank, 2).step_batch(step)) for rank in (0, 1)]
     microbatches = [batch for rank in plan.deal(step, 2) for batch in rank]
-    attention = sum(6 * 2 * 16 * len(batch) * int(plan.lengths[batch].max()) ** 2 for batch in microbatches)
-    tokens, supervised = int(plan.lengths[step].sum()), int(rows.supervised_counts()[step].sum())
+    attention = sum(6 * 2 * 16 * len(batch) * plan.lengths[batch].max() ** 2 for batch in microbatches)
+    tokens, supervised = plan.lengths[step].sum(), rows.supervised_counts()[step].sum()
     body = model.num_parameters() - 2 * 1600
     assert ranks == [6 * (body * tokens + 1600 * supervised) + attention] * 2
 
