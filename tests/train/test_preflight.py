@@ -19,8 +19,6 @@ from nbutils.train.dataset import TokenRows
 from nbutils.train.preflight import FINE, NOTE, STOP
 from tests.train.runs import P100, T4, checkpoint, small_settings
 
-A100 = Gpu("NVIDIA A100", (8, 0), 79.2)
-
 
 def weightless(hidden, layers, intermediate):
     """A Llama of these sizes that takes no memory."""
@@ -47,7 +45,7 @@ def tokenizer(tmp_path):
     "gpus,changes,level,expected",
     [
         ((T4, T4), {}, FINE, "Tesla T4 in fp16, 2 processes"),
-        ((A100,), {}, FINE, "NVIDIA A100 in bf16, 1 process."),
+        ((Gpu("NVIDIA A100", (8, 0), 79.2),), {}, FINE, "NVIDIA A100 in bf16, 1 process."),
         ((), {}, FINE, "the CPU in fp32, 2 processes."),
         ((P100,), {}, NOTE, "Tesla P100-PCIE-16GB is too old"),
         ((P100,), {"precision": "fp16"}, STOP, "precision is fp16, but training runs on the CPU"),
