@@ -30,8 +30,7 @@ class Bench:
         file = folder / "profile.yaml"
         file.write_text(profile)
         self.line = [sys.executable, *program, "run", str(file), "--run-dir", str(self.run), stages]
-        own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        self.environment = {**os.environ, **own, **SECRETS, **environment}
+        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | SECRETS | environment
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         with suppress(OSError):

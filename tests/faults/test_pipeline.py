@@ -35,9 +35,8 @@ CHAINS = {
         (to_one(SIGINT, KERNEL), 1, "cell In [4] was interrupted; run the same command again", "-pfault=child"),
     ],
     "signals to a stage that cannot pause": [
-        (signals(SIGINT), 128 + SIGINT, "first was stopped by SIGINT", "-pnote=child"),
-        (signals(SIGTERM), 128 + SIGTERM, "first was stopped by SIGTERM", "-pnote=child"),
-        (signals(SIGHUP), 128 + SIGHUP, "first was stopped by SIGHUP", "-pnote=child"),
+        (signals(number), 128 + number, f"first was stopped by {number.name}", "-pnote=child")
+        for number in (SIGINT, SIGTERM, SIGHUP)
     ],
     "signals to one that can": [
         (signals(SIGTERM), 0, "second is paused at", "-pstep_seconds=0.2"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -14,13 +14,11 @@ import pytest
 from nbutils.core.files import read_jsonl, sha256_of_file
 from nbutils.core.run import pause
 from nbutils.core.run.checkpoints import Checkpoint, in_folder
-from nbutils.train.batches import BatchPlan
-from nbutils.train.dataset import TokenRows
 from tests.faults.bench import mounted
 from tests.train.forked import forked
-from tests.train.runs import small_settings, torchrun, wait_for
+from tests.train.runs import flip_a_bit, logged, small_settings, torchrun, wait_for
 
-MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session", "time")
+MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session")
 
 
 def history(run: Path) -> list[dict]:
@@ -59,8 +57,7 @@ def train(run: Path, **changes: object) -> None:
 
 def train_with(fault: str, run: Path, leaves: int = 0, **changes: object) -> CompletedProcess[str]:
     """Trains until the planted fault, or beyond."""
-    environment = {"FAULT": fault, "LEAVES": str(leaves)}
-    done = forked(small_settings(run, **changes), 2, module="tests.faults.worker_with_faults", environment=environment)
+    done = forked(small_settings(run, **changes), 2, FAULT=fault, LEAVES=str(leaves))
     assert (run / "fault").is_file(), f"{fault} did not happen: {done.stderr[-3000:]}"
     (run / "fault").unlink()
     return done
@@ -89,15 +86,11 @@ def test_a_pause_request_is_one_decision_of_all_ranks_and_a_killed_rank_costs_no
 
 
 def truncated(run: Path) -> None:
-    with (checkpoints(run)[0].path / "optimizer.pt").open("r+b") as file:
-        file.truncate(1000)
+    os.truncate(checkpoints(run)[0].path / "optimizer.pt", 1000)
 
 
 def a_bit_flipped(run: Path) -> None:
-    file = checkpoints(run)[0].path / "optimizer.pt"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    flip_a_bit(checkpoints(run)[0].path / "optimizer.pt")
 
 
 def half_a_line(run: Path) -> None:
@@ -105,7 +98,7 @@ def half_a_line(run: Path) -> None:
         metrics.write('{"kind": "train", "step": 1')
 
 
-CHAINS: dict[str, list[str | Callable[[Path], None]]] = {
+CHAINS = {
     "nothing saved": ["mid_step:3:all", "evaluation:2:all", "before_rename:1:0", "checkpoint_half_written:1:1"],
     "a step saved": [
         *("after_rename:1:0", "evaluation:1:1", "samples:1:0", "mid_step:2:0"),
@@ -142,8 +135,7 @@ def test_what_follows_a_damaged_newest_checkpoint_is_kept(run, undisturbed):
 @pytest.mark.soak
 def test_sigterm_and_a_spent_budget_pause_with_a_checkpoint(run, undisturbed):
     process = torchrun(small_settings(run), 2)
-    log = run / "train" / "metrics.jsonl"
-    wait_for(lambda: log.is_file() and any(row["step"] >= 2 for row in read_jsonl(log)))
+    wait_for(lambda: (run / "train" / "metrics.jsonl").is_file() and logged(run, "train")[1:])
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     assert 2 <= paused_at(run) < 12
@@ -155,21 +147,10 @@ def test_sigterm_and_a_spent_budget_pause_with_a_checkpoint(run, undisturbed):
 
 @pytest.mark.soak
 def test_a_loss_that_is_not_a_number_on_one_rank_is_told_by_all_with_its_rows(run):
-    """Before the update: see tests/train/test_trainer.py, where the weights can be looked at."""
+    """Which rows, and before the update: see tests/train/test_trainer.py."""
     assert train_with("not_a_number:9:1", run).returncode
     (message,) = {event["message"] for event in events(run) if event["event"] == "error"}
-    step, named = re.search(r"loss of step (\d+) is not .* look at rows (.+) of data/train", message).groups()
-    plan = BatchPlan.of(TokenRows.load(run / "data" / "train", "all"), small_settings(run))
-    batches = plan.deal(plan.steps(0)[int(step) - 1], 2)[1]
-    assert named in [", ".join(map(str, sorted(batch))) for batch in batches]
-
-
-@pytest.fixture
-def small_disk(undisturbed, tmp_path) -> Iterator[Path]:
-    """A run folder on a file system of its own, of 64 MiB: a real full disk needs one."""
-    with mounted(tmp_path / "disk", "size=64m"):
-        shutil.copytree(undisturbed / "data", tmp_path / "disk" / "run" / "data")
-        yield tmp_path / "disk" / "run"
+    assert re.search(r"loss of step \d+ is not .* look at rows \d", message)
 
 
 @pytest.mark.parametrize(
@@ -189,16 +170,18 @@ def small_disk(undisturbed, tmp_path) -> Iterator[Path]:
         ),
     ],
 )
-def test_a_full_disk_costs_nothing_but_time(small_disk, undisturbed, faults):
-    for fault, leaves in faults:
-        full = train_with(fault, small_disk, leaves)
-        said = (small_disk / "train" / "progress.jsonl").read_text() + full.stderr
-        assert "No checkpoint at this step: " in said or not leaves
-        assert not list((small_disk / "train" / "checkpoints").glob("*.partial"))
-        stops = "before_step" in fault
-        assert bool(full.returncode) == stops == ("is full, so training stopped; free some and run again" in said)
-        (small_disk / "balloon").unlink()
-    assert result(small_disk) == result(undisturbed)
+def test_a_full_disk_costs_nothing_but_time(run, undisturbed, faults):
+    """On a file system of its own, of 64 MiB."""
+    with mounted(run / "train", "size=64m"):
+        for fault, leaves in faults:
+            full = train_with(fault, run, leaves)
+            said = (run / "train" / "progress.jsonl").read_text() + full.stderr
+            assert "No checkpoint at this step: " in said or not leaves
+            assert not list((run / "train" / "checkpoints").glob("*.partial"))
+            stops = "before_step" in fault
+            assert bool(full.returncode) == stops == ("is full, so training stopped; free some and run again" in said)
+            (run / "train" / "balloon").unlink()
+        assert result(run) == result(undisturbed)
 
 
 @pytest.mark.soak

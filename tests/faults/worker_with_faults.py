@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.files import read_json
 from nbutils.core.run import pause
+from nbutils.core.torchrun import leave
 from nbutils.train import trainer, worker
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     point, nth, rank = os.environ["FAULT"].split(":")
     worker.HANG_SECONDS = float(os.environ.get("HANG_SECONDS", worker.HANG_SECONDS))
     if rank in ("all", os.environ["RANK"]):
-        plant(point, int(nth), Path(read_json(Path(sys.argv[1]))["settings"]["run_dir"]))
+        plant(point, int(nth), worker.read_settings(Path(sys.argv[1])).run_path)
     return worker.main(sys.argv[1:])
 
 
@@ -56,9 +56,10 @@ def sleep(run: Path) -> None:
 
 
 def fill_the_disk(run: Path) -> None:
-    """Leaves so many KiB on the file system of the run as LEAVES says."""
+    """Leaves so many KiB on the file system of `train/` as LEAVES says."""
     with suppress(OSError):
-        (run / "balloon").write_bytes(bytes(shutil.disk_usage(run).free - 1024 * int(os.environ["LEAVES"])))
+        disk = run / "train"
+        (disk / "balloon").write_bytes(bytes(shutil.disk_usage(disk).free - 1024 * int(os.environ["LEAVES"])))
 
 
 own = trainer.SmallchatTrainer
@@ -80,7 +81,4 @@ POINTS = {
 """Each point's function, and what happens before its call."""
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave(main())

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from huggingface_hub import constants
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import KAGGLE, sha256_of_file
 from nbutils.kaggle import packages
-from tests.conftest import ROOT, missing
+from tests.conftest import ROOT, Make, filled, missing
 from tests.kaggle.mirror_hub import TOKEN, MirrorHub
 from tests.kaggle.simulated import PACKAGES, Kaggle, bundles, image, packages_of
 
@@ -44,8 +42,8 @@ def hub(monkeypatch) -> Iterator[MirrorHub]:
     server = MirrorHub()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    patched = {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-    for name, value in (patched | {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}).items():
+    for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+                        "HF_HUB_DISABLE_XET": True}.items():  # fmt: skip
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr("nbutils.kaggle.mirror.PAUSES", (0.0, 0.1, 0.1))
     yield server
@@ -62,17 +60,10 @@ def account(tmp_path_factory) -> Kaggle:
     return Kaggle(folder, image(folder / "image"))
 
 
-def made_once_here(name: str, make: Callable[[Path], None]) -> Path:
+def made_once_here(name: str, make: Make) -> Path:
     """A folder that is made once on this machine, for these packages."""
     folder = ROOT / "runs" / ".cache" / f"{name}-{sha256_of_file(ROOT / 'requirements.lock')[:12]}"
-    complete = folder.with_suffix(".complete")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not complete.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            make(folder)
-            complete.touch()
-    return folder
+    return filled(folder, folder.with_suffix(".complete"), make)
 
 
 OLDEST = ("transformers==5.0.*", "ipython==7.34.0", "ipykernel==6.17.1", "nbclient==0.5.13", "plotly==5.24.1")
@@ -85,7 +76,7 @@ def old_packages() -> Path:
 
     def make(folder: Path) -> None:
         command = [image(folder), "-m", "pip", "install", "-q", *OLDEST]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
             missing(f"{', '.join(OLDEST)} cannot be installed: {ran.stderr.strip().splitlines()[-1]}")
 

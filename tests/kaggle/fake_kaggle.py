@@ -29,7 +29,7 @@ class FakeKaggle(fake_hub.FakeHub):
         self.pushed: list[str] = []
         self.versions: dict[str, list[Answer]] = defaultdict(list)
         self.plan: dict[str, list[str]] = {}
-        self.looks, self.failing, self.denied = Counter[str](), Counter[str](), Counter[str]()
+        self.looks, self.failing, self.denied = Counter(), Counter(), Counter()
         self.unknown: list[str] = []
         self.lag = 0
 
@@ -49,13 +49,36 @@ class FakeKaggle(fake_hub.FakeHub):
         files = {f"{training}/checkpoints/step-000001/weights": "large", f"{training}/final/model": "weights"}
         return files if status == "nothing" else files | {"runs/mine/session.json": note}
 
+    # Its API
+
+    def SaveKernel(self, name: str, given: Answer) -> Answer:
+        self.pushed.append(name)
+        self.versions[name].append(given)
+        self.looks[name] = 0
+        number = len(self.versions[name])
+        return {"versionNumber": number, "url": f"{self.url}/{name}", "invalidKernelSources": self.unknown}
+
+    def GetKernelSessionStatus(self, name: str, _: Answer) -> Answer | None:
+        denied = self.denied[name] > 0
+        self.denied[name] -= denied
+        if denied or name not in self.versions:
+            return None
+        self.looks[name] += 1
+        lagging = self.newest(name) < len(self.versions[name])
+        running = not lagging and self.looks[name] < self.lag + 2
+        return {"status": "RUNNING" if running else "ERROR" if self.state(name) == "error" else "COMPLETE"}
+
+    def ListKernelSessionOutput(self, name: str, _: Answer) -> Answer:
+        files = [{"url": f"{self.url}/{name}/{file}", "fileName": file} for file in self.files(name)]
+        return {"files": files, "log": ""}
+
 
 class _Handler(fake_hub._Handler):
     def do_POST(self) -> None:
         given = json.loads(self._note())
         call = self.path.rpartition("/")[2]
         name = given["slug"].partition("/")[2] if "slug" in given else given["kernelSlug"]
-        self._answer(call, lambda: getattr(self, f"_{call}")(name, given))
+        self._answer(call, lambda: getattr(self.server, call)(name, given))
 
     def do_GET(self) -> None:
         _, name, file = self.path.split("/", 2)
@@ -69,27 +92,3 @@ class _Handler(fake_hub._Handler):
             self._json(found)
         else:
             self._json({"code": 403, "message": "denied"}, 403)
-
-    def _SaveKernel(self, name: str, given: Answer) -> Answer:
-        kaggle = self.server
-        kaggle.pushed.append(name)
-        kaggle.versions[name].append(given)
-        kaggle.looks[name] = 0
-        number = len(kaggle.versions[name])
-        return {"versionNumber": number, "url": f"{kaggle.url}/{name}", "invalidKernelSources": kaggle.unknown}
-
-    def _GetKernelSessionStatus(self, name: str, _: Answer) -> Answer | None:
-        kaggle = self.server
-        denied = kaggle.denied[name] > 0
-        kaggle.denied[name] -= denied
-        if denied or name not in kaggle.versions:
-            return None
-        kaggle.looks[name] += 1
-        lagging = kaggle.newest(name) < len(kaggle.versions[name])
-        running = not lagging and kaggle.looks[name] < kaggle.lag + 2
-        return {"status": "RUNNING" if running else "ERROR" if kaggle.state(name) == "error" else "COMPLETE"}
-
-    def _ListKernelSessionOutput(self, name: str, _: Answer) -> Answer:
-        kaggle = self.server
-        files = [{"url": f"{kaggle.url}/{name}/{file}", "fileName": file} for file in kaggle.files(name)]
-        return {"files": files, "log": ""}

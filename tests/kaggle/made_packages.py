@@ -5,12 +5,12 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from nbutils.core.files import write_text
+
 
 def installed(folder: Path, name: str, version: str, *requires: str) -> None:
     """Makes a distribution visible that is not there."""
-    info = folder / f"{name}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(_metadata(name, version, *requires))
+    write_text(folder / f"{name}-{version}.dist-info" / "METADATA", _metadata(name, version, *requires))
 
 
 def _metadata(name: str, version: str, *requires: str) -> str:

@@ -5,25 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from nbutils.core.files import write_json
-from nbutils.core.run.checkpoints import Checkpoint
+from tests.train.runs import checkpoint
 
 
-def stage_at(
-    run: Path, status: str, *steps: int, started: str = "2026-01-01T10:00:00+00:00", **entries: object
-) -> Path:
+def stage_at(run: Path, status: str, *steps: int, **entries: object) -> Path:
     """A training stage's folder in a run folder, with checkpoints at these steps; `entries` of its record."""
     folder = run / "train"
-    write_json(run / "run.json", {"schema": 1, "name": run.name, "parameters": {}})
-    record = {"schema": 1, "stage": "train", "status": status, "started": started, "outputs": {}, "facts": {}}
-    write_json(folder / "stage.json", record | {"parts": {"parameters": {"seed": 0}}} | entries)
+    write_json(run / "run.json", {"schema": 1, "name": run.name})
+    record = {"schema": 1, "status": status, "started": "2026-01-01T10:00:00+00:00", "outputs": {},
+              "parts": {"parameters": {"seed": 0}}}  # fmt: skip
+    write_json(folder / "stage.json", record | entries)
     for step in steps:
-        checkpoint(folder, step)
+        checkpoint(folder / "checkpoints", step)
     return folder
-
-
-def checkpoint(folder: Path, step: int) -> Path:
-    made = Checkpoint.at(folder / "checkpoints", step)
-    made.partial.mkdir(parents=True)
-    (made.partial / "weights").write_bytes(b"w" * 100)
-    made.seal({}, {"step": step})
-    return made.path

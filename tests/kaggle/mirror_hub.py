@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from tests.data.fake_hub import _Handler as _Downloads
 from tests.publish import fake_hub
 
 TOKEN = "hf_" + "not-a-real-one-but-long-enough"
@@ -30,34 +31,21 @@ class MirrorHub(fake_hub.FakeHub):
         return sorted(self.repos.get(REPO, {"files": {}})["files"])
 
 
-class _Handler(fake_hub._Handler):
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
+class _Handler(_Downloads):
     def do_PUT(self) -> None:
         self.server.asked.set()
         self.server.open.wait(300)
         super().do_PUT()
 
     def do_GET(self) -> None:
-        repo = self._repo()
-        _, _, revision_and_file = unquote(urlsplit(self.path).path).partition("/resolve/")
-        _, _, file = revision_and_file.partition("/")
-        text, times = self.server.broken
+        repo, (text, times) = self._repo(), self.server.broken
+        file = re.search(r"/resolve/\w+/([^?]+)", unquote(self.path))
         if times and text in self.path:
             self.server.broken = text, times - 1
-            self._answer(403, {})  # the client asks again and again after a 500
+            self._answer(403, b"", {})  # the client asks again and again after a 500
         elif repo is None:
-            self._answer(404, {"X-Error-Code": "RepoNotFound"})
+            self._missing("Repo")
         elif file:
-            self._answer(200, {"ETag": '"0"', "X-Repo-Commit": "0" * 40}, self.server.repos[repo]["files"][file])
+            self._file(self.server.repos[repo]["files"][file[1]], {"X-Repo-Commit": "0" * 40})
         else:
-            super().do_GET()
-
-    def _answer(self, status: int, headers: dict[str, Any], data: bytes = b"") -> None:
-        self.send_response(status)
-        for name, value in ({"Content-Length": len(data)} | headers).items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+            fake_hub._Handler.do_GET(self)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-import time
 import venv
 from collections.abc import Callable
 from contextlib import suppress
@@ -83,13 +82,13 @@ class Kaggle:
         before, run = _hashes(attached), Run(working / "runs" / "small")
         ours = ("PYTHON", "NBUTILS", "JUPYTER")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        kept |= {KAGGLE: str(home), "HOME": str(home), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "OMP_NUM_THREADS": "1"}
-        kept |= {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens: found out within the two seconds
-        command = [self.python, "-m", "papermill", next(bundle.glob("*.ipynb")), "executed.ipynb"]
-        options = ["-k", "python3", "--no-progress-bar", "--log-output"]
+        kept |= {KAGGLE: str(home), "HOME": str(home), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "OMP_NUM_THREADS": "1",
+                 "HF_ENDPOINT": "http://127.0.0.1:9"}  # fmt: skip  # nobody listens: found out within the two seconds
+        command = [self.python, "-m", "papermill", next(bundle.glob("*.ipynb")), "executed.ipynb", "-k", "python3",
+                   "--no-progress-bar", "--log-output"]  # fmt: skip
         with (
             log.open("w") as said,
-            Session([*command, *options], cwd=working, env=kept | environment, stdout=said, stderr=said) as process,
+            Session(command, cwd=working, env=kept | environment, stdout=said, stderr=said) as process,
         ):
             if during:
                 during(process, run)
@@ -98,14 +97,6 @@ class Kaggle:
         assert process.returncode <= 0, text[-3000:]
         assert _hashes(attached) == before, "the session has changed its inputs"
         return Outcome(working, run, text)
-
-
-def wait_for(condition: Callable[[], object], process: Session, seconds: float = 200) -> None:
-    """Waits until something holds, while the session runs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline and process.poll() is None, "it did not come to that"
-        time.sleep(0.02)
 
 
 def kill_session(process: Session) -> None:
@@ -118,18 +109,13 @@ def kill_session(process: Session) -> None:
 
 def kill_worker(process: Session) -> None:
     """Ends one rank of a session's training."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.Error):
-            line = child.cmdline()
-            if "nbutils.train.worker" in line and "nbutils.core.torchrun" not in line:
-                child.kill()
-                return
-    raise AssertionError("no worker is there")
+    children = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in children if "LOCAL_RANK" in child.environ()).kill()
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def _hashes(folder: Path) -> dict[Path, str]:
     """Every file below a folder: modes keep nobody from writing who is root, as tests in containers are."""
-    return {str(path): sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
+    return {path: sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def bundles(profile: Path, out: Path, *options: str) -> list[Path]:

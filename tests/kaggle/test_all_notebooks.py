@@ -58,7 +58,7 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
     """
     made = offline(SMALL, tmp_path, FETCHED, WHEELS, base_model=BASE, datasets=[TALK], plain_loop_steps=3)
     attached = {FETCHED: fetched, WHEELS: wheels}
-    account, outputs, texts = Kaggle(tmp_path, bare), dict(attached), dict[str, str]()
+    account, outputs, texts = Kaggle(tmp_path, bare), dict(attached), {}
     for stage, bundle in zip(STAGES, made[:-1], strict=True):
         facts = read_json(bundle / "kernel-metadata.json")
         assert facts["enable_internet"] is False and facts["dataset_sources"] == list(attached)
@@ -78,15 +78,15 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
     assert record["facts"]["step"] == 8 and record["versions"]["transformers"].startswith("5.0.")
     paired = read_json(run.folder("evaluate") / "results.json")["paired"]
     assert [each["word"] for each in paired if each["metric"] == "word_perplexity"] == ["better"]
-    card = (run.folder("publish") / "README.md").read_text(encoding="utf-8")
+    card = (run.folder("publish") / "README.md").read_text()
     assert "transformers 5.0." in card and "## Use" in card
 
 
 def test_the_rehearsal_pauses_and_goes_on_with_newer_libraries(oldest, wheels, account, tmp_path):
     """The whole pipeline in two sessions, on two CPU cores and without the hub."""
-    shorter = {"max_steps": 4, "pause_after_steps": 2, "precision": "auto", "processes": 0}
-    tasks = ["heldout_next_utterance"]
-    bundle = offline(ROOT / "params" / "kaggle_rehearsal.yaml", tmp_path, WHEELS, tasks=tasks, **shorter)[-1]
+    shorter = {"max_steps": 4, "pause_after_steps": 2, "precision": "auto", "processes": 0,
+               "tasks": ["heldout_next_utterance"]}  # fmt: skip
+    bundle = offline(ROOT / "params" / "kaggle_rehearsal.yaml", tmp_path, WHEELS, **shorter)[-1]
 
     paused = Kaggle(tmp_path, oldest).run(bundle, {WHEELS: wheels})
     assert "Save Version" in paused.text

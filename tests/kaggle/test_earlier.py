@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import write_text
 from nbutils.core.run.layout import Run
 from nbutils.kaggle.carry_over import Earlier, best, bring, keep_under, run_folders, used
 from tests.kaggle.made_stages import stage_at
 
-SIZED = {"bytes": 5, "sha256": "", "mtime_ns": 0}
+SIZED = {"bytes": 5}
 
 
 def chosen(*folders: Path, **asked: object) -> Earlier:
-    """Of copies of a training the one to continue, which has to be there."""
-    found = best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
-    assert found is not None
-    return found
+    """Of copies of a training the one to continue."""
+    return best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
 
 
 def test_runs_are_found_wherever_they_are_mounted(tmp_path):
@@ -48,7 +47,7 @@ def test_other_settings_come_last_and_half_written_records_are_no_records(tmp_pa
         (broken / "stage.json").write_text(odd)
         remark = f"Note: {broken / 'stage.json'} is damaged, and what is beside it is passed over.\n"
         assert chosen(other, mine, broken).step == 10 and capsys.readouterr().out == remark
-        assert best([broken.parent], "train", {}) is None  # said where nothing else is attached, too
+        assert chosen(broken) is None  # said where nothing else is attached, too
         assert capsys.readouterr().out == remark
     assert best([other.parent], "metrics", {}) is None and not capsys.readouterr().out
 
@@ -88,7 +87,7 @@ def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path, capsys):
     assert not found.done and f"{folder} lacks model" in capsys.readouterr().out
     bring(found, here, own=True)
     record = here.record("train")
-    assert record and record["status"] != "done" and not record["outputs"]
+    assert record["status"] != "done" and not record["outputs"]
 
 
 def test_what_is_brought_can_be_written_and_only_the_chosen_checkpoint_comes(tmp_path):
@@ -113,8 +112,7 @@ def test_of_an_output_too_large_what_nobody_goes_on_from_is_dropped_first(tmp_pa
     folder = stage_at(tmp_path / "runs" / "mine", status, 10, 20)
     run, checkpoints = Run(folder.parent), folder / "checkpoints"
     for name in ("step-000030.partial", "damaged-step-000005.partial", "../../../.mirror-x"):
-        (checkpoints / name).mkdir()
-        (checkpoints / name / "w").write_bytes(b"x" * 100_000)
+        write_text(checkpoints / name / "w", "x" * 100_000)
     os.link(checkpoints / "step-000020/weights", checkpoints / "../../../.mirror-x/weights")
     assert used(tmp_path) == sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) - 100
     assert keep_under(tmp_path, run, limit=10**6) == []

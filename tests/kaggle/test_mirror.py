@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.kaggle.mirror import Mirror
-from tests.kaggle.made_stages import checkpoint, stage_at
+from tests.kaggle.made_stages import stage_at
 from tests.kaggle.mirror_hub import REPO
+from tests.train.runs import checkpoint
+
+CHECKPOINTS = "train/checkpoints"
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def run(tmp_path) -> Path:
 
 
 def in_mirror(step: int, file: str = "manifest.json") -> str:
-    return f"mine/train/checkpoints/step-{step:06d}/{file}"
+    return f"mine/{CHECKPOINTS}/step-{step:06d}/{file}"
 
 
 def flush(mirror: Mirror, run: Path) -> None:
@@ -30,19 +32,19 @@ def flush(mirror: Mirror, run: Path) -> None:
 
 
 def test_the_newest_valid_checkpoint_is_sent_and_found_again(hub, run, capsys):
-    (checkpoint(run / "train", 20) / "weights").write_bytes(b"x")  # damaged
+    (checkpoint(run / CHECKPOINTS, 20).path / "weights").write_bytes(b"x")  # damaged
     mirror = Mirror(REPO, 1)
     assert mirror.fetch("mine", 0) is None
     assert mirror.send(run) == 10 and mirror.send(run) is None
     assert hub.repos[REPO]["private"] is True
     assert hub.names() == ["mine/run.json", in_mirror(10), in_mirror(10, "weights"), "mine/train/stage.json"]
 
-    checkpoint(run / "train", 30)
+    checkpoint(run / CHECKPOINTS, 30)
     flush(mirror, run)  # a session that fails sends its last checkpoint
     assert in_mirror(30) in hub.names() and in_mirror(10) not in hub.names()
     assert mirror.fetch("mine", 30) is None
     found = mirror.fetch("mine", 20)
-    assert found is not None and "The mirror me/mirror is further" in capsys.readouterr().out
+    assert "The mirror me/mirror is further" in capsys.readouterr().out
     assert (found / in_mirror(30, "weights")).read_bytes() == b"w" * 100
     assert not list(run.parent.glob(".mirror-*"))
     assert any("super-squash" in path for _, path in hub.requests)  # old checkpoints take no room there
@@ -59,7 +61,7 @@ def test_a_hub_in_trouble_is_one_sentence(hub, run, capsys, broken):
     assert mirror.fetch("mine", 5) is None
     assert "continues from step 5" in capsys.readouterr().out
     hub.broken = ("", 0)
-    checkpoint(run / "train", 20)
+    checkpoint(run / CHECKPOINTS, 20)
     flush(mirror, run)  # what is attached is enough, and the mirror may be further: it is left alone
     assert in_mirror(20) not in hub.names()
     hub.broken = ("", 1)
@@ -69,9 +71,9 @@ def test_a_hub_in_trouble_is_one_sentence(hub, run, capsys, broken):
 
 def test_a_checkpoint_that_is_pruned_while_it_is_staged_replaces_nothing(hub, run, monkeypatch, capsys):
     Mirror(REPO, 1).send(run)
-    (checkpoint(run / "train", 20) / "manifest.json").unlink()
-    newest = Checkpoint.at(run / "train" / "checkpoints", 20), {}
-    monkeypatch.setattr("nbutils.kaggle.mirror.newest_whole", lambda _: newest)  # it was whole a moment ago
+    pruned = checkpoint(run / CHECKPOINTS, 20)
+    (pruned.path / "manifest.json").unlink()
+    monkeypatch.setattr("nbutils.kaggle.mirror.newest_whole", lambda _: (pruned, {}))  # it was whole a moment ago
     mirror = Mirror(REPO, 60)
     flush(mirror, run)
     assert "step-000020 was pruned meanwhile" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import pytest
 from papermill import PapermillExecutionError, execute_notebook
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import append_jsonl, read_json, sha256_of_json, write_json
+from nbutils.core.files import append_jsonl, kaggle_root, read_json, resolve, sha256_of_json, write_json
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.key import key_parts
 from nbutils.core.run.layout import Run
@@ -25,11 +25,12 @@ from nbutils.kaggle.start import Bundle, Environment
 from nbutils.pipeline.parameters import settings_of
 from tests.kaggle.made_stages import stage_at
 
+pytestmark = pytest.mark.usefixtures("place")
 NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
 TRAIN = spec("train")
 
 
-def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -> Path:
+def trained(status: str, seconds: float = 5.0, **changes: object) -> Path:
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of(TRAIN, NAMES | changes)
     parts = key_parts(TRAIN, settings)
@@ -38,9 +39,8 @@ def trained(place: Path, status: str, seconds: float = 5.0, **changes: object) -
 
 
 def kept(folder: Path, stale: str) -> bool:
-    found = best([folder.parent], "train", {})
-    assert found is not None
-    return continues(found, inspect(TRAIN, settings_of(TRAIN, NAMES)), stale, in_pipeline=False)
+    state = inspect(TRAIN, settings_of(TRAIN, NAMES))
+    return continues(best([folder.parent], "train", {}), state, stale, in_pipeline=False)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def kept(folder: Path, stale: str) -> bool:
         ("done", 5, 0.1, "", False),  # seconds of work
     ],
 )
-def test_what_fits_stays_and_what_does_not_as_the_bundle_says(place, status, seconds, rate, stale, stays):
-    folder = trained(place, status, seconds, learning_rate=rate)
+def test_what_fits_stays_and_what_does_not_as_the_bundle_says(status, seconds, rate, stale, stays):
+    folder = trained(status, seconds, learning_rate=rate)
     assert kept(folder, stale) is stays is folder.exists()
     assert not stays or kept(folder, "")  # accepted once, it fits
 
@@ -61,10 +61,10 @@ def test_what_fits_stays_and_what_does_not_as_the_bundle_says(place, status, sec
 @pytest.mark.parametrize("status,words", [("paused", r"step 10.*"), ("done", r".*--accept.*")])
 def test_long_or_unfinished_work_of_other_settings_stops_the_session(place, status, words):
     """Before anything is run."""
-    folder = trained(place, status, 5000, learning_rate=0.1)
+    folder = trained(status, 5000, learning_rate=0.1)
     shutil.move(folder.parent, place / "input" / "it" / "mine")
     with pytest.raises(UserError, match=rf"{words}--force") as raised:
-        session(place).resume(NAMES)
+        session().resume(NAMES)
     assert "learning_rate (0.1 → 0.003)" in str(raised.value)
     assert ("--accept" in str(raised.value)) is (status == "done")  # other checkpoints cannot be continued
     assert not (folder.parent / "kaggle.jsonl").exists()
@@ -73,60 +73,61 @@ def test_long_or_unfinished_work_of_other_settings_stops_the_session(place, stat
 # A session
 
 
-def session(place: Path, stage: str = "train", stale: str = "") -> Session:
-    made = Session(Bundle("me", "mine", "mine.yaml", stage, stale=stale), Environment(place, "Batch", False, ()))
-    made.run, made.names = Run(place / "working" / "runs" / "mine"), NAMES
+def session(stage: str = "train", stale: str = "") -> Session:
+    where = Environment(kaggle_root(), "Batch", False, ())
+    made = Session(Bundle("me", "mine", "mine.yaml", stage, stale=stale), where)
+    made.run, made.names = Run(resolve("runs/mine")), NAMES
     return made
 
 
 @pytest.mark.parametrize("stage", ["train", WHOLE])
-def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(place, capsys, stage):
-    trained(place, "paused")
-    made = session(place, stage)
+def test_a_failure_is_published_as_one_though_the_brought_record_says_paused(capsys, stage):
+    trained("paused")
+    made = session(stage)
     assert made.keep_output(UserError("no room")) is True
     for record in (made.run.record("train"), read_json(made.run.path / "session.json")):
-        assert record and (record["status"], record["error"]) == ("failed", "no room")
+        assert (record["status"], record["error"]) == ("failed", "no room")
     assert "\033[1;31m" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("trouble", ["full disk", "damaged record"])
-def test_a_failure_that_cannot_be_marked_costs_no_output_either(place, capsys, monkeypatch, trouble):
-    folder = trained(place, "paused")
+def test_a_failure_that_cannot_be_marked_costs_no_output_either(capsys, monkeypatch, trouble):
+    folder = trained("paused")
     if trouble == "full disk":
         full = Mock(side_effect=OSError(28, "No space left on device"))
         monkeypatch.setattr("nbutils.core.run.record.write_text", full)
     else:
         (folder / "stage.json").write_text("{")
-    assert session(place).keep_output(UserError("it broke")) is True
+    assert session().keep_output(UserError("it broke")) is True
     said = capsys.readouterr().out
     assert "Note: " in said and "what it made so far is kept" in said
 
 
-def test_a_pipeline_that_fails_ends_the_session_with_its_last_sentence(place):
+def test_a_pipeline_that_fails_ends_the_session_with_its_last_sentence():
     with pytest.raises(UserError, match=r"The pipeline ended with status 1: .*learning_rate"):
-        session(place, WHOLE).run_all(NAMES | {"learning_rate": -1})
+        session(WHOLE).run_all(NAMES | {"learning_rate": -1})
 
 
 @pytest.mark.parametrize("status,steps", [("done", []), ("paused", [10_000])])
 def test_the_mirror_is_asked_where_what_is_attached_does_not_fit(place, tmp_path_factory, status, steps):
     """`--force` after the data changed: the new run, in the mirror alone, is not lost for the old one's sake."""
     held = tmp_path_factory.mktemp("held")
-    shutil.move(trained(place, "running").parent, held / "mine")
+    shutil.move(trained("running").parent, held / "mine")
     parts = key_parts(TRAIN, settings_of(TRAIN, NAMES)) | {"upstream": {"data/train/x": "old"}}
     stage_at(place / "input" / "mine", status, *steps, parts=parts, key=sha256_of_json(parts))
-    made = session(place, stale="force")
+    made = session(stale="force")
     made.mirror = Mock(fetch=Mock(return_value=held))
     made.bring_earlier()
-    assert made.continued is not None and made.continued.step == 10
+    assert made.continued.step == 10
     made.mirror.fetch.assert_called_with("mine", 0)
 
 
 @pytest.mark.parametrize(
     "stage,waits,status", [("train", "", "done"), (WHOLE, "", "running"), (WHOLE, "evaluate waits.", "paused")]
 )
-def test_the_end_of_a_session_is_noted(place, stage, waits, status):
-    trained(place, "done")
-    made = session(place, stage)
+def test_the_end_of_a_session_is_noted(stage, waits, status):
+    trained("done")
+    made = session(stage)
     made.waits = waits
     made.close()
     assert read_json(made.run.path / "session.json")["status"] == status
@@ -148,7 +149,7 @@ def test_a_kept_failure_is_red_and_costs_no_version(tmp_path, word, shown):
         "print('never' + 'reached')",
         "# session.resume(\nprint('begun' + 'again')",
     ]
-    book, out = (tmp_path / name for name in ("in.ipynb", "out.ipynb"))
+    book, out = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), book)
     kept = word == "keep"
     with nullcontext() if kept else pytest.raises(PapermillExecutionError):
@@ -161,8 +162,8 @@ def test_a_kept_failure_is_red_and_costs_no_version(tmp_path, word, shown):
 def test_the_forecast_counts_all_of_the_data_and_all_passes(tmp_path):
     run, log = Run(tmp_path), tmp_path / "train" / "metrics.jsonl"
     assert forecast(run) == ""
-    source = {"rows": 4_600, "rows_in_source": 460_000}
-    write_json(run.rows / "summary.json", {"train": {"tokens": 4_000_000}, "datasets": [source]})
+    summary = {"train": {"tokens": 4_000_000}, "datasets": [{"rows": 4_600, "rows_in_source": 460_000}]}
+    write_json(run.rows / "summary.json", summary)
     write_json(run.training / "settings.json", {"settings": {"epochs": 3}})
     append_jsonl(log, {"kind": "eval"})
     assert forecast(run) == ""

@@ -6,11 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import packaging
-import pip
 import pytest
 from packaging.requirements import Requirement
 
@@ -73,32 +70,28 @@ except UserError as error:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory) -> Callable[..., str]:
-    """Runs Python in an image with made-up versions of `helper` and numpy, and a folder of wheels; what it prints."""
+def live(tmp_path_factory):
+    """Installs packages into an image that has `helper` 1.0, from a folder of made-up wheels; what is said of it."""
     folder = tmp_path_factory.mktemp("live")
-    wheels, parts = folder / "wheels", folder / "parts"
+    wheels, python = folder / "wheels", image(folder / "venv")
     wheels.mkdir()
-    parts.mkdir()
-    for package in (packaging, pip):
-        (parts / package.__name__).symlink_to(Path(package.__file__).parent)
-    (parts / "nbutils").symlink_to(ROOT / "nbutils")
-    made = ["helper 1.0", "helper 2.0", "easygoing 1.0 helper", "demanding 1.0 helper>=2"]
-    for line in [*made, "numpy 2.3.5", "numpy 9.0", "greedy 1.0 numpy>=9"]:
+    for line in ("helper 1.0", "helper 2.0", "easygoing 1.0 helper", "demanding 1.0 helper>=2", "numpy 9.0",
+                 "greedy 1.0 numpy>=9"):  # fmt: skip
         wheel(wheels, *line.split())
-    python = image(folder / "venv", parts)
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")} | {"PIP_CONFIG_FILE": os.devnull}
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")}
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": str(ROOT)}
 
     def run(*arguments: str | Path) -> str:
         return subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, check=True).stdout
 
-    run("-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "helper==1.0", "numpy==2.3.5")
+    run("-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "helper==1.0")
     return lambda *lines: run("-c", INSTALL, wheels, *lines)
 
 
 @pytest.mark.parametrize(
     "lines,said",
     [
-        (["easygoing>=1", "numpy>=2"], r"installed easygoing >=1 nothing 1\.0 numpy >=2 2\.3\.5 kept$"),
+        (["easygoing>=1", "numpy>=2"], r"installed easygoing >=1 nothing 1\.0 numpy >=2 \S+ kept$"),
         (["demanding"], r"installed demanding nothing 1\.0 helper a helper 1\.0 2\.0$"),
         (["greedy"], "^pip cannot install greedy .*Always use latest"),
     ],
@@ -109,8 +102,7 @@ def test_only_what_is_lacking_is_installed_a_helper_raised_where_it_must_be_and_
 
 def test_wheels_are_collected_with_what_they_need_but_not_with_what_the_image_has(tmp_path, monkeypatch):
     there, index, out = tmp_path / "there", tmp_path / "index", tmp_path / "out"
-    for folder in (there, index):
-        folder.mkdir()
+    index.mkdir()
     for name, *requires in [("newcomer", "torch", "helper", "other; extra == 'x'"), ("helper",)]:
         installed(there, name, "1.0", *requires)
         wheel(index, name, "1.0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,6 @@ DATA, TRAIN, *LATER = (
 )
 WHOLE = "smallchat-kaggle-t4x2-whole-pipeline"
 MODEL = "output/runs/mine/train/final/model"
-Push = Callable[..., str]
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def made(bundled, tmp_path) -> Path:
 
 
 @pytest.fixture
-def push(made, monkeypatch, capsys) -> Push:
+def push(made, monkeypatch, capsys):
     """Pushes one of them, or all; what was said."""
 
     def pushed(name: str = "", follow: bool = True, patience: float = 0.1) -> str:

@@ -9,7 +9,8 @@ import pytest
 from nbutils.core.files import read_jsonl, sha256_of_file
 from nbutils.core.run.layout import Run
 from tests.kaggle.mirror_hub import REPO, TOKEN
-from tests.kaggle.simulated import SMALL, Session, bundles, kill_session, kill_worker, wait_for
+from tests.kaggle.simulated import SMALL, Session, bundles, kill_session, kill_worker
+from tests.train.runs import flip_a_bit, wait_for
 
 DATA, TRAIN = "someone/smallchat-small-01-filter-data", "someone/smallchat-small-02-train-sft"
 
@@ -33,10 +34,10 @@ def test_sessions_that_are_killed_pause_and_fail_end_as_one(hub, account, tmp_pa
     hub.open.clear()
 
     def killed(process: Session, run: Run) -> None:
-        wait_for(lambda: hub.asked.is_set() and run.state("train") == "done", process)
+        wait_for(lambda: hub.asked.is_set() and run.state("train") == "done", 200)
         assert not hub.names()
         hub.open.set()  # the Hub took nothing, and training went on to its end
-        wait_for(lambda: any("manifest.json" in name for name in hub.names()), process)
+        wait_for(lambda: any("manifest.json" in name for name in hub.names()))
         kill_session(process)
 
     undisturbed = account.run(bundle, {DATA: data}, during=killed, **online)
@@ -48,7 +49,7 @@ def test_sessions_that_are_killed_pause_and_fail_end_as_one(hub, account, tmp_pa
     assert "Save Version" in paused.text and f" % (step {step})" in paused.text and TOKEN not in paused.text
 
     def failing(process: Session, run: Run) -> None:
-        wait_for(lambda: (newest := run.newest_sealed()) and newest.step > step, process)
+        wait_for(lambda: (newest := run.newest_sealed()) and newest.step > step)
         kill_worker(process)
 
     failed = account.run(bundle, {DATA: data, TRAIN: paused.working}, during=failing)
@@ -56,10 +57,7 @@ def test_sessions_that_are_killed_pause_and_fail_end_as_one(hub, account, tmp_pa
     assert failed.run.state("train") == "failed" and "\033[1;31mUserError: Training ended" in failed.text
 
     damaged = failed.run.checkpoints()[0]
-    file = damaged.path / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    flip_a_bit(damaged.path / "model.safetensors")
     last = account.run(bundle, {DATA: data, "other/first-version": paused.working, TRAIN: failed.working})
     assert re.search(rf"{damaged.name} has a changed model.safetensors .*is passed over", last.text)
     assert f"at step {damaged.step - 1};" in last.text and weights(last.run) == weights(undisturbed.run)

@@ -10,13 +10,11 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import resolve, write_json
-from nbutils.core.hardware import Gpu
+from nbutils.core.files import resolve, write_json, write_text
 from nbutils.kaggle.start import Bundle, check_attached, check_gpus, look_around, start, take_secret
 from tests.conftest import ROOT
 from tests.kaggle.made_packages import installed
-
-T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
+from tests.train.runs import P100, T4
 
 
 def test_kaggle_is_known_by_its_folders_and_not_by_variables(place, monkeypatch):
@@ -24,7 +22,8 @@ def test_kaggle_is_known_by_its_folders_and_not_by_variables(place, monkeypatch)
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR"):
         monkeypatch.setenv(name, "someone")
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    assert look_around().root == place and look_around().run_type == "Interactive"
+    found = look_around()
+    assert (found.root, found.run_type) == (place, "Interactive")
     assert resolve("runs/x") == place / "working" / "runs" / "x"
     (place / "working").rmdir()
     assert look_around().root is None and resolve("runs/x") == ROOT / "runs" / "x"
@@ -35,9 +34,7 @@ def test_kaggle_is_known_by_its_folders_and_not_by_variables(place, monkeypatch)
 def test_a_data_set_is_found_wherever_kaggle_mounts_it(place, mounted, asked):
     """By the path at either place; and where it is attached, the first cell does not ask for it without internet."""
     there, root = place / "input" / mounted / "data" / "train.jsonl", place / "input" / asked
-    there.parent.mkdir(parents=True)
-    there.touch()
-    (there.parent / "a").touch()
+    write_text(there, "")
     assert resolve(root / "data" / "train.jsonl") == there and resolve(root) == place / "input" / mounted
     for elsewhere in (root / "data" / "none", place / "input" / "data" / "train.jsonl"):
         assert resolve(elsewhere) == elsewhere
@@ -55,8 +52,8 @@ def test_what_is_not_attached_is_listed_all_at_once(place, monkeypatch):
     with pytest.raises(UserError) as raised:
         start(Bundle("me", "mine", recipe, "data", internet=False, needs=needs))
     wanted = ["plotly>=6", "base model someone/base", "conversations someone/data", "--attach"]
-    commands = [f"nbutils fetch {recipe} --out fetched", "nbutils kaggle wheels"]
-    assert all(word in str(raised.value) for word in [*wanted, *commands])
+    wanted += [f"nbutils fetch {recipe} --out fetched", "nbutils kaggle wheels"]
+    assert all(word in str(raised.value) for word in wanted)
 
 
 @pytest.mark.parametrize("content", ['{"schema": 1, "ite', "[]", '{"schema": 1}'])
@@ -69,25 +66,21 @@ def test_a_damaged_list_of_what_is_attached_is_named(place, content):
 def test_of_two_attached_copies_the_whole_one_counts(place):
     for name, size in (("a-cut", 9), ("b-whole", 3)):
         folder = place / "input" / name
-        folder.mkdir()
-        (folder / "w").write_text("abc")
-        item = {"kind": "model", "name": "a/b", "revision": "", "commit": "c", "folder": "."}
-        write_json(folder / "fetched.json", {"schema": 1, "items": [item | {"files": {"w": {"bytes": size}}}]})
+        write_text(folder / "w", "abc")
+        item = {"kind": "model", "name": "a/b", "revision": "", "commit": "c", "folder": ".",
+                "files": {"w": {"bytes": size}}}  # fmt: skip
+        write_json(folder / "fetched.json", {"schema": 1, "items": [item]})
     assert local_copy("model", "a/b") == folder
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="damaged"):
         local_copy("model", "a/b")
 
 
-def test_as_many_gpus_as_asked_for_are_enough():
-    check_gpus((T4, T4), 2)
-    check_gpus((), 0)
-
-
 @pytest.mark.parametrize(
     "gpus,words", [((T4,), "processes is 2.*1 usable.*GPU T4 x2"), ((), "0 usable"), ((P100,), "P100.*too old")]
 )
 def test_fewer_gpus_than_asked_for_name_the_setting(gpus, words):
+    check_gpus((T4, T4), 2)  # these are enough
     with pytest.raises(UserError, match=words):
         check_gpus(gpus, 2)
 
@@ -107,7 +100,6 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(place, monkeypatch, ca
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setitem(sys.modules, "kaggle_secrets", None)  # no such module here
     monkeypatch.setattr("nbutils.kaggle.start.hub_answers", lambda: internet)
-    monkeypatch.setattr("nbutils.kaggle.start.nvidia_gpus", lambda: ())
     bundle = Bundle("me", "mine", "mine.yaml", "train", checkpoint_mirror="me/mirror")
     if internet:
         with pytest.raises(UserError, match=r"me/mirror.*no secret HF_TOKEN.*Add-ons → Secrets.*push again"):

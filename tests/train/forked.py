@@ -9,67 +9,49 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import tempfile
 import time
-from multiprocessing.connection import wait
-from pathlib import Path
 from subprocess import CompletedProcess
+
+from torch.distributed.elastic.utils.distributed import get_free_port
+from torch.multiprocessing import ProcessExitedException, start_processes
 
 from nbutils.train.settings import TrainSettings
 from tests.train.runs import written
 
-MODULE = "nbutils.train.worker"
+MODULE, WITH_FAULTS = "nbutils.train.worker", "tests.faults.worker_with_faults"
 LIBRARIES = multiprocessing.get_context("forkserver")
 LIBRARIES.set_forkserver_preload([MODULE])
-STOP_SECONDS = 30
-"""How long ranks may take to end when another has failed; torchrun gives them as many."""
+SECONDS = 240
+"""How long a training may take."""
 
 
-def forked(
-    settings: TrainSettings,
-    processes: int,
-    *,
-    module: str = MODULE,
-    environment: dict[str, str] | None = None,
-    timeout: float = 240,
-) -> CompletedProcess[str]:
-    """Runs the training program to its end; the caller looks at the exit status. Standard error has all output."""
+def forked(settings: TrainSettings, processes: int, **fault: str) -> CompletedProcess[str]:
+    """Runs the training program to its end; the caller looks at the exit status. Standard error has all output.
+
+    `fault` is what the program with faults finds in its environment; without any it is the real one.
+    """
+    module = WITH_FAULTS if fault else MODULE
     request = written(settings)
-    with tempfile.NamedTemporaryFile(delete=False) as log:  # not in the run folder: a test may fill its disk
-        output = Path(log.name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | (environment or {})
-    ranks = []
-    for number in range(processes):
-        own = common | {"RANK": str(number), "LOCAL_RANK": str(number)}
-        arguments = (module, str(request), own, str(output))
-        ranks.append(LIBRARIES.Process(target=_rank, args=arguments, daemon=True))
-        ranks[-1].start()
-    deadline = time.monotonic() + timeout
-    while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
-        wait([rank.sentinel for rank in ranks if rank.is_alive()], 1)
-        assert time.monotonic() < deadline, f"training did not end in {timeout} s: {output.read_text()[-3000:]}"
-    failed = any(rank.exitcode for rank in ranks)
-    for rank in ranks:
-        if failed:
-            rank.terminate()
-        rank.join(STOP_SECONDS)
-        rank.kill()
-        rank.join()
-    said = output.read_text()
-    output.unlink()
-    return CompletedProcess([module], int(failed), "", said)
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())} | fault
+    with tempfile.NamedTemporaryFile("r") as log:  # not in the run folder: a test may fill its disk
+        arguments = (module, str(request), common, log.name)
+        ranks = start_processes(_rank, arguments, processes, join=False, daemon=True, start_method="forkserver")
+        deadline, status = time.monotonic() + SECONDS, 0
+        try:
+            while not ranks.join(1):
+                assert time.monotonic() < deadline, f"training did not end in {SECONDS} s: {log.read()[-3000:]}"
+        except ProcessExitedException:  # the others were stopped, as torchrun does it
+            status = 1
+        return CompletedProcess([module], status, "", log.read())
 
 
-def _rank(module: str, request: str, environment: dict[str, str], output: str) -> None:
+def _rank(number: int, module: str, request: str, environment: dict[str, str], output: str) -> None:
     """One rank: what it prints goes to the end of that file."""
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment | {"RANK": str(number), "LOCAL_RANK": str(number)})
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -27,7 +27,8 @@ def main(folder: Path, act: str) -> None:
         return
     if act == "raises" and os.environ["RANK"] == "1":
         raise RuntimeError(f"planted, with the secret {os.environ['HF_TOKEN']}")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if act == "goes on" else signal.SIG_DFL)
+    if act == "goes on":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if act in ("pauses", "goes on"):
         tell(folder, "started", **STARTED)
         while act == "goes on" or not pause.requested(folder.parent):

@@ -14,36 +14,25 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoTokenizer
+from torch.nn.utils import parameters_to_vector
 
 from nbutils.core.files import read_jsonl, write_json
-from nbutils.core.run.models import tiny_model
-from nbutils.train.arguments import trainer_arguments
-from nbutils.train.batches import BatchPlan, StepLoader
-from nbutils.train.control import Budget, Records
-from nbutils.train.dataset import TokenRows
+from nbutils.core.hardware import Gpu
+from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.run.checkpoints import Checkpoint
+from nbutils.core.stages import spec
 from nbutils.train.settings import TrainSettings
-from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.builders import data_folder
 
-SMALL: dict[str, Any] = {
-    "base_model": "tiny",
-    "base_revision": "",
+SMALL = {name: each.default for name, each in parameters(notebook_path(spec("train"))).items() if name != "run_dir"} | {
     "max_length": 256,
     "seed": 1,
     "learning_rate": 0.003,
-    "schedule": "cosine",
     "warmup_fraction": 0.1,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "optimizer": "adamw_torch",
-    "epochs": 1.0,
     "max_steps": 12,
     "tokens_per_step": 600,
     "tokens_per_microbatch": 300,
     "supervise": "assistant",
-    "supervise_end": True,
-    "precision": "auto",
     "trainer_options": {},
     "eval_steps": 6,
     "sample_prompts": ["Hi"],
@@ -51,11 +40,10 @@ SMALL: dict[str, Any] = {
     "checkpoint_steps": 4,
     "checkpoints_kept": 2,
     "processes": 2,
-    "budget_minutes": 0.0,
-    "pause_after_steps": 0,
-    "report_to": [],
-    "plain_loop_steps": 0,
 }
+"""The parameters of notebook 02, for a run of a few seconds."""
+
+T4, P100 = Gpu("Tesla T4", (7, 5), 14.7), Gpu("Tesla P100-PCIE-16GB", (6, 0), 15.9)
 
 
 @cache
@@ -69,20 +57,7 @@ def small_settings(run: Path, **changes: Any) -> TrainSettings:
     """Settings of a run of a few seconds; makes the run's data where it is not there."""
     if not (run / "data").is_dir():
         shutil.copytree(Path(_data().name) / "data", run / "data")
-    return TrainSettings(run_dir=str(run), **(SMALL | changes))
-
-
-def trainer_of(settings: TrainSettings) -> SmallchatTrainer:
-    """The trainer as the worker makes it, in this process; it writes its rows into `train/`."""
-    folder, data = settings.run_path / "train", settings.run_path / "data"
-    folder.mkdir(exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
-    rows = TokenRows.for_training(data, settings, tokenizer)
-    loader = StepLoader(rows, BatchPlan.of(rows, settings))
-    held_out = TokenRows.load(data / "eval", "assistant")
-    job = Job(settings, {}, loader, held_out, Records(folder, active=True), Budget(lambda: False))
-    model = tiny_model(tokenizer, settings.max_length, settings.seed)
-    return SmallchatTrainer(model, tokenizer, trainer_arguments(settings, folder), job)
+    return TrainSettings.checked(SMALL | {"run_dir": str(run)} | changes)
 
 
 def logged(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -92,7 +67,23 @@ def logged(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
     """All weights of a model in one row."""
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+    return parameters_to_vector(model.parameters()).detach()
+
+
+def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None) -> Checkpoint:
+    """A made-up checkpoint of a step, whole, in a folder of checkpoints."""
+    made = Checkpoint.at(folder, step)
+    made.partial.mkdir(parents=True)
+    (made.partial / "weights").write_bytes(b"w" * 100)
+    made.seal(identity or {}, {"step": step})
+    return made
+
+
+def flip_a_bit(file: Path) -> None:
+    """Of the last byte: the file is damaged, and as long as before."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def written(settings: TrainSettings) -> Path:
@@ -105,8 +96,8 @@ def written(settings: TrainSettings) -> Path:
 
 def torchrun(settings: TrainSettings, processes: int, *options: str, **environment: str) -> psutil.Popen:
     """Starts the worker as its module's first line says."""
-    program = [sys.executable, "-m", "torch.distributed.run", *(options or ["--standalone"])]
-    line = [*program, f"--nproc-per-node={processes}", "-m", "nbutils.train.worker", str(written(settings))]
+    line = [sys.executable, "-m", "torch.distributed.run", *(options or ["--standalone"]),
+            f"--nproc-per-node={processes}", "-m", "nbutils.train.worker", str(written(settings))]  # fmt: skip
     return psutil.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -17,29 +16,19 @@ from nbutils.core.chatml import PAD
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run.layout import Run
-from nbutils.core.run.models import TINY, ModelRef, tiny_model
+from nbutils.core.run.models import TINY, ModelRef
 from nbutils.train.base import ensure_base, make_base, weightless_base
 from nbutils.train.preflight import run_findings
 from tests.builders import small_tokenizer
 from tests.train.runs import small_settings
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Data, and a small base model in a folder, whose tokenizer the data was made with."""
-    run = tmp_path_factory.mktemp("base")
-    small_settings(run)
-    tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
-    for part in (tiny_model(tokenizer, 256, 1), tokenizer):
-        part.save_pretrained(run / "model")
-    return run
-
-
 @pytest.fixture
-def run(made, tmp_path):
-    shutil.copytree(made, tmp_path / "run")
-    tokenised_for(str(tmp_path / "run" / "model"))(tmp_path / "run")
-    return tmp_path / "run"
+def run(tmp_path):
+    """Data, and a small base model in a folder, whose tokenizer the data was made with."""
+    ensure_base(small_settings(tmp_path), tmp_path / "model", tmp_path / "data")
+    tokenised_for(str(tmp_path / "model"))(tmp_path)
+    return tmp_path
 
 
 def merged(file, **changes):
@@ -73,7 +62,6 @@ ONLY_WITH_DATA = [
 ]
 BEFORE = [
     (configured(max_position_embeddings=128), "max_length is 256 tokens, but '"),
-    (configured(num_key_value_heads=3), "4 num_attention_heads cannot share 3 num_key_value_heads"),
     (configured(hidden_size=130), "130"),
     (weights(lambda w: {f"module.{name}": x for name, x in w.items()}), "'module.' was put in front of the names"),
     (weights(lambda w: w | {"model.norm.bias": torch.zeros(2)}), "weights 1 unknown (model.norm.bias); "),
@@ -96,47 +84,36 @@ def test_a_base_that_does_not_fit_is_refused(run, harm, words):
             weightless_base(settings)
 
 
-SHAPES = {
-    **{"token_embd": (20, 8), "output_norm": (8,), "blk.0.attn_norm": (8,), "blk.0.ffn_norm": (8,)},
-    **{f"blk.0.attn_{part}": (8, 8) for part in ("q", "k", "v", "output")},
-    **{"blk.0.ffn_gate": (16, 8), "blk.0.ffn_up": (16, 8), "blk.0.ffn_down": (8, 16)},
-}
+def written_gguf(folder, norm):
+    """Settings whose base is a GGUF file with no layers, and with so many numbers in its last norm."""
+    file = folder / "small.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_block_count(0)
+    writer.add_context_length(256)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(16)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*"abcdefghijklmnopqrs", "ab"])
+    writer.add_token_merges(["a b"])
+    for name, shape in (("token_embd", (20, 8)), ("output_norm", norm)):
+        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return small_settings(folder, base_model=str(file))
 
 
-@pytest.fixture
-def made_from_gguf(tmp_path):
-    """A base made from a GGUF file of such tensors, and its tokenizer."""
-
-    def make(**changes):
-        file = tmp_path / "small.gguf"
-        writer = GGUFWriter(file, "llama")
-        for name, value in {"block_count": 1, "context_length": 256, "embedding_length": 8, "feed_forward_length": 16,
-                            "attention.head_count": 2, "attention.head_count_kv": 2}.items():  # fmt: skip
-            writer.add_uint32(f"llama.{name}", value)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_token_list([*"abcdefghijklmnopqrs", "ab"])
-        writer.add_token_merges(["a b"])
-        for name, shape in (SHAPES | changes).items():
-            writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
-        for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-            write()
-        writer.close()
-        settings = small_settings(tmp_path, base_model=str(file))
-        tokenizer = settings.base_ref.tokenizer()
-        return make_base(settings, tokenizer), tokenizer
-
-    return make
-
-
-def test_a_gguf_file_becomes_a_base(made_from_gguf, tmp_path):
-    base, tokenizer = made_from_gguf()
+def test_a_gguf_file_becomes_a_base_and_one_of_other_weights_is_refused(tmp_path):
+    settings = written_gguf(tmp_path, norm=8)
+    tokenizer = settings.base_ref.tokenizer()
+    base = make_base(settings, tokenizer)
     assert base.get_input_embeddings().num_embeddings == len(tokenizer)
     base.save_pretrained(tmp_path / "base")  # a quantized one would refuse
-
-
-def test_a_gguf_file_of_other_weights_is_refused(made_from_gguf):
-    with pytest.raises(UserError, match=r"weights 1 of another size \(model.layers.0.mlp.up.*convert it again"):
-        made_from_gguf(**{"blk.0.ffn_up": (4, 8)})
+    with pytest.raises(UserError, match=r"weights 1 of another size \(model.norm.weight.*convert it again"):
+        make_base(written_gguf(tmp_path, norm=4), tokenizer)
 
 
 def test_padding_beyond_the_embedding_and_holes_in_the_vocabulary_are_handled(run):

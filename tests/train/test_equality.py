@@ -33,8 +33,8 @@ SGD = {
 @pytest.fixture(scope="module")
 def plain(root, tmp_path_factory) -> SimpleNamespace:
     """The names of the notebook's own cells, executed with SGD, and the weights before them."""
-    cells = [c["source"] for c in code_cells(root / "notebooks" / "02_train_sft.ipynb")]
-    prepare, loop = (source for source in cells if "cross_entropy" in source)
+    cells = code_cells(root / "notebooks" / "02_train_sft.ipynb")
+    prepare, loop = (cell["source"] for cell in cells if "cross_entropy" in cell["source"])
     assert len(loop.strip().splitlines()) == 15  # as its title says
     run = tmp_path_factory.mktemp("plain")
     settings = small_settings(run, **SGD)
@@ -56,14 +56,11 @@ def test_worker_equals_the_plain_loop(tmp_path, plain, world):
     ours, theirs = flat(final) - plain.base, flat(plain.model) - plain.base
     assert (ours - theirs).norm() / theirs.norm() < 1e-5
     steps = logged(tmp_path, "train")
-    assert [row["step"] for row in steps] == list(range(1, STEPS + 1)) and steps[-1]["epoch"] == 1.0
     assert [row["loss"] for row in steps] == pytest.approx(plain.losses, rel=1e-5)
     assert [row["grad_norm"] for row in steps] == pytest.approx(plain.norms, rel=1e-5)
     assert steps[0]["seconds"]["evaluation"] == 0.0  # of the one before the first step
-    evaluations = logged(tmp_path, "eval")
-    assert [row["step"] for row in evaluations] == [0, STEPS // 2, STEPS]
+    last = logged(tmp_path, "eval")[-1]
     held_out = TokenRows.load(tmp_path / "data" / "eval", "assistant")
     for budget in (512, 8192):
         alone = exact_loss(final, held_out, budget)
-        for name in ("eval_loss", "eval_token_accuracy"):
-            assert evaluations[-1][name] == pytest.approx(alone[name], abs=1e-6)
+        assert {name: last[name] for name in alone} == pytest.approx(alone, abs=1e-6)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 from nbutils.core import charts
+from nbutils.core.files import write_jsonl
 from nbutils.core.history import History
 from nbutils.train import run
 from tests.metrics.histories import history_rows, session
@@ -49,7 +49,7 @@ def test_the_figure_of_a_resumed_run_shows_its_earlier_curve_and_the_planned_ste
     def events(*_):
         begin = session(2, 300)
         folder.mkdir()
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*earlier, begin]))
+        write_jsonl(folder / "metrics.jsonl", [*earlier, begin])
         yield {"event": "metric"} | begin  # the worker's order: the row of the session, then the announcement
         yield {"event": "started"} | STARTED | {"step": 300, "steps": 900}
         yield from ({"event": "metric"} | row for row in later)

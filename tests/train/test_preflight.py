@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-)
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MambaConfig, MambaForCausalLM
 
 from nbutils.core import hardware
 from nbutils.core.errors import UserError
@@ -25,161 +17,126 @@ from nbutils.train import preflight
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.dataset import TokenRows
 from nbutils.train.preflight import FINE, NOTE, STOP
-from tests.train.runs import small_settings
-
-T4, A100, P100 = (
-    Gpu("Tesla T4", (7, 5), 14.7),
-    Gpu("NVIDIA A100", (8, 0), 79.2),
-    Gpu("Tesla P100-PCIE-16GB", (6, 0), 15.9),
-)
+from tests.train.runs import P100, T4, checkpoint, small_settings
 
 
 def weightless(hidden, layers, intermediate):
     """A Llama of these sizes that takes no memory."""
-    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": intermediate}
+    config = LlamaConfig(vocab_size=32_003, hidden_size=hidden, intermediate_size=intermediate,
+                         num_hidden_layers=layers, num_attention_heads=hidden // 64)  # fmt: skip
     with torch.device("meta"):
-        return LlamaForCausalLM(LlamaConfig(vocab_size=32_003, num_attention_heads=hidden // 64, **sizes))
+        return AutoModelForCausalLM.from_config(config)
 
 
 REFERENCE = weightless(768, 12, 2_048)
 
 
-def texts(findings, level=None) -> str:
-    return " ".join(finding.text for finding in findings if level in (None, finding.level))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("preflight")
-    small_settings(folder)
-    return folder
+def texts(findings, level) -> str:
+    return " ".join(finding.text for finding in findings if finding.level == level)
 
 
 @pytest.fixture
-def tokenizer(run):
-    return AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
+def tokenizer(tmp_path):
+    small_settings(tmp_path)
+    return AutoTokenizer.from_pretrained(tmp_path / "data" / "tokenizer")
 
 
 @pytest.mark.parametrize(
     "gpus,changes,level,expected",
     [
         ((T4, T4), {}, FINE, "Tesla T4 in fp16, 2 processes"),
-        ((A100,), {}, FINE, "NVIDIA A100 in bf16, 1 process."),
-        ((), {}, FINE, "the CPU in fp32"),
+        ((Gpu("NVIDIA A100", (8, 0), 79.2),), {}, FINE, "NVIDIA A100 in bf16, 1 process."),
+        ((), {}, FINE, "the CPU in fp32, 2 processes."),
         ((P100,), {}, NOTE, "Tesla P100-PCIE-16GB is too old"),
         ((P100,), {"precision": "fp16"}, STOP, "precision is fp16, but training runs on the CPU"),
         ((T4,), {"processes": 2}, STOP, "processes is 2, but this machine has 1 usable GPU;"),
         ((T4,), {"optimizer": "adamw_torch_fused"}, STOP, "hides skipped fp16 steps"),
     ],
 )
-def test_what_is_said_of_a_machine(run, gpus, changes, level, expected):
-    settings = small_settings(run, **{"processes": 0} | changes)
+def test_what_is_said_of_a_machine(tmp_path, gpus, changes, level, expected):
+    settings = small_settings(tmp_path, **{"processes": 0} | changes)
     found = list(preflight.device_findings(settings, DeviceReport(gpus, cores=2), gpus))
     assert expected in texts(found, level) and bool(texts(found, STOP)) is (level == STOP)
     assert not ("precision" in texts(found, STOP) and "Training runs" in texts(found, FINE)), "one verdict for one fact"
 
 
-def test_the_worker_refuses_fp16_on_the_cpu(run):
+def test_the_worker_refuses_fp16_on_the_cpu(tmp_path):
     with pytest.raises(UserError, match="fp16, but training runs on the CPU"):
-        trainer_arguments(small_settings(run, precision="fp16"), run / "train")
+        trainer_arguments(small_settings(tmp_path, precision="fp16"), tmp_path / "train")
 
 
-def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(run, monkeypatch):
+def test_the_disk_has_to_hold_one_more_checkpoint_than_are_kept(tmp_path, monkeypatch):
     # 3 checkpoints of 12 bytes a parameter, base and final of 4, and a tenth
     needed = int(1.1 * 134_110_464 * (3 * 12 + 4 + 4))
 
     def found(free):
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-        return preflight.disk_finding(small_settings(run, checkpoints_kept=2), REFERENCE)
+        return preflight.disk_finding(small_settings(tmp_path, checkpoints_kept=2), REFERENCE)
 
     assert found(needed + 1).level == FINE
     short = found(needed - 10)
     assert short.level == STOP and "3 checkpoints of 1.5 GiB and the models need 6.0 GiB" in short.text
-    old = run / "train" / "checkpoints" / "step-000001"
-    old.mkdir(parents=True)
-    (old / "model.safetensors").write_bytes(b"x" * 1000)  # will be replaced, so its room counts as free
+    checkpoint(tmp_path / "train" / "checkpoints", 1)  # will be replaced, so its room counts as free
     assert found(needed - 10).level == FINE
 
 
 WHOLE, ENDLESS, NONE = [False, False, True, True, True], [False, False, True, True, False], [False] * 5
 
 
-@pytest.fixture
-def data_findings(run, tokenizer, tmp_path):
-    """What is found of two training rows with these masks, and of so many held-out replies with the second's."""
-
-    def found(*masks, replies=4, **changes):
-        rows = [{"input_ids": [5, 6, 7, 8, tokenizer.eos_token_id], "supervised": mask} for mask in masks]
-        Dataset.from_list(rows).save_to_disk(str(tmp_path / "train"))
-        talks = [(f"Question {i}", f"{word} {i}") for i in range(replies) for word in ("Reply", "reply ")]
-        held_out = [
-            rows[1] | {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
-            for asked, said in talks
-        ]
-        Dataset.from_list(held_out).save_to_disk(str(tmp_path / "eval"))
-        settings = small_settings(run, **changes)
-        train = TokenRows.for_training(tmp_path, settings, tokenizer)
-        return list(preflight.data_findings(settings, train, tmp_path / "eval", tokenizer))
-
-    return found
-
-
 @pytest.mark.parametrize(
-    "masks,level,expected",
+    "first,second,ends,replies,level,expected",
     [
-        ([WHOLE, WHOLE], FINE, "Every training conversation has a supervised <|im_end|>"),
-        ([NONE, WHOLE], NOTE, "1 of 2 training conversations have no supervised token"),
-        ([NONE, NONE], STOP, "2 of 2 training conversations have no supervised token: there is nothing to learn"),
-        ([WHOLE, NONE], STOP, "No evaluation conversation has a supervised token"),
-        ([ENDLESS, ENDLESS], STOP, "2 of 2 training conversations have no supervised <|im_end|>"),
+        (WHOLE, WHOLE, True, 4, FINE, "Every training conversation has a supervised <|im_end|>"),
+        (WHOLE, WHOLE, False, 4, NOTE, "replies will not stop"),
+        (WHOLE, WHOLE, True, 3, NOTE, "chooses among 4 replies, and the held-out conversations hold 3 "),
+        (NONE, WHOLE, True, 4, NOTE, "1 of 2 training conversations have no supervised token"),
+        (NONE, NONE, True, 4, STOP, "2 of 2 training conversations have no supervised token: there is nothing to"),
+        (WHOLE, NONE, True, 4, STOP, "No evaluation conversation has a supervised token"),
+        (ENDLESS, ENDLESS, True, 4, STOP, "2 of 2 training conversations have no supervised <|im_end|>"),
     ],
 )
-def test_data_that_is_wrong_in_one_way(data_findings, masks, level, expected):
-    found = data_findings(*masks)
+def test_data_that_is_wrong_in_one_way(tokenizer, tmp_path, first, second, ends, replies, level, expected):
+    """Two training rows with these masks, held-out ones with the second. `Reply 1` and `reply  1` are one reply, and
+    what a conversation begins with is none.
+    """
+    rows = [{"input_ids": [5, 6, 7, 8, tokenizer.eos_token_id], "supervised": mask} for mask in (first, second)]
+    held_out = [
+        rows[1] | {"messages": [{"role": "user", "content": f"Question {n}"},
+                                {"role": "assistant", "content": f"{word} {n // 2}"}]}
+        for n, word in enumerate(["Reply", "reply "] * replies)
+    ]  # fmt: skip
+    for name, side in (("train", rows), ("eval", held_out)):
+        Dataset.from_list(side).save_to_disk(str(tmp_path / name))
+    settings = small_settings(tmp_path, supervise_end=ends)
+    train = TokenRows.for_training(tmp_path, settings, tokenizer)
+    found = list(preflight.data_findings(settings, train, tmp_path / "eval", tokenizer))
     assert expected in texts(found, level)
-    assert level != FINE or texts(found) == texts(found, FINE)
+    assert level != FINE or {finding.level for finding in found} == {FINE}
     assert level != NOTE or not texts(found, STOP)
 
 
-def test_replies_that_would_not_stop_are_noted(data_findings):
-    assert "replies will not stop" in texts(data_findings(WHOLE, WHOLE, supervise_end=False), NOTE)
-
-
-def test_too_few_replies_for_the_held_out_task_are_noted(data_findings):
-    """`Reply 1` and `reply  1` are one reply, and what a conversation begins with is none."""
-    found = texts(data_findings(WHOLE, WHOLE, replies=3), NOTE)
-    assert "heldout_next_utterance chooses among 4 replies, and the held-out conversations hold 3 " in found
-
-
-def kept_for_backward(model, batch, length, half):
-    """Bytes that autograd keeps of a forward pass, weights left out."""
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("width", [688, 1024, None])
+def test_predicted_activations_are_what_autograd_keeps(width, half):
+    """In Llamas with feed-forward parts of such a width, and in a GPT-2."""
+    config = GPT2Config(vocab_size=100, n_embd=128, n_layer=4, n_head=4)
+    if width:
+        config = LlamaConfig(vocab_size=100, hidden_size=256, intermediate_size=width, num_hidden_layers=4,
+                             num_attention_heads=4)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
-    def pack(tensor):
+    def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being reused
+            kept[storage.data_ptr()] = storage  # held, or its address might be used again
         return tensor
 
-    ids = torch.randint(0, 90, (batch, length))
-    context = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), context:
-        out = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    assert out.shape[:2] == (batch, length)
-    return sum(size for size, _ in kept.values())
-
-
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "wide", "gpt2"])
-def test_predicted_activations_are_what_autograd_keeps(kind, half):
-    if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=128, n_layer=4, n_head=4))
-    else:
-        sizes = {"hidden_size": 256, "intermediate_size": 1024 if kind == "wide" else 688, "num_hidden_layers": 4}
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=100, num_attention_heads=4, **sizes))
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        model.base_model(input_ids=torch.randint(0, 90, (4, 256)), use_cache=False)
     need = preflight.memory_need(model, 4 * 256, half=half, processes=1, optimizer="adamw_torch")
-    assert need.activations == pytest.approx(kept_for_backward(model, 4, 256, half), rel=0.3)
+    assert need.activations == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.3)
     assert need.states == 16 * sum(p.numel() for p in model.parameters())
 
 
@@ -192,40 +149,40 @@ def test_predicted_activations_are_what_autograd_keeps(kind, half):
         ((), REFERENCE, 200, STOP, "4.0 GiB are free for 2 processes"),
     ],
 )
-def test_memory_is_set_against_the_device(run, gpus, model, tokens, level, expected):
-    settings = small_settings(run, precision="fp16" if gpus else "fp32", tokens_per_microbatch=tokens)
+def test_memory_is_set_against_the_device(tmp_path, gpus, model, tokens, level, expected):
+    settings = small_settings(tmp_path, precision="fp16" if gpus else "fp32", tokens_per_microbatch=tokens)
     found = preflight.memory_finding(settings, model, 200, DeviceReport(gpus, cores=2), 4 * preflight.GIB)
     assert found.level == level and expected in found.text
 
 
-def test_a_base_without_a_key_value_cache_is_told(run, tokenizer, tmp_path):
+def test_a_base_without_a_key_value_cache_is_told(tokenizer, tmp_path):
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
     for part in (MambaForCausalLM(config), tokenizer):
         part.save_pretrained(tmp_path)
-    found = preflight.run_findings(small_settings(run, base_model=str(tmp_path)))
+    found = preflight.run_findings(small_settings(tmp_path, base_model=str(tmp_path)))
     assert "no key/value cache: the chat reads everything again" in texts(found, NOTE)
 
 
-def test_all_problems_are_told_at_once(run, capsys):
-    wrong = small_settings(run, report_to=["tensorbord"], precision="fp16")
+def test_all_problems_are_told_at_once(tmp_path, capsys):
+    wrong = small_settings(tmp_path, report_to=["tensorbord"], precision="fp16")
     with pytest.raises(UserError, match=r"2 problems would stop this run or spoil it\. report_to.* precision is"):
         preflight.preflight(wrong)
     assert capsys.readouterr().out.count("  STOP  ") == 2
 
 
-def test_the_notebooks_part_never_initialises_cuda(run, monkeypatch, capsys):
+def test_the_notebooks_part_never_initialises_cuda(tmp_path, monkeypatch, capsys):
     """The processes that it starts, some by fork, could not use a GPU then."""
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialised"))
-    preflight.preflight(small_settings(run))
+    preflight.preflight(small_settings(tmp_path))
     assert "STOP" not in capsys.readouterr().out
 
 
-def test_the_device_is_asked_in_a_child(run, monkeypatch):
+def test_the_device_is_asked_in_a_child(tmp_path, monkeypatch):
     """An `nvidia-smi` that lists a GPU makes the child answer, and torch in it sees none."""
     if torch.cuda.is_available():
         pytest.skip("torch sees a GPU here")
     monkeypatch.setattr(preflight, "nvidia_gpus", lambda: (T4,))
-    told = texts(preflight.run_findings(small_settings(run)), STOP)
+    told = texts(preflight.run_findings(small_settings(tmp_path)), STOP)
     assert f"nvidia-smi lists Tesla T4, but torch {torch.__version__}" in told
 
 

@@ -25,7 +25,6 @@ QUIET = {
     "use_cpu": True,
     "bf16": False,
     "report_to": "none",
-    "disable_tqdm": True,
     "max_length": None,
     CHECKPOINTING: False,
 }
@@ -42,7 +41,7 @@ def stock(data, tmp_path):
 
     def make(rows, **options):
         tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
-        arguments = SFTConfig(str(tmp_path), **(QUIET | options))
+        arguments = SFTConfig(str(tmp_path), **QUIET, **options)
         model = tiny_model(tokenizer, 2048, 0)
         return SFTTrainer(model, arguments, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
 

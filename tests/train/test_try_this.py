@@ -9,12 +9,11 @@ import pytest
 from nbutils.core.files import read_jsonl
 from tests.builders import data_folder
 from tests.train.forked import forked
-from tests.train.runs import small_settings
+from tests.train.runs import SMALL, logged, small_settings
 
 PROMPTS = ["Hi! How are you today?", "What do you do on weekends?", "Do you have any pets?", "hello", "What's up?"]
 LONGER = {
     "max_steps": 150,
-    "learning_rate": 0.003,
     "tokens_per_step": 1024,
     "tokens_per_microbatch": 512,
     "supervise": "all",
@@ -25,30 +24,24 @@ LONGER = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("try")
-    data_folder(run, train=500, evaluation=20)
-    return run
-
-
 def outcome(run: Path, **changes) -> tuple[float, float]:
     """Final evaluation loss, and the share of sample replies that ended by themselves."""
     done = forked(small_settings(run, **(LONGER | changes)), 2)
     assert done.returncode == 0, done.stderr[-3000:]
-    last = [row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == "eval"][-1]
+    last = logged(run, "eval")[-1]
     samples = [row["ended"] for row in read_jsonl(run / "train" / "samples.jsonl") if row["step"] == last["step"]]
     assert len(samples) == len(PROMPTS)
     return last["eval_loss"], sum(samples) / len(samples)
 
 
 @pytest.mark.soak
-def test_what_the_experiments_promise(data):
-    usual, ended = outcome(data)
+def test_what_the_experiments_promise(tmp_path):
+    data_folder(tmp_path, train=500, evaluation=20)
+    usual, ended = outcome(tmp_path)
     assert ended >= 0.8
-    _, never = outcome(data, supervise_end=False)
+    _, never = outcome(tmp_path, supervise_end=False)
     assert never == 0.0  # 1. replies never stop
-    one_side, _ = outcome(data, supervise="assistant")
+    one_side, _ = outcome(tmp_path, supervise="assistant")
     assert one_side > usual + 0.1  # 2. an untrained base learns less from the assistant's side alone
-    too_fast, _ = outcome(data, learning_rate=LONGER["learning_rate"] * 30)
+    too_fast, _ = outcome(tmp_path, learning_rate=SMALL["learning_rate"] * 30)
     assert too_fast > usual + 1.0  # 3. the loss stays near where it was
