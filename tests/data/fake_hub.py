@@ -49,8 +49,8 @@ class Reading(fake_hub._Handler):
 
     def _file(self, data: bytes, commit: str) -> None:
         headers = {"ETag": f'"{_sha1(data)}"', "X-Repo-Commit": commit}
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            first, last = map(int, asked.groups())
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), int(asked[2] or len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             self._answer(206, data[first : last + 1], headers)
         else:

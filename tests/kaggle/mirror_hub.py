@@ -6,7 +6,7 @@ import re
 import threading
 from urllib.parse import unquote
 
-from tests.data.fake_hub import _Handler as _Downloads
+from tests.data.fake_hub import Reading
 from tests.publish import fake_hub
 
 TOKEN = "hf_" + "not-a-real-one-but-long-enough"
@@ -31,7 +31,7 @@ class MirrorHub(fake_hub.FakeHub):
         return sorted(self.repos.get(REPO, {"files": {}})["files"])
 
 
-class _Handler(_Downloads):
+class _Handler(Reading):
     def do_PUT(self) -> None:
         self.server.asked.set()
         self.server.open.wait(300)
@@ -46,6 +46,6 @@ class _Handler(_Downloads):
         elif repo is None:
             self._missing("Repo")
         elif file:
-            self._file(self.server.repos[repo]["files"][file[1]], {"X-Repo-Commit": "0" * 40})
+            self._file(self.server.repos[repo]["files"][file[1]], "0" * 40)
         else:
             fake_hub._Handler.do_GET(self)
