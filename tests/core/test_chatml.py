@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache, partial
 
 import pytest
@@ -130,14 +131,20 @@ def test_the_reference_base_gets_the_reference_ids_and_parameters():
 SINGLE = ["▁", *map(chr, range(33, 127)), "\n"]
 
 
-def unigram(*pieces: str, single=SINGLE, normalizer=None, bytes_too=True, unknown="<unk>", chatml=True):
-    """Single characters as pieces, and `pieces`, which win wherever they fit."""
-    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{b:02X}>", -20.0) for b in range(256) if bytes_too)]
+def raw_unigram(special: list[str], pieces: Iterable[str], single=SINGLE, bytes_too=True) -> Tokenizer:
+    """Single characters as pieces, and `pieces`, which win wherever they fit; the first special one is the unknown."""
+    vocab = [*((s, 0.0) for s in special), *((f"<0x{b:02X}>", -20.0) for b in range(256) if bytes_too)]
     raw = Tokenizer(models.Unigram([*vocab, *((p, -9.0) for p in single), *((p, -1.0) for p in pieces)], 0, bytes_too))
-    if normalizer:
-        raw.normalizer = normalizer
     raw.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
     raw.decoder = decoders.Sequence([*[decoders.ByteFallback()] * bytes_too, decoders.Metaspace()])
+    return raw
+
+
+def unigram(*pieces: str, single=SINGLE, normalizer=None, bytes_too=True, unknown="<unk>", chatml=True):
+    """The same as a tokenizer of transformers, with ChatML."""
+    raw = raw_unigram(["<unk>", "</s>"], pieces, single, bytes_too)
+    if normalizer:
+        raw.normalizer = normalizer
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token=unknown)
     return add_chatml(tokenizer) if chatml else tokenizer
 
