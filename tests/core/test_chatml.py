@@ -8,7 +8,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -29,7 +29,7 @@ hostile = st.lists(st.one_of(plain, st.sampled_from([*SPECIALS, " \t\n", "how ar
 )
 roles = st.sampled_from(["system", "user", "assistant"])
 messages = st.lists(st.fixed_dictionaries({"role": roles, "content": hostile}), min_size=1, max_size=6)
-some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some = settings(max_examples=60, deadline=None)
 
 
 def turns(*texts: str) -> list[dict[str, str]]:

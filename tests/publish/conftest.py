@@ -44,13 +44,17 @@ class Published:
 @pytest.fixture(scope="session")
 def published(made_once) -> Published:
     """The published folder of a made-up run; tests leave it as it is."""
-    run = made_once("published", lambda folder: publish(make_run(folder / "run"))) / "run"
-    return Published(run, read_facts(run), run / "publish", settings_for(run))
+    return read(made_once("published", lambda folder: publish(make_run(folder / "run"))) / "run")
+
+
+def read(run: Path, **changes) -> Published:
+    """A run with its facts, published or not."""
+    return Published(run, read_facts(run), run / "publish", settings_for(run, **changes))
 
 
 def publish(run: Path, **changes) -> Published:
     """Folder and card of a run, as notebook 06 makes them."""
-    made = Published(run, read_facts(run), run / "publish", settings_for(run, **changes))
+    made = read(run, **changes)
     export(made.facts, made.settings, made.folder)
     write_text(made.folder / "README.md", render_card(made.facts, made.settings))
     return made

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_file, write_json
+from nbutils.core.files import read_json, sha256_of_file
 from nbutils.core.run.stage import Stage
 from nbutils.core.stages import spec
 from nbutils.publish.card import render_card
@@ -59,12 +59,6 @@ def test_the_record_of_the_run_changes_nothing(published, spare):
     assert render_card(facts, published.settings) == published.card
 
 
-def read_by(run, stage, name):
-    """Notes in a stage's record what it read of an earlier stage."""
-    file = run / stage / "stage.json"
-    write_json(file, read_json(file) | {"inputs": {name: sha256_of_file(run / name)}})
-
-
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
@@ -76,7 +70,7 @@ def read_by(run, stage, name):
 )
 def test_numbers_of_another_training_do_not_get_on_the_card(spare, stage, name):
     """Notebook 02 was run again, and those behind it were not."""
-    read_by(spare, stage, name)
+    rewrite(spare, f"{stage}/stage.json", inputs={name: sha256_of_file(spare / name)})
     read_facts(spare)
     with (spare / name).open("ab") as file:
         file.write(b"\n")
@@ -87,7 +81,8 @@ def test_numbers_of_another_training_do_not_get_on_the_card(spare, stage, name):
 
 def test_files_that_the_card_does_not_need_may_be_gone(spare):
     """The base's weights, to save room: the record says which they were."""
-    weights = read_json(spare / "train" / "stage.json")["outputs"]["base/model.safetensors"]["sha256"]
-    read_by(spare, "evaluate", "train/base/model.safetensors")
-    (spare / "train" / "base" / "model.safetensors").unlink()
+    name = "train/base/model.safetensors"
+    weights = sha256_of_file(spare / name)
+    rewrite(spare, "evaluate/stage.json", inputs={name: weights})
+    (spare / name).unlink()
     assert f"| weights before training, SHA-256 | `{weights}` |" in render_card(read_facts(spare), settings_for(spare))
