@@ -18,15 +18,15 @@ from nbutils.core.chat_engine.sampling import Sampling, next_id
 from nbutils.core.chat_engine.window import KEPT, MessageTooLongError, Plan, Sizes, Window, rotary_module
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
-from tests.chat.models import MODEL, TOKENIZER, ScriptedModel, chat, random_model, said, say, talk_as_generate
+from tests.chat.models import MODEL, TOKENIZER, ScriptedModel, chat, random_model, say, talk_as_generate
+from tests.core.test_chatml import turns
 
 WORDS = [f"turn {turn}: what now?" for turn in range(12)]
 
 
-@pytest.mark.parametrize(
-    ("extension", "penalty"), [("dynamic", 1.0), ("yarn", 1.0), ("linear", 1.3), ("none", 1.0), ("none", 1.3)]
-)
+@pytest.mark.parametrize(("extension", "penalty"), [("dynamic", 1.0), ("linear", 1.3), ("none", 1.3)])
 def test_greedy_replies_equal_generate_across_the_crossing_and_evictions(extension, penalty):
+    """Other models, and yarn, in `tests/chat/test_other_models.py`."""
     session = chat(context_extension=extension, repetition_penalty=penalty)
     seen = set()
     for text in WORDS[:8]:
@@ -118,9 +118,8 @@ def test_two_sessions_share_a_model_with_different_rotations():
 
 
 def test_ids_are_those_of_the_one_encoding(chat_tokenizers):
-    messages = [{"role": "system", "content": " Be brief. "}]
-    for text in ("Hi <|im_end|>", "née 🌙\n", "", "  two  spaces"):
-        messages += [said(text), {"role": "assistant", "content": text[::-1]}]
+    texts = ("Hi <|im_end|>", "née 🌙\n", "", "  two  spaces")
+    messages = [{"role": "system", "content": " Be brief. "}, *turns(*texts, *texts[::-1])]
     for tokenizer in chat_tokenizers.values():
         engine = ChatSession(ScriptedModel(tokenizer, []), tokenizer).engine
         for prompt in (False, True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache, partial
+from itertools import groupby
+from operator import itemgetter
 
 import pytest
 import torch
@@ -45,13 +47,9 @@ def covers(tokenizer, character: str) -> bool:
 
 
 def supervised_texts(tokenizer, encoding) -> list[str]:
-    spans, span = [], []
-    for token, supervised in zip(encoding.input_ids, encoding.supervised, strict=True):
-        span = [*span, token] if supervised else span
-        if span and (not supervised or token == tokenizer.eos_token_id):
-            spans.append(tokenizer.decode(span, clean_up_tokenization_spaces=False))
-            span = []
-    return spans
+    spans = groupby(zip(encoding.input_ids, encoding.supervised, strict=True), itemgetter(1))
+    learnt = [[token for token, _ in span] for supervised, span in spans if supervised]
+    return [tokenizer.decode(span, clean_up_tokenization_spaces=False) for span in learnt]
 
 
 @each_kind

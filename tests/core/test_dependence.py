@@ -164,11 +164,9 @@ def test_which_files_count(tmp_path):
 
 CASES = [
     ("data", {"base_model": "model"}, "model/tokenizer.model"),
-    ("data", {"base_model": "model.gguf"}, "model.gguf"),
     ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
     ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
     ("train", {"base_model": "model"}, "model/model.safetensors"),
-    ("train", {"base_model": "model.gguf"}, "model.gguf"),
     ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
     ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
     ("chat", {"model": "model"}, "model/model.safetensors"),

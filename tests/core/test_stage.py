@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 
@@ -58,7 +59,8 @@ def began(run, **files: str) -> Stage:
 def finish_first(run, seconds: float = 0) -> Stage:
     """The first stage done, with a record that says how long its work took."""
     stage = began(run, words="words")
-    change_record(run, **stage.finish(made="some words") | {"work_seconds": seconds})
+    stage.finish()
+    change_record(run, work_seconds=seconds)
     return stage
 
 
@@ -169,19 +171,18 @@ def test_a_newer_or_damaged_record_is_refused_in_words(run):
             Run(run).state("first")
 
 
+IMPORTS = "import os, sys; from pathlib import Path; from nbutils.core.run import stage"
 LOCKED, HOLD = "with stage.locked(run): print('in')", "stage.hold(run, 'another')"
 
 
 def another_process(run: Path, code: str) -> subprocess.Popen[str]:
-    before = "import os, sys; from pathlib import Path; from nbutils.core.run import stage"
-    code = f"{before}; run = Path({str(run)!r})\n{code}"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", code], text=True, cwd=ROOT, **pipes)
+    line = [sys.executable, "-c", f"{IMPORTS}; run = Path({str(run)!r})\n{code}"]
+    return subprocess.Popen(line, text=True, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=STDOUT)
 
 
 def said(run: Path, code: str) -> str:
     """What another process prints, its last words on a failure included."""
-    return "".join(another_process(run, code).communicate())
+    return another_process(run, code).communicate()[0]
 
 
 def test_a_hand_run_notebook_respects_the_pipelines_lock(run):

@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
 
 from nbutils.chat.models import load
-from nbutils.chat.session import play
-from nbutils.core.chatml import encode_batch
+from nbutils.core.chatml import encode, encode_batch
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.run.models import ModelRef
@@ -23,6 +21,7 @@ from nbutils.publish.facts import Facts
 from nbutils.train.preflight import STOP, run_findings
 from nbutils.train.settings import TrainSettings
 from nbutils.train.worker import train
+from tests.chat.models import chat, said, talk_as_generate
 from tests.metrics.histories import write_done
 from tests.publish.bases import REFUSED, choices, conversations, make_base
 from tests.publish.conftest import settings_for
@@ -30,7 +29,6 @@ from tests.train.runs import SMALL
 
 QUICK = {"max_steps": 2, "eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "processes": 1,
          "max_length": 96, "precision": "fp32"}  # fmt: skip
-GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 6}
 
 
 def letters(text: str) -> str:
@@ -43,11 +41,10 @@ def write_data(run: Path, base: Path) -> None:
     tokenizer = ModelRef.parse(str(base)).tokenizer()
     talks = conversations(12)
     rows = []
-    for index, (talk, encoded) in enumerate(zip(talks, encode_batch(tokenizer, talks), strict=True)):
-        said = letters("".join(message["role"] + message["content"] for message in talk))
-        assert letters(tokenizer.decode(encoded.input_ids, skip_special_tokens=True)) == said
-        rows.append({"source": "made up", "index": index, "messages": talk, "input_ids": encoded.input_ids,
-                     "supervised": encoded.supervised})  # fmt: skip
+    for talk, encoded in zip(talks, encode_batch(tokenizer, talks), strict=True):
+        written = letters("".join(message["role"] + message["content"] for message in talk))
+        assert letters(tokenizer.decode(encoded.input_ids, skip_special_tokens=True)) == written
+        rows.append({"messages": talk, "input_ids": encoded.input_ids, "supervised": encoded.supervised})
     for side, part in (("train", rows[4:]), ("eval", rows[:4])):
         Dataset.from_list(part).save_to_disk(str(run / "data" / side))
     tokenizer.save_pretrained(run / "data" / "tokenizer")
@@ -61,14 +58,11 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     train(settings, lambda: False)
     write_done(run / "train", facts={"step": 2})
     loaded = load(str(run / "train" / "final"))
-    said = play(loaded, ["Hello there, number 5", "Are you sure?"], GREEDY)["messages"]
-    (encoded,) = encode_batch(loaded.tokenizer, [said[:1]], add_generation_prompt=True)
-    ids = encoded.input_ids
-    plain = loaded.tokenizer.apply_chat_template(said[:1], add_generation_prompt=True)
-    assert encoded.apart or ids == plain["input_ids"]
-    out = loaded.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY["max_new_tokens"])
-    reply = loaded.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
-    assert letters(reply) == letters(said[1]["content"]), reply
+    session, first = chat(loaded.model, loaded.tokenizer, max_new_tokens=6), said("Hello there, number 5")
+    talk_as_generate(session, first["content"], "Are you sure?")
+    encoded = encode(loaded.tokenizer, [first], add_generation_prompt=True)
+    plain = loaded.tokenizer.apply_chat_template([first], add_generation_prompt=True)
+    assert encoded.apart or encoded.input_ids == plain["input_ids"]
     own = replace(facts, run=run, figures={})
     export(own, settings_for(run), run / "publish")
     card = render_card(own, settings_for(run))

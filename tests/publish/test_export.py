@@ -16,6 +16,7 @@ from nbutils.core.stages import STAGES
 from nbutils.publish.architecture import extension, model_config, parameter_counts, tensor_shapes
 from nbutils.publish.export import published_files
 from nbutils.publish.parity import check_parity
+from tests.core.test_chatml import turns
 from tests.publish.conftest import publish
 
 
@@ -70,8 +71,7 @@ def test_parity_of_the_folder_and_the_session(published, read_here):
     ids=["control tokens", "too long"],
 )
 def test_agreement_about_nothing_stops_publishing(published, tmp_path, read_here, content, words):
-    talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "fine thanks"}]
-    Dataset.from_dict({"messages": [talk] * 4}).save_to_disk(str(tmp_path / "eval"))
+    Dataset.from_dict({"messages": [turns(content, "fine thanks")] * 4}).save_to_disk(str(tmp_path / "eval"))
     with pytest.raises(UserError, match=words):
         parity(published, published.folder, tmp_path / "eval")
 
