@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from copy import deepcopy
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +129,11 @@ def choices(seed: int) -> dict[str, str]:
     }
 
 
-@cache
-def trained(kind: str, special: tuple[str, ...]) -> str:
-    """A tokenizer of that kind, as JSON."""
-    return str(TOKENIZERS[kind](list(special)).to_str())
-
-
 def make_base(folder: Path, chosen: dict[str, str]) -> Path:
     """Writes the base: config.json, weights and tokenizer."""
     special = SPECIAL + {"has_chatml": ["<|im_start|>", "<|im_end|>"], "has_im_end": ["<|im_end|>"],
                          "many": [f"<|reserved_{i}|>" for i in range(20)]}.get(chosen["special"], [])  # fmt: skip
-    raw = Tokenizer.from_str(trained(chosen["tokenizer"], tuple(special)))
+    raw = Tokenizer.from_str(TOKENIZERS[chosen["tokenizer"]](special).to_str())
     if (normalizer := NORMALIZERS[chosen["normalizer"]]) is not None:
         raw.normalizer = normalizers.Sequence([normalizer, *([raw.normalizer] if raw.normalizer else [])])
     if chosen["special"] == "adds_bos":
