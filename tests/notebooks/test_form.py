@@ -70,7 +70,7 @@ def test_every_profile_fits_the_notebooks_and_papermill_alone_reads_the_same(pro
 
 
 def test_shared_parameters_have_one_default_and_the_demo_profile_repeats_it():
-    seen: dict[str, object] = {}
+    seen = {}
     for stage in STAGES:
         for name, parameter in parameters(notebook_path(stage)).items():
             assert seen.setdefault(name, parameter.default) == parameter.default, (stage.name, name)

@@ -67,7 +67,6 @@ def look(tmp_path, monkeypatch, learned_positions):
     ],
 )
 def test_what_a_later_notebook_would_stop_over(look, monkeypatch, case):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     monkeypatch.setattr(ahead, "nvidia_gpus", lambda: ())
     words, *overrides = case

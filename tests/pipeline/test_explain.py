@@ -17,8 +17,8 @@ STATES = (
     *("stale", "stale long", "stale paused", "other code, paused", "other words, long", "other words, stale long"),
 )
 """States of the second stage; `other words` are of the first, which is stale with them."""
-WHICH: tuple[dict, ...] = ({}, {"only": "second"}, {"only": "third"}, {"start": "second"})
-WORDS: tuple[dict, ...] = ({}, {"accept": True}, {"force": True}, {"allow_paused": True})
+WHICH = ({}, {"only": "second"}, {"only": "third"}, {"start": "second"})
+WORDS = ({}, {"accept": True}, {"force": True}, {"allow_paused": True})
 OPTIONS = [which | word for which in WHICH for word in WORDS]
 EXECUTED = {"run", "run again", "set aside and run", "resume", "keep and resume"}
 KEPT = {"keep", "keep and resume"}

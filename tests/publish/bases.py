@@ -6,7 +6,6 @@ import random
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -86,7 +85,7 @@ TEMPLATES = {
     "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
     "broken": "{% for m in messages %}",
 }
-SPECIALS: dict[str, dict[str, Any]] = {name: {} for name in ("eos", "has_chatml", "has_im_end", "many")} | {
+SPECIALS = {name: {} for name in ("eos", "has_chatml", "has_im_end", "many")} | {
     "bos": {"bos_token": "<s>"}, "adds_bos": {"bos_token": "<s>"},
     "pads_with_eos": {"pad_token": "</s>"}, "pads_with_unk": {"pad_token": "<unk>"},
 }  # fmt: skip
@@ -98,7 +97,7 @@ REFUSED = {
     "phi": "bias in the output layer", "odd_heads": "3 num_key_value_heads",
 }  # fmt: skip
 """What is refused before training, and what the sentence names."""
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES = {
     **{name: {} for name in (
         "llama", "bloom", "cohere", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "mistral", "mpt", "olmo", "opt",
         "phi", "qwen2", "stablelm", "starcoder2",
@@ -108,7 +107,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 HARMS = {"pads_beyond": {"pad_token_id": 5000}, "odd_heads": {"num_key_value_heads": 3}}
 """What config.json says in place of what the model was made with."""
-FIELDS: dict[str, dict[str, Any]] = {
+FIELDS = {
     **{name: {} for name in ("plain", "half", "padded_rows", "too_few_rows", *HARMS)},
     "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
     "short": {"max_position_embeddings": 96}, "grouped": {"num_key_value_heads": 1},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import re
 import sys
 from dataclasses import replace
@@ -135,7 +134,7 @@ def test_what_the_hub_or_the_card_cannot_hold_is_refused(tmp_path, given, words)
 def talked(made, monkeypatch, says) -> dict:
     """Runs the card's code without `nbutils` in the published folder, as somebody who types that; the code's names."""
     typed = iter([*says, ""])
-    monkeypatch.setattr(builtins, "input", lambda _: next(typed))
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
     monkeypatch.chdir(made.folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names: dict = {}
