@@ -46,9 +46,9 @@ def test_nine_of_ten_greedy_replies_end_by_themselves(demo_run, model, held_out)
     tokenizer = AutoTokenizer.from_pretrained(demo_run / "train" / "final")
     ended = 0
     for row in held_out.select(range(50)):
-        ids = tokenizer.apply_chat_template(row["messages"][:1], add_generation_prompt=True, return_tensors="pt")
-        out = model.generate(ids["input_ids"], do_sample=False, max_new_tokens=100, pad_token_id=tokenizer.pad_token_id)
-        ended += int(out[0, -1]) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+        inputs = tokenizer.apply_chat_template(row["messages"][:1], add_generation_prompt=True, return_tensors="pt")
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=100)
+        ended += int(out[0, -1]) == tokenizer.eos_token_id
     assert ended >= 45
 
 
