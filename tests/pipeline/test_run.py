@@ -210,7 +210,7 @@ def test_work_that_cannot_be_set_aside_is_said_in_a_sentence(long, monkeypatch):
     [
         (r"line 2.*parameter 'learning_rat'.*Did you mean 'learning_rate'\?", "learning_rat: 0.1"),
         ("line 2, column 16.*'learning_rate' is 7.*less than 1", "learning_rate: 7"),
-        ("line 2.*'learning_rate' is nan.*finite", "learning_rate: .nan"),
+        ("line 2.*'learning_rate' is 'nan'.*finite", "learning_rate: nan"),
         ("line 2.*'steps' is 'yes'.*integer", "steps: yes"),
         ("line 2.*'steps' is None.*integer", "steps:"),
         ("line 2.*'steps' is True.*number is expected", "steps: true"),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import subprocess
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import pytest
 from nbutils.core.files import write_text
 from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
-from nbutils.publish import plain_reader
 from nbutils.publish.card import render_card
 from nbutils.publish.export import export
 from nbutils.publish.facts import Facts, read_facts
@@ -70,23 +66,3 @@ def spare(published, tmp_path) -> Path:
 def folder(published, tmp_path) -> Path:
     """A copy of the published folder that a test may spoil."""
     return shutil.copytree(published.folder, tmp_path / "publish")
-
-
-@pytest.fixture
-def read_here(monkeypatch) -> None:
-    """What plain transformers reads for the parity check it reads in this process: no other one is started."""
-
-    class Here:
-        returncode = 0
-
-        def communicate(self, job: str) -> tuple[str, str]:
-            monkeypatch.setattr("sys.stdin", io.StringIO(job))
-            with redirect_stdout(io.StringIO()) as out:
-                try:
-                    plain_reader.main()
-                except Exception as error:  # whatever it is, a process would end with it
-                    self.returncode = 1
-                    return "", f"Traceback\n{error}"
-            return out.getvalue(), ""
-
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: nullcontext(Here()))

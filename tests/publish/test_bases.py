@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -72,18 +71,10 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     assert not [file for file in (run / "publish").iterdir() if file.is_file() and here in file.read_bytes()]
 
 
-@pytest.fixture(autouse=True)
-def _as_one_process_of_many_trainings(monkeypatch, tmp_path):
-    """The trackers' folder that a training sets would stay; what is loaded by now no training's end looks through."""
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(5, 105))])
-def test_a_base_works_or_is_refused_before_training(published, tmp_path, seed):
+def test_a_base_works_or_is_refused_before_training(published, tmp_path, monkeypatch, seed):
     """Before notebook 02 takes a step, and for what it is."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))  # else the one that a training sets would stay
     chosen = choices(seed)
     base = make_base(tmp_path / "base", chosen)
     settings = TrainSettings(run_dir=str(tmp_path / "run"), **SMALL | QUICK | {"base_model": str(base)})
