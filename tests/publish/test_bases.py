@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 
 from nbutils.chat.models import load
+from nbutils.chat.session import play
 from nbutils.core.chatml import encode, encode_batch
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
@@ -20,7 +22,6 @@ from nbutils.publish.facts import Facts
 from nbutils.train.preflight import STOP, run_findings
 from nbutils.train.settings import TrainSettings
 from nbutils.train.worker import train
-from tests.chat.models import chat, said, talk_as_generate
 from tests.metrics.histories import write_done
 from tests.publish.bases import REFUSED, choices, conversations, make_base
 from tests.publish.conftest import settings_for
@@ -28,6 +29,7 @@ from tests.train.runs import SMALL
 
 QUICK = {"max_steps": 2, "eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "processes": 1,
          "max_length": 96, "precision": "fp32"}  # fmt: skip
+GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 6}
 
 
 def letters(text: str) -> str:
@@ -57,11 +59,14 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     train(settings, lambda: False)
     write_done(run / "train", facts={"step": 2})
     loaded = load(str(run / "train" / "final"))
-    session, first = chat(loaded.model, loaded.tokenizer, max_new_tokens=6), said("Hello there, number 5")
-    talk_as_generate(session, first["content"], "Are you sure?")
-    encoded = encode(loaded.tokenizer, [first], add_generation_prompt=True)
-    plain = loaded.tokenizer.apply_chat_template([first], add_generation_prompt=True)
-    assert encoded.apart or encoded.input_ids == plain["input_ids"]
+    said = play(loaded, ["Hello there, number 5", "Are you sure?"], GREEDY)["messages"]
+    encoded = encode(loaded.tokenizer, said[:1], add_generation_prompt=True)
+    ids = encoded.input_ids
+    plain = loaded.tokenizer.apply_chat_template(said[:1], add_generation_prompt=True)
+    assert encoded.apart or ids == plain["input_ids"]
+    out = loaded.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY["max_new_tokens"])
+    reply = loaded.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+    assert letters(reply) == letters(said[1]["content"]), reply
     own = replace(facts, run=run, figures={})
     export(own, settings_for(run), run / "publish")
     card = render_card(own, settings_for(run))
