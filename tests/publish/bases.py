@@ -50,7 +50,7 @@ def sentencepiece(special: list[str]) -> Tokenizer:
     return raw
 
 
-unigram = partial(raw_unigram, pieces=["▁you", "▁What", "▁Hello", "▁I", "▁am", "▁a"])
+unigram = partial(raw_unigram, single=["▁", "\n", *ASCII[2:]], pieces=["▁you", "▁What", "▁Hello", "▁I", "▁am", "▁a"])
 
 
 def word_piece(special: list[str]) -> Tokenizer:
