@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache, partial
+from itertools import groupby
+from operator import itemgetter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -28,7 +31,7 @@ hostile = st.lists(st.one_of(plain, st.sampled_from([*SPECIALS, " \t\n", "how ar
 )
 roles = st.sampled_from(["system", "user", "assistant"])
 messages = st.lists(st.fixed_dictionaries({"role": roles, "content": hostile}), min_size=1, max_size=6)
-some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some = settings(max_examples=60, deadline=None)
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -44,13 +47,9 @@ def covers(tokenizer, character: str) -> bool:
 
 
 def supervised_texts(tokenizer, encoding) -> list[str]:
-    spans, span = [], []
-    for token, supervised in zip(encoding.input_ids, encoding.supervised, strict=True):
-        span = [*span, token] if supervised else span
-        if span and (not supervised or token == tokenizer.eos_token_id):
-            spans.append(tokenizer.decode(span, clean_up_tokenization_spaces=False))
-            span = []
-    return spans
+    spans = groupby(zip(encoding.input_ids, encoding.supervised, strict=True), itemgetter(1))
+    learnt = [[token for token, _ in span] for supervised, span in spans if supervised]
+    return [tokenizer.decode(span, clean_up_tokenization_spaces=False) for span in learnt]
 
 
 @each_kind
@@ -130,14 +129,20 @@ def test_the_reference_base_gets_the_reference_ids_and_parameters():
 SINGLE = ["▁", *map(chr, range(33, 127)), "\n"]
 
 
-def unigram(*pieces: str, single=SINGLE, normalizer=None, bytes_too=True, unknown="<unk>", chatml=True):
-    """Single characters as pieces, and `pieces`, which win wherever they fit."""
-    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{b:02X}>", -20.0) for b in range(256) if bytes_too)]
+def raw_unigram(special: list[str], pieces: Iterable[str], single=SINGLE, bytes_too=True) -> Tokenizer:
+    """Single characters as pieces, and `pieces`, which win wherever they fit; the first special one is the unknown."""
+    vocab = [*((s, 0.0) for s in special), *((f"<0x{b:02X}>", -20.0) for b in range(256) if bytes_too)]
     raw = Tokenizer(models.Unigram([*vocab, *((p, -9.0) for p in single), *((p, -1.0) for p in pieces)], 0, bytes_too))
-    if normalizer:
-        raw.normalizer = normalizer
     raw.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
     raw.decoder = decoders.Sequence([*[decoders.ByteFallback()] * bytes_too, decoders.Metaspace()])
+    return raw
+
+
+def unigram(*pieces: str, single=SINGLE, normalizer=None, bytes_too=True, unknown="<unk>", chatml=True):
+    """The same as a tokenizer of transformers, with ChatML."""
+    raw = raw_unigram(["<unk>", "</s>"], pieces, single, bytes_too)
+    if normalizer:
+        raw.normalizer = normalizer
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token=unknown)
     return add_chatml(tokenizer) if chatml else tokenizer
 
@@ -204,7 +209,7 @@ def test_no_text_is_lost_where_a_piece_spans_header_and_text(pieces, normalizer,
     texts = ["Hello there", "Zebra <s>", "fine", "ok"]
     encoding = encode(tokenizer, turns(*texts))
     decoded = tokenizer.decode(encoding.input_ids, clean_up_tokenization_spaces=False).split(IM_END)
-    assert [part.split("user")[-1].split("assistant")[-1].strip() for part in decoded[:4]] == texts
+    assert [re.split("user|assistant", part)[-1].strip() for part in decoded[:4]] == texts
     assert encoding.apart == 2 and reads_in_one_piece(tokenizer) == one_piece
     assert encode_within(tokenizer, [turns(*texts)], 500)[0].encoding == encoding
 

@@ -1,4 +1,4 @@
-"""What each real stage depends on: parameters of its notebook, files of earlier stages, files outside the run."""
+"""What each real stage depends on: parameters of its notebook, files of earlier stages, files outside the run, code."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import hash_of, local_hashes, write_json
+from nbutils.core.files import hash_of, local_hashes, write_text
 from nbutils.core.notebooks import notebook_path, parameters
-from nbutils.core.run.key import changes, upstream_hashes
+from nbutils.core.run.key import changes, normalised, upstream_hashes
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TOKENIZER_FILES, files_of
-from nbutils.core.run.record import outputs_of
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import STAGES, spec
 from nbutils.pipeline.parameters import settings_of
+from tests.metrics.histories import write_done
 
 STEERING = {
     "data": {"run_dir", "seed", "data_processes"},
@@ -85,15 +85,14 @@ READERS = {
 """Files of a run, and the stages that read them."""
 
 
-def a_run(run: Path, status: str = "done") -> Path:
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A finished run."""
     for name in READERS:
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_text(name)
+        write_text(tmp_path / name, name)
     for stage in STAGES[:-1]:
-        folder = run / stage.name
-        record = {"status": status if stage.name == "train" else "done", "outputs": outputs_of(folder)}
-        write_json(folder / "stage.json", record)
-    return run
+        write_done(tmp_path / stage.name)
+    return tmp_path
 
 
 def keys(run: Path) -> dict[str, dict[str, str]]:
@@ -104,17 +103,16 @@ def stale(run: Path, name: str) -> set[str]:
     """The stages whose key changes with a file."""
     before = keys(run)
     (run / name).write_text("changed by hand")
-    after = keys(run)
-    return {stage for stage in after if after[stage] != before[stage]}
+    return {stage for stage, found in keys(run).items() if found != before[stage]}
 
 
-def test_every_file_is_in_the_key_of_the_stages_that_read_it_and_of_no_other(tmp_path):
-    run = a_run(tmp_path)
+def test_every_file_is_in_the_key_of_the_stages_that_read_it_and_of_no_other(run):
     assert {name: stale(run, name) for name in READERS} == READERS
 
 
-def test_the_newest_checkpoint_of_a_paused_training_is_read_too(tmp_path):
-    readers = stale(a_run(tmp_path, "paused"), "train/checkpoints/step-000500/model.safetensors")
+def test_the_newest_checkpoint_of_a_paused_training_is_read_too(run):
+    write_done(run / "train", status="paused")
+    readers = stale(run, "train/checkpoints/step-000500/model.safetensors")
     assert readers == {"metrics", "evaluate", "chat", "publish"}
 
 
@@ -138,9 +136,8 @@ FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model"
 
 def model(folder: Path) -> Path:
     """Files of the names that a model's folder has, and two that are not the model's."""
-    (folder / "runs").mkdir(parents=True)
     for name in (*FILES, "optimizer.pt", "runs/events.json"):
-        (folder / name).write_text(f"{folder.name} {name}")
+        write_text(folder / name, f"{folder.name} {name}")
     return folder
 
 
@@ -167,12 +164,9 @@ def test_which_files_count(tmp_path):
 
 CASES = [
     ("data", {"base_model": "model"}, "model/tokenizer.model"),
-    ("data", {"base_model": "model"}, "model/tokenizer_config.json"),
-    ("data", {"base_model": "model.gguf"}, "model.gguf"),
     ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
     ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
     ("train", {"base_model": "model"}, "model/model.safetensors"),
-    ("train", {"base_model": "model.gguf"}, "model.gguf"),
     ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
     ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
     ("chat", {"model": "model"}, "model/model.safetensors"),
@@ -186,11 +180,30 @@ def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, monkeypa
     monkeypatch.setattr("nbutils.core.files.project_root", lambda: tmp_path)
     model(tmp_path / "model")
     model(tmp_path / "run" / "train" / "checkpoints" / "step-000500")
-    (tmp_path / "tasks").mkdir()
     for path in ("model.gguf", "rows.jsonl", "tasks/mine.yaml"):
-        (tmp_path / path).write_text(path)
+        write_text(tmp_path / path, path)
     asked = settings_of(spec(stage), {"run_dir": "run"} | values)
     before = asked.result_parameters()
     assert asked.result_parameters() == before
     (tmp_path / file).write_text("other content")
     assert asked.result_parameters() != before
+
+
+# Code
+
+ADDS, RAISES = "def f(x):\n    return x + 1\n", "if x:\n    raise UserError(f'{x} is wrong')\n"
+DRESSED = '"""Module."""\n# why\ndef f(x):\n    """Adds one."""\n\n    return (x\n            + 1)  # here\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        (ADDS, DRESSED, True),
+        (RAISES, RAISES.replace("is wrong", "was not understood"), True),
+        (RAISES, RAISES.replace("if x", "if not x"), False),
+        (RAISES, RAISES.replace("UserError", "ValueError"), False),
+        ("%matplotlib inline\nx = 1", "%matplotlib widget\nx = 1", False),
+    ],
+)
+def test_code_counts_and_comments_docstrings_layout_and_the_sentences_of_errors_do_not(before, after, same):
+    assert (normalised(before) == normalised(after)) is same

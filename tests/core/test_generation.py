@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
-from tests.chat.models import MODEL, TOKENIZER, chat, random_model, said, say
+from tests.chat.models import MODEL, TOKENIZER, chat, random_model, say
+from tests.core.test_chatml import turns
 
 TEXTS = ["hi " * k for k in (1, 7, 3, 12)]
-CONVERSATIONS = [*([said(text)] for text in TEXTS), [said("a"), {"role": "assistant", "content": "b"}, said("c")]]
+CONVERSATIONS = [*map(turns, TEXTS), turns("a", "b", "c")]
 
 
 def test_greedy_replies_do_not_depend_on_the_batch_and_equal_the_chat():

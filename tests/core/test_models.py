@@ -37,7 +37,6 @@ def test_a_hub_id_is_loaded_by_the_real_hub_code(tmp_path, monkeypatch, revision
         ("nobody/nothing", "'nobody/nothing' could not be loaded"),
         ("{run}", "holds no model: config.json is missing"),  # LoRA weights without their model
         ("final", "02_train_sft"),
-        ("models/none.gguf", "GGUF file models/none.gguf does not exist"),
     ],
 )
 def test_what_is_not_there_is_a_sentence(tmp_path, name, words):

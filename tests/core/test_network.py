@@ -7,13 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
 import huggingface_hub
 import pytest
 
 from nbutils.core.network import hub_answers
+from tests.publish.fake_hub import FakeHub
 
 pytestmark = pytest.mark.usefixtures("unasked")
 
@@ -21,10 +21,9 @@ pytestmark = pytest.mark.usefixtures("unasked")
 @pytest.fixture
 def server() -> Iterator[str]:
     """Something that answers every request with an error."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{made.server_port}"
-        made.shutdown()
+    hub = FakeHub()
+    yield hub.url
+    hub.close()
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://192.0.2.1"])  # closed; never answers (RFC 5737)

@@ -1,4 +1,4 @@
-"""Reading a notebook's parameters cell, and refusing one that papermill would misread."""
+"""Reading a notebook's parameters cell and the settings among its names, and refusing what would be misread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.notebooks import Parameter, parameters
-from nbutils.core.stages import spec, stages
+from nbutils.core.stages import spec
+from tests.pipeline.fake import SecondSettings
 
 
 def notebook(path, *cells: str):
@@ -46,8 +47,7 @@ def test_a_file_that_is_no_notebook_and_a_stage_that_is_none(tmp_path):
         spec("tain")
 
 
-def test_a_stage_reads_only_from_earlier_ones():
-    seen: set[str] = set()
-    for stage in stages():
-        assert set(stage.reads) <= seen
-        seen.add(stage.name)
+def test_a_missing_parameter_is_named():
+    """`tests/pipeline/test_run.py` has what else settings refuse."""
+    with pytest.raises(UserError, match="'steps' is missing"):
+        SecondSettings.from_notebook({"run_dir": "r"})

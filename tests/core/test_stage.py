@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 
@@ -20,9 +21,12 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.stage import Stage, locked
 from nbutils.core.run.state import State
 from nbutils.core.settings import Settings
+from nbutils.core.stages import StageSpec
 from nbutils.pipeline.parameters import settings_of
 from tests.conftest import ROOT
 from tests.pipeline.fake import STAGES, write_notebooks
+
+FIRST, SECOND, _ = STAGES
 
 
 @pytest.fixture
@@ -32,21 +36,21 @@ def run(tmp_path, monkeypatch, made_once):
     return tmp_path / "run"
 
 
-def first(run, **changed) -> Settings:
-    return settings_of(STAGES[0], {"run_dir": str(run)} | changed)
+def asked(stage: StageSpec, run, **changed) -> Settings:
+    return settings_of(stage, {"run_dir": str(run)} | changed)
 
 
-def second(run, **changed) -> Settings:
-    return settings_of(STAGES[1], {"run_dir": str(run)} | changed)
+def begin(stage: StageSpec, run, **changed) -> Stage:
+    return Stage.begin(stage.name, asked(stage, run, **changed))
 
 
-def of_first(run, **changed) -> StageState:
-    return inspect(STAGES[0], first(run, **changed))
+def inspected(stage: StageSpec, run, **changed) -> StageState:
+    return inspect(stage, asked(stage, run, **changed))
 
 
 def began(run, **files: str) -> Stage:
     """The first stage at work; `files`: what it has written."""
-    stage = Stage.begin("first", first(run))
+    stage = begin(FIRST, run)
     for name, text in files.items():
         (stage.folder / f"{name}.txt").write_text(text)
     return stage
@@ -55,7 +59,8 @@ def began(run, **files: str) -> Stage:
 def finish_first(run, seconds: float = 0) -> Stage:
     """The first stage done, with a record that says how long its work took."""
     stage = began(run, words="words")
-    change_record(run, **stage.finish(made="some words") | {"work_seconds": seconds})
+    stage.finish()
+    change_record(run, work_seconds=seconds)
     return stage
 
 
@@ -66,7 +71,7 @@ def change_record(run, **changed) -> None:
 
 def test_a_finished_stage_says_what_it_read_and_made(run):
     finish_first(run)
-    stage = Stage.begin("second", second(run))
+    stage = begin(SECOND, run)
     (stage.folder / "model.txt").write_text("m")
     stage.finish(steps=2)
     record = read_json(stage.folder / "stage.json")
@@ -94,27 +99,20 @@ def test_a_finished_stage_that_is_opened_again_keeps_where_it_came_from(run, mon
 def test_a_stage_begins_only_on_finished_ones_and_names_the_notebook(run, before, words):
     before(run)
     with pytest.raises(UserError, match=f"first{words}: run notebooks/01_first.ipynb first"):
-        Stage.begin("second", second(run))
+        begin(SECOND, run)
 
 
-def test_a_paused_stage_may_be_read_where_that_is_allowed(run, monkeypatch):
-    began(run, words="so far").finish("paused")
-    monkeypatch.setenv("NBUTILS_ALLOW_PAUSED", "1")
-    assert Stage.begin("second", second(run)).before.parts["upstream"]
-
-
-def test_short_work_with_another_key_is_cleared_and_a_steering_change_keeps_it(run):
+def test_short_work_with_another_key_is_cleared(run):
     finish_first(run)
-    assert of_first(run, note="something else").fits
-    stage = Stage.begin("first", first(run, words=4))
+    stage = begin(FIRST, run, words=4)
     assert [path.name for path in stage.folder.iterdir()] == ["stage.json"]
 
 
 def test_long_work_asks_and_nothing_is_touched_or_held(run):
     finish_first(run, 3000)
     with pytest.raises(UserError, match=r"50 minutes.*words \(3 → 4\).*--accept.*--force"):
-        Stage.begin("first", first(run, words=4))
-    assert of_first(run).fits
+        begin(FIRST, run, words=4)
+    assert inspected(FIRST, run).fits
     with locked(run):
         pass  # a pipeline may
 
@@ -122,7 +120,7 @@ def test_long_work_asks_and_nothing_is_touched_or_held(run):
 def test_work_of_a_killed_stage_counts_by_its_newest_file(run):
     later = time.time() + 3600
     os.utime(began(run, half="h").folder / "half.txt", (later, later))
-    assert of_first(run, words=4).protected and of_first(run).state is State.RUNNING
+    assert inspected(FIRST, run, words=4).protected and inspected(FIRST, run).state is State.RUNNING
 
 
 def test_seconds_of_interrupted_sessions_add_up(run):
@@ -133,9 +131,9 @@ def test_seconds_of_interrupted_sessions_add_up(run):
 
 def test_unfinished_checkpoints_ask_however_short_the_work_and_cannot_be_accepted(run):
     finish_first(run)
-    checkpoint = Stage.begin("second", second(run)).folder / "checkpoints" / "step-000001"
+    checkpoint = begin(SECOND, run).folder / "checkpoints" / "step-000001"
     checkpoint.mkdir(parents=True)
-    state = inspect(STAGES[1], second(run, learning_rate=0.2))
+    state = inspected(SECOND, run, learning_rate=0.2)
     for policy, words in ((Policy(), "--force"), (Policy(accept=True), "cannot be continued")):
         with pytest.raises(UserError, match=rf"learning_rate \(0.001 → 0.2\).*{words}"):
             carry_out(decide(state, policy), state)
@@ -145,13 +143,13 @@ def test_unfinished_checkpoints_ask_however_short_the_work_and_cannot_be_accepte
 def test_a_missing_file_makes_work_stale_where_a_stage_reads_it_and_a_touched_one_does_not(run):
     stage = began(run, words="words", notes="n")
     stage.finish()
-    Stage.begin("second", second(run)).finish()
+    begin(SECOND, run).finish()
     words = stage.folder / "words.txt"
     os.utime(words, (1, 1))
     (stage.folder / "notes.txt").unlink()  # which nobody reads
-    assert of_first(run).fits and inspect(STAGES[1], second(run)).fits
+    assert inspected(FIRST, run).fits and inspected(SECOND, run).fits
     words.unlink()
-    (change,) = of_first(run).changes
+    (change,) = inspected(FIRST, run).changes
     assert re.fullmatch("missing file .*first/words.txt", str(change))
 
 
@@ -173,19 +171,18 @@ def test_a_newer_or_damaged_record_is_refused_in_words(run):
             Run(run).state("first")
 
 
+IMPORTS = "import os, sys; from pathlib import Path; from nbutils.core.run import stage"
 LOCKED, HOLD = "with stage.locked(run): print('in')", "stage.hold(run, 'another')"
 
 
 def another_process(run: Path, code: str) -> subprocess.Popen[str]:
-    before = "import os, sys; from pathlib import Path; from nbutils.core.run import stage"
-    code = f"{before}; run = Path({str(run)!r})\n{code}"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", code], text=True, cwd=ROOT, **pipes)
+    line = [sys.executable, "-c", f"{IMPORTS}; run = Path({str(run)!r})\n{code}"]
+    return subprocess.Popen(line, text=True, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=STDOUT)
 
 
 def said(run: Path, code: str) -> str:
     """What another process prints, its last words on a failure included."""
-    return "".join(another_process(run, code).communicate())
+    return another_process(run, code).communicate()[0]
 
 
 def test_a_hand_run_notebook_respects_the_pipelines_lock(run):

@@ -1,4 +1,4 @@
-"""What `make demo` promises of its model, recomputed with plain transformers from the run that the notebooks made."""
+"""What `make demo` promises of its model, recomputed with plain transformers, and what notebook 05 says of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nbutils.chat.models import load
+from nbutils.chat.session import play
 from nbutils.core.files import read_json, read_jsonl
+from nbutils.core.stages import spec
+from nbutils.pipeline.parameters import settings_of
 
 pytestmark = pytest.mark.soak
 
@@ -42,9 +46,9 @@ def test_nine_of_ten_greedy_replies_end_by_themselves(demo_run, model, held_out)
     tokenizer = AutoTokenizer.from_pretrained(demo_run / "train" / "final")
     ended = 0
     for row in held_out.select(range(50)):
-        ids = tokenizer.apply_chat_template(row["messages"][:1], add_generation_prompt=True, return_tensors="pt")
-        out = model.generate(ids["input_ids"], do_sample=False, max_new_tokens=100, pad_token_id=tokenizer.pad_token_id)
-        ended += int(out[0, -1]) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+        inputs = tokenizer.apply_chat_template(row["messages"][:1], add_generation_prompt=True, return_tensors="pt")
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=100)
+        ended += int(out[0, -1]) == tokenizer.eos_token_id
     assert ended >= 45
 
 
@@ -55,3 +59,21 @@ def test_word_perplexity_beats_the_untrained_base(demo_run):
         if pair["metric"] == "word_perplexity" and pair["reference"] == "base"
     ]
     assert found["word"] == "better" and found["low"] < found["high"] < 0
+
+
+def test_try_this_holds_for_the_demo_model(demo_run):
+    final = load("final", demo_run)
+    given = settings_of(spec("chat"), {"run_dir": str(demo_run)})
+
+    def replies(**changes) -> list[str]:
+        transcript = play(final, given.scripted_messages, given.session_settings() | changes)
+        return [m["content"] for m in transcript["messages"][1::2]]
+
+    def words_of(texts: list[str]) -> set[str]:
+        return {word for text in texts for word in text.lower().split()}
+
+    dull = replies(greedy=True, repetition_penalty=1.0)
+    assert len(set(dull)) < len(dull), "greedy replies resemble each other"
+    hot, normal = words_of(replies(temperature=2.0, top_p=1.0)), words_of(replies())
+    known = words_of(replies(seed=1) + replies(seed=2) + replies(seed=3))
+    assert len(hot & known) / len(hot) < len(normal & known) / len(normal), "hot replies fall apart into stray words"

@@ -33,8 +33,7 @@ class Pipeline:
         self.run = folder / "run"
         self.notebooks = write_notebooks(folder / "notebooks")
         self.profile = folder / "profile.yaml"
-        self.profile.touch()
-        self.add(f"run_dir: '{self.run}'")
+        self.profile.write_text(f"run_dir: '{self.run}'\n")
         self.after: Callable[[Job], None] = lambda job: None
         patch.setenv("NBUTILS_NOTEBOOKS", str(self.notebooks))
         patch.setattr("nbutils.core.stages.STAGES", STAGES)

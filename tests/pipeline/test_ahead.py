@@ -67,7 +67,6 @@ def look(tmp_path, monkeypatch, learned_positions):
     ],
 )
 def test_what_a_later_notebook_would_stop_over(look, monkeypatch, case):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     monkeypatch.setattr(ahead, "nvidia_gpus", lambda: ())
     words, *overrides = case
@@ -134,13 +133,6 @@ def test_a_file_that_an_own_task_lacks_is_named(look, tmp_path):
     )
     (said,) = look("tasks=[mine]", f"task_path={tmp_path}")
     assert "mine" in said and "gone.jsonl" in said and "beside its YAML" in said
-
-
-def test_run_says_it_before_the_first_notebook(tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main(["run", str(DEMO), "--run-dir", str(run), "-p", "max_length=128"]) == 1
-    assert "max_new_tokens is 250" in capsys.readouterr().err
-    assert not run.exists()
 
 
 def test_doctor_says_what_it_did_not_look_at(tmp_path, capsys, monkeypatch):

@@ -69,7 +69,6 @@ def test_before_notebook_01_four_conversations_are_learned_by_heart(doctor, tmp_
     status, out = doctor("--overfit")
     assert status == 0, out
     assert "4 of 4 replies came out word for word, each stopping by itself" in out
-    assert "tiny learned by heart: the loss came down to" in out
     assert "later  " in out and "run notebook 01, then this again" in out
     assert "The base model tiny has" in out and "disk of" in out
     assert out.splitlines()[-1] == "Nothing stands against this run, as far as it can be checked yet."

@@ -24,9 +24,7 @@ def read(tmp_path, text: str) -> dict:
         ("1_000", 1000),
         ("-1_", -1),
         ("0x1F", 31),
-        ("0", 0),
         ("yes", "yes"),
-        ("true", True),
         ("2024-01-01", "2024-01-01"),
         ("runs/{name}/x", "runs/{name}/x"),
         ("'{a}/x'", "{a}/x"),
@@ -44,33 +42,29 @@ def test_read_rightly(tmp_path, text, value):
 @pytest.mark.parametrize(
     "text,place,words",
     [
-        ("- a\n- b", (1, 1), "lines are expected"),
-        ("a: 1\nb: 2\na: 3", (3, 1), "'a' is here a second time"),
-        ("d: [{path: x, path: y}]", (1, 15), "second time"),
-        ("a:\n\tb: 1", (2, 1), r"'\t'"),
-        ("a: {b}/x", (1, 7), "quotes"),
-        ("a: {{b}}", (1, 5), "unhashable"),
-        ("a: b: c", (1, 5), "quotes"),
-        ("a: [1, 2", (1, 9), "quotes"),
-        ("a: !!python/name:os.system x", (1, 4), "python/name"),
-        ("a: 1\n---\nb: 2", (2, 1), "another document"),
+        ("- a\n- b", "line 1, column 1:", "lines are expected"),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1:", "'a' is here a second time"),
+        ("d: [{path: x, path: y}]", "line 1, column 15:", "second time"),
+        ("a:\n\tb: 1", "line 2, column 1:", r"'\t'"),
+        ("a: {b}/x", "line 1, column 7:", "quotes"),
+        ("a: {{b}}", "line 1, column 5:", "unhashable"),
+        ("a: b: c", "line 1, column 5:", "quotes"),
+        ("a: [1, 2", "line 1, column 9:", "quotes"),
+        ("a: !!python/name:os.system x", "line 1, column 4:", "python/name"),
+        ("a: 1\n---\nb: 2", "line 2, column 1:", "another document"),
+        ("a: 1\nb: \x07", "line 2:", "a control character"),
     ],
 )
 def test_refused_with_line_and_column(tmp_path, text, place, words):
     with pytest.raises(UserError) as error:
         read(tmp_path, text)
-    assert f"line {place[0]}, column {place[1]}:" in str(error.value), str(error.value)
-    assert words in str(error.value) and "\n" not in str(error.value)
+    said = str(error.value)
+    assert place in said and words in said and "\n" not in said
 
 
 def test_other_files_are_refused_in_words(tmp_path):
-    with pytest.raises(UserError, match="There is no profile"):
-        read_profile(tmp_path / "none.yaml")
-    (tmp_path / "p.yaml").touch()
-    with pytest.raises(UserError, match=r"Is a directory.*params/demo\.yaml"):
+    with pytest.raises(UserError, match=r"There is no profile .*Is a directory.*params/demo\.yaml"):
         read_profile(tmp_path)
-    with pytest.raises(UserError, match="line 2: a control character"):
-        read(tmp_path, "a: 1\nb: \x07")
     (tmp_path / "latin.yaml").write_bytes(b"a: caf\xe9")
     with pytest.raises(UserError, match="UTF-8"):
         read_profile(tmp_path / "latin.yaml")
@@ -80,10 +74,10 @@ def test_an_empty_profile_takes_every_default(tmp_path):
     assert read(tmp_path, "# nothing\n") == {}
 
 
-def test_overrides_are_yaml_too():
+def test_an_override_is_a_name_and_yaml():
+    """More values in `test_what_yaml_writes_comes_back`."""
     assert read_override("learning_rate=1e-4")[1].value == 1e-4
     assert read_override("run_dir=a=b")[1].value == "a=b"
-    assert read_override("names=[a, b]")[1].value == ["a", "b"]
     for wrong in ("learning_rate", "a b=1", "a=[1"):
         with pytest.raises(UserError, match="-p "):
             read_override(wrong)

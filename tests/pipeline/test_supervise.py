@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -119,5 +118,5 @@ def test_a_kernel_ended_by_sigkill_is_likely_a_matter_of_memory():
     ],
 )
 def test_an_exception_in_a_cell_is_one_sentence(name, value, words, tmp_path):
-    sentence = execution.cell_sentence(name, value, "a.ipynb, cell In [3]", Path(tmp_path))
+    sentence = execution.cell_sentence(name, value, "a.ipynb, cell In [3]", tmp_path)
     assert sentence.startswith("a.ipynb, cell In [3]") and words in sentence and "\n" not in sentence

@@ -4,48 +4,37 @@ from __future__ import annotations
 
 import random
 from copy import deepcopy
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.implementations import ByteLevelBPETokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from nbutils.core.files import read_json, write_json
+from tests.core.test_chatml import raw_unigram, turns
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 TALK = [
-    [("What is %d plus two?", "That makes %d, I think."), ("Are you sure?", "Yes, I am. Ask me more!")],
-    [("Hello there, number %d", "Hello! How are\nyou today?")],
-    [("Tell me a story of %d words.", "Once upon a time there was a cat; it said 'miau' %d times.")],
+    ["What is %d plus two?", "That makes %d, I think.", "Are you sure?", "Yes, I am. Ask me more!"],
+    ["Hello there, number %d", "Hello! How are\nyou today?"],
+    ["Tell me a story of %d words.", "Once upon a time there was a cat; it said 'miau' %d times."],
 ]
 
 
 def conversations(count: int) -> list[list[dict[str, str]]]:
     """Made-up talk in plain ASCII."""
-    return [
-        [
-            {"role": role, "content": text.replace("%d", str(i))}
-            for pair in TALK[i % len(TALK)]
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-        for i in range(count)
-    ]
+    return [turns(*(text.replace("%d", str(i)) for text in TALK[i % len(TALK)])) for i in range(count)]
 
 
 TEXTS = [m["content"] for c in conversations(60) for m in c] + ["user\nassistant\nsystem\n"] * 20
 ASCII = ["\n", *map(chr, range(32, 127))]
 
 
-def byte_level(special: list[str]) -> Tokenizer:
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, show_progress=False, special_tokens=special, initial_alphabet=alphabet
-    )
-    raw.train_from_iterator(TEXTS, trainer)
+def byte_level(special: list[str]) -> ByteLevelBPETokenizer:
+    raw = ByteLevelBPETokenizer()
+    raw.train_from_iterator(TEXTS, vocab_size=330, show_progress=False, special_tokens=special)
     return raw
 
 
@@ -61,19 +50,7 @@ def sentencepiece(special: list[str]) -> Tokenizer:
     return raw
 
 
-def unigram(special: list[str], *, byte_fallback: bool = True) -> Tokenizer:
-    pieces = [(token, 0.0) for token in special]
-    pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256) if byte_fallback]
-    pieces += [(piece, -9.0) for piece in ("▁", *ASCII) if piece != " "]
-    pieces += [(f"▁{word}", -2.0) for word in ("you", "What", "Hello", "I", "am", "a")]
-    raw = Tokenizer(models.Unigram(pieces, 0, byte_fallback))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    return raw
-
-
-def no_fallback(special: list[str]) -> Tokenizer:
-    return unigram(special, byte_fallback=False)
+unigram = partial(raw_unigram, single=["▁", "\n", *ASCII[2:]], pieces=["▁you", "▁What", "▁Hello", "▁I", "▁am", "▁a"])
 
 
 def word_piece(special: list[str]) -> Tokenizer:
@@ -94,7 +71,10 @@ def characters(special: list[str]) -> Tokenizer:
     return raw
 
 
-TOKENIZERS = {f.__name__: f for f in (byte_level, sentencepiece, unigram, no_fallback, word_piece, characters)}
+TOKENIZERS = {
+    "byte_level": byte_level, "sentencepiece": sentencepiece, "unigram": unigram, "word_piece": word_piece,
+    "characters": characters, "no_fallback": partial(unigram, bytes_too=False),
+}  # fmt: skip
 NORMALIZERS = {
     "none": None, "nfc": normalizers.NFC(), "nfkc": normalizers.NFKC(), "lower": normalizers.Lowercase(),
     "strip": normalizers.Strip(), "nmt": normalizers.Nmt(),
@@ -105,7 +85,7 @@ TEMPLATES = {
     "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
     "broken": "{% for m in messages %}",
 }
-SPECIALS: dict[str, dict[str, Any]] = {name: {} for name in ("eos", "has_chatml", "has_im_end", "many")} | {
+SPECIALS = {name: {} for name in ("eos", "has_chatml", "has_im_end", "many")} | {
     "bos": {"bos_token": "<s>"}, "adds_bos": {"bos_token": "<s>"},
     "pads_with_eos": {"pad_token": "</s>"}, "pads_with_unk": {"pad_token": "<unk>"},
 }  # fmt: skip
@@ -117,7 +97,7 @@ REFUSED = {
     "phi": "bias in the output layer", "odd_heads": "3 num_key_value_heads",
 }  # fmt: skip
 """What is refused before training, and what the sentence names."""
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES = {
     **{name: {} for name in (
         "llama", "bloom", "cohere", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "mistral", "mpt", "olmo", "opt",
         "phi", "qwen2", "stablelm", "starcoder2",
@@ -127,7 +107,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 HARMS = {"pads_beyond": {"pad_token_id": 5000}, "odd_heads": {"num_key_value_heads": 3}}
 """What config.json says in place of what the model was made with."""
-FIELDS: dict[str, dict[str, Any]] = {
+FIELDS = {
     **{name: {} for name in ("plain", "half", "padded_rows", "too_few_rows", *HARMS)},
     "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
     "short": {"max_position_embeddings": 96}, "grouped": {"num_key_value_heads": 1},
@@ -148,17 +128,11 @@ def choices(seed: int) -> dict[str, str]:
     }
 
 
-@cache
-def trained(kind: str, special: tuple[str, ...]) -> str:
-    """A tokenizer of that kind, as JSON."""
-    return str(TOKENIZERS[kind](list(special)).to_str())
-
-
 def make_base(folder: Path, chosen: dict[str, str]) -> Path:
     """Writes the base: config.json, weights and tokenizer."""
     special = SPECIAL + {"has_chatml": ["<|im_start|>", "<|im_end|>"], "has_im_end": ["<|im_end|>"],
                          "many": [f"<|reserved_{i}|>" for i in range(20)]}.get(chosen["special"], [])  # fmt: skip
-    raw = Tokenizer.from_str(trained(chosen["tokenizer"], tuple(special)))
+    raw = Tokenizer.from_str(TOKENIZERS[chosen["tokenizer"]](special).to_str())
     if (normalizer := NORMALIZERS[chosen["normalizer"]]) is not None:
         raw.normalizer = normalizers.Sequence([normalizer, *([raw.normalizer] if raw.normalizer else [])])
     if chosen["special"] == "adds_bos":

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import subprocess
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import pytest
 from nbutils.core.files import write_text
 from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
-from nbutils.publish import plain_reader
 from nbutils.publish.card import render_card
 from nbutils.publish.export import export
 from nbutils.publish.facts import Facts, read_facts
@@ -44,13 +40,17 @@ class Published:
 @pytest.fixture(scope="session")
 def published(made_once) -> Published:
     """The published folder of a made-up run; tests leave it as it is."""
-    run = made_once("published", lambda folder: publish(make_run(folder / "run"))) / "run"
-    return Published(run, read_facts(run), run / "publish", settings_for(run))
+    return read(made_once("published", lambda folder: publish(make_run(folder / "run"))) / "run")
+
+
+def read(run: Path, **changes) -> Published:
+    """A run with its facts, published or not."""
+    return Published(run, read_facts(run), run / "publish", settings_for(run, **changes))
 
 
 def publish(run: Path, **changes) -> Published:
     """Folder and card of a run, as notebook 06 makes them."""
-    made = Published(run, read_facts(run), run / "publish", settings_for(run, **changes))
+    made = read(run, **changes)
     export(made.facts, made.settings, made.folder)
     write_text(made.folder / "README.md", render_card(made.facts, made.settings))
     return made
@@ -66,23 +66,3 @@ def spare(published, tmp_path) -> Path:
 def folder(published, tmp_path) -> Path:
     """A copy of the published folder that a test may spoil."""
     return shutil.copytree(published.folder, tmp_path / "publish")
-
-
-@pytest.fixture
-def read_here(monkeypatch) -> None:
-    """What plain transformers reads for the parity check it reads in this process: no other one is started."""
-
-    class Here:
-        returncode = 0
-
-        def communicate(self, job: str) -> tuple[str, str]:
-            monkeypatch.setattr("sys.stdin", io.StringIO(job))
-            with redirect_stdout(io.StringIO()) as out:
-                try:
-                    plain_reader.main()
-                except Exception as error:  # whatever it is, a process would end with it
-                    self.returncode = 1
-                    return "", f"Traceback\n{error}"
-            return out.getvalue(), ""
-
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: nullcontext(Here()))

@@ -49,8 +49,8 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             self._json({"error": "Repository not found"}, 404)
         elif "/tree/" in self.path:
-            entries = [{"path": path, "size": len(data)} for path, data in repo["files"].items()]
-            self._json([{"type": "file", "oid": "0" * 40} | entry for entry in entries])
+            entry = {"type": "file", "oid": "0" * 40}
+            self._json([entry | {"path": path, "size": len(data)} for path, data in repo["files"].items()])
         else:
             files = [{"rfilename": path} for path in repo["files"]]
             self._json({"id": name, "sha": "0" * 40, "siblings": files, "private": repo["private"]})
@@ -80,10 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
             errors = [{"message": message} for message in self.server.metadata_errors]
             return {"errors": errors, "warnings": []}, 400 if errors else 200
         if "/preupload/" in self.path:
-            large = {True: "lfs", False: "regular"}
             return {"files": [
                 {"path": file["path"], "shouldIgnore": False,
-                 "uploadMode": large[file["path"].endswith((".safetensors", ".png"))]}
+                 "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular"}
                 for file in given["files"]
             ]}, 200  # fmt: skip
         return {"transfer": "basic", "objects": list(map(self._lfs, given["objects"]))}, 200

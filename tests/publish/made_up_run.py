@@ -78,5 +78,5 @@ def as_gpt2(run: Path) -> Path:
                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                         pad_token_id=tokenizer.pad_token_id)  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(run / "train" / "final")
-    record_stages(run, base_model="gpt2", commit="c" * 40)
+    record_stages(run)
     return run

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from datasets import Dataset
 
 from nbutils.chat.models import load
 from nbutils.chat.session import play
-from nbutils.core.chatml import encode_batch
+from nbutils.core.chatml import encode, encode_batch
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.run.models import ModelRef
@@ -44,23 +42,15 @@ def write_data(run: Path, base: Path) -> None:
     tokenizer = ModelRef.parse(str(base)).tokenizer()
     talks = conversations(12)
     rows = []
-    for index, (talk, encoded) in enumerate(zip(talks, encode_batch(tokenizer, talks), strict=True)):
-        said = letters("".join(message["role"] + message["content"] for message in talk))
-        assert letters(tokenizer.decode(encoded.input_ids, skip_special_tokens=True)) == said
-        rows.append({"source": "made up", "index": index, "messages": talk, "input_ids": encoded.input_ids,
-                     "supervised": encoded.supervised})  # fmt: skip
+    for talk, encoded in zip(talks, encode_batch(tokenizer, talks), strict=True):
+        written = letters("".join(message["role"] + message["content"] for message in talk))
+        assert letters(tokenizer.decode(encoded.input_ids, skip_special_tokens=True)) == written
+        rows.append({"messages": talk, "input_ids": encoded.input_ids, "supervised": encoded.supervised})
     for side, part in (("train", rows[4:]), ("eval", rows[:4])):
         Dataset.from_list(part).save_to_disk(str(run / "data" / side))
     tokenizer.save_pretrained(run / "data" / "tokenizer")
     summary = {"max_length": QUICK["max_length"], "eval_hash": "a" * 64, "tokenizer": {"base_model": str(base)}}
     write_json(run / "data" / "summary.json", summary)
-
-
-def before_training(settings: TrainSettings) -> None:
-    """As notebooks 01 and 02 begin. UserError for a base that cannot be trained."""
-    write_data(settings.run_path, Path(settings.base_model))
-    if stops := [finding.text for finding in run_findings(settings) if finding.level == STOP]:
-        raise UserError(" ".join(stops))
 
 
 def through(settings: TrainSettings, facts: Facts) -> None:
@@ -70,7 +60,7 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     write_done(run / "train", facts={"step": 2})
     loaded = load(str(run / "train" / "final"))
     said = play(loaded, ["Hello there, number 5", "Are you sure?"], GREEDY)["messages"]
-    (encoded,) = encode_batch(loaded.tokenizer, [said[:1]], add_generation_prompt=True)
+    encoded = encode(loaded.tokenizer, said[:1], add_generation_prompt=True)
     ids = encoded.input_ids
     plain = loaded.tokenizer.apply_chat_template(said[:1], add_generation_prompt=True)
     assert encoded.apart or ids == plain["input_ids"]
@@ -86,46 +76,20 @@ def through(settings: TrainSettings, facts: Facts) -> None:
     assert not [file for file in (run / "publish").iterdir() if file.is_file() and here in file.read_bytes()]
 
 
-def works_or_is_refused(settings: TrainSettings, facts: Facts, expected: list[str]) -> None:
-    """`expected`: what a refusal may name; nothing where the base has to work."""
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(5, 105))])
+def test_a_base_works_or_is_refused_before_training(published, tmp_path, monkeypatch, seed):
+    """Before notebook 02 takes a step, and for what it is."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))  # else the one that a training sets would stay
+    chosen = choices(seed)
+    base = make_base(tmp_path / "base", chosen)
+    settings = TrainSettings(run_dir=str(tmp_path / "run"), **SMALL | QUICK | {"base_model": str(base)})
+    refusals = [REFUSED[name] for name in chosen.values() if name in REFUSED]
     try:
-        before_training(settings)
+        write_data(settings.run_path, base)
+        if stops := [finding.text for finding in run_findings(settings) if finding.level == STOP]:
+            raise UserError(" ".join(stops))
     except UserError as error:
-        assert any(words in str(error) for words in expected), str(error)
+        assert any(words in str(error) for words in refusals), chosen
     else:
-        assert not expected, "it is not refused"
-        through(settings, facts)
-
-
-def failures(seeds: range, home: Path, facts: Facts) -> dict[str, str]:
-    """The bases that neither work nor are refused for what they are, and what happened."""
-    found = {}
-    for seed in seeds:
-        chosen = choices(seed)
-        base = make_base(home / str(seed) / "base", chosen)
-        settings = TrainSettings(run_dir=str(home / str(seed) / "run"), **(SMALL | QUICK | {"base_model": str(base)}))
-        try:
-            works_or_is_refused(settings, facts, [REFUSED[name] for name in chosen.values() if name in REFUSED])
-        except Exception as error:  # whatever it is, the others are tried too
-            found[f"{seed}: {' '.join(chosen.values())}"] = f"{type(error).__name__}: {error}"[:300]
-        shutil.rmtree(home / str(seed))
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _as_one_process_of_many_trainings(monkeypatch, tmp_path):
-    """The trackers' folder that a training sets would stay; what is loaded by now no training's end looks through."""
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-def test_a_base_works_or_is_refused_before_training(published, tmp_path):
-    assert not failures(range(5), tmp_path, published.facts)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(400)
-def test_a_hundred_bases_work_or_are_refused_before_training(published, tmp_path):
-    assert not failures(range(5, 105), tmp_path, published.facts)
+        assert not refusals, chosen
+        through(settings, published.facts)

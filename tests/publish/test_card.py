@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import re
 import sys
 from dataclasses import replace
@@ -78,8 +77,8 @@ def test_a_quotation_is_nothing_but_text(text):
     assert not re.search(r"https?://|www\.|\w@", made, flags=re.IGNORECASE)
     tokens = parser.parse(made)
     children = [child for token in tokens for child in (token.children or [token])]
-    frame = {f"{name}_{side}" for name in ("blockquote", "paragraph", "strong") for side in ("open", "close")}
-    assert {child.type for child in children} <= frame | {"text", "softbreak"}
+    kinds = {child.type.removesuffix("_open").removesuffix("_close") for child in children}
+    assert kinds <= {"blockquote", "paragraph", "strong", "text", "softbreak"}
     content = " ".join(child.content for child in children if child.type == "text")
     assert content.split()[1:] == text.split()
 
@@ -135,16 +134,15 @@ def test_what_the_hub_or_the_card_cannot_hold_is_refused(tmp_path, given, words)
 def talked(made, monkeypatch, says) -> dict:
     """Runs the card's code without `nbutils` in the published folder, as somebody who types that; the code's names."""
     typed = iter([*says, ""])
-    monkeypatch.setattr(builtins, "input", lambda _: next(typed))
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
     monkeypatch.chdir(made.folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names: dict = {}
     blocks = re.findall(r"^```python\n(.*?)^```", made.card, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "nbutils", None)
-        for block in blocks:
-            exec(compile(block, "card", "exec"), names)
+    monkeypatch.setitem(sys.modules, "nbutils", None)
+    for block in blocks:
+        exec(compile(block, "card", "exec"), names)
     return names
 
 
@@ -160,7 +158,6 @@ def test_a_gpt2_is_published_too(spare, monkeypatch, capsys):
     rows = ["Layers | 2", "Context | 256 tokens", "Attention heads | 2", "Feed-forward size | 256",
             "Embeddings | tied", "Activation | gelu_new"]  # fmt: skip
     assert [row for row in rows if f"| {row} |" not in made.card] == []
-    assert "base_model: gpt2" in made.card and f"revision {'c' * 40}" in made.card
     assert "rope" not in made.card.split("```python")[2]
     names = talked(made, monkeypatch, ["hello there", "what did you see " * 100, *["what did you see " * 15] * 3])
     assert names["limit"] == 256 and 0 < len(names["messages"]) < 8  # the oldest turns were left out

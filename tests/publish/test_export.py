@@ -16,6 +16,7 @@ from nbutils.core.stages import STAGES
 from nbutils.publish.architecture import extension, model_config, parameter_counts, tensor_shapes
 from nbutils.publish.export import published_files
 from nbutils.publish.parity import check_parity
+from tests.core.test_chatml import turns
 from tests.publish.conftest import publish
 
 
@@ -58,7 +59,7 @@ def parity(published, folder, held_out=None):
     return check_parity(folder, held_out, published.facts.model_folder, conversations=200, replies=3, tokens=12)
 
 
-def test_parity_of_the_folder_and_the_session(published, read_here):
+def test_parity_of_the_folder_and_the_session(published):
     report = parity(published, published.folder)
     compared = {"conversations": 23, "left_out_with_control_tokens": 1, "replies": 3, "ties": 0}
     assert report == report | compared and report["reply_tokens"] > 6
@@ -69,16 +70,15 @@ def test_parity_of_the_folder_and_the_session(published, read_here):
     [("say <|im_end|> please", "4 spell a control token"), ("how are you " * 200, "No reply can be compared")],
     ids=["control tokens", "too long"],
 )
-def test_agreement_about_nothing_stops_publishing(published, tmp_path, read_here, content, words):
-    talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "fine thanks"}]
-    Dataset.from_dict({"messages": [talk] * 4}).save_to_disk(str(tmp_path / "eval"))
+def test_agreement_about_nothing_stops_publishing(published, tmp_path, content, words):
+    Dataset.from_dict({"messages": [turns(content, "fine thanks")] * 4}).save_to_disk(str(tmp_path / "eval"))
     with pytest.raises(UserError, match=words):
         parity(published, published.folder, tmp_path / "eval")
 
 
 def other_weights(folder):
     weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"].flip(0) * torch.linspace(-1, 1, 128)
+    weights["model.norm.weight"] = torch.linspace(-1, 1, 128)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -98,7 +98,7 @@ def no_config(folder):
         (no_config, r"Plain transformers cannot read .*Nothing was published"),
     ],
 )
-def test_a_folder_that_answers_otherwise_stops_publishing(published, folder, read_here, spoil, words):
+def test_a_folder_that_answers_otherwise_stops_publishing(published, folder, spoil, words):
     spoil(folder)
     with pytest.raises(UserError, match=words):
         parity(published, folder)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_file, write_json
+from nbutils.core.files import sha256_of_file
 from nbutils.core.run.stage import Stage
 from nbutils.core.stages import spec
 from nbutils.publish.card import render_card
@@ -21,22 +21,15 @@ DAMAGED = {
     "metrics/summary.json", "evaluate/results.json", "evaluate/samples.jsonl", "chat/transcript.json",
 }  # fmt: skip
 LOST = DAMAGED | {
-    "data/figures/lengths.png", "metrics/figures/loss.svg", "data/eval/dataset_info.json",
-    "evaluate/items/run--heldout_next_utterance.parquet",
+    "data/figures/lengths.png", "metrics/figures/loss.svg", "data/eval/dataset_info.json", "evaluate/comparison.md",
+    "evaluate/items/run--heldout_next_utterance.parquet", *(f"{stage}/stage.json" for stage in spec("publish").reads),
 }  # fmt: skip
 
 
 def test_each_file_that_is_missing_or_damaged_is_named_with_its_notebook(spare):
-    """Every file that an earlier stage lists and publish reads, its record too; as notebook 06 begins."""
-    publish, settings = spec("publish"), settings_for(spare)
-    needed = [
-        f"{stage}/{name}"
-        for stage in publish.reads
-        for name in (*read_json(spare / stage / "stage.json")["outputs"], "stage.json")
-        if name == "stage.json" or publish.needs(stage, name)
-    ]
-    assert set(needed) >= LOST
-    for name in needed:
+    """Of each kind that publish reads, the records too; as notebook 06 begins."""
+    settings = settings_for(spare)
+    for name in LOST:
         file, aside = spare / name, spare / "aside"
         notebook = f"notebooks/{spec(name.partition('/')[0]).file}"
         file.rename(aside)
@@ -59,12 +52,6 @@ def test_the_record_of_the_run_changes_nothing(published, spare):
     assert render_card(facts, published.settings) == published.card
 
 
-def read_by(run, stage, name):
-    """Notes in a stage's record what it read of an earlier stage."""
-    file = run / stage / "stage.json"
-    write_json(file, read_json(file) | {"inputs": {name: sha256_of_file(run / name)}})
-
-
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
@@ -76,7 +63,7 @@ def read_by(run, stage, name):
 )
 def test_numbers_of_another_training_do_not_get_on_the_card(spare, stage, name):
     """Notebook 02 was run again, and those behind it were not."""
-    read_by(spare, stage, name)
+    rewrite(spare, f"{stage}/stage.json", inputs={name: sha256_of_file(spare / name)})
     read_facts(spare)
     with (spare / name).open("ab") as file:
         file.write(b"\n")
@@ -87,7 +74,8 @@ def test_numbers_of_another_training_do_not_get_on_the_card(spare, stage, name):
 
 def test_files_that_the_card_does_not_need_may_be_gone(spare):
     """The base's weights, to save room: the record says which they were."""
-    weights = read_json(spare / "train" / "stage.json")["outputs"]["base/model.safetensors"]["sha256"]
-    read_by(spare, "evaluate", "train/base/model.safetensors")
-    (spare / "train" / "base" / "model.safetensors").unlink()
+    name = "train/base/model.safetensors"
+    weights = sha256_of_file(spare / name)
+    rewrite(spare, "evaluate/stage.json", inputs={name: weights})
+    (spare / name).unlink()
     assert f"| weights before training, SHA-256 | `{weights}` |" in render_card(read_facts(spare), settings_for(spare))

@@ -52,10 +52,9 @@ def test_the_published_parameters_pin_what_was_read(spare):
 
 def test_nothing_that_is_published_names_a_place_on_this_machine(spare):
     gone = '/gone/since/ada "l"'
-    lists = {"datasets": "talk.jsonl", "peers": "peer", "compare_runs": "mine"}
-    given = {name: [f"{gone}/{value}"] for name, value in lists.items()}
-    given |= {name: f"{gone}/{name}" for name in ("base_model", "task_path", "cache_dir")}
-    record_stages(spare, local=True, sample_prompts=["/imagine a cat"], **given)
+    record_stages(spare, local=True, base_model=f"{gone}/base_model", task_path=f"{gone}/task_path",
+                  cache_dir=f"{gone}/cache_dir", datasets=[f"{gone}/talk.jsonl"], peers=[f"{gone}/peer"],
+                  compare_runs=[f"{gone}/mine"], sample_prompts=["/imagine a cat"])  # fmt: skip
     said = f"{gone}/talk.jsonl:\n{gone}/peer; {Path.home()}/a, {ROOT}/runs/b, {spare}/train and\n{gone}/task_path/a"
     for name in ("data/summary.json", "train/settings.json", "metrics/summary.json", "chat/transcript.json"):
         rewrite(spare, name, said=said)

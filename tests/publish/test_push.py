@@ -24,7 +24,6 @@ def hub(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     yield server
     server.close()
@@ -95,12 +94,10 @@ def test_refusals_are_one_sentence_without_the_token(push, hub):
     assert TOKEN not in str(caught.value)
 
 
-def test_what_is_missing_is_said(push, hub, monkeypatch):
+def test_what_is_missing_is_said(push, hub):
+    """More of it in `tests/pipeline/test_ahead.py`."""
     with pytest.raises(UserError, match="repo_id is empty"):
         push(repo_id="")
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(UserError, match="HF_TOKEN"):
-        push()
     assert hub.requests == []
 
 
