@@ -198,11 +198,11 @@ class ChatWidget:
         if names == shown:
             self.say(f"{shown[0]} is shown already." if same else "")
         else:
-            self._work(lambda: self._change_panels(names), f"loading {' and '.join(names)} …")
+            self._in_background(lambda: self._change_panels(names), f"loading {' and '.join(names)} …")
 
     # ---- the worker ----
 
-    def _work(self, job: Callable[[], None], remark: str = "") -> None:
+    def _in_background(self, job: Callable[[], None], remark: str = "") -> None:
         """Does a job in a thread of its own, once the one before has shown that it is done."""
         self.wait()
         self.busy = True
@@ -252,7 +252,7 @@ class ChatWidget:
             told = (f"{panel.name} said: {panel.session.messages[-1]['content'][:2000]}" for panel in panels)
             self.announcement.value = markup.announcement(". ".join(told))
 
-        self._work(write)
+        self._in_background(write)
 
     def _panel(self, name: str, talk: Json | None = None) -> Panel:
         panel = Panel(self._load(name), self._settings | self._sampling.model_dump())

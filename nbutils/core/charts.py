@@ -96,9 +96,9 @@ def caption(axes: Axes, theme: str, title: str, x: str = "") -> None:
     axes.set_xlabel(x, fontsize=9)
 
 
-def add_legend(place: Axes | Figure, theme: str, **options: Any) -> None:
+def add_legend(target: Axes | Figure, theme: str, **options: Any) -> None:
     """Adds a legend without a frame."""
-    place.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme].ink, **options)
+    target.legend(fontsize=8, frameon=False, labelcolor=THEMES[theme].ink, **options)
 
 
 def write_values(axes: Axes, metric: Metric, ends: Sequence[tuple[float, str]]) -> None:
@@ -113,10 +113,10 @@ def write_values(axes: Axes, metric: Metric, ends: Sequence[tuple[float, str]]) 
     axes.margins(y=0.08)
     low, high = axes.get_ylim()
     gap = 13.0 / axes.get_window_extent().height * (high - low)  # 13 pixels: one line of the label's text
-    place = -math.inf
+    height = -math.inf
     for value, colour in sorted(ends):
-        place = max(value, place + gap)
-        axes.annotate(metric.form.format(value), (1.0, place), xycoords=("axes fraction", "data"),
+        height = max(value, height + gap)
+        axes.annotate(metric.form.format(value), (1.0, height), xycoords=("axes fraction", "data"),
                       xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, fontweight="bold",
                       color=colour, annotation_clip=False)  # fmt: skip
 

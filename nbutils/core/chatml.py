@@ -1,7 +1,6 @@
 """ChatML: the one function that turns messages into token ids and a mask of supervised tokens.
 
-Filtering, training, evaluation and chat all call `encode`, or write text with `CHATML`; nothing else in the project
-writes control tokens.
+Filtering, training, evaluation and chat all call `encode`, or write text with `CHATML`.
 """
 
 from __future__ import annotations

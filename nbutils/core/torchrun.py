@@ -78,7 +78,7 @@ def tell(folder: Path, event: str, **facts: Any) -> None:
     append_jsonl(folder / PROGRESS, {"event": event, "time": round(time.time(), 3)} | facts)
 
 
-def run_worker(folder: Path, work: Callable[[], None]) -> int:
+def run_worker(folder: Path, run_rank: Callable[[], None]) -> int:
     """Does the work of one rank and returns its exit status; the sentence of a UserError becomes an event.
 
     The workers are grandchildren of the notebook's kernel, and torchrun makes each the leader of a session of its own:
@@ -87,7 +87,7 @@ def run_worker(folder: Path, work: Callable[[], None]) -> int:
     parents = [int(os.environ[PARENT])] if PARENT in os.environ else []
     end_with(*parents, *([os.getppid()] if AGENT in os.environ else []))
     try:
-        work()
+        run_rank()
     except UserError as error:
         print(error, file=sys.stderr)
         with suppress(OSError):  # the disk may be full
@@ -151,12 +151,14 @@ def command(module: str, request: Path, processes: int) -> list[str]:
 class Torchrun:
     """A torchrun program of this machine.
 
-    `request` is the JSON file that it reads, `work` what it does in one word, `knob` the parameter to lower where
+    `request` is the JSON file that it reads, `activity` what it does in one word, `knob` the parameter to lower where
     memory runs out, `environment` what its processes get beside this one's environment.
     """
 
-    def __init__(self, module: str, request: Path, processes: int, *, work: str, knob: str, **environment: str) -> None:
-        self.folder, self.work, self.knob = request.parent, work, knob
+    def __init__(
+        self, module: str, request: Path, processes: int, *, activity: str, knob: str, **environment: str
+    ) -> None:
+        self.folder, self.activity, self.knob = request.parent, activity, knob
         self.command = command(module, request, processes)
         self.environment = os.environ | {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())} | environment
         self._process: subprocess.Popen[bytes] | None = None
@@ -221,7 +223,7 @@ class Torchrun:
                 words += f" (often the machine ran out of memory: lower {self.knob})"
             lines = [line for line in lines if line.startswith(RANK_PREFIX.format(rank))] or lines
         tail = "\n".join(lines[-LOG_LINES:])
-        return f"{self.work} {words}; the last lines of {shown(path)}:\n{tail}"
+        return f"{self.activity} {words}; the last lines of {shown(path)}:\n{tail}"
 
 
 def _followed(process: subprocess.Popen[bytes], path: Path) -> Iterator[Event]:

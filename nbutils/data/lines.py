@@ -24,7 +24,7 @@ from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LINE, Shape, detect, parse_line, shape_for
 
-LINE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
+LINE_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
 BUILDERS = {
     ".parquet": {"path": "parquet"},
     ".arrow": {"path": "arrow"},
@@ -64,12 +64,12 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
     another kind are named for the split too.
     """
     if not path.is_dir():
-        return [path] if path.name.endswith((*LINE_ENDINGS, ".json")) else []
+        return [path] if path.name.endswith((*LINE_SUFFIXES, ".json")) else []
     if spec.name or _configured(path):
         return []
     below = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
     below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
-    of_lines = [file for file in below if file.name.endswith(LINE_ENDINGS)]
+    of_lines = [file for file in below if file.name.endswith(LINE_SUFFIXES)]
     others = [file for file in below if file.name.endswith(tuple(BUILDERS))]
     named = [file for file in below if names_split(file, spec.whole_split)]
     mine = [file for file in of_lines if file in named]

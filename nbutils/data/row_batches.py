@@ -78,17 +78,17 @@ def _unpacked(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-def in_order(work: Callable[[pa.Table, int], pa.Table], source: Source, processes: int) -> Iterator[Result]:
+def in_order(function: Callable[[pa.Table, int], pa.Table], source: Source, processes: int) -> Iterator[Result]:
     """The results of all batches, first to last. UserError where a worker process is killed (mostly for memory)."""
     if processes == 1:
         for batch in source.batches():
-            yield _run(work, batch)
+            yield _run(function, batch)
         return
     pool = ProcessPoolExecutor(processes, initializer=_start_worker)
     waiting: deque[Future[Result]] = deque()
     try:
         for batch in source.batches():
-            waiting.append(pool.submit(_run, work, batch))
+            waiting.append(pool.submit(_run, function, batch))
             if len(waiting) >= WAITING * processes:
                 yield waiting.popleft().result()
         while waiting:
@@ -102,11 +102,11 @@ def in_order(work: Callable[[pa.Table, int], pa.Table], source: Source, processe
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(work: Callable[[pa.Table, int], pa.Table], batch: Batch) -> Result:
+def _run(function: Callable[[pa.Table, int], pa.Table], batch: Batch) -> Result:
     table = batch.read()
     gc.disable()  # a batch makes some hundred thousand objects and no cycles: to look for those takes a twentieth
     try:
-        return table.num_rows, work(table, batch.start)
+        return table.num_rows, function(table, batch.start)
     finally:
         gc.enable()
 

@@ -99,7 +99,7 @@ class RowFilter:
             "turns": len(judged.turns),
             "characters": sum([len(text) for _, text in judged.turns]),
             "tokens_is_lower_bound": False,
-            "context_turns": [place for place, message in enumerate(judged.messages) if "learn" in message],
+            "context_turns": [index for index, message in enumerate(judged.messages) if "learn" in message],
             "side": "",
             "hash": "",
             "opening": "",
@@ -166,7 +166,7 @@ class RowFilter:
             return {}
         index = loaded_index(str(self.folder / "contamination"))
         matches = index.matches([[text for _, text in judged[number].turns] for number in rows])
-        return {rows[place]: match for place, match in matches.items()}
+        return {rows[number]: match for number, match in matches.items()}
 
 
 @lru_cache(maxsize=2)

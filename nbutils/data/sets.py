@@ -89,18 +89,18 @@ class Sample:
     def add(self, rows: pa.Table, keys: Iterable[str]) -> None:
         """Takes those of the rows whose keys belong to the sample as far as is known by now."""
         taken: dict[str, int] = {}
-        for place, key in enumerate(keys):
+        for index, key in enumerate(keys):
             number = uniform(f"sample {key}", self.seed)  # not the number that decides the key's side
             if key in self.found or (len(self.smallest) == self.size and number >= self.smallest[-1][0]):
                 continue
             insort(self.smallest, (number, key))
-            self.found[key] = taken[key] = place
+            self.found[key] = taken[key] = index
             if len(self.smallest) > self.size:
                 del self.found[self.smallest.pop()[1]]
         table = rows.take(pa.array(taken.values(), pa.int64()))  # a slice of `rows` would keep all of them in memory
-        for place, key in enumerate(taken):
+        for index, key in enumerate(taken):
             if key in self.found:  # not displaced by a later one
-                self.found[key] = table.slice(place, 1)
+                self.found[key] = table.slice(index, 1)
 
     def rows(self) -> Iterator[Json]:
         """The sample in row order."""

@@ -34,7 +34,7 @@ from nbutils.data.shapes import detect
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-FILE_ENDINGS = (*lines.LINE_ENDINGS, ".json", *lines.BUILDERS, ".csv.gz", ".tsv.gz")
+FILE_SUFFIXES = (*lines.LINE_SUFFIXES, ".json", *lines.BUILDERS, ".csv.gz", ".tsv.gz")
 """Of a `path` that is a file: a hub id may hold a dot too."""
 CHITCHAT = "chitchat"
 
@@ -50,16 +50,16 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
         digest = sha256_of_file(chitchat_file())
         shape = detect(table.column_names, spec.label)
         return Source(spec, shape, table.column_names, len(taken), partial(in_memory, pieces), digest)
-    if path.name.endswith(FILE_ENDINGS) and not path.exists():
+    if path.name.endswith(FILE_SUFFIXES) and not path.exists():
         raise UserError(f"The dataset file {spec.path} does not exist; check its path in `datasets`.")
     if files := lines.files_of(path, spec):
         return lines.open_lines(path, files, spec)
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _source(spec, _saved(spec, path))
-    ending = PurePath(path.name.removesuffix(".gz")).suffix
-    if ending in lines.BUILDERS:
+    suffix = PurePath(path.name.removesuffix(".gz")).suffix
+    if suffix in lines.BUILDERS:
         spec.refuse("a single file", "name", "split")
-        return _loaded(spec, streaming=streaming, data_files=glob.escape(str(path)), **lines.BUILDERS[ending])
+        return _loaded(spec, streaming=streaming, data_files=glob.escape(str(path)), **lines.BUILDERS[suffix])
     if path.is_dir():
         spec.refuse("a local folder")
         if glob.has_magic(str(path)):
@@ -69,7 +69,7 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
             )
         return _loaded(spec, str(path), streaming)
     if path.is_file():
-        raise UserError(f"The file {spec.path} ends in none of {', '.join(FILE_ENDINGS)}; rename or convert it.")
+        raise UserError(f"The file {spec.path} ends in none of {', '.join(FILE_SUFFIXES)}; rename or convert it.")
     fetched = entry("dataset", spec.path, spec.revision)
     if fetched:
         return _loaded(spec, str(fetched[0]), streaming, fetched[1]["commit"])

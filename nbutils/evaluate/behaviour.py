@@ -45,8 +45,8 @@ def user_turns(
             break
         beginnings = [conversation.messages[:turn] for turn, _ in conversation.turns("assistant")]
         rng.shuffle(beginnings)
-        fitting = (b for b in beginnings if len(encode(tokenizer, b, add_generation_prompt=True)) <= room)
-        chosen += islice(fitting, 1)
+        short_enough = (b for b in beginnings if len(encode(tokenizer, b, add_generation_prompt=True)) <= room)
+        chosen += islice(short_enough, 1)
     return chosen
 
 

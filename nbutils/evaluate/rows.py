@@ -83,8 +83,8 @@ class Row:
     def add(self, index: int, request: Request, shared: int = 0) -> None:
         """Scores a request of which the trunk holds the first `shared` tokens; the others become a branch."""
         rest, begin = request.inputs[shared:], len(self.ids)
-        places = [*range(shared), *range(begin, begin + len(rest))]
-        self.scored.append((index, places[len(request.context) - 1 :]))
+        positions = [*range(shared), *range(begin, begin + len(rest))]
+        self.scored.append((index, positions[len(request.context) - 1 :]))
         self.ids += rest
         self.positions += range(shared, len(request.inputs))
         self.begins += [begin] * len(rest)

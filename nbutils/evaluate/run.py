@@ -99,7 +99,7 @@ def score_in_processes(plan: Plan, processes: int, say: Callable[[str], None]) -
     """
     request = plan.folder / "worker.json"
     write_json(request, plan.settings.model_dump(mode="json"))
-    program = Torchrun("nbutils.evaluate.worker", request, processes, work="Scoring", knob="tokens_per_batch")
+    program = Torchrun("nbutils.evaluate.worker", request, processes, activity="Scoring", knob="tokens_per_batch")
     try:
         with closing(program.events()) as events:
             for event in events:

@@ -67,8 +67,8 @@ class RowScorer:
         text = model.config.get_text_config()
         hidden = int(text.hidden_size)
         inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
-        fitting = TOKENS_PER_BATCH.get(self.device.type) or min(4096, max(256, CPU_CACHE_BYTES // (4 * inner)))
-        self.tokens_per_batch = tokens_per_batch or fitting
+        default = TOKENS_PER_BATCH.get(self.device.type) or min(4096, max(256, CPU_CACHE_BYTES // (4 * inner)))
+        self.tokens_per_batch = tokens_per_batch or default
         # Keys at which a token's attention (4 hidden for each) costs as much as its linear layers.
         self._attention_even = 2 * hidden + 1.5 * inner
         self._wanted = threading.local()
@@ -163,30 +163,30 @@ class RowScorer:
         )
         if not batch[0].branched:
             return {"input_ids": ids}
-        places = torch.arange(ids.shape[1], device=self.device)
-        leaves = positions + begins - places  # where the branch of each token leaves the trunk
-        between = (places >= leaves[..., None]) & (places < begins[..., None])  # (B, L, L)
+        slots = torch.arange(ids.shape[1], device=self.device)
+        leaves = positions + begins - slots  # where the branch of each token leaves the trunk
+        between = (slots >= leaves[..., None]) & (slots < begins[..., None])  # (B, L, L)
         dtype = next(self.model.parameters()).dtype
         mask = torch.zeros_like(between, dtype=dtype)  # added to the scores
-        mask = mask.masked_fill(between | (places > places[:, None]), torch.finfo(dtype).min)
+        mask = mask.masked_fill(between | (slots > slots[:, None]), torch.finfo(dtype).min)
         return {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None]}
 
 
 def _each(
-    work: Callable[[list[Row]], dict[int, Answer]], planned: list[list[Row]], device: str
+    function: Callable[[list[Row]], dict[int, Answer]], planned: list[list[Row]], device: str
 ) -> Iterator[dict[int, Answer]]:
-    """The work on each batch. On a CPU the batches share torch's threads out, one thread to a batch.
+    """What the function makes of each batch. On a CPU the batches share torch's threads out, one thread to a batch.
 
     Threads that split every single operation wait for one another at its end: on small models that takes longer than
     the operation, and where other programs use the cores too, many times as long.
     """
     threads = torch.get_num_threads() if device == "cpu" else 1
     if threads == 1 or len(planned) < 2 * threads:
-        yield from map(work, planned)
+        yield from map(function, planned)
         return
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield from pool.map(work, planned)
+        yield from pool.map(function, planned)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

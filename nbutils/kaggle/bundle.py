@@ -24,7 +24,7 @@ from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
-from nbutils.data.sources import FILE_ENDINGS
+from nbutils.data.sources import FILE_SUFFIXES
 from nbutils.kaggle.packages import FOLDER, PROJECT, WHOLE
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
@@ -33,7 +33,7 @@ from nbutils.pipeline.parameters import Plan, Planned
 BUDGET_MINUTES = 690
 """Kaggle ends a session after 12 hours; half an hour is left for the last checkpoint and the rest of the notebook."""
 METADATA = "kernel-metadata.json"
-FILES = (*FILE_ENDINGS, ".gguf")
+FILES = (*FILE_SUFFIXES, ".gguf")
 RESUME = """\
 # What earlier sessions and notebooks made is found below /kaggle/input and continued.
 session.resume(globals())"""

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     keep, again = "keep earlier sessions' work that is stale", "start again where earlier sessions' work is stale"
     stale.add_argument("--accept", dest="stale", action="store_const", const=ACCEPT, default="", help=keep)
     stale.add_argument("--force", dest="stale", action="store_const", const=FORCE, help=again)
-    push = actions.add_parser("push", help="push bundles in order, each when the one before has ended")
+    push = actions.add_parser("push", help="push bundles in order, each when those that it reads have ended")
     push.add_argument("folder", type=_path, metavar="DIR", help="the --out of bundle, or one of the folders in it")
     push.add_argument("--follow", action="store_true", help="push again what has paused, and download the results")
     wheels = actions.add_parser("wheels", help="collect packages to attach, for sessions without internet")
@@ -107,8 +107,8 @@ def bundle_of(arguments: argparse.Namespace) -> Bundle:
     """
     profile = profile_path(arguments.profile)
     given = read_profile(profile) | dict(read_override(text) for text in arguments.overrides)
-    place = shown(profile)
-    name = profile.name if Path(place).is_absolute() else place  # no place on this machine goes into a notebook
+    path = shown(profile)
+    name = profile.name if Path(path).is_absolute() else path  # no place on this machine goes into a notebook
     return Bundle(
         owner=_checked("owner", Given(arguments.owner, "--owner")),
         profile=profile.stem,

@@ -230,10 +230,10 @@ class Session:
         if record and record["status"] != State.DONE:
             write_record(self.run.folder(name) / RECORD, record | {"status": State.FAILED, "error": str(error)})
 
-    def _try(self, work: Callable[..., None], *arguments: Any) -> None:
+    def _try(self, function: Callable[..., None], *arguments: Any) -> None:
         """Does what may fail on a full disk or a damaged record: neither may cost the version its output."""
         try:
-            work(*arguments)
+            function(*arguments)
         except (OSError, UserError) as error:
             print(f"Note: this failure could not be recorded in full ({error}).")
 

@@ -44,8 +44,8 @@ class Pusher:
         """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot continue."""
         for folder in folders:
             facts = read_json(folder / METADATA)
-            for source, place in _reads(folder, facts):
-                self._upstream(place, source)
+            for source, bundle in _reads(folder, facts):
+                self._upstream(bundle, source)
             self._sessions(folder, facts)
 
     def _sessions(self, folder: Path, facts: Json) -> None:
@@ -217,5 +217,5 @@ def _mark(folder: Path, facts: Json) -> Json:
     return {
         "notebook": sha256_of_file(folder / facts["code_file"]),
         "metadata": sha256_of_file(folder / METADATA),
-        "reads": {source: _pushed(place).get("version") for source, place in _reads(folder, facts)},
+        "reads": {source: _pushed(bundle).get("version") for source, bundle in _reads(folder, facts)},
     }

@@ -24,7 +24,7 @@ from nbutils.core.run.models import TINY
 from nbutils.core.settings import Settings
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.core.text import first_line
-from nbutils.data.sources import CHITCHAT, FILE_ENDINGS
+from nbutils.data.sources import CHITCHAT, FILE_SUFFIXES
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.pipeline.parameters import add_profile, plan, profile_path
 
@@ -92,7 +92,7 @@ def wanted_by(settings: Iterable[Settings], *, tasks: bool = True) -> list[Wante
         *(
             Wanted("dataset", spec.path, spec.revision, "conversations")
             for spec in values.get("datasets", [])
-            if spec.path != CHITCHAT and not spec.path.endswith(FILE_ENDINGS)
+            if spec.path != CHITCHAT and not spec.path.endswith(FILE_SUFFIXES)
         ),
         *(
             Wanted("dataset", name, "", f"task {task}")

@@ -153,8 +153,8 @@ def _planned(stage: StageSpec, given: dict[str, Given]) -> Planned:
     try:
         settings = settings_of(stage, values)
     except UserError as error:
-        places = [given[name].where for name in error.fields if name in given]
-        raise UserError(f"{places[0] if places else stage.file}: {error}") from None
+        positions = [given[name].where for name in error.fields if name in given]
+        raise UserError(f"{positions[0] if positions else stage.file}: {error}") from None
     checked = settings.model_dump(mode="json")
     # A list or mapping is handed on as it was written; a number or text as the settings have read it.
     injected = {n: value if isinstance(value, list | dict) else checked.get(n, value) for n, value in values.items()}
@@ -185,8 +185,8 @@ def read_profile(path: Path) -> dict[str, Given]:
         return {}
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{_position(node.start_mark)}: 'name: value' lines are expected, one for each parameter.")
-    places = [_position(value.start_mark) for _, value in node.value]
-    return {str(key): Given(value, place) for (key, value), place in zip(values.items(), places, strict=True)}
+    positions = [_position(value.start_mark) for _, value in node.value]
+    return {str(key): Given(value, position) for (key, value), position in zip(values.items(), positions, strict=True)}
 
 
 def read_override(text: str) -> tuple[str, Given]:
@@ -233,8 +233,8 @@ def _read(text: str, name: str) -> tuple[Any, yaml.Node | None]:
         return (None if node is None else loader.construct_document(node)), node
     except yaml.MarkedYAMLError as error:
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        place = _position(error.problem_mark or error.context_mark)
-        raise UserError(f"{place}: {problem}; put text that contains : {{ }} [ ] # & * or ! in quotes.") from None
+        position = _position(error.problem_mark or error.context_mark)
+        raise UserError(f"{position}: {problem}; put text that contains : {{ }} [ ] # & * or ! in quotes.") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{name}, line {line}: a control character; remove it.") from None

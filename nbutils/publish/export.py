@@ -44,8 +44,8 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     ends = {"eos_token_id": ids[IM_END], "pad_token_id": ids[PAD]}
     write_json(folder / "generation_config.json", GENERATION | ends)
     for name in facts.figures:
-        for ending in (".png", "-dark.png", *((".svg", "-dark.svg") if name.startswith(maker("curves").name) else ())):
-            _copy(facts.run / f"{name}{ending}", folder / f"{published_figure(name)}{ending}")
+        for suffix in (".png", "-dark.png", *((".svg", "-dark.svg") if name.startswith(maker("curves").name) else ())):
+            _copy(facts.run / f"{name}{suffix}", folder / f"{published_figure(name)}{suffix}")
     for role, patterns in EVIDENCE.items():
         stage = Run(facts.run).folder(maker(role).name)
         for file in (file for pattern in patterns for file in stage.glob(pattern)):

@@ -76,13 +76,13 @@ def check_parity(
         for number, (own, read) in enumerate(zip(here, there, strict=True)):
             if own == read["ids"]:
                 continue
-            place = len(os.path.commonprefix([own, read["ids"]]))  # noqa: RUF071 — of ids, not of paths
-            if min(read["leads"][place : place + 1], default=TIE) < TIE:
+            index = len(os.path.commonprefix([own, read["ids"]]))  # noqa: RUF071 — of ids, not of paths
+            if min(read["leads"][index : index + 1], default=TIE) < TIE:
                 ties += 1
                 continue
-            session, plain_one = (repr(tokenizer.decode(found[place : place + 1])) for found in (own, read["ids"]))
+            session, plain_one = (repr(tokenizer.decode(found[index : index + 1])) for found in (own, read["ids"]))
             raise UserError(
-                f"{what} part in held-out conversation {number} at token {place}: the session writes {session}, plain "
+                f"{what} part in held-out conversation {number} at token {index}: the session writes {session}, plain "
                 f"transformers with {shown(folder)} {plain_one}. Nothing was published; check {check}."
             )
     return {

@@ -76,7 +76,7 @@ def events_of(settings: TrainSettings, folder: Path) -> Generator[Event, None, N
     for changes in ({}, {"NCCL_P2P_DISABLE": "1"}) if usable else ({},):  # peer-to-peer is NCCL's
         if changes:
             print("The processes could not reach each other in time; trying once more without peer-to-peer.")
-        program = Torchrun("nbutils.train.worker", request, processes, work="Training",
+        program = Torchrun("nbutils.train.worker", request, processes, activity="Training",
                            knob="tokens_per_microbatch", **environment, **changes)  # fmt: skip
         with suppress(Hang), _interrupts(settings.run_path, program):
             yield from program.events()

@@ -227,11 +227,11 @@ class SmallchatTrainer(SFTTrainer):
             job.records.progress("checkpoint", step=step)
         self._note_pause("checkpoint", time.perf_counter() - started)
 
-    def _tried(self, work: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> str | None:
+    def _tried(self, write: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> str | None:
         """Does a part of writing a checkpoint; in words if the disk was too full for it on any rank."""
         problem = None
         try:
-            work(checkpoint)
+            write(checkpoint)
         except Exception as error:
             if not disk_is_full(error):
                 raise

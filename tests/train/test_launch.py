@@ -37,7 +37,7 @@ from tests.train.runs import T4, logged, small_settings, wait_for
 )
 def test_who_failed_and_how_is_told_with_the_last_40_lines_of_its_own(tmp_path, failed, words):
     (tmp_path / LOG).write_text("".join(f"[rank {i % 2}] line {i}\n" for i in range(200)))
-    program = Torchrun("none", tmp_path / "settings.json", 2, work="Training", knob="tokens_per_microbatch")
+    program = Torchrun("none", tmp_path / "settings.json", 2, activity="Training", knob="tokens_per_microbatch")
     first, *lines = program.failure(failed, 1).splitlines()
     assert words in first
     if "rank" in failed:
@@ -111,7 +111,7 @@ KERNEL = """
 import sys
 from pathlib import Path
 from nbutils.core.torchrun import Torchrun
-list(Torchrun("tests.train.program", Path(sys.argv[1]), 2, work="Training", knob="").events())
+list(Torchrun("tests.train.program", Path(sys.argv[1]), 2, activity="Training", knob="").events())
 """
 
 

@@ -24,9 +24,9 @@ class Run:
     path: Path
 
     @classmethod
-    def around(cls, place: Path) -> Run | None:
+    def around(cls, folder: Path) -> Run | None:
         """The run that a folder belongs to, or the folder itself where it is a run; None outside every run."""
-        runs = map(cls, (place, *place.parents))
+        runs = map(cls, (folder, *folder.parents))
         return next((run for run in runs if (run.training / RECORD).is_file()), None)
 
     @property
@@ -104,5 +104,5 @@ def holds_model(folder: Path) -> bool:
 
 
 def is_run_model(name: str) -> bool:
-    """Whether a name means a model of a run: `final`, `base`, `last` or `step-500`."""
-    return bool(re.fullmatch(rf"final|base|last|{STEP}\d+", name))
+    """Whether a name means a model of a run: `final`, `base` or `step-000500`."""
+    return bool(re.fullmatch(rf"final|base|{STEP}\d+", name))

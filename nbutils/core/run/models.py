@@ -61,8 +61,8 @@ class ModelRef:
 
     @classmethod
     def parse(cls, text: str, run: Path | None = None, revision: str = "") -> ModelRef:
-        """The model behind a name: `tiny`, one of a run (`final`, `base`, `step-500`), a folder, a GGUF file, or a hub
-        id (`id@revision`; `revision` wins). A run's folder means its trained model.
+        """The model behind a name: `tiny`, one of a run (`final`, `base`, `step-000500`), a folder, a GGUF file, or a
+        hub id (`id@revision`; `revision` wins). A run's folder means its trained model.
 
         UserError for a name of a run that has no such model, and for a folder or file that is none.
         """
