@@ -70,7 +70,7 @@ def chosen_extension(asked: str, run: Run | None) -> tuple[str, str]:
     if run is not None:
         scores = run.folder(maker("scores").name)
         with suppress(OSError, ValueError, KeyError, TypeError):
-            best: Any = read_json(scores / "results.json")["context_curve"]["best"]
+            best = read_json(scores / "results.json")["context_curve"]["best"]
             if best in EXTENSIONS:
                 return best, f"context extension: {best}, the best of the context curve in {shown(scores)}"
     return DEFAULT, f"context extension: {DEFAULT}, since no context curve of notebook 04 says what suits this model"

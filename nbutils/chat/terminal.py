@@ -6,11 +6,11 @@ import argparse
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
 
@@ -164,7 +164,7 @@ def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
 
 def _typed_lines() -> Iterator[str]:
     """Lines from the keyboard, with history; Ctrl-C empties the line, Ctrl-D ends."""
-    prompt: PromptSession[str] = PromptSession()
+    prompt = PromptSession[str]()
     while True:
         try:
             yield prompt.prompt(PROMPT)
@@ -177,7 +177,7 @@ def _typed_lines() -> Iterator[str]:
 @contextmanager
 def _interrupt_stops(session: ChatSession) -> Iterator[None]:
     """While a reply is written, Ctrl-C stops it and not the program."""
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, lambda *_: session.stop())
+    before = signal.signal(signal.SIGINT, lambda *_: session.stop())
     try:
         yield
     finally:

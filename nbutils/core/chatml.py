@@ -193,7 +193,7 @@ def _cached_controls(tokenizer: PreTrainedTokenizerBase, _length: int, roles: fr
         raise UserError(f"The tokenizer lacks {IM_START} or {IM_END}; call nbutils.core.chatml.add_chatml on it first.")
 
     def between(before: str, text: str, after: str) -> list[int]:
-        ids: list[int] = tokenizer(before + text + after, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(before + text + after, add_special_tokens=False)["input_ids"]
         return ids[1:-1]
 
     headers = {role: between(IM_START, f"{role}\n", IM_END) for role in sorted(roles)}

@@ -57,7 +57,7 @@ def local_copy(kind: str, name: str, revision: str = "") -> Path | None:
 def manifest(folder: Path) -> Json:
     """What a fetched folder holds. UserError for one that is damaged."""
     try:
-        found: Json = dict(read_json(folder / MANIFEST))
+        found = dict(read_json(folder / MANIFEST))
         found["items"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

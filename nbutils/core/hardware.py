@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from nbutils.core.errors import UserError
 
@@ -64,7 +63,7 @@ def child_report() -> DeviceReport:
     program = [sys.executable, "-m", "nbutils.core.hardware"]
     try:
         done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=True)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        found = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
         raise UserError(

@@ -40,8 +40,7 @@ class StageSpec:
     def settings_class(self) -> type[Settings]:
         """The class that checks this stage's parameters, imported when it is needed."""
         module = importlib.import_module(f"nbutils.{self.name}.settings")
-        found: type[Settings] = getattr(module, f"{self.name.title()}Settings")
-        return found
+        return getattr(module, f"{self.name.title()}Settings")
 
 
 def own(package: str, *without: str) -> tuple[str, ...]:

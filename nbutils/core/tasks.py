@@ -133,8 +133,7 @@ def _built(spec: str | Json, name: str) -> Json:
     if isinstance(spec, str):  # a stock task, whose data is on the hub
         hub_answers()
     try:
-        tasks: Json = TaskManager(include_defaults=isinstance(spec, str)).load([spec])["tasks"]
-        return tasks
+        return TaskManager(include_defaults=isinstance(spec, str)).load([spec])["tasks"]
     except OSError as error:  # the hub's own errors are such
         raise UserError(
             f"The data of the task '{name}' cannot be read ({first_line(error)}): connect to the network, run `python "

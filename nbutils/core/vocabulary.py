@@ -37,7 +37,7 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
     except UnicodeEncodeError as error:
         bad = error.object[:60]
         raise UserError(f"The text {bad!r} holds half a surrogate pair, which is no valid Unicode.") from error
-    rows: list[list[int]] = tokenizer(
+    return tokenizer(
         texts,
         add_special_tokens=False,
         split_special_tokens=True,
@@ -45,7 +45,6 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
         return_token_type_ids=False,
         verbose=False,
     )["input_ids"]
-    return rows
 
 
 def special_strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -153,5 +153,5 @@ def example(folder: Path, turns: int = 4) -> Json:
     """
     from datasets import load_from_disk
 
-    rows: list[Json] = list(load_from_disk(folder).take(LOOKED_AT))
+    rows = list(load_from_disk(folder).take(LOOKED_AT))
     return min(rows, key=lambda row: (len(row["messages"]) < turns, abs(len(row["messages"]) - turns)))

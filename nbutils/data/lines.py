@@ -1,7 +1,8 @@
-"""JSONL and JSON files, row by row: what is broken in one row stays in that row."""
+"""JSONL, JSON, CSV and TSV files, row by row: what is broken in one row stays in that row."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -24,14 +25,10 @@ from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LINE, Shape, detect, parse_line, shape_for
 
-LINE_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
-BUILDERS = {
-    ".parquet": {"path": "parquet"},
-    ".arrow": {"path": "arrow"},
-    ".csv": {"path": "csv"},
-    ".tsv": {"path": "csv", "sep": "\t"},
-}
-"""Endings of what the `datasets` library reads, and how it reads a single file."""
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+LINE_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".ndjson", *SEPARATORS) for packed in ("", ".gz", ".zst"))
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
+"""Endings of what the `datasets` library reads, by its names of them."""
 BATCH_BYTES = 16 * 2**20
 """Raw bytes of a batch at most: one row can be long."""
 WORDS = {
@@ -40,6 +37,8 @@ WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """What the `datasets` library takes as the name of each usual split in the name of a file or folder."""
+ABOUT = ("dataset_info", "dataset_infos", "metadata")
+"""Names of JSON files in a dataset's folder that hold no rows."""
 _SHARD = r"(?:[-._ ]?\d+(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]+)?)?"
 LOOKED_AT = 200
 """Rows that are not broken from which the shape is found."""
@@ -57,31 +56,29 @@ Rows = Callable[[], Iterator[bytes]]
 
 
 def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
-    """The files read here that a path stands for: itself, or a folder's JSONL files of the split.
+    """The files read here that a path stands for: itself, or a folder's files of the split.
 
-    A folder with nothing but JSONL files, none of them named for the split, is all `train` (but for files that are
-    named for another split). Empty for anything else, which the `datasets` library opens. UserError where files of
-    another kind are named for the split too.
+    A folder in which no file is named for the split is all `train` (but for files that are named for another split).
+    Empty for Parquet, Arrow and anything else, which the `datasets` library opens. UserError where the files are of
+    several kinds: it would read one of them.
     """
     if not path.is_dir():
         return [path] if path.name.endswith((*LINE_SUFFIXES, ".json")) else []
     if spec.name or _configured(path):
         return []
-    below = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+    below = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file() and file.stem not in ABOUT]
     below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
-    of_lines = [file for file in below if file.name.endswith(LINE_SUFFIXES)]
-    others = [file for file in below if file.name.endswith(tuple(BUILDERS))]
-    named = [file for file in below if names_split(file, spec.whole_split)]
-    mine = [file for file in of_lines if file in named]
-    clash = [file for file in named if file.name.endswith((*BUILDERS, ".json"))]
-    if mine and clash:
+    below = [file for file in below if file.name.endswith((*LINE_SUFFIXES, ".json", *BUILDERS))]
+    mine = [file for file in below if names_split(file, spec.whole_split)]
+    if not mine and spec.whole_split == "train":
+        mine = [file for file in below if not any(names_split(file, other) for other in WORDS)]
+    kinds = {"" if file.name.endswith(LINE_SUFFIXES) else file.suffix: file for file in mine}
+    if len(kinds) > 1:
         raise UserError(
-            f"The folder {spec.path} holds {mine[0]} and {clash[0]} for the split '{spec.whole_split}'; name the one "
-            "file to read in `datasets`, or move the other away."
+            f"The folder {spec.path} holds {' and '.join(map(str, kinds.values()))} for the split "
+            f"'{spec.whole_split}'; name the one file to read in `datasets`, or move the other away."
         )
-    if not mine and not others and spec.whole_split == "train":
-        mine = [file for file in of_lines if not any(names_split(file, other) for other in WORDS)]
-    return [path / file for file in mine]
+    return [] if kinds.keys() & BUILDERS.keys() else [path / file for file in mine]
 
 
 def _configured(folder: Path) -> bool:
@@ -107,7 +104,7 @@ def names_split(path: PurePath, split: str) -> bool:
 
 
 def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
-    """Opens JSONL files (also compressed with gzip), or a JSON file with a list of rows. UserError if no shape fits."""
+    """Opens files of lines (also compressed), or JSON files with a list of rows. UserError if no shape fits."""
     is_folder = path.is_dir()
     spec.refuse("a local folder" if is_folder else "a single file", "name", *(() if is_folder else ("split",)))
     readers = [_rows_of(file) for file in files]
@@ -129,8 +126,27 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
 
 
 def _rows_of(path: Path) -> Rows:
+    kind = PurePath(path.name.removesuffix(".gz").removesuffix(".zst")).suffix
+    if kind in SEPARATORS:
+        return partial(_table_rows, path, SEPARATORS[kind])
     found = open_document(path) if path.suffix == ".json" or _is_list(path) else None
     return found or partial(_lines_of, path)
+
+
+def _table_rows(path: Path, separator: str) -> Iterator[bytes]:
+    """The rows of a CSV or TSV file, every cell as the text that stands there."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with io.TextIOWrapper(io.BufferedReader(pa.input_stream(path)), "utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file, delimiter=separator, strict=True)):
+                if None in row:
+                    raise ValueError(f"row {number} has more cells than the header has columns")
+                yield json.dumps(row).encode()
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"The table {shown(path)} is broken ({error}); mend it (a cell with a quote or separator stands in quotes, "
+            "and quotes in it are doubled), or write JSON lines."
+        ) from error
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
@@ -162,7 +178,7 @@ def _grouped(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
 
 def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
     """The shape that most of the first lines have, and the names of the columns seen; broken lines do not count."""
-    votes: Counter[tuple[str, ...]] = Counter()
+    votes = Counter[tuple[str, ...]]()
     broken = ""
     for line in lines:
         try:

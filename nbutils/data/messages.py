@@ -31,7 +31,7 @@ OTHER_PARTS = {
 }
 """Types of the parts of a message, as the chat interfaces of today call them."""
 REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
-MARKS = ("weight", "train", "loss", "loss_mask")
+MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale")
 """Keys of a message that say whether it is to be learnt: 1 or true, 0 or false."""
 KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS, *MARKS))
 
@@ -53,10 +53,10 @@ def absent(value: Any) -> bool:
 
 
 def holds_text(value: Any) -> bool:
-    """Whether there is a text anywhere in a value."""
+    """Whether there is a text, or the bytes of a picture or sound, anywhere in a value."""
     if isinstance(value, Mapping | list | tuple):
         return any(map(holds_text, value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str | bytes) and bool(value.strip())
 
 
 def decoded(value: Any, what: str) -> Any:
@@ -133,7 +133,7 @@ class Reading:
         """Role and text of one message."""
         if not isinstance(item, Mapping):
             raise Malformed(f"a message is of type {type(item).__name__}")
-        if any(item.get(key) and not absent(item[key]) for key in CALLS):
+        if any(holds_text(item.get(key)) and item[key] != "[]" for key in CALLS):
             raise Malformed("a message calls a tool", TOOL_USE)
         roles = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
         if not roles or not all(isinstance(role, str) for role in roles):

@@ -85,7 +85,7 @@ def in_order(function: Callable[[pa.Table, int], pa.Table], source: Source, proc
             yield _run(function, batch)
         return
     pool = ProcessPoolExecutor(processes, initializer=_start_worker)
-    waiting: deque[Future[Result]] = deque()
+    waiting = deque[Future[Result]]()
     try:
         for batch in source.batches():
             waiting.append(pool.submit(_run, function, batch))

@@ -178,5 +178,4 @@ def loaded_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
+    return AutoTokenizer.from_pretrained(folder)

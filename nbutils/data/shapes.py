@@ -14,23 +14,26 @@ import pyarrow as pa
 from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
 from nbutils.data.fates import REJECTED, Turn
-from nbutils.data.messages import ROLE_KEYS, STOP, TEXT_KEYS, Malformed, Reading, absent, decoded, holds_text, role_of
+from nbutils.data.messages import ROLE_KEYS, STOP, TEXT_KEYS, Malformed, Reading, absent, decoded, role_of
 
 LINE = "__line"
 """Column of raw text lines, each a JSON object, for files that are read line by line."""
-LABEL = "label"
-"""Column that says with `false` that a row shows what is not to be learnt."""
+LABELS = ("label", "kto_tag")
+"""Columns that say with `false` that a row shows what is not to be learnt."""
 
 TEMPLATES = {
     "<|start_header_id|>": "Llama 3",
     "<|begin_of_text|>": "Llama 3",
-    "<s>[INST]": "Mistral or Llama 2",
     "[INST]": "Mistral or Llama 2",
     "<start_of_turn>": "Gemma",
     "<|user|>": "Zephyr or Phi 3",
     "<|system|>": "Zephyr or Phi 3",
     "### Instruction:": "Alpaca",
+    "Below is an instruction": "Alpaca",
     "### Human:": "Vicuna",
+    "### User:": "Vicuna",
+    "<｜User｜>": "DeepSeek",
+    "<|start|>": "Harmony",
 }
 """What a text begins with or has in it that was written with a template already; ChatML is read."""
 
@@ -52,7 +55,7 @@ class Shape:
     @property
     def known(self) -> tuple[str, ...]:
         """All columns that it has a use for."""
-        return (*(name for group in self.columns for name in group), *self.optional, LABEL)
+        return (*(name for group in self.columns for name in group), *self.optional, *LABELS)
 
 
 def _messages(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
@@ -82,20 +85,30 @@ def _side(reading: Reading, value: Any, role: str) -> list[Turn]:
 
 
 def _completion(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    return _plain(_side(reading, row["prompt"], "user") + _side(reading, row["completion"], "assistant"))
+    return _plain(_answered(_side(reading, row["prompt"], "user"), _side(reading, row["completion"], "assistant")))
 
 
 def _preference(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
     asked = _side(reading, row["prompt"] if "prompt" in row else row["conversations"], "user")
     chosen = _side(reading, row["chosen"], "assistant")
-    # Some sets repeat the prompt at the head of `chosen`.
-    repeated = len(chosen) > len(asked) and chosen[: len(asked)] == asked
-    return _plain(chosen if repeated else asked + chosen)
+    return _plain(_answered(asked, chosen))
+
+
+def _answered(asked: list[Turn], answer: list[Turn]) -> list[Turn]:
+    """Prompt and answer together. Some sets repeat the prompt, or its last message, at the head of the answer."""
+    spoken = [(role, text.strip()) for role, text in answer]
+    last = asked[-1][0], asked[-1][1].strip()
+    if [role for role, _ in spoken if role != "system"][:1] != ["user"] or last not in spoken:
+        return asked + answer
+    length = spoken.index(last) + 1
+    return max(asked, answer[:length], key=len) + answer[length:]
 
 
 def _plain(turns: list[Turn]) -> list[Turn]:
     """The turns, or the messages that their texts are once more, where these were written with a template already."""
-    messages = _rendered("".join(text for role, text in turns if role != "system").lstrip(), str.startswith)
+    messages = _rendered(
+        "".join(text for role, text in turns if role != "system").lstrip().removeprefix("<s>").lstrip(), str.startswith
+    )
     if {"user", "assistant"} <= {role for role, _ in messages}:
         return [turn for turn in turns if turn[0] == "system"] + messages
     return turns
@@ -164,10 +177,8 @@ def read_rows(table: pa.Table, shape: Shape) -> list[Row]:
     if LINE in table.column_names:
         return [_read(shape, line, parse_line) for line in table[LINE].to_pylist()]
     used = [name for name in shape.known if name in table.column_names]
-    if (fast := _role_and_content(table.select(used), shape)) is not None:
-        beside = [[name for name in table.column_names if name not in used and holds_text(row[name])]
-                  for row in table.drop_columns(used).to_pylist()]  # fmt: skip
-        return list(zip(fast, beside or [[]] * len(fast), strict=True))
+    if used == table.column_names and (fast := _role_and_content(table)) is not None:
+        return [(turns, []) for turns in fast]
     kind = pa.struct(table.schema)
     load = partial(_loaded, kind) if "arrow.json" in str(kind) else dict
     try:
@@ -212,8 +223,8 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
     found: list[Turn] | Malformed
     try:
         row = load(row)
-        reading.beside(row, shape.known[:-1], "")
-        if row.get(LABEL) is False:
+        reading.beside(row, shape.known[: -len(LABELS)], "")
+        if any(str(row.get(label)).lower() == "false" for label in LABELS):
             raise Malformed("its label is false", REJECTED)
         found = shape.read(reading, row)
         for role, text in found:
@@ -228,7 +239,7 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
     return found, list(reading.unread)
 
 
-def _role_and_content(table: pa.Table, shape: Shape) -> list[list[Turn]] | None:
+def _role_and_content(table: pa.Table) -> list[list[Turn]] | None:
     """The common case, list<struct<string, string>>, read column by column (five times as fast); None for any other."""
     column = table[0].combine_chunks()
     if len(table.column_names) > 1 or not pa.types.is_list(column.type) or column.null_count:

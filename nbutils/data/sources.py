@@ -9,11 +9,12 @@ import glob
 import importlib.util
 import json
 import pickle
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain, count
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -34,7 +35,7 @@ from nbutils.data.shapes import detect
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-FILE_SUFFIXES = (*lines.LINE_SUFFIXES, ".json", *lines.BUILDERS, ".csv.gz", ".tsv.gz")
+FILE_SUFFIXES = (*lines.LINE_SUFFIXES, ".json", *lines.BUILDERS)
 """Of a `path` that is a file: a hub id may hold a dot too."""
 CHITCHAT = "chitchat"
 
@@ -52,14 +53,13 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
         return Source(spec, shape, table.column_names, len(taken), partial(in_memory, pieces), digest)
     if path.name.endswith(FILE_SUFFIXES) and not path.exists():
         raise UserError(f"The dataset file {spec.path} does not exist; check its path in `datasets`.")
-    if files := lines.files_of(path, spec):
-        return lines.open_lines(path, files, spec)
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _source(spec, _saved(spec, path))
-    suffix = PurePath(path.name.removesuffix(".gz")).suffix
-    if suffix in lines.BUILDERS:
+    if files := lines.files_of(path, spec):
+        return lines.open_lines(path, files, spec)
+    if builder := lines.BUILDERS.get(path.suffix):
         spec.refuse("a single file", "name", "split")
-        return _loaded(spec, streaming=streaming, data_files=glob.escape(str(path)), **lines.BUILDERS[suffix])
+        return _loaded(spec, builder, streaming, data_files=glob.escape(str(path)))
     if path.is_dir():
         spec.refuse("a local folder")
         if glob.has_magic(str(path)):
@@ -95,7 +95,7 @@ def chitchat_conversations() -> Iterator[list[Turn]]:
     """
     for conversation in json.loads(chitchat_file().read_bytes()).values():
         names = chain(("user", "assistant"), map("speaker {}".format, count(3)))
-        roles: dict[str, str] = defaultdict(names.__next__)
+        roles = defaultdict[str, str](names.__next__)
         yield [(roles[message["sender"]], message["text"]) for message in chain(*conversation["messages"])]
 
 
@@ -105,7 +105,7 @@ def _source(spec: DatasetSpec, data: Dataset | IterableDataset, revision: str = 
     columns = data.column_names or list(next(_streamed(spec, data.take(1)), {}))
     shape = detect(columns, spec.label)
     rows, fingerprint = (len(data), data._fingerprint) if isinstance(data, Dataset) else (None, "")
-    texts = {name for name, kind in (data.features or {}).items() if getattr(kind, "dtype", "").endswith("string")}
+    texts = {name for name, kind in (data.features or {}).items() if re.search("string|Json|Image|Audio", str(kind))}
     wanted = [name for name in columns if name in texts or name in shape.known]  # texts that are not read are counted
     batches = partial(_batches, spec, data.select_columns(wanted))
     return Source(spec, shape, columns, rows, batches, fingerprint, revision)
@@ -172,7 +172,9 @@ def _loaded(spec: DatasetSpec, path: str, streaming: bool, commit: str = "", **o
         )
         if resolve(spec.path).exists():
             where, advice = "", "Mend or convert its files, or name the right ones in `datasets`"
-        raise UserError(f"The dataset {spec.label} cannot be opened{where}: {first_line(error)}. {advice}.") from error
+        raise UserError(
+            f"The dataset {spec.label} cannot be opened{where}: {first_line(error.__cause__ or error)}. {advice}."
+        ) from error
     return _source(spec, data, commit)
 
 

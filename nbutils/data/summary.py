@@ -159,8 +159,7 @@ def by_fate(ledger: pa.Table) -> dict[str, dict[str, int]]:
     """Rows and tokens by fate; `tokens` of over-long rows is a lower bound, and 0 where no tokens were read."""
     grouped = ledger.group_by("fate").aggregate([("fate", "count"), ("tokens", "sum")])
     counts = grouped.to_pandas().set_index("fate").reindex(FATES).fillna(0).astype(int)
-    found: dict[str, dict[str, int]] = counts.set_axis(["rows", "tokens"], axis=1).to_dict("index")
-    return found
+    return counts.set_axis(["rows", "tokens"], axis=1).to_dict("index")
 
 
 def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> Json:

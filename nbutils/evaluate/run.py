@@ -163,7 +163,7 @@ def curve(plan: Plan) -> Json | None:
         return measure_curve(loaded, rows, **options)
 
     question = {"context_curve": sha256_of_json(rows)}
-    found: Json | None = _measured(plan, model, question, measured, resamples=s.resamples)
+    found = _measured(plan, model, question, measured, resamples=s.resamples)
     if found is not None:
         _add(plan.folder, "context_curve", found)
     return found

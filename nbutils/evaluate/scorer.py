@@ -130,7 +130,7 @@ class RowScorer:
         # Continuations that begin alike share positions.
         self._wanted.flat, which = torch.tensor(flat, device=self.device).unique(return_inverse=True)  # (P,), (N,)
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+            logits = self.model(**inputs, use_cache=False).logits
         if logits.shape[:2] != (1, len(self._wanted.flat)):
             raise ValueError(f"the output layer gave {tuple(logits.shape)} for {len(self._wanted.flat)} positions")
         logprobs, greedy = _logprobs(logits[0], which, torch.tensor(targets, device=self.device))  # (N,), (N,)

@@ -63,7 +63,7 @@ class SharedPrefixLM(HFLM):
         own = self.batch_size
         if self.strategy != "stock":
             self.batch_size_per_gpu = sys.maxsize
-        totals: list[float] = self._together(super().loglikelihood_rolling, requests)
+        totals = self._together(super().loglikelihood_rolling, requests)
         self.batch_size_per_gpu = own
         return totals
 
@@ -99,8 +99,7 @@ class SharedPrefixLM(HFLM):
         differently, or puts a token in front, reads whole texts.
         """
         if self._splitter is None:
-            whole: list[int] = super().tok_encode(string, *args, **kwargs)
-            return whole
+            return super().tok_encode(string, *args, **kwargs)
         ids: list[int] = []
         for piece in self._splitter.split(string):
             if piece not in self._pieces:
@@ -110,8 +109,7 @@ class SharedPrefixLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> list[Answer]:
         if self.strategy == "stock":
-            scored: list[Answer] = super()._loglikelihood_tokens(requests, *args, **kwargs)
-            return scored
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
         asked = [Request.fitted(context, continuation, self.max_length) for _, context, continuation in requests]
         unique = list(dict.fromkeys(asked))
         answers = self.scorer.score(unique, self.strategy == "shared rows", self.say)

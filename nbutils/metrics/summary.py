@@ -34,8 +34,7 @@ RESULTS = (
 
 def read_training_settings(run: Path) -> Json:
     """`train/settings.json` of a run folder; UserError where it is missing or damaged."""
-    settings: Json = _read(Run(run).training / "settings.json", read_json)
-    return settings
+    return _read(Run(run).training / "settings.json", read_json)
 
 
 def read_history(run: Path) -> History:
@@ -44,7 +43,7 @@ def read_history(run: Path) -> History:
     UserError where it is missing or damaged, or has no row of training or evaluation.
     """
     path = Run(run).training / "metrics.jsonl"
-    history: History = _read(path, lambda path: History.of(map(_of_numbers, read_jsonl(path))))
+    history = _read(path, lambda path: History.of(map(_of_numbers, read_jsonl(path))))
     if not history.train and not history.evals:
         raise UserError(
             f"{shown(path)} has no row of training or evaluation yet: let notebooks/02_train_sft.ipynb run on."

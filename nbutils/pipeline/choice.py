@@ -69,7 +69,7 @@ def explain(plan: Plan, options: Options, display: Display) -> int:
     first = asks_first(picked, options)
     stop = first.spec.name if first else ""  # the stage at which the run would end
     states: dict[str, State] = {}  # of each stage, when the next ones read it
-    again: set[str] = set()
+    again = set[str]()
 
     def foreseen(planned: Planned, state: StageState) -> tuple[str, str]:
         """The action (`look again` where it is not known before an earlier stage has run), and why."""

@@ -41,12 +41,12 @@ _AGAIN = "run the same command again to go on from this stage"
 
 def execute(job: Job) -> None:
     """Executes a job's notebook, saved as it goes. StageFailed says why it did not come to its end."""
-    nb: Any = load_notebook_node(str(job.source))
+    nb = load_notebook_node(str(job.source))
     if job.parameters:
         nb = parameterize_notebook(nb, job.parameters, kernel_name="python3", language="python")
     nb = remove_error_markers(prepare_notebook_metadata(nb, str(job.source), str(job.target)))
     minutes = job.options.cell_minutes
-    client: Any = _Client(
+    client = _Client(
         nb,
         # this interpreter's kernel, whatever kernels the user has installed
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),

@@ -148,7 +148,7 @@ def marked(mark: str, among: Iterable[psutil.Process] | None = None) -> list[psu
 
 def end(mark: str, patience: float = PATIENCE_SECONDS) -> int:
     """Ends all processes of a mark: SIGTERM, after `patience` seconds SIGKILL (at once for 0). Returns how many."""
-    ended: set[int] = set()
+    ended = set[int]()
     number, wait = (signal.SIGTERM, patience) if patience else (signal.SIGKILL, 1.0)
     deadline = time.monotonic() + patience + STUBBORN_SECONDS
     while (found := marked(mark)) and time.monotonic() < deadline:  # again, for what started meanwhile

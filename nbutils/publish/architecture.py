@@ -54,7 +54,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 def parameter_counts(shapes: dict[str, list[int]]) -> Counter[str]:
     """Parameters by part of the model; their sum is the model's size. Tied weights are stored and counted once."""
-    counts: Counter[str] = Counter()
+    counts = Counter[str]()
     for name, shape in shapes.items():
         part = next((part for fragment, part in PARTS if fragment in name), "other")
         counts[part] += math.prod(shape)
@@ -109,6 +109,6 @@ def model_config(folder: Path) -> Json:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder).get_text_config()
-    values: Json = config.to_dict()
+    values = config.to_dict()
     named = {name: getattr(config, other, None) for name, other in config.attribute_map.items()}
     return values | named

@@ -36,7 +36,7 @@ def check_parity(
     """
     from datasets import load_from_disk
 
-    rows: list[list[dict[str, str]]] = load_from_disk(str(held_out))["messages"][:]
+    rows = load_from_disk(str(held_out))["messages"][:]
     command = [sys.executable, "-I", str(Path(plain_reader.__file__))]
     # The other process starts first, to import its libraries meanwhile; it gets its job when the session's is done.
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, encoding="utf-8") as child:

@@ -36,7 +36,7 @@ class Arguments(SFTConfig):
     @property
     def device(self) -> torch.device:
         """The device of this process."""
-        device: torch.device = super().device
+        device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import processors
@@ -129,11 +128,11 @@ def weightless_base(settings: TrainSettings) -> PreTrainedModel:
     """The base model without weights. UserError where it cannot be read, or training could not use it."""
     kept = Run(settings.run_path).base  # the base may be gone since it was read
     ref = ModelRef.parse(str(kept)) if holds_model(kept) else settings.base_ref
-    config: Any = ref.config() if ref.text != TINY else tiny_config(VOCABULARY, settings.max_length, 0, 0)
+    config = ref.config() if ref.text != TINY else tiny_config(VOCABULARY, settings.max_length, 0, 0)
     check_config(settings, config)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # an architecture's own check of its sizes
         raise ref.unreadable(error) from error
     check_head(model)

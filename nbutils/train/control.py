@@ -169,7 +169,7 @@ class Counters:
 
     def load(self, folder: Path) -> Json:
         """Takes over the counters of a checkpoint, and returns all that `save` wrote there."""
-        state: Json = read_json(folder / COUNTERS)
+        state = read_json(folder / COUNTERS)
         vars(self).update({name: state[name] for name in KEPT})
         return state
 

@@ -68,8 +68,7 @@ class TokenRows:
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row, (rows,)."""
-        lengths: np.ndarray = pc.list_value_length(self.rows.data.column("input_ids")).to_numpy()
-        return lengths
+        return pc.list_value_length(self.rows.data.column("input_ids")).to_numpy()
 
     def supervised_counts(self, token: int | None = None) -> np.ndarray:
         """Labels of each row that the loss counts, (rows,), or only those that are `token`.

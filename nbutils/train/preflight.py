@@ -72,7 +72,7 @@ class MemoryNeed(NamedTuple):
 
 def report(findings: Iterable[Finding]) -> dict[str, list[str]]:
     """Prints every finding on a line of its own, as it comes, and returns their sentences by level."""
-    told: dict[str, list[str]] = defaultdict(list)
+    told = defaultdict[str, list[str]](list)
     for finding in findings:
         print(f"{finding.level:>6}  {finding.text}", flush=True)
         told[finding.level].append(finding.text)
@@ -206,7 +206,7 @@ def data_findings(
             yield Finding(FINE, f"Every training conversation has a supervised {what}.")
     if not TokenRows.load(held_out, "assistant").supervised_counts().sum():
         yield Finding(STOP, "No evaluation conversation has a supervised token; run notebook 01 again.")
-    said: dict[str, set[str]] = defaultdict(set)
+    said = defaultdict[str, set[str]](set)
     for messages in load_from_disk(str(held_out))["messages"]:
         for message in messages[1:]:  # those that answer something
             said[message["role"]].add(" ".join(message["content"].casefold().split()))

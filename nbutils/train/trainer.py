@@ -133,8 +133,7 @@ class SmallchatTrainer(SFTTrainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: Microbatch, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
         """Loss sum and correct count of one micro-batch, computed inside DDP's forward."""
-        out: dict[str, torch.Tensor] = model(input_ids=inputs.input_ids, chunked_labels=inputs.labels)
-        return out
+        return model(input_ids=inputs.input_ids, chunked_labels=inputs.labels)
 
     def _share(self, batch: StepBatch, sums: torch.Tensor, losses: list[torch.Tensor]) -> None:
         """One exchange a step: loss and accuracy summed over ranks, whether any loss is not finite, whether to stop."""
@@ -160,7 +159,7 @@ class SmallchatTrainer(SFTTrainer):
         )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        norm: torch.Tensor = super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model)
         if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
             self._stop_on_nonfinite("gradient norm", self.last_rows)
         return norm

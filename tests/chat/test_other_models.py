@@ -44,7 +44,7 @@ def loaded(folder, model, tokenizer=TOKENIZER, **config) -> models.LoadedModel:
 
 
 @pytest.mark.parametrize(
-    ("kind", "made", "written", "extension"),
+    "kind,made,written,extension",
     [
         (MistralForCausalLM, {}, {"sliding_window": 32}, "dynamic"),
         (MistralForCausalLM, {}, {"sliding_window": 32}, "none"),
@@ -61,7 +61,7 @@ def test_a_model_of_another_kind_replies_as_generate_does(tmp_path, kind, made, 
 
 
 @pytest.mark.parametrize(
-    ("template", "specials", "header", "end"),
+    "template,specials,header,end",
     [
         (IM_SEP, ["<|im_sep|>"], "<|im_start|>assistant<|im_sep|>", IM_END),
         (ZEPHYR, ["</s>", "<|user|>", "<|assistant|>"], "<|assistant|>\n", "</s>"),

@@ -89,7 +89,7 @@ def test_piped_input_gives_replies_alone_and_what_is_talked_to_is_told(run, pipe
 
 
 @pytest.mark.parametrize(
-    ("replies", "typed", "told", "texts"),
+    "replies,typed,told,texts",
     [
         (["fine"], "x" * 2000 + "\nhi\nQUIT\nnever", "2,008 tokens long and there is room for 763", ["hi", "fine"]),
         (
@@ -113,7 +113,7 @@ def test_a_piped_message_that_gets_no_reply_is_told_and_the_conversation_goes_on
     assert out.splitlines() == texts[1::2] and told in err and "and more" not in err
 
 
-@pytest.mark.parametrize(("during", "words"), [("load", "before the model was there"), ("talk", "stopped")])
+@pytest.mark.parametrize("during,words", [("load", "before the model was there"), ("talk", "stopped")])
 def test_ctrl_c_ends_the_program_with_a_word(finished, tmp_path, monkeypatch, capsys, during, words):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_the_program_with_a_word(finished, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    ("model", "file", "content"),
+    "model,file,content",
     [
         ("model.gguf", "model.gguf", b"GGUF\x03\0\0\0" + b"\xff" * 64),
         ("train/final", "train/final/model.safetensors", b"cut short"),
@@ -157,7 +157,7 @@ def test_models_of_a_run_are_found(run):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "words"),
+    "flag,value,words",
     [
         ("--save", str(Path(__file__).parent), "it is a folder): give another path"),
         ("--save", f"{__file__}/t.json", "test_terminal.py/t.json ("),

@@ -26,7 +26,7 @@ def test_save_and_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    "content,words",
     [
         ("{", "Invalid JSON"),
         ([1], "no transcript"),

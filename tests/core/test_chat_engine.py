@@ -24,7 +24,7 @@ from tests.core.test_chatml import turns
 WORDS = [f"turn {turn}: what now?" for turn in range(12)]
 
 
-@pytest.mark.parametrize(("extension", "penalty"), [("dynamic", 1.0), ("linear", 1.3), ("none", 1.3)])
+@pytest.mark.parametrize("extension,penalty", [("dynamic", 1.0), ("linear", 1.3), ("none", 1.3)])
 def test_greedy_replies_equal_generate_across_the_crossing_and_evictions(extension, penalty):
     """Other models, and yarn, in `tests/chat/test_other_models.py`."""
     session = chat(context_extension=extension, repetition_penalty=penalty)
@@ -199,7 +199,7 @@ def test_stop_ends_the_reading_of_a_long_prompt():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    "settings,words",
     [({"max_new_tokens": 4096}, "at most 128"), ({"context_extension": "ntk"}, "dynamic, yarn, linear, none")],
 )
 def test_settings_that_the_model_cannot_meet_are_refused(settings, words):

@@ -159,7 +159,7 @@ def with_holes() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize(
-    ("make", "spare", "tie"),
+    "make,spare,tie",
     [(without_chatml, 0, False), (without_chatml, 0, True), (without_chatml, 64, False), (with_holes, 0, False)],
 )
 def test_new_rows_are_the_mean_of_those_in_use_and_spare_ones_are_cut(make, spare, tie):
@@ -197,7 +197,7 @@ BLANKS = normalizers.Sequence([normalizers.Nmt(), normalizers.Replace(Regex(" {2
 
 
 @pytest.mark.parametrize(
-    ("pieces", "normalizer", "one_piece"),
+    "pieces,normalizer,one_piece",
     [
         (["▁user", "▁Hello", "▁Zebra"], BLANKS, True),  # newlines become blanks
         (["▁user", "\nHello", "\nZebra"], None, True),  # pieces that begin with a newline, of words not in the probe
@@ -221,7 +221,7 @@ def without_unknown() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "text", "named"),
+    "tokenizer,text,named",
     [
         (unigram(bytes_too=False), "a 🙂 東 🙂", "'🙂' '東'"),
         (unigram(bytes_too=False, unknown=None), "東 here", "'東'"),  # its token is not marked as special

@@ -196,7 +196,7 @@ DRESSED = '"""Module."""\n# why\ndef f(x):\n    """Adds one."""\n\n    return (x
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "same"),
+    "before,after,same",
     [
         (ADDS, DRESSED, True),
         (RAISES, RAISES.replace("is wrong", "was not understood"), True),

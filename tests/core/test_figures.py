@@ -54,7 +54,7 @@ EVENTS = [
 
 
 @pytest.mark.parametrize(
-    ("rows", "there", "absent"),
+    "rows,there,absent",
     [
         (history_rows(60, loss=lambda _: 4.25, **FLAT), {"4.25", "4.50", "evaluation", "training, smoothed"}, set()),
         (  # a line that breaks off has no final value

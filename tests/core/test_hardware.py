@@ -11,7 +11,7 @@ T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16
 
 
 @pytest.mark.parametrize(
-    ("report", "device", "words"),
+    "report,device,words",
     [
         (DeviceReport((T4,), mps=True), "cuda", "on Tesla T4"),
         (DeviceReport((Gpu("V100", (7, 0), 16.0),)), "cuda", "on V100"),

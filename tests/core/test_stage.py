@@ -89,7 +89,7 @@ def test_a_finished_stage_that_is_opened_again_keeps_where_it_came_from(run, mon
 
 
 @pytest.mark.parametrize(
-    ("before", "words"),
+    "before,words",
     [
         (lambda run: None, "/stage.json does not exist"),
         (began, " is not finished"),

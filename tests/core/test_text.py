@@ -8,7 +8,7 @@ from nbutils.core import text
 
 
 @pytest.mark.parametrize(
-    ("shown", "expected"),
+    "shown,expected",
     [
         (text.number(0.12345), "0.123"),
         (text.number(12345.6), "12,346"),

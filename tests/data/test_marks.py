@@ -19,7 +19,7 @@ def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
     """A wrong answer that is marked, in every third row its question too, and the right one."""
     rows = [chat("Oh?", f"wrong {i}", f"Sure about {i}?", f"no, {i}") for i in range(30)]
     for i, row in enumerate(rows):
-        row["messages"][1][MARKS[i % 4]] = 0
+        row["messages"][1][MARKS[i % len(MARKS)]] = 0
         row["messages"][0] |= {"weight": 0} if i % 3 == 0 else {}
     made = make_of(tmp_path, rows)
     assert made.fates == ["kept"] * 30
@@ -36,15 +36,18 @@ def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
 
 @pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet"])
 def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_counted(tmp_path, kind):
-    rows = [row | {"source": "web", "empty": "", "label": True} for row in chats(40)]
+    rows = [
+        row | {"source": "web", "empty": "", "label": True, "kto_tag": True, "images": ["0.jpg"]} for row in chats(40)
+    ]
     for row in rows[:5]:
         answer = row["messages"][1]
         thought = {"type": "thinking", "thinking": "A number."}
         answer["content"] = [thought, {"type": "text", "text": answer["content"]}]
     rows[10]["label"], rows[20]["label"] = False, None
+    rows[11]["kto_tag"] = False
     made = make(tmp_path / "run", [str(write(kind, tmp_path, rows))])
-    assert made.fates == ["kept"] * 10 + ["rejected"] + ["kept"] * 29
-    assert made.summary["unread"] == {"source": 40, "message part thinking: thinking": 5}
+    assert made.fates == ["kept"] * 10 + ["rejected"] * 2 + ["kept"] * 28
+    assert made.summary["unread"] == {"source": 40, "images": 40, "message part thinking: thinking": 5}
     assert "message part thinking: thinking (5 rows)" in beside_line(made.summary)
     assert all("number" not in json.dumps(row["messages"]) for row in made.rows("train"))
 
@@ -54,7 +57,8 @@ def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_co
     [
         ([*chats(3), {"messages": [{"role": "assistant", "content": "b", "weight": 0.5}]}],
          ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
-        ([{"prompt": "<s>[INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
+        ([{"prompt": "<s> [INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
+        ([{"prompt": "Below is an instruction.\n\n### Response:", "completion": "x"}], ["of Alpaca already"]),
         ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
         ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["Row 0 of", "of Gemma already"]),
         ([{"text": "Once upon a time"}],

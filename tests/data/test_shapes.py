@@ -35,11 +35,12 @@ def read(shape: str, rows: list) -> list:
 
 HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
 AB = [("user", "a"), ("assistant", "b")]
-ASKED, ANSWERED = messages(*AB)
+ASKED, ANSWERED, NEXT = messages(*AB, ("user", "c"))
 SPAIN = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
 FRANCE = [["France?", "Paris."]]
 BRIEF, *ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
 AFTER = [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]
+(BE_BRIEF,) = messages(BRIEF)
 WHOLE = CHATML.render(messages(*AFTER))
 PROMPT, ANSWER = WHOLE[: -len("Madrid.<|im_end|>\n")], "Madrid.<|im_end|>"
 QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
@@ -54,6 +55,11 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
         ("alpaca", SPAIN | {"history": ""}, [BRIEF, *ALONE]),
         ("completion", {"prompt": [ASKED], "completion": [ANSWERED]}, AB),
         ("preference", {"prompt": [ASKED], "chosen": [ASKED, ANSWERED]}, AB),  # the answer repeats the prompt
+        ("preference", {"prompt": " a ", "chosen": [BE_BRIEF, ASKED, ANSWERED]}, [BRIEF, *AB]),
+        ("preference", {"prompt": "c", "chosen": [ASKED, ANSWERED, NEXT, ANSWERED]}, [*AB, ("user", "c"), AB[1]]),
+        ("completion", {"prompt": [ASKED, ANSWERED, NEXT], "completion": [NEXT, ANSWERED]},
+         [*AB, ("user", "c"), AB[1]]),
+        ("messages", {"messages": [ASKED | {"tool_calls": "[]", "function_call": {"name": None}}, ANSWERED]}, AB),
         ("preference", {"conversations": [HUMAN], "chosen": GPT}, AB),
         ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
         ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),

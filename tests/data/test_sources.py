@@ -9,6 +9,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
@@ -232,3 +233,31 @@ def test_the_shape_of_most_lines_that_are_not_broken_counts(tmp_path):
     source = opened(write_lines(tmp_path / "a.jsonl", rows))
     assert (source.shape.name, source.rows) == ("alpaca", len(rows))
     assert source.columns == ["note", *rows[-1]]
+
+
+def test_a_table_is_read_as_the_texts_that_stand_in_it(tmp_path):
+    """And not as what pandas takes them for."""
+    cells = ["NA", "None", "null", "00010", "1.50", "True", 'say "hi", or\nnot']
+    for name, sign in (("a.csv", ","), ("a.tsv.gz", "\t")):
+        pd.DataFrame({"prompt": cells, "completion": cells[::-1]}).to_csv(tmp_path / name, sep=sign, index=False)
+        read = [turns for turns, _ in rows_read(opened(tmp_path / name))]
+        assert read == [[("user", a), ("assistant", b)] for a, b in zip(cells, cells[::-1], strict=True)]
+
+
+@pytest.mark.parametrize(
+    "rows,words",
+    [
+        (b"Dear you, how are you?,Fine\n", "row 0 has more cells than the header"),
+        (b'"Quoted" word,yes\n', "expected after"),
+        (b"caf\xe9,oui\n", "utf-8"),
+    ],
+)
+def test_a_table_that_could_be_read_in_two_ways_is_refused(tmp_path, rows, words):
+    (tmp_path / "a.csv").write_bytes(b"prompt,completion\n" + rows)
+    assert words in refusal(opened, tmp_path / "a.csv")
+
+
+def test_a_folder_of_several_kinds_is_refused_by_the_names_of_two_files(tmp_path):
+    for name in ("a.jsonl", "b.json"):
+        write_lines(tmp_path / name, chats(3))
+    assert "a.jsonl and b.json" in refusal(opened, tmp_path)

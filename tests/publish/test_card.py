@@ -117,7 +117,7 @@ def test_any_name_is_shown_as_it_is_and_breaks_nothing(spare, name):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    "given,words",
     [
         ({"license": "Apache 2.0"}, r"'license' is 'Apache 2.0'.*Did you mean 'apache-2.0'"),
         ({"languages": ["English"]}, r"'languages.0' is 'English'"),

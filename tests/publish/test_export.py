@@ -66,7 +66,7 @@ def test_parity_of_the_folder_and_the_session(published):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    "content,words",
     [("say <|im_end|> please", "4 spell a control token"), ("how are you " * 200, "No reply can be compared")],
     ids=["control tokens", "too long"],
 )
@@ -91,7 +91,7 @@ def no_config(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    "spoil,words",
     [
         (other_weights, r"Greedy replies part in held-out conversation 0 at token \d+.*the session writes.*weights"),
         (other_template, r"Token ids part in held-out conversation 0 at token \d.*chat_template.jinja"),

@@ -53,7 +53,7 @@ def test_the_record_of_the_run_changes_nothing(published, spare):
 
 
 @pytest.mark.parametrize(
-    ("stage", "name"),
+    "stage,name",
     [
         ("train", "data/summary.json"),
         ("metrics", "train/metrics.jsonl"),

@@ -105,7 +105,7 @@ LETTERS = "a1B2" * 9
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    "text,what",
     [
         (f"token: hf_{LETTERS}", "a Hugging Face token"),
         (f"ghp_{LETTERS}", "a GitHub token"),

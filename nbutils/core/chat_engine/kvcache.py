@@ -66,7 +66,7 @@ class KeyValueCache:
             read, kept = (ids, {"past_key_values": self._cache}) if self._kept else (self.ids + ids, {})
             tokens = torch.tensor([read]).to(self.model.device)
             out = self.model(input_ids=tokens, logits_to_keep=1, use_cache=self._kept, **kept)
-            logits: torch.Tensor = out.logits[0, -1].float().cpu()
+            logits = out.logits[0, -1].float().cpu()
         self.ids += ids
         return logits
 

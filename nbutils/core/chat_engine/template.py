@@ -85,5 +85,4 @@ class OwnTemplate:
             raise UserError(f"The model's chat template refuses this conversation: {error}.") from error
 
     def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

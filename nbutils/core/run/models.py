@@ -140,7 +140,7 @@ class ModelRef:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         # Of a GGUF file, AutoTokenizer of transformers 5.0 to 5.5 makes a CodeLlamaTokenizer, with other ids.
-        tokenizer: PreTrainedTokenizerBase = self._load(PreTrainedTokenizerFast if self.gguf else AutoTokenizer)
+        tokenizer = self._load(PreTrainedTokenizerFast if self.gguf else AutoTokenizer)
         if self.gguf and "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):
             # transformers 5.0 makes a special token of bytes that a byte-level BPE does not know; later ones drop them.
             tokenizer.backend_tokenizer.model.unk_token = None
@@ -157,7 +157,7 @@ class ModelRef:
 
         hide_loading_bar()
         known = {} if self.gguf else {"config": self.config()}
-        model: PreTrainedModel = self._load(AutoModelForCausalLM, dtype=torch.float32, **known)
+        model = self._load(AutoModelForCausalLM, dtype=torch.float32, **known)
         if getattr(model, "quantization_method", None) == "gguf":
             # Its weights are plain float32, but transformers would not save a model that has this mark.
             del model.hf_quantizer, model.quantization_method, model.config.quantization_config
