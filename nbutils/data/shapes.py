@@ -90,17 +90,15 @@ def _completion(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
 
 def _preference(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
     asked = _side(reading, row["prompt"] if "prompt" in row else row["conversations"], "user")
-    chosen = _side(reading, row["chosen"], "assistant")
-    return _plain(_answered(asked, chosen))
+    return _plain(_answered(asked, _side(reading, row["chosen"], "assistant")))
 
 
 def _answered(asked: list[Turn], answer: list[Turn]) -> list[Turn]:
     """Prompt and answer together. Some sets repeat the prompt, or its last message, at the head of the answer."""
-    spoken = [(role, text.strip()) for role, text in answer]
-    last = asked[-1][0], asked[-1][1].strip()
-    if [role for role, _ in spoken if role != "system"][:1] != ["user"] or last not in spoken:
+    said, last = ([(role, text.strip()) for role, text in turns] for turns in (answer, asked[-1:]))
+    if [role for role, _ in said if role != "system"][:1] != ["user"] or not {*last} & {*said}:
         return asked + answer
-    length = spoken.index(last) + 1
+    length = said.index(last[0]) + 1
     return max(asked, answer[:length], key=len) + answer[length:]
 
 

@@ -61,6 +61,7 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
          [*AB, ("user", "c"), AB[1]]),
         ("messages", {"messages": [ASKED | {"tool_calls": "[]", "function_call": {"name": None}}, ANSWERED]}, AB),
         ("preference", {"conversations": [HUMAN], "chosen": GPT}, AB),
+        ("completion", {"prompt": [], "completion": "b"}, AB[1:]),
         ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
         ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),
         ("alpaca", {"instruction": PROMPT, "output": ANSWER}, AFTER),
