@@ -54,6 +54,12 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert first == again and first not in others
 
 
+def test_rows_of_one_length_meet_others_in_the_next_epoch():
+    plan = BatchPlan(np.full(64, 10), tokens_per_step=80, tokens_per_microbatch=80, seed=1)
+    first, second = ({frozenset(step) for step in plan.steps(epoch)} for epoch in (0, 1))
+    assert first != second
+
+
 def test_steps_hold_their_tokens_and_ranks_are_balanced():
     plan = real_plan()
     tokens = [plan.lengths[step].sum() for step in plan.steps(0)]
