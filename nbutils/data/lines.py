@@ -29,6 +29,8 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LINE_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".ndjson", *SEPARATORS) for packed in ("", ".gz", ".zst"))
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 """Endings of what the `datasets` library reads, by its names of them."""
+FILE_SUFFIXES = (*LINE_SUFFIXES, ".json", *BUILDERS)
+"""Of a `path` that is a file: a hub id may hold a dot too."""
 BATCH_BYTES = 16 * 2**20
 """Raw bytes of a batch at most: one row can be long."""
 WORDS = {
@@ -68,7 +70,7 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
         return []
     below = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file() and file.stem not in ABOUT]
     below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
-    below = [file for file in below if file.name.endswith((*LINE_SUFFIXES, ".json", *BUILDERS))]
+    below = [file for file in below if file.name.endswith(FILE_SUFFIXES)]
     mine = [file for file in below if names_split(file, spec.whole_split)]
     if not mine and spec.whole_split == "train":
         mine = [file for file in below if not any(names_split(file, other) for other in WORDS)]
@@ -97,10 +99,14 @@ def names_split(path: PurePath, split: str) -> bool:
     something else.
     """
     words = "|".join(map(re.escape, WORDS.get(split, (split,))))
-    stem = PurePath(path.name.removesuffix(".gz").removesuffix(".zst")).stem
     return any(re.fullmatch(words, part) for part in path.parent.parts) or bool(
-        re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", stem)
+        re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", _unpacked(path).stem)
     )
+
+
+def _unpacked(path: PurePath) -> PurePath:
+    """The file's name without what says that it is compressed."""
+    return PurePath(path.name.removesuffix(".gz").removesuffix(".zst"))
 
 
 def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
@@ -126,9 +132,8 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
 
 
 def _rows_of(path: Path) -> Rows:
-    kind = PurePath(path.name.removesuffix(".gz").removesuffix(".zst")).suffix
-    if kind in SEPARATORS:
-        return partial(_table_rows, path, SEPARATORS[kind])
+    if separator := SEPARATORS.get(_unpacked(path).suffix):
+        return partial(_table_rows, path, separator)
     found = open_document(path) if path.suffix == ".json" or _is_list(path) else None
     return found or partial(_lines_of, path)
 

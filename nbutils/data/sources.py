@@ -35,8 +35,6 @@ from nbutils.data.shapes import detect
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-FILE_SUFFIXES = (*lines.LINE_SUFFIXES, ".json", *lines.BUILDERS)
-"""Of a `path` that is a file: a hub id may hold a dot too."""
 CHITCHAT = "chitchat"
 
 
@@ -51,7 +49,7 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
         digest = sha256_of_file(chitchat_file())
         shape = detect(table.column_names, spec.label)
         return Source(spec, shape, table.column_names, len(taken), partial(in_memory, pieces), digest)
-    if path.name.endswith(FILE_SUFFIXES) and not path.exists():
+    if path.name.endswith(lines.FILE_SUFFIXES) and not path.exists():
         raise UserError(f"The dataset file {spec.path} does not exist; check its path in `datasets`.")
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _source(spec, _saved(spec, path))
@@ -69,7 +67,7 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
             )
         return _loaded(spec, str(path), streaming)
     if path.is_file():
-        raise UserError(f"The file {spec.path} ends in none of {', '.join(FILE_SUFFIXES)}; rename or convert it.")
+        raise UserError(f"The file {spec.path} ends in none of {', '.join(lines.FILE_SUFFIXES)}; rename or convert it.")
     fetched = entry("dataset", spec.path, spec.revision)
     if fetched:
         return _loaded(spec, str(fetched[0]), streaming, fetched[1]["commit"])
