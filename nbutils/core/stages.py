@@ -56,7 +56,7 @@ CHATML = ("core.chatml", "core/chatml.jinja", "core.vocabulary", "core.run.model
 ENGINE = own("core.chat_engine")
 """From messages to a reply."""
 
-STAGES: tuple[StageSpec, ...] = (
+STAGES = (
     StageSpec(
         "data",
         "01_filter_data.ipynb",

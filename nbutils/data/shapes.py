@@ -14,7 +14,7 @@ import pyarrow as pa
 from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
 from nbutils.data.fates import REJECTED, Turn
-from nbutils.data.messages import ROLE_KEYS, STOP, TEXT_KEYS, Malformed, Reading, absent, decoded, role_of
+from nbutils.data.messages import ROLE_KEYS, STOP, TEXT_KEYS, Malformed, Reading, absent, decoded, holds_text, role_of
 
 LINE = "__line"
 """Column of raw text lines, each a JSON object, for files that are read line by line."""
@@ -175,8 +175,11 @@ def read_rows(table: pa.Table, shape: Shape) -> list[Row]:
     if LINE in table.column_names:
         return [_read(shape, line, parse_line) for line in table[LINE].to_pylist()]
     used = [name for name in shape.known if name in table.column_names]
-    if used == table.column_names and (fast := _role_and_content(table)) is not None:
-        return [(turns, []) for turns in fast]
+    if fast := _role_and_content(table.select(used)):
+        others = table.drop_columns(used).to_pylist() or [{}] * len(fast)
+        return [
+            (turns, [name for name in row if holds_text(row[name])]) for turns, row in zip(fast, others, strict=True)
+        ]
     kind = pa.struct(table.schema)
     load = partial(_loaded, kind) if "arrow.json" in str(kind) else dict
     try:
@@ -209,7 +212,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return value
 
 
-UNREADABLE: dict[type[Exception], str] = {
+UNREADABLE = {
     UnicodeEncodeError: "a message holds half a surrogate pair, which is no valid Unicode",
     UnicodeDecodeError: "the row is no UTF-8",
     RecursionError: "a message is nested too deeply",

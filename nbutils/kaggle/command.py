@@ -6,7 +6,6 @@ import argparse
 import re
 import shlex
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 from nbutils.core.errors import UserError
@@ -119,7 +118,7 @@ def bundle_of(arguments: argparse.Namespace) -> Bundle:
     )
 
 
-VALID: dict[str, tuple[type | UnionType, str, str]] = {
+VALID = {
     "owner": (str, r"[A-Za-z0-9][\w-]*", "your user name as in kaggle.com/<name>: letters, digits, hyphens"),
     "dataset": (str, r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*(/\d+)?", "its address on Kaggle: OWNER/DATASET"),
     "internet": (bool, "True|False", "true or false"),
