@@ -6,7 +6,7 @@ import argparse
 import io
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -69,9 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.save:
             check_writable(arguments.save)
         session = _session(arguments)
-        for number in (signal.SIGTERM, signal.SIGHUP):  # a closed window ends the conversation, and does not lose it
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda number, _: sys.exit(128 + number))
+        _when_closed(lambda number, _: sys.exit(128 + number))
         return talk(session, sys.stdin.isatty() and sys.stdout.isatty())
     except KeyboardInterrupt:
         _say("stopped" if session else "stopped before the model was there")
@@ -165,13 +163,34 @@ def _answer(session: ChatSession, text: str, interactive: bool) -> bool:
 def _typed_lines() -> Iterator[str]:
     """Lines from the keyboard, with history; Ctrl-C empties the line, Ctrl-D ends."""
     prompt = PromptSession[str]()
+    ended: list[SystemExit] = []
+
+    def leave() -> None:
+        if ended and not prompt.app.is_done:
+            prompt.app.exit(exception=ended[0])
+
+    def end(number: int, _: object) -> None:
+        ended.append(SystemExit(128 + number))
+        if loop := prompt.app.loop:  # an exception raised here may meet a destructor, which swallows it
+            loop.call_soon_threadsafe(leave)
+        else:
+            raise ended[0]
+
+    _when_closed(end)
     while True:
         try:
-            yield prompt.prompt(PROMPT)
+            yield prompt.prompt(PROMPT, pre_run=leave)
         except KeyboardInterrupt:
             _say("exit or Ctrl-D leaves")
         except EOFError:
             return
+
+
+def _when_closed(end: Callable[[int, object], None]) -> None:
+    """Installs what ends the conversation, and does not lose it, where its window is closed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pty
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from pexpect import TIMEOUT
 from pexpect.fdpexpect import fdspawn
 
 from nbutils.chat.terminal import talk
@@ -44,8 +46,12 @@ class Terminal(fdspawn):
             self.expect_exact(text)
 
     def exit_status(self) -> int | None:
-        """The exit status, once the program has ended."""
+        """The exit status, once the program has ended; where it does not end, it shows what it is doing."""
         self.process.join(30)
+        if self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGUSR1)
+            self.expect(TIMEOUT, timeout=1)
+            print(self.before)
         return self.process.exitcode
 
     def close(self) -> None:
@@ -63,4 +69,5 @@ def _on_terminal(name: str, program: Callable[..., int], arguments: tuple[object
     os.environ |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}  # which asks nobody where the cursor is
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` ignores it
+    faulthandler.register(signal.SIGUSR1, sys.__stderr__)
     sys.exit(program(*arguments))
