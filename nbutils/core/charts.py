@@ -188,13 +188,16 @@ def lines_of(history: History, metric: Metric) -> list[Line]:
 
 
 def events_of(history: History, metric: Metric) -> dict[str, list[int]]:
-    """On the loss, the steps at which values were no number or fp16 steps had been skipped, by what to call that."""
+    """On the loss, steps by what to call them: skipped in fp16, values that were no number, the final model's."""
     if metric is not LOSS:
         return {}
     broken, skipped = history.series(LOSS.column).broken, history.series("skipped_steps").finite
     events = {
         f"fp16 steps skipped ({int(skipped.last or 0)})": skipped.steps[np.diff(skipped.values, prepend=0.0) > 0],
         f"not a number ({counted(len(broken), 'row')})": broken,
+        f"final model (step {history.chosen})": np.array(
+            [] if history.chosen in (None, history.last_step) else [history.chosen]
+        ),
     }
     return {label: steps.astype(int).tolist() for label, steps in events.items()}
 
@@ -224,8 +227,10 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
     if history.resumes:
         axes.vlines(history.resumes, 0, 1, transform=axes.get_xaxis_transform(), color=colours.ink, linewidth=0.7,
                     linestyle=":", alpha=0.7, zorder=1, label=f"resumed ({len(history.resumes)}×)")  # fmt: skip
-    marks = zip(events_of(history, metric).items(), "|x", (0.02, 0.06), (colours.second, colours.ink), strict=False)
-    for (label, steps), marker, height, colour in marks:
+    inks = (colours.second, colours.ink, colours.ink)
+    for (label, steps), marker, height, colour in zip(
+        events_of(history, metric).items(), "|x^", (0.02, 0.06, 0.02), inks, strict=False
+    ):
         if steps:  # at a share of the axes' height
             some = steps[:: -(-len(steps) // 200)]
             axes.plot(some, [height] * len(some), marker, transform=axes.get_xaxis_transform(), label=label, zorder=3,

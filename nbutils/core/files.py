@@ -102,7 +102,7 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield partial
         if path.is_dir() and partial.is_dir():
-            old = partial.with_suffix(".old")
+            old = partial.with_stem(f"{partial.stem}-old")
             path.rename(old)
             partial.rename(path)
             shutil.rmtree(old)
@@ -113,6 +113,18 @@ def replaced(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copies a folder into another, without a second copy of its files' bytes where the disk has hard links."""
+
+    def link(file: str, to: str) -> None:
+        try:
+            os.link(file, to)
+        except OSError:
+            shutil.copy2(file, to)
+
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

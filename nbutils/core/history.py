@@ -57,12 +57,14 @@ class History:
     """What a run logged: one row per logged step, one per evaluation, and the steps at which sessions began.
 
     `reached` is the step that the run is known to have taken, where that is behind its last row: a pause logs none.
+    `chosen` is the step of the final model, known once training has ended.
     """
 
     train: list[Row]
     evals: list[Row]
     sessions: list[Row]
     reached: int = 0
+    chosen: int | None = None
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> History:
@@ -71,7 +73,7 @@ class History:
         A session that starts at step s repeats what an interrupted one had logged beyond s: those rows are dropped,
         since that work was lost. Of two rows with the same step the later one counts.
         """
-        logs: dict[str, dict[int, Row]] = {"train": {}, "eval": {}}
+        logs: dict[str, dict[int, Row]] = {"train": {}, "eval": {}, "end": {}}
         sessions: list[Row] = []
         for row in rows:
             kind = row.get("kind")
@@ -81,8 +83,15 @@ class History:
                 sessions.append(row)
             elif kind in logs:
                 logs[kind][int(row["step"])] = row
-        train, evals = ([log[step] for step in sorted(log)] for log in logs.values())
-        return cls(train, evals, sessions)
+        train, evals, ends = ([log[step] for step in sorted(log)] for log in logs.values())
+        return cls(train, evals, sessions, chosen=int(ends[-1]["chosen"]) if ends else None)
+
+    def until(self, step: int | None) -> History:
+        """The history as it was at a step; all of it for None."""
+        if step is None:
+            return self
+        train, evals = ([row for row in rows if int(row["step"]) <= step] for rows in (self.train, self.evals))
+        return History(train, evals, self.sessions, chosen=step)
 
     @property
     def last_step(self) -> int:

@@ -6,7 +6,6 @@ its own and never waits for it; what is being sent is linked into a folder besid
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import link_tree
 from nbutils.core.run.checkpoints import Checkpoint, newest_whole, step_in
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, RUN_RECORD
@@ -100,7 +100,7 @@ class Mirror:
         with tempfile.TemporaryDirectory(dir=run.parent, prefix=".mirror-") as folder:
             staged = Path(folder) / training.name
             copy = Checkpoint(staged / CHECKPOINTS / checkpoint.name)
-            shutil.copytree(checkpoint.path, copy.path, copy_function=os.link)
+            link_tree(checkpoint.path, copy.path)
             for name in BESIDE:
                 if (training / name).is_file():
                     shutil.copyfile(training / name, staged / name)

@@ -61,14 +61,17 @@ def number_table(summary: Json) -> Any:
     """The final numbers of a run as a Markdown table; what a run did not log is left out."""
     final, best, untrained = summary["final"], summary["best"], summary["untrained"]
     over = ", all tokens" if summary["counts_all_tokens"] else ""
+    chosen = summary["chosen"] if (summary["chosen"] or {}).get("evaluations") else None
     rows: list[tuple[str, Any, str]] = [
         ("optimizer steps", summary["steps"], "{:,}"),
         ("epochs", summary["epochs"], "{:.2f}"),
+        ("final model", chosen, "step {0[step]:,}, the best of {0[evaluations]} evaluations"),
         (f"training loss, smoothed{over}", final["loss"], "{:.3f} nats per token"),
         ("evaluation loss, all tokens", final["eval_loss_all_tokens"] if over else None, "{:.3f}"),
         ("evaluation loss, assistant's tokens", final["eval_loss"], "{:.3f} nats per token"),
         ("… before training", untrained["eval_loss"], "{:.3f}"),
         ("… lowest", best["eval_loss"], "{0[value]:.3f} at step {0[step]}"),
+        ("… of the last step", summary["last"] if chosen and chosen["step"] < summary["steps"] else None, "{:.3f}"),
         ("perplexity, assistant's tokens", final["perplexity"], "{:.1f}"),
         ("evaluation token accuracy, assistant's tokens", final["eval_token_accuracy"], "{:.1%}"),
         ("tokens seen", summary["total_tokens"], "{:,}"),

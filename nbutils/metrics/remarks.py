@@ -15,7 +15,8 @@ from nbutils.core.text import counted
 def remarks(history: History, planned_steps: int | None = None) -> list[dict[str, str]]:
     """Everything worth saying about a history: the name of the rule, and a sentence with the numbers it rests on."""
     found = {rule.__name__: rule(history) for rule in RULES}
-    found["unfinished_schedule"] = unfinished_schedule(history, planned_steps)
+    for rule in (unfinished_schedule, ended_early):
+        found[rule.__name__] = rule(history, planned_steps)
     return [{"kind": kind, "text": text} for kind, text in found.items() if text]
 
 
@@ -108,6 +109,18 @@ def skipped_steps(history: History) -> str | None:
     )
 
 
+def earlier_model(history: History) -> str | None:
+    """The final model is that of an earlier evaluation, because its loss was the lowest."""
+    if history.chosen in (None, history.last_step):
+        return None
+    evals = history.eval_series("eval_loss")
+    return (
+        f"The final model is that of step {history.chosen}: its evaluation loss ({evals.at(history.chosen):.3f}) was "
+        f"the lowest of {int((evals.steps > 0).sum())} evaluations, and since it was chosen by it, reads a little too "
+        f"low. The model of the last step, {history.last_step}, has {evals.last:.3f}; it is in train/last."
+    )
+
+
 def no_evaluation(history: History) -> str | None:
     """There is no evaluation, or only the one before training."""
     evals = history.eval_series("eval_loss").finite
@@ -121,7 +134,7 @@ def no_evaluation(history: History) -> str | None:
 
 def unfinished_schedule(history: History, planned_steps: int | None) -> str | None:
     """The run stopped before the last step of its learning-rate schedule."""
-    if not planned_steps or history.last_step >= planned_steps:
+    if not planned_steps or history.last_step >= planned_steps or history.chosen is not None:
         return None
     rate = history.series("learning_rate").last
     left = f", with the learning rate still at {rate:.1e}" if rate else ""
@@ -131,6 +144,17 @@ def unfinished_schedule(history: History, planned_steps: int | None) -> str | No
     )
 
 
+def ended_early(history: History, planned_steps: int | None) -> str | None:
+    """Training ended before its last step, since evaluations no longer brought a lower loss."""
+    if history.chosen is None or not planned_steps or history.last_step >= planned_steps:
+        return None
+    return (
+        f"Training ended at step {history.last_step} of {planned_steps}: its patience with evaluations that bring no "
+        "lower loss ran out."
+    )
+
+
 RULES = (
-    not_a_number, divergence, learning_rate_too_high, overfitting, starved_data_loader, skipped_steps, no_evaluation,
+    not_a_number, divergence, learning_rate_too_high, overfitting, earlier_model, starved_data_loader, skipped_steps,
+    no_evaluation,
 )  # fmt: skip

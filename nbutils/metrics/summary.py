@@ -74,16 +74,21 @@ def summarise(history: History, training: Json) -> Json:
     """Final and best values, perplexity, tokens, time, sessions and remarks; numbers that are missing are None.
 
     Losses are nats per supervised token; with `counts_all_tokens` the training loss is over all tokens, the evaluation
-    loss always over the assistant's. The final training values are the ends of the smoothed curves; a run whose last
-    value is no number has no final one. Perplexity is exp(final evaluation loss), per token.
+    loss always over the assistant's. The final values are those of the final model, `chosen` at its step out of so many
+    evaluations (0 where it is the last in any case), and None while it is not there; in training they are the ends of
+    the smoothed curves; a run whose last value is no number has no final one. `last` is the last step's evaluation
+    loss. Perplexity is exp(final evaluation loss), per token.
     """
     derived = training.get("derived", {})
     metrics = [metric for metric in METRICS if metric.evaluation]
     columns = [name for metric in metrics for name in (metric.evaluation, metric.evaluation_alike) if name]
-    evals = {name: history.eval_series(name) for name in columns}
-    trained, evaluated = history.series(LOSS.column).ends_finite, evals[LOSS.evaluation].ends_finite
-    final = {metric.column: trend(history.series(metric.column)).last if trained else None for metric in metrics}
-    final |= {name: s.last if s.ends_finite and evaluated else None for name, s in evals.items()}
+    kept = history.until(history.chosen)
+    evals, measured = ({name: each.eval_series(name) for name in columns} for each in (history, kept))
+    trained, evaluated = kept.series(LOSS.column).ends_finite, measured[LOSS.evaluation].ends_finite
+    at = int(measured[LOSS.evaluation].steps[-1]) if evaluated else None
+    final = {metric.column: trend(kept.series(metric.column)).last if trained else None for metric in metrics}
+    final |= {name: _by_step(series).get(at) for name, series in measured.items()}
+    choices = int((evals[LOSS.evaluation].steps > 0).sum()) if training.get("settings", {}).get("keep") == "best" else 0
     eval_loss, elapsed = final[LOSS.evaluation], history.elapsed
     perplexity = math.exp(eval_loss) if eval_loss is not None and eval_loss < 700 else None
     return {
@@ -94,7 +99,9 @@ def summarise(history: History, training: Json) -> Json:
         "counts_all_tokens": history.counts_all_tokens,
         "untrained": {metric.evaluation: _by_step(evals[metric.evaluation]).get(0) for metric in metrics},
         "final": final | {"perplexity": perplexity},
-        "evaluated_step": int(evals[LOSS.evaluation].steps[-1]) if evaluated else None,
+        "evaluated_step": at,
+        "chosen": None if history.chosen is None else {"step": history.chosen, "evaluations": choices},
+        "last": evals[LOSS.evaluation].last,
         "best": {metric.evaluation: _best(evals[metric.evaluation], metric) for metric in metrics},
         **{name: None if (last := history.series(name).last) is None else int(last) for name in TOKENS},
         "hours": None if elapsed is None else elapsed / 3600,

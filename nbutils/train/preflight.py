@@ -166,11 +166,15 @@ def device_findings(settings: TrainSettings, machine: DeviceReport, listed: tupl
 
 
 def disk_finding(settings: TrainSettings, model: PreTrainedModel) -> Finding:
-    """Whether the disk holds the checkpoints that are kept, one more while it is written, base and final model."""
+    """Whether the disk holds the checkpoints that are kept, one more while it is written, and the models.
+
+    These are base and final; where the best is kept also the last, and an earlier best that a checkpoint still holds.
+    """
     folder, weights = settings.run_path, 4 * model.num_parameters()  # in float32
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir())).free
     checkpoint = weights * (1 + OPTIMIZERS[settings.optimizer])
-    needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + 2 * weights))
+    models = 4 if settings.keep == "best" and settings.eval_steps else 2
+    needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + models * weights))
     there = sum(file.stat().st_size for file in Run(folder).training.rglob("*") if file.is_file())
     text = (
         f"{settings.checkpoints_kept + 1} checkpoints of {size(checkpoint)} and the models need {size(needed)}; the "

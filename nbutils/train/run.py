@@ -50,7 +50,9 @@ def run_training(settings: TrainSettings, folder: Path) -> Json:
     step, steps = event["step"], event["steps"]  # the last says how it ended
     facts = {"step": step, "steps": steps, "fraction": round(step / steps, 4), "made": f"step {step:,} of {steps:,}"}
     if event["event"] == "finished":
-        return facts | {"status": "done"}
+        if event["chosen"] < step:
+            facts["made"] += f"; the final model is that of step {event['chosen']:,}"
+        return facts | {"status": "done", "chosen": event["chosen"]}
     return facts | {"status": "paused", "how_to_continue": "run the same command, or this notebook, again"}
 
 
@@ -157,13 +159,18 @@ def line_of(event: Event, steps: int) -> str:
             return f"Note: {event['message']}"
         case "pausing":
             return "Pausing: a checkpoint is being written. Interrupt again to stop at once."
+        case "finished" if event["chosen"] < event["step"]:
+            return f"The final model is that of step {event['chosen']}, whose evaluation loss was the lowest."
         case "paused":
             return f"Paused at step {event['step']} of {event['steps']} ({event['step'] / event['steps']:.0%})."
     return ""
 
 
-def before_and_after(samples: Sequence[Json]) -> HTML:
-    """The replies of the untrained and of the trained model to the same prompts, side by side and in full."""
+def before_and_after(samples: Sequence[Json], chosen: int | None = None) -> HTML:
+    """The replies of the untrained and of the trained model to the same prompts, side by side and in full.
+
+    The trained one is that of step `chosen`, or of the last that has samples.
+    """
     if not samples:
         return HTML("<p>There are no sample replies yet.</p>")
     table = {
@@ -172,7 +179,7 @@ def before_and_after(samples: Sequence[Json]) -> HTML:
             for sample in samples
             if sample["step"] == step
         }
-        for step in (samples[0]["step"], samples[-1]["step"])
+        for step in (samples[0]["step"], samples[-1]["step"] if chosen is None else chosen)
     }
     return whole_table(pd.DataFrame(table))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from typing_extensions import TypedDict
 
 from nbutils.core.errors import UserError
@@ -63,6 +63,8 @@ class TrainSettings(BaseSettings):
     precision: Literal["auto", "fp16", "bf16", "fp32"]
     trainer_options: Annotated[TrainerOptions, BeforeValidator(_known)]
     eval_steps: Annotated[int, Field(ge=0)]
+    keep: Literal["best", "last"]
+    patience: Annotated[int, Field(ge=0)]
     sample_prompts: list[str]
     log_steps: Annotated[int, Field(ge=1), STEERING]
     checkpoint_steps: Annotated[int, Field(ge=0), STEERING]
@@ -72,6 +74,13 @@ class TrainSettings(BaseSettings):
     pause_after_steps: Annotated[int, Field(ge=0), STEERING]
     report_to: Annotated[list[str], STEERING]
     plain_loop_steps: Annotated[int, Field(ge=0), STEERING]
+
+    @field_validator("patience")
+    @classmethod
+    def _counts_evaluations(cls, patience: int, info: ValidationInfo) -> int:
+        if patience and info.data.get("eval_steps") == 0:
+            raise ValueError("it counts evaluations, and eval_steps is 0; set that too")
+        return patience
 
     @property
     def base_ref(self) -> ModelRef:

@@ -8,11 +8,13 @@ state files, trackers.
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTTrainer
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, shown
-from nbutils.core.run.checkpoints import Checkpoint, prune
+from nbutils.core.files import Json, link_tree, replaced, shown
+from nbutils.core.run.checkpoints import BEST, Checkpoint, prune
 from nbutils.core.run.layout import Run
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepBatch, StepLoader
@@ -37,10 +39,20 @@ NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
 
 
+@dataclass
+class Best:
+    """The evaluation with the lowest loss whose weights are kept, and how many came since without a lower one."""
+
+    step: int = 0
+    eval_loss: float = math.inf
+    waited: int = 0
+
+
 @dataclass(frozen=True)
 class Job:
     """What one session of a training run is made of."""
 
+    run: Run
     settings: TrainSettings
     identity: Json
     loader: StepLoader
@@ -48,6 +60,7 @@ class Job:
     records: Records
     budget: Budget
     counters: Counters = field(default_factory=Counters)
+    best: Best = field(default_factory=Best)
 
 
 class CountingScaler(torch.amp.GradScaler):
@@ -92,6 +105,7 @@ class SmallchatTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(StepControl(self))
         self.stopping = False
+        self.out_of_patience = False
         self.last_rows: list[np.ndarray] = []
         if self.accelerator.scaler is not None:
             self.accelerator.scaler = CountingScaler(self.args.device.type)
@@ -187,13 +201,14 @@ class SmallchatTrainer(SFTTrainer):
     # ---- evaluation ----
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Exact loss over the whole evaluation set, and sample replies, at the step reached."""
+        """Exact loss over the whole evaluation set, and sample replies, at the step reached; the best is kept."""
         started, job, step = time.perf_counter(), self.job, self.state.global_step
         self.control.should_evaluate = False  # or the end of an epoch would ask for it once more
         model, budget = self.accelerator.unwrap_model(self.model), job.settings.tokens_per_microbatch
         with self.accelerator.autocast():
             found = exact_loss(model, job.eval_rows, budget)
-            if step in (0, self.state.max_steps):  # first and last: how well the whole text is predicted, headers too
+            ends = self._judge(found["eval_loss"])
+            if step in (0, self.state.max_steps) or ends:  # how well the whole text is predicted, headers too
                 found["eval_loss_all_tokens"] = exact_loss(model, job.eval_rows.counting("all"), budget)["eval_loss"]
         if self.is_world_process_zero():
             for sample in sample_replies(model, self.processing_class, job.settings.sample_prompts):
@@ -202,7 +217,33 @@ class SmallchatTrainer(SFTTrainer):
         seconds = time.perf_counter() - started
         self._record("eval", found | {"seconds": round(seconds, 3)})
         self._note_pause("evaluation", seconds)
+        if ends:
+            self.out_of_patience = self.control.should_training_stop = self.control.should_log = True
+            self.control.should_save = False
         return found
+
+    def _judge(self, loss: float) -> bool:
+        """Keeps the weights where no evaluation had so low a loss; whether patience ends training before its time."""
+        job, best, step = self.job, self.job.best, self.state.global_step
+        if step == 0:
+            return False
+        best.waited += 1
+        if loss < best.eval_loss:
+            best.waited = 0
+            kept = Checkpoint(job.run.checkpoints_folder / BEST)
+            problem = self._tried(self._keep, kept)
+            if problem is None:
+                best.step, best.eval_loss = step, loss
+            else:
+                shutil.rmtree(kept.partial, ignore_errors=True)
+                job.records.progress("warning", message=f"The best weights so far could not be kept: {problem}.")
+        return 0 < job.settings.patience <= best.waited and step < self.state.max_steps
+
+    def _keep(self, best: Checkpoint) -> None:
+        if self.is_world_process_zero() and self.job.settings.keep == "best":
+            self._write_model(best.partial)
+            shutil.rmtree(best.path, ignore_errors=True)
+            best.partial.rename(best.path)
 
     def _note_pause(self, part: str, seconds: float) -> None:
         self.job.counters.add(part, seconds)
@@ -214,7 +255,7 @@ class SmallchatTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """Writes step-N whole or not at all; a full disk costs this checkpoint alone."""
         started, job, step = time.perf_counter(), self.job, self.state.global_step
-        folder = Run(job.settings.run_path).checkpoints_folder
+        folder = job.run.checkpoints_folder
         checkpoint = Checkpoint.at(folder, step)
         problem = self._tried(self._write, checkpoint) or self._tried(self._seal, checkpoint)
         if self.is_world_process_zero():
@@ -238,16 +279,40 @@ class SmallchatTrainer(SFTTrainer):
         return next(filter(None, gather_object([problem])), None)
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        folder, best = str(checkpoint.partial), self.job.run.checkpoints_folder / BEST
         if self.is_world_process_zero():
-            checkpoint.partial.mkdir(parents=True, exist_ok=True)
-        folder = str(checkpoint.partial)
-        self.save_model(folder, _internal_call=True)
+            if best.is_dir():
+                link_tree(best, checkpoint.partial / BEST)
+            if best.is_dir() and self.job.best.step == self.state.global_step:
+                link_tree(best, checkpoint.partial)
+            else:
+                self._write_model(checkpoint.partial)
         self._save_optimizer_and_scheduler(folder)
         self._save_scaler(folder)
         self._save_rng_state(folder)
         if self.is_world_process_zero():
             self.state.save_to_json(str(checkpoint.partial / "trainer_state.json"))
-            self.job.counters.save(checkpoint.partial, slowest=self.job.budget.slowest)
+            self.job.counters.save(checkpoint.partial, slowest=self.job.budget.slowest, best=asdict(self.job.best))
+
+    def write_models(self) -> int:
+        """Writes `final`, the model that is kept, and `last` where that is another; the step of the final one."""
+        run, best, step = self.job.run, self.job.run.checkpoints_folder / BEST, self.state.global_step
+        chosen = self.job.best.step if best.is_dir() else step
+        shutil.rmtree(run.last, ignore_errors=True)
+        if chosen < step:
+            with replaced(run.last) as partial:
+                self._write_model(partial)
+        with replaced(run.final) as partial:
+            if best.is_dir():
+                link_tree(best, partial)
+            else:
+                self._write_model(partial)
+        shutil.rmtree(best, ignore_errors=True)
+        return chosen
+
+    def _write_model(self, folder: Path) -> None:
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
 
     def _seal(self, checkpoint: Checkpoint) -> None:
         if self.is_world_process_zero():

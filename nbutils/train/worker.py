@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, read_json, replaced, sha256_of_file, sha256_of_json, shown, write_json
-from nbutils.core.run.checkpoints import check_identity, half_written, newest_whole
+from nbutils.core.files import Json, link_tree, read_json, sha256_of_file, sha256_of_json, shown, write_json
+from nbutils.core.run.checkpoints import BEST, check_identity, half_written, newest_whole
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import machine, versions
@@ -89,7 +89,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     records = Records(run.training, active=args.process_index == 0)
     if records.active:
         ensure_base(settings, run.base, data)
-        for partial in half_written(run.checkpoints_folder):
+        for partial in (*half_written(run.checkpoints_folder), *half_written(run.training)):
             shutil.rmtree(partial)
     everyone.wait_for_everyone()
     identity = identity_of(settings, data)
@@ -110,21 +110,27 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     plan = BatchPlan.of(rows, settings)
     loader = StepLoader(rows, plan, args.process_index, world, step)
     eval_rows = TokenRows.load(data / "eval", "assistant")
-    job = Job(settings, identity, loader, eval_rows, records, Budget(requested, settings.budget_minutes))
+    job = Job(run, settings, identity, loader, eval_rows, records, Budget(requested, settings.budget_minutes))
     if checkpoint:
-        job.budget.slowest |= job.counters.load(checkpoint.path)["slowest"]
+        state = job.counters.load(checkpoint.path)
+        job.budget.slowest |= state["slowest"]
+        vars(job.best).update(state["best"])
         if checkpoint.manifest["world_size"] != world:
             records.progress("warning", message="Resumed with another number of processes: not bit-identical.")
     trainer = SmallchatTrainer(model, tokenizer, args, job)
     if torch.are_deterministic_algorithms_enabled() and (problem := relax_where_needed(trainer)):
         records.progress("warning", message=problem)
     steps = plan.total_steps(settings.epochs, settings.max_steps)
+    if records.active:
+        shutil.rmtree(run.checkpoints_folder / BEST, ignore_errors=True)  # of steps that are taken again
+        if checkpoint and (checkpoint.path / BEST).is_dir():
+            link_tree(checkpoint.path / BEST, run.checkpoints_folder / BEST)
     _announce(trainer, steps)
     if any(gather_object([requested()])):  # while all this was made ready: nothing is measured any more either
         records.progress("paused", step=step, steps=steps)
         return
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-    _end(trainer, tokenizer)
+    _end(trainer)
 
 
 def identity_of(settings: TrainSettings, data: Path) -> Json:
@@ -183,18 +189,18 @@ def _announce(trainer: SmallchatTrainer, steps: int) -> None:
     records.progress("started", **(facts | derived))
 
 
-def _end(trainer: SmallchatTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes the final model, then measures it; or says how far a paused run is."""
+def _end(trainer: SmallchatTrainer) -> None:
+    """Measures the last model, and writes the one that is kept; or says how far a paused run is."""
     records, state = trainer.job.records, trainer.state
     done = {"step": state.global_step, "steps": state.max_steps}
-    if state.global_step < state.max_steps:
+    if state.global_step < state.max_steps and not trainer.out_of_patience:
         records.progress("paused", **done)
         return
+    if not trainer.out_of_patience:
+        trainer.evaluate()
     if records.active:
-        with replaced(records.folder / "final") as partial:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-    trainer.evaluate()
+        done["chosen"] = trainer.write_models()
+        records.add("metric", {"kind": "end"} | done)
     records.progress("finished", **done)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -14,6 +15,9 @@ import pytest
 from nbutils.core.files import read_jsonl, sha256_of_file
 from nbutils.core.run import pause
 from nbutils.core.run.checkpoints import Checkpoint, in_folder
+from nbutils.core.run.models import ModelRef
+from nbutils.train.dataset import TokenRows
+from nbutils.train.evaluation import exact_loss
 from tests.faults.bench import mounted
 from tests.train.forked import forked
 from tests.train.runs import flip_a_bit, logged, small_settings, torchrun, wait_for
@@ -28,8 +32,9 @@ def history(run: Path) -> list[dict]:
 
 
 def result(run: Path) -> tuple:
-    """All that training has made: weights, rows of metrics, replies."""
-    weights = sha256_of_file(run / "train" / "final" / "model.safetensors")
+    """All that training has made: models, rows of metrics, replies."""
+    files = (run / "train" / name / "model.safetensors" for name in ("final", "last"))
+    weights = [file.exists() and sha256_of_file(file) for file in files]
     return weights, history(run), (run / "train" / "samples.jsonl").read_text()
 
 
@@ -68,6 +73,11 @@ def undisturbed(made_once) -> Path:
     return made_once("undisturbed", train)
 
 
+@pytest.fixture(scope="session")
+def undisturbed_best(made_once) -> Path:
+    return made_once("undisturbed best", partial(train, **BEST))
+
+
 @pytest.fixture
 def run(undisturbed, tmp_path) -> Path:
     """A fresh run folder with the data of the undisturbed run."""
@@ -83,6 +93,22 @@ def test_a_pause_request_is_one_decision_of_all_ranks_and_a_killed_rank_costs_no
     assert checkpoints(run)[0].step == 8
     train(run)
     assert result(run) == result(undisturbed)
+
+
+def test_the_best_model_is_kept_and_patience_ends_training_pause_or_not(run, undisturbed_best):
+    train(run, **BEST, pause_after_steps=7)
+    assert paused_at(run) == 7
+    train(run, **BEST)
+    assert result(run) == result(undisturbed_best)
+    losses = {row["step"]: row["eval_loss"] for row in logged(run, "eval")}
+    assert list(losses) == [0, 2, 4, 6, 8, 10] and min(losses, key=losses.get) == 6
+    assert logged(run, "train")[-1]["step"] == 10
+    assert logged(run, "end") == [{"kind": "end", "chosen": 6, "step": 10, "steps": 12}]
+    rows = TokenRows.load(run / "data" / "eval", "assistant")
+    models = (ModelRef.parse(str(run / "train" / name)).load() for name in ("final", "last"))
+    measured = [exact_loss(model, rows, 300)["eval_loss"] for model in models]
+    assert measured == pytest.approx([losses[6], losses[10]], rel=1e-6)
+    assert not (run / "train" / "checkpoints" / "best").exists()
 
 
 def truncated(run: Path) -> None:
@@ -109,6 +135,15 @@ CHAINS = {
 """Faults of one session after another, and what happens to the files between two sessions."""
 
 
+BEST = {"learning_rate": 0.02, "schedule": "constant", "warmup_fraction": 0.6, "eval_steps": 2, "patience": 2}
+"""The evaluation of step 6 is the best, and that of step 10 the last."""
+BEST_KILLED = [
+    *("best:2:all", "link:1:0", "link:2:0", "before_rename:3:0", "best:3:0", "best_again:1:0", "model:1:0"),
+    *("evaluation:2:1", "link:1:0", "final:1:0", "final:2:0", "after_models:1:0"),
+]
+"""Around each write and link of the best: at steps 4 and 6, in checkpoints, in a resume, and at the end."""
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("chain", CHAINS)
 def test_sigkill_and_damage_cost_nothing_but_time(run, undisturbed, chain):
@@ -119,6 +154,14 @@ def test_sigkill_and_damage_cost_nothing_but_time(run, undisturbed, chain):
             assert train_with(harm, run).returncode, harm
     train(run)
     assert result(run) == result(undisturbed)
+
+
+@pytest.mark.soak
+def test_sigkill_around_the_best_model_changes_neither_it_nor_the_stop(run, undisturbed_best):
+    for harm in BEST_KILLED:
+        assert train_with(harm, run, **BEST).returncode, harm
+    train(run, **BEST)
+    assert result(run) == result(undisturbed_best)
 
 
 @pytest.mark.soak
@@ -156,8 +199,9 @@ def test_a_loss_that_is_not_a_number_on_one_rank_is_told_by_all_with_its_rows(ru
 @pytest.mark.parametrize(
     "faults",
     [
-        # The optimizer's file is cut off; what is half written makes way again, so that the rest of the run fits.
-        [("disk_fills_in_checkpoint:1:0", 40)],
+        # The optimizer's file is cut off; what is half written makes way again, so that the rest of the run fits: two
+        # models, the best and another while it is written.
+        [("disk_fills_in_checkpoint:1:0", 3600)],
         pytest.param(
             [
                 # The check before each checkpoint sees it, rows of metrics still fit, and the final model does not.

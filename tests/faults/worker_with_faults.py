@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def plant(point: str, nth: int, run: Path) -> None:
-    """Puts the fault before the nth call of a function; a loss becomes no number behind it."""
+    """Puts the fault before the nth call of a function; what it does to a loss, or `after` all models, behind it."""
     owner, name, work = POINTS[point]
     original, passed = getattr(owner, name), itertools.count(1)
 
@@ -42,6 +42,8 @@ def plant(point: str, nth: int, run: Path) -> None:
         result = original(*args, **kwargs)
         if now and point == "not_a_number":
             result["loss_sum"] = result["loss_sum"] * float("nan")
+        if now and point == "after_models":
+            kill(run)
         return result
 
     setattr(owner, name, planted)
@@ -70,7 +72,12 @@ POINTS = {
     "before_rename": (Path, "rename", kill),
     "after_rename": (trainer, "prune", kill),
     "checkpoint_half_written": (own, "_save_scaler", kill),
-    "final": (worker, "replaced", kill),
+    "best": (own, "_keep", kill),
+    "model": (own, "_write_model", kill),
+    "link": (trainer, "link_tree", kill),
+    "best_again": (worker, "link_tree", kill),
+    "final": (trainer, "replaced", kill),
+    "after_models": (own, "write_models", lambda run: None),
     "not_a_number": (own, "compute_loss", lambda run: None),
     "never_arrives": (worker, "trainer_arguments", sleep),
     "never_joins": (worker.dist, "all_reduce", sleep),

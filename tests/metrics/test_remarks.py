@@ -57,6 +57,7 @@ STEEP = {
             history_rows(100, noise=0.0, loss=after(0.7, lambda _: 9.0)),
         ),
         ("unfinished_schedule", ["600 of 1000"], history_rows(60)),
+        ("ended_early", ["step 600 of 1000"], [*history_rows(60), {"kind": "end", "step": 600, "chosen": 600}]),
     ],
 )
 def test_a_rule_finds_what_it_is_for_and_says_where(kind, words, rows):

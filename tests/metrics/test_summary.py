@@ -67,6 +67,24 @@ def test_a_paused_run_has_taken_the_steps_behind_its_last_row(tmp_path):
     assert "570 of 1000 steps" in str(summary["remarks"])
 
 
+def test_the_final_values_are_those_of_the_model_that_was_kept():
+    rows = history_rows(80, eval_loss=lambda f: 4.0 + abs(f - 0.5), loss=lambda f: 5 - f, noise=0)
+    rows[1] |= {"eval_loss_all_tokens": 8.0}  # counted before and after alone
+    rows[-1] |= {"eval_loss_all_tokens": 5.0}
+    rows.append({"kind": "end", "step": 800, "chosen": 400})
+    summary = summarise(History.of(rows), {"settings": {"keep": "best"}, "derived": {"steps": 800}})
+    assert summary == summary | {
+        "steps": 800, "evaluated_step": 400, "chosen": {"step": 400, "evaluations": 8}, "last": 4.5,
+    }  # fmt: skip
+    assert summary["final"] == summary["final"] | {
+        "eval_loss": 4.0, "eval_loss_all_tokens": None, "loss": pytest.approx(4.5, abs=0.05)
+    }  # fmt: skip
+    table = number_table(summary).data
+    (text,) = (remark["text"] for remark in summary["remarks"] if remark["kind"] == "earlier_model")
+    assert "| … of the last step | 4.500 |" in table and "step 400, the best of 8 evaluations" in table
+    assert all(words in text for words in ("step 400", "4.000", "8 evaluations", "800", "4.500", "train/last"))
+
+
 def test_padding_counts_positions_and_not_rows():
     rows = history_rows(2, eval_loss=None)
     rows[1] |= {"padding": 0.5, "total_tokens": 100}  # of 200 positions

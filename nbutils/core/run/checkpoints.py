@@ -17,6 +17,8 @@ SCHEMA = 1
 STEP = "step-"
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
+BEST = "best"
+"""The weights of the best evaluation so far: in the folder of checkpoints for now, in each checkpoint for good."""
 
 
 @dataclass(frozen=True)

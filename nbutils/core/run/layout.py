@@ -71,6 +71,11 @@ class Run:
         return self.training / "final"
 
     @property
+    def last(self) -> Path:
+        """The model of the last step, where `final` is an earlier one."""
+        return self.training / "last"
+
+    @property
     def checkpoints_folder(self) -> Path:
         """Where the training keeps its checkpoints."""
         return self.training / CHECKPOINTS
@@ -93,8 +98,9 @@ class Run:
         return next((folder for folder in self.models().values() if folder != self.base), self.base)
 
     def models(self) -> dict[str, Path]:
-        """Name → folder of every model of the run: final (see `model`), base, then checkpoints, the newest first."""
-        named = {"final": self.model(), "base": self.base} | {c.name: c.path for c in self.checkpoints()}
+        """Name → folder of every model of the run: final (see `model`), base, last, checkpoints, the newest first."""
+        named = {"final": self.model(), "base": self.base, "last": self.last}
+        named |= {checkpoint.name: checkpoint.path for checkpoint in self.checkpoints()}
         return {name: folder for name, folder in named.items() if holds_model(folder)}
 
 
@@ -104,5 +110,5 @@ def holds_model(folder: Path) -> bool:
 
 
 def is_run_model(name: str) -> bool:
-    """Whether a name means a model of a run: `final`, `base` or `step-000500`."""
-    return bool(re.fullmatch(rf"final|base|{STEP}\d+", name))
+    """Whether a name means a model of a run: `final`, `base`, `last` or `step-000500`."""
+    return bool(re.fullmatch(rf"final|base|last|{STEP}\d+", name))
