@@ -40,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-paused", action="store_true", help="run later stages on a paused training's checkpoint"
     )
+    parser.add_argument(
+        "--cool-down", metavar="RUN[@step-N]",
+        help="end the constant part of a wsd run with a cool-down, in a new run folder",
+    )  # fmt: skip
     parser.add_argument("--explain", action="store_true", help="say what would be run and why, and run nothing")
     parser.add_argument(
         "--cell-minutes", metavar="N", type=minutes, help="fail a cell that takes longer (default: no limit)"
@@ -51,6 +55,10 @@ def main(arguments: argparse.Namespace) -> int:
     display = Display()
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     planned = planned_by(arguments)
+    if arguments.cool_down:
+        from nbutils.pipeline.cool_down import cooled
+
+        planned = cooled(arguments, planned)
     if arguments.explain:
         return explain(planned, options, display)
     return Runner(planned, options, display, _execute).go()

@@ -53,7 +53,6 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
         "max_steps": settings.max_steps or -1,  # -1 follows the epochs
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.scheduler,
-        "warmup_steps": settings.warmup_fraction,  # a fraction below 1 is a share of all steps
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.gradient_limit,  # of a norm that is never cut, transformers 5.0 would not tell it
         "optim": settings.optimizer,

@@ -197,8 +197,9 @@ class StepControl(TrainerCallback):
         pausing = (self.trainer.stopping or enough) and not last
         control.should_log = step % settings.log_steps == 0 or step <= FIRST_STEPS or last
         control.should_evaluate = settings.eval_steps > 0 and step % settings.eval_steps == 0 and not last
-        every = settings.checkpoint_steps
-        control.should_save = pausing or (every > 0 and step % every == 0 and not last)
+        every, branch = settings.checkpoint_steps, settings.cooldown_from(state.max_steps)
+        due = step == branch or (every > 0 and step % every == 0)
+        control.should_save = pausing or (due and not last)
         control.should_training_stop = pausing or last
 
 

@@ -174,10 +174,11 @@ def disk_finding(settings: TrainSettings, model: PreTrainedModel) -> Finding:
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir())).free
     checkpoint = weights * (1 + OPTIMIZERS[settings.optimizer])
     models = 4 if settings.keep == "best" and settings.eval_steps else 2
-    needed = int(1.1 * (checkpoint * (settings.checkpoints_kept + 1) + models * weights))
+    count = settings.checkpoints_kept + 1 + (settings.schedule == "wsd")  # the one before the cool-down stays
+    needed = int(1.1 * (checkpoint * count + models * weights))
     there = sum(file.stat().st_size for file in Run(folder).training.rglob("*") if file.is_file())
     text = (
-        f"{settings.checkpoints_kept + 1} checkpoints of {size(checkpoint)} and the models need {size(needed)}; the "
+        f"{count} checkpoints of {size(checkpoint)} and the models need {size(needed)}; the "
         f"disk of {shown(folder)} has {size(free)} free"
     )
     if needed <= free + there:
@@ -191,6 +192,13 @@ def data_findings(
     """What the tokenised rows hold: optimizer steps, supervision, and the stop token inside the mask."""
     supervised, total, plan = rows.supervised_counts(), len(rows), BatchPlan.of(rows, settings)
     steps = plan.total_steps(settings.epochs, settings.max_steps)
+    warmup, cooling = settings.warmup_steps(steps, plan.steps_per_epoch), settings.cooldown_from(steps)
+    if cooling is not None and warmup > cooling:
+        yield Finding(
+            STOP,
+            f"The warm-up takes {warmup:,} steps, but the cool-down of {steps:,} steps begins at step {cooling:,}; "
+            "lower warmup_fraction or cooldown_fraction, or train for longer.",
+        )
     yield Finding(
         FINE,
         f"{total:,} conversations, {plan.lengths.sum():,} tokens, {supervised.sum():,} of them supervised: "

@@ -15,6 +15,8 @@ from nbutils.core.run.models import ModelRef, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
 
+OF_LENGTH = ("cooldown_fraction", "epochs", "max_steps")
+"""What a `wsd` run can still change before its cool-down begins."""
 OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
 """The optimizers by transformers' names, with how many numbers of the size of the weights each keeps."""
 
@@ -49,7 +51,8 @@ class TrainSettings(BaseSettings):
     max_length: Annotated[int, Field(ge=16)]
     seed: Seed
     learning_rate: Annotated[float, Field(gt=0, lt=10)]
-    schedule: Literal["cosine", "linear", "constant"]
+    schedule: Literal["cosine", "linear", "constant", "wsd"]
+    cooldown_fraction: Annotated[float, Field(gt=0, lt=1)]
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(ge=0)]
@@ -95,11 +98,20 @@ class TrainSettings(BaseSettings):
     @property
     def scheduler(self) -> str:
         """transformers' name of the schedule."""
-        return "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        return {"constant": "constant_with_warmup", "wsd": "warmup_stable_decay"}.get(self.schedule, self.schedule)
 
-    def warmup_steps(self, steps: int) -> int:
-        """Optimizer steps of the warm-up, of so many in all."""
-        return math.ceil(steps * self.warmup_fraction)
+    def warmup_steps(self, steps: int, epoch: int) -> int:
+        """Optimizer steps of the warm-up, of so many in all and in an epoch."""
+        return math.ceil((epoch if self.schedule == "wsd" else steps) * self.warmup_fraction)
+
+    def cooldown_from(self, steps: int) -> int | None:
+        """The step after which the learning rate of a `wsd` run of so many steps falls; None for other schedules."""
+        return steps - math.ceil(steps * self.cooldown_fraction) if self.schedule == "wsd" else None
+
+    def schedule_options(self, steps: int) -> Json:
+        """What transformers' schedule takes beside the steps of the run and of the warm-up."""
+        start = self.cooldown_from(steps)
+        return {} if start is None else {"num_decay_steps": steps - start, "decay_type": "1-sqrt"}
 
     @property
     def adamw(self) -> Json:

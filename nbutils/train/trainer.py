@@ -33,7 +33,7 @@ from nbutils.train.control import Budget, Counters, Records, StepControl, flops_
 from nbutils.train.dataset import Microbatch, TokenRows
 from nbutils.train.evaluation import exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
-from nbutils.train.settings import TrainSettings
+from nbutils.train.settings import OF_LENGTH, TrainSettings
 
 NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
@@ -316,7 +316,10 @@ class SmallchatTrainer(SFTTrainer):
 
     def _seal(self, checkpoint: Checkpoint) -> None:
         if self.is_world_process_zero():
-            checkpoint.seal(self.job.identity, {"step": self.state.global_step, "world_size": self.args.world_size})
+            step, cooling = self.state.global_step, self.job.settings.cooldown_from(self.state.max_steps)
+            constant = cooling is not None and step <= cooling
+            facts = {"open": OF_LENGTH if constant else (), "pinned": step == cooling}
+            checkpoint.seal(self.job.identity, {"step": step, "world_size": self.args.world_size} | facts)
 
 
 def disk_is_full(error: Exception) -> bool:

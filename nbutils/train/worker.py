@@ -117,10 +117,18 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         vars(job.best).update(state["best"])
         if checkpoint.manifest["world_size"] != world:
             records.progress("warning", message="Resumed with another number of processes: not bit-identical.")
+    steps = plan.total_steps(settings.epochs, settings.max_steps)
+    cooling = settings.cooldown_from(steps)
+    if checkpoint and cooling is not None and checkpoint.step > cooling and checkpoint.fact("open"):
+        raise UserError(
+            f"{shown(checkpoint.path)} is behind step {cooling}, at which the cool-down of {steps} steps begins: make "
+            "the run longer, or cool an earlier checkpoint down (run --cool-down)."
+        )
+    args.warmup_steps = settings.warmup_steps(steps, len(loader))
+    args.lr_scheduler_kwargs = settings.schedule_options(steps)
     trainer = SmallchatTrainer(model, tokenizer, args, job)
     if torch.are_deterministic_algorithms_enabled() and (problem := relax_where_needed(trainer)):
         records.progress("warning", message=problem)
-    steps = plan.total_steps(settings.epochs, settings.max_steps)
     if records.active:
         shutil.rmtree(run.checkpoints_folder / BEST, ignore_errors=True)  # of steps that are taken again
         if checkpoint and (checkpoint.path / BEST).is_dir():

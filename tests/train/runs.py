@@ -70,12 +70,12 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
     return parameters_to_vector(model.parameters()).detach()
 
 
-def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None) -> Checkpoint:
+def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None, **facts: Any) -> Checkpoint:
     """A made-up checkpoint of a step, whole, in a folder of checkpoints."""
     made = Checkpoint.at(folder, step)
     made.partial.mkdir(parents=True)
     (made.partial / "weights").write_bytes(b"w" * 100)
-    made.seal(identity or {}, {"step": step})
+    made.seal(identity or {}, {"step": step} | facts)
     return made
 
 

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, read_json, sha256_of_file, shown, write_json
@@ -57,8 +58,18 @@ class Checkpoint:
         """Identity, world size, and every file with its hash."""
         return dict(read_json(self.path / MANIFEST))
 
+    def fact(self, name: str) -> Any:
+        """A fact that `seal` was given; None where there is none, or the manifest cannot be read."""
+        try:
+            return self.manifest.get(name)
+        except (OSError, ValueError):
+            return None
+
     def seal(self, identity: Json, facts: Json) -> None:
-        """Turns the temporary folder into the checkpoint: flush, manifest with sha256 of every file, rename."""
+        """Turns the temporary folder into the checkpoint: flush, manifest with sha256 of every file, rename.
+
+        Of the facts `open` names parameters that may differ when it is continued; one that is `pinned` is never pruned.
+        """
         files = {}
         for file in sorted(path for path in self.partial.rglob("*") if path.is_file()):
             with file.open("rb") as handle:
@@ -116,8 +127,9 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, dict[Checkpoint, str]
 
 def check_identity(checkpoint: Checkpoint, identity: Json) -> None:
     """UserError where a checkpoint was made by other settings or from other data, naming what differs."""
-    changes = list(differences(Kind.PARAMETER, checkpoint.manifest["identity"], identity))
-    if changes:
+    free = {f"parameters.{name}" for name in checkpoint.fact("open") or ()}
+    found = differences(Kind.PARAMETER, checkpoint.manifest["identity"], identity)
+    if changes := [change for change in found if change.name not in free]:
         raise UserError(
             f"{shown(checkpoint.path)} was made with other settings or data ({in_short(changes)}); set them back, "
             f"or move {shown(checkpoint.path.parent)} away to start again."
@@ -125,8 +137,9 @@ def check_identity(checkpoint: Checkpoint, identity: Json) -> None:
 
 
 def prune(folder: Path, kept: int) -> None:
-    """Removes all but the newest `kept` checkpoints of a folder, and half-written ones."""
-    for path in [*(checkpoint.path for checkpoint in in_folder(folder)[kept:]), *half_written(folder)]:
+    """Removes all but the pinned and the newest `kept` checkpoints of a folder, and half-written ones."""
+    others = [checkpoint.path for checkpoint in in_folder(folder) if not checkpoint.fact("pinned")]
+    for path in [*others[kept:], *half_written(folder)]:
         shutil.rmtree(path)
 
 

@@ -18,7 +18,7 @@ from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, versions, write_record
 from nbutils.core.run.state import Change, Kind, State, in_short
 from nbutils.core.settings import Settings
-from nbutils.core.stages import StageSpec, stages
+from nbutils.core.stages import StageSpec, maker, stages
 from nbutils.core.text import duration
 
 LONG_WORK_SECONDS = 600.0
@@ -138,7 +138,9 @@ def inspect(stage: StageSpec, settings: Settings) -> StageState:
     parts = key_parts(stage, settings)
     if record is None:
         return StageState(stage, folder, parts)
-    changed = changes(record["parts"], parts)
+    newest = run.newest_sealed() if stage == maker("model") and record["status"] != State.DONE else None
+    free = (newest.fact("open") if newest else None) or ()
+    changed = [c for c in changes(record["parts"], parts) if c.kind is not Kind.PARAMETER or c.name not in free]
     changed += [Change(Kind.MISSING, shown(folder / name)) for name in _lost(stage, folder, record)]
     seconds, state = work_seconds(folder, record), State(record["status"])
     protected = seconds > LONG_WORK_SECONDS or (state is not State.DONE and bool(in_folder(folder / CHECKPOINTS)))

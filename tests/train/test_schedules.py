@@ -1,0 +1,119 @@
+"""A `wsd` run can be made longer, and its constant part cooled down: both equal a run planned so from the start."""
+
+from __future__ import annotations
+
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import sha256_of_file
+from nbutils.core.run.checkpoints import in_folder
+from nbutils.core.run.decide import inspect
+from nbutils.core.run.layout import Run
+from nbutils.core.run.record import RUN_RECORD, read_record, write_record
+from nbutils.core.stages import spec
+from nbutils.pipeline.cool_down import cooled
+from nbutils.pipeline.parameters import plan
+from tests.train.forked import forked
+from tests.train.runs import SMALL, checkpoint, logged, small_settings, written
+
+WSD = {
+    "schedule": "wsd",
+    "cooldown_fraction": 0.25,
+    "max_steps": 16,
+    "checkpoint_steps": 3,
+    "checkpoints_kept": 1,
+    "processes": 1,
+}
+
+
+def train(run: Path, **changes: object) -> Path:
+    done = forked(small_settings(run, **WSD | changes), 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
+
+
+def result(run: Path) -> tuple:
+    rows = [(row["step"], row["loss"], row["learning_rate"]) for row in logged(run, "train")]
+    return sha256_of_file(run / "train" / "final" / "model.safetensors"), rows, logged(run, "end")
+
+
+def names(run: Path) -> list[str]:
+    return [each.name for each in in_folder(run / "train" / "checkpoints")]
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("longer"))
+
+
+def profile(folder: Path, run: Path, **changes: object) -> Path:
+    file = folder / "wsd.yaml"
+    given = SMALL | WSD | {"run_dir": str(run)} | changes
+    file.write_text("".join(f"{name}: {value!r}\n" for name, value in given.items()))
+    return file
+
+
+def cool_down(folder: Path, parent: Path, which: str = "", **changes: object):
+    """The plan that `--cool-down` makes of a profile."""
+    planned = plan(profile(folder, parent, **changes), [])
+    return cooled(Namespace(cool_down=f"{parent}{which}", overrides=[], explain=False), planned)
+
+
+def test_the_rate_is_constant_until_the_cool_down_whose_first_checkpoint_is_kept(longer):
+    rates = {row["step"]: row["learning_rate"] for row in logged(longer, "train")}
+    assert len({rates[step] for step in range(3, 14)}) == 1
+    assert [rates[step] / rates[12] for step in (14, 15, 16)] == pytest.approx([1 - (n / 4) ** 0.5 for n in (1, 2, 3)])
+    assert names(longer) == ["step-000015", "step-000012"]  # one is kept, and the pinned one
+
+
+@pytest.mark.soak
+def test_a_paused_run_is_made_longer(tmp_path, longer):
+    train(tmp_path, max_steps=8, pause_after_steps=5)
+    assert names(tmp_path) == ["step-000005"]
+    train(tmp_path)
+    assert result(tmp_path) == result(longer)
+
+
+def test_a_constant_part_is_cooled_down_into_a_new_run(tmp_path, longer):
+    planned = cool_down(tmp_path, longer)
+    assert planned.run.name == f"{longer.name}-cooled-12"
+    parent = {"run": str(longer), "checkpoint": "step-000012"}
+    assert (read_record(planned.run / RUN_RECORD) or {})["parent"] == parent
+    assert cool_down(tmp_path, longer).run == planned.run  # the same command goes on with it
+    (settings,) = (each.settings for each in planned.stages if each.stage.name == "train")
+    assert settings.max_steps == 16
+    train(planned.run, max_steps=settings.max_steps)
+    assert result(planned.run) == result(longer)
+
+
+@pytest.mark.soak
+def test_a_run_that_got_too_short_says_so(tmp_path):
+    train(tmp_path, pause_after_steps=7)
+    done = forked(small_settings(tmp_path, **WSD | {"max_steps": 8}), 1)
+    assert done.returncode and "step-000007 is behind step 6" in (tmp_path / "train" / "progress.jsonl").read_text()
+
+
+def test_what_cannot_be_cooled_down_is_one_sentence(tmp_path, longer):
+    for changes, which, words in (
+        ({"schedule": "cosine"}, "", "schedule is cosine"),
+        ({}, "@step-000016", "no checkpoint step-000016 .*there: .*step-000012"),
+        ({}, "/data", "no checkpoint of the constant part .*none"),
+    ):
+        with pytest.raises(UserError, match=words):
+            cool_down(tmp_path, longer, which, **changes)
+
+
+@pytest.mark.parametrize("free", [["max_steps"], []])
+def test_what_a_checkpoint_leaves_open_makes_no_paused_run_stale(tmp_path, free):
+    settings = small_settings(tmp_path, **WSD)
+    stage = spec("train")
+    record = {"parts": inspect(stage, settings).parts, "status": "paused", "outputs": {}, "work_seconds": 1}
+    written(settings)
+    write_record(tmp_path / "train" / "stage.json", record)
+    checkpoint(Run(tmp_path).checkpoints_folder, 5, open=free)
+    assert inspect(stage, small_settings(tmp_path, **WSD | {"max_steps": 20})).stale is not bool(free)
+    shutil.rmtree(Run(tmp_path).checkpoints_folder)
