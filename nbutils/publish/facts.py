@@ -142,14 +142,16 @@ class Facts:
 
     @property
     def pinned_parameters(self) -> Json:
-        """The parameters of all stages, with the revisions of base model and datasets that were really read.
+        """The parameters of all stages, with the revisions of base model and datasets, and the steps, that were taken.
 
         Without what only that machine has and the model does not come from: runs to compare with, and local peers.
         """
         pairs = zip(self.parameters["datasets"], self.data["datasets"], strict=True)
         datasets = [given | {"revision": read["revision"]} for given, read in pairs]
         peers = list(filter(self.on_hub, self.parameters["peers"]))
-        pinned = {"base_revision": self.base_commit, "datasets": datasets, "compare_runs": [], "peers": peers}
+        pinned: Json = {"base_revision": self.base_commit, "datasets": datasets, "compare_runs": [], "peers": peers}
+        if self.parameters["finish_in_minutes"]:
+            pinned |= {"finish_in_minutes": 0.0, "max_steps": self.training["derived"]["steps"]}
         return self.parameters | pinned
 
     @property

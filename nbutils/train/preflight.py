@@ -192,6 +192,7 @@ def data_findings(
     """What the tokenised rows hold: optimizer steps, supervision, and the stop token inside the mask."""
     supervised, total, plan = rows.supervised_counts(), len(rows), BatchPlan.of(rows, settings)
     steps = plan.total_steps(settings.epochs, settings.max_steps)
+    minutes = settings.finish_in_minutes
     warmup, cooling = settings.warmup_steps(steps, plan.steps_per_epoch), settings.cooldown_from(steps)
     if cooling is not None and warmup > cooling:
         yield Finding(
@@ -202,7 +203,8 @@ def data_findings(
     yield Finding(
         FINE,
         f"{total:,} conversations, {plan.lengths.sum():,} tokens, {supervised.sum():,} of them supervised: "
-        f"{steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch.",
+        f"{f'as many optimizer steps as fit into {minutes:g} minutes' if minutes else f'{steps:,} optimizer steps'}, "
+        f"{plan.steps_per_epoch:,} an epoch.",
     )
     needed = {"token": (supervised, "there is nothing to learn from them; set supervise to all, or look at the data")}
     if settings.supervise_end:

@@ -59,6 +59,7 @@ class TrainSettings(BaseSettings):
     optimizer: Literal[*OPTIMIZERS]  # type: ignore[valid-type]
     epochs: Annotated[float, Field(gt=0)]
     max_steps: Annotated[int, Field(ge=0)]
+    finish_in_minutes: Annotated[float, Field(ge=0)]
     tokens_per_step: Annotated[int, Field(ge=1)]
     tokens_per_microbatch: Annotated[int, Field(ge=1)]
     supervise: Literal["assistant", "all"]
@@ -84,6 +85,15 @@ class TrainSettings(BaseSettings):
         if patience and info.data.get("eval_steps") == 0:
             raise ValueError("it counts evaluations, and eval_steps is 0; set that too")
         return patience
+
+    @field_validator("finish_in_minutes")
+    @classmethod
+    def _fixes_the_steps(cls, minutes: float, info: ValidationInfo) -> float:
+        if minutes and info.data.get("max_steps"):
+            raise ValueError(
+                f"it fixes the number of steps, and max_steps is {info.data['max_steps']}; give one of them"
+            )
+        return minutes
 
     @property
     def base_ref(self) -> ModelRef:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, link_tree, read_json, sha256_of_file, sha256_of_json, shown, write_json
-from nbutils.core.run.checkpoints import BEST, check_identity, half_written, newest_whole
+from nbutils.core.run.checkpoints import BEST, Checkpoint, check_identity, half_written, newest_whole
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import machine, versions
@@ -35,6 +35,7 @@ from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan, StepLoader
 from nbutils.train.control import Budget, Records, pause_requests
 from nbutils.train.dataset import TokenRows
+from nbutils.train.rehearsal import measured, steps_that_fit
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer, disk_is_full
 
@@ -117,7 +118,13 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         vars(job.best).update(state["best"])
         if checkpoint.manifest["world_size"] != world:
             records.progress("warning", message="Resumed with another number of processes: not bit-identical.")
-    steps = plan.total_steps(settings.epochs, settings.max_steps)
+    steps, facts = plan.total_steps(settings.epochs, settings.max_steps), None
+    if settings.finish_in_minutes:
+        if not (facts := _measured_before(run, checkpoint)):
+            seconds = measured(model, tokenizer, args, job)
+            facts = {"steps": steps_that_fit(seconds, settings), "seconds": seconds}
+            model = ModelRef.parse(str(run.base)).load()
+        args.max_steps = steps = facts["steps"]
     cooling = settings.cooldown_from(steps)
     if checkpoint and cooling is not None and checkpoint.step > cooling and checkpoint.fact("open"):
         raise UserError(
@@ -133,7 +140,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         shutil.rmtree(run.checkpoints_folder / BEST, ignore_errors=True)  # of steps that are taken again
         if checkpoint and (checkpoint.path / BEST).is_dir():
             link_tree(checkpoint.path / BEST, run.checkpoints_folder / BEST)
-    _announce(trainer, steps)
+    _announce(trainer, steps, facts)
     if any(gather_object([requested()])):  # while all this was made ready: nothing is measured any more either
         records.progress("paused", step=step, steps=steps)
         return
@@ -173,7 +180,16 @@ def _joined(settings: TrainSettings, folder: Path) -> Arguments:
     return args
 
 
-def _announce(trainer: SmallchatTrainer, steps: int) -> None:
+def _measured_before(run: Run, checkpoint: Checkpoint | None) -> Json | None:
+    """The number of steps that an earlier session has fixed, and by what; the same on all ranks."""
+    path = run.training / "settings.json"
+    facts = (read_json(path) if path.is_file() else {}).get("derived", {}).get("measured")
+    if checkpoint and not facts:  # the settings were written anew
+        facts = {"steps": read_json(checkpoint.path / "trainer_state.json")["max_steps"]}
+    return gather_object([facts])[0]
+
+
+def _announce(trainer: SmallchatTrainer, steps: int, measured: Json | None = None) -> None:
     """Records what was derived from settings, data and machine, and that a session begins."""
     job, args, settings = trainer.job, trainer.args, trainer.job.settings
     loader, plan, records = job.loader, job.loader.plan, job.records
@@ -185,7 +201,7 @@ def _announce(trainer: SmallchatTrainer, steps: int) -> None:
         "steps": steps,
         "steps_per_epoch": len(loader),
         "microbatches_per_step": round(dealt / len(loader), 2),
-    }
+    } | ({"measured": measured} if measured else {})
     if records.active:
         eval_hash = read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash")
         given = {"schema": 1, "settings": settings.model_dump(mode="json"), "machine": machine(), "derived": derived}
@@ -195,6 +211,9 @@ def _announce(trainer: SmallchatTrainer, steps: int) -> None:
     made_with = {"supervise": settings.supervise, "versions": versions()}
     records.add("metric", {"kind": "session"} | facts | made_with)
     records.progress("started", **(facts | derived))
+    if measured:
+        message = f"{steps:,} optimizer steps fit into finish_in_minutes; max_steps {steps} makes the same model"
+        records.progress("warning", message=f"{message} (measured seconds: {measured.get('seconds')}).")
 
 
 def _end(trainer: SmallchatTrainer) -> None:

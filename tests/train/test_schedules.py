@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import sha256_of_file
+from nbutils.core.files import read_json, sha256_of_file
 from nbutils.core.run.checkpoints import in_folder
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.layout import Run
@@ -17,6 +17,7 @@ from nbutils.core.run.record import RUN_RECORD, read_record, write_record
 from nbutils.core.stages import spec
 from nbutils.pipeline.cool_down import cooled
 from nbutils.pipeline.parameters import plan
+from nbutils.train.rehearsal import steps_that_fit
 from tests.train.forked import forked
 from tests.train.runs import SMALL, checkpoint, logged, small_settings, written
 
@@ -88,6 +89,29 @@ def test_a_constant_part_is_cooled_down_into_a_new_run(tmp_path, longer):
     assert settings.max_steps == 16
     train(planned.run, max_steps=settings.max_steps)
     assert result(planned.run) == result(longer)
+
+
+@pytest.mark.soak
+@pytest.mark.soak
+def test_a_run_lands_in_time_with_the_steps_that_were_fixed_and_max_steps_makes_the_same(tmp_path):
+    timed = {"finish_in_minutes": 0.08, "max_steps": 0, "eval_steps": 20}
+    run = train(tmp_path / "timed", **timed, pause_after_steps=5)
+    steps = read_json(run / "train" / "settings.json")["derived"]["measured"]["steps"]
+    train(run, **timed)
+    (end,) = logged(run, "end")
+    assert end["steps"] == end["step"] == steps >= 20
+    assert not list((run / "train").glob(".*"))
+    assert result(train(tmp_path / "again", eval_steps=20, max_steps=steps)) == result(run)
+
+
+def test_steps_fit_with_what_is_beside_them(tmp_path):
+    seconds = {"step": 0.1, "first": 3.0, "evaluation": 2.0, "checkpoint": 0.4}
+    settings = small_settings(tmp_path, max_steps=0, finish_in_minutes=1, eval_steps=10, checkpoint_steps=4)
+    steps = steps_that_fit(seconds, settings)
+    taken = steps * (0.1 + 2 / 10 + 0.4 / 4) + 2 * 3.0 + 0.4
+    assert 0.9 * 60 < taken <= 60
+    with pytest.raises(UserError, match=r"only 6 optimizer steps .* 7 s"):
+        steps_that_fit(seconds | {"step": 7.0}, settings)
 
 
 @pytest.mark.soak

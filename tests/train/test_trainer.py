@@ -27,7 +27,7 @@ def bare_trainer(tmp_path, monkeypatch):
 
     def make(**changes):
         made, asked = [], iter([True])  # a pause, once: before the first step
-        monkeypatch.setattr(worker, "_announce", lambda trainer, steps: made.append(trainer))
+        monkeypatch.setattr(worker, "_announce", lambda trainer, *_: made.append(trainer))
         worker.train(small_settings(tmp_path, **BARE | changes), lambda: next(asked, False))
         return made[0]
 
