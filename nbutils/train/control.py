@@ -174,6 +174,31 @@ class Counters:
         return state
 
 
+class CountingScaler(torch.amp.GradScaler):
+    """The fp16 loss scaler; it counts the optimizer steps that it skips.
+
+    A step is skipped where a gradient overflowed; the scale then falls, which is how it shows from outside: fused
+    optimizers skip inside their kernel, so that nobody sees whether `step` did anything.
+    """
+
+    skipped_steps = 0
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """As in torch; counts a skipped step."""
+        before = self.get_scale()
+        super().update(new_scale)
+        self.skipped_steps += int(self.get_scale() < before)
+
+    def state_dict(self) -> dict[str, float]:
+        """The scaler's state with the count of skipped steps."""
+        return super().state_dict() | {"skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Restores what `state_dict` returned."""
+        self.skipped_steps = int(state_dict["skipped_steps"])
+        super().load_state_dict(state_dict)
+
+
 class StepControl(TrainerCallback):
     """Sets the trainer's flags after each optimizer step."""
 

@@ -29,7 +29,7 @@ from nbutils.core.run.checkpoints import BEST, Checkpoint, prune
 from nbutils.core.run.layout import Run
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepBatch, StepLoader
-from nbutils.train.control import Budget, Counters, Records, StepControl, flops_of
+from nbutils.train.control import Budget, Counters, CountingScaler, Records, StepControl, flops_of
 from nbutils.train.dataset import Microbatch, TokenRows
 from nbutils.train.evaluation import exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
@@ -61,31 +61,6 @@ class Job:
     budget: Budget
     counters: Counters = field(default_factory=Counters)
     best: Best = field(default_factory=Best)
-
-
-class CountingScaler(torch.amp.GradScaler):
-    """The fp16 loss scaler; it counts the optimizer steps that it skips.
-
-    A step is skipped where a gradient overflowed; the scale then falls, which is how it shows from outside: fused
-    optimizers skip inside their kernel, so that nobody sees whether `step` did anything.
-    """
-
-    skipped_steps = 0
-
-    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
-        """As in torch; counts a skipped step."""
-        before = self.get_scale()
-        super().update(new_scale)
-        self.skipped_steps += int(self.get_scale() < before)
-
-    def state_dict(self) -> dict[str, float]:
-        """The scaler's state with the count of skipped steps."""
-        return super().state_dict() | {"skipped_steps": self.skipped_steps}
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Restores what `state_dict` returned."""
-        self.skipped_steps = int(state_dict["skipped_steps"])
-        super().load_state_dict(state_dict)
 
 
 class SmallchatTrainer(SFTTrainer):

@@ -13,8 +13,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport
 from nbutils.train import arguments, worker
 from nbutils.train.arguments import CHECKPOINTING, WORKSPACE, relax_where_needed
+from nbutils.train.control import CountingScaler
 from nbutils.train.settings import TrainerOptions
-from nbutils.train.trainer import CountingScaler
 from tests.train.runs import T4, flat, logged, small_settings
 
 BARE = {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "max_steps": 6}
