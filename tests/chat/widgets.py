@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from functools import partial
 
@@ -55,6 +56,11 @@ def fail(chat: ChatWidget, panel: int = 0) -> None:
 
 def shown(chat: ChatWidget, panel: int = 0) -> str:
     return chat.panels[panel].history.value + chat.panels[panel].newest.value
+
+
+def bubbles(chat: ChatWidget) -> list[str]:
+    """The first line of each bubble, from top to bottom, as HTML."""
+    return re.findall('dir="auto">(?:<p[^>]*>)?([^<]*)', shown(chat))
 
 
 def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
