@@ -1,7 +1,5 @@
 """Small data folders for the stages behind notebook 01, made without running it."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The cells of a notebook, run in this process."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

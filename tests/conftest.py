@@ -1,7 +1,5 @@
 """Real tokenizers, models and evaluation data for all tests; what is missing skips with a sentence, in CI it fails."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

@@ -4,8 +4,6 @@ Everything else about them is real: their own process, its protocol, its output.
 is tested in `tests/faults`, and by `make demo`.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

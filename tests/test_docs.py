@@ -1,7 +1,5 @@
 """`make docs`: pages, pictures and README's picture out of a run; and the committed pages against the notebooks."""
 
-from __future__ import annotations
-
 import base64
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The house: who may know what. Read from the syntax trees of `nbutils`; nothing is imported."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shutil

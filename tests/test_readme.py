@@ -1,7 +1,5 @@
 """What README.md and docs/ say holds: links, table, commands, sizes."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

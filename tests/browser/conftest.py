@@ -1,7 +1,5 @@
 """A JupyterLab on this machine and a headless Chromium that looks at it."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """Whether the chat's texts can be read: WCAG 2's contrast ratio, as the browser draws them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 LEAST = 4.5

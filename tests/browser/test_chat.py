@@ -1,7 +1,5 @@
 """The chat widget in a real JupyterLab, as a person meets it."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """The interactive curves of notebook 03 in a real JupyterLab: drawn by plotly, to hover and to zoom."""
 
-from __future__ import annotations
-
 import pytest
 from playwright.sync_api import expect
 

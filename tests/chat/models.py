@@ -1,7 +1,5 @@
 """Small models for chat tests: random weights with clear preferences, or replies written by the test."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """A pseudo-terminal, and the programs that tests start on it: forks of one Python that has the libraries loaded."""
 
-from __future__ import annotations
-
 import faulthandler
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Model output is untrusted: only allowed tags and attributes come out."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 

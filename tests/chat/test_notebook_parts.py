@@ -1,7 +1,5 @@
 """What notebook 05 calls: the scripted conversation, its tables, and the choice of a widget or none."""
 
-from __future__ import annotations
-
 import shutil
 from functools import partial
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Models that are unlike ours: architecture, chat template, or no key/value cache."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralForCausalLM, MixtralForCausalLM

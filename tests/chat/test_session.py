@@ -1,7 +1,5 @@
 """What a person relies on in a chat: any sequence of actions gives what a fresh session gives."""
 
-from __future__ import annotations
-
 import threading
 import time
 

@@ -1,7 +1,5 @@
 """The terminal chat: on a pseudo-terminal as a person uses it, and with piped input."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Saved conversations: written, checked, taken over by sessions of other settings and lengths."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

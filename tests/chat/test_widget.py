@@ -1,7 +1,5 @@
 """The widget without a browser: what its buttons do to the sessions, and what it shows."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

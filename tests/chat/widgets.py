@@ -1,7 +1,5 @@
 """A chat widget: made, spoken to, and looked at without a browser; the browser tests make theirs here too."""
 
-from __future__ import annotations
-
 import re
 import threading
 from functools import partial

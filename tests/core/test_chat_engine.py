@@ -1,7 +1,5 @@
 """The chat engine against the loop that every tutorial has: render all turns, generate from scratch each turn."""
 
-from __future__ import annotations
-
 import re
 from itertools import chain, zip_longest
 

@@ -1,7 +1,5 @@
 """What each real stage depends on: parameters of its notebook, files of earlier stages, files outside the run, code."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

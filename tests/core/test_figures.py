@@ -1,7 +1,5 @@
 """The training figure: any history gives a figure, final values are written on it, the live one redraws sparingly."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from types import SimpleNamespace

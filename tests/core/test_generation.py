@@ -1,7 +1,5 @@
 """Replies in batches: the same as one by one, and the same as in the chat."""
 
-from __future__ import annotations
-
 import torch
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies

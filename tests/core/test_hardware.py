@@ -1,7 +1,5 @@
 """The device that one process takes, and what it says about it."""
 
-from __future__ import annotations
-
 import pytest
 
 from nbutils.core import hardware

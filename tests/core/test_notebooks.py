@@ -1,7 +1,5 @@
 """Reading a notebook's parameters cell and the settings among its names, and refusing what would be misread."""
 
-from __future__ import annotations
-
 import nbformat
 import pytest
 

@@ -1,7 +1,5 @@
 """A stage run by hand: its guard, its record, and work that is never thrown away by accident."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

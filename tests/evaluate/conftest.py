@@ -1,7 +1,5 @@
 """Runs that the tests of evaluate share."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from contextlib import redirect_stderr

@@ -1,7 +1,5 @@
 """A small run folder as notebooks 01 and 02 leave it, tasks of one's own, and small evaluations of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The stock tasks of lm-evaluation-harness on the local copies in `../shared/evaldata`."""
 
-from __future__ import annotations
-
 from importlib import resources
 from pathlib import Path
 from typing import Any

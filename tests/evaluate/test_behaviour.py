@@ -1,7 +1,5 @@
 """Each figure of behaviour counts what its name says, and advice on the context needs evidence."""
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The comparison finds planted differences, and finds none where there is none more often than it promises."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from functools import partial

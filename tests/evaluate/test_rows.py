@@ -1,7 +1,5 @@
 """What a planned row lets each scored token see is exactly what the request says, whatever shares the row."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from hypothesis import given, settings

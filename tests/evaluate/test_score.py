@@ -1,7 +1,5 @@
 """Scoring through the harness: nothing twice, nothing lost, and a sentence for everything that goes wrong."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from unittest.mock import MagicMock, Mock
 

@@ -1,7 +1,5 @@
 """SharedPrefixLM gives the numbers of stock `hf`, on every path, and says so where it cannot share."""
 
-from __future__ import annotations
-
 import os
 import random
 

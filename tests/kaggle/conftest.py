@@ -1,7 +1,5 @@
 """A place like `/kaggle`; bundles; a Hub; an account, images like Kaggle's and wheels for all soak tests of it."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Kaggle's API on loopback: as much of it as a push needs. Sessions end at the second look at them."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable

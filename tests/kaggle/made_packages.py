@@ -1,7 +1,5 @@
 """Made-up packages: as they are installed, and as wheels."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

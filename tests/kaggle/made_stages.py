@@ -1,7 +1,5 @@
 """A training stage as an earlier session left it, made up."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from nbutils.core.files import write_json

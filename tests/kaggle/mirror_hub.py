@@ -1,7 +1,5 @@
 """The Hub on loopback, to send to and to read from: the fake one of publishing, with downloads."""
 
-from __future__ import annotations
-
 import re
 import threading
 from urllib.parse import unquote

@@ -1,7 +1,5 @@
 """A Kaggle on this machine: its folders, an environment of its own, and papermill without parameters."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

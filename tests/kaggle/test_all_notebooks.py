@@ -1,7 +1,5 @@
 """Every bundle of a profile on a simulated Kaggle: no parameters, no repository on the path, each fed the others."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

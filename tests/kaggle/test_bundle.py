@@ -1,7 +1,5 @@
 """What `kaggle bundle` writes: form, size, metadata, values (`test_push` hands it to the `kaggle` package)."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import base64

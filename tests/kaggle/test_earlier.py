@@ -1,7 +1,5 @@
 """Earlier output below `/kaggle/input`: found, chosen, copied; and what the new output has room for."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

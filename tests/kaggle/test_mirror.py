@@ -1,7 +1,5 @@
 """The mirror of checkpoints against a Hub on loopback (`test_sessions` kills a session and goes on from it)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

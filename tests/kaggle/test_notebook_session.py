@@ -1,7 +1,5 @@
 """A session's notebook behind its first cell: earlier work under other settings, failures, its end, the forecast."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from contextlib import nullcontext

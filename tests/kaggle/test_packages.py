@@ -1,7 +1,5 @@
 """What an image brings, what is installed into it and what is collected for it, with a real pip."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """`kaggle push` with the real `kaggle` package against an API on loopback."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

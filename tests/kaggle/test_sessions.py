@@ -1,7 +1,5 @@
 """Bundled training on a simulated Kaggle: sessions that are killed, pause, fail, and go on to the same bits."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

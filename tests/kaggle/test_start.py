@@ -1,7 +1,5 @@
 """Where a session is: folders, internet, GPUs, secrets, what is attached; and what the first cell makes of them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

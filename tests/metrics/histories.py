@@ -1,7 +1,5 @@
 """Made-up training histories, and run folders around them."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

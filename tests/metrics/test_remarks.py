@@ -1,7 +1,5 @@
 """Remarks on made-up histories: each finds what it is for, and a sound run gets none."""
 
-from __future__ import annotations
-
 import math
 import random
 

@@ -1,7 +1,5 @@
 """`summary.json`, the files of the figures, and the table: what a run came to."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """What `make demo` promises of its model, recomputed with plain transformers, and what notebook 05 says of it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from datasets import load_from_disk

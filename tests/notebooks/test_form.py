@@ -1,7 +1,5 @@
 """Form of the notebooks as they are committed, and of the profiles that feed them."""
 
-from __future__ import annotations
-
 import ast
 import json
 

@@ -1,7 +1,5 @@
 """The whole road on a smaller profile: the exact listing of the run folder, what stands in it, and a second run."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

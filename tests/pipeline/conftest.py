@@ -1,7 +1,5 @@
 """The pipeline on three small stages, whose notebooks are executed in this process; everything else is real."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections.abc import Callable

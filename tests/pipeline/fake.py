@@ -1,7 +1,5 @@
 """Three small stages with real notebooks and settings: what the pipeline's tests run instead of the six."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The command line: help, wrong usage, one sentence for what is wrong."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

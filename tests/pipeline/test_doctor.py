@@ -1,7 +1,5 @@
 """`python -m nbutils doctor`: before notebook 01, on a run's own data, with problems, and learning by heart."""
 
-from __future__ import annotations
-
 import re
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`--explain` says what a run then does, for every state of a stage and every combination of options."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -1,7 +1,5 @@
 """A profile is read as it looks, or refused with line and column."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from hypothesis import given

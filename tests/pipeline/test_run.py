@@ -1,7 +1,5 @@
 """What a run executes, skips, keeps and refuses."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """The small parts behind the pipeline's faults; with real processes and signals they are tested in `tests/faults`."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """One made-up run and its published folder for all tests of publication."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

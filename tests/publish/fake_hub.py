@@ -1,7 +1,5 @@
 """A Hub on loopback: as much of its protocol as a push needs, with files kept in memory."""
 
-from __future__ import annotations
-
 import base64
 import json
 import threading

@@ -1,7 +1,5 @@
 """A whole run folder, made up around a tiny model: what the publish stage reads, without any training."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

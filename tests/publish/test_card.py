@@ -1,7 +1,5 @@
 """The model card: every number from a file, metadata that the Hub takes, usage code that runs without `nbutils`."""
 
-from __future__ import annotations
-
 import re
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The published folder, and the parity check that comes before publishing."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from datasets import Dataset

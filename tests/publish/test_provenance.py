@@ -1,7 +1,5 @@
 """Where a model comes from: base and datasets on the Hub or on a disk, revisions, the command that makes it again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import yaml

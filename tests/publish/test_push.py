@@ -1,7 +1,5 @@
 """Pushing to a fake Hub on loopback, and the scan for secrets before it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
