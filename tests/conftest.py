@@ -39,6 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "demo_run" not in item.fixturenames)
 
 
+def pytest_make_parametrize_id(val) -> str | None:
+    """Stages and files by their names."""
+    return getattr(val, "name", None)
+
+
 Make = Callable[[Path], object]
 
 
@@ -110,7 +115,7 @@ def demo_run(made_once) -> Path:
 
     def make(run: Path) -> None:
         line = [sys.executable, "-m", "nbutils", "run", "params/demo.yaml", "--run-dir", str(run)]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
     return made_once("demo", make)
@@ -156,6 +161,19 @@ def evaldata() -> Path:
     if not folder.is_dir():
         missing("the folder ../shared/evaldata is missing: its tests need real evaluation data")
     return folder
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """The one sentence with which the command line refuses."""
+    from nbutils.cli import main
+
+    def sentence(*line: object) -> str:
+        assert main([*map(str, line)]) == 1
+        (said,) = capsys.readouterr().err.splitlines()
+        return said
+
+    return sentence
 
 
 @pytest.fixture

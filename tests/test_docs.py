@@ -65,7 +65,7 @@ def test_an_unfinished_run_is_one_sentence(run, tmp_path):
         load("make_docs").main(run, tmp_path)
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_committed_pages_show_the_notebooks_as_they_are(stage):
     page = (ROOT / "docs" / f"{notebook_path(stage).stem}.md").read_text()
     for cell in nbformat.read(notebook_path(stage), as_version=4).cells:

@@ -155,7 +155,7 @@ def test_a_system_that_refuses_pip_and_has_no_ensurepip_is_set_up(tree, tmp_path
     (system / library / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=Use apt.\n")
 
     def said(*command: object) -> str:
-        return subprocess.run(command, cwd=tree, stdout=PIPE, stderr=STDOUT, text=True, check=False).stdout
+        return subprocess.run(command, cwd=tree, stdout=PIPE, stderr=STDOUT, text=True).stdout
 
     def files() -> set[Path]:
         return {path for path in system.rglob("*") if "__pycache__" not in path.parts}

@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from nbutils.core.files import read_json
 from tests.browser.contrast import too_pale
+from tests.chat.models import contents
 from tests.chat.test_markup import ALLOWED_TAGS, HOSTILE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -214,7 +215,7 @@ def test_copy_and_download_give_what_was_written_and_it_is_loaded_again(notebook
         chat.get_by_role("link", name="Download").click()
     assert saved.value.suggested_filename == "transcript.json"
     transcript = read_json(saved.value.path())
-    assert [m["content"] for m in transcript["messages"]] == ["Hi!", REPLIES[0]]
+    assert contents(transcript["messages"]) == ["Hi!", REPLIES[0]]
     press(chat, "Clear")
     press(chat, "Settings")
     with notebook.page.expect_file_chooser() as asked:

@@ -14,6 +14,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
+from tests.chat.models import contents
 from tests.chat.widgets import last, pick, sampling, send, texts, widget
 
 
@@ -31,19 +32,16 @@ def test_a_scripted_conversation_is_the_same_again_and_shown_in_tables(finished,
     transcripts = [play(loaded, messages, given) for loaded in (final, load("base", finished))]
     assert [transcript["model"] for transcript in transcripts] == ["final", "base"]
     said, timings = transcripts[0]["messages"], transcripts[0]["timings"]
-    assert [m["content"] for m in said] == [m["content"] for m in play(final, messages, given)["messages"]]
+    assert contents(said) == contents(play(final, messages, given)["messages"])
     assert [timing["tokens"] for timing in timings] == [m["measured"]["new_tokens"] for m in said[1::2]]
     assert set(timings[0]) == {"time_to_first_token", "tokens", "tokens_per_second", "ended"}
     table = display.replies_table(transcripts).data
     assert "Hi &lt;b&gt;" in table and "<b>" not in table
     read = display.as_read(final, transcripts[0])
     assert read.startswith("<|im_start|>user\nHi <b><|im_end|>\n") and read.endswith("<|im_start|>assistant\n")
-
-
-def test_a_reply_of_one_token_has_a_dash_for_its_speed_in_the_table_of_timings(finished, final):
-    told = play(final, ["Hi", "you"], settings(finished, max_new_tokens=1).session_settings())
-    table = display.timings_table([told])
-    assert list(table["tokens per second"]) == ["–"] * 2 and list(table.index) == [("final", 1), ("final", 2)]
+    of_one_token = display.timings_table([play(final, messages, given | {"max_new_tokens": 1})])
+    assert list(of_one_token["tokens per second"]) == ["–"] * 2
+    assert list(of_one_token.index) == [("final", 1), ("final", 2)]
 
 
 def test_greedy_differs_from_sampling_and_tables_shorten(finished, final):

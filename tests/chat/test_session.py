@@ -133,13 +133,6 @@ def test_a_stop_before_the_first_token_is_not_lost_and_leaves_an_old_reply():
     assert list(stream) == [] and session.transcript() == before
 
 
-def test_a_cleared_chat_repeats_itself_with_the_same_seed():
-    session = chat(greedy=False, temperature=2.0)
-    first = say(session, "hello", "more")
-    session.clear()
-    assert say(session, "hello", "more") == first
-
-
 def test_settings_change_from_the_next_reply_on():
     session = scripted_session("word " * 20, "word " * 20, max_new_tokens=12)
     stream = session.reply("hi")

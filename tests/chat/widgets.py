@@ -7,7 +7,7 @@ from functools import partial
 from nbutils.chat.display import show_chat
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
-from tests.chat.models import TOKENIZER, ScriptedModel
+from tests.chat.models import TOKENIZER, ScriptedModel, contents
 
 
 def widget(
@@ -63,7 +63,7 @@ def bubbles(chat: ChatWidget) -> list[str]:
 
 def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
     """What was said in a column."""
-    return [message["content"] for message in chat.panels[panel].session.messages]
+    return contents(chat.panels[panel].session.messages)
 
 
 def last(chat: ChatWidget) -> list[str]:

@@ -20,25 +20,23 @@ from tests.metrics.histories import write_done
 
 STEERING = {
     "data": {"run_dir", "seed", "data_processes"},
-    "train": {
-        *("run_dir", "log_steps", "checkpoint_steps", "checkpoints_kept", "processes", "budget_minutes"),
-        *("pause_after_steps", "report_to", "plain_loop_steps"),
-    },
+    "train": {"run_dir", "log_steps", "checkpoint_steps", "checkpoints_kept", "processes", "budget_minutes",
+              "pause_after_steps", "report_to", "plain_loop_steps"},
     "metrics": {"run_dir"},
     "evaluate": {"run_dir", "tokens_per_batch", "processes", "cache_dir"},
     "chat": {"run_dir", "interactive", "peers"},
     "publish": {"run_dir", "private"},
-}
+}  # fmt: skip
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 
 OTHERS = (
-    *(True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5}),
-    *("another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn"),
-)
+    True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5},
+    "another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn",
+)  # fmt: skip
 """Values that might stand in a parameter's place; a stage refuses what it does not know."""
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_parameter_is_in_the_key_but_those_that_only_steer(stage, tmp_path):
     kind, steering = stage.settings_class(), set()
     defaults = {n: p.default for n, p in parameters(notebook_path(stage)).items()} | {"run_dir": str(tmp_path)}

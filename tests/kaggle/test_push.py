@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from nbutils.cli import main
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.kaggle.account import signed_in
@@ -159,7 +158,7 @@ def test_what_the_kaggle_package_refuses_is_one_sentence(kaggle, made, push):
 
 
 @pytest.mark.parametrize("folder,words", [("empty", "kaggle bundle"), ("made", "kaggle.com/settings")])
-def test_bad_input_is_one_sentence(tmp_path, made, monkeypatch, capsys, folder, words):
+def test_bad_input_is_one_sentence(tmp_path, made, monkeypatch, refused, folder, words):
     for name in [name for name in os.environ if name.startswith("KAGGLE")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -167,9 +166,7 @@ def test_bad_input_is_one_sentence(tmp_path, made, monkeypatch, capsys, folder, 
     for name in ("config_dir", "config"):
         monkeypatch.setattr(api, name, str(tmp_path / name))
     (tmp_path / "empty").mkdir()
-    assert main(["kaggle", "push", str(tmp_path / folder)]) == 1
-    said = capsys.readouterr().err
-    assert words in said and len(said.splitlines()) == 1
+    assert words in refused("kaggle", "push", tmp_path / folder)
 
 
 @pytest.mark.parametrize(

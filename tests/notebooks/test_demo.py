@@ -10,6 +10,7 @@ from nbutils.chat.session import play
 from nbutils.core.files import read_json, read_jsonl
 from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
+from tests.chat.models import contents
 
 pytestmark = pytest.mark.soak
 
@@ -65,7 +66,7 @@ def test_try_this_holds_for_the_demo_model(demo_run):
 
     def replies(**changes) -> list[str]:
         transcript = play(final, given.scripted_messages, given.session_settings() | changes)
-        return [m["content"] for m in transcript["messages"][1::2]]
+        return contents(transcript["messages"])[1::2]
 
     def words_of(texts: list[str]) -> set[str]:
         return {word for text in texts for word in text.lower().split()}
