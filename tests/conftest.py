@@ -177,6 +177,22 @@ def refused(capsys) -> Callable[..., str]:
 
 
 @pytest.fixture
+def hub(monkeypatch):
+    """A Hub that this process takes for the real one."""
+    from tests.kaggle.mirror_hub import TOKEN, MirrorHub
+
+    server = MirrorHub()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+                        "HF_HUB_DISABLE_XET": True}.items():  # fmt: skip
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr("nbutils.kaggle.mirror.PAUSES", (0.0, 0.1, 0.1))
+    yield server
+    server.close()
+
+
+@pytest.fixture
 def unasked(monkeypatch) -> None:
     """Nobody has asked yet whether the hub answers, and nothing says that it shall not be asked."""
     from nbutils.core.network import _reached

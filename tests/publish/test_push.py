@@ -3,28 +3,12 @@
 import json
 
 import pytest
-from huggingface_hub import constants
 
 from nbutils.core.errors import UserError
 from nbutils.publish.export import published_files
 from nbutils.publish.push import upload
+from tests.kaggle.mirror_hub import REPO, TOKEN
 from tests.publish.conftest import settings_for
-from tests.publish.fake_hub import FakeHub
-
-TOKEN = "hf_" + "not-a-real-one-but-long-enough"
-REPO = "me/made-up"
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub that this process takes for the real one."""
-    server = FakeHub()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -38,8 +22,12 @@ def push(published, folder, hub):
     return pushed
 
 
-def test_nothing_is_sent_unless_asked(push, hub):
-    assert push(push=False) == "" and hub.requests == []
+def test_nothing_is_sent_unless_asked_and_to_no_place(push, hub):
+    """More of what is missing in `tests/pipeline/test_ahead.py`."""
+    assert push(push=False) == ""
+    with pytest.raises(UserError, match="repo_id is empty"):
+        push(repo_id="")
+    assert hub.requests == []
 
 
 def test_the_repository_is_the_folder_in_one_private_commit(push, folder, hub):
@@ -90,13 +78,6 @@ def test_refusals_are_one_sentence_without_the_token(push, hub):
     with pytest.raises(UserError, match="403") as caught:
         push()
     assert TOKEN not in str(caught.value)
-
-
-def test_what_is_missing_is_said(push, hub):
-    """More of it in `tests/pipeline/test_ahead.py`."""
-    with pytest.raises(UserError, match="repo_id is empty"):
-        push(repo_id="")
-    assert hub.requests == []
 
 
 LETTERS = "a1B2" * 9
