@@ -6,7 +6,7 @@ from typing import Any
 from nbutils.core.notebooks import code_cells
 
 
-def run_cells(notebook: Path, **parameters: Any) -> dict[str, Any]:
+def run_cells(notebook: Path, **parameters) -> dict[str, Any]:
     """Runs a notebook's code with these parameters instead of its own; returns its names."""
     names: dict[str, Any] = {}
     for cell in code_cells(notebook):

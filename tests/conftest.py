@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-def missing(what: str) -> None:
+def missing(what: str):
     """Skips the test on a user's machine, fails it in CI."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what}; CI must have it")
@@ -34,7 +34,7 @@ def package_folder(name: str) -> Path:
     return Path(found.submodule_search_locations[0])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]):
     """Puts those that need the demo's run first: one worker makes it, and the other does not wait for it."""
     items.sort(key=lambda item: "demo_run" not in item.fixturenames)
 
@@ -88,7 +88,7 @@ def unpacked(gguf: Path, kind: str, *parts: str) -> Path:
     """
     from nbutils.core.run.models import ModelRef
 
-    def make(folder: Path) -> None:
+    def make(folder: Path):
         for part in parts:
             getattr(ModelRef.parse(str(gguf)), part)().save_pretrained(folder)
 
@@ -113,7 +113,7 @@ def smollm2_tokenizer_folder(smollm2_gguf: Path) -> Path:
 def demo_run(made_once) -> Path:
     """The finished run folder of `make demo` (minutes: for soak tests only)."""
 
-    def make(run: Path) -> None:
+    def make(run: Path):
         line = [sys.executable, "-m", "nbutils", "run", "params/demo.yaml", "--run-dir", str(run)]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
@@ -168,7 +168,7 @@ def refused(capsys) -> Callable[..., str]:
     """The one sentence with which the command line refuses."""
     from nbutils.cli import main
 
-    def sentence(*line: object) -> str:
+    def sentence(*line) -> str:
         assert main([*map(str, line)]) == 1
         (said,) = capsys.readouterr().err.splitlines()
         return said
@@ -193,7 +193,7 @@ def hub(monkeypatch):
 
 
 @pytest.fixture
-def unasked(monkeypatch) -> None:
+def unasked(monkeypatch):
     """Nobody has asked yet whether the hub answers, and nothing says that it shall not be asked."""
     from nbutils.core.network import _reached
 

@@ -40,16 +40,16 @@ def tree(tmp_path: Path) -> Path:
 def steps(monkeypatch):
     """Sets a folder up, with a stand-in for pip and venv; returns the steps that were taken."""
 
-    def set_up(tree: Path, tests: bool = False, interrupted: str = "") -> list[str]:
+    def set_up(tree: Path, tests=False, interrupted="") -> list[str]:
         setup, taken = load("setup", tree), []
 
-        def make_environment(clear: bool) -> None:
+        def make_environment(clear: bool):
             taken.append("cleared" if clear and setup.VENV.exists() else "environment")
             shutil.rmtree(setup.VENV, ignore_errors=clear)
             setup.PYTHON.parent.mkdir(parents=True)
             setup.PYTHON.symlink_to(sys.executable)
 
-        def install(file: str) -> None:
+        def install(file: str):
             if file == interrupted:
                 raise KeyboardInterrupt
             taken.append(file)
@@ -154,7 +154,7 @@ def test_a_system_that_refuses_pip_and_has_no_ensurepip_is_set_up(tree, tmp_path
         shutil.copy2(file, system / file.relative_to(base))
     (system / library / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=Use apt.\n")
 
-    def said(*command: object) -> str:
+    def said(*command) -> str:
         return subprocess.run(command, cwd=tree, stdout=PIPE, stderr=STDOUT, text=True).stdout
 
     def files() -> set[Path]:

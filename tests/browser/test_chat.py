@@ -48,26 +48,26 @@ def area(chat):
     return chat.get_by_label("Message")
 
 
-def say(chat, text: str) -> None:
+def say(chat, text: str):
     expect(chat.locator(".sc-send")).to_be_enabled()  # Enter does nothing while a model is being loaded
     area(chat).fill(text)
     area(chat).press("Enter")
 
 
-def press(chat, button: str) -> None:
+def press(chat, button: str):
     chat.get_by_role("button", name=button).click()
 
 
-def bubbles(chat, role: str = "assistant"):
+def bubbles(chat, role="assistant"):
     return chat.locator(f".sc-{role}")
 
 
-def shows(chat, text: str) -> None:
+def shows(chat, text: str):
     """The newest reply has that text, soon."""
     expect(bubbles(chat).last).to_contain_text(text)
 
 
-def done(chat, replies: int, last: str = "") -> None:
+def done(chat, replies: int, last=""):
     expect(bubbles(chat)).to_have_count(replies)
     shows(chat, last)
     expect(chat.locator(".sc-cursor")).to_have_count(0)
@@ -153,7 +153,7 @@ def test_the_window_rolls_and_the_meter_shows_it(notebook):
     notebook.screenshot("window", chat)
 
 
-def harmless(notebook, chat) -> None:
+def harmless(notebook, chat):
     """No script has run, and nothing but allowed elements stands in the bubbles."""
     assert notebook.page.evaluate("window.hacked") is None
     found = chat.locator(".sc-text *").evaluate_all("nodes => nodes.map(n => n.tagName.toLowerCase())")
@@ -241,7 +241,7 @@ def test_what_a_busy_or_restarted_kernel_does_not_hear_stays_in_the_input(notebo
     unheard = chat.locator(".sc-unheard[role=alert]")
     kernel = int(notebook.cell(11).locator(".jp-OutputArea-output").inner_text())
 
-    def say_to_nobody(text: str) -> None:
+    def say_to_nobody(text: str):
         say(chat, text)
         time.sleep(0.5)
         expect(unheard).to_have_count(0)  # it has some patience
@@ -250,7 +250,7 @@ def test_what_a_busy_or_restarted_kernel_does_not_hear_stays_in_the_input(notebo
         notebook.page.evaluate("Date.now = window.now")
         expect(area(chat)).to_have_value(text)
 
-    def say_to_a_busy_kernel(text: str) -> None:
+    def say_to_a_busy_kernel(text: str):
         os.kill(kernel, signal.SIGSTOP)  # as busy as can be, whatever subshells it has
         try:
             say_to_nobody(text)

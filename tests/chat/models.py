@@ -91,16 +91,14 @@ class ScriptedModel(torch.nn.Module):
     An error among the replies is raised. Reading a prompt takes `reading` seconds.
     """
 
-    def __init__(
-        self, tokenizer, replies: Iterable[Any], seconds: float = 0.0, context: int = 1024, reading: float = 0.0
-    ) -> None:
+    def __init__(self, tokenizer, replies: Iterable[Any], seconds=0.0, context=1024, reading=0.0):
         super().__init__()
         self.device = torch.device("cpu")
         self.config = PretrainedConfig(max_position_embeddings=context)
         self.tokenizer, self.replies, self.seconds, self.reading = tokenizer, list(replies), seconds, reading
         self.last = -1
 
-    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, **_) -> SimpleNamespace:
         if input_ids[0].tolist() != [self.last]:  # a prompt, not the token that was just written
             reply = self.replies.pop(0) if self.replies else ""
             if isinstance(reply, Exception):
@@ -115,6 +113,6 @@ class ScriptedModel(torch.nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def scripted_session(*replies: Any, seconds: float = 0.0, context: int = 1024, **settings) -> ChatSession:
+def scripted_session(*replies, seconds=0.0, context=1024, **settings) -> ChatSession:
     """A chat with a model that gives these replies."""
     return ChatSession(ScriptedModel(TOKENIZER, replies, seconds, context), TOKENIZER, read_ahead=False, **settings)

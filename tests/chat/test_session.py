@@ -43,7 +43,7 @@ def run(session: ChatSession, action: str, *value) -> str:
     return ""
 
 
-def check_sequence(long, steps) -> None:
+def check_sequence(long, steps):
     """Does the actions, behind so many long messages, and then asks for what cannot fit.
 
     Each reply is that of a fresh session that is told what was said, and what is refused changes nothing.

@@ -41,7 +41,7 @@ def run(finished, tmp_path) -> Path:
 def test_a_conversation_on_a_pseudo_terminal():
     with Terminal(slow_talk) as screen:
 
-        def say(text: str, *seen: str) -> None:
+        def say(text: str, *seen: str):
             screen.wait_for(PROMPT)
             screen.send(text)
             screen.wait_for(*seen)

@@ -12,11 +12,11 @@ from tests.chat.models import TOKENIZER, ScriptedModel, contents
 
 def widget(
     *replies: str,
-    seconds: float = 0.0,
-    reading: float = 0.0,
-    context: int = 1024,
+    seconds=0.0,
+    reading=0.0,
+    context=1024,
     others: tuple[str, ...] = ("base", "more", "broken"),
-    beside: str = "",
+    beside="",
     ready: threading.Event | None = None,
     **settings,
 ) -> ChatWidget:
@@ -41,18 +41,18 @@ room = partial(widget, seconds=0.005, context=4096, others=(), max_new_tokens=10
 """A chat of the browser tests, made in a notebook's kernel."""
 
 
-def send(chat: ChatWidget, *said: str) -> None:
+def send(chat: ChatWidget, *said: str):
     for text in said:
         chat.send(text)
         chat.wait(20)
 
 
-def fail(chat: ChatWidget, panel: int = 0) -> None:
+def fail(chat: ChatWidget, panel=0):
     """The next reply of a column's model fails."""
     chat.panels[panel].session.engine.model.replies.insert(0, RuntimeError("out of <memory>"))
 
 
-def shown(chat: ChatWidget, panel: int = 0) -> str:
+def shown(chat: ChatWidget, panel=0) -> str:
     return chat.panels[panel].history.value + chat.panels[panel].newest.value
 
 
@@ -61,7 +61,7 @@ def bubbles(chat: ChatWidget) -> list[str]:
     return re.findall('dir="auto">(?:<p[^>]*>)?([^<]*)', shown(chat))
 
 
-def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
+def texts(chat: ChatWidget, panel=0) -> list[str]:
     """What was said in a column."""
     return contents(chat.panels[panel].session.messages)
 

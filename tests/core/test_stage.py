@@ -54,7 +54,7 @@ def began(run, **files: str) -> Stage:
     return stage
 
 
-def finish_first(run, seconds: float = 0) -> Stage:
+def finish_first(run, seconds=0) -> Stage:
     """The first stage done, with a record that says how long its work took."""
     stage = began(run, words="words")
     stage.finish()
@@ -62,7 +62,7 @@ def finish_first(run, seconds: float = 0) -> Stage:
     return stage
 
 
-def change_record(run, **changed) -> None:
+def change_record(run, **changed):
     path = run / "first" / "stage.json"
     write_json(path, read_json(path) | changed)
 

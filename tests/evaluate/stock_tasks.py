@@ -31,7 +31,7 @@ def stock_tasks(evaldata: Path) -> dict[str, Any]:
     return TaskManager(include_defaults=False).load(configs)["tasks"]
 
 
-def requests_of(task: Any, limit: int) -> list[Any]:
+def requests_of(task, limit: int) -> list[Any]:
     """The requests of a task's first `limit` items."""
     task.build_all_requests(limit=limit, rank=0, world_size=1)
     return list(task.instances)

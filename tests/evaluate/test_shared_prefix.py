@@ -23,7 +23,7 @@ TOKENIZER = small_tokenizer([TEXT] * 9, 300)
 GIVEN = {"tokenizer": TOKENIZER, "max_length": LENGTH, "batch_size": 8}
 
 
-def made(kind: str, **changes: object):
+def made(kind: str, **changes):
     """A small model of an architecture, with clear preferences: greedy choices are no coin flips."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(

@@ -21,7 +21,7 @@ class FakeKaggle(fake_hub.FakeHub):
     version before counts as the newest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.RequestHandlerClass = _Handler
         self.pushed: list[str] = []
@@ -72,17 +72,17 @@ class FakeKaggle(fake_hub.FakeHub):
 
 
 class _Handler(fake_hub._Handler):
-    def do_POST(self) -> None:
+    def do_POST(self):
         given = json.loads(self._note())
         call = self.path.rpartition("/")[2]
         name = given["slug"].partition("/")[2] if "slug" in given else given["kernelSlug"]
         self._answer(call, lambda: getattr(self.server, call)(name, given))
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         _, name, file = self.path.split("/", 2)
         self._answer(file.rpartition("/")[2], lambda: self.server.files(name)[file])
 
-    def _answer(self, asked: str, answer: Callable[[], object]) -> None:
+    def _answer(self, asked: str, answer: Callable[[], object]):
         if self.server.failing[asked]:
             self.server.failing[asked] -= 1
             self._json({"code": 503, "message": "503 try later"}, 503)

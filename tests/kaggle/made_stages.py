@@ -6,7 +6,7 @@ from nbutils.core.files import write_json
 from tests.train.runs import checkpoint
 
 
-def stage_at(run: Path, status: str, *steps: int, **entries: object) -> Path:
+def stage_at(run: Path, status: str, *steps: int, **entries) -> Path:
     """A training stage's folder in a run folder, with checkpoints at these steps; `entries` of its record."""
     folder = run / "train"
     write_json(run / "run.json", {"schema": 1, "name": run.name})

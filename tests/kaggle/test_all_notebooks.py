@@ -39,7 +39,7 @@ def fetched(tmp_path) -> Path:
     return folder
 
 
-def offline(profile: Path, folder: Path, *attached: str, **changes: object) -> list[Path]:
+def offline(profile: Path, folder: Path, *attached: str, **changes) -> list[Path]:
     """The bundles of a profile with the values of SMALL and these, for sessions with no internet."""
     own = folder / profile.name
     values = yaml.safe_load(profile.read_text()) | yaml.safe_load(SMALL.read_text()) | changes

@@ -14,7 +14,7 @@ from tests.kaggle.made_stages import stage_at
 SIZED = {"bytes": 5}
 
 
-def chosen(*folders: Path, **asked: object) -> Earlier:
+def chosen(*folders: Path, **asked) -> Earlier:
     """Of copies of a training the one to continue."""
     return best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
 

@@ -19,11 +19,11 @@ def run(tmp_path) -> Path:
     return stage_at(tmp_path / "runs" / "mine", "running", 10).parent
 
 
-def in_mirror(step: int, file: str = "manifest.json") -> str:
+def in_mirror(step: int, file="manifest.json") -> str:
     return f"mine/{CHECKPOINTS}/step-{step:06d}/{file}"
 
 
-def flush(mirror: Mirror, run: Path) -> None:
+def flush(mirror: Mirror, run: Path):
     """A session that ends before the first checkpoint is due."""
     mirror.start(run)
     mirror.stop(run)

@@ -28,7 +28,7 @@ NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
 TRAIN = spec("train")
 
 
-def trained(status: str, seconds: float = 5.0, **changes: object) -> Path:
+def trained(status: str, seconds=5.0, **changes) -> Path:
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of(TRAIN, NAMES | changes)
     parts = key_parts(TRAIN, settings)
@@ -71,7 +71,7 @@ def test_long_or_unfinished_work_of_other_settings_stops_the_session(place, stat
 # A session
 
 
-def session(stage: str = "train", stale: str = "") -> Session:
+def session(stage="train", stale="") -> Session:
     where = Environment(kaggle_root(), "Batch", False, ())
     made = Session(Bundle("me", "mine", "mine.yaml", stage, stale=stale), where)
     made.run, made.names = Run(resolve("runs/mine")), NAMES

@@ -47,7 +47,7 @@ def made(bundled, tmp_path) -> Path:
 def push(made, monkeypatch, capsys):
     """Pushes one of them, or all; what was said."""
 
-    def pushed(name: str = "", follow: bool = True, patience: float = 0.1) -> str:
+    def pushed(name="", follow=True, patience=0.1) -> str:
         monkeypatch.setattr("nbutils.kaggle.account.PATIENCE_SECONDS", patience)
         Pusher(signed_in(), follow).push_all(bundle_folders(made / name))
         return capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_sessions_that_are_killed_pause_and_fail_end_as_one(hub, account, tmp_pa
     data = account.run(filtering, {}).working
     hub.open.clear()
 
-    def killed(process: Session, run: Run) -> None:
+    def killed(process: Session, run: Run):
         wait_for(lambda: hub.asked.is_set() and run.state("train") == "done", 200)
         assert not hub.names()
         hub.open.set()  # the Hub took nothing, and training went on to its end
@@ -46,7 +46,7 @@ def test_sessions_that_are_killed_pause_and_fail_end_as_one(hub, account, tmp_pa
     assert f"{REPO} is further" in paused.text and f"at step {step - 1};" in paused.text
     assert "Save Version" in paused.text and f" % (step {step})" in paused.text and TOKEN not in paused.text
 
-    def failing(process: Session, run: Run) -> None:
+    def failing(process: Session, run: Run):
         wait_for(lambda: (newest := run.newest_sealed()) and newest.step > step)
         kill_worker(process)
 

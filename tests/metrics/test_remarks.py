@@ -19,7 +19,7 @@ def after(fraction, value):
     return lambda f: falling(f) if f < fraction else value(f)
 
 
-def changed(changes: dict[int, dict], count: int = 100):
+def changed(changes: dict[int, dict], count=100):
     """Rows of which those at some steps hold other values."""
     return [row | changes.get(row["step"], {}) for row in history_rows(count, noise=0.0)]
 

@@ -22,7 +22,7 @@ EXECUTED = {"run", "run again", "set aside and run", "resume", "keep and resume"
 KEPT = {"keep", "keep and resume"}
 
 
-def bring_about(state: str, pipeline: Pipeline) -> None:
+def bring_about(state: str, pipeline: Pipeline):
     """Makes the run folder stand so."""
     second = pipeline.run / "second"
     if "long" in state:

@@ -177,7 +177,7 @@ def test_what_was_accepted_is_remembered_where_work_goes_on(paused):
 
 
 def test_an_error_after_the_stage_has_finished_is_said(pipeline):
-    def fail(job) -> None:
+    def fail(job):
         if job.source.name.startswith("02"):
             raise StageFailed("02_second.ipynb, cell In [5] raised ZeroDivisionError: division by zero.")
 
@@ -195,7 +195,7 @@ def test_a_signal_as_a_stage_completes_ends_the_run_with_its_number(pipeline):
 
 
 def test_work_that_cannot_be_set_aside_is_said_in_a_sentence(long, monkeypatch):
-    def rename(self: Path, target: Path) -> None:
+    def rename(self: Path, target: Path):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "rename", rename)

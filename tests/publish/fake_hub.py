@@ -13,7 +13,7 @@ class FakeHub(ThreadingHTTPServer):
     `metadata_errors` are what it says against a card's metadata.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[str, dict[str, Any]] = {}
@@ -25,7 +25,7 @@ class FakeHub(ThreadingHTTPServer):
         self.metadata_errors: list[str] = []
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def close(self) -> None:
+    def close(self):
         self.shutdown()
         self.server_close()
 
@@ -37,10 +37,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_):
         """Says nothing."""
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self._note()
         name = self._repo()
         repo = self.server.repos.get(name or "")
@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = [{"rfilename": path} for path in repo["files"]]
             self._json({"id": name, "sha": "0" * 40, "siblings": files, "private": repo["private"]})
 
-    def do_PUT(self) -> None:
+    def do_PUT(self):
         body = self._note()
         if self.server.failing_uploads:
             self.server.failing_uploads -= 1
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.blobs[self.path.rsplit("/", 1)[1]] = body
         self._json({})
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         self._json(*self._done(self._note()))
 
     def _done(self, body: bytes) -> tuple[dict[str, Any], int]:
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers.get("Authorization", ""))
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _json(self, value: Any, status: int = 200) -> None:
+    def _json(self, value, status=200):
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

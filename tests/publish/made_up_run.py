@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
@@ -44,9 +43,7 @@ def make_run(run: Path) -> Path:
     return run
 
 
-def record_stages(
-    run: Path, *, commit: str | None = None, local: bool = False, files: Sequence[str] = (), **parameters: Any
-) -> None:
+def record_stages(run: Path, *, commit: str | None = None, local=False, files: Sequence[str] = (), **parameters):
     """The records of all stages before the last: the notebooks' defaults with the given parameters, files with hashes.
 
     `commit` and `local` say where the base model came from, `files` which of this machine the stages read.
@@ -60,7 +57,7 @@ def record_stages(
         write_done(run / stage.name, parameters=own, inputs={}, parts=parts)
 
 
-def rewrite(run: Path, name: str, **values: Any) -> None:
+def rewrite(run: Path, name: str, **values):
     """Changes values in a stage's JSON file, as if its notebook had written them; without any, takes it as it is."""
     folder = run / name.partition("/")[0]
     if values:
