@@ -34,7 +34,7 @@ def data_folder(run: Path, *, train=40, evaluation=10, turns=6, pieces=509, max_
         if len(e) <= max_length
     ]
     for side, picked in (("train", rows[evaluation:]), ("eval", rows[:evaluation])):
-        Dataset.from_list(picked).save_to_disk(str(folder / side))
+        Dataset.from_list(picked).save_to_disk(folder / side)
     tokenizer.save_pretrained(folder / "tokenizer")
     summary = {
         "max_length": max_length,

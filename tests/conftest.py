@@ -155,6 +155,14 @@ def chat_tokenizers(smollm2_tokenizer_folder: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
+def untrained(made_once) -> Path:
+    """A run with two models that can be talked to; tests leave it as it is."""
+    from tests.evaluate.runs import made_up_run
+
+    return made_once("evaluate", made_up_run)
+
+
+@pytest.fixture(scope="session")
 def evaldata() -> Path:
     """Real evaluation data beside the clone."""
     folder = SHARED / "evaldata"

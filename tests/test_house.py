@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "nbutils"
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 NAMES = {stage.name for stage in STAGES}
 
 
@@ -180,7 +180,7 @@ def test_what_a_change_reruns(name):
 
 
 def test_the_page_on_architecture_names_files_that_are_there():
-    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    page = (ROOT / "ARCHITECTURE.md").read_text()
     named = set(re.findall(r"`((?:core|data|train|metrics|evaluate|chat|publish|pipeline|kaggle)/[\w./]+)`", page))
     assert len(named) > 25
     assert not [name for name in named if not any((PACKAGE / f"{name}{ending}").exists() for ending in ("", ".py"))]

@@ -23,13 +23,13 @@ def settings(run, **changes):
 
 
 @pytest.fixture(scope="module")
-def final(finished) -> LoadedModel:
-    return load("final", finished)
+def final(untrained) -> LoadedModel:
+    return load("final", untrained)
 
 
-def test_a_scripted_conversation_is_the_same_again_and_shown_in_tables(finished, final):
-    given, messages = settings(finished).session_settings(), ["Hi <b>", "How are you?"]
-    transcripts = [play(loaded, messages, given) for loaded in (final, load("base", finished))]
+def test_a_scripted_conversation_is_the_same_again_and_shown_in_tables(untrained, final):
+    given, messages = settings(untrained).session_settings(), ["Hi <b>", "How are you?"]
+    transcripts = [play(loaded, messages, given) for loaded in (final, load("base", untrained))]
     assert [transcript["model"] for transcript in transcripts] == ["final", "base"]
     said, timings = transcripts[0]["messages"], transcripts[0]["timings"]
     assert contents(said) == contents(play(final, messages, given)["messages"])
@@ -44,28 +44,28 @@ def test_a_scripted_conversation_is_the_same_again_and_shown_in_tables(finished,
     assert list(of_one_token.index) == [("final", 1), ("final", 2)]
 
 
-def test_greedy_differs_from_sampling_and_tables_shorten(finished, final):
+def test_greedy_differs_from_sampling_and_tables_shorten(untrained, final):
     variants = {"greedy": {"greedy": True}, "hot": {"temperature": 3.0, "top_p": 1.0}}
-    replies = ask(final, "Hi", variants, settings(finished).session_settings())
+    replies = ask(final, "Hi", variants, settings(untrained).session_settings())
     assert replies["greedy"] != replies["hot"]
     assert "x" * display.SHOWN + "…" in display.replies_by_setting({"a": "x" * 1000}).data
 
 
-def test_the_live_chat_offers_every_model_of_the_run(finished, final, capsys):
-    chat = display.live_chat(settings(finished), [final])
+def test_the_live_chat_offers_every_model_of_the_run(untrained, final, capsys):
+    chat = display.live_chat(settings(untrained), [final])
     assert list(chat.controls.model.options) == ["final", "base"] == pick(chat, beside="base")
     chat.close()
-    assert display.live_chat(settings(finished, interactive=False), [final]) is None
+    assert display.live_chat(settings(untrained, interactive=False), [final]) is None
     assert "interactive is off" in capsys.readouterr().out
 
 
-def test_wrong_parameters_are_named(finished):
+def test_wrong_parameters_are_named(untrained):
     with pytest.raises(UserError, match=r"'top_p' is 1\.2.*'scripted_messages\.1' is ' '"):
-        settings(finished, top_p=1.2, scripted_messages=["hi", " "])
+        settings(untrained, top_p=1.2, scripted_messages=["hi", " "])
 
 
-def test_auto_takes_what_the_context_curve_of_the_run_shows(finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
+def test_auto_takes_what_the_context_curve_of_the_run_shows(untrained, tmp_path):
+    run = shutil.copytree(untrained, tmp_path / "run")
     for curve in (None, {"best": None}, {"best": "ntk"}):
         write_json(run / "evaluate" / "results.json", {"context_curve": curve})
         assert "dynamic, since" in settings(run).extension()[1]
@@ -98,7 +98,7 @@ def test_a_cell_that_runs_again_keeps_what_was_said_and_with_the_same_arguments_
     assert texts(run_cell()) == []
 
 
-def test_no_bar_stays_where_a_model_was_loaded(finished, capfd):
+def test_no_bar_stays_where_a_model_was_loaded(untrained, capfd):
     logging.enable_progress_bar()
-    load("final", finished)
+    load("final", untrained)
     assert "Loading weights" not in capfd.readouterr().err

@@ -33,9 +33,9 @@ def piped(monkeypatch):
 
 
 @pytest.fixture
-def run(finished, tmp_path) -> Path:
+def run(untrained, tmp_path) -> Path:
     """A run that a test may change."""
-    return shutil.copytree(finished, tmp_path / "me@home")
+    return shutil.copytree(untrained, tmp_path / "me@home")
 
 
 def test_a_conversation_on_a_pseudo_terminal():
@@ -62,10 +62,10 @@ def test_a_conversation_on_a_pseudo_terminal():
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_a_conversation_is_gone_on_with_and_saved_where_its_window_is_closed(finished, tmp_path, number):
+def test_a_conversation_is_gone_on_with_and_saved_where_its_window_is_closed(untrained, tmp_path, number):
     saved = tmp_path / "said.json"
     write_json(saved, {"messages": turns("first", "fine")})
-    given = ["chat", str(finished), "--max-new-tokens", "4", "--load", str(saved), "--save", str(saved)]
+    given = ["chat", str(untrained), "--max-new-tokens", "4", "--load", str(saved), "--save", str(saved)]
     with Terminal(cli.main, given) as screen:
         screen.wait_for(PROMPT)
         screen.send("second\r")
@@ -112,13 +112,13 @@ def test_a_piped_message_that_gets_no_reply_is_told_and_the_conversation_goes_on
 
 
 @pytest.mark.parametrize("during,words", [("load", "before the model was there"), ("talk", "stopped")])
-def test_ctrl_c_ends_the_program_with_a_word(finished, tmp_path, monkeypatch, capsys, during, words):
+def test_ctrl_c_ends_the_program_with_a_word(untrained, tmp_path, monkeypatch, capsys, during, words):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     saved = tmp_path / "said.json"
     monkeypatch.setattr(terminal, during, interrupted)
-    assert cli.main(["chat", str(finished), "--save", str(saved)]) == 130
+    assert cli.main(["chat", str(untrained), "--save", str(saved)]) == 130
     assert words in capsys.readouterr().err
     assert saved.exists() == (during == "talk")
 

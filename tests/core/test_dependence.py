@@ -158,20 +158,20 @@ def test_which_files_count(tmp_path):
     assert list(local_hashes([folder / "runs", tmp_path / "absent", ""])) == [str(folder / "runs" / "events.json")]
 
 
-CASES = [
-    ("data", {"base_model": "model"}, "model/tokenizer.model"),
-    ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
-    ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
-    ("train", {"base_model": "model"}, "model/model.safetensors"),
-    ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
-    ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
-    ("chat", {"model": "model"}, "model/model.safetensors"),
-    ("chat", {"compare_with": "model.gguf"}, "model.gguf"),
-    ("chat", {"model": "step-000500"}, "run/train/checkpoints/step-000500/model.safetensors"),
-]
-
-
-@pytest.mark.parametrize("stage,values,file", CASES)
+@pytest.mark.parametrize(
+    "stage,values,file",
+    [
+        ("data", {"base_model": "model"}, "model/tokenizer.model"),
+        ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
+        ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
+        ("train", {"base_model": "model"}, "model/model.safetensors"),
+        ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
+        ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
+        ("chat", {"model": "model"}, "model/model.safetensors"),
+        ("chat", {"compare_with": "model.gguf"}, "model.gguf"),
+        ("chat", {"model": "step-000500"}, "run/train/checkpoints/step-000500/model.safetensors"),
+    ],
+)
 def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, monkeypatch, stage, values, file):
     monkeypatch.setattr("nbutils.core.files.project_root", lambda: tmp_path)
     model(tmp_path / "model")

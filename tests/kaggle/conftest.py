@@ -22,7 +22,7 @@ def place(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).mkdir()
     for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
         monkeypatch.setenv(name, "")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 

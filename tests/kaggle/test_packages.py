@@ -30,7 +30,7 @@ def test_the_first_cell_imports_nothing_that_may_have_to_be_installed():
 @pytest.mark.parametrize("version,words", [("4.57.0", ">=5.0.*Always use latest"), ("6.1.0", "<6.*update")])
 def test_an_image_too_old_or_too_new_is_one_sentence(tmp_path, monkeypatch, version, words):
     installed(tmp_path, "transformers", version)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=rf"transformers is {version}.*{words}"):
         packages.lacking({"transformers": Requirement("transformers>=5.0")})
 
@@ -104,7 +104,7 @@ def test_wheels_are_collected_with_what_they_need_but_not_with_what_the_image_ha
     for name, *requires in [("newcomer", "torch", "helper", "other; extra == 'x'"), ("helper",)]:
         installed(there, name, "1.0", *requires)
         wheel(index, name, "1.0")
-    monkeypatch.syspath_prepend(str(there))
+    monkeypatch.syspath_prepend(there)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     found = packages.collect_wheels(out, "3.12", ["newcomer"])

@@ -22,7 +22,7 @@ def model(demo_run):
 
 @pytest.fixture(scope="module")
 def held_out(demo_run):
-    return load_from_disk(str(demo_run / "data" / "eval"))
+    return load_from_disk(demo_run / "data" / "eval")
 
 
 def test_held_out_loss_is_under_four_and_a_half_nats_a_token(demo_run, model, held_out):

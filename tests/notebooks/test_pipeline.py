@@ -17,10 +17,10 @@ from nbutils.core.notebooks import parameters
 from nbutils.core.stages import STAGES
 from tests import forked_kernels
 from tests.conftest import ROOT
+from tests.faults.bench import SECRETS
 
 PROFILE = ROOT / "tests" / "notebooks" / "small.yaml"
 CHAT = ROOT / "notebooks" / "05_chat.ipynb"
-SECRETS = {"HF_TOKEN": "hf_" + "planted" * 5, "KAGGLE_KEY": "kgat" + "planted" * 4}
 
 
 def pipeline(run: Path) -> str:
@@ -94,5 +94,5 @@ def test_a_notebook_runs_on_its_own_from_any_directory(spare, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     values = yaml.safe_load(PROFILE.read_text()) | {"run_dir": str(spare)}
     own = {name: values[name] for name in parameters(CHAT) if name in values}
-    papermill.execute_notebook(str(CHAT), "out.ipynb", own, kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(CHAT, "out.ipynb", own, kernel_name="python3", progress_bar=False)
     assert read_json(spare / "chat" / "stage.json")["status"] == "done"

@@ -10,7 +10,7 @@ from nbutils.pipeline.parameters import read_override, read_profile
 
 
 def read(tmp_path, text: str) -> dict:
-    (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "p.yaml").write_text(text)
     return {name: entry.value for name, entry in read_profile(tmp_path / "p.yaml").items()}
 
 
@@ -43,7 +43,7 @@ def test_read_rightly(tmp_path, text, value):
         ("- a\n- b", "line 1, column 1:", "lines are expected"),
         ("a: 1\nb: 2\na: 3", "line 3, column 1:", "'a' is here a second time"),
         ("d: [{path: x, path: y}]", "line 1, column 15:", "second time"),
-        ("a:\n\tb: 1", "line 2, column 1:", r"'\t'"),
+        ("a:\n\tb: 1", "line 2, column 1:", r"'\\t'"),
         ("a: {b}/x", "line 1, column 7:", "quotes"),
         ("a: {{b}}", "line 1, column 5:", "unhashable"),
         ("a: b: c", "line 1, column 5:", "quotes"),
@@ -54,10 +54,8 @@ def test_read_rightly(tmp_path, text, value):
     ],
 )
 def test_refused_with_line_and_column(tmp_path, text, place, words):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=rf"\A.*{place}.*{words}.*\Z"):
         read(tmp_path, text)
-    said = str(error.value)
-    assert place in said and words in said and "\n" not in said
 
 
 def test_other_files_are_refused_in_words(tmp_path):

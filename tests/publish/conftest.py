@@ -32,7 +32,7 @@ class Published:
 
     @property
     def card(self) -> str:
-        return (self.folder / "README.md").read_text(encoding="utf-8")
+        return (self.folder / "README.md").read_text()
 
 
 @pytest.fixture(scope="session")

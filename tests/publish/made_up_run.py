@@ -32,7 +32,7 @@ def make_run(run: Path) -> Path:
         tiny_model(tokenizer, CONTEXT, seed=seed).save_pretrained(run / "train" / name)
     tokenizer.save_pretrained(run / "train" / "final")
     shutil.copytree(FILES, run, dirs_exist_ok=True)
-    Dataset.from_dict({"messages": talks}).save_to_disk(str(run / "data" / "eval"))
+    Dataset.from_dict({"messages": talks}).save_to_disk(run / "data" / "eval")
     for name in ("data/figures/lengths", *(f"metrics/figures/{figure}" for figure in FIGURES)):
         for ending in (".png", "-dark.png", ".svg", "-dark.svg"):
             write_text(run / f"{name}{ending}", f"a picture of {name}{ending}")

@@ -26,7 +26,7 @@ def test_hub_ids_are_told_from_files_and_folders_that_may_be_gone(spare):
 
 
 def parameters(made) -> dict:
-    return yaml.safe_load((made.folder / "run" / "parameters.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((made.folder / "run" / "parameters.yaml").read_text())
 
 
 def test_the_published_parameters_pin_what_was_read(spare):
@@ -67,7 +67,7 @@ def test_nothing_that_is_published_names_a_place_on_this_machine(spare):
         for place in ("/gone", "__gone", "ada ", f"{Path.home()}/", str(ROOT), str(spare)):
             assert place not in text, (file, place)
     hidden = "…/talk.jsonl:\n…/peer; ~/a, ./runs/b, …/run/train and\n…/task_path/a"
-    assert (made.folder / "run" / "evaluate-comparison.md").read_text(encoding="utf-8") == hidden
+    assert (made.folder / "run" / "evaluate-comparison.md").read_text() == hidden
     assert read_json(made.folder / "run" / "chat-transcript.json")["said"] == hidden
     assert (made.folder / "run" / "evaluate-items" / "…__peer--a.parquet").is_file()
     found = parameters(made)
