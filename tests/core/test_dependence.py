@@ -70,6 +70,7 @@ READERS = {
     "train/progress.jsonl": set(),
     "train/checkpoints/step-000500/model.safetensors": set(),
     "train/checkpoints/step-000500/manifest.json": set(),
+    "train/checkpoints/step-000100/manifest.json": set(),
     "metrics/figures/loss.png": {"publish"},
     "metrics/summary.json": {"publish"},
     "evaluate/results.json": {"publish"},
