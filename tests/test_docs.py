@@ -2,7 +2,6 @@
 
 import base64
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -19,7 +18,7 @@ PATH = "/srv/ada-lovelace/smallchat/runs/demo/data"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     """A run folder of six executed notebooks, each with a link to another and a few outputs."""
     folder = tmp_path / "run"
     for name in ("notebooks", "metrics/figures"):

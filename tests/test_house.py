@@ -17,14 +17,14 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 NAMES = {stage.name for stage in STAGES}
 
 
-def strings(name: str) -> set[str]:
+def strings(name):
     """Every string in a module's code; docstrings are none."""
     nodes = {*ast.walk(TREES[name])}
     nodes -= {node.value for node in nodes if isinstance(node, ast.Expr)}
     return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-def imported(nodes: set[ast.AST]) -> set[str]:
+def imported(nodes):
     """What import statements among the nodes name, as `module` and as `module.name`."""
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     for node in nodes:
@@ -33,7 +33,7 @@ def imported(nodes: set[ast.AST]) -> set[str]:
     return found
 
 
-def imports(name: str) -> set[str]:
+def imports(name):
     """Modules of `nbutils` that a module imports anywhere, those for type checkers alone left out."""
     nodes = {*ast.walk(TREES[name])}
     for node in [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]:

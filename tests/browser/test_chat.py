@@ -48,13 +48,13 @@ def area(chat):
     return chat.get_by_label("Message")
 
 
-def say(chat, text: str):
+def say(chat, text):
     expect(chat.locator(".sc-send")).to_be_enabled()  # Enter does nothing while a model is being loaded
     area(chat).fill(text)
     area(chat).press("Enter")
 
 
-def press(chat, button: str):
+def press(chat, button):
     chat.get_by_role("button", name=button).click()
 
 
@@ -62,12 +62,12 @@ def bubbles(chat, role="assistant"):
     return chat.locator(f".sc-{role}")
 
 
-def shows(chat, text: str):
+def shows(chat, text):
     """The newest reply has that text, soon."""
     expect(bubbles(chat).last).to_contain_text(text)
 
 
-def done(chat, replies: int, last=""):
+def done(chat, replies, last=""):
     expect(bubbles(chat)).to_have_count(replies)
     shows(chat, last)
     expect(chat.locator(".sc-cursor")).to_have_count(0)
@@ -241,7 +241,7 @@ def test_what_a_busy_or_restarted_kernel_does_not_hear_stays_in_the_input(notebo
     unheard = chat.locator(".sc-unheard[role=alert]")
     kernel = int(notebook.cell(11).locator(".jp-OutputArea-output").inner_text())
 
-    def say_to_nobody(text: str):
+    def say_to_nobody(text):
         say(chat, text)
         time.sleep(0.5)
         expect(unheard).to_have_count(0)  # it has some patience
@@ -250,7 +250,7 @@ def test_what_a_busy_or_restarted_kernel_does_not_hear_stays_in_the_input(notebo
         notebook.page.evaluate("Date.now = window.now")
         expect(area(chat)).to_have_value(text)
 
-    def say_to_a_busy_kernel(text: str):
+    def say_to_a_busy_kernel(text):
         os.kill(kernel, signal.SIGSTOP)  # as busy as can be, whatever subshells it has
         try:
             say_to_nobody(text)

@@ -52,7 +52,7 @@ class _Harmless(HTMLParser):
     handle_comment = handle_pi = handle_decl
 
 
-def check(text: str):
+def check(text):
     for show in (markdown, plain):
         reader = _Harmless()
         reader.feed(show(text))

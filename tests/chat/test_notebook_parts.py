@@ -8,7 +8,7 @@ import pytest
 from transformers.utils import logging
 
 from nbutils.chat import display
-from nbutils.chat.models import LoadedModel, load
+from nbutils.chat.models import load
 from nbutils.chat.session import ask, play
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
@@ -23,7 +23,7 @@ def settings(run, **changes):
 
 
 @pytest.fixture(scope="module")
-def final(untrained) -> LoadedModel:
+def final(untrained):
     return load("final", untrained)
 
 

@@ -26,14 +26,14 @@ SMOLLM = (
 )
 
 
-def tokenizer_with(template: str | None, *specials: str):
+def tokenizer_with(template, *specials):
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": list(specials)}, replace_extra_special_tokens=False)
     tokenizer.chat_template = template
     return tokenizer
 
 
-def loaded(folder, model, tokenizer=TOKENIZER, **config) -> models.LoadedModel:
+def loaded(folder, model, tokenizer=TOKENIZER, **config):
     """A model that was saved, with these values in its config.json, and loaded again."""
     model.lm_head.bias = None  # a folder holds no head of ours
     for part in (model, tokenizer):

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from nbutils.chat.session import ChatSession
 from nbutils.chat.settings import in_effect
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import tiny_model
@@ -24,7 +23,7 @@ actions = (
 LONG = "abc é🌙" * 6
 
 
-def run(session: ChatSession, action: str, *value) -> str:
+def run(session, action, *value):
     """Does one action; returns the reply that was completed, if any."""
     if action == "restore":
         session.restore(session.transcript())

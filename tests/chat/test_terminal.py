@@ -33,7 +33,7 @@ def piped(monkeypatch):
 
 
 @pytest.fixture
-def run(untrained, tmp_path) -> Path:
+def run(untrained, tmp_path):
     """A run that a test may change."""
     return shutil.copytree(untrained, tmp_path / "me@home")
 
@@ -41,7 +41,7 @@ def run(untrained, tmp_path) -> Path:
 def test_a_conversation_on_a_pseudo_terminal():
     with Terminal(slow_talk) as screen:
 
-        def say(text: str, *seen: str):
+        def say(text, *seen):
             screen.wait_for(PROMPT)
             screen.send(text)
             screen.wait_for(*seen)

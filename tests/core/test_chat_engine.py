@@ -58,7 +58,7 @@ def test_nucleus_holds_what_transformers_keeps():
 
 
 def test_same_seed_same_conversation_also_behind_a_cleared_one_and_regeneration_differs():
-    def talk(session: ChatSession) -> list[str]:
+    def talk(session):
         session.clear()
         return [*say(session, "hello"), "".join(session.regenerate()), *say(session, "more")]
 
@@ -105,7 +105,7 @@ def test_at_most_one_full_reading_per_eviction_without_pauses():
 
 
 def test_two_sessions_share_a_model_with_different_rotations():
-    def sessions() -> list[ChatSession]:
+    def sessions():
         return [chat(context_extension=extension, read_ahead=False) for extension in ("dynamic", "linear")]
 
     text = "a message that crosses the trained length " * 4

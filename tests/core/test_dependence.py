@@ -2,8 +2,6 @@
 
 import os
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -83,7 +81,7 @@ READERS = {
 
 
 @pytest.fixture
-def run(tmp_path) -> Path:
+def run(tmp_path):
     """A finished run."""
     for name in READERS:
         write_text(tmp_path / name, name)
@@ -92,11 +90,12 @@ def run(tmp_path) -> Path:
     return tmp_path
 
 
-def keys(run: Path) -> dict[str, dict[str, str]]:
+def keys(run):
+    """Of each stage the hashes of what it reads."""
     return {stage.name: upstream_hashes(stage, Run(run)) for stage in STAGES}
 
 
-def stale(run: Path, name: str) -> set[str]:
+def stale(run, name):
     """The stages whose key changes with a file."""
     before = keys(run)
     (run / name).write_text("changed by hand")
@@ -114,7 +113,7 @@ def test_the_newest_checkpoint_of_a_paused_training_is_read_too(run):
 
 
 def test_a_change_is_told_by_its_name_inside_a_mapping_or_list_and_many_in_short():
-    def parts(word: str, **files: str) -> dict[str, Any]:
+    def parts(word, **files):
         parameters = {"prompts": ["word", word], "files": {"one": "a"} | files}
         return {"code": "", "parameters": parameters, "modules": {}, "upstream": files}
 
@@ -131,7 +130,7 @@ def test_a_change_is_told_by_its_name_inside_a_mapping_or_list_and_many_in_short
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
 
 
-def model(folder: Path) -> Path:
+def model(folder):
     """Files of the names that a model's folder has, and two that are not the model's."""
     for name in (*FILES, "optimizer.pt", "runs/events.json"):
         write_text(folder / name, f"{folder.name} {name}")

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from subprocess import PIPE, STDOUT
 
 import pytest
@@ -14,12 +13,10 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run import pause
-from nbutils.core.run.decide import Policy, StageState, carry_out, decide, inspect
+from nbutils.core.run.decide import Policy, carry_out, decide, inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.stage import Stage, locked
 from nbutils.core.run.state import State
-from nbutils.core.settings import Settings
-from nbutils.core.stages import StageSpec
 from nbutils.pipeline.parameters import settings_of
 from tests.conftest import ROOT
 from tests.pipeline.fake import STAGES, write_notebooks
@@ -34,19 +31,22 @@ def run(tmp_path, monkeypatch, made_once):
     return tmp_path / "run"
 
 
-def asked(stage: StageSpec, run, **changed) -> Settings:
+def asked(stage, run, **changed):
+    """The settings of a stage."""
     return settings_of(stage, {"run_dir": str(run)} | changed)
 
 
-def begin(stage: StageSpec, run, **changed) -> Stage:
+def begin(stage, run, **changed):
+    """The stage, at work."""
     return Stage.begin(stage.name, asked(stage, run, **changed))
 
 
-def inspected(stage: StageSpec, run, **changed) -> StageState:
+def inspected(stage, run, **changed):
+    """The state of a stage."""
     return inspect(stage, asked(stage, run, **changed))
 
 
-def began(run, **files: str) -> Stage:
+def began(run, **files):
     """The first stage at work; `files`: what it has written."""
     stage = begin(FIRST, run)
     for name, text in files.items():
@@ -54,7 +54,7 @@ def began(run, **files: str) -> Stage:
     return stage
 
 
-def finish_first(run) -> Stage:
+def finish_first(run):
     """The first stage, done."""
     stage = began(run, words="words")
     stage.finish()
@@ -163,12 +163,13 @@ IMPORTS = "import os, sys; from pathlib import Path; from nbutils.core.run impor
 LOCKED, HOLD = "with stage.locked(run): print('in')", "stage.hold(run, 'another')"
 
 
-def another_process(run: Path, code: str) -> subprocess.Popen[str]:
+def another_process(run, code):
+    """One that runs this code, which knows `stage` and `run`."""
     line = [sys.executable, "-c", f"{IMPORTS}; run = Path({str(run)!r})\n{code}"]
     return subprocess.Popen(line, text=True, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=STDOUT)
 
 
-def said(run: Path, code: str) -> str:
+def said(run, code):
     """What another process prints, its last words on a failure included."""
     return another_process(run, code).communicate()[0]
 

@@ -22,7 +22,7 @@ from tests.train.runs import T4
 PERPLEXITY, SELECTION = EMBEDDED
 
 
-def lls_of(items) -> np.ndarray:
+def lls_of(items):
     """Log-likelihoods of a file of items (items, requests)."""
     return np.stack(pd.read_parquet(items)["loglikelihoods"])
 

@@ -3,12 +3,10 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any
 
 from tests.publish import fake_hub
 
 ALWAYS = 10**6
-Answer = dict[str, Any]
 
 
 class FakeKaggle(fake_hub.FakeHub):
@@ -24,11 +22,11 @@ class FakeKaggle(fake_hub.FakeHub):
     def __init__(self):
         super().__init__()
         self.RequestHandlerClass = _Handler
-        self.pushed: list[str] = []
-        self.versions: dict[str, list[Answer]] = defaultdict(list)
-        self.plan: dict[str, list[str]] = {}
+        self.pushed = []
+        self.versions = defaultdict(list)
+        self.plan = {}
         self.looks, self.failing, self.denied = Counter(), Counter(), Counter()
-        self.unknown: list[str] = []
+        self.unknown = []
         self.lag = 0
 
     def newest(self, name: str) -> int:
@@ -40,7 +38,7 @@ class FakeKaggle(fake_hub.FakeHub):
         """How that version's session ended."""
         return dict(enumerate(self.plan.get(name, []), 1)).get(self.newest(name), "done")
 
-    def files(self, name: str) -> Answer:
+    def files(self, name: str) -> dict:
         """The output of a notebook's newest version."""
         status, training = self.state(name), "runs/mine/train"
         note = {"schema": 1, "status": status, "time": self.newest(name), "error": "it broke"}
@@ -49,14 +47,14 @@ class FakeKaggle(fake_hub.FakeHub):
 
     # Its API
 
-    def SaveKernel(self, name: str, given: Answer) -> Answer:
+    def SaveKernel(self, name: str, given: dict) -> dict:
         self.pushed.append(name)
         self.versions[name].append(given)
         self.looks[name] = 0
         number = len(self.versions[name])
         return {"versionNumber": number, "url": f"{self.url}/{name}", "invalidKernelSources": self.unknown}
 
-    def GetKernelSessionStatus(self, name: str, _: Answer) -> Answer | None:
+    def GetKernelSessionStatus(self, name: str, _: dict) -> dict | None:
         denied = self.denied[name] > 0
         self.denied[name] -= denied
         if denied or name not in self.versions:
@@ -66,7 +64,7 @@ class FakeKaggle(fake_hub.FakeHub):
         running = not lagging and self.looks[name] < self.lag + 2
         return {"status": "RUNNING" if running else "ERROR" if self.state(name) == "error" else "COMPLETE"}
 
-    def ListKernelSessionOutput(self, name: str, _: Answer) -> Answer:
+    def ListKernelSessionOutput(self, name: str, _: dict) -> dict:
         files = [{"url": f"{self.url}/{name}/{file}", "fileName": file} for file in self.files(name)]
         return {"files": files, "log": ""}
 

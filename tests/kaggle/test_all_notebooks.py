@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -25,7 +24,7 @@ FETCHED, WHEELS = "someone/fetched-things", "someone/wheels"
 
 
 @pytest.fixture
-def fetched(tmp_path) -> Path:
+def fetched(tmp_path):
     """A folder with a base model and conversations, as `python -m nbutils fetch` makes it."""
     folder, talk = tmp_path / "fetched", chitchat(400, turns=4)
     tokenizer = small_tokenizer([turn["content"] for turns in talk for turn in turns], 600)
@@ -39,7 +38,7 @@ def fetched(tmp_path) -> Path:
     return folder
 
 
-def offline(profile: Path, folder: Path, *attached: str, **changes) -> list[Path]:
+def offline(profile, folder, *attached, **changes):
     """The bundles of a profile with the values of SMALL and these, for sessions with no internet."""
     own = folder / profile.name
     values = yaml.safe_load(profile.read_text()) | yaml.safe_load(SMALL.read_text()) | changes

@@ -28,7 +28,7 @@ PROFILES = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem
 
 
 @pytest.fixture(scope="module", params=PROFILES)
-def profile(request) -> Path:
+def profile(request):
     return request.param
 
 
@@ -122,7 +122,7 @@ def test_a_profile_says_what_its_bundles_may_use_and_the_command_line_overrides_
     profile = tmp_path / "mine.yaml"
     profile.write_text(SMALL.read_text() + "internet: false\ncheckpoint_mirror: me/mirror\nmirror_minutes: 5\n")
 
-    def given(*words) -> Bundle:
+    def given(*words):
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         return bundle_of(parser.parse_args(["bundle", "--out", "x", "--owner", "someone", *map(str, words)]))

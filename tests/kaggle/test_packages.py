@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -79,7 +78,7 @@ def live(tmp_path_factory):
     environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")}
     environment |= {"PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": str(ROOT)}
 
-    def run(*arguments: str | Path) -> str:
+    def run(*arguments):
         return subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, check=True).stdout
 
     run("-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "helper==1.0")

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +23,7 @@ MODEL = "output/runs/mine/train/final/model"
 
 
 @pytest.fixture
-def kaggle(monkeypatch, tmp_path) -> Iterator[FakeKaggle]:
+def kaggle(monkeypatch, tmp_path):
     server = FakeKaggle()
     for name in ("push.POLL_SECONDS", "account.FIRST_PAUSE"):
         monkeypatch.setattr(f"nbutils.kaggle.{name}", 0.01)
@@ -38,7 +36,7 @@ def kaggle(monkeypatch, tmp_path) -> Iterator[FakeKaggle]:
 
 
 @pytest.fixture
-def made(bundled, tmp_path) -> Path:
+def made(bundled, tmp_path):
     """Bundles that were never pushed."""
     return shutil.copytree(bundled(ROOT / "params" / "kaggle_t4x2.yaml"), tmp_path / "made")
 
@@ -47,7 +45,7 @@ def made(bundled, tmp_path) -> Path:
 def push(made, monkeypatch, capsys):
     """Pushes one of them, or all; what was said."""
 
-    def pushed(name="", follow=True, patience=0.1) -> str:
+    def pushed(name="", follow=True, patience=0.1):
         monkeypatch.setattr("nbutils.kaggle.account.PATIENCE_SECONDS", patience)
         Pusher(signed_in(), follow).push_all(bundle_folders(made / name))
         return capsys.readouterr().out
@@ -55,7 +53,7 @@ def push(made, monkeypatch, capsys):
     return pushed
 
 
-def reads(kaggle: FakeKaggle, name: str) -> list[list[str]]:
+def reads(kaggle, name):
     """What each version of a notebook reads."""
     versions = kaggle.versions[name]
     return [[source.removeprefix("someone/") for source in version["kernelDataSources"]] for version in versions]

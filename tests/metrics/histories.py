@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.files import write_json, write_jsonl
 from nbutils.core.run.record import outputs_of
@@ -17,11 +16,11 @@ def falling(fraction: float) -> float:
     return 3.8 + 4.5 * math.exp(-6 * fraction)
 
 
-def session(number=1, step=0) -> dict[str, Any]:
+def session(number=1, step=0) -> dict:
     return {"kind": "session", "session": number, "step": step, "world_size": 2, "time": "2026-11-01T10:00:00"}
 
 
-def evaluation(step: int, loss: float) -> dict[str, Any]:
+def evaluation(step: int, loss: float) -> dict:
     return {"kind": "eval", "step": step, "epoch": 0.0, "eval_loss": loss, "eval_token_accuracy": 0.25,
             "supervised_tokens": 12000, "seconds": 2.0}  # fmt: skip
 
@@ -33,7 +32,7 @@ def history_rows(
     eval_loss: Callable[[float], float] | None = falling,
     noise=0.05,
     **columns,
-) -> list[dict[str, Any]]:
+) -> list[dict]:
     """`n` log rows, one for each ten steps, and an evaluation every 10 rows; `columns` replace what rows hold."""
     random.seed(0)
     rows = [session()]
@@ -56,7 +55,7 @@ def history_rows(
     return rows
 
 
-def write_training(run: Path, rows: list[dict[str, Any]], *, eval_hash: str = "a" * 64, **settings) -> Path:
+def write_training(run: Path, rows: list[dict], *, eval_hash: str = "a" * 64, **settings) -> Path:
     """The files of a finished training stage that the metrics stage reads."""
     folder = run / "train"
     write_jsonl(folder / "metrics.jsonl", rows)

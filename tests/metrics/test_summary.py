@@ -23,7 +23,8 @@ from nbutils.metrics.summary import read_history, read_training_settings, summar
 from tests.metrics.histories import history_rows, session, write_done, write_training
 
 
-def summary_of(rows) -> dict:
+def summary_of(rows):
+    """Of a history of these rows."""
     return summarise(History.of(rows), {})
 
 

@@ -64,11 +64,11 @@ def test_try_this_holds_for_the_demo_model(demo_run):
     final = load("final", demo_run)
     given = settings_of(spec("chat"), {"run_dir": str(demo_run)})
 
-    def replies(**changes) -> list[str]:
+    def replies(**changes):
         transcript = play(final, given.scripted_messages, given.session_settings() | changes)
         return contents(transcript["messages"])[1::2]
 
-    def words_of(texts: list[str]) -> set[str]:
+    def words_of(texts):
         return {word for text in texts for word in text.lower().split()}
 
     dull = replies(greedy=True, repetition_penalty=1.0)

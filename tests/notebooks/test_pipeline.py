@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import papermill
 import pytest
@@ -23,7 +22,7 @@ PROFILE = ROOT / "tests" / "notebooks" / "small.yaml"
 CHAT = ROOT / "notebooks" / "05_chat.ipynb"
 
 
-def pipeline(run: Path) -> str:
+def pipeline(run):
     """Runs it in this process, with forked kernels; what was printed."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
@@ -35,18 +34,19 @@ def pipeline(run: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def run(made_once) -> Path:
+def run(made_once):
     """A finished run; tests leave it as it is."""
     return made_once("small", pipeline)
 
 
 @pytest.fixture
-def spare(run, tmp_path) -> Path:
+def spare(run, tmp_path):
     """A copy of the finished run, with the times of change of its files."""
     return shutil.copytree(run, tmp_path / "small")
 
 
-def files(run: Path) -> dict[str, Path]:
+def files(run):
+    """Name in the run folder → path."""
     return {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
 
 

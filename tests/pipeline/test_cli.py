@@ -54,7 +54,8 @@ def test_a_users_error_is_one_sentence_and_status_1(line, words, refused, tmp_pa
     assert words in refused(*line, "--run-dir", tmp_path / "run")
 
 
-def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+def python(code, **env):
+    """What came of the code in a Python of its own."""
     line, own = [sys.executable, "-c", f"from nbutils.cli import main\n{code}"], {"PYTHONPATH": str(ROOT), "PATH": ""}
     return subprocess.run(line, env=own | env, capture_output=True, encoding="latin-1", cwd=ROOT)
 

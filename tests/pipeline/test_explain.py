@@ -6,7 +6,6 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.decide import Action
-from tests.pipeline.conftest import Pipeline
 from tests.pipeline.fake import checkpoint
 
 NEW_RATE = "learning_rate=0.5"
@@ -22,7 +21,7 @@ EXECUTED = {"run", "run again", "set aside and run", "resume", "keep and resume"
 KEPT = {"keep", "keep and resume"}
 
 
-def bring_about(state: str, pipeline: Pipeline):
+def bring_about(state, pipeline):
     """Makes the run folder stand so."""
     second = pipeline.run / "second"
     if "long" in state:

@@ -9,28 +9,29 @@ from nbutils.core.errors import UserError
 from nbutils.pipeline.parameters import read_override, read_profile
 
 
-def read(tmp_path, text: str) -> dict:
+def read(tmp_path, text):
+    """Name → value of a profile of this text."""
     (tmp_path / "p.yaml").write_text(text)
     return {name: entry.value for name, entry in read_profile(tmp_path / "p.yaml").items()}
 
 
 @pytest.mark.parametrize(
     "text,value",
-    [
-        ("1e-5", 1e-5),
-        ("-.5", -0.5),
-        ("1_000", 1000),
-        ("-1_", -1),
-        ("0x1F", 31),
-        ("yes", "yes"),
-        ("2024-01-01", "2024-01-01"),
-        ("runs/{name}/x", "runs/{name}/x"),
-        ("'{a}/x'", "{a}/x"),
-        ('"08"', "08"),
-        ("010", 10),
-        ("1:30", "1:30"),
-        ("[1, {fraction: 1e-3, name: null}]", [1, {"fraction": 1e-3, "name": None}]),
-    ],
+    {
+        "1e-5": 1e-5,
+        "-.5": -0.5,
+        "1_000": 1000,
+        "-1_": -1,
+        "0x1F": 31,
+        "yes": "yes",
+        "2024-01-01": "2024-01-01",
+        "runs/{name}/x": "runs/{name}/x",
+        "'{a}/x'": "{a}/x",
+        '"08"': "08",
+        "010": 10,
+        "1:30": "1:30",
+        "[1, {fraction: 1e-3, name: null}]": [1, {"fraction": 1e-3, "name": None}],
+    }.items(),
 )
 def test_read_rightly(tmp_path, text, value):
     found = read(tmp_path, f"a: {text}")["a"]

@@ -116,7 +116,7 @@ def test_only_runs_one_stage_on_what_is_there_and_warns_if_that_is_stale(done):
 def test_what_is_done_is_not_asked_about_again(done, monkeypatch):
     """A finished data stage may be carried to a machine that has neither its data nor a network."""
 
-    def names(plan, picked) -> list[str]:
+    def names(plan, picked):
         return [entry.stage.name for entry in picked]
 
     monkeypatch.setattr("nbutils.pipeline.ahead.problems", names)
@@ -195,7 +195,7 @@ def test_a_signal_as_a_stage_completes_ends_the_run_with_its_number(pipeline):
 
 
 def test_work_that_cannot_be_set_aside_is_said_in_a_sentence(long, monkeypatch):
-    def rename(self: Path, target: Path):
+    def rename(self, target):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "rename", rename)

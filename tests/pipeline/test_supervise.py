@@ -70,7 +70,7 @@ def test_no_mark_is_no_mark_of_all_processes():
 def executed(tmp_path):
     """Executes notebook 01 in a kernel."""
 
-    def execute(parameters: dict, options: Options, **more: float):
+    def execute(parameters, options, **more):
         source, supervisor = write_notebooks(tmp_path / "source") / "01_first.ipynb", Supervisor(tmp_path, print)
         target = tmp_path / "notebooks" / source.name
         job = Job(source, target, parameters, supervisor, Display(), options, **more)

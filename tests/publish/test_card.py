@@ -78,7 +78,7 @@ def test_a_quotation_is_nothing_but_text(text):
     assert content.split()[1:] == text.split()
 
 
-def shown_text(line, *kinds: str) -> str:
+def shown_text(line, *kinds):
     """The text of a line that holds nothing else, but for these kinds."""
     assert {child.type for child in line.children} <= {"text", "text_special", *kinds}
     return "".join(child.content for child in line.children)
@@ -126,7 +126,7 @@ def test_what_the_hub_or_the_card_cannot_hold_is_refused(tmp_path, given, words)
         settings_for(tmp_path, **given)
 
 
-def talked(made, monkeypatch, says) -> dict:
+def talked(made, monkeypatch, says):
     """Runs the card's code without `nbutils` in the published folder, as somebody who types that; the code's names."""
     typed = iter([*says, ""])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))

@@ -52,9 +52,11 @@ def test_the_extension_is_that_of_the_session(published, kind):
     assert rotary.attention_scaling == pytest.approx(expected.scaling)
 
 
-def parity(published, folder, held_out=None):
-    held_out = held_out or published.run / "data" / "eval"
-    return check_parity(folder, held_out, published.facts.model_folder, conversations=200, replies=3, tokens=12)
+def parity(published, folder, held_out="data/eval"):
+    """The report of a folder, over the conversations of a folder of the run or of any other."""
+    return check_parity(
+        folder, published.run / held_out, published.facts.model_folder, conversations=200, replies=3, tokens=12
+    )
 
 
 def test_parity_of_the_folder_and_the_session(published):

@@ -25,7 +25,8 @@ def test_hub_ids_are_told_from_files_and_folders_that_may_be_gone(spare):
     assert len(facts.local_peers) == len(gone)
 
 
-def parameters(made) -> dict:
+def parameters(made):
+    """The published ones."""
     return yaml.safe_load((made.folder / "run" / "parameters.yaml").read_text())
 
 

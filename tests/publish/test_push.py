@@ -15,7 +15,7 @@ from tests.publish.conftest import settings_for
 def push(published, folder, hub):
     """Pushes the folder to the fake Hub, with changes of the settings."""
 
-    def pushed(**changes) -> str:
+    def pushed(**changes):
         settings = settings_for(published.run, **({"push": True, "repo_id": REPO} | changes))
         return upload(folder, published_files(folder), settings)
 
@@ -85,17 +85,17 @@ LETTERS = "a1B2" * 9
 
 @pytest.mark.parametrize(
     "text,what",
-    [
-        (f"token: hf_{LETTERS}", "a Hugging Face token"),
-        (f"ghp_{LETTERS}", "a GitHub token"),
-        (json.dumps({"content": f"my token is\nhf_{LETTERS}"}), "a Hugging Face token"),
-        (json.dumps({"content": f"mine:\tsk-{LETTERS}"}), "an API key"),
-        (f"> it is hf\\_{LETTERS}", "a Hugging Face token"),
-        ("id AKIA" + "A1B2" * 4, "an AWS key"),
-        (json.dumps({"username": "me", "key": "0f" * 16}), "a Kaggle key"),
-        ("-----BEGIN OPENSSH PRIVATE KEY-----", "a private key"),
-        ("password is correct-horse-battery", "secret environment variable"),
-    ],
+    {
+        f"token: hf_{LETTERS}": "a Hugging Face token",
+        f"ghp_{LETTERS}": "a GitHub token",
+        json.dumps({"content": f"my token is\nhf_{LETTERS}"}): "a Hugging Face token",
+        json.dumps({"content": f"mine:\tsk-{LETTERS}"}): "an API key",
+        f"> it is hf\\_{LETTERS}": "a Hugging Face token",
+        "id AKIA" + "A1B2" * 4: "an AWS key",
+        json.dumps({"username": "me", "key": "0f" * 16}): "a Kaggle key",
+        "-----BEGIN OPENSSH PRIVATE KEY-----": "a private key",
+        "password is correct-horse-battery": "secret environment variable",
+    }.items(),
 )
 def test_secrets_stop_a_push(push, folder, hub, monkeypatch, text, what):
     monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
