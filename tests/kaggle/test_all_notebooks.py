@@ -64,10 +64,8 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
         outcome = account.run(bundle, inputs)
         run, texts[stage.name], outputs[facts["id"]] = outcome.run, outcome.text, outcome.working
         assert run.state(stage.name) == "done"
-    for row in (
-        *(r"plotly +>=6.0 +5\.24\.1 +\d", r"trl +\S+ +nothing +1\.16\.\d"),
-        *(r"torch +\S+ +2\S+ +kept", r"transformers +\S+ +5\.0\.\d +kept"),
-    ):
+    for row in (r"plotly +>=6.0 +5\.24\.1 +\d", r"trl +\S+ +nothing +1\.16\.\d",
+                r"torch +\S+ +2\S+ +kept", r"transformers +\S+ +5\.0\.\d +kept"):  # fmt: skip
         assert re.search(row, texts["data"]), (row, texts["data"][:3000])
     beside = re.findall(r"(?m)^[123] +[\d.]+ +(\d\.\d+e-\d+)", texts["train"])
     assert len(beside) == 3 and all(float(each) < 1e-3 for each in beside), beside  # the worker equals the plain loop

@@ -30,7 +30,10 @@ def test_help_names_every_command_and_the_options_that_have_an_effect(line, word
 @pytest.mark.parametrize(
     "line,words",
     [
-        *(([], ""), (["nonsense"], "nonsense"), (["run"], "PROFILE"), (["run", "x.yaml", "--accept", "--force"], "")),
+        ([], ""),
+        (["nonsense"], "nonsense"),
+        (["run"], "PROFILE"),
+        (["run", "x.yaml", "--accept", "--force"], ""),
         # a time limit is a number above 0
         *(([*RUN, "--explain", "--cell-minutes", n], "--cell-minutes") for n in ("0", "-1", "inf", "nan", "soon")),
     ],

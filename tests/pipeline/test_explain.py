@@ -10,9 +10,9 @@ from tests.pipeline.fake import checkpoint
 
 NEW_RATE = "learning_rate=0.5"
 STATES = (
-    *("absent", "no first", "done", "done long", "paused", "interrupted", "interrupted with checkpoints"),
-    *("stale", "stale long", "stale paused", "other code, paused", "other words, long", "other words, stale long"),
-)
+    "absent", "no first", "done", "done long", "paused", "interrupted", "interrupted with checkpoints",
+    "stale", "stale long", "stale paused", "other code, paused", "other words, long", "other words, stale long",
+)  # fmt: skip
 """States of the second stage; `other words` are of the first, which is stale with them."""
 WHICH = ({}, {"only": "second"}, {"only": "third"}, {"start": "second"})
 WORDS = ({}, {"accept": True}, {"force": True}, {"allow_paused": True})
