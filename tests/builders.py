@@ -1,7 +1,5 @@
 """Small data folders for the stages behind notebook 01, made without running it."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from nbutils.data.fates import as_messages, joined
 from nbutils.data.sources import chitchat_conversations
 
 
-def chitchat(count: int, turns: int = 8) -> list[list[dict[str, str]]]:
+def chitchat(count: int, turns=8) -> list[list[dict[str, str]]]:
     """The first turns of real conversations of two speakers, ending on the assistant."""
     talks = (as_messages(joined(talk)) for talk in chitchat_conversations())
     paired = (talk[: min(turns, len(talk)) // 2 * 2] for talk in talks)
@@ -25,9 +23,7 @@ small_tokenizer = train_bpe
 """`small_tokenizer(texts, pieces)`: a byte-level BPE tokenizer trained on the texts, with ChatML."""
 
 
-def data_folder(
-    run: Path, *, train: int = 40, evaluation: int = 10, turns: int = 6, pieces: int = 509, max_length: int = 256
-) -> Path:
+def data_folder(run: Path, *, train=40, evaluation=10, turns=6, pieces=509, max_length=256) -> Path:
     """Writes what training and evaluation read of `run/data` (rows, tokenizer, summary), from real conversations."""
     conversations = chitchat(train + evaluation, turns)
     tokenizer = small_tokenizer([m["content"] for c in conversations for m in c], pieces)
@@ -38,7 +34,7 @@ def data_folder(
         if len(e) <= max_length
     ]
     for side, picked in (("train", rows[evaluation:]), ("eval", rows[:evaluation])):
-        Dataset.from_list(picked).save_to_disk(str(folder / side))
+        Dataset.from_list(picked).save_to_disk(folder / side)
     tokenizer.save_pretrained(folder / "tokenizer")
     summary = {
         "max_length": max_length,

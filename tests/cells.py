@@ -1,16 +1,13 @@
 """The cells of a notebook, run in this process."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.notebooks import code_cells
 
 
-def run_cells(notebook: Path, **parameters: Any) -> dict[str, Any]:
+def run_cells(notebook: Path, **parameters) -> dict:
     """Runs a notebook's code with these parameters instead of its own; returns its names."""
-    names: dict[str, Any] = {}
+    names = {}
     for cell in code_cells(notebook):
         exec(cell["source"], names)
         if "parameters" in cell["tags"]:

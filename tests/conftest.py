@@ -1,7 +1,5 @@
 """Real tokenizers, models and evaluation data for all tests; what is missing skips with a sentence, in CI it fails."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os
@@ -21,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-def missing(what: str) -> None:
+def missing(what: str):
     """Skips the test on a user's machine, fails it in CI."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what}; CI must have it")
@@ -36,9 +34,14 @@ def package_folder(name: str) -> Path:
     return Path(found.submodule_search_locations[0])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]):
     """Puts those that need the demo's run first: one worker makes it, and the other does not wait for it."""
     items.sort(key=lambda item: "demo_run" not in item.fixturenames)
+
+
+def pytest_make_parametrize_id(val) -> str | None:
+    """Stages and files by their names."""
+    return getattr(val, "name", None)
 
 
 Make = Callable[[Path], object]
@@ -85,7 +88,7 @@ def unpacked(gguf: Path, kind: str, *parts: str) -> Path:
     """
     from nbutils.core.run.models import ModelRef
 
-    def make(folder: Path) -> None:
+    def make(folder: Path):
         for part in parts:
             getattr(ModelRef.parse(str(gguf)), part)().save_pretrained(folder)
 
@@ -110,9 +113,9 @@ def smollm2_tokenizer_folder(smollm2_gguf: Path) -> Path:
 def demo_run(made_once) -> Path:
     """The finished run folder of `make demo` (minutes: for soak tests only)."""
 
-    def make(run: Path) -> None:
+    def make(run: Path):
         line = [sys.executable, "-m", "nbutils", "run", "params/demo.yaml", "--run-dir", str(run)]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
     return made_once("demo", make)
@@ -152,6 +155,14 @@ def chat_tokenizers(smollm2_tokenizer_folder: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
+def untrained(made_once) -> Path:
+    """A run with two models that can be talked to; tests leave it as it is."""
+    from tests.evaluate.runs import made_up_run
+
+    return made_once("evaluate", made_up_run)
+
+
+@pytest.fixture(scope="session")
 def evaldata() -> Path:
     """Real evaluation data beside the clone."""
     folder = SHARED / "evaldata"
@@ -161,7 +172,36 @@ def evaldata() -> Path:
 
 
 @pytest.fixture
-def unasked(monkeypatch) -> None:
+def refused(capsys) -> Callable[..., str]:
+    """The one sentence with which the command line refuses."""
+    from nbutils.cli import main
+
+    def sentence(*line) -> str:
+        assert main([*map(str, line)]) == 1
+        (said,) = capsys.readouterr().err.splitlines()
+        return said
+
+    return sentence
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that this process takes for the real one."""
+    from tests.kaggle.mirror_hub import TOKEN, MirrorHub
+
+    server = MirrorHub()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+                        "HF_HUB_DISABLE_XET": True}.items():  # fmt: skip
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr("nbutils.kaggle.mirror.PAUSES", (0.0, 0.1, 0.1))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def unasked(monkeypatch):
     """Nobody has asked yet whether the hub answers, and nothing says that it shall not be asked."""
     from nbutils.core.network import _reached
 

@@ -4,12 +4,9 @@ Everything else about them is real: their own process, its protocol, its output.
 is tested in `tests/faults`, and by `make demo`.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time
-from typing import Any
 
 import pytest
 from jupyter_client.provisioning import local_provisioner
@@ -22,7 +19,7 @@ class Kernel:
 
     stdin = stdout = stderr = None
 
-    def __init__(self, command: list[str], env: dict[str, str], cwd: str | None = None, **_: Any) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], cwd: str | None = None, **_):
         arguments = command[command.index("-f") :]
         self._process = LIBRARIES.Process(target=_kernel, args=(arguments, env, cwd or os.getcwd()), daemon=True)
         self._process.start()
@@ -39,12 +36,12 @@ class Kernel:
         self._process.join()
         return self._process.exitcode
 
-    def send_signal(self, number: int) -> None:
+    def send_signal(self, number: int):
         """Sends a signal."""
         os.kill(self.pid, number)
 
 
-def _kernel(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def _kernel(arguments: list[str], environment: dict[str, str], folder: str):
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
@@ -55,6 +52,6 @@ def _kernel(arguments: list[str], environment: dict[str, str], folder: str) -> N
     launch_new_instance(argv=arguments)
 
 
-def use(patch: pytest.MonkeyPatch) -> None:
+def use(patch: pytest.MonkeyPatch):
     """From now on kernels are forks."""
     patch.setattr(local_provisioner, "launch_kernel", Kernel)

@@ -1,10 +1,7 @@
 """`make docs`: pages, pictures and README's picture out of a run; and the committed pages against the notebooks."""
 
-from __future__ import annotations
-
 import base64
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -21,7 +18,7 @@ PATH = "/srv/ada-lovelace/smallchat/runs/demo/data"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     """A run folder of six executed notebooks, each with a link to another and a few outputs."""
     folder = tmp_path / "run"
     for name in ("notebooks", "metrics/figures"):
@@ -67,7 +64,7 @@ def test_an_unfinished_run_is_one_sentence(run, tmp_path):
         load("make_docs").main(run, tmp_path)
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_committed_pages_show_the_notebooks_as_they_are(stage):
     page = (ROOT / "docs" / f"{notebook_path(stage).stem}.md").read_text()
     for cell in nbformat.read(notebook_path(stage), as_version=4).cells:

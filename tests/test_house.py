@@ -1,7 +1,5 @@
 """The house: who may know what. Read from the syntax trees of `nbutils`; nothing is imported."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shutil
@@ -15,18 +13,18 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "nbutils"
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 NAMES = {stage.name for stage in STAGES}
 
 
-def strings(name: str) -> set[str]:
+def strings(name):
     """Every string in a module's code; docstrings are none."""
     nodes = {*ast.walk(TREES[name])}
     nodes -= {node.value for node in nodes if isinstance(node, ast.Expr)}
     return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-def imported(nodes: set[ast.AST]) -> set[str]:
+def imported(nodes):
     """What import statements among the nodes name, as `module` and as `module.name`."""
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     for node in nodes:
@@ -35,7 +33,7 @@ def imported(nodes: set[ast.AST]) -> set[str]:
     return found
 
 
-def imports(name: str) -> set[str]:
+def imports(name):
     """Modules of `nbutils` that a module imports anywhere, those for type checkers alone left out."""
     nodes = {*ast.walk(TREES[name])}
     for node in [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]:
@@ -182,7 +180,7 @@ def test_what_a_change_reruns(name):
 
 
 def test_the_page_on_architecture_names_files_that_are_there():
-    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    page = (ROOT / "ARCHITECTURE.md").read_text()
     named = set(re.findall(r"`((?:core|data|train|metrics|evaluate|chat|publish|pipeline|kaggle)/[\w./]+)`", page))
     assert len(named) > 25
     assert not [name for name in named if not any((PACKAGE / f"{name}{ending}").exists() for ending in ("", ".py"))]

@@ -20,7 +20,7 @@ LOCK, TEST_MODELS = (
 CONDA_NAMES = {"torch": "pytorch"}  # where conda-forge calls a package otherwise
 
 
-def normal(requirement: str) -> str:
+def normal(requirement):
     """A distribution's name alone, as package indexes compare names."""
     return canonicalize_name(Requirement(requirement).name)
 
@@ -29,8 +29,9 @@ PINS = {normal(line): line.partition("==")[2] for line in LOCK}
 DEPENDENCIES = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+def git(*arguments):
+    """What git says."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout
 
 
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
@@ -51,7 +52,8 @@ FORBIDDEN = {
 }
 
 
-def hits(text: str) -> list[str]:
+def hits(text):
+    """Which kinds of what is forbidden stand in a text."""
     return [what for what, pattern in FORBIDDEN.items() if re.search(pattern, text)]
 
 

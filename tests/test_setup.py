@@ -8,7 +8,6 @@ import sys
 import sysconfig
 from pathlib import Path
 from subprocess import PIPE, STDOUT
-from types import ModuleType
 
 import pytest
 
@@ -17,7 +16,7 @@ from tests.conftest import ROOT
 LOCK, TESTS = "requirements.lock", "tests/requirements-no-deps.txt"
 
 
-def load(name: str, root: Path = ROOT) -> ModuleType:
+def load(name, root=ROOT):
     """Imports a program from tools/, which is no package."""
     spec = importlib.util.spec_from_file_location(f"tools_{name}", root / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -26,7 +25,7 @@ def load(name: str, root: Path = ROOT) -> ModuleType:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path):
     """A project folder with nothing set up."""
     made = tmp_path / "smallchat"
     shutil.copytree(ROOT / "tools", made / "tools")
@@ -36,33 +35,27 @@ def tree(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.fixture
-def steps(monkeypatch):
+def steps(tree, tests=False, interrupted=""):
     """Sets a folder up, with a stand-in for pip and venv; returns the steps that were taken."""
+    setup, taken = load("setup", tree), []
 
-    def set_up(tree: Path, tests: bool = False, interrupted: str = "") -> list[str]:
-        setup, taken = load("setup", tree), []
+    def make_environment(clear):
+        taken.append("cleared" if clear and setup.VENV.exists() else "environment")
+        shutil.rmtree(setup.VENV, ignore_errors=clear)
+        setup.PYTHON.parent.mkdir(parents=True)
+        setup.PYTHON.symlink_to(sys.executable)
 
-        def make_environment(clear: bool) -> None:
-            taken.append("cleared" if clear and setup.VENV.exists() else "environment")
-            shutil.rmtree(setup.VENV, ignore_errors=clear)
-            setup.PYTHON.parent.mkdir(parents=True)
-            setup.PYTHON.symlink_to(sys.executable)
+    def install(file):
+        if file == interrupted:
+            raise KeyboardInterrupt
+        taken.append(file)
 
-        def install(file: str) -> None:
-            if file == interrupted:
-                raise KeyboardInterrupt
-            taken.append(file)
-
-        monkeypatch.setattr(setup, "make_environment", make_environment)
-        monkeypatch.setattr(setup, "install", install)
-        setup.main(tests)
-        return taken
-
-    return set_up
+    setup.make_environment, setup.install = make_environment, install
+    setup.main(tests)
+    return taken
 
 
-def test_nothing_is_done_or_said_twice(tree, steps, capsys):
+def test_nothing_is_done_or_said_twice(tree, capsys):
     assert steps(tree) == ["environment", LOCK]
     said = capsys.readouterr().out
     assert said.startswith("Download: at most 900 MB in 2 files, into .venv.\n") and ".venv is ready" in said
@@ -71,14 +64,14 @@ def test_nothing_is_done_or_said_twice(tree, steps, capsys):
     assert steps(tree) == []  # and the demo nothing after the tests
 
 
-def test_a_changed_pin_is_installed_and_a_changed_comment_is_not(tree, steps):
+def test_a_changed_pin_is_installed_and_a_changed_comment_is_not(tree):
     steps(tree)
     for old, new, taken in (("# Download: 900", "# Download: 901", []), ("pip==26.3", "pip==26.4", [LOCK])):
         (tree / LOCK).write_text((tree / LOCK).read_text().replace(old, new))
         assert steps(tree) == taken
 
 
-def test_a_moved_folder_and_an_interpreter_that_has_gone_are_set_up_from_the_start(tree, steps):
+def test_a_moved_folder_and_an_interpreter_that_has_gone_are_set_up_from_the_start(tree):
     steps(tree)
     moved = tree.rename(tree.with_name("moved"))
     assert steps(moved) == ["cleared", LOCK]
@@ -88,14 +81,14 @@ def test_a_moved_folder_and_an_interpreter_that_has_gone_are_set_up_from_the_sta
     assert steps(moved) == ["cleared", LOCK]
 
 
-def test_what_a_link_in_place_of_the_environment_leads_to_stays(tree, steps):
+def test_what_a_link_in_place_of_the_environment_leads_to_stays(tree):
     (tree / ".venv").symlink_to(tree / "tests")
     with pytest.raises(SystemExit, match="is a link"):
         steps(tree)
     assert (tree / TESTS).exists()
 
 
-def test_an_interrupted_set_up_goes_on_where_it_was(tree, steps):
+def test_an_interrupted_set_up_goes_on_where_it_was(tree):
     with pytest.raises(KeyboardInterrupt):
         steps(tree, tests=True, interrupted=TESTS)
     assert steps(tree, tests=True) == [TESTS]
@@ -154,10 +147,10 @@ def test_a_system_that_refuses_pip_and_has_no_ensurepip_is_set_up(tree, tmp_path
         shutil.copy2(file, system / file.relative_to(base))
     (system / library / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=Use apt.\n")
 
-    def said(*command: object) -> str:
-        return subprocess.run(command, cwd=tree, stdout=PIPE, stderr=STDOUT, text=True, check=False).stdout
+    def said(*command):
+        return subprocess.run(command, cwd=tree, stdout=PIPE, stderr=STDOUT, text=True).stdout
 
-    def files() -> set[Path]:
+    def files():
         return {path for path in system.rglob("*") if "__pycache__" not in path.parts}
 
     assert "externally-managed" in said(python, "-m", "pip", "install", "six")

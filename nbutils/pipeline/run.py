@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-paused", action="store_true", help="run later stages on a paused training's checkpoint"
     )
     parser.add_argument(
-        "--cool-down", metavar="RUN[@step-N]",
+        "--cool-down", metavar="RUN[@CHECKPOINT]",
         help="end the constant part of a wsd run with a cool-down, in a new run folder",
     )  # fmt: skip
     parser.add_argument("--explain", action="store_true", help="say what would be run and why, and run nothing")

@@ -1,7 +1,5 @@
 """A JupyterLab on this machine and a headless Chromium that looks at it."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil
@@ -69,7 +67,7 @@ def context():
 class Notebook:
     """A notebook open in JupyterLab, driven as a person would."""
 
-    def __init__(self, page, address: str) -> None:
+    def __init__(self, page, address: str):
         self.page = page
         page.goto(address)
         page.wait_for_selector(".jp-Notebook .jp-Cell")
@@ -77,7 +75,7 @@ class Notebook:
     def cell(self, index: int):
         return self.page.locator(".jp-Notebook .jp-CodeCell").nth(index)
 
-    def run(self, index: int) -> None:
+    def run(self, index: int):
         """Runs one cell, and waits until it is done."""
         self.page.evaluate(
             """async index => {
@@ -97,7 +95,7 @@ class Notebook:
         chat.scroll_into_view_if_needed()
         return chat
 
-    def screenshot(self, name: str, what=None) -> None:
+    def screenshot(self, name: str, what=None):
         """A picture for people, in runs/.screenshots."""
         (what or self.page).screenshot(path=SCREENSHOTS / f"{name}.png")
 

@@ -1,9 +1,5 @@
 """Whether the chat's texts can be read: WCAG 2's contrast ratio, as the browser draws them."""
 
-from __future__ import annotations
-
-from typing import Any
-
 LEAST = 4.5
 """WCAG 2.2, success criterion 1.4.3 (AA), for text of ordinary size."""
 
@@ -36,7 +32,7 @@ RATIOS = """(chat, texts) => {
 }"""
 
 
-def too_pale(chat: Any) -> dict[str, float]:
+def too_pale(chat) -> dict[str, float]:
     """The kinds of text in a chat (the first of each) whose ratio to what is behind them is too low."""
     ratios = chat.evaluate(RATIOS, TEXTS)
     assert len(ratios) >= 5, "there is something to measure"

@@ -1,7 +1,5 @@
 """The chat widget in a real JupyterLab, as a person meets it."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -12,6 +10,7 @@ from playwright.sync_api import expect
 
 from nbutils.core.files import read_json
 from tests.browser.contrast import too_pale
+from tests.chat.models import contents
 from tests.chat.test_markup import ALLOWED_TAGS, HOSTILE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -49,26 +48,26 @@ def area(chat):
     return chat.get_by_label("Message")
 
 
-def say(chat, text: str) -> None:
+def say(chat, text):
     expect(chat.locator(".sc-send")).to_be_enabled()  # Enter does nothing while a model is being loaded
     area(chat).fill(text)
     area(chat).press("Enter")
 
 
-def press(chat, button: str) -> None:
+def press(chat, button):
     chat.get_by_role("button", name=button).click()
 
 
-def bubbles(chat, role: str = "assistant"):
+def bubbles(chat, role="assistant"):
     return chat.locator(f".sc-{role}")
 
 
-def shows(chat, text: str) -> None:
+def shows(chat, text):
     """The newest reply has that text, soon."""
     expect(bubbles(chat).last).to_contain_text(text)
 
 
-def done(chat, replies: int, last: str = "") -> None:
+def done(chat, replies, last=""):
     expect(bubbles(chat)).to_have_count(replies)
     shows(chat, last)
     expect(chat.locator(".sc-cursor")).to_have_count(0)
@@ -154,7 +153,7 @@ def test_the_window_rolls_and_the_meter_shows_it(notebook):
     notebook.screenshot("window", chat)
 
 
-def harmless(notebook, chat) -> None:
+def harmless(notebook, chat):
     """No script has run, and nothing but allowed elements stands in the bubbles."""
     assert notebook.page.evaluate("window.hacked") is None
     found = chat.locator(".sc-text *").evaluate_all("nodes => nodes.map(n => n.tagName.toLowerCase())")
@@ -200,7 +199,8 @@ def test_no_enter_is_lost_however_fast(notebook):
     for turn in range(20):
         say(chat, "again")  # the same text, as soon as the reply before is there
         done(chat, turn + 1, f"number {turn}")  # while a message is drawn, the last reply is there twice for a moment
-    assert chat.locator(".sc-user .sc-text").all_inner_texts() == ["again"] * 20
+    in_order = [text for turn in range(20) for text in ("again", f"number {turn}")]
+    assert chat.locator(".sc-text").all_inner_texts() == in_order
 
 
 def test_copy_and_download_give_what_was_written_and_it_is_loaded_again(notebook):
@@ -215,7 +215,7 @@ def test_copy_and_download_give_what_was_written_and_it_is_loaded_again(notebook
         chat.get_by_role("link", name="Download").click()
     assert saved.value.suggested_filename == "transcript.json"
     transcript = read_json(saved.value.path())
-    assert [m["content"] for m in transcript["messages"]] == ["Hi!", REPLIES[0]]
+    assert contents(transcript["messages"]) == ["Hi!", REPLIES[0]]
     press(chat, "Clear")
     press(chat, "Settings")
     with notebook.page.expect_file_chooser() as asked:
@@ -241,7 +241,7 @@ def test_what_a_busy_or_restarted_kernel_does_not_hear_stays_in_the_input(notebo
     unheard = chat.locator(".sc-unheard[role=alert]")
     kernel = int(notebook.cell(11).locator(".jp-OutputArea-output").inner_text())
 
-    def say_to_nobody(text: str) -> None:
+    def say_to_nobody(text):
         say(chat, text)
         time.sleep(0.5)
         expect(unheard).to_have_count(0)  # it has some patience
@@ -250,7 +250,7 @@ def test_what_a_busy_or_restarted_kernel_does_not_hear_stays_in_the_input(notebo
         notebook.page.evaluate("Date.now = window.now")
         expect(area(chat)).to_have_value(text)
 
-    def say_to_a_busy_kernel(text: str) -> None:
+    def say_to_a_busy_kernel(text):
         os.kill(kernel, signal.SIGSTOP)  # as busy as can be, whatever subshells it has
         try:
             say_to_nobody(text)

@@ -1,7 +1,5 @@
 """What the chat widget must survive, how it looks, and notebook 05 itself, in a real JupyterLab."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

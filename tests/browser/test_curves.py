@@ -1,7 +1,5 @@
 """The interactive curves of notebook 03 in a real JupyterLab: drawn by plotly, to hover and to zoom."""
 
-from __future__ import annotations
-
 import pytest
 from playwright.sync_api import expect
 
@@ -22,7 +20,7 @@ def test_curves_hover_and_zoom_together(open_notebook):
     expect(plot.locator(".xtitle, .x3title, .x4title").first).to_be_visible()
     notebook.screenshot("curves", plot)
 
-    def shown() -> list[int]:
+    def shown():
         """From which step to which all four panels show."""
         (all_together,) = {tuple(found) for found in plot.evaluate(RANGES)}
         return all_together

@@ -1,7 +1,5 @@
 """Small models for chat tests: random weights with clear preferences, or replies written by the test."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Iterable
@@ -15,6 +13,7 @@ from transformers import GenerationConfig, LlamaForCausalLM, PretrainedConfig, P
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.window import rotary_module
 from nbutils.core.run.models import train_bpe
+from tests.core.test_chatml import turns
 
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 12}
 
@@ -60,30 +59,30 @@ def say(session: ChatSession, *texts: str) -> list[str]:
     return ["".join(session.reply(text)) for text in texts]
 
 
-def said(text: str) -> dict[str, str]:
-    """A user's message."""
-    return {"role": "user", "content": text}
+def contents(messages: list[dict]) -> list[str]:
+    """What they say."""
+    return [message["content"] for message in messages]
 
 
-def from_scratch(session: ChatSession, messages: list[dict], **options) -> str:
-    """The greedy reply of `model.generate` without any cache of ours, with the session's rotation and kept turns."""
-    engine, model = session.engine, copy.deepcopy(session.engine.model)
-    ids = torch.tensor([engine.ids(messages, session.plan, prompt=True)])
-    if rotation := engine.rotations[session.plan.extended]:
-        rotary = rotary_module(model)
-        rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = "default", rotation.inv_freq, rotation.scaling
-    config = GenerationConfig(
-        **session.sampling.generation_config(), eos_token_id=[*engine.ends], pad_token_id=0, **options
-    )
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-    return engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+def talk_as_generate(session: ChatSession, *texts: str, **options):
+    """Sends messages; each reply has to be that of `model.generate`.
 
-
-def talk_as_generate(session: ChatSession, *texts: str, **options) -> None:
-    """Sends messages; each reply has to be that of `model.generate`."""
+    Without any cache of ours, with the session's rotation and kept turns.
+    """
+    engine = session.engine
     for text in texts:
-        messages = [*session.messages, said(text)]
-        assert say(session, text) == [from_scratch(session, messages, **options)], text
+        messages = [*session.messages, *turns(text)]
+        (reply,) = say(session, text)
+        model = copy.deepcopy(engine.model)
+        ids = torch.tensor([engine.ids(messages, session.plan, prompt=True)])
+        if rotation := engine.rotations[session.plan.extended]:
+            rotary = rotary_module(model)
+            rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = "default", rotation.inv_freq, rotation.scaling
+        config = GenerationConfig(
+            **session.sampling.generation_config(), eos_token_id=[*engine.ends], pad_token_id=0, **options
+        )
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        assert reply == engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip(), text
 
 
 class ScriptedModel(torch.nn.Module):
@@ -92,16 +91,14 @@ class ScriptedModel(torch.nn.Module):
     An error among the replies is raised. Reading a prompt takes `reading` seconds.
     """
 
-    def __init__(
-        self, tokenizer, replies: Iterable[Any], seconds: float = 0.0, context: int = 1024, reading: float = 0.0
-    ) -> None:
+    def __init__(self, tokenizer, replies: Iterable[Any], seconds=0.0, context=1024, reading=0.0):
         super().__init__()
         self.device = torch.device("cpu")
         self.config = PretrainedConfig(max_position_embeddings=context)
         self.tokenizer, self.replies, self.seconds, self.reading = tokenizer, list(replies), seconds, reading
         self.last = -1
 
-    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, **_) -> SimpleNamespace:
         if input_ids[0].tolist() != [self.last]:  # a prompt, not the token that was just written
             reply = self.replies.pop(0) if self.replies else ""
             if isinstance(reply, Exception):
@@ -116,6 +113,6 @@ class ScriptedModel(torch.nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def scripted_session(*replies: Any, seconds: float = 0.0, context: int = 1024, **settings) -> ChatSession:
+def scripted_session(*replies, seconds=0.0, context=1024, **settings) -> ChatSession:
     """A chat with a model that gives these replies."""
     return ChatSession(ScriptedModel(TOKENIZER, replies, seconds, context), TOKENIZER, read_ahead=False, **settings)

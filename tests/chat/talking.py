@@ -1,7 +1,5 @@
 """A pseudo-terminal, and the programs that tests start on it: forks of one Python that has the libraries loaded."""
 
-from __future__ import annotations
-
 import faulthandler
 import multiprocessing
 import os
@@ -33,14 +31,14 @@ class Terminal(fdspawn):
     `send` types; `before` is what came before the text that was last waited for.
     """
 
-    def __init__(self, program: Callable[..., int], *arguments: object) -> None:
+    def __init__(self, program: Callable[..., int], *arguments):
         file, self.other_end = pty.openpty()
         super().__init__(file, timeout=60, encoding="utf-8")
         given = (os.ttyname(self.other_end), program, arguments)
         self.process = LIBRARIES.Process(target=_on_terminal, args=given)
         self.process.start()
 
-    def wait_for(self, *texts: str) -> None:
+    def wait_for(self, *texts: str):
         """Reads until these appear, one after the other."""
         for text in texts:
             self.expect_exact(text)
@@ -54,7 +52,7 @@ class Terminal(fdspawn):
             print(self.before)
         return self.process.exitcode
 
-    def close(self) -> None:
+    def close(self):
         """Ends the program if it still runs."""
         self.process.kill()
         self.process.join()
@@ -62,7 +60,7 @@ class Terminal(fdspawn):
         os.close(self.other_end)
 
 
-def _on_terminal(name: str, program: Callable[..., int], arguments: tuple[object, ...]) -> None:
+def _on_terminal(name: str, program: Callable[..., int], arguments: tuple[object, ...]):
     """What the fork does: the terminal becomes its own, as of a program that a shell starts."""
     os.login_tty(os.open(name, os.O_RDWR))
     sys.stdin, sys.stdout, sys.stderr = (open(number, mode, closefd=False) for number, mode in enumerate("rww"))  # noqa: SIM115

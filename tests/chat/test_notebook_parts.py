@@ -1,7 +1,5 @@
 """What notebook 05 calls: the scripted conversation, its tables, and the choice of a widget or none."""
 
-from __future__ import annotations
-
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -10,12 +8,13 @@ import pytest
 from transformers.utils import logging
 
 from nbutils.chat import display
-from nbutils.chat.models import LoadedModel, load
+from nbutils.chat.models import load
 from nbutils.chat.session import ask, play
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_json
 from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
+from tests.chat.models import contents
 from tests.chat.widgets import last, pick, sampling, send, texts, widget
 
 
@@ -24,52 +23,49 @@ def settings(run, **changes):
 
 
 @pytest.fixture(scope="module")
-def final(finished) -> LoadedModel:
-    return load("final", finished)
+def final(untrained):
+    return load("final", untrained)
 
 
-def test_a_scripted_conversation_is_the_same_again_and_shown_in_tables(finished, final):
-    given, messages = settings(finished).session_settings(), ["Hi <b>", "How are you?"]
-    transcripts = [play(loaded, messages, given) for loaded in (final, load("base", finished))]
+def test_a_scripted_conversation_is_the_same_again_and_shown_in_tables(untrained, final):
+    given, messages = settings(untrained).session_settings(), ["Hi <b>", "How are you?"]
+    transcripts = [play(loaded, messages, given) for loaded in (final, load("base", untrained))]
     assert [transcript["model"] for transcript in transcripts] == ["final", "base"]
     said, timings = transcripts[0]["messages"], transcripts[0]["timings"]
-    assert [m["content"] for m in said] == [m["content"] for m in play(final, messages, given)["messages"]]
+    assert contents(said) == contents(play(final, messages, given)["messages"])
     assert [timing["tokens"] for timing in timings] == [m["measured"]["new_tokens"] for m in said[1::2]]
     assert set(timings[0]) == {"time_to_first_token", "tokens", "tokens_per_second", "ended"}
     table = display.replies_table(transcripts).data
     assert "Hi &lt;b&gt;" in table and "<b>" not in table
     read = display.as_read(final, transcripts[0])
     assert read.startswith("<|im_start|>user\nHi <b><|im_end|>\n") and read.endswith("<|im_start|>assistant\n")
+    of_one_token = display.timings_table([play(final, messages, given | {"max_new_tokens": 1})])
+    assert list(of_one_token["tokens per second"]) == ["–"] * 2
+    assert list(of_one_token.index) == [("final", 1), ("final", 2)]
 
 
-def test_a_reply_of_one_token_has_a_dash_for_its_speed_in_the_table_of_timings(finished, final):
-    told = play(final, ["Hi", "you"], settings(finished, max_new_tokens=1).session_settings())
-    table = display.timings_table([told])
-    assert list(table["tokens per second"]) == ["–"] * 2 and list(table.index) == [("final", 1), ("final", 2)]
-
-
-def test_greedy_differs_from_sampling_and_tables_shorten(finished, final):
+def test_greedy_differs_from_sampling_and_tables_shorten(untrained, final):
     variants = {"greedy": {"greedy": True}, "hot": {"temperature": 3.0, "top_p": 1.0}}
-    replies = ask(final, "Hi", variants, settings(finished).session_settings())
+    replies = ask(final, "Hi", variants, settings(untrained).session_settings())
     assert replies["greedy"] != replies["hot"]
     assert "x" * display.SHOWN + "…" in display.replies_by_setting({"a": "x" * 1000}).data
 
 
-def test_the_live_chat_offers_every_model_of_the_run(finished, final, capsys):
-    chat = display.live_chat(settings(finished), [final])
+def test_the_live_chat_offers_every_model_of_the_run(untrained, final, capsys):
+    chat = display.live_chat(settings(untrained), [final])
     assert list(chat.controls.model.options) == ["final", "base"] == pick(chat, beside="base")
     chat.close()
-    assert display.live_chat(settings(finished, interactive=False), [final]) is None
+    assert display.live_chat(settings(untrained, interactive=False), [final]) is None
     assert "interactive is off" in capsys.readouterr().out
 
 
-def test_wrong_parameters_are_named(finished):
+def test_wrong_parameters_are_named(untrained):
     with pytest.raises(UserError, match=r"'top_p' is 1\.2.*'scripted_messages\.1' is ' '"):
-        settings(finished, top_p=1.2, scripted_messages=["hi", " "])
+        settings(untrained, top_p=1.2, scripted_messages=["hi", " "])
 
 
-def test_auto_takes_what_the_context_curve_of_the_run_shows(finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
+def test_auto_takes_what_the_context_curve_of_the_run_shows(untrained, tmp_path):
+    run = shutil.copytree(untrained, tmp_path / "run")
     for curve in (None, {"best": None}, {"best": "ntk"}):
         write_json(run / "evaluate" / "results.json", {"context_curve": curve})
         assert "dynamic, since" in settings(run).extension()[1]
@@ -102,7 +98,7 @@ def test_a_cell_that_runs_again_keeps_what_was_said_and_with_the_same_arguments_
     assert texts(run_cell()) == []
 
 
-def test_no_bar_stays_where_a_model_was_loaded(finished, capfd):
+def test_no_bar_stays_where_a_model_was_loaded(untrained, capfd):
     logging.enable_progress_bar()
-    load("final", finished)
+    load("final", untrained)
     assert "Loading weights" not in capfd.readouterr().err

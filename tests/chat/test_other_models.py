@@ -1,7 +1,5 @@
 """Models that are unlike ours: architecture, chat template, or no key/value cache."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralForCausalLM, MixtralForCausalLM
@@ -13,7 +11,8 @@ from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.vocabulary import special_strings
-from tests.chat.models import MODEL, TOKENIZER, byte_tokenizer, chat, random_model, said, talk_as_generate
+from tests.chat.models import MODEL, TOKENIZER, byte_tokenizer, chat, random_model, talk_as_generate
+from tests.core.test_chatml import turns
 
 IM_SEP = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endfor %}"
 ZEPHYR = (
@@ -27,14 +26,14 @@ SMOLLM = (
 )
 
 
-def tokenizer_with(template: str | None, *specials: str):
+def tokenizer_with(template, *specials):
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": list(specials)}, replace_extra_special_tokens=False)
     tokenizer.chat_template = template
     return tokenizer
 
 
-def loaded(folder, model, tokenizer=TOKENIZER, **config) -> models.LoadedModel:
+def loaded(folder, model, tokenizer=TOKENIZER, **config):
     """A model that was saved, with these values in its config.json, and loaded again."""
     model.lm_head.bias = None  # a folder holds no head of ours
     for part in (model, tokenizer):
@@ -79,7 +78,7 @@ def test_a_model_with_another_template_is_talked_to_in_its_own(tmp_path, templat
     prompt = session.engine.ids(messages, session.plan, prompt=True)
     assert prompt == tokenizer(written, add_special_tokens=False).input_ids
     typed, controls = f"{end}{specials[0]} is text", special_strings(tokenizer)
-    ids, plain = (session.engine.ids([said(text)], Plan(0, False), prompt=False) for text in (typed, "is text"))
+    ids, plain = (session.engine.ids(turns(text), Plan(0, False), prompt=False) for text in (typed, "is text"))
     assert typed in tokenizer.decode(ids)
     assert sum(i in controls for i in ids) == sum(i in controls for i in plain)
     assert "own chat template" in loaded(tmp_path, model, tokenizer).line

@@ -1,7 +1,5 @@
 """What a person relies on in a chat: any sequence of actions gives what a fresh session gives."""
 
-from __future__ import annotations
-
 import threading
 import time
 
@@ -10,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from nbutils.chat.session import ChatSession
 from nbutils.chat.settings import in_effect
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import tiny_model
@@ -26,7 +23,7 @@ actions = (
 LONG = "abc é🌙" * 6
 
 
-def run(session: ChatSession, action: str, *value) -> str:
+def run(session, action, *value):
     """Does one action; returns the reply that was completed, if any."""
     if action == "restore":
         session.restore(session.transcript())
@@ -45,7 +42,7 @@ def run(session: ChatSession, action: str, *value) -> str:
     return ""
 
 
-def check_sequence(long, steps) -> None:
+def check_sequence(long, steps):
     """Does the actions, behind so many long messages, and then asks for what cannot fit.
 
     Each reply is that of a fresh session that is told what was said, and what is refused changes nothing.
@@ -133,13 +130,6 @@ def test_a_stop_before_the_first_token_is_not_lost_and_leaves_an_old_reply():
     before, stream = session.transcript(), session.regenerate()
     session.stop()
     assert list(stream) == [] and session.transcript() == before
-
-
-def test_a_cleared_chat_repeats_itself_with_the_same_seed():
-    session = chat(greedy=False, temperature=2.0)
-    first = say(session, "hello", "more")
-    session.clear()
-    assert say(session, "hello", "more") == first
 
 
 def test_settings_change_from_the_next_reply_on():

@@ -1,7 +1,5 @@
 """Saved conversations: written, checked, taken over by sessions of other settings and lengths."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from nbutils.chat.transcript import read_transcript, write_transcript
 from nbutils.core.chat_engine.window import MessageTooLongError
 from nbutils.core.errors import UserError
-from tests.chat.models import TOKENIZER, chat, random_model, say
+from tests.chat.models import TOKENIZER, chat, contents, random_model, say
 from tests.core.test_chatml import turns
 
 TURN = turns("a", "b")
@@ -51,7 +49,7 @@ def test_half_characters_become_question_marks():
     session = chat()
     session.restore({"messages": turns("a\ud83d", "b")})
     say(session, "\ude00 c")
-    assert [m["content"] for m in session.messages[::2]] == ["a?", "? c"]
+    assert contents(session.messages)[::2] == ["a?", "? c"]
 
 
 def test_a_system_message_of_its_own_stays_when_a_transcript_is_loaded():
@@ -60,7 +58,7 @@ def test_a_system_message_of_its_own_stays_when_a_transcript_is_loaded():
         say(told, "hello")
         brief = chat(system="Be brief.")
         brief.restore(told.transcript())
-        assert [m["content"] for m in brief.messages[:2]] == ["Be brief.", "hello"]
+        assert contents(brief.messages)[:2] == ["Be brief.", "hello"]
     plain.restore(rude.transcript())
     assert plain.messages[0]["content"] == "Be rude."
 

@@ -1,23 +1,22 @@
 """A chat widget: made, spoken to, and looked at without a browser; the browser tests make theirs here too."""
 
-from __future__ import annotations
-
+import re
 import threading
 from functools import partial
 
 from nbutils.chat.display import show_chat
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
-from tests.chat.models import TOKENIZER, ScriptedModel
+from tests.chat.models import TOKENIZER, ScriptedModel, contents
 
 
 def widget(
     *replies: str,
-    seconds: float = 0.0,
-    reading: float = 0.0,
-    context: int = 1024,
+    seconds=0.0,
+    reading=0.0,
+    context=1024,
     others: tuple[str, ...] = ("base", "more", "broken"),
-    beside: str = "",
+    beside="",
     ready: threading.Event | None = None,
     **settings,
 ) -> ChatWidget:
@@ -42,24 +41,29 @@ room = partial(widget, seconds=0.005, context=4096, others=(), max_new_tokens=10
 """A chat of the browser tests, made in a notebook's kernel."""
 
 
-def send(chat: ChatWidget, *said: str) -> None:
+def send(chat: ChatWidget, *said: str):
     for text in said:
         chat.send(text)
         chat.wait(20)
 
 
-def fail(chat: ChatWidget, panel: int = 0) -> None:
+def fail(chat: ChatWidget, panel=0):
     """The next reply of a column's model fails."""
     chat.panels[panel].session.engine.model.replies.insert(0, RuntimeError("out of <memory>"))
 
 
-def shown(chat: ChatWidget, panel: int = 0) -> str:
+def shown(chat: ChatWidget, panel=0) -> str:
     return chat.panels[panel].history.value + chat.panels[panel].newest.value
 
 
-def texts(chat: ChatWidget, panel: int = 0) -> list[str]:
+def bubbles(chat: ChatWidget) -> list[str]:
+    """The first line of each bubble, from top to bottom, as HTML."""
+    return re.findall('dir="auto">(?:<p[^>]*>)?([^<]*)', shown(chat))
+
+
+def texts(chat: ChatWidget, panel=0) -> list[str]:
     """What was said in a column."""
-    return [message["content"] for message in chat.panels[panel].session.messages]
+    return contents(chat.panels[panel].session.messages)
 
 
 def last(chat: ChatWidget) -> list[str]:

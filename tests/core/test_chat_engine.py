@@ -1,7 +1,5 @@
 """The chat engine against the loop that every tutorial has: render all turns, generate from scratch each turn."""
 
-from __future__ import annotations
-
 import re
 from itertools import chain, zip_longest
 
@@ -59,13 +57,14 @@ def test_nucleus_holds_what_transformers_keeps():
     assert (found - torch.softmax(warped, -1)).abs().max() < 0.02
 
 
-def test_same_seed_same_conversation_and_regeneration_differs():
-    def talk(seed: int) -> list[str]:
-        session = chat(greedy=False, seed=seed, temperature=2.0)
+def test_same_seed_same_conversation_also_behind_a_cleared_one_and_regeneration_differs():
+    def talk(session):
+        session.clear()
         return [*say(session, "hello"), "".join(session.regenerate()), *say(session, "more")]
 
-    first = talk(7)
-    assert first == talk(7) != talk(8) and first[0] != first[1]
+    one, other = (chat(greedy=False, seed=seed, temperature=2.0) for seed in (7, 8))
+    first = talk(one)
+    assert first == talk(one) != talk(other) and first[0] != first[1]
 
 
 def test_only_what_is_new_is_read():
@@ -106,7 +105,7 @@ def test_at_most_one_full_reading_per_eviction_without_pauses():
 
 
 def test_two_sessions_share_a_model_with_different_rotations():
-    def sessions() -> list[ChatSession]:
+    def sessions():
         return [chat(context_extension=extension, read_ahead=False) for extension in ("dynamic", "linear")]
 
     text = "a message that crosses the trained length " * 4

@@ -1,11 +1,7 @@
 """What each real stage depends on: parameters of its notebook, files of earlier stages, files outside the run, code."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,25 +18,23 @@ from tests.metrics.histories import write_done
 
 STEERING = {
     "data": {"run_dir", "seed", "data_processes"},
-    "train": {
-        *("run_dir", "log_steps", "checkpoint_steps", "checkpoints_kept", "processes", "budget_minutes"),
-        *("pause_after_steps", "report_to", "plain_loop_steps"),
-    },
+    "train": {"run_dir", "log_steps", "checkpoint_steps", "checkpoints_kept", "processes", "budget_minutes",
+              "pause_after_steps", "report_to", "plain_loop_steps"},
     "metrics": {"run_dir"},
     "evaluate": {"run_dir", "tokens_per_batch", "processes", "cache_dir"},
     "chat": {"run_dir", "interactive", "peers"},
     "publish": {"run_dir", "private"},
-}
+}  # fmt: skip
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 
 OTHERS = (
-    *(True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5}),
-    *("another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn", "last"),
-)
+    True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5},
+    "another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn", "last",
+)  # fmt: skip
 """Values that might stand in a parameter's place; a stage refuses what it does not know."""
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_parameter_is_in_the_key_but_those_that_only_steer(stage, tmp_path):
     kind, steering = stage.settings_class(), set()
     defaults = {n: p.default for n, p in parameters(notebook_path(stage)).items()} | {"run_dir": str(tmp_path)}
@@ -74,6 +68,7 @@ READERS = {
     "train/progress.jsonl": set(),
     "train/checkpoints/step-000500/model.safetensors": set(),
     "train/checkpoints/step-000500/manifest.json": set(),
+    "train/checkpoints/step-000100/manifest.json": set(),
     "metrics/figures/loss.png": {"publish"},
     "metrics/summary.json": {"publish"},
     "evaluate/results.json": {"publish"},
@@ -86,7 +81,7 @@ READERS = {
 
 
 @pytest.fixture
-def run(tmp_path) -> Path:
+def run(tmp_path):
     """A finished run."""
     for name in READERS:
         write_text(tmp_path / name, name)
@@ -95,11 +90,12 @@ def run(tmp_path) -> Path:
     return tmp_path
 
 
-def keys(run: Path) -> dict[str, dict[str, str]]:
+def keys(run):
+    """Of each stage the hashes of what it reads."""
     return {stage.name: upstream_hashes(stage, Run(run)) for stage in STAGES}
 
 
-def stale(run: Path, name: str) -> set[str]:
+def stale(run, name):
     """The stages whose key changes with a file."""
     before = keys(run)
     (run / name).write_text("changed by hand")
@@ -117,7 +113,7 @@ def test_the_newest_checkpoint_of_a_paused_training_is_read_too(run):
 
 
 def test_a_change_is_told_by_its_name_inside_a_mapping_or_list_and_many_in_short():
-    def parts(word: str, **files: str) -> dict[str, Any]:
+    def parts(word, **files):
         parameters = {"prompts": ["word", word], "files": {"one": "a"} | files}
         return {"code": "", "parameters": parameters, "modules": {}, "upstream": files}
 
@@ -134,7 +130,7 @@ def test_a_change_is_told_by_its_name_inside_a_mapping_or_list_and_many_in_short
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
 
 
-def model(folder: Path) -> Path:
+def model(folder):
     """Files of the names that a model's folder has, and two that are not the model's."""
     for name in (*FILES, "optimizer.pt", "runs/events.json"):
         write_text(folder / name, f"{folder.name} {name}")
@@ -162,20 +158,20 @@ def test_which_files_count(tmp_path):
     assert list(local_hashes([folder / "runs", tmp_path / "absent", ""])) == [str(folder / "runs" / "events.json")]
 
 
-CASES = [
-    ("data", {"base_model": "model"}, "model/tokenizer.model"),
-    ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
-    ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
-    ("train", {"base_model": "model"}, "model/model.safetensors"),
-    ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
-    ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
-    ("chat", {"model": "model"}, "model/model.safetensors"),
-    ("chat", {"compare_with": "model.gguf"}, "model.gguf"),
-    ("chat", {"model": "step-000500"}, "run/train/checkpoints/step-000500/model.safetensors"),
-]
-
-
-@pytest.mark.parametrize("stage,values,file", CASES)
+@pytest.mark.parametrize(
+    "stage,values,file",
+    [
+        ("data", {"base_model": "model"}, "model/tokenizer.model"),
+        ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
+        ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
+        ("train", {"base_model": "model"}, "model/model.safetensors"),
+        ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
+        ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
+        ("chat", {"model": "model"}, "model/model.safetensors"),
+        ("chat", {"compare_with": "model.gguf"}, "model.gguf"),
+        ("chat", {"model": "step-000500"}, "run/train/checkpoints/step-000500/model.safetensors"),
+    ],
+)
 def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, monkeypatch, stage, values, file):
     monkeypatch.setattr("nbutils.core.files.project_root", lambda: tmp_path)
     model(tmp_path / "model")

@@ -1,7 +1,5 @@
 """The training figure: any history gives a figure, final values are written on it, the live one redraws sparingly."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from types import SimpleNamespace
@@ -90,7 +88,7 @@ def test_svg_is_reproducible():
     assert file_of(loss_figure(rows), "svg") == file_of(loss_figure(rows), "svg")
 
 
-def luminance(colour: str) -> float:
+def luminance(colour):
     """Relative luminance of an sRGB colour (WCAG 2.1)."""
     rgb = np.array(to_rgb(colour))
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]

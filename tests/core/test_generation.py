@@ -1,7 +1,5 @@
 """Replies in batches: the same as one by one, and the same as in the chat."""
 
-from __future__ import annotations
-
 import torch
 
 from nbutils.core.chat_engine.generation import Reply, generate_replies
@@ -24,7 +22,7 @@ def test_greedy_replies_do_not_depend_on_the_batch_and_equal_the_chat():
 
 
 def test_sampled_replies_repeat_with_their_seed_and_leave_torch_alone():
-    def sampled(seed: int) -> list:
+    def sampled(seed):
         return generate_replies(MODEL, TOKENIZER, CONVERSATIONS[:2], seed=seed, max_new_tokens=12, greedy=False)
 
     state = torch.random.get_rng_state()

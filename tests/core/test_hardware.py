@@ -1,13 +1,10 @@
 """The device that one process takes, and what it says about it."""
 
-from __future__ import annotations
-
 import pytest
 
 from nbutils.core import hardware
 from nbutils.core.hardware import DeviceReport, Gpu, choose_device
-
-T4, P100 = Gpu("Tesla T4", (7, 5), 15.0), Gpu("Tesla P100-PCIE-16GB", (6, 0), 16.0)
+from tests.train.runs import P100, T4
 
 
 @pytest.mark.parametrize(

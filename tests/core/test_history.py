@@ -1,7 +1,5 @@
 """Training histories: what counts after a resume, and smoothing and thinning that lose nothing that matters."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

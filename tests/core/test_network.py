@@ -1,7 +1,5 @@
 """Whether the hub can be reached: by an endpoint, through a proxy, with a name server that stumbles or is silent."""
 
-from __future__ import annotations
-
 import os
 import socket
 import threading

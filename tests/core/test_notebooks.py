@@ -1,7 +1,5 @@
 """Reading a notebook's parameters cell and the settings among its names, and refusing what would be misread."""
 
-from __future__ import annotations
-
 import nbformat
 import pytest
 
@@ -11,7 +9,8 @@ from nbutils.core.stages import spec
 from tests.pipeline.fake import SecondSettings
 
 
-def notebook(path, *cells: str):
+def notebook(path, *cells):
+    """Writes one whose cells all have the tag of parameters."""
     made = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]}) for source in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=made), path)
     return path

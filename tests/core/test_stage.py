@@ -1,14 +1,11 @@
 """A stage run by hand: its guard, its record, and work that is never thrown away by accident."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from subprocess import PIPE, STDOUT
 
 import pytest
@@ -16,12 +13,10 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run import pause
-from nbutils.core.run.decide import Policy, StageState, carry_out, decide, inspect
+from nbutils.core.run.decide import Policy, carry_out, decide, inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.stage import Stage, locked
 from nbutils.core.run.state import State
-from nbutils.core.settings import Settings
-from nbutils.core.stages import StageSpec
 from nbutils.pipeline.parameters import settings_of
 from tests.conftest import ROOT
 from tests.pipeline.fake import STAGES, write_notebooks
@@ -36,19 +31,22 @@ def run(tmp_path, monkeypatch, made_once):
     return tmp_path / "run"
 
 
-def asked(stage: StageSpec, run, **changed) -> Settings:
+def asked(stage, run, **changed):
+    """The settings of a stage."""
     return settings_of(stage, {"run_dir": str(run)} | changed)
 
 
-def begin(stage: StageSpec, run, **changed) -> Stage:
+def begin(stage, run, **changed):
+    """The stage, at work."""
     return Stage.begin(stage.name, asked(stage, run, **changed))
 
 
-def inspected(stage: StageSpec, run, **changed) -> StageState:
+def inspected(stage, run, **changed):
+    """The state of a stage."""
     return inspect(stage, asked(stage, run, **changed))
 
 
-def began(run, **files: str) -> Stage:
+def began(run, **files):
     """The first stage at work; `files`: what it has written."""
     stage = begin(FIRST, run)
     for name, text in files.items():
@@ -56,15 +54,14 @@ def began(run, **files: str) -> Stage:
     return stage
 
 
-def finish_first(run, seconds: float = 0) -> Stage:
-    """The first stage done, with a record that says how long its work took."""
+def finish_first(run):
+    """The first stage, done."""
     stage = began(run, words="words")
     stage.finish()
-    change_record(run, work_seconds=seconds)
     return stage
 
 
-def change_record(run, **changed) -> None:
+def change_record(run, **changed):
     path = run / "first" / "stage.json"
     write_json(path, read_json(path) | changed)
 
@@ -109,7 +106,8 @@ def test_short_work_with_another_key_is_cleared(run):
 
 
 def test_long_work_asks_and_nothing_is_touched_or_held(run):
-    finish_first(run, 3000)
+    finish_first(run)
+    change_record(run, work_seconds=3000)
     with pytest.raises(UserError, match=r"50 minutes.*words \(3 → 4\).*--accept.*--force"):
         begin(FIRST, run, words=4)
     assert inspected(FIRST, run).fits
@@ -153,16 +151,6 @@ def test_a_missing_file_makes_work_stale_where_a_stage_reads_it_and_a_touched_on
     assert re.fullmatch("missing file .*first/words.txt", str(change))
 
 
-def test_a_paused_training_offers_its_newest_whole_checkpoint(tmp_path):
-    run = Run(tmp_path)
-    assert run.model() == run.final
-    write_json(run.training / "stage.json", {"status": "paused"})
-    for step in ("000200", "001000", "000400"):
-        write_json(run.checkpoints_folder / f"step-{step}" / "manifest.json", {})
-    (run.checkpoints_folder / "step-002000.partial").mkdir()
-    assert run.model().name == "step-001000"
-
-
 def test_a_newer_or_damaged_record_is_refused_in_words(run):
     path = finish_first(run).folder / "stage.json"
     for text, words in (('{"schema": 99}', "newer smallchat"), ('{"schema": 1,', "damaged or cannot be read")):
@@ -175,12 +163,13 @@ IMPORTS = "import os, sys; from pathlib import Path; from nbutils.core.run impor
 LOCKED, HOLD = "with stage.locked(run): print('in')", "stage.hold(run, 'another')"
 
 
-def another_process(run: Path, code: str) -> subprocess.Popen[str]:
+def another_process(run, code):
+    """One that runs this code, which knows `stage` and `run`."""
     line = [sys.executable, "-c", f"{IMPORTS}; run = Path({str(run)!r})\n{code}"]
     return subprocess.Popen(line, text=True, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=STDOUT)
 
 
-def said(run: Path, code: str) -> str:
+def said(run, code):
     """What another process prints, its last words on a failure included."""
     return another_process(run, code).communicate()[0]
 

@@ -1,7 +1,5 @@
 """Numbers, sizes and tables read as a person would write them."""
 
-from __future__ import annotations
-
 import pytest
 
 from nbutils.core import text

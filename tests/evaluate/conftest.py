@@ -1,7 +1,5 @@
 """Runs that the tests of evaluate share."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from contextlib import redirect_stderr
@@ -11,19 +9,19 @@ from types import SimpleNamespace
 import pytest
 
 from tests.cells import run_cells
-from tests.evaluate.runs import NOTEBOOK, SMALL, made_up_run
+from tests.evaluate.runs import NOTEBOOK, SMALL
 
 
 @pytest.fixture
-def own_run(made_once, tmp_path) -> Path:
+def own_run(untrained, tmp_path) -> Path:
     """A made-up run that a test may change."""
-    return shutil.copytree(made_once("evaluate", made_up_run), tmp_path / "own" / "run")
+    return shutil.copytree(untrained, tmp_path / "own" / "run")
 
 
 @pytest.fixture(scope="module")
-def run_folder(made_once, tmp_path_factory) -> Path:
+def run_folder(untrained, tmp_path_factory) -> Path:
     """A made-up run for tests that leave it as it is."""
-    return shutil.copytree(made_once("evaluate", made_up_run), tmp_path_factory.mktemp("evaluated") / "run")
+    return shutil.copytree(untrained, tmp_path_factory.mktemp("evaluated") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
 """A small run folder as notebooks 01 and 02 leave it, tasks of one's own, and small evaluations of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -46,7 +43,7 @@ def made_up_run(run: Path) -> Path:
     return run
 
 
-def hold_out(run: Path, conversations: list[list[Json]]) -> None:
+def hold_out(run: Path, conversations: list[list[Json]]):
     """Puts conversations of one's own into the place of those that a run holds out, as notebook 01 writes them."""
     encoded = encode_batch(AutoTokenizer.from_pretrained(run / "data" / "tokenizer"), conversations)
     rows = [
@@ -56,7 +53,7 @@ def hold_out(run: Path, conversations: list[list[Json]]) -> None:
     Dataset.from_list(rows).save_to_disk(run / "data" / "eval")
 
 
-def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json:
+def write_task(folder: Path, name: str, rows: list[Json], **config) -> Json:
     """Writes a task of one's own with its data; a question with two answers each, unless `config` says otherwise.
 
     Returns the settings that ask for it, with a new cache.
@@ -76,7 +73,7 @@ def write_task(folder: Path, name: str, rows: list[Json], **config: Any) -> Json
     return {"tasks": [name], "task_path": str(folder), "cache_dir": str(folder / "cache")}
 
 
-def planned(run: Path, **changes: Any) -> Plan:
+def planned(run: Path, **changes) -> Plan:
     """An evaluation that takes seconds; its cache lies beside the run."""
     given = {"run_dir": str(run), "cache_dir": str(run.parent / "cache")}
     return prepare(settings_of(spec("evaluate"), SMALL | given | changes))

@@ -1,10 +1,7 @@
 """The stock tasks of lm-evaluation-harness on the local copies in `../shared/evaldata`."""
 
-from __future__ import annotations
-
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 DATA = {
     "hellaswag": ("validation", "hellaswag_validation.jsonl.gz"),
@@ -13,7 +10,7 @@ DATA = {
 }
 
 
-def stock_tasks(evaldata: Path) -> dict[str, Any]:
+def stock_tasks(evaldata: Path) -> dict:
     """Loaded tasks of lm-eval, 0-shot: their whole YAMLs, which read local data instead of the hub."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -33,7 +30,7 @@ def stock_tasks(evaldata: Path) -> dict[str, Any]:
     return TaskManager(include_defaults=False).load(configs)["tasks"]
 
 
-def requests_of(task: Any, limit: int) -> list[Any]:
+def requests_of(task, limit: int) -> list:
     """The requests of a task's first `limit` items."""
     task.build_all_requests(limit=limit, rank=0, world_size=1)
     return list(task.instances)

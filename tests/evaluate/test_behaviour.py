@@ -1,7 +1,5 @@
 """Each figure of behaviour counts what its name says, and advice on the context needs evidence."""
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 
@@ -65,7 +63,7 @@ def test_the_context_curve_covers_twice_the_trained_length():
     assert losses_of(model, rows[:1], "none")[0].mean() == plain != losses_of(model, rows[:1], "yarn")[0].mean()
 
 
-def losses(conversations: int, **gains: float | np.ndarray) -> dict[str, np.ndarray]:
+def losses(conversations, **gains):
     """Losses of 500 tokens of each conversation, about 4 nats, less what an extension gains, and noise."""
     rng = np.random.default_rng(0)
     hard, found = rng.normal(4, 0.5, conversations), {}

@@ -1,7 +1,5 @@
 """The comparison finds planted differences, and finds none where there is none more often than it promises."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from functools import partial
@@ -22,7 +20,8 @@ from nbutils.evaluate.compare import (
 )
 
 
-def accuracies(correct: np.ndarray) -> np.ndarray:
+def accuracies(correct):
+    """Sums of items of weight 1 (items, 2)."""
     return np.stack([correct, np.ones(len(correct))], axis=1)
 
 
@@ -44,7 +43,7 @@ def pages(rng, count):
     return a, b
 
 
-def said(pairs, kind, models) -> Counter[str]:
+def said(pairs, kind, models):
     """How often each word is said of so many pairs of models."""
     made = (models(np.random.default_rng(seed)) for seed in range(pairs))
     return Counter(word_for(paired_difference(*pair, kind, 1000, seed), True) for seed, pair in enumerate(made))

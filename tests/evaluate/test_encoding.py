@@ -1,7 +1,5 @@
 """Reading by pieces gives the ids of reading whole, for real tokenizers, or is not used."""
 
-from __future__ import annotations
-
 import pytest
 from lm_eval.models.huggingface import HFLM
 

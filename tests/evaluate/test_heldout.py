@@ -1,7 +1,5 @@
 """The embedded tasks' items say what they should, and the harness reads them as the model was trained."""
 
-from __future__ import annotations
-
 import pytest
 from datasets import load_from_disk
 from lm_eval.models.huggingface import HFLM

@@ -1,7 +1,5 @@
 """Progress of the scoring: lines where nobody looks on, a bar that goes away where somebody may."""
 
-from __future__ import annotations
-
 import re
 
 from nbutils.evaluate import scorer

@@ -1,13 +1,11 @@
 """What a planned row lets each scored token see is exactly what the request says, whatever shares the row."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils.evaluate.rows import Request, Row, batches, plan_rows
+from nbutils.evaluate.rows import Request, batches, plan_rows
 
 tokens = st.integers(0, 3)  # few different ones, so that prefixes are often shared
 requests_of = st.lists(
@@ -15,7 +13,7 @@ requests_of = st.lists(
 )
 
 
-def seen_by(row: Row, position: int) -> list[int]:
+def seen_by(row, position):
     """The tokens that a position of a row attends to, in the order of their places in the text."""
     begin = row.begins[position]
     return row.ids[: row.positions[begin]] + row.ids[begin : position + 1]

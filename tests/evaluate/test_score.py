@@ -1,7 +1,5 @@
 """Scoring through the harness: nothing twice, nothing lost, and a sentence for everything that goes wrong."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from unittest.mock import MagicMock, Mock
 
@@ -13,18 +11,18 @@ from lm_eval.models.huggingface import HFLM
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, read_jsonl
-from nbutils.core.hardware import Gpu
 from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import EMBEDDED
 from nbutils.evaluate.report import comparison_markdown, difference_table, results, scores_table
 from nbutils.evaluate.score import FEWSHOT_SEED
 from tests.evaluate.runs import SUMS, hold_out, planned, scored, turns, write_task
+from tests.train.runs import T4
 
 PERPLEXITY, SELECTION = EMBEDDED
 
 
-def lls_of(items) -> np.ndarray:
+def lls_of(items):
     """Log-likelihoods of a file of items (items, requests)."""
     return np.stack(pd.read_parquet(items)["loglikelihoods"])
 
@@ -188,6 +186,6 @@ def test_a_task_that_cannot_be_scored_costs_no_other_in_one_process_or_two(evalu
 
 
 def test_more_processes_than_gpus_are_a_sentence_before_anything_is_scored(run_folder):
-    prepared = replace(planned(run_folder, processes=3, limit=7), gpus=(Gpu("T4", (7, 5), 15.0),) * 2)
+    prepared = replace(planned(run_folder, processes=3, limit=7), gpus=(T4, T4))
     with pytest.raises(UserError, match="processes is 3, and the GPUs here are 2: set it to 2, or to 0"):
         stage.score_all(prepared, say=pytest.fail)

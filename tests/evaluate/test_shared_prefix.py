@@ -1,7 +1,5 @@
 """SharedPrefixLM gives the numbers of stock `hf`, on every path, and says so where it cannot share."""
 
-from __future__ import annotations
-
 import os
 import random
 
@@ -25,7 +23,7 @@ TOKENIZER = small_tokenizer([TEXT] * 9, 300)
 GIVEN = {"tokenizer": TOKENIZER, "max_length": LENGTH, "batch_size": 8}
 
 
-def made(kind: str, **changes: object):
+def made(kind, **changes):
     """A small model of an architecture, with clear preferences: greedy choices are no coin flips."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -35,15 +33,17 @@ def made(kind: str, **changes: object):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def words(rng: random.Random, count: int) -> str:
+def words(rng, count):
+    """A text of so many words."""
     return " ".join(rng.choices(WORDS, k=count))
 
 
-def asked(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
+def asked(kind, arguments):
+    """Requests of a kind."""
     return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
 
 
-def multiple_choice() -> list[Instance]:
+def multiple_choice():
     """Contexts that are empty, short, at the limit and over it; continuations of one token and of many."""
     rng = random.Random(0)
     pairs = []
@@ -59,7 +59,7 @@ CHOICES = multiple_choice()
 ROLLING = asked("loglikelihood_rolling", [(words(random.Random(n), n),) for n in (1, 10, 62, 63, 64, 65, 130, 400)])
 
 
-def answers(lm: HFLM, requests: list[Instance] = CHOICES) -> np.ndarray:
+def answers(lm, requests=CHOICES):
     """Of each request its log-likelihood, and for a continuation whether greedy decoding would write it."""
     return np.array(getattr(lm, requests[0].request_type)(requests, disable_tqdm=True))
 

@@ -1,20 +1,16 @@
-"""A place like `/kaggle`; bundles; a Hub; an account, images like Kaggle's and wheels for all soak tests of it."""
-
-from __future__ import annotations
+"""A place like `/kaggle`; bundles; an account, images like Kaggle's and wheels for all soak tests of it."""
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import KAGGLE, sha256_of_file
 from nbutils.kaggle import packages
 from tests.conftest import ROOT, Make, filled, missing
-from tests.kaggle.mirror_hub import TOKEN, MirrorHub
 from tests.kaggle.simulated import PACKAGES, Kaggle, bundles, image, packages_of
 
 
@@ -26,7 +22,7 @@ def place(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).mkdir()
     for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "NBUTILS_STARTED"):  # which the first cell sets
         monkeypatch.setenv(name, "")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
@@ -34,20 +30,6 @@ def place(tmp_path, monkeypatch) -> Path:
 def bundled(made_once) -> Callable[[Path], Path]:
     """The folder of a profile's bundles, made once for all tests, which leave it as it is."""
     return lambda profile: made_once(f"bundles-{profile.stem}", lambda out: bundles(profile, out))
-
-
-@pytest.fixture
-def hub(monkeypatch) -> Iterator[MirrorHub]:
-    """A Hub that this process takes for the real one."""
-    server = MirrorHub()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
-                        "HF_HUB_DISABLE_XET": True}.items():  # fmt: skip
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr("nbutils.kaggle.mirror.PAUSES", (0.0, 0.1, 0.1))
-    yield server
-    server.close()
 
 
 # For soak tests
@@ -74,7 +56,7 @@ OLDEST = ("transformers==5.0.*", "ipython==7.34.0", "ipykernel==6.17.1", "nbclie
 def old_packages() -> Path:
     """The libraries of Kaggle's image, and what those need; tests that install into an image make their own."""
 
-    def make(folder: Path) -> None:
+    def make(folder: Path):
         command = [image(folder), "-m", "pip", "install", "-q", *OLDEST]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
@@ -104,7 +86,7 @@ def bare(old_packages, tmp_path) -> Path:
 def wheels() -> Path:
     """What those images lack or have too old, and what that needs, to be attached. Skips where there is no index."""
 
-    def make(folder: Path) -> None:
+    def make(folder: Path):
         names = ("plotly", "ipykernel", "nbclient", "trl", "lm-eval", "chitchat-dataset")
         try:
             packages.collect_wheels(folder, packages.PYTHON, names)

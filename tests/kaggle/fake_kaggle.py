@@ -1,16 +1,12 @@
 """Kaggle's API on loopback: as much of it as a push needs. Sessions end at the second look at them."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any
 
 from tests.publish import fake_hub
 
 ALWAYS = 10**6
-Answer = dict[str, Any]
 
 
 class FakeKaggle(fake_hub.FakeHub):
@@ -23,14 +19,14 @@ class FakeKaggle(fake_hub.FakeHub):
     version before counts as the newest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.RequestHandlerClass = _Handler
-        self.pushed: list[str] = []
-        self.versions: dict[str, list[Answer]] = defaultdict(list)
-        self.plan: dict[str, list[str]] = {}
+        self.pushed = []
+        self.versions = defaultdict(list)
+        self.plan = {}
         self.looks, self.failing, self.denied = Counter(), Counter(), Counter()
-        self.unknown: list[str] = []
+        self.unknown = []
         self.lag = 0
 
     def newest(self, name: str) -> int:
@@ -42,7 +38,7 @@ class FakeKaggle(fake_hub.FakeHub):
         """How that version's session ended."""
         return dict(enumerate(self.plan.get(name, []), 1)).get(self.newest(name), "done")
 
-    def files(self, name: str) -> Answer:
+    def files(self, name: str) -> dict:
         """The output of a notebook's newest version."""
         status, training = self.state(name), "runs/mine/train"
         note = {"schema": 1, "status": status, "time": self.newest(name), "error": "it broke"}
@@ -51,14 +47,14 @@ class FakeKaggle(fake_hub.FakeHub):
 
     # Its API
 
-    def SaveKernel(self, name: str, given: Answer) -> Answer:
+    def SaveKernel(self, name: str, given: dict) -> dict:
         self.pushed.append(name)
         self.versions[name].append(given)
         self.looks[name] = 0
         number = len(self.versions[name])
         return {"versionNumber": number, "url": f"{self.url}/{name}", "invalidKernelSources": self.unknown}
 
-    def GetKernelSessionStatus(self, name: str, _: Answer) -> Answer | None:
+    def GetKernelSessionStatus(self, name: str, _: dict) -> dict | None:
         denied = self.denied[name] > 0
         self.denied[name] -= denied
         if denied or name not in self.versions:
@@ -68,23 +64,23 @@ class FakeKaggle(fake_hub.FakeHub):
         running = not lagging and self.looks[name] < self.lag + 2
         return {"status": "RUNNING" if running else "ERROR" if self.state(name) == "error" else "COMPLETE"}
 
-    def ListKernelSessionOutput(self, name: str, _: Answer) -> Answer:
+    def ListKernelSessionOutput(self, name: str, _: dict) -> dict:
         files = [{"url": f"{self.url}/{name}/{file}", "fileName": file} for file in self.files(name)]
         return {"files": files, "log": ""}
 
 
 class _Handler(fake_hub._Handler):
-    def do_POST(self) -> None:
+    def do_POST(self):
         given = json.loads(self._note())
         call = self.path.rpartition("/")[2]
         name = given["slug"].partition("/")[2] if "slug" in given else given["kernelSlug"]
         self._answer(call, lambda: getattr(self.server, call)(name, given))
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         _, name, file = self.path.split("/", 2)
         self._answer(file.rpartition("/")[2], lambda: self.server.files(name)[file])
 
-    def _answer(self, asked: str, answer: Callable[[], object]) -> None:
+    def _answer(self, asked: str, answer: Callable[[], object]):
         if self.server.failing[asked]:
             self.server.failing[asked] -= 1
             self._json({"code": 503, "message": "503 try later"}, 503)

@@ -1,14 +1,12 @@
 """Made-up packages: as they are installed, and as wheels."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 
 from nbutils.core.files import write_text
 
 
-def installed(folder: Path, name: str, version: str, *requires: str) -> None:
+def installed(folder: Path, name: str, version: str, *requires: str):
     """Makes a distribution visible that is not there."""
     write_text(folder / f"{name}-{version}.dist-info" / "METADATA", _metadata(name, version, *requires))
 
@@ -18,7 +16,7 @@ def _metadata(name: str, version: str, *requires: str) -> str:
     return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
 
 
-def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
+def wheel(folder: Path, name: str, version: str, *requires: str):
     """A wheel with no module, written by hand."""
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as packed:

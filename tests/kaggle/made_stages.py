@@ -1,14 +1,12 @@
 """A training stage as an earlier session left it, made up."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from nbutils.core.files import write_json
 from tests.train.runs import checkpoint
 
 
-def stage_at(run: Path, status: str, *steps: int, **entries: object) -> Path:
+def stage_at(run: Path, status: str, *steps: int, **entries) -> Path:
     """A training stage's folder in a run folder, with checkpoints at these steps; `entries` of its record."""
     folder = run / "train"
     write_json(run / "run.json", {"schema": 1, "name": run.name})

@@ -1,7 +1,5 @@
 """The Hub on loopback, to send to and to read from: the fake one of publishing, with downloads."""
 
-from __future__ import annotations
-
 import re
 import threading
 from urllib.parse import unquote
@@ -19,7 +17,7 @@ class MirrorHub(fake_hub.FakeHub):
     `broken`: how many times what has this text in its address cannot be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.broken = ("", 0)
         self.asked, self.open = threading.Event(), threading.Event()
@@ -32,12 +30,12 @@ class MirrorHub(fake_hub.FakeHub):
 
 
 class _Handler(Reading):
-    def do_PUT(self) -> None:
+    def do_PUT(self):
         self.server.asked.set()
         self.server.open.wait(300)
         super().do_PUT()
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         repo, (text, times) = self._repo(), self.server.broken
         file = re.search(r"/resolve/\w+/([^?]+)", unquote(self.path))
         if times and text in self.path:

@@ -1,7 +1,5 @@
 """A Kaggle on this machine: its folders, an environment of its own, and papermill without parameters."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -99,7 +97,7 @@ class Kaggle:
         return Outcome(working, run, text)
 
 
-def kill_session(process: Session) -> None:
+def kill_session(process: Session):
     """Ends a session as Kaggle does: everything that belongs to it at once, without a word."""
     session = psutil.Process(process.pid)
     for each in [*session.children(recursive=True), session]:
@@ -107,7 +105,7 @@ def kill_session(process: Session) -> None:
             each.kill()
 
 
-def kill_worker(process: Session) -> None:
+def kill_worker(process: Session):
     """Ends one rank of a session's training."""
     children = psutil.Process(process.pid).children(recursive=True)
     next(child for child in children if "LOCAL_RANK" in child.environ()).kill()

@@ -1,10 +1,7 @@
 """Every bundle of a profile on a simulated Kaggle: no parameters, no repository on the path, each fed the others."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -27,7 +24,7 @@ FETCHED, WHEELS = "someone/fetched-things", "someone/wheels"
 
 
 @pytest.fixture
-def fetched(tmp_path) -> Path:
+def fetched(tmp_path):
     """A folder with a base model and conversations, as `python -m nbutils fetch` makes it."""
     folder, talk = tmp_path / "fetched", chitchat(400, turns=4)
     tokenizer = small_tokenizer([turn["content"] for turns in talk for turn in turns], 600)
@@ -41,7 +38,7 @@ def fetched(tmp_path) -> Path:
     return folder
 
 
-def offline(profile: Path, folder: Path, *attached: str, **changes: object) -> list[Path]:
+def offline(profile, folder, *attached, **changes):
     """The bundles of a profile with the values of SMALL and these, for sessions with no internet."""
     own = folder / profile.name
     values = yaml.safe_load(profile.read_text()) | yaml.safe_load(SMALL.read_text()) | changes
@@ -67,10 +64,8 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
         outcome = account.run(bundle, inputs)
         run, texts[stage.name], outputs[facts["id"]] = outcome.run, outcome.text, outcome.working
         assert run.state(stage.name) == "done"
-    for row in (
-        *(r"plotly +>=6.0 +5\.24\.1 +\d", r"trl +\S+ +nothing +1\.16\.\d"),
-        *(r"torch +\S+ +2\S+ +kept", r"transformers +\S+ +5\.0\.\d +kept"),
-    ):
+    for row in (r"plotly +>=6.0 +5\.24\.1 +\d", r"trl +\S+ +nothing +1\.16\.\d",
+                r"torch +\S+ +2\S+ +kept", r"transformers +\S+ +5\.0\.\d +kept"):  # fmt: skip
         assert re.search(row, texts["data"]), (row, texts["data"][:3000])
     beside = re.findall(r"(?m)^[123] +[\d.]+ +(\d\.\d+e-\d+)", texts["train"])
     assert len(beside) == 3 and all(float(each) < 1e-3 for each in beside), beside  # the worker equals the plain loop

@@ -1,22 +1,19 @@
 """Earlier output below `/kaggle/input`: found, chosen, copied; and what the new output has room for."""
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
 
 import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_text
 from nbutils.core.run.layout import Run
-from nbutils.kaggle.carry_over import Earlier, best, bring, keep_under, run_folders, used
+from nbutils.kaggle.carry_over import best, bring, keep_under, run_folders, used
 from tests.kaggle.made_stages import stage_at
 
 SIZED = {"bytes": 5}
 
 
-def chosen(*folders: Path, **asked: object) -> Earlier:
+def chosen(*folders, **asked):
     """Of copies of a training the one to continue."""
     return best([folder.parent for folder in folders], "train", {"parameters": {"seed": 0}} | asked)
 

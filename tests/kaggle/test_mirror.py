@@ -1,9 +1,5 @@
 """The mirror of checkpoints against a Hub on loopback (`test_sessions` kills a session and goes on from it)."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from nbutils.core.errors import UserError
@@ -16,16 +12,16 @@ CHECKPOINTS = "train/checkpoints"
 
 
 @pytest.fixture
-def run(tmp_path) -> Path:
+def run(tmp_path):
     """A run folder whose training has a checkpoint at step 10."""
     return stage_at(tmp_path / "runs" / "mine", "running", 10).parent
 
 
-def in_mirror(step: int, file: str = "manifest.json") -> str:
+def in_mirror(step, file="manifest.json"):
     return f"mine/{CHECKPOINTS}/step-{step:06d}/{file}"
 
 
-def flush(mirror: Mirror, run: Path) -> None:
+def flush(mirror, run):
     """A session that ends before the first checkpoint is due."""
     mirror.start(run)
     mirror.stop(run)

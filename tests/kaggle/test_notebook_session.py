@@ -1,11 +1,8 @@
 """A session's notebook behind its first cell: earlier work under other settings, failures, its end, the forecast."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from unittest.mock import Mock
 
 import nbformat
@@ -30,7 +27,7 @@ NAMES = {"run_dir": "runs/mine", "learning_rate": 0.003}
 TRAIN = spec("train")
 
 
-def trained(status: str, seconds: float = 5.0, **changes: object) -> Path:
+def trained(status, seconds=5.0, **changes):
     """The training of an earlier session, as it would be in the run folder, with these settings but for `changes`."""
     settings = settings_of(TRAIN, NAMES | changes)
     parts = key_parts(TRAIN, settings)
@@ -38,7 +35,8 @@ def trained(status: str, seconds: float = 5.0, **changes: object) -> Path:
     return stage_at(settings.run_path, status, *steps, key=sha256_of_json(parts), parts=parts, work_seconds=seconds)
 
 
-def kept(folder: Path, stale: str) -> bool:
+def kept(folder, stale):
+    """Whether earlier work is gone on with."""
     state = inspect(TRAIN, settings_of(TRAIN, NAMES))
     return continues(best([folder.parent], "train", {}), state, stale, in_pipeline=False)
 
@@ -73,7 +71,7 @@ def test_long_or_unfinished_work_of_other_settings_stops_the_session(place, stat
 # A session
 
 
-def session(stage: str = "train", stale: str = "") -> Session:
+def session(stage="train", stale=""):
     where = Environment(kaggle_root(), "Batch", False, ())
     made = Session(Bundle("me", "mine", "mine.yaml", stage, stale=stale), where)
     made.run, made.names = Run(resolve("runs/mine")), NAMES

@@ -1,12 +1,9 @@
 """What an image brings, what is installed into it and what is collected for it, with a real pip."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -32,7 +29,7 @@ def test_the_first_cell_imports_nothing_that_may_have_to_be_installed():
 @pytest.mark.parametrize("version,words", [("4.57.0", ">=5.0.*Always use latest"), ("6.1.0", "<6.*update")])
 def test_an_image_too_old_or_too_new_is_one_sentence(tmp_path, monkeypatch, version, words):
     installed(tmp_path, "transformers", version)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=rf"transformers is {version}.*{words}"):
         packages.lacking({"transformers": Requirement("transformers>=5.0")})
 
@@ -81,7 +78,7 @@ def live(tmp_path_factory):
     environment = {n: v for n, v in os.environ.items() if not n.startswith("PIP_")}
     environment |= {"PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": str(ROOT)}
 
-    def run(*arguments: str | Path) -> str:
+    def run(*arguments):
         return subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, check=True).stdout
 
     run("-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "helper==1.0")
@@ -106,7 +103,7 @@ def test_wheels_are_collected_with_what_they_need_but_not_with_what_the_image_ha
     for name, *requires in [("newcomer", "torch", "helper", "other; extra == 'x'"), ("helper",)]:
         installed(there, name, "1.0", *requires)
         wheel(index, name, "1.0")
-    monkeypatch.syspath_prepend(str(there))
+    monkeypatch.syspath_prepend(there)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     found = packages.collect_wheels(out, "3.12", ["newcomer"])

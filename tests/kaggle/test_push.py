@@ -1,16 +1,11 @@
 """`kaggle push` with the real `kaggle` package against an API on loopback."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from nbutils.cli import main
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.kaggle.account import signed_in
@@ -28,7 +23,7 @@ MODEL = "output/runs/mine/train/final/model"
 
 
 @pytest.fixture
-def kaggle(monkeypatch, tmp_path) -> Iterator[FakeKaggle]:
+def kaggle(monkeypatch, tmp_path):
     server = FakeKaggle()
     for name in ("push.POLL_SECONDS", "account.FIRST_PAUSE"):
         monkeypatch.setattr(f"nbutils.kaggle.{name}", 0.01)
@@ -41,7 +36,7 @@ def kaggle(monkeypatch, tmp_path) -> Iterator[FakeKaggle]:
 
 
 @pytest.fixture
-def made(bundled, tmp_path) -> Path:
+def made(bundled, tmp_path):
     """Bundles that were never pushed."""
     return shutil.copytree(bundled(ROOT / "params" / "kaggle_t4x2.yaml"), tmp_path / "made")
 
@@ -50,7 +45,7 @@ def made(bundled, tmp_path) -> Path:
 def push(made, monkeypatch, capsys):
     """Pushes one of them, or all; what was said."""
 
-    def pushed(name: str = "", follow: bool = True, patience: float = 0.1) -> str:
+    def pushed(name="", follow=True, patience=0.1):
         monkeypatch.setattr("nbutils.kaggle.account.PATIENCE_SECONDS", patience)
         Pusher(signed_in(), follow).push_all(bundle_folders(made / name))
         return capsys.readouterr().out
@@ -58,7 +53,7 @@ def push(made, monkeypatch, capsys):
     return pushed
 
 
-def reads(kaggle: FakeKaggle, name: str) -> list[list[str]]:
+def reads(kaggle, name):
     """What each version of a notebook reads."""
     versions = kaggle.versions[name]
     return [[source.removeprefix("someone/") for source in version["kernelDataSources"]] for version in versions]
@@ -161,7 +156,7 @@ def test_what_the_kaggle_package_refuses_is_one_sentence(kaggle, made, push):
 
 
 @pytest.mark.parametrize("folder,words", [("empty", "kaggle bundle"), ("made", "kaggle.com/settings")])
-def test_bad_input_is_one_sentence(tmp_path, made, monkeypatch, capsys, folder, words):
+def test_bad_input_is_one_sentence(tmp_path, made, monkeypatch, refused, folder, words):
     for name in [name for name in os.environ if name.startswith("KAGGLE")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -169,9 +164,7 @@ def test_bad_input_is_one_sentence(tmp_path, made, monkeypatch, capsys, folder, 
     for name in ("config_dir", "config"):
         monkeypatch.setattr(api, name, str(tmp_path / name))
     (tmp_path / "empty").mkdir()
-    assert main(["kaggle", "push", str(tmp_path / folder)]) == 1
-    said = capsys.readouterr().err
-    assert words in said and len(said.splitlines()) == 1
+    assert words in refused("kaggle", "push", tmp_path / folder)
 
 
 @pytest.mark.parametrize(

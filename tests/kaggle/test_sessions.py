@@ -1,21 +1,18 @@
 """Bundled training on a simulated Kaggle: sessions that are killed, pause, fail, and go on to the same bits."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
 
 from nbutils.core.files import read_jsonl, sha256_of_file
-from nbutils.core.run.layout import Run
 from tests.kaggle.mirror_hub import REPO, TOKEN
-from tests.kaggle.simulated import SMALL, Session, bundles, kill_session, kill_worker
+from tests.kaggle.simulated import SMALL, bundles, kill_session, kill_worker
 from tests.train.runs import flip_a_bit, wait_for
 
 DATA, TRAIN = "someone/smallchat-small-01-filter-data", "someone/smallchat-small-02-train-sft"
 
 
-def weights(run: Run) -> str:
+def weights(run):
     assert run.state("train") == "done"
     return sha256_of_file(run.final / "model.safetensors")
 
@@ -33,7 +30,7 @@ def test_sessions_that_are_killed_pause_and_fail_end_as_one(hub, account, tmp_pa
     data = account.run(filtering, {}).working
     hub.open.clear()
 
-    def killed(process: Session, run: Run) -> None:
+    def killed(process, run):
         wait_for(lambda: hub.asked.is_set() and run.state("train") == "done", 200)
         assert not hub.names()
         hub.open.set()  # the Hub took nothing, and training went on to its end
@@ -48,7 +45,7 @@ def test_sessions_that_are_killed_pause_and_fail_end_as_one(hub, account, tmp_pa
     assert f"{REPO} is further" in paused.text and f"at step {step - 1};" in paused.text
     assert "Save Version" in paused.text and f" % (step {step})" in paused.text and TOKEN not in paused.text
 
-    def failing(process: Session, run: Run) -> None:
+    def failing(process, run):
         wait_for(lambda: (newest := run.newest_sealed()) and newest.step > step)
         kill_worker(process)
 

@@ -1,7 +1,5 @@
 """Where a session is: folders, internet, GPUs, secrets, what is attached; and what the first cell makes of them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -88,7 +86,7 @@ def test_fewer_gpus_than_asked_for_name_the_setting(gpus, words):
 def test_the_token_comes_from_kaggles_secrets(tmp_path, monkeypatch):
     secrets = "class UserSecretsClient:\n    def get_secret(self, name):\n        return f'{name} of Kaggle'\n"
     (tmp_path / "kaggle_secrets.py").write_text(secrets)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "kaggle_secrets", raising=False)
     monkeypatch.setenv("HF_TOKEN", "")
     assert take_secret() and os.environ["HF_TOKEN"] == "HF_TOKEN of Kaggle"

@@ -1,7 +1,5 @@
 """The oldest transformers that smallchat admits: parts of the suite (whole notebooks are in test_all_notebooks)."""
 
-from __future__ import annotations
-
 import subprocess
 
 import pytest

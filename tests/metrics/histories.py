@@ -1,12 +1,9 @@
 """Made-up training histories, and run folders around them."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.files import write_json, write_jsonl
 from nbutils.core.run.record import outputs_of
@@ -19,23 +16,23 @@ def falling(fraction: float) -> float:
     return 3.8 + 4.5 * math.exp(-6 * fraction)
 
 
-def session(number: int = 1, step: int = 0) -> dict[str, Any]:
+def session(number=1, step=0) -> dict:
     return {"kind": "session", "session": number, "step": step, "world_size": 2, "time": "2026-11-01T10:00:00"}
 
 
-def evaluation(step: int, loss: float) -> dict[str, Any]:
+def evaluation(step: int, loss: float) -> dict:
     return {"kind": "eval", "step": step, "epoch": 0.0, "eval_loss": loss, "eval_token_accuracy": 0.25,
             "supervised_tokens": 12000, "seconds": 2.0}  # fmt: skip
 
 
 def history_rows(
-    n: int = 60,
+    n=60,
     *,
     loss: Callable[[float], float] = falling,
     eval_loss: Callable[[float], float] | None = falling,
-    noise: float = 0.05,
-    **columns: Any,
-) -> list[dict[str, Any]]:
+    noise=0.05,
+    **columns,
+) -> list[dict]:
     """`n` log rows, one for each ten steps, and an evaluation every 10 rows; `columns` replace what rows hold."""
     random.seed(0)
     rows = [session()]
@@ -58,7 +55,7 @@ def history_rows(
     return rows
 
 
-def write_training(run: Path, rows: list[dict[str, Any]], *, eval_hash: str = "a" * 64, **settings: Any) -> Path:
+def write_training(run: Path, rows: list[dict], *, eval_hash: str = "a" * 64, **settings) -> Path:
     """The files of a finished training stage that the metrics stage reads."""
     folder = run / "train"
     write_jsonl(folder / "metrics.jsonl", rows)
@@ -73,7 +70,7 @@ def write_training(run: Path, rows: list[dict[str, Any]], *, eval_hash: str = "a
     return run
 
 
-def write_done(folder: Path, **changes: Any) -> None:
+def write_done(folder: Path, **changes):
     """The record that makes a stage's folder count as done, with the hashes of what lies in it."""
     versions = {"python": "3.11", "smallchat": "0.1.0", "torch": "2.13.0"}
     record = {"schema": 1, "stage": folder.name, "status": "done", "key": "made up", "parts": {}, "facts": {},

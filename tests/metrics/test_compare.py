@@ -1,7 +1,5 @@
 """Several runs: curves over one another, differences in a table, refusal where the evaluation sets differ."""
 
-from __future__ import annotations
-
 import pytest
 
 from nbutils.core.errors import UserError

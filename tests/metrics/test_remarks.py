@@ -1,7 +1,5 @@
 """Remarks on made-up histories: each finds what it is for, and a sound run gets none."""
 
-from __future__ import annotations
-
 import math
 import random
 
@@ -12,7 +10,8 @@ from nbutils.metrics.remarks import remarks
 from tests.metrics.histories import SECONDS, falling, history_rows
 
 
-def kinds(rows, planned=None) -> dict[str, str]:
+def kinds(rows, planned=None):
+    """Kind → text of each remark."""
     return {remark["kind"]: remark["text"] for remark in remarks(History.of(rows), planned)}
 
 
@@ -21,7 +20,7 @@ def after(fraction, value):
     return lambda f: falling(f) if f < fraction else value(f)
 
 
-def changed(changes: dict[int, dict], count: int = 100):
+def changed(changes, count=100):
     """Rows of which those at some steps hold other values."""
     return [row | changes.get(row["step"], {}) for row in history_rows(count, noise=0.0)]
 

@@ -1,7 +1,5 @@
 """`summary.json`, the files of the figures, and the table: what a run came to."""
 
-from __future__ import annotations
-
 import json
 import math
 
@@ -25,7 +23,8 @@ from nbutils.metrics.summary import read_history, read_training_settings, summar
 from tests.metrics.histories import history_rows, session, write_done, write_training
 
 
-def summary_of(rows) -> dict:
+def summary_of(rows):
+    """Of a history of these rows."""
     return summarise(History.of(rows), {})
 
 

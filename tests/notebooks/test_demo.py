@@ -1,7 +1,5 @@
 """What `make demo` promises of its model, recomputed with plain transformers, and what notebook 05 says of it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from datasets import load_from_disk
@@ -12,6 +10,7 @@ from nbutils.chat.session import play
 from nbutils.core.files import read_json, read_jsonl
 from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
+from tests.chat.models import contents
 
 pytestmark = pytest.mark.soak
 
@@ -23,7 +22,7 @@ def model(demo_run):
 
 @pytest.fixture(scope="module")
 def held_out(demo_run):
-    return load_from_disk(str(demo_run / "data" / "eval"))
+    return load_from_disk(demo_run / "data" / "eval")
 
 
 def test_held_out_loss_is_under_four_and_a_half_nats_a_token(demo_run, model, held_out):
@@ -65,11 +64,11 @@ def test_try_this_holds_for_the_demo_model(demo_run):
     final = load("final", demo_run)
     given = settings_of(spec("chat"), {"run_dir": str(demo_run)})
 
-    def replies(**changes) -> list[str]:
+    def replies(**changes):
         transcript = play(final, given.scripted_messages, given.session_settings() | changes)
-        return [m["content"] for m in transcript["messages"][1::2]]
+        return contents(transcript["messages"])[1::2]
 
-    def words_of(texts: list[str]) -> set[str]:
+    def words_of(texts):
         return {word for text in texts for word in text.lower().split()}
 
     dull = replies(greedy=True, repetition_penalty=1.0)

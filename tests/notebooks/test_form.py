@@ -1,7 +1,5 @@
 """Form of the notebooks as they are committed, and of the profiles that feed them."""
 
-from __future__ import annotations
-
 import ast
 import json
 
@@ -15,7 +13,7 @@ from nbutils.pipeline.parameters import plan, read_profile, settings_of
 from tests.conftest import ROOT
 
 PROFILES = sorted((ROOT / "params").rglob("*.yaml"))
-of_each_notebook = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+of_each_notebook = pytest.mark.parametrize("stage", STAGES)
 
 
 def test_there_are_six_notebooks_in_order_and_profiles():
@@ -61,7 +59,7 @@ def test_the_cell_and_the_settings_name_the_same_parameters_and_its_defaults_hol
     assert other == [], "they have another default elsewhere"
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_fits_the_notebooks_and_papermill_alone_reads_the_same(profile):
     """`papermill … -f` reads YAML 1.1; after the settings' checks the values must agree with ours."""
     theirs = yaml.safe_load(profile.read_text())

@@ -1,13 +1,10 @@
 """The whole road on a smaller profile: the exact listing of the run folder, what stands in it, and a second run."""
 
-from __future__ import annotations
-
 import io
 import math
 import re
 import shutil
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import papermill
 import pytest
@@ -19,13 +16,13 @@ from nbutils.core.notebooks import parameters
 from nbutils.core.stages import STAGES
 from tests import forked_kernels
 from tests.conftest import ROOT
+from tests.faults.bench import SECRETS
 
 PROFILE = ROOT / "tests" / "notebooks" / "small.yaml"
 CHAT = ROOT / "notebooks" / "05_chat.ipynb"
-SECRETS = {"HF_TOKEN": "hf_" + "planted" * 5, "KAGGLE_KEY": "kgat" + "planted" * 4}
 
 
-def pipeline(run: Path) -> str:
+def pipeline(run):
     """Runs it in this process, with forked kernels; what was printed."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
@@ -37,18 +34,19 @@ def pipeline(run: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def run(made_once) -> Path:
+def run(made_once):
     """A finished run; tests leave it as it is."""
     return made_once("small", pipeline)
 
 
 @pytest.fixture
-def spare(run, tmp_path) -> Path:
+def spare(run, tmp_path):
     """A copy of the finished run, with the times of change of its files."""
     return shutil.copytree(run, tmp_path / "small")
 
 
-def files(run: Path) -> dict[str, Path]:
+def files(run):
+    """Name in the run folder → path."""
     return {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
 
 
@@ -96,5 +94,5 @@ def test_a_notebook_runs_on_its_own_from_any_directory(spare, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     values = yaml.safe_load(PROFILE.read_text()) | {"run_dir": str(spare)}
     own = {name: values[name] for name in parameters(CHAT) if name in values}
-    papermill.execute_notebook(str(CHAT), "out.ipynb", own, kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(CHAT, "out.ipynb", own, kernel_name="python3", progress_bar=False)
     assert read_json(spare / "chat" / "stage.json")["status"] == "done"

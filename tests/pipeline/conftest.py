@@ -1,7 +1,5 @@
 """The pipeline on three small stages, whose notebooks are executed in this process; everything else is real."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections.abc import Callable
@@ -29,7 +27,7 @@ VERSION = lru_cache(metadata.version)
 class Pipeline:
     """The pipeline on a profile, with what it executed and said."""
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch):
         self.run = folder / "run"
         self.notebooks = write_notebooks(folder / "notebooks")
         self.profile = folder / "profile.yaml"
@@ -45,7 +43,7 @@ class Pipeline:
         executed = self.executed = []
         out = io.StringIO()
 
-        def execute(job: Job) -> None:
+        def execute(job: Job):
             executed.append(job.source.stem[3:])
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(ALLOW_PAUSED, "1" if job.options.allow_paused else "")
@@ -70,11 +68,11 @@ class Pipeline:
         write_json(path, read_json(path) | changes)
         return read_json(path)
 
-    def add(self, text: str) -> None:
+    def add(self, text: str):
         """Adds lines to the profile."""
         self.profile.write_text(f"{self.profile.read_text()}{text}\n")
 
-    def edit(self, notebook: str, old: str, new: str) -> None:
+    def edit(self, notebook: str, old: str, new: str):
         """Replaces a text in the cells of a notebook."""
         cells = nbformat.read(self.notebooks / notebook, as_version=4)
         for cell in cells.cells:

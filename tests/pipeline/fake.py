@@ -1,7 +1,5 @@
 """Three small stages with real notebooks and settings: what the pipeline's tests run instead of the six."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -62,13 +60,13 @@ STAGES = (
 )
 
 
-def install() -> None:
+def install():
     """Makes this process know these stages instead of the six, unless a test has done so already."""
     if real.STAGES[0].name != "first":
         real.STAGES = STAGES
 
 
-def main() -> None:
+def main():
     """The command line on these stages."""
     from nbutils.cli import main as command_line
 
@@ -113,7 +111,7 @@ title: str = "report"  # first words of the report""",
 }
 
 
-def train(stage, settings, made: str) -> None:
+def train(stage, settings, made: str):
     """A loop with checkpoints that answers a pause request, in the way of the training stage."""
     folder = stage.folder / "checkpoints"
     done = next((newest.step for newest in in_folder(folder)), 0)
@@ -130,7 +128,7 @@ def train(stage, settings, made: str) -> None:
     stage.finish(made=made)
 
 
-def checkpoint(folder: Path, step: int) -> None:
+def checkpoint(folder: Path, step: int):
     """A whole one of a step."""
     made = Checkpoint.at(folder, step)
     made.partial.mkdir(parents=True)
@@ -138,7 +136,7 @@ def checkpoint(folder: Path, step: int) -> None:
     made.seal({}, {})
 
 
-def misbehave(fault: str, stage) -> None:
+def misbehave(fault: str, stage):
     """The fault of that name, for real."""
     match fault:
         case "exception":

@@ -1,7 +1,5 @@
 """What 02 to 06 would stop over is said before 01, by `run` and by `doctor`; and what is fine is not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

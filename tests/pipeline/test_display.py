@@ -1,7 +1,5 @@
 """What is printed is safe to print, whole, and readable without a terminal."""
 
-from __future__ import annotations
-
 from nbutils.pipeline.display import Display, clean
 
 

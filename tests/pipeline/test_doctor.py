@@ -1,10 +1,7 @@
 """`python -m nbutils doctor`: before notebook 01, on a run's own data, with problems, and learning by heart."""
 
-from __future__ import annotations
-
 import re
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +12,6 @@ from nbutils.core.run.models import ModelRef
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.sources import open_source
 from nbutils.train import overfit
-from nbutils.train.settings import TrainSettings
 from tests.builders import data_folder
 from tests.train.forked import forked
 from tests.train.runs import small_settings
@@ -25,7 +21,7 @@ from tests.train.runs import small_settings
 def doctor(tmp_path, capsys):
     """Runs the command in this process; its exit status and what it printed."""
 
-    def run(*options: str) -> tuple[int, str]:
+    def run(*options):
         profile = tmp_path / "profile.yaml"
         profile.write_text("base_model: tiny\nmax_length: 256\nprocesses: 2\n")
         status = main(["doctor", str(profile), "--run-dir", str(tmp_path / "run"), *options])
@@ -57,7 +53,7 @@ def test_without_a_network_no_library_tries_again(monkeypatch, unasked, caplog):
 def one_forked_rank(monkeypatch):
     """The real training program, without torchrun and the imports of its processes."""
 
-    def events(settings: TrainSettings, folder: Path) -> list[dict]:
+    def events(settings, folder):
         done = forked(settings, 1)
         assert done.returncode == 0, done.stderr
         return read_jsonl(folder / "progress.jsonl")

@@ -1,21 +1,18 @@
 """`--explain` says what a run then does, for every state of a stage and every combination of options."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.decide import Action
-from tests.pipeline.conftest import Pipeline
 from tests.pipeline.fake import checkpoint
 
 NEW_RATE = "learning_rate=0.5"
 STATES = (
-    *("absent", "no first", "done", "done long", "paused", "interrupted", "interrupted with checkpoints"),
-    *("stale", "stale long", "stale paused", "other code, paused", "other words, long", "other words, stale long"),
-)
+    "absent", "no first", "done", "done long", "paused", "interrupted", "interrupted with checkpoints",
+    "stale", "stale long", "stale paused", "other code, paused", "other words, long", "other words, stale long",
+)  # fmt: skip
 """States of the second stage; `other words` are of the first, which is stale with them."""
 WHICH = ({}, {"only": "second"}, {"only": "third"}, {"start": "second"})
 WORDS = ({}, {"accept": True}, {"force": True}, {"allow_paused": True})
@@ -24,7 +21,7 @@ EXECUTED = {"run", "run again", "set aside and run", "resume", "keep and resume"
 KEPT = {"keep", "keep and resume"}
 
 
-def bring_about(state: str, pipeline: Pipeline) -> None:
+def bring_about(state, pipeline):
     """Makes the run folder stand so."""
     second = pipeline.run / "second"
     if "long" in state:

@@ -1,7 +1,5 @@
 """What a run executes, skips, keeps and refuses."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -118,7 +116,7 @@ def test_only_runs_one_stage_on_what_is_there_and_warns_if_that_is_stale(done):
 def test_what_is_done_is_not_asked_about_again(done, monkeypatch):
     """A finished data stage may be carried to a machine that has neither its data nor a network."""
 
-    def names(plan, picked) -> list[str]:
+    def names(plan, picked):
         return [entry.stage.name for entry in picked]
 
     monkeypatch.setattr("nbutils.pipeline.ahead.problems", names)
@@ -179,7 +177,7 @@ def test_what_was_accepted_is_remembered_where_work_goes_on(paused):
 
 
 def test_an_error_after_the_stage_has_finished_is_said(pipeline):
-    def fail(job) -> None:
+    def fail(job):
         if job.source.name.startswith("02"):
             raise StageFailed("02_second.ipynb, cell In [5] raised ZeroDivisionError: division by zero.")
 
@@ -197,7 +195,7 @@ def test_a_signal_as_a_stage_completes_ends_the_run_with_its_number(pipeline):
 
 
 def test_work_that_cannot_be_set_aside_is_said_in_a_sentence(long, monkeypatch):
-    def rename(self: Path, target: Path) -> None:
+    def rename(self, target):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "rename", rename)

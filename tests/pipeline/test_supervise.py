@@ -1,7 +1,5 @@
 """The small parts behind the pipeline's faults; with real processes and signals they are tested in `tests/faults`."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -72,7 +70,7 @@ def test_no_mark_is_no_mark_of_all_processes():
 def executed(tmp_path):
     """Executes notebook 01 in a kernel."""
 
-    def execute(parameters: dict, options: Options, **more: float) -> None:
+    def execute(parameters, options, **more):
         source, supervisor = write_notebooks(tmp_path / "source") / "01_first.ipynb", Supervisor(tmp_path, print)
         target = tmp_path / "notebooks" / source.name
         job = Job(source, target, parameters, supervisor, Display(), options, **more)

@@ -1,7 +1,5 @@
 """Random base models of a few thousand parameters: kinds of tokenizers, special tokens, templates, configurations."""
 
-from __future__ import annotations
-
 import random
 from copy import deepcopy
 from functools import partial

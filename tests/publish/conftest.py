@@ -1,7 +1,5 @@
 """One made-up run and its published folder for all tests of publication."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,7 @@ class Published:
 
     @property
     def card(self) -> str:
-        return (self.folder / "README.md").read_text(encoding="utf-8")
+        return (self.folder / "README.md").read_text()
 
 
 @pytest.fixture(scope="session")

@@ -1,33 +1,30 @@
 """A Hub on loopback: as much of its protocol as a push needs, with files kept in memory."""
 
-from __future__ import annotations
-
 import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Repositories by name, blobs by SHA-256, and every request that came; `failing_uploads` are refused first.
+    """Repositories by name, blobs by SHA-256, and method and path of every request that came.
 
-    `metadata_errors` are what it says against a card's metadata.
+    So many `failing_uploads` are refused first; `metadata_errors` are what it says against a card's metadata.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.repos: dict[str, dict[str, Any]] = {}
-        self.blobs: dict[str, bytes] = {}
-        self.requests: list[tuple[str, str]] = []
-        self.tokens: set[str] = set()
+        self.repos = {}
+        self.blobs = {}
+        self.requests = []
+        self.tokens = set()
         self.failing_uploads = 0
         self.allow = True
-        self.metadata_errors: list[str] = []
+        self.metadata_errors = []
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def close(self) -> None:
+    def close(self):
         self.shutdown()
         self.server_close()
 
@@ -39,10 +36,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_):
         """Says nothing."""
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self._note()
         name = self._repo()
         repo = self.server.repos.get(name or "")
@@ -55,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = [{"rfilename": path} for path in repo["files"]]
             self._json({"id": name, "sha": "0" * 40, "siblings": files, "private": repo["private"]})
 
-    def do_PUT(self) -> None:
+    def do_PUT(self):
         body = self._note()
         if self.server.failing_uploads:
             self.server.failing_uploads -= 1
@@ -64,10 +61,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.blobs[self.path.rsplit("/", 1)[1]] = body
         self._json({})
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         self._json(*self._done(self._note()))
 
-    def _done(self, body: bytes) -> tuple[dict[str, Any], int]:
+    def _done(self, body: bytes) -> tuple[dict, int]:
         """Does what was posted; the answer and its status."""
         if not self.server.allow:
             return {"error": "You don't have the rights to create a model under this namespace"}, 403
@@ -87,19 +84,19 @@ class _Handler(BaseHTTPRequestHandler):
             ]}, 200  # fmt: skip
         return {"transfer": "basic", "objects": list(map(self._lfs, given["objects"]))}, 200
 
-    def _create(self, given: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def _create(self, given: dict) -> tuple[dict, int]:
         name = f"{given['organization']}/{given['name']}"
         status = 409 if name in self.server.repos else 200
         private = given.get("private") or given.get("visibility") == "private"
         self.server.repos.setdefault(name, {"private": private, "files": {}, "commits": []})
         return {"url": f"{self.server.url}/{name}"}, status
 
-    def _lfs(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _lfs(self, given: dict) -> dict:
         if given["oid"] in self.server.blobs:
             return given
         return given | {"actions": {"upload": {"href": f"{self.server.url}/blobs/{given['oid']}"}}}
 
-    def _commit(self, body: bytes) -> dict[str, Any]:
+    def _commit(self, body: bytes) -> dict:
         name = self._repo() or ""
         repo = self.server.repos[name]
         for line in map(json.loads, body.splitlines()):
@@ -122,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers.get("Authorization", ""))
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _json(self, value: Any, status: int = 200) -> None:
+    def _json(self, value, status=200):
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

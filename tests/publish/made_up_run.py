@@ -1,11 +1,8 @@
 """A whole run folder, made up around a tiny model: what the publish stage reads, without any training."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
@@ -35,7 +32,7 @@ def make_run(run: Path) -> Path:
         tiny_model(tokenizer, CONTEXT, seed=seed).save_pretrained(run / "train" / name)
     tokenizer.save_pretrained(run / "train" / "final")
     shutil.copytree(FILES, run, dirs_exist_ok=True)
-    Dataset.from_dict({"messages": talks}).save_to_disk(str(run / "data" / "eval"))
+    Dataset.from_dict({"messages": talks}).save_to_disk(run / "data" / "eval")
     for name in ("data/figures/lengths", *(f"metrics/figures/{figure}" for figure in FIGURES)):
         for ending in (".png", "-dark.png", ".svg", "-dark.svg"):
             write_text(run / f"{name}{ending}", f"a picture of {name}{ending}")
@@ -46,9 +43,7 @@ def make_run(run: Path) -> Path:
     return run
 
 
-def record_stages(
-    run: Path, *, commit: str | None = None, local: bool = False, files: Sequence[str] = (), **parameters: Any
-) -> None:
+def record_stages(run: Path, *, commit: str | None = None, local=False, files: Sequence[str] = (), **parameters):
     """The records of all stages before the last: the notebooks' defaults with the given parameters, files with hashes.
 
     `commit` and `local` say where the base model came from, `files` which of this machine the stages read.
@@ -62,7 +57,7 @@ def record_stages(
         write_done(run / stage.name, parameters=own, inputs={}, parts=parts)
 
 
-def rewrite(run: Path, name: str, **values: Any) -> None:
+def rewrite(run: Path, name: str, **values):
     """Changes values in a stage's JSON file, as if its notebook had written them; without any, takes it as it is."""
     folder = run / name.partition("/")[0]
     if values:

@@ -1,7 +1,5 @@
 """Random bases through encoding, doctor, training, chat and card: each works, or is refused in a sentence before."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

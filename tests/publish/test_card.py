@@ -1,7 +1,5 @@
 """The model card: every number from a file, metadata that the Hub takes, usage code that runs without `nbutils`."""
 
-from __future__ import annotations
-
 import re
 import sys
 from dataclasses import replace
@@ -18,7 +16,7 @@ from nbutils.publish.card import quoted, render_card
 from tests.publish.conftest import publish, settings_for
 from tests.publish.made_up_run import as_gpt2, record_stages, rewrite
 
-CARDS = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8"))
+CARDS = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text())
 
 
 def merged(value, change):
@@ -62,15 +60,12 @@ def test_sections_stand_in_order_and_what_they_show_is_in_the_folder(published):
     assert links and all((published.folder / name).exists() for name in [*names, *links])
 
 
-MARKUP = [
+@pytest.mark.parametrize("text", [
     "a title\n---", "a title\n===", "1. one\n2) two", "- one\n+ two\n* three", "    code\n\n    more code",
     "```\ncode\n```", "~~~\ncode", "# heading", "> quoted", "a | b\n--|--\n1 | 2", "![x](y) [z](w) <u>v</u>",
     "~~gone~~ __bold__ *it* `c`", "$x$ &amp; \\*",
     "http://evil.example HTTPS://evil.example www.evil.example me@evil.example <https://evil.example>",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", MARKUP)
+])  # fmt: skip
 def test_a_quotation_is_nothing_but_text(text):
     """Rendered with tables and strike-through on, as the Hub does, which makes links of bare addresses too."""
     parser, made = MarkdownIt("commonmark").enable(["table", "strikethrough"]), quoted(text, "User")
@@ -83,16 +78,16 @@ def test_a_quotation_is_nothing_but_text(text):
     assert content.split()[1:] == text.split()
 
 
-NAMES = ["my talk (1).jsonl", "a|b.jsonl", "`tick`.csv", "``two", "[link](x) #1", "*star* _under_ <b>", "umlaut ü 🙂"]
-
-
-def shown_text(line, *kinds: str) -> str:
+def shown_text(line, *kinds):
     """The text of a line that holds nothing else, but for these kinds."""
     assert {child.type for child in line.children} <= {"text", "text_special", *kinds}
     return "".join(child.content for child in line.children)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["my talk (1).jsonl", "a|b.jsonl", "`tick`.csv", "``two", "[link](x) #1", "*star* _under_ <b>", "umlaut ü 🙂"],
+)
 def test_any_name_is_shown_as_it_is_and_breaks_nothing(spare, name):
     """Of card, dataset, base, peer, folder of tasks, task and metric; what they are of is not there any more."""
     path = f"/gone/since/{name}"
@@ -131,7 +126,7 @@ def test_what_the_hub_or_the_card_cannot_hold_is_refused(tmp_path, given, words)
         settings_for(tmp_path, **given)
 
 
-def talked(made, monkeypatch, says) -> dict:
+def talked(made, monkeypatch, says):
     """Runs the card's code without `nbutils` in the published folder, as somebody who types that; the code's names."""
     typed = iter([*says, ""])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))

@@ -1,7 +1,5 @@
 """The published folder, and the parity check that comes before publishing."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from datasets import Dataset
@@ -54,9 +52,11 @@ def test_the_extension_is_that_of_the_session(published, kind):
     assert rotary.attention_scaling == pytest.approx(expected.scaling)
 
 
-def parity(published, folder, held_out=None):
-    held_out = held_out or published.run / "data" / "eval"
-    return check_parity(folder, held_out, published.facts.model_folder, conversations=200, replies=3, tokens=12)
+def parity(published, folder, held_out="data/eval"):
+    """The report of a folder, over the conversations of a folder of the run or of any other."""
+    return check_parity(
+        folder, published.run / held_out, published.facts.model_folder, conversations=200, replies=3, tokens=12
+    )
 
 
 def test_parity_of_the_folder_and_the_session(published):
@@ -71,7 +71,7 @@ def test_parity_of_the_folder_and_the_session(published):
     ids=["control tokens", "too long"],
 )
 def test_agreement_about_nothing_stops_publishing(published, tmp_path, content, words):
-    Dataset.from_dict({"messages": [turns(content, "fine thanks")] * 4}).save_to_disk(str(tmp_path / "eval"))
+    Dataset.from_dict({"messages": [turns(content, "fine thanks")] * 4}).save_to_disk(tmp_path / "eval")
     with pytest.raises(UserError, match=words):
         parity(published, published.folder, tmp_path / "eval")
 
@@ -86,16 +86,12 @@ def other_template(folder):
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("| trim)", ")").replace("'\\n' +", "' ' +"))
 
 
-def no_config(folder):
-    (folder / "config.json").unlink()
-
-
 @pytest.mark.parametrize(
     "spoil,words",
     [
         (other_weights, r"Greedy replies part in held-out conversation 0 at token \d+.*the session writes.*weights"),
         (other_template, r"Token ids part in held-out conversation 0 at token \d.*chat_template.jinja"),
-        (no_config, r"Plain transformers cannot read .*Nothing was published"),
+        (lambda folder: (folder / "config.json").unlink(), r"Plain transformers cannot read .*Nothing was published"),
     ],
 )
 def test_a_folder_that_answers_otherwise_stops_publishing(published, folder, spoil, words):

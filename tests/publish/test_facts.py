@@ -1,7 +1,5 @@
 """What the card is made from: each file that is missing or damaged is named with the notebook that makes it."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Where a model comes from: base and datasets on the Hub or on a disk, revisions, the command that makes it again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import yaml
@@ -27,8 +25,9 @@ def test_hub_ids_are_told_from_files_and_folders_that_may_be_gone(spare):
     assert len(facts.local_peers) == len(gone)
 
 
-def parameters(made) -> dict:
-    return yaml.safe_load((made.folder / "run" / "parameters.yaml").read_text(encoding="utf-8"))
+def parameters(made):
+    """The published ones."""
+    return yaml.safe_load((made.folder / "run" / "parameters.yaml").read_text())
 
 
 def test_the_published_parameters_pin_what_was_read(spare):
@@ -69,7 +68,7 @@ def test_nothing_that_is_published_names_a_place_on_this_machine(spare):
         for place in ("/gone", "__gone", "ada ", f"{Path.home()}/", str(ROOT), str(spare)):
             assert place not in text, (file, place)
     hidden = "…/talk.jsonl:\n…/peer; ~/a, ./runs/b, …/run/train and\n…/task_path/a"
-    assert (made.folder / "run" / "evaluate-comparison.md").read_text(encoding="utf-8") == hidden
+    assert (made.folder / "run" / "evaluate-comparison.md").read_text() == hidden
     assert read_json(made.folder / "run" / "chat-transcript.json")["said"] == hidden
     assert (made.folder / "run" / "evaluate-items" / "…__peer--a.parquet").is_file()
     found = parameters(made)

@@ -1,47 +1,33 @@
 """Pushing to a fake Hub on loopback, and the scan for secrets before it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
-from huggingface_hub import constants
 
 from nbutils.core.errors import UserError
 from nbutils.publish.export import published_files
 from nbutils.publish.push import upload
+from tests.kaggle.mirror_hub import REPO, TOKEN
 from tests.publish.conftest import settings_for
-from tests.publish.fake_hub import FakeHub
-
-TOKEN = "hf_" + "not-a-real-one-but-long-enough"
-REPO = "me/made-up"
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub that this process takes for the real one."""
-    server = FakeHub()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    yield server
-    server.close()
 
 
 @pytest.fixture
 def push(published, folder, hub):
     """Pushes the folder to the fake Hub, with changes of the settings."""
 
-    def pushed(**changes) -> str:
+    def pushed(**changes):
         settings = settings_for(published.run, **({"push": True, "repo_id": REPO} | changes))
         return upload(folder, published_files(folder), settings)
 
     return pushed
 
 
-def test_nothing_is_sent_unless_asked(push, hub):
-    assert push(push=False) == "" and hub.requests == []
+def test_nothing_is_sent_unless_asked_and_to_no_place(push, hub):
+    """More of what is missing in `tests/pipeline/test_ahead.py`."""
+    assert push(push=False) == ""
+    with pytest.raises(UserError, match="repo_id is empty"):
+        push(repo_id="")
+    assert hub.requests == []
 
 
 def test_the_repository_is_the_folder_in_one_private_commit(push, folder, hub):
@@ -94,29 +80,22 @@ def test_refusals_are_one_sentence_without_the_token(push, hub):
     assert TOKEN not in str(caught.value)
 
 
-def test_what_is_missing_is_said(push, hub):
-    """More of it in `tests/pipeline/test_ahead.py`."""
-    with pytest.raises(UserError, match="repo_id is empty"):
-        push(repo_id="")
-    assert hub.requests == []
-
-
 LETTERS = "a1B2" * 9
 
 
 @pytest.mark.parametrize(
     "text,what",
-    [
-        (f"token: hf_{LETTERS}", "a Hugging Face token"),
-        (f"ghp_{LETTERS}", "a GitHub token"),
-        (json.dumps({"content": f"my token is\nhf_{LETTERS}"}), "a Hugging Face token"),
-        (json.dumps({"content": f"mine:\tsk-{LETTERS}"}), "an API key"),
-        (f"> it is hf\\_{LETTERS}", "a Hugging Face token"),
-        ("id AKIA" + "A1B2" * 4, "an AWS key"),
-        (json.dumps({"username": "me", "key": "0f" * 16}), "a Kaggle key"),
-        ("-----BEGIN OPENSSH PRIVATE KEY-----", "a private key"),
-        ("password is correct-horse-battery", "secret environment variable"),
-    ],
+    {
+        f"token: hf_{LETTERS}": "a Hugging Face token",
+        f"ghp_{LETTERS}": "a GitHub token",
+        json.dumps({"content": f"my token is\nhf_{LETTERS}"}): "a Hugging Face token",
+        json.dumps({"content": f"mine:\tsk-{LETTERS}"}): "an API key",
+        f"> it is hf\\_{LETTERS}": "a Hugging Face token",
+        "id AKIA" + "A1B2" * 4: "an AWS key",
+        json.dumps({"username": "me", "key": "0f" * 16}): "a Kaggle key",
+        "-----BEGIN OPENSSH PRIVATE KEY-----": "a private key",
+        "password is correct-horse-battery": "secret environment variable",
+    }.items(),
 )
 def test_secrets_stop_a_push(push, folder, hub, monkeypatch, text, what):
     monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")

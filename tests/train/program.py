@@ -41,5 +41,10 @@ def main(folder: Path, act: str) -> None:
 
 
 if __name__ == "__main__":
-    request = Path(sys.argv[1])
-    os._exit(run_worker(request.parent, lambda: main(request.parent, os.environ["ACT"])))
+    folder, act = Path(sys.argv[1]).parent, os.environ["ACT"]
+    if act == "imports":  # nothing is followed before that is over
+        tell(folder, "on")
+        time.sleep(3)
+    elif act == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(run_worker(folder, lambda: main(folder, act)))

@@ -61,9 +61,9 @@ def trained(tmp_path, monkeypatch):
     return run
 
 
-def processes_left():
-    """Of such a program; a browser of other tests may be among the children."""
-    return [p for p in psutil.Process().children(recursive=True) if PROGRAM in p.cmdline()]
+def processes_left(folder):
+    """Of the program of a run, those that have lost their parent too."""
+    return [p for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info["cmdline"])]
 
 
 def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, trained, monkeypatch):
@@ -77,10 +77,16 @@ def test_a_failing_rank_is_shown_and_its_secret_is_not(tmp_path, trained, monkey
     assert secret not in log and "planted, with the secret" in log
 
 
-def test_processes_that_do_not_meet_are_told_with_advice(trained, capsys):
-    with pytest.raises(UserError, match="could not reach each other; set processes to 1"):
-        trained("hangs")
-    assert not processes_left() and "once more" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "act,words",
+    [("hangs", "could not reach each other; set processes to 1"), ("dies", r"was killed by SIGKILL \(often")],
+)
+def test_processes_that_do_not_meet_or_are_killed_while_they_import_are_told_with_advice(
+    tmp_path, trained, capsys, act, words
+):
+    with pytest.raises(UserError, match=words):
+        trained(act)
+    assert not processes_left(tmp_path) and "once more" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("point", ["never_joins", pytest.param("never_arrives", marks=pytest.mark.soak)])
@@ -115,15 +121,15 @@ list(Torchrun("tests.train.program", Path(sys.argv[1]), 2, activity="Training", 
 """
 
 
-@pytest.mark.parametrize("killed", ["kernel", "torchrun"])
-def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed):
+@pytest.mark.parametrize("killed,act", [("kernel", "sleeps"), ("torchrun", "sleeps"), ("kernel", "imports")])
+def test_workers_die_with_their_parent_also_under_sigkill(tmp_path, killed, act):
     """torchrun makes each worker the leader of a session of its own, so nothing else would end them."""
     request, progress = tmp_path / "settings.json", tmp_path / "progress.jsonl"
     line = {
         "kernel": [sys.executable, "-c", KERNEL, str(request)],
         "torchrun": torchrun.command(PROGRAM, request, 2),
     }[killed]
-    process = psutil.Popen(line, env=os.environ | {"ACT": "sleeps"}, cwd=ROOT)
+    process = psutil.Popen(line, env=os.environ | {"ACT": act}, cwd=ROOT)
     try:
         wait_for(lambda: progress.is_file() and len(read_jsonl(progress)) == 2)
         below = process.children(recursive=True)
@@ -162,13 +168,14 @@ def test_an_interrupt_while_a_line_is_printed_is_a_pause(trained, interrupted, c
     assert capsys.readouterr().out.count("Pausing: a checkpoint is being written. Interrupt again") == 1
 
 
-def test_a_second_interrupt_stops_at_once(trained, interrupted):
-    interrupted(2, 5)
+@pytest.mark.parametrize("act,numbers", [("goes on", (2, 5)), ("imports", (1, 2))])
+def test_a_second_interrupt_stops_at_once(tmp_path, trained, interrupted, act, numbers):
+    interrupted(*numbers)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        trained("goes on")
+        trained(act)
     assert time.monotonic() - started < 35  # and not until the grace time for a checkpoint is over
-    assert not processes_left()
+    assert not processes_left(tmp_path)
 
 
 def test_on_nccl_a_hang_is_tried_once_more_without_peer_to_peer(tmp_path, monkeypatch):

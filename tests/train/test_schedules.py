@@ -1,7 +1,5 @@
 """A `wsd` run can be made longer, and its constant part cooled down: both equal a run planned so from the start."""
 
-from __future__ import annotations
-
 import shutil
 from argparse import Namespace
 from pathlib import Path
