@@ -69,6 +69,8 @@ def test_trainer_options_are_coerced_and_others_refused_by_name(tmp_path):
     assert found == {epsilon: 1e-7}
     with pytest.raises(UserError, match=f"'trainer_options' .*'{name}' cannot be set here, only adam_beta1, adam"):
         small_settings(tmp_path, trainer_options={name: True})
+    with pytest.raises(UserError, match=r"adam_beta2' is 1: .*ddp_timeout' is 0: "):
+        small_settings(tmp_path, trainer_options={"adam_beta2": 1, "ddp_timeout": 0})
 
 
 def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
