@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.jupyter import quiet
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import TINY
 from nbutils.core.text import counted
@@ -38,7 +37,6 @@ def main(arguments: argparse.Namespace) -> int:
     """
     planned = planned_by(arguments)
     stops = problems(planned, planned.stages)
-    quiet()  # imports what the preflight takes: not before the hub was asked
     from nbutils.train.preflight import LATER, STOP, report  # imports torch
 
     found = report(findings(planned, stops, arguments.overfit))
