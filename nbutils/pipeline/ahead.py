@@ -42,7 +42,7 @@ def problems(plan: Plan, picked: Sequence[Planned]) -> list[str]:
     for tasks in (False, True):  # what takes seconds comes last
         need_hub(not_here(wanted_by(wanting, tasks=tasks)), plan.profile)
     quiet()  # imports `datasets`, as some of the checks do
-    found = [f"The run folder {plan.run} is a file: choose another run_dir."] if plan.run.is_file() else []
+    found = []
     for entry in picked:
         for check, *values in asks(entry.settings, trained):
             try:
@@ -52,11 +52,11 @@ def problems(plan: Plan, picked: Sequence[Planned]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[tuple[Any, ...]]:
+def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[Any]:
     """Functions with their arguments: each raises UserError over what would stop a stage with these settings."""
     match settings:
         case DataSettings():
-            on_hub = {item.name for item in wanted_by([settings], tasks=False)}
+            on_hub = {item.name for item in wanted_by([settings])}
             for spec in settings.datasets:
                 if spec.path not in on_hub or not HUB_ID.fullmatch(spec.path):
                     yield open_source, spec, settings.streaming

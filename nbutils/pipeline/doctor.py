@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
         print("Nothing stands against this run" + (", as far as it can be checked yet." if found[LATER] else "."))
         return 0
     print(f"\n{counted(len(stops), 'problem')} would stop this run or spoil it:")
-    for number, text in enumerate(stops, start=1):
+    for number, text in enumerate(stops, 1):
         print(f"  {number}. {text}")
     return 1
 

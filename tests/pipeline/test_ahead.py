@@ -65,7 +65,7 @@ def look(tmp_path, monkeypatch, learned_positions):
         ("reads 64 tokens at once", "peers=[GPT2]"),
         ("peers holds 'tiny'", "peers=[tiny]"),
         ("could not be loaded", "compare_with=GPT2/t5"),
-        ("run folder", "run_dir=GPT2/chats.jsonl"),
+        ("a file is there", "cache_dir=GPT2/chats.jsonl"),
         ("no step-000500", "compare_with=step-000500"),
         ("no step-000400", "compare_with=step-000400", "checkpoint_steps=0"),
         ("", "compare_with=step-000400"),
