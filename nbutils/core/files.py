@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nbutils.core.errors import UserError
+
 Json = dict[str, Any]
 """A JSON object."""
 
@@ -38,8 +40,15 @@ def resolve(path: str | Path) -> Path:
     """An absolute path; a relative one starts at the project root, whatever the working directory is.
 
     Kaggle mounts a data set as `input/SLUG` or `input/datasets/OWNER/SLUG`: a path that names one finds the other, too.
+    UserError for a path that cannot be looked up: too long, of no user, or in a folder that is closed to us.
     """
-    found = project_root() / Path(path).expanduser()
+    try:
+        found = project_root() / Path(path).expanduser()
+        found.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"There is no way to '{path}' ({getattr(error, 'strerror', error)}): give another path."
+        ) from None
     attached = kaggle_root() / "input"
     if not found.is_relative_to(attached) or found.exists():
         return found

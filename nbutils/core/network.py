@@ -54,7 +54,7 @@ def _ask(endpoint: str, reached: threading.Event) -> None:
             build_opener().open(Request(endpoint, method="HEAD"), timeout=SECONDS).close()
         except HTTPError:
             pass  # an answer, whatever it says
-        except OSError as error:
+        except Exception as error:  # what is no address, or no proxy's, raises others than OSError
             if not isinstance(getattr(error, "reason", None), SSLError):  # certificates are the libraries' affair
                 continue
         reached.set()

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, resolve
@@ -21,7 +21,16 @@ STEERING = "steering"
 OUTSIDE = "files"
 """The entry of a stage's result parameters that holds the hashes of files outside the run folder."""
 
-RunDir = Annotated[str, Field(min_length=1), STEERING]
+
+def _no_file(path: str) -> str:
+    if resolve(path).is_file():
+        raise ValueError("a file is there; name a folder")
+    return path
+
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(_no_file), STEERING]
+"""Where a stage writes; made where it is not there."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -30,7 +39,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    run_dir: RunDir
+    run_dir: Folder
 
     @field_validator("*", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from nbutils.core.files import Json, local_hashes
 from nbutils.core.run.models import files_of
-from nbutils.core.settings import OUTSIDE, STEERING, Seed, Settings
+from nbutils.core.settings import OUTSIDE, STEERING, Folder, Seed, Settings
 
 
 class EvaluateSettings(Settings):
@@ -31,7 +31,7 @@ class EvaluateSettings(Settings):
     split_seed: Seed
     tokens_per_batch: Annotated[NonNegativeInt, STEERING]
     processes: Annotated[NonNegativeInt, STEERING]
-    cache_dir: Annotated[str, Field(min_length=1), STEERING]
+    cache_dir: Folder
 
     def result_parameters(self) -> Json:
         """Also the hashes of the user's own tasks and of local peers: what is measured, and what is compared."""

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nbutils.chat.settings import ChatSettings
 from nbutils.core.chat_engine.window import FACTOR, can_extend
+from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import nvidia_gpus
 from nbutils.core.jupyter import quiet
 from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import Run, holds_model, is_run_model
 from nbutils.core.run.models import TINY, ModelRef, context_length
+from nbutils.core.settings import Settings
 from nbutils.core.tasks import check_known, dataset_of_tasks, load_tasks, own_tasks
+from nbutils.data.settings import DataSettings
+from nbutils.data.sources import open_source
 from nbutils.evaluate.heldout import YAMLS
+from nbutils.evaluate.models import Model, check_model
 from nbutils.evaluate.settings import EvaluateSettings
 from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 from nbutils.publish.push import check_push
-from nbutils.publish.settings import PublishSettings
+from nbutils.publish.settings import HUB_ID, PublishSettings
 from nbutils.train.settings import TrainSettings, checked_precision, checked_trackers
 
 SHORTEST_PROMPT = 16
@@ -34,51 +37,65 @@ def problems(plan: Plan, picked: Sequence[Planned]) -> list[str]:
     UserError at once where something that they take from the hub is not here and cannot be had.
     """
     trained = next((entry.settings for entry in plan.stages if isinstance(entry.settings, TrainSettings)), None)
-    kept = trained is not None and holds_model(Run(plan.run).base)  # training goes on from that one
+    kept = holds_model(Run(plan.run).base)  # training goes on from that one
     wanting = [entry.settings for entry in picked if not (kept and entry.settings is trained)]
     for tasks in (False, True):  # what takes seconds comes last
         need_hub(not_here(wanted_by(wanting, tasks=tasks)), plan.profile)
+    quiet()  # imports `datasets`, as some of the checks do
     found = []
     for entry in picked:
-        for check in CHECKS.get(type(entry.settings), ()):
+        for check, *values in asks(entry.settings, trained):
             try:
-                check(entry.settings, trained)
+                check(*values)
             except UserError as error:
                 found.append(str(error))
     return list(dict.fromkeys(found))
 
 
-def _trackers(settings: TrainSettings, _: object) -> None:
-    if settings.report_to:
-        checked_trackers(settings.report_to)
+def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[Any]:
+    """Functions with their arguments: each raises UserError over what would stop a stage with these settings."""
+    match settings:
+        case DataSettings():
+            on_hub = {item.name for item in wanted_by([settings])}
+            for spec in settings.datasets:
+                if spec.path not in on_hub or not HUB_ID.fullmatch(spec.path):
+                    yield open_source, spec, settings.streaming
+        case TrainSettings():
+            if settings.report_to:
+                yield checked_trackers, settings.report_to
+            if not nvidia_gpus():
+                yield checked_precision, settings, ()
+            if settings.base_model != TINY:
+                from nbutils.train.base import weightless_base  # imports torch
+
+                yield weightless_base, settings
+        case EvaluateSettings():
+            yield _tasks, settings
+            for name in settings.peers:
+                yield _peer, name, settings
+            yield _reply_tokens, settings
+        case ChatSettings():
+            yield _talk, settings, trained
+        case PublishSettings():
+            yield _room, "parity_tokens", settings.parity_tokens, "final", True, trained
+            if settings.push:
+                yield _push, settings
 
 
-def _precision(settings: TrainSettings, _: object) -> None:
-    if not nvidia_gpus():
-        checked_precision(settings, ())
-
-
-def _base(settings: TrainSettings, _: object) -> None:
-    if settings.base_model != TINY:
-        from nbutils.train.base import weightless_base  # imports torch
-
-        weightless_base(settings)
-
-
-def _tasks(settings: EvaluateSettings, _: object) -> None:
+def _tasks(settings: EvaluateSettings) -> None:
     own = own_tasks(settings.task_path)
     check_known(settings.tasks, YAMLS | own)
-    if local := [name for name in settings.tasks if name in own and not dataset_of_tasks(name, own)]:
-        quiet()  # imports `datasets`, as they do
-        load_tasks(local, own)
+    load_tasks([name for name in settings.tasks if name in own and not dataset_of_tasks(name, own)], own)
 
 
-def _peers(settings: EvaluateSettings, _: object) -> None:
-    for peer in settings.peers:
-        ModelRef.parse(peer).config()
+def _peer(name: str, settings: EvaluateSettings) -> None:
+    if name == TINY or is_run_model(name):
+        raise UserError(f"peers holds '{name}': a run's own models are compared anyway; give others.")
+    model = Model(name, "peer", ModelRef.parse(name))
+    check_model(model, max_length=settings.max_length, chat_template=settings.apply_chat_template)
 
 
-def _reply_tokens(settings: EvaluateSettings, _: object) -> None:
+def _reply_tokens(settings: EvaluateSettings) -> None:
     room = settings.max_length - SHORTEST_PROMPT
     if settings.reply_tokens > room:
         raise UserError(
@@ -87,60 +104,66 @@ def _reply_tokens(settings: EvaluateSettings, _: object) -> None:
         )
 
 
-def _chat(settings: ChatSettings, trained: TrainSettings | None) -> None:
-    extended = settings.extension()[0] != "none"
+def _talk(settings: ChatSettings, trained: TrainSettings | None) -> None:
+    extended, made = settings.extension()[0] != "none", Run(settings.run_path).rows / "tokenizer"
     for name in filter(None, (settings.model, settings.compare_with)):
-        _check_reply("max_new_tokens", settings.max_new_tokens, name, extended, trained)
+        room = _room("max_new_tokens", settings.max_new_tokens, name, extended, trained)
+        if room and is_run_model(name) and made.is_dir():
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(made)
+            for text in settings.scripted_messages:
+                tokens = len(encode(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True))
+                if tokens > room:
+                    raise UserError(
+                        f"A message of scripted_messages takes {tokens} tokens, and {name} can read {room} beside a "
+                        f"reply: shorten '{text[:40]}…', or lower max_new_tokens."
+                    )
 
 
-def _parity(settings: PublishSettings, trained: TrainSettings | None) -> None:
-    _check_reply("parity_tokens", settings.parity_tokens, "final", True, trained)
+def _push(settings: PublishSettings) -> None:
+    check_push(settings)
+    if not hub_answers():
+        raise UserError(
+            f"There is no way to push to {settings.repo_id}{offline()}: connect to a network, or set push to false and "
+            "run notebook 06 again later."
+        )
 
 
-def _push(settings: PublishSettings, _: object) -> None:
-    if settings.push:
-        check_push(settings)
-        if not hub_answers():
-            raise UserError(
-                f"There is no way to push to {settings.repo_id}{offline()}: connect to a network, or set push to false "
-                "and run notebook 06 again later."
-            )
+def _room(name: str, tokens: int, model: str, extended: bool, trained: TrainSettings | None) -> int:
+    """The tokens that a model can read beside a reply of so many, as the chat extends it or not; 0 if not known.
 
-
-def _check_reply(name: str, tokens: int, model: str, extended: bool, trained: TrainSettings | None) -> None:
-    """UserError for a reply of more than half of what the model reads at once, as the chat extends it or not."""
+    UserError where the reply is more than half of what it reads at once, and for a checkpoint that training won't save.
+    """
     if not is_run_model(model):
-        context = _contexts(ModelRef.parse(model))[extended]
+        context = _context(ModelRef.parse(model), extended)
     elif trained is None:
-        return
+        return 0
     else:
-        context = trained.max_length * (FACTOR if extended else 1)
+        run, every, step = Run(trained.run_path), trained.checkpoint_steps, model.partition("-")[2]
+        if step and model not in run.models() and (not every or int(step) % every):
+            raise UserError(f"There will be no {model} for the chat to load: checkpoint_steps is {every}.")
+        context = trained.max_length * FACTOR**extended
         if trained.base_model != TINY:
-            kept = Run(trained.run_path).base
-            with suppress(UserError):  # a base that cannot be had is training's to say
-                context = _contexts(ModelRef.parse(str(kept)) if holds_model(kept) else trained.base_ref)[extended]
+            ref = ModelRef.parse(str(run.base)) if holds_model(run.base) else trained.base_ref
+            context = _context(ref, extended)
     if tokens > context // 2:
         raise UserError(
             f"{name} is {tokens}, more than half of the {context} tokens that the model {model} can read; choose at "
             f"most {context // 2}."
         )
+    return context - tokens
 
 
-@lru_cache
-def _contexts(ref: ModelRef) -> tuple[int, int]:
-    """Tokens that a model reads at once: as it was trained, and as the chat extends it."""
+def _context(ref: ModelRef, extended: bool) -> int:
+    """Tokens that a model reads at once, as the chat extends it or as it was trained."""
     import torch
     from transformers import AutoModelForCausalLM
 
     config = ref.config()
-    with torch.device("meta"):
-        extends = can_extend(AutoModelForCausalLM.from_config(config))
-    return context_length(config), context_length(config) * (FACTOR if extends else 1)
-
-
-CHECKS: dict[type, tuple[Callable[[Any, TrainSettings | None], None], ...]] = {
-    TrainSettings: (_trackers, _precision, _base),
-    EvaluateSettings: (_tasks, _peers, _reply_tokens),
-    ChatSettings: (_chat,),
-    PublishSettings: (_parity, _push),
-}
+    try:
+        with torch.device("meta"):
+            extended &= can_extend(AutoModelForCausalLM.from_config(config))
+    except Exception as error:  # an architecture's own check of its sizes, or none that writes text
+        raise ref.unreadable(error) from error
+    return context_length(config) * FACTOR**extended

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.core.jupyter import quiet
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.models import TINY
 from nbutils.core.text import counted
@@ -38,7 +37,6 @@ def main(arguments: argparse.Namespace) -> int:
     """
     planned = planned_by(arguments)
     stops = problems(planned, planned.stages)
-    quiet()  # imports what the preflight takes: not before the hub was asked
     from nbutils.train.preflight import LATER, STOP, report  # imports torch
 
     found = report(findings(planned, stops, arguments.overfit))
@@ -47,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
         print("Nothing stands against this run" + (", as far as it can be checked yet." if found[LATER] else "."))
         return 0
     print(f"\n{counted(len(stops), 'problem')} would stop this run or spoil it:")
-    for number, text in enumerate(stops, start=1):
+    for number, text in enumerate(stops, 1):
         print(f"  {number}. {text}")
     return 1
 

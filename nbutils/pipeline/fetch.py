@@ -110,8 +110,8 @@ def need_hub(wanted: list[Wanted], profile: Path) -> None:
     if wanted and not hub_answers():
         raise UserError(
             f"There is no way to {', '.join(f'{item.purpose} {item.name}' for item in wanted)}{offline()}: connect to "
-            "a network (HF_ENDPOINT and HTTPS_PROXY are honoured), or run `python -m nbutils fetch "
-            f"{shown(profile)}` where there is one and copy the folder."
+            "a network (HF_ENDPOINT=https://… and HTTPS_PROXY are honoured), name a file or folder that is there, or "
+            f"run `python -m nbutils fetch {shown(profile)}` where there is one and copy the folder."
         )
 
 

@@ -234,7 +234,9 @@ def _read(text: str, name: str) -> tuple[Any, yaml.Node | None]:
     except yaml.MarkedYAMLError as error:
         problem = ", ".join(filter(None, (error.context, error.problem)))
         position = _position(error.problem_mark or error.context_mark)
-        raise UserError(f"{position}: {problem}; put text that contains : {{ }} [ ] # & * or ! in quotes.") from None
+        raise UserError(
+            f"{position}: {problem}; use spaces, no tabs, and put text that contains : {{ }} [ ] # & * or ! in quotes."
+        ) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{name}, line {line}: a control character; remove it.") from None

@@ -122,7 +122,7 @@ class Runner:
             self._warn_of_stale_upstream()
             if first := asks_first(self.chosen, self.options):
                 carry_out(Action.ASK, first)
-            self._look_ahead()
+            self._look_ahead(self.chosen)
             try:
                 status = self._stages()
             finally:
@@ -131,10 +131,10 @@ class Runner:
         self._last_words()
         return status
 
-    def _look_ahead(self) -> None:
-        """UserError for what a notebook would stop over, from the first one on that has something to do."""
+    def _look_ahead(self, stages: list[Planned]) -> None:
+        """UserError for what one of the stages would stop over, from the first one on that has something to do."""
         policy = self.options.policy
-        pending = list(dropwhile(lambda each: decide(inspect(each.stage, each.settings), policy) in STAYS, self.chosen))
+        pending = list(dropwhile(lambda each: decide(inspect(each.stage, each.settings), policy) in STAYS, stages))
         if pending:
             from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
 
@@ -164,6 +164,7 @@ class Runner:
                 status = self._run_notebook(planned, f"[{number}/{len(self.chosen)}] {name}", reason)
                 if status is not None:
                     return status
+                self._look_ahead(self.chosen[number:])  # more is known now
         return 0
 
     def _prepare(self, state: StageState, decision: Action) -> None:

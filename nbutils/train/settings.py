@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 from typing_extensions import TypedDict
 
 from nbutils.core.errors import UserError
@@ -20,18 +28,20 @@ OF_LENGTH = ("cooldown_fraction", "epochs", "max_steps")
 OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
 """The optimizers by transformers' names, with how many numbers of the size of the weights each keeps."""
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class TrainerOptions(TypedDict, total=False):
     """The options of trl's `SFTConfig` that have no parameter of their own, and that our parts work with."""
 
-    adam_beta1: float
-    adam_beta2: float
-    adam_epsilon: float
-    neftune_noise_alpha: float
+    adam_beta1: Share
+    adam_beta2: Share
+    adam_epsilon: PositiveFloat
+    neftune_noise_alpha: NonNegativeFloat
     activation_checkpointing: bool
     gradient_checkpointing: bool  # the same in transformers 5.0
-    ddp_bucket_cap_mb: int
-    ddp_timeout: int
+    ddp_bucket_cap_mb: PositiveInt
+    ddp_timeout: PositiveInt
     run_name: str
     project: str
 
@@ -53,7 +63,7 @@ class TrainSettings(BaseSettings):
     learning_rate: Annotated[float, Field(gt=0, lt=10)]
     schedule: Literal["cosine", "linear", "constant", "wsd"]
     cooldown_fraction: Annotated[float, Field(gt=0, lt=1)]
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    warmup_fraction: Share
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(ge=0)]
     optimizer: Literal[*OPTIMIZERS]  # type: ignore[valid-type]

@@ -24,7 +24,8 @@ def server() -> Iterator[str]:
     hub.close()
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://192.0.2.1"])  # closed; never answers (RFC 5737)
+# closed; never answers (RFC 5737); no addresses
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://192.0.2.1", "huggingface.co", "http://a:b"])
 def test_without_the_hub_everything_is_offline_within_three_seconds(monkeypatch, server, endpoint):
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     started = time.monotonic()

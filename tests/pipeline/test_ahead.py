@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
 from nbutils.cli import main
 from nbutils.core.errors import UserError
-from nbutils.core.run.models import ModelRef
+from nbutils.core.run.models import ModelRef, train_bpe
 from nbutils.pipeline import ahead, fetch
 from nbutils.pipeline.ahead import problems
 from nbutils.pipeline.parameters import plan
@@ -26,6 +26,8 @@ def learned_positions(tmp_path_factory) -> Path:
     """A base of 64 tokens whose context no chat can extend."""
     folder = tmp_path_factory.mktemp("gpt2")
     GPT2LMHeadModel(gpt2(64)).save_pretrained(folder)
+    T5Config().save_pretrained(folder / "t5")
+    (folder / "chats.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     return folder
 
 
@@ -35,8 +37,9 @@ def look(tmp_path, monkeypatch, learned_positions):
     monkeypatch.setattr(fetch.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
     def found(*overrides: str, until: int = 6) -> list[str]:
-        texts = [text.replace("GPT2", str(learned_positions)) for text in overrides]
-        planned = plan(DEMO, texts, str(tmp_path / "run"))
+        given = f"run_dir={tmp_path}/run", "datasets=[GPT2/chats.jsonl]", *overrides
+        texts = [text.replace("GPT2", str(learned_positions)) for text in given]
+        planned = plan(DEMO, texts)
         return problems(planned, planned.stages[:until])
 
     return found
@@ -57,6 +60,16 @@ def look(tmp_path, monkeypatch, learned_positions):
         ("The folder no/such", "task_path=no/such"),
         ("GGUF file no/such.gguf does not exist", "peers=[no/such.gguf]"),
         ("holds no model", "peers=[params]"),
+        ("reads 64 tokens at once", "peers=[GPT2]"),
+        ("peers holds 'tiny'", "peers=[tiny]"),
+        ("could not be loaded", "compare_with=GPT2/t5"),
+        ("a file is there", "cache_dir=GPT2/chats.jsonl"),
+        ("no step-000500", "compare_with=step-000500"),
+        ("no step-000400", "compare_with=step-000400", "checkpoint_steps=0"),
+        ("", "compare_with=step-000400"),
+        ("no/such.jsonl does not exist", "datasets=[no/such.jsonl]"),
+        ("a file or folder that is there", "datasets=[/no/such]"),
+        ("data files found", "datasets=[nbutils/metrics]"),
         ("repo_id is empty", "push=true"),
         ("there is no token", "push=true", "repo_id=me/it"),
         ("no tracker tensorbord", "report_to=[tensorbord]"),
@@ -93,7 +106,7 @@ def test_a_stage_that_is_not_asked_for_is_not_asked_about(look):
     ],
 )
 def test_what_is_on_the_hub_alone_is_missed_before_01(look, tmp_path, monkeypatch, override, words, cached):
-    monkeypatch.setattr(ahead, "CHECKS", {})
+    monkeypatch.setattr(ahead, "asks", lambda *_: [])
     folder = tmp_path / "cache" / cached / "snapshots" / "1"
     folder.mkdir(parents=True)
     for file in ("config.json", "model.safetensors")[cached.startswith("datasets") :]:
@@ -101,6 +114,12 @@ def test_what_is_on_the_hub_alone_is_missed_before_01(look, tmp_path, monkeypatc
             look(override)
         (folder / file).touch()
     assert look(override) == []
+
+
+def test_a_message_of_the_chat_is_measured_as_soon_as_there_is_a_tokenizer(look, tmp_path):
+    train_bpe([]).save_pretrained(tmp_path / "run" / "data" / "tokenizer")
+    said = look("max_length=128", "max_new_tokens=100", f"scripted_messages=[Hi, {'x' * 150}]")
+    assert "takes 169 tokens, and final can read 156 beside a reply: shorten 'xxx" in said[0]
 
 
 def test_a_push_wants_the_hub(look, monkeypatch):
@@ -119,9 +138,10 @@ def test_the_network_is_left_alone_where_all_is_local(look, monkeypatch):
     assert look("compare_with=''") == []
 
 
-def test_tasks_groups_and_tags_of_lm_eval_are_known(look, monkeypatch):
+def test_with_a_network_lm_evals_tasks_groups_and_tags_are_known_and_paths_looked_for(look, monkeypatch):
     monkeypatch.setattr(ahead, "need_hub", lambda wanted, profile: None)
     assert look("tasks=[hellaswag, arc_challenge, mmlu, ai2_arc]") == []
+    assert "any data file at /no/such" in look("datasets=[/no/such]")[0]
 
 
 def test_a_file_that_an_own_task_lacks_is_named(look, tmp_path):

@@ -48,6 +48,8 @@ def test_wrong_usage_ends_with_2(line, words, capsys):
     "line,words",
     [
         (["run", "x" * 300], "File name too long"),
+        ([*RUN, f"-ptask_path={'x' * 300}"], "File name too long"),
+        ([*RUN, "-pbase_model=~nobody-at-all/x"], "home directory"),
         ([*RUN, "--only", "train", "--until", "data"], "before train"),
         ([*RUN, "--until", "trian"], "Did you mean 'train'"),
         ([*RUN, "--only", "metrics"], "02_train_sft.ipynb"),

@@ -126,6 +126,13 @@ def test_what_is_done_is_not_asked_about_again(done, monkeypatch):
             done.go(NEW_RATE, start=start)
 
 
+def test_what_is_known_only_after_a_stage_is_asked_before_the_next(pipeline, monkeypatch):
+    monkeypatch.setattr("nbutils.pipeline.ahead.problems", lambda plan, picked: ["No."] * (len(picked) < 3))
+    with pytest.raises(UserError):
+        pipeline.go()
+    assert pipeline.executed == ["first"]
+
+
 def test_a_paused_run_says_how_far_it_is_and_goes_on(paused):
     assert paused.status == 0
     assert "second is paused at 50 % (step 2): run the same command again to go on. third wait" in paused.said

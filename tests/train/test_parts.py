@@ -72,6 +72,7 @@ def test_trainer_options_are_coerced(tmp_path):
     "given,words",
     [
         ({"trainer_options": {"logging_dir": "x"}}, "'trainer_options' .*'logging_dir' cannot .* adam_beta1, adam"),
+        ({"trainer_options": {"adam_beta2": 1, "ddp_timeout": 0}}, r"adam_beta2' is 1: .*ddp_timeout' is 0: "),
         ({"patience": 2, "eval_steps": 0}, "'patience' .*eval_steps is 0"),
         ({"finish_in_minutes": 2, "max_steps": 5}, "'finish_in_minutes' .*max_steps is 5"),
     ],
