@@ -67,7 +67,9 @@ BEFORE = [
     (weights(lambda w: w | {"model.norm.bias": torch.zeros(2)}), "weights 1 unknown (model.norm.bias); "),
     (weights(lambda w: w | {NORM: torch.zeros(2)}), f"weights 1 of another size ({NORM}); "),
     (weights(lambda w: {name: w[name] for name in w if name != NORM}), f"weights 1 missing ({NORM}); "),
-    (configured(tie_word_embeddings=False), "1 missing (lm_head.weight); training would begin with random"),
+    (configured(tie_word_embeddings=False), "1 missing (lm_head.weight); what is unknown would be left out, and "),
+    (configured(model_type="own", auto_map={"AutoConfig": "own.Config"}), "program code from its own files (auto_map)"),
+    (configured(model_type="granite", logits_scaling=2.0), "more than hidden states times the output embedding"),
 ]
 
 
