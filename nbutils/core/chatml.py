@@ -153,7 +153,7 @@ def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
     tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
     for own in tokenizer.added_tokens_decoder.values():
         if own.lstrip or own.rstrip:
-            tokenizer.add_tokens(AddedToken(own.content, normalized=own.normalized, special=own.special))
+            tokenizer.add_tokens(AddedToken(own.content, normalized=False, special=own.special))
     tokenizer.chat_template = TEMPLATE
     tokenizer.padding_side = "right"
     if model is not None:
