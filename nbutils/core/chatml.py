@@ -13,6 +13,8 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import AddedToken
+
 from nbutils.core.errors import UserError
 from nbutils.core.vocabulary import OutsideVocabularyError, lost, plain_ids, unknown, unwritable
 
@@ -138,7 +140,8 @@ def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
     """Adds the control tokens that are missing, sets eos, pad and template, and resizes the embedding to fit exactly.
 
     New rows of the input and output embedding start as the mean of the old ones (Hewitt 2021, "Initializing new word
-    embeddings for pretrained language models"). Tokens that the tokenizer has already keep their ids.
+    embeddings for pretrained language models"). Tokens that the tokenizer has already keep their ids; none takes the
+    white space beside it any more, which would be lost.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -148,6 +151,9 @@ def add_chatml(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
     old_ids = set(tokenizer.get_vocab().values())
     tokens = {"extra_special_tokens": [IM_START, IM_END], "eos_token": IM_END, "pad_token": PAD}
     tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
+    for own in tokenizer.added_tokens_decoder.values():
+        if own.lstrip or own.rstrip:
+            tokenizer.add_tokens(AddedToken(own.content, normalized=False, special=own.special))
     tokenizer.chat_template = TEMPLATE
     tokenizer.padding_side = "right"
     if model is not None:
@@ -161,6 +167,7 @@ def _resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids:
     A vocabulary may have holes: its highest id counts, not how many pieces there are.
     """
     import torch
+    from transformers import GenerationConfig
 
     def weights() -> list[torch.Tensor]:
         return [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
@@ -174,6 +181,8 @@ def _resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids:
     with torch.no_grad():
         for weight, mean in zip(weights(), means, strict=True):
             weight[fresh] = mean.to(weight.dtype)
+    # A base's own generation_config.json would act on sample replies alone, and may be one that cannot be written.
+    model.generation_config = GenerationConfig()
     for config in (model.config, model.generation_config):
         config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id

@@ -81,6 +81,7 @@ def open_model(model: Model, device: str, max_length: int, precision: str, token
     """The model ready for scoring. UserError where it cannot be loaded, or is no causal language model."""
     from nbutils.evaluate.shared_prefix import SharedPrefixLM
 
+    model.ref.load("meta")  # HFLM would put random numbers where its files lack weights
     where, options = model.ref.source
     if model.ref.gguf:  # HFLM would ask AutoTokenizer, which some releases of transformers answer with other ids
         options = options | {"tokenizer": model.ref.raw_tokenizer()}

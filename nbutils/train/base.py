@@ -24,15 +24,11 @@ from nbutils.core.run.models import (
     VOCABULARY,
     ModelRef,
     context_length,
-    hide_loading_bar,
     tiny_config,
     tiny_model,
 )
 from nbutils.train.loss import check_head
 from nbutils.train.settings import TrainSettings
-
-WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
-"""What DistributedDataParallel, `torch.compile` and PEFT put in front of the names of weights."""
 
 SOURCE = "source.json"
 """In the base's folder: its provenance. The model card prints it."""
@@ -95,9 +91,8 @@ def make_base(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pr
     """The untrained `tiny`, or the given base with its embedding resized for ChatML, in float32 on the CPU."""
     if settings.base_model == TINY:
         return tiny_model(tokenizer, settings.max_length, settings.seed)
+    weightless_base(settings)
     ref = settings.base_ref
-    check_config(settings, ref.config())
-    check_weights(ref)
     model = ref.load()
     if add_chatml(ref.raw_tokenizer(), model).get_vocab() != tokenizer.get_vocab():
         raise UserError(
@@ -130,41 +125,13 @@ def weightless_base(settings: TrainSettings) -> PreTrainedModel:
     ref = ModelRef.parse(str(kept)) if holds_model(kept) else settings.base_ref
     config = ref.config() if ref.text != TINY else tiny_config(VOCABULARY, settings.max_length, 0, 0)
     check_config(settings, config)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # an architecture's own check of its sizes
-        raise ref.unreadable(error) from error
-    check_head(model)
     if ref.path:
-        check_weights(ref)
+        model = ref.load("meta")
+    else:
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+        except Exception as error:  # an architecture's own check of its sizes
+            raise ref.unreadable(error) from error
+    check_head(model)
     return model
-
-
-def check_weights(ref: ModelRef) -> None:
-    """UserError where the files of a base hold other weights than its configuration asks for; they are not kept.
-
-    Of a GGUF file transformers leaves out what it does not know, so there unknown weights are not found.
-    """
-    where, options = ref.source
-    asked: Json = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
-    asked |= {} if ref.gguf else {"config": ref.config()}
-    try:
-        hide_loading_bar()
-        _, found = AutoModelForCausalLM.from_pretrained(where, **asked, **options)
-    except Exception as error:
-        raise ref.unreadable(error) from error
-    missing, unknown = found["missing_keys"], found["unexpected_keys"]
-    kinds = {"missing": missing, "unknown": unknown, "of another size": {name for name, *_ in found["mismatched_keys"]}}
-    wrong = [f"{len(names)} {kind} ({', '.join(sorted(names)[:3])})" for kind, names in kinds.items() if names]
-    if not wrong:
-        return
-    advice = "download it again, or convert it again" if ref.gguf else "give the files that belong to its config.json"
-    if wrapped := [prefix for prefix in WRAPPERS if any(name.startswith(prefix) for name in unknown)]:
-        advice = f"'{wrapped[0]}' was put in front of the names by a wrapper: take it off, and save the model again"
-    elif set(missing) == {"lm_head.weight"}:
-        advice = "where the output is tied to the input embedding, set tie_word_embeddings to true in config.json"
-    raise UserError(
-        f"The files of base_model '{ref.text}' do not fit its configuration: weights {' and '.join(wrong)}; training "
-        f"would begin with random numbers in place of them; {advice}."
-    )

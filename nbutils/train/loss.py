@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any
 
@@ -77,16 +78,32 @@ def causal_lm_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) ->
     return chunked_cross_entropy(hidden[chosen], head.weight, targets[chosen])
 
 
+class _Read(tuple):
+    """What a model without its head answers: hidden states, and nothing else that may be asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[0] if name == "last_hidden_state" else None
+
+
 def check_head(model: PreTrainedModel) -> None:
-    """UserError for an architecture whose logits are more than hidden states times the output embedding."""
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    extras = [n for n in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, n, None)]
-    if getattr(head, "bias", None) is not None:
-        extras.append("a bias in the output layer")
-    if extras:
+    """UserError for an architecture whose logits are more than hidden states times the output embedding.
+
+    Tried on a copy, which needs no weights: with made-up hidden states, and a head of a few rows.
+    """
+    tried, layer = copy.deepcopy(model), model.get_output_embeddings()
+    try:
+        hidden = 30 * torch.randn(1, 3, layer.weight.shape[1])  # (1, T, D), for a cap to show
+        head = torch.nn.Linear(hidden.shape[-1], 5, bias=layer.bias is not None)
+        tried.set_output_embeddings(head)
+        tried.get_decoder().forward = lambda *_, **__: _Read([hidden])
+        logits = tried(input_ids=torch.zeros(1, 3, dtype=torch.int64), use_cache=False).logits
+        plain = torch.allclose(logits, hidden @ head.weight.T, atol=1e-3)
+    except Exception:  # of a part between the two, which has no weights
+        plain = False
+    if not plain:
         raise UserError(
-            f"{type(model).__name__} has {extras[0]}, which the chunked loss does not compute; "
+            f"The logits of {type(model).__name__} are more than hidden states times the output embedding (a scale, a "
+            "cap, a bias or further layers), which the chunked loss does not compute; "
             "use a base model with a plain output embedding (Llama, Qwen, Mistral, GPT-2, SmolLM)."
         )
 
@@ -96,7 +113,6 @@ def with_loss_in_forward(model: PreTrainedModel) -> PreTrainedModel:
 
     Called without `chunked_labels` the model is what it was.
     """
-    check_head(model)
     original = type(model).forward
 
     def forward(self: PreTrainedModel, *args: Any, chunked_labels: Tensor | None = None, **kwargs: Any) -> Any:

@@ -98,7 +98,7 @@ class ScriptedModel(torch.nn.Module):
         self.tokenizer, self.replies, self.seconds, self.reading = tokenizer, list(replies), seconds, reading
         self.last = -1
 
-    def forward(self, input_ids: torch.Tensor, **_) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, past_key_values=None, **_) -> SimpleNamespace:
         if input_ids[0].tolist() != [self.last]:  # a prompt, not the token that was just written
             reply = self.replies.pop(0) if self.replies else ""
             if isinstance(reply, Exception):

@@ -35,7 +35,7 @@ def test_a_hub_id_is_loaded_by_the_real_hub_code(tmp_path, monkeypatch, revision
     "name,words",
     [
         ("nobody/nothing", "'nobody/nothing' could not be loaded"),
-        ("{run}", "holds no model: config.json is missing"),  # LoRA weights without their model
+        ("{run}", "holds an adapter (LoRA): merge it into its base model first"),
         ("final", "02_train_sft"),
     ],
 )

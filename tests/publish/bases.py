@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.implementations import ByteLevelBPETokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -15,8 +15,8 @@ from tests.core.test_chatml import raw_unigram, turns
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 TALK = [
-    ["What is %d plus two?", "That makes %d, I think.", "Are you sure?", "Yes, I am. Ask me more!"],
-    ["Hello there, number %d", "Hello! How are\nyou today?"],
+    ["What is %d plus two?", "That makes %d (I think).", "Are you sure?", "Yes, I am. Ask me more!"],
+    ["Hello there, number %d", "Hello! <sep> How are\nyou today?"],
     ["Tell me a story of %d words.", "Once upon a time there was a cat; it said 'miau' %d times."],
 ]
 
@@ -83,31 +83,33 @@ TEMPLATES = {
     "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
     "broken": "{% for m in messages %}",
 }
-SPECIALS = {name: {} for name in ("eos", "has_chatml", "has_im_end", "many")} | {
+SPECIALS = {name: {} for name in ("eos", "has_chatml", "has_im_end", "many", "strips")} | {
     "bos": {"bos_token": "<s>"}, "adds_bos": {"bos_token": "<s>"},
     "pads_with_eos": {"pad_token": "</s>"}, "pads_with_unk": {"pad_token": "<unk>"},
 }  # fmt: skip
-UNLIMITED = ("bloom", "mpt")
+UNLIMITED = ("bloom", "mpt", "recurrent_gemma")
 """Architectures whose positions have no limit."""
-REFUSED = {
-    "cohere": "logit_scale", "codegen": "bias in the output layer", "gemma2": "final_logit_softcapping",
-    "granite": "logits_scaling",
-    "phi": "bias in the output layer", "odd_heads": "3 num_key_value_heads",
-}  # fmt: skip
+REFUSED = {"odd_heads": "3 num_key_value_heads"} | dict.fromkeys(
+    ("codegen", "cohere", "gemma2", "granite", "llama4_text", "phi", "recurrent_gemma"),
+    "more than hidden states times the output embedding",
+)
 """What is refused before training, and what the sentence names."""
 ARCHITECTURES = {
     **{name: {} for name in (
-        "llama", "bloom", "cohere", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "mistral", "mpt", "olmo", "opt",
-        "phi", "qwen2", "stablelm", "starcoder2",
+        "llama", "bloom", "cohere", "gpt2", "gpt_bigcode", "gpt_neox", "mistral", "mpt", "olmo", "openai-gpt", "opt",
+        "phi", "qwen2", "recurrent_gemma", "stablelm", "starcoder2",
     )},
-    **{name: {"head_dim": 16} for name in ("gemma", "gemma2", "qwen3")},
+    **{name: {"head_dim": 16} for name in ("gemma", "gemma2", "llama4_text", "qwen3")},
+    "granite": {"logits_scaling": 2.0}, "lfm2": {"layer_types": ["conv", "full_attention"]},
     "codegen": {"rotary_dim": 8}, "falcon": {"alibi": False}, "gpt_neo": {"attention_types": [[["global"], 2]]},
 }  # fmt: skip
-HARMS = {"pads_beyond": {"pad_token_id": 5000}, "odd_heads": {"num_key_value_heads": 3}}
+HARMS = {"pads_beyond": {"pad_token_id": 5000}, "odd_heads": {"num_key_value_heads": 3},
+         "two_matrices": {"tie_word_embeddings": True}}  # fmt: skip
 """What config.json says in place of what the model was made with."""
 FIELDS = {
     **{name: {} for name in ("plain", "half", "padded_rows", "too_few_rows", *HARMS)},
-    "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
+    "tied": {"tie_word_embeddings": True},
+    **{name: {"tie_word_embeddings": False} for name in ("untied", "two_matrices")},
     "short": {"max_position_embeddings": 96}, "grouped": {"num_key_value_heads": 1},
     "dropout": {"attention_dropout": 0.1},
     "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
@@ -139,6 +141,8 @@ def make_base(folder: Path, chosen: dict[str, str]) -> Path:
         )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="</s>",
                                         clean_up_tokenization_spaces=False, **SPECIALS[chosen["special"]])  # fmt: skip
+    if chosen["special"] == "strips":
+        tokenizer.add_tokens(AddedToken("<sep>", lstrip=True, rstrip=True))
     tokenizer.chat_template = TEMPLATES[chosen["template"]]
     field = chosen["field"]
     rows = len(tokenizer) + {"padded_rows": 30, "too_few_rows": -5}.get(field, 0)

@@ -67,7 +67,9 @@ BEFORE = [
     (weights(lambda w: w | {"model.norm.bias": torch.zeros(2)}), "weights 1 unknown (model.norm.bias); "),
     (weights(lambda w: w | {NORM: torch.zeros(2)}), f"weights 1 of another size ({NORM}); "),
     (weights(lambda w: {name: w[name] for name in w if name != NORM}), f"weights 1 missing ({NORM}); "),
-    (configured(tie_word_embeddings=False), "1 missing (lm_head.weight); training would begin with random"),
+    (configured(tie_word_embeddings=False), "1 missing (lm_head.weight); what is unknown would be left out, and "),
+    (configured(model_type="own", auto_map={"AutoConfig": "own.Config"}), "program code from its own files (auto_map)"),
+    (configured(model_type="granite", logits_scaling=2.0), "more than hidden states times the output embedding"),
 ]
 
 
@@ -117,8 +119,11 @@ def test_a_gguf_file_becomes_a_base_and_one_of_other_weights_is_refused(tmp_path
 
 
 def test_padding_beyond_the_embedding_and_holes_in_the_vocabulary_are_handled(run):
-    """ChatML pads with a token of its own; the embedding has rows up to the highest id."""
+    """ChatML pads with a token of its own; the embedding has rows up to the highest id. How the base would choose
+    tokens is nobody's business, even where it contradicts itself.
+    """
     configured(pad_token_id=5000)(run)
+    merged("model/generation_config.json", do_sample=False, temperature=0.5, pad_token_id=9)(run)
     file = run / "model" / "tokenizer.json"
     saved = read_json(file)
     pieces = saved["model"]["vocab"]

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbutils.core.errors import UserError
@@ -26,6 +27,9 @@ EXTENSIONS = ("dynamic", "yarn", "linear", "none")
 
 FACTOR = 2
 """How many times the trained length an extended context has."""
+
+CUT = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers whose cache can be cut."""
 
 KEPT = 2 / 3
 """Share of the room for history that stays when turns are dropped, so that many turns fit before the next time."""
@@ -126,8 +130,13 @@ def can_extend(model: PreTrainedModel) -> bool:
 
 
 def keeps_keys(model: PreTrainedModel) -> bool:
-    """Whether the model has a key/value cache that can be cut; a state-space or hybrid model has a state instead."""
-    return not getattr(model, "_is_stateful", False)
+    """Whether the model has a key/value cache that can be cut.
+
+    Some have a state instead, in all layers or in a few, and some, as the first GPT, have nothing.
+    """
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    stateless = CUT.issuperset(kinds) and not getattr(model, "_is_stateful", False)
+    return stateless and "past_key_values" in signature(model.forward).parameters
 
 
 def rotation(model: PreTrainedModel, extension: str, limit: int) -> Rotation | None:

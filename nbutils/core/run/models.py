@@ -31,19 +31,16 @@ PIECES = 4093
 VOCABULARY = PIECES + 3
 """Entries of the vocabulary, with the three control tokens of ChatML."""
 
+WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+"""What DistributedDataParallel, `torch.compile` and PEFT put in front of the names of weights."""
+
 MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 """Files of a model's folder on which its answers depend; folders inside it are others' business."""
 
 TOKENIZER_FILES = (
-    "tokenizer*",
-    "*.model",
-    "*.jinja",
-    "vocab*",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
+    "tokenizer*", "*.model", "*.jinja", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
     "config.json",
-)
+)  # fmt: skip
 """Files of a model's folder that make its tokenizer (`config.json` names its class)."""
 
 
@@ -150,14 +147,23 @@ class ModelRef:
         """The tokenizer with ChatML."""
         return add_chatml(self.raw_tokenizer())
 
-    def load(self) -> PreTrainedModel:
-        """The causal language model in float32 on the CPU. UserError where it cannot be read, or isn't causal."""
+    def load(self, device: str | None = None) -> PreTrainedModel:
+        """The causal language model in float32 on the CPU; on `meta` without its weights, which are looked at though.
+
+        UserError where it cannot be read, isn't causal, or its files hold other weights than its configuration asks
+        for. Of a GGUF file transformers leaves out what it does not know, so there unknown weights are not found.
+        """
         import torch
         from transformers import AutoModelForCausalLM
 
         hide_loading_bar()
-        known = {} if self.gguf else {"config": self.config()}
-        model = self._load(AutoModelForCausalLM, dtype=torch.float32, **known)
+        asked: Json = {"dtype": torch.float32, "device_map": device, "output_loading_info": True}
+        asked |= {} if self.gguf else {"config": self.config()}
+        model, found = self._load(AutoModelForCausalLM, ignore_mismatched_sizes=True, **asked)
+        self._check_weights(found)
+        if not device:  # where the files hold both, config.json may say what it likes
+            head = model.get_output_embeddings()
+            model.config.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
         if getattr(model, "quantization_method", None) == "gguf":
             # Its weights are plain float32, but transformers would not save a model that has this mark.
             del model.hf_quantizer, model.quantization_method, model.config.quantization_config
@@ -166,6 +172,23 @@ class ModelRef:
         if getattr(text, "sliding_window", None) and not hasattr(type(text)(), "sliding_window"):
             del text.sliding_window  # Llama has none: only the cache of `generate` would forget what is behind it
         return model
+
+    def _check_weights(self, found: Json) -> None:
+        missing, unknown = found["missing_keys"], found["unexpected_keys"]
+        kinds = {"missing": missing, "unknown": unknown, "of another size": {n for n, *_ in found["mismatched_keys"]}}
+        wrong = [f"{len(names)} {kind} ({', '.join(sorted(names)[:3])})" for kind, names in kinds.items() if names]
+        advice = "give files of a causal language model that belong to its config.json"
+        if wrapped := [prefix for prefix in WRAPPERS if any(name.startswith(prefix) for name in unknown)]:
+            advice = f"'{wrapped[0]}' was put in front of the names by a wrapper: take it off, and save the model again"
+        elif self.gguf:
+            advice = "download it again, or convert it again"
+        elif set(missing) == {"lm_head.weight"} and not unknown:
+            advice = "where the output is tied to the input embedding, set tie_word_embeddings to true in config.json"
+        if wrong:
+            raise UserError(
+                f"The files of the model '{self.text}' do not fit its configuration: weights {' and '.join(wrong)}; "
+                f"what is unknown would be left out, and the others be random numbers; {advice}."
+            )
 
     @property
     def source(self) -> tuple[str, Json]:
@@ -181,13 +204,15 @@ class ModelRef:
         if self.path is None:
             hub_answers()
         try:
-            return auto.from_pretrained(where, **more, **options)
+            return auto.from_pretrained(where, trust_remote_code=False, **more, **options)  # or it asks in the terminal
         except Exception as error:  # damaged weights raise neither OSError nor ValueError
             raise self.unreadable(error) from error
 
     def unreadable(self, error: Exception) -> UserError:
         """The sentence on a model that could not be read."""
         reason = shorten(f"{type(error).__name__}: {error}", 240)  # a check of sizes tells it in its second line
+        if "trust_remote_code" in str(error):
+            reason = "its config.json asks for program code from its own files (auto_map), which is never run here"
         return UserError(
             f"The model '{self.text}' could not be loaded{offline()}: {reason} — give a hub id that can be reached, a "
             "folder, a whole GGUF file, or 'tiny'."
@@ -205,6 +230,11 @@ def hide_loading_bar() -> None:
 
 def _model_in(folder: Path) -> Path:
     """The model of a folder: itself, a training's final one, or a run's trained one. UserError where there is none."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"The folder {shown(folder)} holds an adapter (LoRA): merge it into its base model first, by "
+            "`merge_and_unload()` of PEFT, save that model and its tokenizer, and give the new folder."
+        )
     for inside in (folder, folder / "final", Run(folder).model()):
         if holds_model(inside):
             return inside
