@@ -9,6 +9,7 @@ from nbutils.chat.settings import ChatSettings
 from nbutils.core.chat_engine.window import FACTOR, can_extend
 from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
+from nbutils.core.files import resolve
 from nbutils.core.hardware import nvidia_gpus
 from nbutils.core.jupyter import quiet
 from nbutils.core.network import hub_answers, offline
@@ -21,6 +22,8 @@ from nbutils.data.sources import open_source
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.evaluate.models import Model, check_model
 from nbutils.evaluate.settings import EvaluateSettings
+from nbutils.metrics.settings import MetricsSettings
+from nbutils.metrics.summary import read_history
 from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 from nbutils.publish.push import check_push
@@ -56,6 +59,7 @@ def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[Any]:
     """Functions with their arguments: each raises UserError over what would stop a stage with these settings."""
     match settings:
         case DataSettings():
+            yield check_known, settings.contamination_tasks, own_tasks(settings.task_path)
             on_hub = {item.name for item in wanted_by([settings])}
             for spec in settings.datasets:
                 if spec.path not in on_hub or not HUB_ID.fullmatch(spec.path):
@@ -74,6 +78,9 @@ def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[Any]:
             for name in settings.peers:
                 yield _peer, name, settings
             yield _reply_tokens, settings
+        case MetricsSettings():
+            for run in settings.compare_runs:
+                yield read_history, resolve(run)
         case ChatSettings():
             yield _talk, settings, trained
         case PublishSettings():

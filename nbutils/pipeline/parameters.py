@@ -23,6 +23,7 @@ from nbutils.core.notebooks import code_cells, notebook_path, notebooks_folder, 
 from nbutils.core.run.layout import Run
 from nbutils.core.settings import Settings, nearest
 from nbutils.core.stages import StageSpec, maker, stages
+from nbutils.core.text import first_line
 
 OF_BUNDLES = ("checkpoint_mirror", "internet", "mirror_minutes")
 """Names in a profile that no notebook has: `kaggle bundle` reads them, other commands pass over them."""
@@ -237,6 +238,8 @@ def _read(text: str, name: str) -> tuple[Any, yaml.Node | None]:
         raise UserError(
             f"{position}: {problem}; use spaces, no tabs, and put text that contains : {{ }} [ ] # & * or ! in quotes."
         ) from None
+    except (ValueError, LookupError, AttributeError) as error:  # an explicit tag, such as !!int, before something else
+        raise UserError(f"{name}: {first_line(error)}; leave tags such as !!int out.") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{name}, line {line}: a control character; remove it.") from None

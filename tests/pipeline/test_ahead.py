@@ -57,6 +57,8 @@ def look(tmp_path, monkeypatch, learned_positions):
         ("reply_tokens is 113", "max_length=128", "max_new_tokens=100", "reply_tokens=113"),
         ("", "max_length=128", "max_new_tokens=100", "reply_tokens=112"),
         ("No task is called 'hellaswga'", "tasks=[heldout_perplexity, hellaswga]"),
+        ("No task is called 'sqic'", "contamination_tasks=[sqic]"),
+        ("no/such/train/metrics.jsonl does not exist", "compare_runs=[no/such]"),
         ("The folder no/such", "task_path=no/such"),
         ("GGUF file no/such.gguf does not exist", "peers=[no/such.gguf]"),
         ("holds no model", "peers=[params]"),

@@ -45,6 +45,7 @@ def test_read_rightly(tmp_path, text, value):
         ("a: 1\nb: 2\na: 3", "line 3, column 1:", "'a' is here a second time"),
         ("d: [{path: x, path: y}]", "line 1, column 15:", "second time"),
         ("a:\n\tb: 1", "line 2, column 1:", "no tabs"),
+        ("a: !!int x", "", "tags such as"),
         ("a: {b}/x", "line 1, column 7:", "quotes"),
         ("a: {{b}}", "line 1, column 5:", "unhashable"),
         ("a: b: c", "line 1, column 5:", "quotes"),
