@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.run.layout import Run
+from nbutils.core.run.models import ModelRef
 from nbutils.core.text import duration
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepLoader
@@ -75,10 +76,19 @@ class Clock(TrainerCallback):
         self.checkpoint = time.perf_counter() - self.evaluated_at
 
 
-def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> Json:
+def fixed(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> Json:
+    """The number of `steps` that fit into `finish_in_minutes`, and the `seconds` that were measured for it.
+
+    UserError as by `steps_that_fit`. All ranks must call it; nothing that it does is left.
+    """
+    seconds = _measured(tokenizer, args, job)
+    return {"steps": steps_that_fit(seconds, job.settings), "seconds": seconds}
+
+
+def _measured(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> Json:
     """Mean seconds of a `step`, and those of the `first` evaluation, a later `evaluation` and a `checkpoint`.
 
-    Of the slowest rank; all ranks must call it. The model is trained by it, and nothing else is left.
+    Those of the slowest rank.
     """
     run = Run(job.run.training / ".rehearsal.partial")
     loader = Probes(job.loader.rows, job.loader.plan, job.loader.rank, job.loader.world_size)
@@ -96,7 +106,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: A
     )
     args = copy(args)
     args.max_steps, args.lr_scheduler_type, args.report_to = len(loader), "constant", []
-    clock, trainer = Clock(), SmallchatTrainer(model, tokenizer, args, own)
+    clock, trainer = Clock(), SmallchatTrainer(ModelRef.parse(str(job.run.base)).load(), tokenizer, args, own)
     trainer.add_callback(clock)
     trainer.train()
     if job.records.active:

@@ -35,7 +35,7 @@ from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan, StepLoader
 from nbutils.train.control import Budget, Records, pause_requests
 from nbutils.train.dataset import TokenRows
-from nbutils.train.rehearsal import measured, steps_that_fit
+from nbutils.train.rehearsal import fixed
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer, disk_is_full
 
@@ -106,7 +106,6 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         records.progress("warning", message=f"The checkpoint {damaged.name} {words} and is passed over.")
 
     tokenizer = AutoTokenizer.from_pretrained(run.base)
-    model = ModelRef.parse(str(run.base)).load()
     rows = TokenRows.for_training(data, settings, tokenizer)
     plan = BatchPlan.of(rows, settings)
     loader = StepLoader(rows, plan, args.process_index, world, step)
@@ -120,10 +119,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
             records.progress("warning", message="Resumed with another number of processes: not bit-identical.")
     steps, facts = plan.total_steps(settings.epochs, settings.max_steps), None
     if settings.finish_in_minutes:
-        if not (facts := _measured_before(run, checkpoint)):
-            seconds = measured(model, tokenizer, args, job)
-            facts = {"steps": steps_that_fit(seconds, settings), "seconds": seconds}
-            model = ModelRef.parse(str(run.base)).load()
+        facts = _fixed_before(run, checkpoint) or fixed(tokenizer, args, job)
         args.max_steps = steps = facts["steps"]
     cooling = settings.cooldown_from(steps)
     if checkpoint and cooling is not None and checkpoint.step > cooling and checkpoint.fact("open"):
@@ -133,13 +129,11 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         )
     args.warmup_steps = settings.warmup_steps(steps, len(loader))
     args.lr_scheduler_kwargs = settings.schedule_options(steps)
-    trainer = SmallchatTrainer(model, tokenizer, args, job)
+    trainer = SmallchatTrainer(ModelRef.parse(str(run.base)).load(), tokenizer, args, job)
     if torch.are_deterministic_algorithms_enabled() and (problem := relax_where_needed(trainer)):
         records.progress("warning", message=problem)
     if records.active:
-        shutil.rmtree(run.checkpoints_folder / BEST, ignore_errors=True)  # of steps that are taken again
-        if checkpoint and (checkpoint.path / BEST).is_dir():
-            link_tree(checkpoint.path / BEST, run.checkpoints_folder / BEST)
+        _restore_best(run.checkpoints_folder / BEST, checkpoint)
     _announce(trainer, steps, facts)
     if any(gather_object([requested()])):  # while all this was made ready: nothing is measured any more either
         records.progress("paused", step=step, steps=steps)
@@ -180,7 +174,14 @@ def _joined(settings: TrainSettings, folder: Path) -> Arguments:
     return args
 
 
-def _measured_before(run: Run, checkpoint: Checkpoint | None) -> Json | None:
+def _restore_best(best: Path, checkpoint: Checkpoint | None) -> None:
+    """The best model as the checkpoint knows it: a later one is of steps that are taken again."""
+    shutil.rmtree(best, ignore_errors=True)
+    if checkpoint and (checkpoint.path / BEST).is_dir():
+        link_tree(checkpoint.path / BEST, best)
+
+
+def _fixed_before(run: Run, checkpoint: Checkpoint | None) -> Json | None:
     """The number of steps that an earlier session has fixed, and by what; the same on all ranks."""
     path = run.training / "settings.json"
     facts = (read_json(path) if path.is_file() else {}).get("derived", {}).get("measured")
