@@ -50,8 +50,9 @@ def run_training(settings: TrainSettings, folder: Path) -> Json:
     step, steps = event["step"], event["steps"]  # the last says how it ended
     facts = {"step": step, "steps": steps, "fraction": round(step / steps, 4), "made": f"step {step:,} of {steps:,}"}
     if event["event"] == "finished":
-        if event["chosen"] < step:
-            facts["made"] += f"; the final model is that of step {event['chosen']:,}"
+        if words := which_was_kept(rows, event["chosen"]) if settings.keep == "best" else "":
+            print(f"The final model is {words}.")
+            facts["made"] += f"; final: {words.partition(':')[0]}"
         return facts | {"status": "done", "chosen": event["chosen"]}
     return facts | {"status": "paused", "how_to_continue": "run the same command, or this notebook, again"}
 
@@ -134,6 +135,16 @@ def with_time_left(events: Iterable[Event], budget_minutes: float) -> Iterator[t
         yield event, line
 
 
+def which_was_kept(rows: Sequence[Json], chosen: int) -> str:
+    """Which model is the final one, out of how many evaluations, and what the last was; '' where one was possible."""
+    losses = {row["step"]: row["eval_loss"] for row in rows if row.get("kind") == "eval" and row["step"]}
+    if len(losses) < 2:
+        return ""
+    words = f"that of step {chosen:,}: the lowest of {len(losses)} evaluation losses, {losses[chosen]:.3f}"
+    last = max(losses)
+    return words if chosen == last else f"{words}; the last, of step {last:,}, is {losses[last]:.3f} (train/last)"
+
+
 def line_of(event: Event, steps: int) -> str:
     """One line for people about an event, empty for those that need none."""
     match event.get("kind", event["event"]):
@@ -159,8 +170,6 @@ def line_of(event: Event, steps: int) -> str:
             return f"Note: {event['message']}"
         case "pausing":
             return "Pausing: a checkpoint is being written. Interrupt again to stop at once."
-        case "finished" if event["chosen"] < event["step"]:
-            return f"The final model is that of step {event['chosen']}, whose evaluation loss was the lowest."
         case "paused":
             return f"Paused at step {event['step']} of {event['steps']} ({event['step'] / event['steps']:.0%})."
     return ""

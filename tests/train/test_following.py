@@ -62,3 +62,10 @@ def test_the_figure_of_a_resumed_run_shows_its_earlier_curve_and_the_planned_ste
     history = History.of(rows)
     assert steps == 900 and history.resumes == [300]
     assert [row["step"] for row in history.train] == list(range(10, 601, 10))
+
+
+def test_which_model_was_kept_out_of_how_many_and_what_the_last_was():
+    rows = history_rows(30, eval_loss=lambda f: 4.0 + abs(f - 2 / 3))
+    words = run.which_was_kept(rows, 200)
+    assert all(said in words for said in ("step 200", "3 evaluation", "4.000", "step 300", "4.333", "train/last"))
+    assert "300" not in run.which_was_kept(rows, 200).partition(":")[0] and not run.which_was_kept(rows[:4], 0)
