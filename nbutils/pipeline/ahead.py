@@ -163,14 +163,20 @@ def _room(name: str, tokens: int, model: str, extended: bool, trained: TrainSett
 
 
 def _context(ref: ModelRef, extended: bool) -> int:
-    """Tokens that a model reads at once, as the chat extends it or as it was trained."""
+    """Tokens that a model reads at once, as the chat extends it or as it was trained.
+
+    UserError where it can't be built, or a folder's weights are not those of its configuration.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = ref.config()
     try:
         with torch.device("meta"):
-            extended &= can_extend(AutoModelForCausalLM.from_config(config))
+            folder = ref.path and not ref.gguf
+            extended &= can_extend(ref.load("meta") if folder else AutoModelForCausalLM.from_config(config))
+    except UserError:
+        raise
     except Exception as error:  # an architecture's own check of its sizes, or none that writes text
         raise ref.unreadable(error) from error
     return context_length(config) * FACTOR**extended

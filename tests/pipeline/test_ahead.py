@@ -27,6 +27,7 @@ def learned_positions(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("gpt2")
     GPT2LMHeadModel(gpt2(64)).save_pretrained(folder)
     T5Config().save_pretrained(folder / "t5")
+    gpt2(64).save_pretrained(folder / "bare")
     (folder / "chats.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     return folder
 
@@ -65,6 +66,7 @@ def look(tmp_path, monkeypatch, learned_positions):
         ("reads 64 tokens at once", "peers=[GPT2]"),
         ("peers holds 'tiny'", "peers=[tiny]"),
         ("could not be loaded", "compare_with=GPT2/t5"),
+        ("could not be loaded", "compare_with=GPT2/bare"),
         ("a file is there", "cache_dir=GPT2/chats.jsonl"),
         ("no step-000500", "compare_with=step-000500"),
         ("no step-000400", "compare_with=step-000400", "checkpoint_steps=0"),
