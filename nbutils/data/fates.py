@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 KEPT = "kept"
 MALFORMED = "malformed"
@@ -43,6 +43,7 @@ FATES = (KEPT, *REASONS)
 
 Turn = tuple[str, str]
 """(role, text)"""
+Form = Literal["NFC", "NFKC"]
 
 
 class Context(str):
@@ -120,17 +121,30 @@ def joined(messages: Sequence[Turn]) -> list[Turn]:
 
 
 def conversation_hash(turns: Sequence[Turn]) -> str:
-    """32 hex digits, equal for conversations that differ in nothing but Unicode form (NFKC) and white space."""
+    """32 hex digits, equal for conversations that differ in nothing but Unicode form and white space.
+
+    The form is NFC (2² is not 22). What is learnt in one and context in the other is not the same.
+    """
+    marks = bytes([isinstance(role, Context) for role, _ in turns])
+    return _digest(turns, "NFC", b"\xff" + marks if any(marks) else b"")  # no text in UTF-8 has that byte
+
+
+def opening_hash(turns: Sequence[Turn]) -> str:
+    """The same of the first exchange, by its texts alone and in form KC: what is nearly alike stays on one side."""
+    return _digest(turns[:2], "NFKC")
+
+
+def _digest(turns: Sequence[Turn], form: Form, more: bytes = b"") -> str:
     text = " \0 ".join([text for _, text in turns])
     if text.count("\0") >= len(turns):  # a text holds the separator itself
         text = " \0 ".join([text.replace("\0", "\0\0") for _, text in turns])
-    text = " ".join(normalised(text).split())
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    text = " ".join(normalised(text, form).split())
+    return hashlib.blake2b(text.encode() + more, digest_size=16).hexdigest()
 
 
-def normalised(text: str) -> str:
-    """Unicode normalisation form KC; plain ASCII is in it already."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+def normalised(text: str, form: Form = "NFKC") -> str:
+    """A text in a Unicode normalisation form; plain ASCII is in it already."""
+    return text if text.isascii() else unicodedata.normalize(form, text)
 
 
 def side_of(opening: str, split_seed: int, eval_fraction: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,8 @@ def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
     if kind not in (*FLAT, *BINARY):
         for row in rows:
             spoil(rng, row)
-    rows += [rng.choice(rows)]
+    mark, off, on = map(json.dumps, style["mark"] or "???")
+    rows += [rng.choice(rows), json.loads(json.dumps(rng.choice(rows)).replace(f"{mark}: {on}", f"{mark}: {off}"))]
     if FILES.get(kind) is jsonl:
         rows += rng.choices(NO_ROWS, k=3)
     rows += [row_of(rng, style)[0] for _ in range(len(rows) + 12)]  # most have the columns, and no side is empty
@@ -84,6 +86,7 @@ def check(made: Made, counts: dict[str, int]) -> None:
     assert fates == {fate: facts for fate, facts in summary["fates"].items() if facts["rows"]}
     kept = ledger[ledger["fate"] == "kept"]
     assert kept["hash"].is_unique
+    assert (ledger[ledger["hash"] != ""]["context_turns"].map(str).groupby(ledger["hash"]).nunique() == 1).all()
     for side in ("train", "eval"):
         mine, rows = kept[kept["side"] == side], made.rows(side)
         assert mine.index.tolist() == [(row["source"], row["index"]) for row in rows]
