@@ -23,7 +23,7 @@ from nbutils.core.files import sha256_of_file, sha256_of_json, shown
 from nbutils.data.messages import Malformed
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import LINE, Shape, detect, parse_line, shape_for
+from nbutils.data.shapes import LABELS, LINE, Shape, detect, parse_line, shape_for
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LINE_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".ndjson", *SEPARATORS) for packed in ("", ".gz", ".zst"))
@@ -184,10 +184,12 @@ def _grouped(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
 def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
     """The shape that most of the first lines have, and the names of the columns seen; broken lines do not count."""
     votes = Counter[tuple[str, ...]]()
+    labels = []
     broken = ""
     for line in lines:
         try:
-            votes[tuple(parse_line(line))] += 1
+            votes[tuple(row := parse_line(line))] += 1
+            labels.append({name: row.get(name) for name in LABELS})
         except Malformed as error:
             broken = broken or str(error)
         if votes.total() == LOOKED_AT:
@@ -197,7 +199,7 @@ def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
         raise UserError(f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them.")
     seen = list(dict.fromkeys(chain.from_iterable(votes)))
     fit = [columns for columns, _ in votes.most_common() if shape_for(columns)]
-    return detect((*fit, seen)[0], where), seen
+    return detect((*fit, seen)[0], where, labels), seen
 
 
 def open_document(path: Path) -> Rows | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from itertools import zip_longest
 from typing import Any
@@ -31,8 +32,13 @@ OTHER_PARTS = {
 }
 """Types of the parts of a message, as the chat interfaces of today call them."""
 REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
-MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale")
-"""Keys of a message that say whether it is to be learnt: 1 or true, 0 or false."""
+MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale", "train_detail")
+"""Keys of a message, a part of one, or a row that say whether it is to be learnt."""
+OFF = ("0", "0.0", "false")
+SAID = (*OFF, "1", "1.0", "true", "", "none", "nan")
+"""What a mark may be, as text, which it is in a table: not to be learnt, or to be learnt as what has no mark is."""
+NO_TEXT = re.compile(r"[\d\s.,:+-]*|true|false", re.IGNORECASE)
+"""What a table has in columns of numbers and marks."""
 KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS, *MARKS))
 
 STOP = "stop"
@@ -56,7 +62,7 @@ def holds_text(value: Any) -> bool:
     """Whether there is a text, or the bytes of a picture or sound, anywhere in a value."""
     if isinstance(value, Mapping | list | tuple):
         return any(map(holds_text, value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, str | bytes) and bool(value.strip())
+    return bool(value.strip()) if isinstance(value, bytes) else isinstance(value, str) and not NO_TEXT.fullmatch(value)
 
 
 def decoded(value: Any, what: str) -> Any:
@@ -67,6 +73,22 @@ def decoded(value: Any, what: str) -> Any:
         return json.loads(value)
     except ValueError:
         raise Malformed(f"{what} is no JSON") from None
+
+
+def unlearnt(found: Mapping[str, Any], names: Collection[str], what: str) -> str:
+    """A mark by which something is not to be learnt, such as `weight is 0`, or nothing.
+
+    Malformed (`STOP`) for a mark that says neither that it is learnt nor that it is not.
+    """
+    off = ""
+    for name in filter(found.__contains__, names):
+        said = str(found[name]).strip().lower()
+        if said not in SAID:
+            raise Malformed(
+                f"{what}'s {name} is {found[name]!r:.60}, but it is learnt wholly (1) or not at all (0)", STOP
+            )
+        off = f"{name} is {said}" if said in OFF else off
+    return off
 
 
 def role_of(name: str) -> str:
@@ -107,7 +129,9 @@ class Reading:
         if kind not in TEXT_PARTS:
             fates = [fate for fate, kinds in OTHER_PARTS.items() if kind in kinds]
             raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text", *fates)
-        self.beside(part, ("type", *TEXT_KEYS), "message part: ")
+        if off := unlearnt(part, MARKS, "a part of a message"):
+            raise Malformed(f"a part of a message is marked ({off}); mark the message as a whole", STOP)
+        self.beside(part, ("type", *TEXT_KEYS, *MARKS), "message part: ")
         return self.only(part, "a part of a message holds two different texts")
 
     def only(self, found: Mapping[str, Any], problem: str) -> str:
@@ -144,11 +168,5 @@ class Reading:
         if roles[0] == "tool":
             raise Malformed("a message is what a tool answered", TOOL_USE)
         self.beside(item, KNOWN, "message: ")
-        marks = {key: item[key] for key in MARKS if not absent(item.get(key))}
-        if odd := [key for key, mark in marks.items() if mark not in (0, 1)]:
-            raise Malformed(
-                f"a message's {odd[0]} is {marks[odd[0]]!r:.60}, but it is learnt wholly (1) or not at all (0)",
-                STOP,
-            )
         text = self.only(item, "a message holds two different texts")
-        return (roles[0] if all(marks.values()) else Context(roles[0])), text
+        return (Context(roles[0]) if unlearnt(item, MARKS, "a message") else roles[0]), text

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
 from typing import Any
@@ -14,12 +14,25 @@ import pyarrow as pa
 from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
 from nbutils.data.fates import REJECTED, Turn
-from nbutils.data.messages import ROLE_KEYS, STOP, TEXT_KEYS, Malformed, Reading, absent, decoded, holds_text, role_of
+from nbutils.data.messages import (
+    MARKS,
+    ROLE_KEYS,
+    SAID,
+    STOP,
+    TEXT_KEYS,
+    Malformed,
+    Reading,
+    absent,
+    decoded,
+    holds_text,
+    role_of,
+    unlearnt,
+)
 
 LINE = "__line"
 """Column of raw text lines, each a JSON object, for files that are read line by line."""
 LABELS = ("label", "kto_tag")
-"""Columns that say with `false` that a row shows what is not to be learnt."""
+"""Columns that say with `false` or 0 that a row shows what is not to be learnt, unless they hold names or numbers."""
 
 TEMPLATES = {
     "<|start_header_id|>": "Llama 3",
@@ -47,6 +60,7 @@ class Shape:
     optional: tuple[str, ...]
     read: Callable[[Reading, Mapping[str, Any]], list[Turn]]
     example: str
+    labels: tuple[str, ...] = LABELS
 
     def fits(self, columns: Collection[str]) -> bool:
         """Whether one of the needed columns of each group is there."""
@@ -55,7 +69,7 @@ class Shape:
     @property
     def known(self) -> tuple[str, ...]:
         """All columns that it has a use for."""
-        return (*(name for group in self.columns for name in group), *self.optional, *LABELS)
+        return (*(name for group in self.columns for name in group), *self.optional, *MARKS, *self.labels)
 
 
 def _messages(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
@@ -156,10 +170,14 @@ def shape_for(columns: Collection[str]) -> Shape | None:
     return next((shape for shape in SHAPES if shape.fits(columns)), None)
 
 
-def detect(columns: Collection[str], where: str) -> Shape:
-    """The shape that a dataset's columns fit. UserError, naming columns and shapes, where none does."""
+def detect(columns: Collection[str], where: str, rows: Iterable[Mapping[str, Any]] = ()) -> Shape:
+    """The shape that a dataset's columns fit. UserError, naming columns and shapes, where none does.
+
+    A label that is a class (something but true, false, 1 and 0) in one of the first rows is no mark in any.
+    """
     if shape := shape_for(columns):
-        return shape
+        classes = {name for row in rows for name in LABELS if str(row.get(name)).lower() not in SAID}
+        return replace(shape, labels=tuple(name for name in LABELS if name not in classes))
     raise UserError(
         f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the six shapes: "
         f"{KNOWN}. Rename its columns, or take it out of `datasets`."
@@ -224,9 +242,9 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
     found: list[Turn] | Malformed
     try:
         row = load(row)
-        reading.beside(row, shape.known[: -len(LABELS)], "")
-        if any(str(row.get(label)).lower() == "false" for label in LABELS):
-            raise Malformed("its label is false", REJECTED)
+        reading.beside(row, shape.known, "")
+        if off := unlearnt(row, (*MARKS, *shape.labels), "the row"):
+            raise Malformed(f"its {off}", REJECTED)
         found = shape.read(reading, row)
         for role, text in found:
             if not (text.isascii() and role.isascii()):

@@ -30,7 +30,7 @@ from nbutils.data import lines
 from nbutils.data.fates import Turn, as_messages
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import detect
+from nbutils.data.shapes import LABELS, detect
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -101,7 +101,9 @@ def _source(spec: DatasetSpec, data: Dataset | IterableDataset, revision: str = 
     from datasets import Dataset
 
     columns = data.column_names or list(next(_streamed(spec, data.take(1)), {}))
-    shape = detect(columns, spec.label)
+    labels = [name for name in LABELS if name in columns]
+    first = data.select_columns(labels).take(lines.LOOKED_AT) if labels else ()
+    shape = detect(columns, spec.label, _streamed(spec, first))
     rows, fingerprint = (len(data), data._fingerprint) if isinstance(data, Dataset) else (None, "")
     texts = {name for name, kind in (data.features or {}).items() if re.search("string|Json|Image|Audio", str(kind))}
     wanted = [name for name in columns if name in texts or name in shape.known]  # texts that are not read are counted

@@ -11,8 +11,8 @@ from nbutils.data.display import beside_line
 from nbutils.data.messages import MARKS
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
-from tests.data.making import chat, chats, make, make_of, messages, refusal
-from tests.data.test_containers import write
+from tests.data.making import chat, chats, make, make_of, messages, opened, refusal, rows_read
+from tests.data.test_containers import rows_of, write
 
 
 def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
@@ -52,11 +52,22 @@ def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_co
     assert all("number" not in json.dumps(row["messages"]) for row in made.rows("train"))
 
 
+@pytest.mark.parametrize("kind", ["a.jsonl", "saved"])
+@pytest.mark.parametrize("labels,rejected", [([1, 0], 20), ([0, 1, 2], 0), (["good", "bad"], 0)])
+def test_a_label_of_0_rejects_where_all_labels_are_0_or_1_and_no_class_does(tmp_path, kind, labels, rejected):
+    rows = [row | {"label": labels[n % len(labels)]} for n, row in enumerate(rows_of("completion", 40))]
+    found = rows_read(opened(write(kind, tmp_path, rows)))
+    assert [getattr(read, "fate", "") for read, _ in found].count("rejected") == rejected
+    assert all(unread == ["label"] * ("bad" in labels) for _, unread in found)
+
+
 @pytest.mark.parametrize(
     "rows,words",
     [
         ([*chats(3), {"messages": [{"role": "assistant", "content": "b", "weight": 0.5}]}],
          ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
+        ([*chats(3), chat("a", "b") | {"loss_mask": [0, 1]}], ["Row 3 of", "the row's loss_mask is [0, 1]"]),
+        ([chat("a", [{"type": "text", "text": "b", "train": False}])], ["a part of a message is marked (train is"]),
         ([{"prompt": "<s> [INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
         ([{"prompt": "Below is an instruction.\n\n### Response:", "completion": "x"}], ["of Alpaca already"]),
         ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
