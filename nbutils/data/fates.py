@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 KEPT = "kept"
 MALFORMED = "malformed"
@@ -43,7 +43,6 @@ FATES = (KEPT, *REASONS)
 
 Turn = tuple[str, str]
 """(role, text)"""
-Form = Literal["NFC", "NFKC"]
 
 
 class Context(str):
@@ -125,26 +124,23 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
 
     The form is NFC (2² is not 22). What is learnt in one and context in the other is not the same.
     """
-    marks = bytes([isinstance(role, Context) for role, _ in turns])
-    return _digest(turns, "NFC", b"\xff" + marks if any(marks) else b"")  # no text in UTF-8 has that byte
-
-
-def opening_hash(turns: Sequence[Turn]) -> str:
-    """The same of the first exchange, by its texts alone and in form KC: what is nearly alike stays on one side."""
-    return _digest(turns[:2], "NFKC")
-
-
-def _digest(turns: Sequence[Turn], form: Form, more: bytes = b"") -> str:
     text = " \0 ".join([text for _, text in turns])
     if text.count("\0") >= len(turns):  # a text holds the separator itself
         text = " \0 ".join([text.replace("\0", "\0\0") for _, text in turns])
-    text = " ".join(normalised(text, form).split())
-    return hashlib.blake2b(text.encode() + more, digest_size=16).hexdigest()
+    data = " ".join(unicodedata.normalize("NFC", text).split()).encode()
+    marks = bytes([isinstance(role, Context) for role, _ in turns])
+    data += b"\xff" + marks if any(marks) else b""  # no text in UTF-8 has that byte
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def normalised(text: str, form: Form = "NFKC") -> str:
-    """A text in a Unicode normalisation form; plain ASCII is in it already."""
-    return text if text.isascii() else unicodedata.normalize(form, text)
+def opening_hash(turns: Sequence[Turn]) -> str:
+    """The same of the first exchange, without marks and in form KC: what is nearly alike stays on one side."""
+    return conversation_hash([(str(role), normalised(text)) for role, text in turns[:2]])
+
+
+def normalised(text: str) -> str:
+    """Unicode normalisation form KC; plain ASCII is in it already."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
 def side_of(opening: str, split_seed: int, eval_fraction: float) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from ast import literal_eval
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
@@ -37,6 +39,8 @@ MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_
 OFF = ("0", "0.0", "false")
 SAID = (*OFF, "1", "1.0", "true", "", "none", "nan")
 """What a mark may be, as text, which it is in a table: not to be learnt, or to be learnt as what has no mark is."""
+LISTED = re.compile(r"""\s*\[\s*\{.*["'](?:role|from|speaker)["']\s*:.*\}\s*\]\s*""", re.DOTALL)
+"""How a list of messages looks that was written into a column of texts."""
 NO_TEXT = re.compile(r"[\d\s.,:+-]*|true|false", re.IGNORECASE)
 """What a table has in columns of numbers and marks."""
 KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS, *MARKS))
@@ -66,13 +70,22 @@ def holds_text(value: Any) -> bool:
 
 
 def decoded(value: Any, what: str) -> Any:
-    """The value itself, or what a string of JSON holds."""
+    """The value itself, or what a string of JSON (or of Python, as pandas writes lists into a table) holds."""
     if not isinstance(value, str):
         return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise Malformed(f"{what} is no JSON") from None
+    for read in (json.loads, literal_eval):
+        with suppress(ValueError, SyntaxError):
+            return read(value)
+    raise Malformed(f"{what} is no JSON")
+
+
+def listed(value: Any) -> Any:
+    """The messages that a text lists, where it is nothing else and their roles are known; any other value itself."""
+    if not (isinstance(value, str) and LISTED.fullmatch(value)):
+        return value
+    found = decoded(value, "what looks like a list of messages")
+    roles = [{role_of(str(item.get(key))) for key in ROLE_KEYS} for item in found if isinstance(item, Mapping)]
+    return found if len(roles) == len(found) and all(NAMES.keys() & some for some in roles) else value
 
 
 def unlearnt(found: Mapping[str, Any], names: Collection[str], what: str) -> str:

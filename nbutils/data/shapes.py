@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,8 +11,9 @@ from itertools import islice, product
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from nbutils.core.chatml import CHATML
+from nbutils.core.chatml import CHATML, IM_START
 from nbutils.core.errors import UserError
 from nbutils.data.fates import REJECTED, Turn
 from nbutils.data.messages import (
@@ -25,6 +27,7 @@ from nbutils.data.messages import (
     absent,
     decoded,
     holds_text,
+    listed,
     role_of,
     unlearnt,
 )
@@ -47,8 +50,14 @@ TEMPLATES = {
     "### User:": "Vicuna",
     "<｜User｜>": "DeepSeek",
     "<|start|>": "Harmony",
+    "A chat between a curious": "Vicuna",
+    "Human:": "HH-RLHF",
+    IM_START: "ChatML",
 }
-"""What a text begins with or has in it that was written with a template already; ChatML is read."""
+"""What a text begins with that was written with a template already."""
+BEGINS = re.compile(rf"^\s*(?:<s>|<bos>)?\s*({'|'.join(map(re.escape, TEMPLATES))})")
+WHOLE = {"Human:": re.compile(r"\n\nAssistant:").search, IM_START: CHATML.parse}
+"""What tells a text with a template from one that only begins as such a text does."""
 
 
 @dataclass(frozen=True)
@@ -93,34 +102,36 @@ def _alpaca(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
 
 def _side(reading: Reading, value: Any, role: str) -> list[Turn]:
     """One side of a prompt/completion or preference row: messages, one message, or the text of one."""
+    value = listed(value)
     if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ROLE_KEYS):
         return [reading.message(value)]
     return reading.messages(value) if isinstance(value, list | Mapping) else [(role, reading.text(value))]
 
 
 def _completion(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    return _plain(_answered(_side(reading, row["prompt"], "user"), _side(reading, row["completion"], "assistant")))
+    return _answered(reading, row["prompt"], row["completion"])
 
 
 def _preference(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    asked = _side(reading, row["prompt"] if "prompt" in row else row["conversations"], "user")
-    return _plain(_answered(asked, _side(reading, row["chosen"], "assistant")))
+    return _answered(reading, row["prompt"] if "prompt" in row else row["conversations"], row["chosen"])
 
 
-def _answered(asked: list[Turn], answer: list[Turn]) -> list[Turn]:
+def _answered(reading: Reading, prompt: Any, value: Any) -> list[Turn]:
     """Prompt and answer together. Some sets repeat the prompt, or its last message, at the head of the answer."""
+    asked, answer = _side(reading, prompt, "user"), _side(reading, value, "assistant")
     said, last = ([(role, text.strip()) for role, text in turns] for turns in (answer, asked[-1:]))
-    if [role for role, _ in said if role != "system"][:1] != ["user"] or not {*last} & {*said}:
-        return asked + answer
-    length = said.index(last[0]) + 1
-    return max(asked, answer[:length], key=len) + answer[length:]
+    if [role for role, _ in said if role != "system"][:1] == ["user"]:
+        if {*last} & {*said}:
+            length = said.index(last[0]) + 1
+            return max(asked, answer[:length], key=len) + answer[length:]
+        if isinstance(value, str):  # another conversation, as JSON: that was asked for
+            answer = [("assistant", value)]
+    return _plain(asked + answer)
 
 
 def _plain(turns: list[Turn]) -> list[Turn]:
     """The turns, or the messages that their texts are once more, where these were written with a template already."""
-    messages = _rendered(
-        "".join(text for role, text in turns if role != "system").lstrip().removeprefix("<s>").lstrip(), str.startswith
-    )
+    messages = _rendered("".join(text for role, text in turns if role != "system"))
     if {"user", "assistant"} <= {role for role, _ in messages}:
         return [turn for turn in turns if turn[0] == "system"] + messages
     return turns
@@ -128,8 +139,9 @@ def _plain(turns: list[Turn]) -> list[Turn]:
 
 def _text(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
     text = reading.text(row["text"]).strip()
-    messages = _rendered(text, str.__contains__)
+    messages = _rendered(text)
     if text and not messages:
+        _refuse_template(text, STOP)
         raise Malformed(
             f"its `text` is plain text ({text[:40]!r}), which does not say who asks and who answers; give one of the "
             f"shapes {KNOWN}",
@@ -138,16 +150,19 @@ def _text(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
     return messages
 
 
-def _rendered(text: str, has: Callable[[str, str], bool]) -> list[Turn]:
-    """The messages of a text that was written with ChatML; none of plain text. Malformed for another template."""
-    messages = CHATML.parse(text)
-    if not messages and (marks := [mark for mark in TEMPLATES if has(text, mark)]):
+def _rendered(text: str) -> list[Turn]:
+    """The messages of a text that was written with ChatML, also between other marks of an end; none of any other."""
+    text = text.strip().removeprefix("<s>").removesuffix("</s>").removesuffix("<|endoftext|>").strip()
+    return [(role_of(role), said) for role, said in CHATML.parse(text)]
+
+
+def _refuse_template(text: str, *fate: str) -> None:
+    if (begins := BEGINS.match(text)) and WHOLE.get(mark := begins[1], bool)(text):
         raise Malformed(
-            f"its text was written with the template of {TEMPLATES[marks[0]]} already (it has {marks[0]!r}), which "
-            "would be learnt as ordinary characters; give the text alone, or messages",
-            STOP,
+            f"its text was written with the template of {TEMPLATES[mark]} already (it has {mark!r}), which would be "
+            "learnt as ordinary characters; give the text alone, or messages",
+            *fate,
         )
-    return messages
 
 
 SHAPES = (
@@ -247,6 +262,8 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
             raise Malformed(f"its {off}", REJECTED)
         found = shape.read(reading, row)
         for role, text in found:
+            if role != "system":
+                _refuse_template(text)
             if not (text.isascii() and role.isascii()):
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
     except (UnicodeError, RecursionError) as error:
@@ -272,6 +289,8 @@ def _role_and_content(table: pa.Table) -> list[list[Turn]] | None:
         return None
     try:
         roles, said = (items.field(name).to_pylist() for name in names)
+        if pc.any(pc.match_substring_regex(items.field(names[1]), BEGINS.pattern)).as_py():
+            return None
     except UnicodeDecodeError:
         return None
     known = {role: role and role_of(role) for role in set(roles)}

@@ -65,6 +65,7 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
     turns = list(zip(roles, said, strict=True))
     as_is = json.dumps if style["as_json"] else list
     *earlier, asked, answered = said
+    sides = [as_is([message(rng, turn, style)]) for turn in turns] if style["listed"] else said
     if shape in OF_MESSAGES:
         if style["mark"]:
             turns = [(Context(role) if rng.random() < 0.3 else role, text) for role, text in turns]
@@ -73,9 +74,9 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
         history = as_is([earlier[place : place + 2] for place in range(0, len(earlier), 2)])
         row = {"instruction": asked, "input": rng.choice(("", None)), "output": answered, "history": history}
     elif shape == "completion":
-        row = {"prompt": asked, "completion": answered}
+        row = dict(zip(("prompt", "completion"), sides, strict=True))
     elif shape == "preference":
-        row = {"prompt": asked, "chosen": answered, "rejected": "No."}
+        row = {"prompt": sides[0], "chosen": sides[1], "rejected": "No."}
     else:
         row = {"text": CHATML.render(messages(*turns))}
     if style["row_mark"]:
@@ -152,6 +153,7 @@ def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
         "extra": rng.random() < 0.3,
         "as_json": kind in FLAT or rng.random() < 0.2,
         "row_mark": (rng.choice(MARKS + LABELS), *mark[1:]) if rng.random() < 0.2 else None,
+        "listed": rng.random() < 0.4,
         "mark": mark if shape in OF_MESSAGES and rng.random() < 0.5 else None,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +44,7 @@ AFTER = [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]
 (BE_BRIEF,) = messages(BRIEF)
 WHOLE = CHATML.render(messages(*AFTER))
 PROMPT, ANSWER = WHOLE[: -len("Madrid.<|im_end|>\n")], "Madrid.<|im_end|>"
+LISTED = json.dumps([ASKED, ANSWERED])
 QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
 
 
@@ -65,7 +67,11 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
         ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
         ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),
         ("alpaca", {"instruction": PROMPT, "output": ANSWER}, AFTER),
-        ("text", {"text": WHOLE}, AFTER),
+        ("text", {"text": f"<s>{WHOLE}<|endoftext|>\n".replace("|>assistant", "|>gpt")}, AFTER),
+        ("completion", {"prompt": "c", "completion": LISTED}, [("user", "c"), ("assistant", LISTED)]),  # asked for
+        ("preference", {"prompt": "a", "chosen": LISTED}, AB),
+        ("completion", {"prompt": "a", "completion": str([ANSWERED])}, AB),  # as pandas writes lists
+        ("completion", {"prompt": "a", "completion": "[{'role': 0}]"}, [AB[0], ("assistant", "[{'role': 0}]")]),
         ("completion", {"prompt": QUESTION, "completion": "b"}, [("user", QUESTION), AB[1]]),  # stays a question
         ("sharegpt", {"conversations": [GPT | {"from": "system"}, GPT | {"from": "narrator"}, HUMAN]},
          [("system", "b"), ("narrator", "b"), AB[0]]),
@@ -128,6 +134,9 @@ def parts(*content: Any) -> dict[str, Any]:
         ([parts({"type": "riddle", "text": "x"})], MALFORMED, "'riddle'"),
         ([ASKED | {"value": "something else"}], MALFORMED, "two different texts"),
         ([ASKED | {"from": "gpt"}], MALFORMED, "two different roles"),
+        ([ASKED, parts("<s> [INST] Hi [/INST]")], MALFORMED, "Mistral"),
+        ([parts(" Human: Hi\n\nAssistant: Hello"), ANSWERED], MALFORMED, "HH-RLHF"),
+        ([parts(WHOLE), ANSWERED], MALFORMED, "ChatML"),
     ],
 )
 def test_what_is_no_plain_text_has_a_reason_of_its_own(said, fate, words):
