@@ -124,13 +124,12 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
 
     The form is NFC (2² is not 22). What is learnt in one and context in the other is not the same.
     """
-    text = " \0 ".join([text for _, text in turns])
+    texts = [f"\uffff{text}" if isinstance(role, Context) else text for role, text in turns]  # no character of a text
+    text = " \0 ".join(texts)
     if text.count("\0") >= len(turns):  # a text holds the separator itself
-        text = " \0 ".join([text.replace("\0", "\0\0") for _, text in turns])
-    data = " ".join(unicodedata.normalize("NFC", text).split()).encode()
-    marks = bytes([isinstance(role, Context) for role, _ in turns])
-    data += b"\xff" + marks if any(marks) else b""  # no text in UTF-8 has that byte
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+        text = " \0 ".join([text.replace("\0", "\0\0") for text in texts])
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def opening_hash(turns: Sequence[Turn]) -> str:

@@ -196,7 +196,10 @@ def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
             break
     if not votes:
         why = f"no row of it is a JSON object (the first: {broken})" if broken else "it holds no rows"
-        raise UserError(f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them.")
+        raise UserError(
+            f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them in a file "
+            "that is not packed."
+        )
     seen = list(dict.fromkeys(chain.from_iterable(votes)))
     fit = [columns for columns, _ in votes.most_common() if shape_for(columns)]
     return detect((*fit, seen)[0], where, labels), seen

@@ -39,8 +39,12 @@ MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_
 OFF = ("0", "0.0", "false")
 SAID = (*OFF, "1", "1.0", "true", "", "none", "nan")
 """What a mark may be, as text, which it is in a table: not to be learnt, or to be learnt as what has no mark is."""
-LISTED = re.compile(r"""\s*\[\s*\{.*["'](?:role|from|speaker)["']\s*:.*\}\s*\]\s*""", re.DOTALL)
-"""How a list of messages looks that was written into a column of texts."""
+LISTED = re.compile(
+    rf"""\s*\[\s*\{{(?=.*["'](role|from|speaker)["']\s*:\s*["']({"|".join(ROLES)})["'])"""
+    r"""(?=.*["'](content|value|text)["']\s*:).*\}\s*\]\s*""",
+    re.DOTALL | re.IGNORECASE,
+)
+"""A list of messages as JSON, or as Python writes it, and nothing else."""
 NO_TEXT = re.compile(r"[\d\s.,:+-]*|true|false", re.IGNORECASE)
 """What a table has in columns of numbers and marks."""
 KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS, *MARKS))
@@ -66,26 +70,27 @@ def holds_text(value: Any) -> bool:
     """Whether there is a text, or the bytes of a picture or sound, anywhere in a value."""
     if isinstance(value, Mapping | list | tuple):
         return any(map(holds_text, value.values() if isinstance(value, Mapping) else value))
-    return bool(value.strip()) if isinstance(value, bytes) else isinstance(value, str) and not NO_TEXT.fullmatch(value)
+    return isinstance(value, str | bytes) and not NO_TEXT.fullmatch(str(value))
 
 
 def decoded(value: Any, what: str) -> Any:
     """The value itself, or what a string of JSON (or of Python, as pandas writes lists into a table) holds."""
     if not isinstance(value, str):
         return value
-    for read in (json.loads, literal_eval):
+    for read in (load_json, literal_eval):
         with suppress(ValueError, SyntaxError):
             return read(value)
     raise Malformed(f"{what} is no JSON")
 
 
-def listed(value: Any) -> Any:
-    """The messages that a text lists, where it is nothing else and their roles are known; any other value itself."""
-    if not (isinstance(value, str) and LISTED.fullmatch(value)):
-        return value
-    found = decoded(value, "what looks like a list of messages")
-    roles = [{role_of(str(item.get(key))) for key in ROLE_KEYS} for item in found if isinstance(item, Mapping)]
-    return found if len(roles) == len(found) and all(NAMES.keys() & some for some in roles) else value
+def _object(pairs: list[Any]) -> Any:
+    if len(found := dict(pairs)) < len(pairs):
+        raise Malformed(f"an object has one of the keys {', '.join(found)} twice")
+    return found
+
+
+load_json = json.JSONDecoder(object_pairs_hook=_object).decode
+"""What a JSON text holds. ValueError where it is broken, or an object has a key twice."""
 
 
 def unlearnt(found: Mapping[str, Any], names: Collection[str], what: str) -> str:
@@ -93,15 +98,14 @@ def unlearnt(found: Mapping[str, Any], names: Collection[str], what: str) -> str
 
     Malformed (`STOP`) for a mark that says neither that it is learnt nor that it is not.
     """
-    off = ""
     for name in filter(found.__contains__, names):
-        said = str(found[name]).strip().lower()
-        if said not in SAID:
+        if (said := str(found[name]).strip().lower()) not in SAID:
             raise Malformed(
                 f"{what}'s {name} is {found[name]!r:.60}, but it is learnt wholly (1) or not at all (0)", STOP
             )
-        off = f"{name} is {said}" if said in OFF else off
-    return off
+        if said in OFF:
+            return f"{name} is {said}"
+    return ""
 
 
 def role_of(name: str) -> str:
@@ -142,8 +146,8 @@ class Reading:
         if kind not in TEXT_PARTS:
             fates = [fate for fate, kinds in OTHER_PARTS.items() if kind in kinds]
             raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text", *fates)
-        if off := unlearnt(part, MARKS, "a part of a message"):
-            raise Malformed(f"a part of a message is marked ({off}); mark the message as a whole", STOP)
+        if unlearnt(part, MARKS, "a part of a message"):
+            raise Malformed("a part of a message is marked not to be learnt; mark the whole message", STOP)
         self.beside(part, ("type", *TEXT_KEYS, *MARKS), "message part: ")
         return self.only(part, "a part of a message holds two different texts")
 
@@ -174,12 +178,10 @@ class Reading:
             raise Malformed("a message calls a tool", TOOL_USE)
         roles = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
         if not roles or not all(isinstance(role, str) for role in roles):
-            raise Malformed("a message has no role")
+            raise Malformed(f"a message has no role that is a text, but {roles!r:.60}")
         roles = [role_of(role) for role in roles]
         if len(set(roles)) > 1:
             raise Malformed("a message names two different roles")
-        if roles[0] == "tool":
-            raise Malformed("a message is what a tool answered", TOOL_USE)
         self.beside(item, KNOWN, "message: ")
         text = self.only(item, "a message holds two different texts")
         return (Context(roles[0]) if unlearnt(item, MARKS, "a message") else roles[0]), text

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
@@ -13,10 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbutils.core.chatml import CHATML, IM_START
+from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
-from nbutils.data.fates import REJECTED, Turn
+from nbutils.core.files import Json
+from nbutils.data.fates import REJECTED, TOOL_USE, Turn
 from nbutils.data.messages import (
+    LISTED,
     MARKS,
     ROLE_KEYS,
     SAID,
@@ -27,7 +28,7 @@ from nbutils.data.messages import (
     absent,
     decoded,
     holds_text,
-    listed,
+    load_json,
     role_of,
     unlearnt,
 )
@@ -37,38 +38,29 @@ LINE = "__line"
 LABELS = ("label", "kto_tag")
 """Columns that say with `false` or 0 that a row shows what is not to be learnt, unless they hold names or numbers."""
 
-TEMPLATES = {
-    "<|start_header_id|>": "Llama 3",
-    "<|begin_of_text|>": "Llama 3",
-    "[INST]": "Mistral or Llama 2",
-    "<start_of_turn>": "Gemma",
-    "<|user|>": "Zephyr or Phi 3",
-    "<|system|>": "Zephyr or Phi 3",
-    "### Instruction:": "Alpaca",
-    "Below is an instruction": "Alpaca",
-    "### Human:": "Vicuna",
-    "### User:": "Vicuna",
-    "<｜User｜>": "DeepSeek",
-    "<|start|>": "Harmony",
-    "A chat between a curious": "Vicuna",
-    "Human:": "HH-RLHF",
-    IM_START: "ChatML",
-}
-"""What a text begins with that was written with a template already."""
-BEGINS = re.compile(rf"^\s*(?:<s>|<bos>)?\s*({'|'.join(map(re.escape, TEMPLATES))})")
-WHOLE = {"Human:": re.compile(r"\n\nAssistant:").search, IM_START: CHATML.parse}
-"""What tells a text with a template from one that only begins as such a text does."""
+BEGINS = re.compile(
+    r"^\s*(?:<s>|<bos>)?\s*(?:(?P<Llama_3><\|start_header_id\|>|<\|begin_of_text\|>)|(?P<Mistral_or_Llama_2>\[INST\])|"
+    r"(?P<Gemma><start_of_turn>)|(?P<Zephyr_or_Phi_3><\|user\|>|<\|system\|>)|(?P<DeepSeek><｜User｜>)|"
+    r"(?P<Harmony><\|start\|>)|(?P<Alpaca>### Instruction:|Below is an instruction)|"
+    r"(?P<Vicuna>### Human:|### User:|A chat between a curious)|(?P<a_transcript>Human:(?s:.*)\n\nAssistant:)|"
+    r"(?P<ChatML><\|im_start\|>\w+\n(?s:.*)(?:<\|im_end\|>|<\|im_start\|>assistant)\s*$))"
+)
+"""How a text begins that was written with a template already; Python's `re` and Arrow's RE2 read it alike."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to write a conversation in columns: which must be there, which may be, and how to read a row."""
+    """One way to write a conversation in columns: which must be there, which may be, and how to read a row.
+
+    `read` gets what is in the needed columns and the optional ones; `instead` are those of rows that lack the needed.
+    """
 
     name: str
     columns: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...]
-    read: Callable[[Reading, Mapping[str, Any]], list[Turn]]
+    read: Callable[..., list[Turn]]
     example: str
+    instead: tuple[str, ...] = ()
     labels: tuple[str, ...] = LABELS
 
     def fits(self, columns: Collection[str]) -> bool:
@@ -81,39 +73,27 @@ class Shape:
         return (*(name for group in self.columns for name in group), *self.optional, *MARKS, *self.labels)
 
 
-def _messages(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    name = next((name for name in ("messages", "conversations", "conversation") if name in row), "messages")
-    return reading.messages(row[name])
-
-
-def _alpaca(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    system = reading.text(row.get("system"))
-    turns = [("system", system)] if system else []
-    history = row.get("history")
+def _alpaca(reading: Reading, asked: Any, output: Any, more: Any, history: Any, system: Any) -> list[Turn]:
+    if isinstance(output, list):
+        raise Malformed("`output` is a list, and nothing says how that is one text")
+    turns = [("system", text)] if (text := reading.text(system)) else []
     history = [] if absent(history) or history == "" else decoded(history, "`history`")
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
         raise Malformed("`history` holds something else than pairs of question and answer")
-    for asked, answered in history:
-        turns += [("user", reading.text(asked)), ("assistant", reading.text(answered))]
-    parts = [text for text in (reading.text(row["instruction"]), reading.text(row.get("input"))) if text.strip()]
+    for question, answer in history:
+        turns += [("user", reading.text(question)), ("assistant", reading.text(answer))]
+    parts = [text for text in map(reading.text, (asked, more)) if text.strip()]
     asked = "\n\n".join(map(str.strip, parts)) if len(parts) > 1 else "".join(parts)  # it may end in an open header
-    return _plain([*turns, ("user", asked), ("assistant", reading.text(row["output"]))])
+    return _plain([*turns, ("user", asked), ("assistant", reading.text(output))])
 
 
 def _side(reading: Reading, value: Any, role: str) -> list[Turn]:
     """One side of a prompt/completion or preference row: messages, one message, or the text of one."""
-    value = listed(value)
+    if isinstance(value, str) and LISTED.fullmatch(value):
+        value = decoded(value, "what looks like a list of messages")
     if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ROLE_KEYS):
         return [reading.message(value)]
     return reading.messages(value) if isinstance(value, list | Mapping) else [(role, reading.text(value))]
-
-
-def _completion(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    return _answered(reading, row["prompt"], row["completion"])
-
-
-def _preference(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    return _answered(reading, row["prompt"] if "prompt" in row else row["conversations"], row["chosen"])
 
 
 def _answered(reading: Reading, prompt: Any, value: Any) -> list[Turn]:
@@ -137,8 +117,8 @@ def _plain(turns: list[Turn]) -> list[Turn]:
     return turns
 
 
-def _text(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    text = reading.text(row["text"]).strip()
+def _text(reading: Reading, value: Any) -> list[Turn]:
+    text = reading.text(value).strip()
     messages = _rendered(text)
     if text and not messages:
         _refuse_template(text, STOP)
@@ -157,22 +137,30 @@ def _rendered(text: str) -> list[Turn]:
 
 
 def _refuse_template(text: str, *fate: str) -> None:
-    if (begins := BEGINS.match(text)) and WHOLE.get(mark := begins[1], bool)(text):
+    if begins := BEGINS.match(text):
         raise Malformed(
-            f"its text was written with the template of {TEMPLATES[mark]} already (it has {mark!r}), which would be "
-            "learnt as ordinary characters; give the text alone, or messages",
+            f"its text was written with the template of {str(begins.lastgroup).replace('_', ' ')} already (it begins "
+            f"with {begins[0].strip()[:40]!r}), which would be learnt as ordinary characters; give the text alone, or "
+            "messages",
             *fate,
         )
 
 
 SHAPES = (
-    Shape("preference", (("prompt", "conversations"), ("chosen",)), (), _preference, "prompt or conversations, chosen"),
-    Shape("messages", (("messages",),), (), _messages, "messages: [{role, content}, …]"),
-    Shape("sharegpt", (("conversations", "conversation"),), (), _messages, "conversations: [{from, value}, …]"),
+    Shape("preference", (("prompt", "conversations"), ("chosen",)), (), _answered, "prompt or conversations, chosen"),
+    Shape(
+        "messages",
+        (("messages",),),
+        (),
+        Reading.messages,
+        "messages: [{role, content}, …]",
+        ("conversations", "conversation"),
+    ),
+    Shape("sharegpt", (("conversations", "conversation"),), (), Reading.messages, "conversations: [{from, value}, …]"),
     Shape(
         "alpaca", (("instruction",), ("output",)), ("input", "history", "system"), _alpaca, "instruction, input, output"
     ),
-    Shape("completion", (("prompt",), ("completion",)), (), _completion, "prompt, completion"),
+    Shape("completion", (("prompt",), ("completion",)), (), _answered, "prompt, completion"),
     Shape("text", (("text",),), (), _text, "text: a conversation in ChatML"),
 )
 """The first that fits is taken: a preference set often carries `messages` of both answers besides."""
@@ -185,14 +173,14 @@ def shape_for(columns: Collection[str]) -> Shape | None:
     return next((shape for shape in SHAPES if shape.fits(columns)), None)
 
 
-def detect(columns: Collection[str], where: str, rows: Iterable[Mapping[str, Any]] = ()) -> Shape:
+def detect(columns: Collection[str], where: str, rows: Sequence[Json] = ()) -> Shape:
     """The shape that a dataset's columns fit. UserError, naming columns and shapes, where none does.
 
     A label that is a class (something but true, false, 1 and 0) in one of the first rows is no mark in any.
     """
     if shape := shape_for(columns):
-        classes = {name for row in rows for name in LABELS if str(row.get(name)).lower() not in SAID}
-        return replace(shape, labels=tuple(name for name in LABELS if name not in classes))
+        marks = [name for name in LABELS if all(str(row.get(name)).lower() in SAID for row in rows)]
+        return replace(shape, labels=tuple(marks))
     raise UserError(
         f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the six shapes: "
         f"{KNOWN}. Rename its columns, or take it out of `datasets`."
@@ -233,13 +221,16 @@ def _loaded(kind: pa.DataType, value: Any) -> Any:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """One line of a JSONL file. Malformed where it is no JSON object in UTF-8."""
+    """One line of a JSONL file: an object, or a list of messages. Malformed where it is no such JSON in UTF-8."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        text = line.decode("utf-8-sig")
+        value = load_json(text)
     except UnicodeDecodeError:
         raise Malformed("the line is no UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the line is no JSON: {error}") from None
+    if LISTED.fullmatch(text):
+        return {"messages": value}
     if not isinstance(value, dict):
         raise Malformed(f"the line holds no JSON object but a value of type {type(value).__name__}")
     return value
@@ -257,11 +248,14 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
     found: list[Turn] | Malformed
     try:
         row = load(row)
-        reading.beside(row, shape.known, "")
+        used = [next(filter(row.get, (*group, *shape.instead)), group[0]) for group in shape.columns]
+        reading.beside(row, (*used, *shape.optional, *MARKS, *shape.labels), "")
         if off := unlearnt(row, (*MARKS, *shape.labels), "the row"):
             raise Malformed(f"its {off}", REJECTED)
-        found = shape.read(reading, row)
+        found = shape.read(reading, *[row[name] for name in used], *map(row.get, shape.optional))
         for role, text in found:
+            if role == "tool":
+                raise Malformed("a message is what a tool answered", TOOL_USE)
             if role != "system":
                 _refuse_template(text)
             if not (text.isascii() and role.isascii()):

@@ -83,7 +83,10 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
         name, off, on = style["row_mark"]
         row[name] = rng.choice((off, on, on))
         turns = turns if row[name] == on else []
-    return row | ({"id": rng.randrange(99), "source": "web"} if style["extra"] else {}), turns
+    if style["extra"]:
+        more = {"conversations": "Before that."} if shape in ("messages", "preference") else {}
+        row |= more | {"id": rng.randrange(99), "source": "web"}
+    return row, turns
 
 
 def rows_of(shape: str, count: int = 10) -> Rows:
@@ -177,4 +180,4 @@ def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, monkeypatc
             assert read.fate == REJECTED if not turns else as_messages(read) == as_messages(turns), case
             said = json.dumps(row).replace("\\", "") if turns else ""
             beside = {f"message: {key}" for key in BESIDE if f'{key}": "somebody' in said}
-            assert set(unread) == beside | row.keys() & {"source", "rejected"}, case
+            assert set(unread) == beside | row.keys() & {"source", "rejected", "conversations"} - {style["shape"]}, case

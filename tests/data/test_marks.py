@@ -67,7 +67,7 @@ def test_a_label_of_0_rejects_where_all_labels_are_0_or_1_and_no_class_does(tmp_
         ([*chats(3), {"messages": [{"role": "assistant", "content": "b", "weight": 0.5}]}],
          ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
         ([*chats(3), chat("a", "b") | {"loss_mask": [0, 1]}], ["Row 3 of", "the row's loss_mask is [0, 1]"]),
-        ([chat("a", [{"type": "text", "text": "b", "train": False}])], ["a part of a message is marked (train is"]),
+        ([chat("a", [{"text": "b", "train": False}])], ["a part of a message is marked"]),
         ([{"prompt": "<s> [INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
         ([{"prompt": "Below is an instruction.\n\n### Response:", "completion": "x"}], ["of Alpaca already"]),
         ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
