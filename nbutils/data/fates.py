@@ -134,7 +134,7 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
 
 def opening_hash(turns: Sequence[Turn]) -> str:
     """The same of the first exchange, without marks and in form KC: what is nearly alike stays on one side."""
-    return conversation_hash([(str(role), normalised(text)) for role, text in turns[:2]])
+    return conversation_hash([("", normalised(text)) for _, text in turns[:2]])
 
 
 def normalised(text: str) -> str:

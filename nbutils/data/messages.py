@@ -176,12 +176,12 @@ class Reading:
             raise Malformed(f"a message is of type {type(item).__name__}")
         if any(holds_text(item.get(key)) and item[key] != "[]" for key in CALLS):
             raise Malformed("a message calls a tool", TOOL_USE)
-        roles = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
-        if not roles or not all(isinstance(role, str) for role in roles):
-            raise Malformed(f"a message has no role that is a text, but {roles!r:.60}")
-        roles = [role_of(role) for role in roles]
-        if len(set(roles)) > 1:
+        names = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
+        roles = {role_of(name) for name in names if isinstance(name, str)}
+        if not roles:
+            raise Malformed(f"a message has no role that is a text, but {names!r:.60}")
+        if len(roles) > 1:
             raise Malformed("a message names two different roles")
         self.beside(item, KNOWN, "message: ")
         text = self.only(item, "a message holds two different texts")
-        return (Context(roles[0]) if unlearnt(item, MARKS, "a message") else roles[0]), text
+        return (Context(*roles) if unlearnt(item, MARKS, "a message") else roles.pop()), text

@@ -57,9 +57,9 @@ class Shape:
 
     name: str
     columns: tuple[tuple[str, ...], ...]
-    optional: tuple[str, ...]
     read: Callable[..., list[Turn]]
     example: str
+    optional: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
     labels: tuple[str, ...] = LABELS
 
@@ -89,11 +89,10 @@ def _alpaca(reading: Reading, asked: Any, output: Any, more: Any, history: Any, 
 
 def _side(reading: Reading, value: Any, role: str) -> list[Turn]:
     """One side of a prompt/completion or preference row: messages, one message, or the text of one."""
-    if isinstance(value, str) and LISTED.fullmatch(value):
-        value = decoded(value, "what looks like a list of messages")
     if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ROLE_KEYS):
         return [reading.message(value)]
-    return reading.messages(value) if isinstance(value, list | Mapping) else [(role, reading.text(value))]
+    listed = isinstance(value, list | Mapping) or LISTED.fullmatch(str(value))
+    return reading.messages(value) if listed else [(role, reading.text(value))]
 
 
 def _answered(reading: Reading, prompt: Any, value: Any) -> list[Turn]:
@@ -146,22 +145,16 @@ def _refuse_template(text: str, *fate: str) -> None:
         )
 
 
+SHAREGPT = ("conversations", "conversation")
 SHAPES = (
-    Shape("preference", (("prompt", "conversations"), ("chosen",)), (), _answered, "prompt or conversations, chosen"),
+    Shape("preference", (("prompt", "conversations"), ("chosen",)), _answered, "prompt or conversations, chosen"),
+    Shape("messages", (("messages",),), Reading.messages, "messages: [{role, content}, …]", instead=SHAREGPT),
+    Shape("sharegpt", (SHAREGPT,), Reading.messages, "conversations: [{from, value}, …]"),
     Shape(
-        "messages",
-        (("messages",),),
-        (),
-        Reading.messages,
-        "messages: [{role, content}, …]",
-        ("conversations", "conversation"),
+        "alpaca", (("instruction",), ("output",)), _alpaca, "instruction, input, output", ("input", "history", "system")
     ),
-    Shape("sharegpt", (("conversations", "conversation"),), (), Reading.messages, "conversations: [{from, value}, …]"),
-    Shape(
-        "alpaca", (("instruction",), ("output",)), ("input", "history", "system"), _alpaca, "instruction, input, output"
-    ),
-    Shape("completion", (("prompt",), ("completion",)), (), _answered, "prompt, completion"),
-    Shape("text", (("text",),), (), _text, "text: a conversation in ChatML"),
+    Shape("completion", (("prompt",), ("completion",)), _answered, "prompt, completion"),
+    Shape("text", (("text",),), _text, "text: a conversation in ChatML"),
 )
 """The first that fits is taken: a preference set often carries `messages` of both answers besides."""
 
