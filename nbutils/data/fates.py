@@ -128,8 +128,8 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
     text = " \0 ".join(texts)
     if text.count("\0") >= len(turns):  # a text holds the separator itself
         text = " \0 ".join([text.replace("\0", "\0\0") for text in texts])
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    text = text if text.isascii() else unicodedata.normalize("NFC", text)
+    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).hexdigest()
 
 
 def opening_hash(turns: Sequence[Turn]) -> str:

@@ -39,9 +39,12 @@ MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_
 OFF = ("0", "0.0", "false")
 SAID = (*OFF, "1", "1.0", "true", "", "none", "nan")
 """What a mark may be, as text, which it is in a table: not to be learnt, or to be learnt as what has no mark is."""
+_STRING = r"""(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
 LISTED = re.compile(
-    rf"""\s*\[\s*\{{(?=.*["'](role|from|speaker)["']\s*:\s*["']({"|".join(ROLES)})["'])"""
-    r"""(?=.*["'](content|value|text)["']\s*:).*\}\s*\]\s*""",
+    r"""\s*\[\s*\{(?=.*["'](?:content|value|text)["']\s*:)"""
+    rf"""(?:\s*{_STRING}\s*:\s*(?:{_STRING}|\[(?:{_STRING}|[^"'\[\]])*+\]|[^\s"'\[{{,]+)\s*,)*?"""
+    r"""\s*["'](?:role|from|speaker)["']\s*:"""
+    rf"""\s*["'](?:{"|".join(ROLES)})["'].*\}}\s*\]\s*""",
     re.DOTALL | re.IGNORECASE,
 )
 """A list of messages as JSON, or as Python writes it, and nothing else."""
@@ -101,7 +104,9 @@ def unlearnt(found: Mapping[str, Any], names: Collection[str], what: str) -> str
     for name in filter(found.__contains__, names):
         if (said := str(found[name]).strip().lower()) not in SAID:
             raise Malformed(
-                f"{what}'s {name} is {found[name]!r:.60}, but it is learnt wholly (1) or not at all (0)", STOP
+                f"{what}'s {name} is {found[name]!r:.60}, but it is learnt wholly (1) or not at all (0); rename what "
+                "means something else",
+                STOP,
             )
         if said in OFF:
             return f"{name} is {said}"
