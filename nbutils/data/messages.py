@@ -36,9 +36,8 @@ OTHER_PARTS = {
 REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale", "train_detail")
 """Keys of a message, a part of one, or a row that say whether it is to be learnt."""
-OFF = ("0", "0.0", "false")
-SAID = (*OFF, "1", "1.0", "true", "", "none", "nan")
-"""What a mark may be, as text, which it is in a table: not to be learnt, or to be learnt as what has no mark is."""
+SAID = ("0", "0.0", "false", "1", "1.0", "true", "", "none", "nan")
+"""What a mark may be, as text, which it is in a table: three ways to say that nothing is learnt, and to say nothing."""
 _STRING = r"""(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
 LISTED = re.compile(
     r"""\s*\[\s*\{(?=.*["'](?:content|value|text)["']\s*:)"""
@@ -50,7 +49,7 @@ LISTED = re.compile(
 """A list of messages as JSON, or as Python writes it, and nothing else."""
 NO_TEXT = re.compile(r"[\d\s.,:+-]*|true|false", re.IGNORECASE)
 """What a table has in columns of numbers and marks."""
-KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS, *MARKS))
+KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS))
 
 STOP = "stop"
 """In place of a fate: the row cannot be read as it was meant, and nor can others like it."""
@@ -108,7 +107,7 @@ def unlearnt(found: Mapping[str, Any], names: Collection[str], what: str) -> str
                 "means something else",
                 STOP,
             )
-        if said in OFF:
+        if said in SAID[:3]:
             return f"{name} is {said}"
     return ""
 
@@ -153,7 +152,7 @@ class Reading:
             raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text", *fates)
         if unlearnt(part, MARKS, "a part of a message"):
             raise Malformed("a part of a message is marked not to be learnt; mark the whole message", STOP)
-        self.beside(part, ("type", *TEXT_KEYS, *MARKS), "message part: ")
+        self.beside(part, ("type", *TEXT_KEYS), "message part: ")
         return self.only(part, "a part of a message holds two different texts")
 
     def only(self, found: Mapping[str, Any], problem: str) -> str:

@@ -120,7 +120,7 @@ def _text(reading: Reading, value: Any) -> list[Turn]:
     text = reading.text(value).strip()
     messages = _rendered(text)
     if text and not messages:
-        _refuse_template(text, STOP)
+        _refuse_template(text)
         raise Malformed(
             f"its `text` is plain text ({text[:40]!r}), which does not say who asks and who answers; give one of the "
             f"shapes {KNOWN}",
@@ -135,13 +135,12 @@ def _rendered(text: str) -> list[Turn]:
     return [(role_of(role), said) for role, said in CHATML.parse(text)]
 
 
-def _refuse_template(text: str, *fate: str) -> None:
+def _refuse_template(text: str) -> None:
     if begins := BEGINS.match(text):
         raise Malformed(
             f"its text was written with the template of {str(begins.lastgroup).replace('_', ' ')} already (it begins "
             f"with {begins[0].strip()[:40]!r}), which would be learnt as ordinary characters; give the text alone, or "
-            "messages",
-            *fate,
+            "messages"
         )
 
 
@@ -242,7 +241,7 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> R
     try:
         row = load(row)
         used = [next(filter(row.get, (*group, *shape.instead)), group[0]) for group in shape.columns]
-        reading.beside(row, (*used, *shape.optional, *MARKS, *shape.labels), "")
+        reading.beside(row, (*used, *shape.optional), "")
         if off := unlearnt(row, (*MARKS, *shape.labels), "the row"):
             raise Malformed(f"its {off}", REJECTED)
         found = shape.read(reading, *[row[name] for name in used], *map(row.get, shape.optional))

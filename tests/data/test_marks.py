@@ -71,7 +71,7 @@ def test_a_label_of_0_rejects_where_all_labels_are_0_or_1_and_no_class_does(tmp_
         ([{"prompt": "<s> [INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
         ([{"prompt": "Below is an instruction.\n\n### Response:", "completion": "x"}], ["of Alpaca already"]),
         ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
-        ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["Row 0 of", "of Gemma already"]),
+        ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["row 0 of", "of Gemma already"]),
         ([{"text": "Once upon a time"}],
          ["plain text ('Once upon a time')", "messages: [{role", "text: a conversation in ChatML"]),
         ([{"messages": messages(("Frage", f"{i}?"), ("Antwort", "!"))} for i in range(9)],
