@@ -8,18 +8,17 @@ import json
 import re
 from codecs import BOM_UTF8 as BOM
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import sha256_of_file, sha256_of_json, shown
+from nbutils.core.files import Json, sha256_of_file, sha256_of_json, shown
 from nbutils.data.messages import Malformed
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
@@ -203,7 +202,7 @@ def _first_object(path: Path, text: mmap, start: int, stop: int) -> bytes | None
     return text[first[1] : first[2]] if first and text[first[1]] == _OBJECT else None
 
 
-def _rows_of_columns(found: Mapping[str, Any]) -> list[bytes] | None:
+def _rows_of_columns(found: Json) -> list[bytes] | None:
     """The rows of an object that holds a shape's columns, each a list or a mapping of row numbers, as pandas writes.
 
     None for any other. All of them are in memory at once: such a file has been in somebody's memory as a whole.

@@ -40,15 +40,14 @@ SAID = ("0", "0.0", "false", "1", "1.0", "true", "", "none", "nan")
 """What a mark may be, as text, which it is in a table: three ways to say that nothing is learnt, and to say nothing."""
 _STRING = r"""(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
 LISTED = re.compile(
-    r"""\s*\[\s*\{(?=.*["'](?:content|value|text)["']\s*:)"""
+    r"""(?is)\s*\[\s*\{(?=.*["'](?:content|value|text)["']\s*:)"""
     rf"""(?:\s*{_STRING}\s*:\s*(?:{_STRING}|\[(?:{_STRING}|[^"'\[\]])*+\]|[^\s"'\[{{,]+)\s*,)*?"""
     r"""\s*["'](?:role|from|speaker)["']\s*:"""
-    rf"""\s*["'](?:{"|".join(ROLES)})["'].*\}}\s*\]\s*""",
-    re.DOTALL | re.IGNORECASE,
+    rf"""\s*["'](?:{"|".join(ROLES)})["'].*\}}\s*\]\s*"""
 )
 """A list of messages as JSON, or as Python writes it, and nothing else."""
-NO_TEXT = re.compile(r"[\d\s.,:+-]*|true|false", re.IGNORECASE)
-"""What a table has in columns of numbers and marks."""
+NO_TEXT = re.compile(r"(?i)[\d\s.,:+-]*|\[\]|true|false")
+"""What a table has in columns of numbers, marks and empty lists."""
 KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS))
 
 STOP = "stop"
@@ -153,13 +152,13 @@ class Reading:
         if unlearnt(part, MARKS, "a part of a message"):
             raise Malformed("a part of a message is marked not to be learnt; mark the whole message", STOP)
         self.beside(part, ("type", *TEXT_KEYS), "message part: ")
-        return self.only(part, "a part of a message holds two different texts")
+        return self.only(part)
 
-    def only(self, found: Mapping[str, Any], problem: str) -> str:
+    def only(self, found: Mapping[str, Any]) -> str:
         """The one text among empty ones, or none. Malformed where two differ."""
         texts = {text: None for key in TEXT_KEYS if (text := self.text(found.get(key)))}
         if len(texts) > 1:
-            raise Malformed(problem)
+            raise Malformed("a message, or a part of one, holds two different texts")
         return next(iter(texts), "")
 
     def messages(self, value: Any) -> list[Turn]:
@@ -178,7 +177,7 @@ class Reading:
         """Role and text of one message."""
         if not isinstance(item, Mapping):
             raise Malformed(f"a message is of type {type(item).__name__}")
-        if any(holds_text(item.get(key)) and item[key] != "[]" for key in CALLS):
+        if any(holds_text(item.get(key)) for key in CALLS):
             raise Malformed("a message calls a tool", TOOL_USE)
         names = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
         roles = {role_of(name) for name in names if isinstance(name, str)}
@@ -187,5 +186,5 @@ class Reading:
         if len(roles) > 1:
             raise Malformed("a message names two different roles")
         self.beside(item, KNOWN, "message: ")
-        text = self.only(item, "a message holds two different texts")
+        text = self.only(item)
         return (Context(*roles) if unlearnt(item, MARKS, "a message") else roles.pop()), text

@@ -212,7 +212,7 @@ def _loaded(kind: pa.DataType, value: Any) -> Any:
     return value
 
 
-def parse_line(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> Json:
     """One line of a JSONL file: an object, or a list of messages. Malformed where it is no such JSON in UTF-8."""
     try:
         text = line.decode("utf-8-sig")
@@ -235,7 +235,7 @@ UNREADABLE = {
 }
 
 
-def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> Row:
+def _read(shape: Shape, row: Any, load: Callable[[Any], Json]) -> Row:
     reading = Reading()
     found: list[Turn] | Malformed
     try:
