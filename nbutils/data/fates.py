@@ -120,12 +120,21 @@ def joined(messages: Sequence[Turn]) -> list[Turn]:
 
 
 def conversation_hash(turns: Sequence[Turn]) -> str:
-    """32 hex digits, equal for conversations that differ in nothing but Unicode form (NFKC) and white space."""
-    text = " \0 ".join([text for _, text in turns])
+    """32 hex digits, equal for conversations that differ in nothing but Unicode form and white space.
+
+    The form is NFC (2² is not 22). What is learnt in one and context in the other is not the same.
+    """
+    texts = [f"\uffff{text}" if isinstance(role, Context) else text for role, text in turns]  # no character of a text
+    text = " \0 ".join(texts)
     if text.count("\0") >= len(turns):  # a text holds the separator itself
-        text = " \0 ".join([text.replace("\0", "\0\0") for _, text in turns])
-    text = " ".join(normalised(text).split())
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        text = " \0 ".join([text.replace("\0", "\0\0") for text in texts])
+    text = text if text.isascii() else unicodedata.normalize("NFC", text)
+    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).hexdigest()
+
+
+def opening_hash(turns: Sequence[Turn]) -> str:
+    """The same of the first exchange, without marks and in form KC: what is nearly alike stays on one side."""
+    return conversation_hash([("", normalised(text)) for _, text in turns[:2]])
 
 
 def normalised(text: str) -> str:

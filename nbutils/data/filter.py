@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nbutils.core.files import replaced, write_json
 from nbutils.core.run.models import TINY, ModelRef, train_bpe
-from nbutils.data.fates import DUPLICATE, KEPT, REASONS, TOO_LONG, conversation_hash
+from nbutils.data.fates import DUPLICATE, KEPT, REASONS, TOO_LONG, opening_hash
 from nbutils.data.row_batches import Source, in_order
 from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tokenizer
 from nbutils.data.sets import RowSet, Sample, add_dropped, read_whole, shown, where
@@ -55,7 +55,7 @@ def train_texts(settings: DataSettings, sources: Sequence[Source]) -> Iterator[s
         rows = RowFilter(source.spec, source.shape, settings, Path())
         for batch in source.batches():
             for judged in rows.judged(batch.read(), batch.start).values():
-                if judged.fate == KEPT and rows.side(conversation_hash(judged.turns[:2])) == "train":
+                if judged.fate == KEPT and rows.side(opening_hash(judged.turns)) == "train":
                     yield from (text for _, text in judged.turns)
 
 

@@ -8,40 +8,25 @@ import json
 import re
 from codecs import BOM_UTF8 as BOM
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from mmap import ACCESS_READ, mmap
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 import pyarrow as pa
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import sha256_of_file, sha256_of_json, shown
+from nbutils.core.files import Json, sha256_of_file, sha256_of_json, shown
 from nbutils.data.messages import Malformed
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import LINE, Shape, detect, parse_line, shape_for
+from nbutils.data.shapes import LABELS, LINE, Shape, detect, parse_line, shape_for
+from nbutils.data.splits import SEPARATORS, unpacked
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-LINE_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".ndjson", *SEPARATORS) for packed in ("", ".gz", ".zst"))
-BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
-"""Endings of what the `datasets` library reads, by its names of them."""
-FILE_SUFFIXES = (*LINE_SUFFIXES, ".json", *BUILDERS)
-"""Of a `path` that is a file: a hub id may hold a dot too."""
 BATCH_BYTES = 16 * 2**20
 """Raw bytes of a batch at most: one row can be long."""
-WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""What the `datasets` library takes as the name of each usual split in the name of a file or folder."""
-ABOUT = ("dataset_info", "dataset_infos", "metadata")
-"""Names of JSON files in a dataset's folder that hold no rows."""
-_SHARD = r"(?:[-._ ]?\d+(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]+)?)?"
 LOOKED_AT = 200
 """Rows that are not broken from which the shape is found."""
 HEAD = 2**20
@@ -55,58 +40,6 @@ _LIST, _OBJECT, _COMMA, _COLON = b"[{,:"
 
 Rows = Callable[[], Iterator[bytes]]
 """A call that reads the rows of a file as raw JSON."""
-
-
-def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
-    """The files read here that a path stands for: itself, or a folder's files of the split.
-
-    A folder in which no file is named for the split is all `train` (but for files that are named for another split).
-    Empty for Parquet, Arrow and anything else, which the `datasets` library opens. UserError where the files are of
-    several kinds: it would read one of them.
-    """
-    if not path.is_dir():
-        return [path] if path.name.endswith((*LINE_SUFFIXES, ".json")) else []
-    if spec.name or _configured(path):
-        return []
-    below = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file() and file.stem not in ABOUT]
-    below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
-    below = [file for file in below if file.name.endswith(FILE_SUFFIXES)]
-    mine = [file for file in below if names_split(file, spec.whole_split)]
-    if not mine and spec.whole_split == "train":
-        mine = [file for file in below if not any(names_split(file, other) for other in WORDS)]
-    kinds = {"" if file.name.endswith(LINE_SUFFIXES) else file.suffix: file for file in mine}
-    if len(kinds) > 1:
-        raise UserError(
-            f"The folder {spec.path} holds {' and '.join(map(str, kinds.values()))} for the split "
-            f"'{spec.whole_split}'; name the one file to read in `datasets`, or move the other away."
-        )
-    return [] if kinds.keys() & BUILDERS.keys() else [path / file for file in mine]
-
-
-def _configured(folder: Path) -> bool:
-    """Whether a dataset's card says itself which files make which split, as the hub's do."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return False
-    text = card.read_text(encoding="utf-8", errors="replace")
-    return text.startswith("---") and "\nconfigs:" in text.split("\n---", 1)[0]
-
-
-def names_split(path: PurePath, split: str) -> bool:
-    """Whether a file (relative to the dataset's folder) is named for the split, or is in a folder of that name.
-
-    `train.jsonl`, `train-00000-of-00002.jsonl`, `chats_train.jsonl` and `train/chats.jsonl` are; `train_old.jsonl` is
-    something else.
-    """
-    words = "|".join(map(re.escape, WORDS.get(split, (split,))))
-    return any(re.fullmatch(words, part) for part in path.parent.parts) or bool(
-        re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", _unpacked(path).stem)
-    )
-
-
-def _unpacked(path: PurePath) -> PurePath:
-    """The file's name without what says that it is compressed."""
-    return PurePath(path.name.removesuffix(".gz").removesuffix(".zst"))
 
 
 def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
@@ -132,7 +65,7 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
 
 
 def _rows_of(path: Path) -> Rows:
-    if separator := SEPARATORS.get(_unpacked(path).suffix):
+    if separator := SEPARATORS.get(unpacked(path).suffix):
         return partial(_table_rows, path, separator)
     found = open_document(path) if path.suffix == ".json" or _is_list(path) else None
     return found or partial(_lines_of, path)
@@ -184,20 +117,25 @@ def _grouped(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
 def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
     """The shape that most of the first lines have, and the names of the columns seen; broken lines do not count."""
     votes = Counter[tuple[str, ...]]()
+    labels = []
     broken = ""
     for line in lines:
         try:
-            votes[tuple(parse_line(line))] += 1
+            votes[tuple(row := parse_line(line))] += 1
+            labels.append({name: row.get(name) for name in LABELS})
         except Malformed as error:
             broken = broken or str(error)
         if votes.total() == LOOKED_AT:
             break
     if not votes:
         why = f"no row of it is a JSON object (the first: {broken})" if broken else "it holds no rows"
-        raise UserError(f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them.")
+        raise UserError(
+            f"The dataset {where} cannot be read: {why}. Give one JSON object a line, or a list of them in a file "
+            "that is not packed."
+        )
     seen = list(dict.fromkeys(chain.from_iterable(votes)))
     fit = [columns for columns, _ in votes.most_common() if shape_for(columns)]
-    return detect((*fit, seen)[0], where), seen
+    return detect((*fit, seen)[0], where, labels), seen
 
 
 def open_document(path: Path) -> Rows | None:
@@ -264,7 +202,7 @@ def _first_object(path: Path, text: mmap, start: int, stop: int) -> bytes | None
     return text[first[1] : first[2]] if first and text[first[1]] == _OBJECT else None
 
 
-def _rows_of_columns(found: Mapping[str, Any]) -> list[bytes] | None:
+def _rows_of_columns(found: Json) -> list[bytes] | None:
     """The rows of an object that holds a shape's columns, each a list or a mapping of row numbers, as pandas writes.
 
     None for any other. All of them are in memory at once: such a file has been in somebody's memory as a whole.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from ast import literal_eval
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
@@ -31,9 +34,21 @@ OTHER_PARTS = {
 }
 """Types of the parts of a message, as the chat interfaces of today call them."""
 REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
-MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale")
-"""Keys of a message that say whether it is to be learnt: 1 or true, 0 or false."""
-KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS, *MARKS))
+MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale", "train_detail")
+"""Keys of a message, a part of one, or a row that say whether it is to be learnt."""
+SAID = ("0", "0.0", "false", "1", "1.0", "true", "", "none", "nan")
+"""What a mark may be, as text, which it is in a table: three ways to say that nothing is learnt, and to say nothing."""
+_STRING = r"""(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
+LISTED = re.compile(
+    r"""(?is)\s*\[\s*\{(?=.*["'](?:content|value|text)["']\s*:)"""
+    rf"""(?:\s*{_STRING}\s*:\s*(?:{_STRING}|\[(?:{_STRING}|[^"'\[\]])*+\]|[^\s"'\[{{,]+)\s*,)*?"""
+    r"""\s*["'](?:role|from|speaker)["']\s*:"""
+    rf"""\s*["'](?:{"|".join(ROLES)})["'].*\}}\s*\]\s*"""
+)
+"""A list of messages as JSON, or as Python writes it, and nothing else."""
+NO_TEXT = re.compile(r"(?i)[\d\s.,:+-]*|\[\]|true|false")
+"""What a table has in columns of numbers, marks and empty lists."""
+KNOWN = frozenset((*ROLE_KEYS, *TEXT_KEYS, *CALLS))
 
 STOP = "stop"
 """In place of a fate: the row cannot be read as it was meant, and nor can others like it."""
@@ -56,17 +71,44 @@ def holds_text(value: Any) -> bool:
     """Whether there is a text, or the bytes of a picture or sound, anywhere in a value."""
     if isinstance(value, Mapping | list | tuple):
         return any(map(holds_text, value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, str | bytes) and bool(value.strip())
+    return isinstance(value, str | bytes) and not NO_TEXT.fullmatch(str(value))
 
 
 def decoded(value: Any, what: str) -> Any:
-    """The value itself, or what a string of JSON holds."""
+    """The value itself, or what a string of JSON (or of Python, as pandas writes lists into a table) holds."""
     if not isinstance(value, str):
         return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise Malformed(f"{what} is no JSON") from None
+    for read in (load_json, literal_eval):
+        with suppress(ValueError, SyntaxError):
+            return read(value)
+    raise Malformed(f"{what} is no JSON")
+
+
+def _object(pairs: list[Any]) -> Any:
+    if len(found := dict(pairs)) < len(pairs):
+        raise Malformed(f"an object has one of the keys {', '.join(found)} twice")
+    return found
+
+
+load_json = json.JSONDecoder(object_pairs_hook=_object).decode
+"""What a JSON text holds. ValueError where it is broken, or an object has a key twice."""
+
+
+def unlearnt(found: Mapping[str, Any], names: Collection[str], what: str) -> str:
+    """A mark by which something is not to be learnt, such as `weight is 0`, or nothing.
+
+    Malformed (`STOP`) for a mark that says neither that it is learnt nor that it is not.
+    """
+    for name in filter(found.__contains__, names):
+        if (said := str(found[name]).strip().lower()) not in SAID:
+            raise Malformed(
+                f"{what}'s {name} is {found[name]!r:.60}, but it is learnt wholly (1) or not at all (0); rename what "
+                "means something else",
+                STOP,
+            )
+        if said in SAID[:3]:
+            return f"{name} is {said}"
+    return ""
 
 
 def role_of(name: str) -> str:
@@ -107,14 +149,16 @@ class Reading:
         if kind not in TEXT_PARTS:
             fates = [fate for fate, kinds in OTHER_PARTS.items() if kind in kinds]
             raise Malformed(f"a message holds a part of type {kind!r:.60}, which is no text", *fates)
+        if unlearnt(part, MARKS, "a part of a message"):
+            raise Malformed("a part of a message is marked not to be learnt; mark the whole message", STOP)
         self.beside(part, ("type", *TEXT_KEYS), "message part: ")
-        return self.only(part, "a part of a message holds two different texts")
+        return self.only(part)
 
-    def only(self, found: Mapping[str, Any], problem: str) -> str:
+    def only(self, found: Mapping[str, Any]) -> str:
         """The one text among empty ones, or none. Malformed where two differ."""
         texts = {text: None for key in TEXT_KEYS if (text := self.text(found.get(key)))}
         if len(texts) > 1:
-            raise Malformed(problem)
+            raise Malformed("a message, or a part of one, holds two different texts")
         return next(iter(texts), "")
 
     def messages(self, value: Any) -> list[Turn]:
@@ -133,22 +177,14 @@ class Reading:
         """Role and text of one message."""
         if not isinstance(item, Mapping):
             raise Malformed(f"a message is of type {type(item).__name__}")
-        if any(holds_text(item.get(key)) and item[key] != "[]" for key in CALLS):
+        if any(holds_text(item.get(key)) for key in CALLS):
             raise Malformed("a message calls a tool", TOOL_USE)
-        roles = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
-        if not roles or not all(isinstance(role, str) for role in roles):
-            raise Malformed("a message has no role")
-        roles = [role_of(role) for role in roles]
-        if len(set(roles)) > 1:
+        names = [item[key] for key in ROLE_KEYS if not absent(item.get(key))]
+        roles = {role_of(name) for name in names if isinstance(name, str)}
+        if not roles:
+            raise Malformed(f"a message has no role that is a text, but {names!r:.60}")
+        if len(roles) > 1:
             raise Malformed("a message names two different roles")
-        if roles[0] == "tool":
-            raise Malformed("a message is what a tool answered", TOOL_USE)
         self.beside(item, KNOWN, "message: ")
-        marks = {key: item[key] for key in MARKS if not absent(item.get(key))}
-        if odd := [key for key, mark in marks.items() if mark not in (0, 1)]:
-            raise Malformed(
-                f"a message's {odd[0]} is {marks[odd[0]]!r:.60}, but it is learnt wholly (1) or not at all (0)",
-                STOP,
-            )
-        text = self.only(item, "a message holds two different texts")
-        return (roles[0] if all(marks.values()) else Context(roles[0])), text
+        text = self.only(item)
+        return (Context(*roles) if unlearnt(item, MARKS, "a message") else roles.pop()), text

@@ -29,6 +29,7 @@ from nbutils.data.fates import (
     Turn,
     conversation_hash,
     judge,
+    opening_hash,
     side_of,
     uniform,
 )
@@ -106,10 +107,9 @@ class RowFilter:
             "messages": judged.messages,
         }
         if measured:
-            opening = conversation_hash(judged.turns[:2])  # those that begin alike, such as a growing one, share it
-            digest = opening if len(judged.turns) == 2 else conversation_hash(judged.turns)
+            opening = opening_hash(judged.turns)  # those that begin alike, such as a growing one, share it
             row |= {
-                "hash": digest,
+                "hash": conversation_hash(judged.turns),
                 "opening": opening,
                 "side": self.side(opening),
                 "tokens": measured.tokens,

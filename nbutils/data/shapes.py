@@ -2,51 +2,66 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
-from nbutils.data.fates import REJECTED, Turn
-from nbutils.data.messages import ROLE_KEYS, STOP, TEXT_KEYS, Malformed, Reading, absent, decoded, holds_text, role_of
+from nbutils.core.files import Json
+from nbutils.data.fates import REJECTED, TOOL_USE, Turn
+from nbutils.data.messages import (
+    LISTED,
+    MARKS,
+    ROLE_KEYS,
+    SAID,
+    STOP,
+    TEXT_KEYS,
+    Malformed,
+    Reading,
+    absent,
+    decoded,
+    holds_text,
+    load_json,
+    role_of,
+    unlearnt,
+)
 
 LINE = "__line"
 """Column of raw text lines, each a JSON object, for files that are read line by line."""
 LABELS = ("label", "kto_tag")
-"""Columns that say with `false` that a row shows what is not to be learnt."""
+"""Columns that say with `false` or 0 that a row shows what is not to be learnt, unless they hold names or numbers."""
 
-TEMPLATES = {
-    "<|start_header_id|>": "Llama 3",
-    "<|begin_of_text|>": "Llama 3",
-    "[INST]": "Mistral or Llama 2",
-    "<start_of_turn>": "Gemma",
-    "<|user|>": "Zephyr or Phi 3",
-    "<|system|>": "Zephyr or Phi 3",
-    "### Instruction:": "Alpaca",
-    "Below is an instruction": "Alpaca",
-    "### Human:": "Vicuna",
-    "### User:": "Vicuna",
-    "<｜User｜>": "DeepSeek",
-    "<|start|>": "Harmony",
-}
-"""What a text begins with or has in it that was written with a template already; ChatML is read."""
+BEGINS = re.compile(
+    r"^\s*(?:<s>|<bos>)?\s*(?:(?P<Llama_3><\|start_header_id\|>|<\|begin_of_text\|>)|(?P<Mistral_or_Llama_2>\[INST\])|"
+    r"(?P<Gemma><start_of_turn>)|(?P<Zephyr_or_Phi_3><\|user\|>|<\|system\|>)|(?P<DeepSeek><｜User｜>)|"
+    r"(?P<Harmony><\|start\|>)|(?P<Alpaca>### Instruction:|Below is an instruction)|"
+    r"(?P<Vicuna>### Human:|### User:|A chat between a curious)|(?P<a_transcript>Human:(?s:.*)\n\nAssistant:)|"
+    r"(?P<ChatML><\|im_start\|>\w+\n(?s:.*)(?:<\|im_end\|>|<\|im_start\|>assistant)\s*$))"
+)
+"""How a text begins that was written with a template already; Python's `re` and Arrow's RE2 read it alike."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to write a conversation in columns: which must be there, which may be, and how to read a row."""
+    """One way to write a conversation in columns: which must be there, which may be, and how to read a row.
+
+    `read` gets what is in the needed columns and the optional ones; `instead` are those of rows that lack the needed.
+    """
 
     name: str
     columns: tuple[tuple[str, ...], ...]
-    optional: tuple[str, ...]
-    read: Callable[[Reading, Mapping[str, Any]], list[Turn]]
+    read: Callable[..., list[Turn]]
     example: str
+    optional: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
+    labels: tuple[str, ...] = LABELS
 
     def fits(self, columns: Collection[str]) -> bool:
         """Whether one of the needed columns of each group is there."""
@@ -55,67 +70,57 @@ class Shape:
     @property
     def known(self) -> tuple[str, ...]:
         """All columns that it has a use for."""
-        return (*(name for group in self.columns for name in group), *self.optional, *LABELS)
+        return (*(name for group in self.columns for name in group), *self.optional, *MARKS, *self.labels)
 
 
-def _messages(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    name = next((name for name in ("messages", "conversations", "conversation") if name in row), "messages")
-    return reading.messages(row[name])
-
-
-def _alpaca(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    system = reading.text(row.get("system"))
-    turns = [("system", system)] if system else []
-    history = row.get("history")
+def _alpaca(reading: Reading, asked: Any, output: Any, more: Any, history: Any, system: Any) -> list[Turn]:
+    if isinstance(output, list):
+        raise Malformed("`output` is a list, and nothing says how that is one text")
+    turns = [("system", text)] if (text := reading.text(system)) else []
     history = [] if absent(history) or history == "" else decoded(history, "`history`")
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
         raise Malformed("`history` holds something else than pairs of question and answer")
-    for asked, answered in history:
-        turns += [("user", reading.text(asked)), ("assistant", reading.text(answered))]
-    parts = [text for text in (reading.text(row["instruction"]), reading.text(row.get("input"))) if text.strip()]
+    for question, answer in history:
+        turns += [("user", reading.text(question)), ("assistant", reading.text(answer))]
+    parts = [text for text in map(reading.text, (asked, more)) if text.strip()]
     asked = "\n\n".join(map(str.strip, parts)) if len(parts) > 1 else "".join(parts)  # it may end in an open header
-    return _plain([*turns, ("user", asked), ("assistant", reading.text(row["output"]))])
+    return _plain([*turns, ("user", asked), ("assistant", reading.text(output))])
 
 
 def _side(reading: Reading, value: Any, role: str) -> list[Turn]:
     """One side of a prompt/completion or preference row: messages, one message, or the text of one."""
     if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ROLE_KEYS):
         return [reading.message(value)]
-    return reading.messages(value) if isinstance(value, list | Mapping) else [(role, reading.text(value))]
+    listed = isinstance(value, list | Mapping) or LISTED.fullmatch(str(value))
+    return reading.messages(value) if listed else [(role, reading.text(value))]
 
 
-def _completion(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    return _plain(_answered(_side(reading, row["prompt"], "user"), _side(reading, row["completion"], "assistant")))
-
-
-def _preference(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    asked = _side(reading, row["prompt"] if "prompt" in row else row["conversations"], "user")
-    return _plain(_answered(asked, _side(reading, row["chosen"], "assistant")))
-
-
-def _answered(asked: list[Turn], answer: list[Turn]) -> list[Turn]:
+def _answered(reading: Reading, prompt: Any, value: Any) -> list[Turn]:
     """Prompt and answer together. Some sets repeat the prompt, or its last message, at the head of the answer."""
+    asked, answer = _side(reading, prompt, "user"), _side(reading, value, "assistant")
     said, last = ([(role, text.strip()) for role, text in turns] for turns in (answer, asked[-1:]))
-    if [role for role, _ in said if role != "system"][:1] != ["user"] or not {*last} & {*said}:
-        return asked + answer
-    length = said.index(last[0]) + 1
-    return max(asked, answer[:length], key=len) + answer[length:]
+    if [role for role, _ in said if role != "system"][:1] == ["user"]:
+        if {*last} & {*said}:
+            length = said.index(last[0]) + 1
+            return max(asked, answer[:length], key=len) + answer[length:]
+        if isinstance(value, str):  # another conversation, as JSON: that was asked for
+            answer = [("assistant", value)]
+    return _plain(asked + answer)
 
 
 def _plain(turns: list[Turn]) -> list[Turn]:
     """The turns, or the messages that their texts are once more, where these were written with a template already."""
-    messages = _rendered(
-        "".join(text for role, text in turns if role != "system").lstrip().removeprefix("<s>").lstrip(), str.startswith
-    )
+    messages = _rendered("".join(text for role, text in turns if role != "system"))
     if {"user", "assistant"} <= {role for role, _ in messages}:
         return [turn for turn in turns if turn[0] == "system"] + messages
     return turns
 
 
-def _text(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
-    text = reading.text(row["text"]).strip()
-    messages = _rendered(text, str.__contains__)
+def _text(reading: Reading, value: Any) -> list[Turn]:
+    text = reading.text(value).strip()
+    messages = _rendered(text)
     if text and not messages:
+        _refuse_template(text)
         raise Malformed(
             f"its `text` is plain text ({text[:40]!r}), which does not say who asks and who answers; give one of the "
             f"shapes {KNOWN}",
@@ -124,27 +129,31 @@ def _text(reading: Reading, row: Mapping[str, Any]) -> list[Turn]:
     return messages
 
 
-def _rendered(text: str, has: Callable[[str, str], bool]) -> list[Turn]:
-    """The messages of a text that was written with ChatML; none of plain text. Malformed for another template."""
-    messages = CHATML.parse(text)
-    if not messages and (marks := [mark for mark in TEMPLATES if has(text, mark)]):
+def _rendered(text: str) -> list[Turn]:
+    """The messages of a text that was written with ChatML, also between other marks of an end; none of any other."""
+    text = text.strip().removeprefix("<s>").removesuffix("</s>").removesuffix("<|endoftext|>").strip()
+    return [(role_of(role), said) for role, said in CHATML.parse(text)]
+
+
+def _refuse_template(text: str) -> None:
+    if begins := BEGINS.match(text):
         raise Malformed(
-            f"its text was written with the template of {TEMPLATES[marks[0]]} already (it has {marks[0]!r}), which "
-            "would be learnt as ordinary characters; give the text alone, or messages",
-            STOP,
+            f"its text was written with the template of {str(begins.lastgroup).replace('_', ' ')} already (it begins "
+            f"with {begins[0].strip()[:40]!r}), which would be learnt as ordinary characters; give the text alone, or "
+            "messages"
         )
-    return messages
 
 
+SHAREGPT = ("conversations", "conversation")
 SHAPES = (
-    Shape("preference", (("prompt", "conversations"), ("chosen",)), (), _preference, "prompt or conversations, chosen"),
-    Shape("messages", (("messages",),), (), _messages, "messages: [{role, content}, …]"),
-    Shape("sharegpt", (("conversations", "conversation"),), (), _messages, "conversations: [{from, value}, …]"),
+    Shape("preference", (("prompt", "conversations"), ("chosen",)), _answered, "prompt or conversations, chosen"),
+    Shape("messages", (("messages",),), Reading.messages, "messages: [{role, content}, …]", instead=SHAREGPT),
+    Shape("sharegpt", (SHAREGPT,), Reading.messages, "conversations: [{from, value}, …]"),
     Shape(
-        "alpaca", (("instruction",), ("output",)), ("input", "history", "system"), _alpaca, "instruction, input, output"
+        "alpaca", (("instruction",), ("output",)), _alpaca, "instruction, input, output", ("input", "history", "system")
     ),
-    Shape("completion", (("prompt",), ("completion",)), (), _completion, "prompt, completion"),
-    Shape("text", (("text",),), (), _text, "text: a conversation in ChatML"),
+    Shape("completion", (("prompt",), ("completion",)), _answered, "prompt, completion"),
+    Shape("text", (("text",),), _text, "text: a conversation in ChatML"),
 )
 """The first that fits is taken: a preference set often carries `messages` of both answers besides."""
 
@@ -156,10 +165,14 @@ def shape_for(columns: Collection[str]) -> Shape | None:
     return next((shape for shape in SHAPES if shape.fits(columns)), None)
 
 
-def detect(columns: Collection[str], where: str) -> Shape:
-    """The shape that a dataset's columns fit. UserError, naming columns and shapes, where none does."""
+def detect(columns: Collection[str], where: str, rows: Sequence[Json] = ()) -> Shape:
+    """The shape that a dataset's columns fit. UserError, naming columns and shapes, where none does.
+
+    A label that is a class (something but true, false, 1 and 0) in one of the first rows is no mark in any.
+    """
     if shape := shape_for(columns):
-        return shape
+        marks = [name for name in LABELS if all(str(row.get(name)).lower() in SAID for row in rows)]
+        return replace(shape, labels=tuple(marks))
     raise UserError(
         f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the six shapes: "
         f"{KNOWN}. Rename its columns, or take it out of `datasets`."
@@ -199,14 +212,17 @@ def _loaded(kind: pa.DataType, value: Any) -> Any:
     return value
 
 
-def parse_line(line: bytes) -> dict[str, Any]:
-    """One line of a JSONL file. Malformed where it is no JSON object in UTF-8."""
+def parse_line(line: bytes) -> Json:
+    """One line of a JSONL file: an object, or a list of messages. Malformed where it is no such JSON in UTF-8."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        text = line.decode("utf-8-sig")
+        value = load_json(text)
     except UnicodeDecodeError:
         raise Malformed("the line is no UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the line is no JSON: {error}") from None
+    if LISTED.fullmatch(text):
+        return {"messages": value}
     if not isinstance(value, dict):
         raise Malformed(f"the line holds no JSON object but a value of type {type(value).__name__}")
     return value
@@ -219,16 +235,21 @@ UNREADABLE = {
 }
 
 
-def _read(shape: Shape, row: Any, load: Callable[[Any], Mapping[str, Any]]) -> Row:
+def _read(shape: Shape, row: Any, load: Callable[[Any], Json]) -> Row:
     reading = Reading()
     found: list[Turn] | Malformed
     try:
         row = load(row)
-        reading.beside(row, shape.known[: -len(LABELS)], "")
-        if any(str(row.get(label)).lower() == "false" for label in LABELS):
-            raise Malformed("its label is false", REJECTED)
-        found = shape.read(reading, row)
+        used = [next(filter(row.get, (*group, *shape.instead)), group[0]) for group in shape.columns]
+        reading.beside(row, (*used, *shape.optional), "")
+        if off := unlearnt(row, (*MARKS, *shape.labels), "the row"):
+            raise Malformed(f"its {off}", REJECTED)
+        found = shape.read(reading, *[row[name] for name in used], *map(row.get, shape.optional))
         for role, text in found:
+            if role == "tool":
+                raise Malformed("a message is what a tool answered", TOOL_USE)
+            if role != "system":
+                _refuse_template(text)
             if not (text.isascii() and role.isascii()):
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
     except (UnicodeError, RecursionError) as error:
@@ -254,6 +275,8 @@ def _role_and_content(table: pa.Table) -> list[list[Turn]] | None:
         return None
     try:
         roles, said = (items.field(name).to_pylist() for name in names)
+        if pc.any(pc.match_substring_regex(items.field(names[1]), BEGINS.pattern)).as_py():
+            return None
     except UnicodeDecodeError:
         return None
     known = {role: role and role_of(role) for role in set(roles)}

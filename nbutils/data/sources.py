@@ -30,7 +30,8 @@ from nbutils.data import lines
 from nbutils.data.fates import Turn, as_messages
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
-from nbutils.data.shapes import detect
+from nbutils.data.shapes import LABELS, detect
+from nbutils.data.splits import BUILDERS, FILE_SUFFIXES, files_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -49,13 +50,13 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
         digest = sha256_of_file(chitchat_file())
         shape = detect(table.column_names, spec.label)
         return Source(spec, shape, table.column_names, len(taken), partial(in_memory, pieces), digest)
-    if path.name.endswith(lines.FILE_SUFFIXES) and not path.exists():
+    if path.name.endswith(FILE_SUFFIXES) and not path.exists():
         raise UserError(f"The dataset file {spec.path} does not exist; check its path in `datasets`.")
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _source(spec, _saved(spec, path))
-    if files := lines.files_of(path, spec):
+    if files := files_of(path, spec):
         return lines.open_lines(path, files, spec)
-    if builder := lines.BUILDERS.get(path.suffix):
+    if builder := BUILDERS.get(path.suffix):
         spec.refuse("a single file", "name", "split")
         return _loaded(spec, builder, streaming, data_files=glob.escape(str(path)))
     if path.is_dir():
@@ -67,7 +68,7 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
             )
         return _loaded(spec, str(path), streaming)
     if path.is_file():
-        raise UserError(f"The file {spec.path} ends in none of {', '.join(lines.FILE_SUFFIXES)}; rename or convert it.")
+        raise UserError(f"The file {spec.path} ends in none of {', '.join(FILE_SUFFIXES)}; rename or convert it.")
     fetched = entry("dataset", spec.path, spec.revision)
     if fetched:
         return _loaded(spec, str(fetched[0]), streaming, fetched[1]["commit"])
@@ -101,7 +102,9 @@ def _source(spec: DatasetSpec, data: Dataset | IterableDataset, revision: str = 
     from datasets import Dataset
 
     columns = data.column_names or list(next(_streamed(spec, data.take(1)), {}))
-    shape = detect(columns, spec.label)
+    labels = [name for name in LABELS if name in columns]
+    first = data.select_columns(labels).take(lines.LOOKED_AT) if labels else ()
+    shape = detect(columns, spec.label, [*_streamed(spec, first)])
     rows, fingerprint = (len(data), data._fingerprint) if isinstance(data, Dataset) else (None, "")
     texts = {name for name, kind in (data.features or {}).items() if re.search("string|Json|Image|Audio", str(kind))}
     wanted = [name for name in columns if name in texts or name in shape.known]  # texts that are not read are counted

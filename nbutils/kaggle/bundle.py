@@ -24,7 +24,7 @@ from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
-from nbutils.data.lines import FILE_SUFFIXES
+from nbutils.data.splits import FILE_SUFFIXES
 from nbutils.kaggle.packages import FOLDER, PROJECT, WHOLE
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by

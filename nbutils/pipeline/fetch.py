@@ -24,8 +24,8 @@ from nbutils.core.run.models import TINY
 from nbutils.core.settings import Settings
 from nbutils.core.tasks import dataset_of_tasks, own_tasks
 from nbutils.core.text import first_line
-from nbutils.data.lines import FILE_SUFFIXES
 from nbutils.data.sources import CHITCHAT
+from nbutils.data.splits import FILE_SUFFIXES
 from nbutils.evaluate.heldout import YAMLS
 from nbutils.pipeline.parameters import add_profile, plan, profile_path
 

@@ -17,8 +17,9 @@ from datasets import Dataset
 
 from nbutils.core.chatml import CHATML
 from nbutils.data import lines, sources
-from nbutils.data.fates import Context, as_messages
+from nbutils.data.fates import REJECTED, Context, as_messages
 from nbutils.data.messages import MARKS, ROLE_KEYS, TEXT_KEYS
+from nbutils.data.shapes import LABELS
 from tests.data.making import jsonl, messages, opened, rows_read
 
 TEXTS = [
@@ -64,6 +65,7 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
     turns = list(zip(roles, said, strict=True))
     as_is = json.dumps if style["as_json"] else list
     *earlier, asked, answered = said
+    sides = [as_is([message(rng, turn, style)]) for turn in turns] if style["listed"] else said
     if shape in OF_MESSAGES:
         if style["mark"]:
             turns = [(Context(role) if rng.random() < 0.3 else role, text) for role, text in turns]
@@ -72,18 +74,25 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
         history = as_is([earlier[place : place + 2] for place in range(0, len(earlier), 2)])
         row = {"instruction": asked, "input": rng.choice(("", None)), "output": answered, "history": history}
     elif shape == "completion":
-        row = {"prompt": asked, "completion": answered}
+        row = dict(zip(("prompt", "completion"), sides, strict=True))
     elif shape == "preference":
-        row = {"prompt": asked, "chosen": answered, "rejected": "No."}
+        row = {"prompt": sides[0], "chosen": sides[1], "rejected": "No."}
     else:
         row = {"text": CHATML.render(messages(*turns))}
-    return row | ({"id": rng.randrange(99), "source": "web"} if style["extra"] else {}), turns
+    if style["row_mark"]:
+        name, off, on = style["row_mark"]
+        row[name] = rng.choice((off, on, on))
+        turns = turns if row[name] == on else []
+    if style["extra"]:
+        more = {"conversations": "Before that."} if shape in ("messages", "preference") else {}
+        row |= more | {"id": rng.randrange(99), "source": "web"}
+    return row, turns
 
 
 def rows_of(shape: str, count: int = 10) -> Rows:
     """Different conversations in one of the six shapes, all of it to be learnt."""
     rng = random.Random(shape)
-    style = some_style(rng, "a.parquet") | {"shape": shape, "mark": None}
+    style = some_style(rng, "a.parquet") | {"shape": shape, "mark": None, "row_mark": None}
     return [row_of(rng, style)[0] for _ in range(count)]
 
 
@@ -146,6 +155,8 @@ def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
         "absent": (None,) if kind in BINARY else (None, float("nan")),
         "extra": rng.random() < 0.3,
         "as_json": kind in FLAT or rng.random() < 0.2,
+        "row_mark": (rng.choice(MARKS + LABELS), *mark[1:]) if rng.random() < 0.2 else None,
+        "listed": rng.random() < 0.4,
         "mark": mark if shape in OF_MESSAGES and rng.random() < 0.5 else None,
     }
 
@@ -166,6 +177,7 @@ def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, monkeypatc
         assert source.rows == (None if streaming else len(rows))
         for row, turns, (read, unread) in zip(rows, meant, rows_read(source), strict=True):
             case = (seed, kind, style, row)
-            assert as_messages(read) == as_messages(turns), case
-            beside = {f"message: {key}" for key in BESIDE if f'{key}": "somebody' in json.dumps(row).replace("\\", "")}
-            assert set(unread) == beside | row.keys() & {"source", "rejected", "id" if kind in FLAT else ""}, case
+            assert read.fate == REJECTED if not turns else as_messages(read) == as_messages(turns), case
+            said = json.dumps(row).replace("\\", "") if turns else ""
+            beside = {f"message: {key}" for key in BESIDE if f'{key}": "somebody' in said}
+            assert set(unread) == beside | row.keys() & {"source", "rejected", "conversations"} - {style["shape"]}, case

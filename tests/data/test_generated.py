@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.run.models import train_bpe
 from nbutils.data import lines, sources
 from nbutils.data.messages import MARKS
+from nbutils.data.shapes import LABELS
 from nbutils.train.dataset import COLUMNS
 from tests.conftest import sentencepiece_tokenizer
 from tests.core.test_chatml import SPECIALS
@@ -45,7 +47,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def spoil(rng: random.Random, row: dict[str, Any]) -> None:
     """Puts something else in place of something in every other row, or takes a key away."""
-    where, key = rng.choice([place for place in places(row) if place[1] not in MARKS])  # an odd mark stops the stage
+    where, key = rng.choice([place for place in places(row) if place[1] not in (*MARKS, *LABELS)])  # an odd mark stops
     if rng.random() < 0.1:
         del where[key]
     elif rng.random() < 0.5:
@@ -59,10 +61,11 @@ def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
     style = some_style(rng, kind)
     texts = ["".join(rng.choices(PIECES, k=pieces)) for pieces in (*[1] * 12, *[2] * 4, *[3] * 4)]
     rows = [row_of(rng, style, TEXTS if kind in FLAT else texts)[0] for _ in range(rng.randrange(3, 25))]
-    if kind not in (*FLAT, *BINARY):
+    if kind not in (*FLAT, *BINARY, "lists.json", "pandas.json"):  # there an object is the one row's message
         for row in rows:
             spoil(rng, row)
-    rows += [rng.choice(rows)]
+    mark, off, on = map(json.dumps, style["mark"] or "???")
+    rows += [rng.choice(rows), json.loads(json.dumps(rng.choice(rows)).replace(f"{mark}: {on}", f"{mark}: {off}"))]
     if FILES.get(kind) is jsonl:
         rows += rng.choices(NO_ROWS, k=3)
     rows += [row_of(rng, style)[0] for _ in range(len(rows) + 12)]  # most have the columns, and no side is empty
@@ -84,6 +87,7 @@ def check(made: Made, counts: dict[str, int]) -> None:
     assert fates == {fate: facts for fate, facts in summary["fates"].items() if facts["rows"]}
     kept = ledger[ledger["fate"] == "kept"]
     assert kept["hash"].is_unique
+    assert (ledger[ledger["hash"] != ""]["context_turns"].map(str).groupby(ledger["hash"]).nunique() == 1).all()
     for side in ("train", "eval"):
         mine, rows = kept[kept["side"] == side], made.rows(side)
         assert mine.index.tolist() == [(row["source"], row["index"]) for row in rows]

@@ -11,8 +11,8 @@ from nbutils.data.display import beside_line
 from nbutils.data.messages import MARKS
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
-from tests.data.making import chat, chats, make, make_of, messages, refusal
-from tests.data.test_containers import write
+from tests.data.making import chat, chats, make, make_of, messages, opened, refusal, rows_read
+from tests.data.test_containers import rows_of, write
 
 
 def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
@@ -35,21 +35,25 @@ def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet"])
-def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_counted(tmp_path, kind):
-    rows = [
-        row | {"source": "web", "empty": "", "label": True, "kto_tag": True, "images": ["0.jpg"]} for row in chats(40)
-    ]
+def test_what_held_text_and_was_not_read_is_counted(tmp_path, kind):
+    rows = [row | {"source": "web", "empty": "", "images": ["0.jpg"]} for row in chats(40)]
     for row in rows[:5]:
         answer = row["messages"][1]
         thought = {"type": "thinking", "thinking": "A number."}
         answer["content"] = [thought, {"type": "text", "text": answer["content"]}]
-    rows[10]["label"], rows[20]["label"] = False, None
-    rows[11]["kto_tag"] = False
     made = make(tmp_path / "run", [str(write(kind, tmp_path, rows))])
-    assert made.fates == ["kept"] * 10 + ["rejected"] * 2 + ["kept"] * 28
+    assert made.fates == ["kept"] * 40
     assert made.summary["unread"] == {"source": 40, "images": 40, "message part thinking: thinking": 5}
     assert "message part thinking: thinking (5 rows)" in beside_line(made.summary)
     assert all("number" not in json.dumps(row["messages"]) for row in made.rows("train"))
+
+
+@pytest.mark.parametrize("kind", ["a.jsonl", "saved"])
+@pytest.mark.parametrize("labels,rejected", [([1, 0], 20), ([0, 1, 2], 0), (["good", "bad"], 0)])
+def test_a_label_of_0_rejects_where_all_labels_are_0_or_1_and_no_class_does(tmp_path, kind, labels, rejected):
+    rows = [row | {"label": labels[n % len(labels)]} for n, row in enumerate(rows_of("completion", 40))]
+    found = [str(read) for read, _ in rows_read(opened(write(kind, tmp_path, rows)))]
+    assert found.count("its label is 0") == rejected
 
 
 @pytest.mark.parametrize(
@@ -57,10 +61,12 @@ def test_a_label_that_is_false_rejects_and_what_held_text_and_was_not_read_is_co
     [
         ([*chats(3), {"messages": [{"role": "assistant", "content": "b", "weight": 0.5}]}],
          ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
+        ([*chats(3), chat("a", "b") | {"loss_mask": [0, 1]}], ["Row 3 of", "the row's loss_mask is [0, 1]"]),
+        ([chat("a", [{"text": "b", "train": False}])], ["a part of a message is marked"]),
         ([{"prompt": "<s> [INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
         ([{"prompt": "Below is an instruction.\n\n### Response:", "completion": "x"}], ["of Alpaca already"]),
         ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
-        ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["Row 0 of", "of Gemma already"]),
+        ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["row 0 of", "of Gemma already"]),
         ([{"text": "Once upon a time"}],
          ["plain text ('Once upon a time')", "messages: [{role", "text: a conversation in ChatML"]),
         ([{"messages": messages(("Frage", f"{i}?"), ("Antwort", "!"))} for i in range(9)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +44,7 @@ AFTER = [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]
 (BE_BRIEF,) = messages(BRIEF)
 WHOLE = CHATML.render(messages(*AFTER))
 PROMPT, ANSWER = WHOLE[: -len("Madrid.<|im_end|>\n")], "Madrid.<|im_end|>"
+LISTED = json.dumps([ASKED, ANSWERED])
 QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
 
 
@@ -53,7 +55,6 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
         ("alpaca", SPAIN | {"history": FRANCE}, AFTER),
         ("alpaca", SPAIN | {"history": None}, [BRIEF, *ALONE]),
         ("alpaca", SPAIN | {"history": ""}, [BRIEF, *ALONE]),
-        ("completion", {"prompt": [ASKED], "completion": [ANSWERED]}, AB),
         ("preference", {"prompt": [ASKED], "chosen": [ASKED, ANSWERED]}, AB),  # the answer repeats the prompt
         ("preference", {"prompt": " a ", "chosen": [BE_BRIEF, ASKED, ANSWERED]}, [BRIEF, *AB]),
         ("preference", {"prompt": "c", "chosen": [ASKED, ANSWERED, NEXT, ANSWERED]}, [*AB, ("user", "c"), AB[1]]),
@@ -65,7 +66,11 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
         ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
         ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),
         ("alpaca", {"instruction": PROMPT, "output": ANSWER}, AFTER),
-        ("text", {"text": WHOLE}, AFTER),
+        ("text", {"text": f"<s>{WHOLE}<|endoftext|>\n".replace("|>assistant", "|>gpt")}, AFTER),
+        ("completion", {"prompt": "c", "completion": LISTED}, [("user", "c"), ("assistant", LISTED)]),  # asked for
+        ("preference", {"prompt": "a", "chosen": LISTED}, AB),
+        ("completion", {"prompt": "a", "completion": str([ANSWERED])}, AB),  # as pandas writes lists
+        ("completion", {"prompt": "a", "completion": "[{'role': 0}]"}, [AB[0], ("assistant", "[{'role': 0}]")]),
         ("completion", {"prompt": QUESTION, "completion": "b"}, [("user", QUESTION), AB[1]]),  # stays a question
         ("sharegpt", {"conversations": [GPT | {"from": "system"}, GPT | {"from": "narrator"}, HUMAN]},
          [("system", "b"), ("narrator", "b"), AB[0]]),
@@ -84,6 +89,7 @@ BROKEN = [
     (b'{"messages": null}', "missing"),
     (b'{"messages": "Hi"}', "is no JSON"),
     (b'{"messages": "5"}', "of type int"),
+    (b'{"messages": [], "messages": []}', "twice"),
     (b'{"messages": ["Hi"]}', "a message is of type str"),
     (b'{"messages": [{"content": "Hi"}]}', "no role"),
     (b'{"messages": [{"role": "user", "content": 7}]}', "of type int"),
@@ -97,7 +103,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("line,reason", BROKEN)
 def test_a_broken_line_is_one_malformed_row_that_says_why(line, reason):
-    good, bad = read_lines("messages", [{"messages": [ASKED]}, line])
+    good, bad = read_lines("messages", [[ASKED], line])
     assert good == AB[:1]
     assert isinstance(bad, Malformed) and reason in str(bad)
 
@@ -128,6 +134,9 @@ def parts(*content: Any) -> dict[str, Any]:
         ([parts({"type": "riddle", "text": "x"})], MALFORMED, "'riddle'"),
         ([ASKED | {"value": "something else"}], MALFORMED, "two different texts"),
         ([ASKED | {"from": "gpt"}], MALFORMED, "two different roles"),
+        ([ASKED, parts("<s> [INST] Hi [/INST]")], MALFORMED, "Mistral"),
+        ([parts(" Human: Hi\n\nAssistant: Hello"), ANSWERED], MALFORMED, "transcript"),
+        ([parts(WHOLE), ANSWERED], MALFORMED, "ChatML"),
     ],
 )
 def test_what_is_no_plain_text_has_a_reason_of_its_own(said, fate, words):
@@ -135,10 +144,10 @@ def test_what_is_no_plain_text_has_a_reason_of_its_own(said, fate, words):
     assert isinstance(found, Malformed) and found.fate == fate and words in str(found)
 
 
-@pytest.mark.parametrize("history", [["France?"], [["France?"]], 5])
-def test_a_history_of_something_else_is_malformed(history):
-    (bad,) = read("alpaca", [SPAIN | {"history": history}])
-    assert "`history`" in str(bad)
+@pytest.mark.parametrize("beside", [{"history": ["France?"]}, {"history": [["?"]]}, {"history": 5}, {"output": ["a"]}])
+def test_a_history_of_something_else_or_a_list_of_answers_is_malformed(beside):
+    (bad,) = read("alpaca", [SPAIN | beside])
+    assert f"`{min(beside)}`" in str(bad)
 
 
 def test_empty_messages_no_messages_and_a_slice_of_a_table_are_read_fast_and_slowly_alike():

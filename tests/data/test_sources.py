@@ -116,10 +116,11 @@ def test_what_is_there_and_cannot_be_read_is_named_and_the_hub_is_no_advice(tmp_
     assert not any(word in said for word in ("the hub", "network", "nbutils fetch", "revision"))
 
 
-def test_two_kinds_of_files_for_one_split_are_named(tmp_path):
-    for name in ("train.jsonl", "train.parquet"):
+@pytest.mark.parametrize("other", ["train.parquet", "x_train.json"])
+def test_two_kinds_of_files_for_one_split_are_named(tmp_path, other):
+    for name in ("train.jsonl", other):
         write_lines(tmp_path / name, ROWS)
-    assert "holds train.jsonl and train.parquet for the split" in refusal(opened, tmp_path)
+    assert f"holds train.jsonl and {other} for the split" in refusal(opened, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a*", "a[lr=1e-4]", "a?"])
@@ -255,9 +256,3 @@ def test_a_table_is_read_as_the_texts_that_stand_in_it(tmp_path):
 def test_a_table_that_could_be_read_in_two_ways_is_refused(tmp_path, rows, words):
     (tmp_path / "a.csv").write_bytes(b"prompt,completion\n" + rows)
     assert words in refusal(opened, tmp_path / "a.csv")
-
-
-def test_a_folder_of_several_kinds_is_refused_by_the_names_of_two_files(tmp_path):
-    for name in ("a.jsonl", "b.json"):
-        write_lines(tmp_path / name, chats(3))
-    assert "a.jsonl and b.json" in refusal(opened, tmp_path)
