@@ -14,7 +14,7 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, kaggle_root
-from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, half_written, newest_whole
+from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, half_written, in_folder, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
 from nbutils.core.run.key import CODE, MODULES, PARAMETERS, UPSTREAM
 from nbutils.core.run.layout import CHECKPOINTS, Run
@@ -80,7 +80,7 @@ def best(runs: Sequence[Path], stage: str, asked: Mapping[str, Any]) -> Earlier 
 
 
 def bring(earlier: Earlier, run: Run, own: bool) -> None:
-    """Copies a stage into a run folder; of an unfinished one of the notebook's `own` its chosen checkpoint, too.
+    """Copies a stage into a run folder; of the notebook's `own` its chosen and pinned checkpoints, too.
 
     Times of change stay. The record is the one that was found to hold: a finished stage that lacks a file is not
     finished in the copy. UserError where there is no room for it.
@@ -107,10 +107,11 @@ def bring(earlier: Earlier, run: Run, own: bool) -> None:
 
 
 def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:
-    chosen = earlier.checkpoint.name if earlier.checkpoint and with_checkpoint else None
+    there = in_folder(earlier.folder / CHECKPOINTS) if with_checkpoint else []
+    brought = {each.name for each in there if each == earlier.checkpoint or each.fact("pinned")}
     for path in earlier.folder.rglob("*"):
         inside = path.relative_to(earlier.folder).parts
-        left_out = inside[0] == CHECKPOINTS and inside[1:2] != (chosen,)
+        left_out = inside[0] == CHECKPOINTS and not brought.intersection(inside[1:2])
         if path.is_file() and not left_out and not any(part.endswith(PARTIAL) for part in inside):
             yield path
 

@@ -9,6 +9,7 @@ from nbutils.core.files import write_text
 from nbutils.core.run.layout import Run
 from nbutils.kaggle.carry_over import best, bring, keep_under, run_folders, used
 from tests.kaggle.made_stages import stage_at
+from tests.train.runs import checkpoint
 
 SIZED = {"bytes": 5}
 
@@ -87,11 +88,12 @@ def test_a_finished_stage_that_lacks_a_file_is_not_finished(tmp_path, capsys):
     assert record["status"] != "done" and not record["outputs"]
 
 
-def test_what_is_brought_can_be_written_and_only_the_chosen_checkpoint_comes(tmp_path):
+def test_what_is_brought_can_be_written_and_of_the_checkpoints_the_chosen_and_the_pinned_come(tmp_path):
     folder, copy = stage_at(tmp_path / "input" / "mine", "paused", 10, 20), tmp_path / "here" / "train"
+    checkpoint(folder / "checkpoints", 5, pinned=True)
     (folder / "metrics.jsonl").touch(0o444)
     bring(chosen(folder), Run(copy.parent), own=True)
-    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["step-000020"]
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {"step-000005", "step-000020"}
     there, here = ((place / "metrics.jsonl").stat() for place in (folder, copy))
     assert here.st_mode & 0o200 and there.st_mtime_ns == here.st_mtime_ns
 
