@@ -191,7 +191,8 @@ def keep_under(working: Path, run: Run, limit: int = LIMIT) -> list[str]:
     dropped: list[str] = []
     finished = run.state(maker("model").name) is State.DONE
     newest = None if finished else newest_whole(run.checkpoints_folder)[0]
-    checkpoints = [checkpoint.path for checkpoint in run.checkpoints()[::-1] if checkpoint != newest]
+    others = (checkpoint for checkpoint in run.checkpoints()[::-1] if checkpoint != newest)
+    checkpoints = [each.path for each in sorted(others, key=lambda each: bool(each.fact("pinned")))]
     for candidate in [*run.path.parent.glob(".mirror-*"), *half_written(run.checkpoints_folder), *checkpoints]:
         if used(working) <= limit:
             break

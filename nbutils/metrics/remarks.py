@@ -114,10 +114,11 @@ def earlier_model(history: History) -> str | None:
     if history.chosen in (None, history.last_step):
         return None
     evals = history.eval_series("eval_loss")
+    kept, last = (evals.at(step) for step in (history.chosen, history.last_step))
     return (
-        f"The final model is that of step {history.chosen}: its evaluation loss ({evals.at(history.chosen):.3f}) was "
-        f"the lowest of {int((evals.steps > 0).sum())} evaluations, and since it was chosen by it, reads a little too "
-        f"low. The model of the last step, {history.last_step}, has {evals.last:.3f}; it is in train/last."
+        f"The final model is that of step {history.chosen}: its evaluation loss ({kept:.3f}) was the lowest of "
+        f"{int((evals.steps > 0).sum())} evaluations, and since it was chosen by it, reads a little too low. The model "
+        f"of the last step, {history.last_step}, has {last:.3f}; it is in train/last."
     )
 
 

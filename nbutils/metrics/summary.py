@@ -101,7 +101,7 @@ def summarise(history: History, training: Json) -> Json:
         "final": final | {"perplexity": perplexity},
         "evaluated_step": at,
         "chosen": None if history.chosen is None else {"step": history.chosen, "evaluations": choices},
-        "last": evals[LOSS.evaluation].last,
+        "last": _by_step(evals[LOSS.evaluation]).get(history.last_step),
         "best": {metric.evaluation: _best(evals[metric.evaluation], metric) for metric in metrics},
         **{name: None if (last := history.series(name).last) is None else int(last) for name in TOKENS},
         "hours": None if elapsed is None else elapsed / 3600,

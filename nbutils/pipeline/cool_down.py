@@ -13,40 +13,56 @@ from itertools import count
 from nbutils.core.errors import UserError
 from nbutils.core.files import link_tree, resolve, shown
 from nbutils.core.run.checkpoints import Checkpoint
+from nbutils.core.run.decide import inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RUN_RECORD, SCHEMA, read_record, write_record
+from nbutils.core.run.state import Kind, differences, in_short
 from nbutils.core.stages import maker
 from nbutils.pipeline.parameters import Plan, plan
-from nbutils.train.settings import TrainSettings
+from nbutils.train.settings import OF_LENGTH, TrainSettings
 
 
 def cooled(arguments: argparse.Namespace, planned: Plan) -> Plan:
     """The plan of the new run, whose folder is then begun (not by --explain); the same command again goes on with it.
 
-    UserError where one of the two is no `wsd` run, where there is no such checkpoint, or where its cool-down has begun.
+    It takes the fewest steps with such a cool-down, or max_steps where the command line gives them. UserError where one
+    of the two is no `wsd` run, where the profile asks for something else than their lengths, where there is no such
+    checkpoint or its cool-down has begun, or where the new folder holds something else.
     """
-    given, _, name = arguments.cool_down.partition("@")
-    parent = Run(resolve(given))
-    source = _branch(parent, name)
-    settings = next(each.settings for each in planned.stages if each.stage == maker("model"))
-    assert isinstance(settings, TrainSettings)
+    settings = _training(planned)
     if settings.schedule != "wsd":
         raise UserError(f"{planned.profile.name}: schedule is {settings.schedule}, and only wsd cools down; set it so.")
-    steps = next(n for n in count(source.step + 1) if settings.cooldown_from(n) == source.step)
-    new = planned.run
+    given, _, name = arguments.cool_down.partition("@")
+    parent, new = Run(resolve(given)), planned.run
+    begun = (read_record(new / RUN_RECORD) or {}).get("parent", {})
+    known = begun.get("run") == str(parent.path) and name in ("", begun.get("checkpoint"))
+    source = Checkpoint(parent.checkpoints_folder / begun["checkpoint"]) if known else _branch(parent, name)
     if new == parent.path:
         new = new.with_name(f"{new.name}-cooled-{source.step}")
-    record = read_record(new / RUN_RECORD)
+        begun = (read_record(new / RUN_RECORD) or {}).get("parent", {})
     origin = {"run": str(parent.path), "checkpoint": source.name}
-    if record is None and not arguments.explain:
-        begun = Run(new.with_name(f".{new.name}.partial"))
-        _begin(begun, parent, source)
-        write_record(begun.path / RUN_RECORD, {"schema": SCHEMA, "name": new.name, "parameters": {}, "parent": origin})
-        begun.path.rename(new)  # a kill before leaves no run
-    elif record and record.get("parent") != origin:
-        raise UserError(f"{shown(new)} holds another run: name a new folder with --run-dir.")
-    print(f"{shown(new)}: {source.name} of {shown(parent.path)} is cooled down, until step {steps}.")
-    return plan(planned.profile, [*arguments.overrides, f"max_steps={steps}"], str(new))
+    if source.sealed:  # the parent may have pruned it since
+        _check(planned, arguments.overrides, parent, source)
+    if begun != origin and new.exists() and any(new.iterdir()):
+        raise UserError(f"{shown(new)} holds something else: name a new folder with --run-dir.")
+    steps = next(n for n in count(source.step + 1) if settings.cooldown_from(n) == source.step)
+    if any(text.partition("=")[0].strip() == "max_steps" for text in arguments.overrides):
+        steps = settings.max_steps
+        if (settings.cooldown_from(steps) or 0) < source.step:
+            raise UserError(f"max_steps is {steps}, whose cool-down would begin before {source.name}; give more.")
+    print(f"{shown(new)}: {source.name} of {shown(parent.path)} goes on and is cooled down, until step {steps}.")
+    if begun != origin and not arguments.explain:
+        folder = Run(new.with_name(f".{new.name}.partial"))
+        _begin(folder, parent, source)
+        write_record(folder.path / RUN_RECORD, {"schema": SCHEMA, "name": new.name, "parameters": {}, "parent": origin})
+        folder.path.rename(new)  # a kill before leaves no run
+    return plan(planned.profile, [*arguments.overrides, f"max_steps={steps}", "finish_in_minutes=0"], str(new))
+
+
+def _training(planned: Plan) -> TrainSettings:
+    settings = next(each.settings for each in planned.stages if each.stage == maker("model"))
+    assert isinstance(settings, TrainSettings)
+    return settings
 
 
 def _branch(parent: Run, name: str) -> Checkpoint:
@@ -60,6 +76,18 @@ def _branch(parent: Run, name: str) -> Checkpoint:
         f"{shown(parent.path)} has no checkpoint {name}{' ' * bool(name)}of the constant part of a wsd run (there: "
         f"{there}): train with schedule wsd, or name another."
     )
+
+
+def _check(planned: Plan, overrides: list[str], parent: Run, source: Checkpoint) -> None:
+    """UserError where the profile would train from other data, or otherwise than the checkpoint was."""
+    asked = _training(planned).own_parameters()
+    found = differences(Kind.PARAMETER, source.manifest["identity"]["parameters"], asked)
+    if changes := [change for change in found if change.name not in OF_LENGTH]:
+        raise UserError(f"{shown(source.path)} was trained with other settings ({in_short(changes)}): set them back.")
+    there = plan(planned.profile, overrides, str(parent.path))
+    data = next(inspect(each.stage, each.settings) for each in there.stages if each.stage == maker("rows"))
+    if not data.fits:
+        raise UserError(f"The data of {shown(parent.path)} is not what the profile asks for ({data.reason}).")
 
 
 def _begin(run: Run, parent: Run, source: Checkpoint) -> None:

@@ -59,6 +59,8 @@ def main(arguments: argparse.Namespace) -> int:
         from nbutils.pipeline.cool_down import cooled
 
         planned = cooled(arguments, planned)
+        if arguments.explain and not planned.run.exists():
+            return 0  # it has said what would begin
     if arguments.explain:
         return explain(planned, options, display)
     return Runner(planned, options, display, _execute).go()

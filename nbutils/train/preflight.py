@@ -193,13 +193,8 @@ def data_findings(
     supervised, total, plan = rows.supervised_counts(), len(rows), BatchPlan.of(rows, settings)
     steps = plan.total_steps(settings.epochs, settings.max_steps)
     minutes = settings.finish_in_minutes
-    warmup, cooling = settings.warmup_steps(steps, plan.steps_per_epoch), settings.cooldown_from(steps)
-    if cooling is not None and warmup > cooling:
-        yield Finding(
-            STOP,
-            f"The warm-up takes {warmup:,} steps, but the cool-down of {steps:,} steps begins at step {cooling:,}; "
-            "lower warmup_fraction or cooldown_fraction, or train for longer.",
-        )
+    if not minutes:
+        yield from attempt(lambda: settings.checked_warmup(steps, plan.steps_per_epoch))
     yield Finding(
         FINE,
         f"{total:,} conversations, {plan.lengths.sum():,} tokens, {supervised.sum():,} of them supervised: "

@@ -77,12 +77,13 @@ class Clock(TrainerCallback):
 
 
 def fixed(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> Json:
-    """The number of `steps` that fit into `finish_in_minutes`, and the `seconds` that were measured for it.
+    """The number of `steps` that fit into `finish_in_minutes`, these `minutes`, and the `seconds` measured for it.
 
     UserError as by `steps_that_fit`. All ranks must call it; nothing that it does is left.
     """
     seconds = _measured(tokenizer, args, job)
-    return {"steps": steps_that_fit(seconds, job.settings), "seconds": seconds}
+    steps, minutes = steps_that_fit(seconds, job.settings), job.settings.finish_in_minutes
+    return {"steps": steps, "seconds": seconds, "minutes": minutes}
 
 
 def _measured(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> Json:

@@ -138,7 +138,7 @@ def with_time_left(events: Iterable[Event], budget_minutes: float) -> Iterator[t
 def which_was_kept(rows: Sequence[Json], chosen: int) -> str:
     """Which model is the final one, out of how many evaluations, and what the last was; '' where one was possible."""
     losses = {row["step"]: row["eval_loss"] for row in rows if row.get("kind") == "eval" and row["step"]}
-    if len(losses) < 2:
+    if len(losses) < 2 or not math.isfinite(losses[chosen]):
         return ""
     words = f"that of step {chosen:,}: the lowest of {len(losses)} evaluation losses, {losses[chosen]:.3f}"
     last = max(losses)

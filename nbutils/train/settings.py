@@ -23,7 +23,7 @@ from nbutils.core.run.models import ModelRef, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
 
-OF_LENGTH = ("cooldown_fraction", "epochs", "max_steps")
+OF_LENGTH = ("cooldown_fraction", "epochs", "finish_in_minutes", "max_steps")
 """What a `wsd` run can still change before its cool-down begins."""
 OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
 """The optimizers by transformers' names, with how many numbers of the size of the weights each keeps."""
@@ -128,6 +128,16 @@ class TrainSettings(BaseSettings):
         """The step after which the learning rate of a `wsd` run of so many steps falls; None for other schedules."""
         return steps - math.ceil(steps * self.cooldown_fraction) if self.schedule == "wsd" else None
 
+    def checked_warmup(self, steps: int, epoch: int) -> int:
+        """The steps of the warm-up; UserError where it would reach into the cool-down."""
+        warmup, cooling = self.warmup_steps(steps, epoch), self.cooldown_from(steps)
+        if cooling is not None and warmup > cooling:
+            raise UserError(
+                f"The warm-up takes {warmup:,} steps, but the cool-down of {steps:,} steps begins at step {cooling:,}; "
+                "lower warmup_fraction or cooldown_fraction, or train for longer."
+            )
+        return warmup
+
     def schedule_options(self, steps: int) -> Json:
         """What transformers' schedule takes beside the steps of the run and of the warm-up."""
         start = self.cooldown_from(steps)
@@ -140,10 +150,20 @@ class TrainSettings(BaseSettings):
         betas = (others.get("adam_beta1", 0.9), others.get("adam_beta2", 0.999))
         return {"lr": self.learning_rate, "betas": betas, "weight_decay": self.weight_decay}
 
+    @property
+    def plain_steps(self) -> int:
+        """Steps of the plain loop; none where the length of the warm-up is not known before training."""
+        return 0 if self.finish_in_minutes else self.plain_loop_steps
+
+    def own_parameters(self) -> Json:
+        """The result parameters themselves."""
+        unused = {"cooldown_fraction"} if self.schedule != "wsd" else set()
+        return {name: value for name, value in super().result_parameters().items() if name not in unused}
+
     def result_parameters(self) -> Json:
         """Also the hashes of a local base model's files: other weights under the same name are another base."""
         files = files_of(self.base_model)
-        return super().result_parameters() | ({OUTSIDE: files} if files else {})
+        return self.own_parameters() | ({OUTSIDE: files} if files else {})
 
 
 def checked_trackers(names: list[str]) -> list[str]:

@@ -191,10 +191,12 @@ class SmallchatTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         seconds = time.perf_counter() - started
         self._record("eval", found | {"seconds": round(seconds, 3)})
-        self._note_pause("evaluation", seconds)
         if ends:
+            self.job.counters.start_clock()  # as at the end of any run, no row of training counts it
             self.out_of_patience = self.control.should_training_stop = self.control.should_log = True
             self.control.should_save = False
+        else:
+            self._note_pause("evaluation", seconds)
         return found
 
     def _judge(self, loss: float) -> bool:

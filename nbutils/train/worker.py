@@ -28,7 +28,6 @@ from nbutils.core.run.checkpoints import BEST, Checkpoint, check_identity, half_
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import machine, versions
-from nbutils.core.settings import OUTSIDE
 from nbutils.core.torchrun import EXIT_USER_ERROR, leave, run_worker, within
 from nbutils.train.arguments import Arguments, relax_where_needed, trainer_arguments
 from nbutils.train.base import ensure_base
@@ -119,7 +118,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
             records.progress("warning", message="Resumed with another number of processes: not bit-identical.")
     steps, facts = plan.total_steps(settings.epochs, settings.max_steps), None
     if settings.finish_in_minutes:
-        facts = _fixed_before(run, checkpoint) or fixed(tokenizer, args, job)
+        facts = _fixed_before(settings, run, checkpoint) or fixed(tokenizer, args, job)
         args.max_steps = steps = facts["steps"]
     cooling = settings.cooldown_from(steps)
     if checkpoint and cooling is not None and checkpoint.step > cooling and checkpoint.fact("open"):
@@ -127,7 +126,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
             f"{shown(checkpoint.path)} is behind step {cooling}, at which the cool-down of {steps} steps begins: make "
             "the run longer, or cool an earlier checkpoint down (run --cool-down)."
         )
-    args.warmup_steps = settings.warmup_steps(steps, len(loader))
+    args.warmup_steps = settings.checked_warmup(steps, len(loader))
     args.lr_scheduler_kwargs = settings.schedule_options(steps)
     trainer = SmallchatTrainer(ModelRef.parse(str(run.base)).load(), tokenizer, args, job)
     if torch.are_deterministic_algorithms_enabled() and (problem := relax_where_needed(trainer)):
@@ -148,10 +147,8 @@ def identity_of(settings: TrainSettings, data: Path) -> Json:
     The files that the base came from are none of it: they were read once, into `train/base`, and may be gone since.
     """
     files = sorted(p for side in ("train", "eval") for p in (data / side).glob("*.arrow"))
-    parameters = settings.result_parameters()
-    parameters.pop(OUTSIDE, None)
     return {
-        "parameters": parameters,
+        "parameters": settings.own_parameters(),
         "data": sha256_of_json({f"{p.parent.name}/{p.name}": sha256_of_file(p) for p in files}),
     }
 
@@ -181,13 +178,22 @@ def _restore_best(best: Path, checkpoint: Checkpoint | None) -> None:
         link_tree(checkpoint.path / BEST, best)
 
 
-def _fixed_before(run: Run, checkpoint: Checkpoint | None) -> Json | None:
-    """The number of steps that an earlier session has fixed, and by what; the same on all ranks."""
+def _fixed_before(settings: TrainSettings, run: Run, checkpoint: Checkpoint | None) -> Json | None:
+    """The number of steps that an earlier session has fixed, and by what; the same on all ranks.
+
+    UserError where it was for other minutes.
+    """
     path = run.training / "settings.json"
     facts = (read_json(path) if path.is_file() else {}).get("derived", {}).get("measured")
     if checkpoint and not facts:  # the settings were written anew
         facts = {"steps": read_json(checkpoint.path / "trainer_state.json")["max_steps"]}
-    return gather_object([facts])[0]
+    facts = gather_object([facts])[0]
+    if facts and facts.get("minutes") not in (None, settings.finish_in_minutes):
+        raise UserError(
+            f"finish_in_minutes was {facts['minutes']:g} when it fixed {facts['steps']} steps: set it back, or set it "
+            "to 0 and give max_steps."
+        )
+    return facts
 
 
 def _announce(trainer: SmallchatTrainer, steps: int, measured: Json | None = None) -> None:
@@ -214,7 +220,8 @@ def _announce(trainer: SmallchatTrainer, steps: int, measured: Json | None = Non
     records.progress("started", **(facts | derived))
     if measured:
         message = f"{steps:,} optimizer steps fit into finish_in_minutes; max_steps {steps} makes the same model"
-        records.progress("warning", message=f"{message} (measured seconds: {measured.get('seconds')}).")
+        seconds = ", ".join(f"{name} {value:.3g} s" for name, value in measured.get("seconds", {}).items())
+        records.progress("warning", message=f"{message} ({seconds or 'measured in an earlier session'}).")
 
 
 def _end(trainer: SmallchatTrainer) -> None:

@@ -46,7 +46,11 @@ def names(run: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def longer(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("longer"))
+    run = train(tmp_path_factory.mktemp("longer"))
+    data = plan(profile(tmp_path_factory.mktemp("profile"), run), []).stages[0]
+    record = {"parts": inspect(data.stage, data.settings).parts, "status": "done", "outputs": {}, "work_seconds": 1}
+    write_record(run / "data" / "stage.json", record)
+    return run
 
 
 def profile(folder: Path, run: Path, **changes: object) -> Path:
@@ -56,10 +60,11 @@ def profile(folder: Path, run: Path, **changes: object) -> Path:
     return file
 
 
-def cool_down(folder: Path, parent: Path, which: str = "", **changes: object):
+def cool_down(folder: Path, parent: Path, which: str = "", *overrides: str, **changes: object):
     """The plan that `--cool-down` makes of a profile."""
-    planned = plan(profile(folder, parent, **changes), [])
-    return cooled(Namespace(cool_down=f"{parent}{which}", overrides=[], explain=False), planned)
+    planned = plan(profile(folder, parent, **changes), list(overrides))
+    given = Namespace(cool_down=f"{parent}{which}", overrides=list(overrides), explain=False)
+    return cooled(given, planned)
 
 
 def test_the_rate_is_constant_until_the_cool_down_whose_first_checkpoint_is_kept(longer):
@@ -83,7 +88,8 @@ def test_a_constant_part_is_cooled_down_into_a_new_run(tmp_path, longer):
     parent = {"run": str(longer), "checkpoint": "step-000012"}
     assert (read_record(planned.run / RUN_RECORD) or {})["parent"] == parent
     assert cool_down(tmp_path, longer).run == planned.run  # the same command goes on with it
-    (settings,) = (each.settings for each in planned.stages if each.stage.name == "train")
+    assert cool_down(tmp_path, longer, "", "max_steps=30").stages[1].settings.max_steps == 30  # or later
+    settings = planned.stages[1].settings
     assert settings.max_steps == 16
     train(planned.run, max_steps=settings.max_steps)
     assert result(planned.run) == result(longer)
@@ -120,13 +126,17 @@ def test_a_run_that_got_too_short_says_so(tmp_path):
 
 
 def test_what_cannot_be_cooled_down_is_one_sentence(tmp_path, longer):
-    for changes, which, words in (
+    for changes, which, words, *overrides in (
         ({"schedule": "cosine"}, "", "schedule is cosine"),
         ({}, "@step-000016", "no checkpoint step-000016 .*there: .*step-000012"),
         ({}, "/data", "no checkpoint of the constant part .*none"),
+        ({"learning_rate": 0.5}, "", "other settings .parameter learning_rate"),
+        ({"eval_fraction": 0.5}, "", "data of .* eval_fraction"),
+        ({"run_dir": str(tmp_path)}, "", "holds something else"),
+        ({}, "", "max_steps is 13", "max_steps=13"),
     ):
         with pytest.raises(UserError, match=words):
-            cool_down(tmp_path, longer, which, **changes)
+            cool_down(tmp_path, longer, which, *overrides, **changes)
 
 
 @pytest.mark.parametrize("free", [["max_steps"], []])
