@@ -1,7 +1,5 @@
 """Loading base models: hub ids (from a local folder laid out as a hub snapshot), and clear refusals."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

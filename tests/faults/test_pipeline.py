@@ -1,7 +1,5 @@
 """Every way in which a run can end badly: real processes, real kernels, real signals, real disks."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess
@@ -18,7 +16,7 @@ KERNEL = "ipykernel_launcher"
 
 
 @pytest.fixture
-def bench(tmp_path) -> Bench:
+def bench(tmp_path):
     folder = write_notebooks(tmp_path / "notebooks")
     return Bench(tmp_path, PROGRAM, "steps: 60\n", "--until=second", NBUTILS_NOTEBOOKS=str(folder))
 

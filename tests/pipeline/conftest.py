@@ -43,7 +43,7 @@ class Pipeline:
         executed = self.executed = []
         out = io.StringIO()
 
-        def execute(job: Job):
+        def execute(job):
             executed.append(job.source.stem[3:])
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(ALLOW_PAUSED, "1" if job.options.allow_paused else "")

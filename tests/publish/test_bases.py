@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from nbutils.core.files import write_json
 from nbutils.core.run.models import ModelRef
 from nbutils.publish.card import render_card
 from nbutils.publish.export import export
-from nbutils.publish.facts import Facts
 from nbutils.train.preflight import STOP, run_findings
 from nbutils.train.settings import TrainSettings
 from nbutils.train.worker import train
@@ -30,12 +28,12 @@ QUICK = {"max_steps": 2, "eval_steps": 0, "checkpoint_steps": 0, "sample_prompts
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 6}
 
 
-def letters(text: str) -> str:
+def letters(text):
     """What no tokenizer may lose: not its case, and not the space between words."""
     return re.sub(r"\W", "", text).lower()
 
 
-def write_data(run: Path, base: Path) -> None:
+def write_data(run, base):
     """Rows as notebook 01 writes them; UserError for a text that comes back as another."""
     tokenizer = ModelRef.parse(str(base)).tokenizer()
     talks = conversations(12)
@@ -54,7 +52,7 @@ def write_data(run: Path, base: Path) -> None:
     write_json(run / "data" / "summary.json", summary)
 
 
-def through(settings: TrainSettings, facts: Facts) -> None:
+def through(settings, facts):
     """Training, chat and card; what the chat says is what plain transformers says."""
     run = settings.run_path
     train(settings, lambda: False)

@@ -4,8 +4,6 @@ They are what torchrun starts (same program, same environment variables), and en
 others are stopped. What torchrun itself does is tested with torchrun (`tests/train/test_launch.py`, `tests/faults`).
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy
@@ -48,7 +46,7 @@ def forked(settings: TrainSettings, processes: int, **fault: str) -> CompletedPr
         return CompletedProcess([module], status, "", log.read())
 
 
-def _rank(number: int, module: str, request: str, environment: dict[str, str], output: str) -> None:
+def _rank(number: int, module: str, request: str, environment: dict[str, str], output: str):
     """One rank: what it prints goes to the end of that file."""
     os.environ.clear()
     os.environ.update(environment | {"RANK": str(number), "LOCAL_RANK": str(number)})

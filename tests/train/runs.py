@@ -1,7 +1,5 @@
 """Small real training runs, started as torchrun starts them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -53,7 +51,7 @@ def _data() -> TemporaryDirectory[str]:
     return folder
 
 
-def small_settings(run: Path, **changes: Any) -> TrainSettings:
+def small_settings(run: Path, **changes) -> TrainSettings:
     """Settings of a run of a few seconds; makes the run's data where it is not there."""
     if not (run / "data").is_dir():
         shutil.copytree(Path(_data().name) / "data", run / "data")
@@ -70,7 +68,7 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
     return parameters_to_vector(model.parameters()).detach()
 
 
-def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None, **facts: Any) -> Checkpoint:
+def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None, **facts) -> Checkpoint:
     """A made-up checkpoint of a step, whole, in a folder of checkpoints."""
     made = Checkpoint.at(folder, step)
     made.partial.mkdir(parents=True)
@@ -79,7 +77,7 @@ def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None, 
     return made
 
 
-def flip_a_bit(file: Path) -> None:
+def flip_a_bit(file: Path):
     """Of the last byte: the file is damaged, and as long as before."""
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -101,7 +99,7 @@ def torchrun(settings: TrainSettings, processes: int, *options: str, **environme
     return psutil.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120):
     """Returns as soon as the condition is met."""
     deadline = time.monotonic() + seconds
     while not condition():

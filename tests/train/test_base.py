@@ -1,7 +1,5 @@
 """The base model that training starts from: made once, and only for the data that was tokenised for it."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The batch plan: every row exactly once an epoch at any world size, budgets kept, order a function of the seed."""
 
-from __future__ import annotations
-
 from unittest.mock import Mock
 
 import numpy as np
@@ -43,7 +41,8 @@ def test_a_resumed_loader_passes_over_the_steps_of_the_epoch_that_it_resumes_in(
         assert seen == [sorted(step) for step in plan.steps(epoch)[taken:]]
 
 
-def real_plan(seed: int = 1) -> BatchPlan:
+def real_plan(seed=1):
+    """Of 800 rows of 20 to 1,023 tokens."""
     return BatchPlan(np.random.default_rng(0).integers(20, 1024, 800), 8192, 2048, seed)
 
 

@@ -1,7 +1,5 @@
 """The worker computes what the plain loop of notebook 02 computes, at any world size."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +29,7 @@ SGD = {
 
 
 @pytest.fixture(scope="module")
-def plain(root, tmp_path_factory) -> SimpleNamespace:
+def plain(root, tmp_path_factory):
     """The names of the notebook's own cells, executed with SGD, and the weights before them."""
     cells = code_cells(root / "notebooks" / "02_train_sft.ipynb")
     prepare, loop = (cell["source"] for cell in cells if "cross_entropy" in cell["source"])

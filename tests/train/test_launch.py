@@ -1,7 +1,5 @@
 """Starting the workers: who failed and why, secrets in their log, a hang at the first exchange, trackers."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

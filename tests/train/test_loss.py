@@ -1,7 +1,5 @@
 """The chunked loss equals cross-entropy on full logits, gradients too, without ever holding them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.autograd import grad
@@ -33,7 +31,8 @@ def test_equals_torch(positions, chunk):
     assert correct == (logits.argmax(-1) == targets).sum()
 
 
-def tiny(tie: bool) -> LlamaForCausalLM:
+def tiny(tie):
+    """A Llama, its output embedding tied or not."""
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=4, tie_word_embeddings=tie)  # fmt: skip

@@ -1,7 +1,5 @@
 """Dataset, checkpoints, options, records, counters, budget: each part of the trainer on its own."""
 
-from __future__ import annotations
-
 import signal
 import time
 from functools import partial

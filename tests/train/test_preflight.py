@@ -1,7 +1,5 @@
 """Preflight: every check on facts of machines that are not here, and on data that is wrong in one way at a time."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +29,8 @@ def weightless(hidden, layers, intermediate):
 REFERENCE = weightless(768, 12, 2_048)
 
 
-def texts(findings, level) -> str:
+def texts(findings, level):
+    """What is said at a level."""
     return " ".join(finding.text for finding in findings if finding.level == level)
 
 

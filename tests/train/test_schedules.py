@@ -2,7 +2,6 @@
 
 import shutil
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 
@@ -29,34 +28,38 @@ WSD = {
 }
 
 
-def train(run: Path, **changes: object) -> Path:
+def train(run, **changes):
+    """Trains a `wsd` run to its end, or to a pause; its folder."""
     done = forked(small_settings(run, **WSD | changes), 1)
     assert done.returncode == 0, done.stderr[-3000:]
     return run
 
 
-def result(run: Path) -> tuple:
+def result(run):
+    """The weights, each step with its loss and rate, and the end."""
     rows = [(row["step"], row["loss"], row["learning_rate"]) for row in logged(run, "train")]
     return sha256_of_file(run / "train" / "final" / "model.safetensors"), rows, logged(run, "end")
 
 
-def names(run: Path) -> list[str]:
+def names(run):
+    """The checkpoints, the newest first."""
     return [each.name for each in in_folder(run / "train" / "checkpoints")]
 
 
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory) -> Path:
+def longer(tmp_path_factory):
     return train(tmp_path_factory.mktemp("longer"))
 
 
-def profile(folder: Path, run: Path, **changes: object) -> Path:
+def profile(folder, run, **changes):
+    """A profile of such a run."""
     file = folder / "wsd.yaml"
     given = SMALL | WSD | {"run_dir": str(run)} | changes
     file.write_text("".join(f"{name}: {value!r}\n" for name, value in given.items()))
     return file
 
 
-def cool_down(folder: Path, parent: Path, which: str = "", **changes: object):
+def cool_down(folder, parent, which="", **changes):
     """The plan that `--cool-down` makes of a profile."""
     planned = plan(profile(folder, parent, **changes), [])
     return cooled(Namespace(cool_down=f"{parent}{which}", overrides=[], explain=False), planned)

@@ -1,7 +1,5 @@
 """The trainer's own step, in this process: skipped fp16 steps, losses that are no numbers, determinism on a GPU."""
 
-from __future__ import annotations
-
 import os
 from itertools import pairwise
 
