@@ -1,13 +1,12 @@
 """The real notebook 02 under the pipeline: a pause, a rank killed, the pipeline killed, and the way on."""
 
 import shutil
-from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
 
 from nbutils.core.files import read_json
-from nbutils.core.run.checkpoints import Checkpoint, in_folder
+from nbutils.core.run.layout import Run
 from nbutils.core.run.stage import Stage
 from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
@@ -33,12 +32,12 @@ processes: 2
 class Training(Bench):
     """Pipelines on one run folder with the real notebooks."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder):
         super().__init__(folder, ("-m", "nbutils"), PROFILE, "--only=train")
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self):
         """Those that are whole, the newest first."""
-        return in_folder(self.run / "train" / "checkpoints")
+        return Run(self.run).checkpoints()
 
     def under_way(self):
         """Waits until training has passed a checkpoint more."""
