@@ -81,7 +81,7 @@ class Bench:
         return output
 
 
-def nothing(bench: Bench, process: subprocess.Popen[str]):
+def nothing(bench, process):
     """The notebook itself does wrong."""
 
 

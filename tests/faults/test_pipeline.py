@@ -56,7 +56,8 @@ def test_after_one_fault_and_the_next_the_same_command_goes_on(bench, chain):
 
 
 def test_secrets_stand_in_no_file_and_a_signal_pauses(bench):
-    bench.suffers(nothing, 1, "cell In [4] raised ValueError: 401 with [secret]", "-pfault=secret")
+    said = bench.suffers(nothing, 1, "cell In [4] raised ValueError: 401 with [secret]", "-pfault=secret")
+    assert "halves [secret]\n" in said
     bench.suffers(signals(SIGINT), 0, "second is paused at", "-pstep_seconds=0.2")
     assert "01_first.ipynb" not in bench.goes_on()
     for path in bench.run.rglob("*"):
