@@ -23,23 +23,29 @@ small_tokenizer = train_bpe
 """`small_tokenizer(texts, pieces)`: a byte-level BPE tokenizer trained on the texts, with ChatML."""
 
 
-def data_folder(run: Path, *, train=40, evaluation=10, turns=6, pieces=509, max_length=256) -> Path:
-    """Writes what training and evaluation read of `run/data` (rows, tokenizer, summary), from real conversations."""
-    conversations = chitchat(train + evaluation, turns)
-    tokenizer = small_tokenizer([m["content"] for c in conversations for m in c], pieces)
-    folder = run / "data"
-    rows = [
+def rows_of(tokenizer, conversations: list[list[dict]]) -> list[dict]:
+    """Conversations as notebook 01 writes them."""
+    return [
         {"messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
         for c, e in zip(conversations, encode_batch(tokenizer, conversations), strict=True)
-        if len(e) <= max_length
     ]
-    for side, picked in (("train", rows[evaluation:]), ("eval", rows[:evaluation])):
-        Dataset.from_list(picked).save_to_disk(folder / side)
+
+
+def save_data(run: Path, tokenizer, train: list[dict], held_out: list[dict], max_length: int, base="tiny") -> Path:
+    """Writes rows, tokenizer and summary as `run/data`."""
+    folder = run / "data"
+    for side, rows in (("train", train), ("eval", held_out)):
+        Dataset.from_list(rows).save_to_disk(folder / side)
     tokenizer.save_pretrained(folder / "tokenizer")
-    summary = {
-        "max_length": max_length,
-        "tokenizer": {"base_model": "tiny"},
-        "eval_hash": sha256_of_json([row["messages"] for row in rows[:evaluation]]),
-    }
+    found = sha256_of_json([row["messages"] for row in held_out])
+    summary = {"max_length": max_length, "tokenizer": {"base_model": base}, "eval_hash": found}
     write_json(folder / "summary.json", summary)
     return folder
+
+
+def data_folder(run: Path, *, train=40, evaluation=10, turns=6, pieces=509, max_length=256) -> Path:
+    """Writes what training and evaluation read of `run/data`, from real conversations."""
+    conversations = chitchat(train + evaluation, turns)
+    tokenizer = small_tokenizer([m["content"] for c in conversations for m in c], pieces)
+    rows = [row for row in rows_of(tokenizer, conversations) if len(row["input_ids"]) <= max_length]
+    return save_data(run, tokenizer, rows[evaluation:], rows[:evaluation], max_length)

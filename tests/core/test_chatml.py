@@ -1,7 +1,5 @@
 """ChatML, whole and within a limit, on two real tokenizers and small ones of our own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import cache, partial
@@ -40,13 +38,14 @@ def turns(*texts: str) -> list[dict[str, str]]:
 
 
 @cache
-def covers(tokenizer, character: str) -> bool:
+def covers(tokenizer, character):
     """Whether the vocabulary can write the character at all (SmolLM2's lacks some control bytes)."""
     ids = tokenizer("a" + character, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False) == "a" + character
 
 
-def supervised_texts(tokenizer, encoding) -> list[str]:
+def supervised_texts(tokenizer, encoding):
+    """Each run of supervised tokens, as text."""
     spans = groupby(zip(encoding.input_ids, encoding.supervised, strict=True), itemgetter(1))
     learnt = [[token for token, _ in span] for supervised, span in spans if supervised]
     return [tokenizer.decode(span, clean_up_tokenization_spaces=False) for span in learnt]
@@ -138,7 +137,7 @@ def raw_unigram(special: list[str], pieces: Iterable[str], single=SINGLE, bytes_
     return raw
 
 
-def unigram(*pieces: str, single=SINGLE, normalizer=None, bytes_too=True, unknown="<unk>", chatml=True):
+def unigram(*pieces, single=SINGLE, normalizer=None, bytes_too=True, unknown="<unk>", chatml=True):
     """The same as a tokenizer of transformers, with ChatML."""
     raw = raw_unigram(["<unk>", "</s>"], pieces, single, bytes_too)
     if normalizer:
@@ -150,7 +149,7 @@ def unigram(*pieces: str, single=SINGLE, normalizer=None, bytes_too=True, unknow
 without_chatml = partial(unigram, chatml=False)
 
 
-def with_holes() -> PreTrainedTokenizerFast:
+def with_holes():
     """One token per byte, and ids that no piece has."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)} | {"z": 600}, []))
@@ -214,7 +213,7 @@ def test_no_text_is_lost_where_a_piece_spans_header_and_text(pieces, normalizer,
     assert encode_within(tokenizer, [turns(*texts)], 500)[0].encoding == encoding
 
 
-def without_unknown() -> PreTrainedTokenizerFast:
+def without_unknown():
     """BPE with neither bytes nor an unknown token: what it lacks goes without a word."""
     raw = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*SINGLE, " "])}, []))
     return add_chatml(PreTrainedTokenizerFast(tokenizer_object=raw))

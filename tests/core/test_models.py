@@ -1,7 +1,5 @@
 """Loading base models: hub ids (from a local folder laid out as a hub snapshot), and clear refusals."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -33,11 +31,11 @@ def test_a_hub_id_is_loaded_by_the_real_hub_code(tmp_path, monkeypatch, revision
 
 @pytest.mark.parametrize(
     "name,words",
-    [
-        ("nobody/nothing", "'nobody/nothing' could not be loaded"),
-        ("{run}", "holds an adapter (LoRA): merge it into its base model first"),
-        ("final", "02_train_sft"),
-    ],
+    {
+        "nobody/nothing": "'nobody/nothing' could not be loaded",
+        "{run}": "holds an adapter (LoRA): merge it into its base model first",
+        "final": "02_train_sft",
+    }.items(),
 )
 def test_what_is_not_there_is_a_sentence(tmp_path, name, words):
     for file in ("adapter_config.json", "adapter_model.safetensors"):

@@ -4,7 +4,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import datasets
 import huggingface_hub
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("unasked")
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
+def server():
     """Something that answers every request with an error."""
     hub = FakeHub()
     yield hub.url

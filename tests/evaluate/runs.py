@@ -6,14 +6,13 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from nbutils.core.chatml import encode_batch
 from nbutils.core.files import Json, write_jsonl, write_text
 from nbutils.core.run.models import tiny_model
 from nbutils.core.stages import spec
 from nbutils.evaluate.run import prepare, score_all
 from nbutils.evaluate.score import Plan, Scored
 from nbutils.pipeline.parameters import settings_of
-from tests.builders import data_folder
+from tests.builders import data_folder, rows_of
 from tests.conftest import ROOT
 from tests.core.test_chatml import turns
 from tests.metrics.histories import write_done
@@ -33,7 +32,7 @@ SUMS = [{"question": f"{a} plus {a}?", "right": a % 2, "answers": ["four", "six"
 
 def made_up_run(run: Path) -> Path:
     """Writes `data/`, and `train/` with two untrained tiny models: the base, and one of other weights as `final`."""
-    data_folder(run, train=8, evaluation=24, turns=6)
+    data_folder(run, train=8, evaluation=24)
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     for seed, name in enumerate(("base", "final")):
         tiny_model(tokenizer, 256, seed).save_pretrained(run / "train" / name)
@@ -45,12 +44,9 @@ def made_up_run(run: Path) -> Path:
 
 def hold_out(run: Path, conversations: list[list[Json]]):
     """Puts conversations of one's own into the place of those that a run holds out, as notebook 01 writes them."""
-    encoded = encode_batch(AutoTokenizer.from_pretrained(run / "data" / "tokenizer"), conversations)
-    rows = [
-        {"messages": turns(*(m["content"] for m in messages)), "input_ids": e.input_ids, "supervised": e.supervised}
-        for messages, e in zip(conversations, encoded, strict=True)
-    ]
-    Dataset.from_list(rows).save_to_disk(run / "data" / "eval")
+    rows = rows_of(AutoTokenizer.from_pretrained(run / "data" / "tokenizer"), conversations)
+    plain = [row | {"messages": turns(*(m["content"] for m in row["messages"]))} for row in rows]
+    Dataset.from_list(plain).save_to_disk(run / "data" / "eval")
 
 
 def write_task(folder: Path, name: str, rows: list[Json], **config) -> Json:

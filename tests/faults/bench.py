@@ -1,7 +1,5 @@
 """Real pipelines on one run folder: what is done to them, how they end, and that the same command goes on."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -21,11 +19,13 @@ from tests.train.runs import wait_for
 PATIENCE = 240  # seconds; what is waited for comes sooner, the rest is for a busy machine
 SECRETS = {"HF_TOKEN": "hf_" + "Q7" * 17, "KAGGLE_KEY": "0123456789abcdef" * 2}
 
+Harm = Callable[["Bench", subprocess.Popen[str]], None]
+
 
 class Bench:
     """A run folder whose name is no easy one, and pipelines on it whose environment holds secrets."""
 
-    def __init__(self, folder: Path, program: tuple[str, ...], profile: str, stages: str, **environment: str) -> None:
+    def __init__(self, folder: Path, program: tuple[str, ...], profile: str, stages: str, **environment: str):
         self.run = folder / "a {run} of %s mine"
         file = folder / "profile.yaml"
         file.write_text(profile)
@@ -41,7 +41,7 @@ class Bench:
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
 
-    def under_way(self) -> None:
+    def under_way(self):
         """Waits until a cell has begun that does not end by itself."""
         wait_for((self.run / "at-work").exists)
 
@@ -81,17 +81,14 @@ class Bench:
         return output
 
 
-Harm = Callable[[Bench, subprocess.Popen[str]], None]
-
-
-def nothing(bench: Bench, process: subprocess.Popen[str]) -> None:
+def nothing(bench, process):
     """The notebook itself does wrong."""
 
 
 def signals(*numbers: int) -> Harm:
     """Signals to the pipeline while its stage is at work."""
 
-    def send(bench: Bench, process: subprocess.Popen[str]) -> None:
+    def send(bench, process):
         bench.under_way()
         for number in numbers:
             process.send_signal(number)
@@ -103,7 +100,7 @@ def signals(*numbers: int) -> Harm:
 def to_one(number: int, words: str, **environment: str) -> Harm:
     """A signal to the one process whose command and environment hold these."""
 
-    def send(bench: Bench, process: subprocess.Popen[str]) -> None:
+    def send(bench, process):
         bench.under_way()
         (found,) = [
             p for p in marked(run_mark(bench.run))

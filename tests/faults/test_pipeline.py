@@ -1,7 +1,5 @@
 """Every way in which a run can end badly: real processes, real kernels, real signals, real disks."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess
@@ -18,7 +16,7 @@ KERNEL = "ipykernel_launcher"
 
 
 @pytest.fixture
-def bench(tmp_path) -> Bench:
+def bench(tmp_path):
     folder = write_notebooks(tmp_path / "notebooks")
     return Bench(tmp_path, PROGRAM, "steps: 60\n", "--until=second", NBUTILS_NOTEBOOKS=str(folder))
 
@@ -58,7 +56,8 @@ def test_after_one_fault_and_the_next_the_same_command_goes_on(bench, chain):
 
 
 def test_secrets_stand_in_no_file_and_a_signal_pauses(bench):
-    bench.suffers(nothing, 1, "cell In [4] raised ValueError: 401 with [secret]", "-pfault=secret")
+    said = bench.suffers(nothing, 1, "cell In [4] raised ValueError: 401 with [secret]", "-pfault=secret")
+    assert "halves [secret]\n" in said
     bench.suffers(signals(SIGINT), 0, "second is paused at", "-pstep_seconds=0.2")
     assert "01_first.ipynb" not in bench.goes_on()
     for path in bench.run.rglob("*"):

@@ -1,16 +1,12 @@
 """The real notebook 02 under the pipeline: a pause, a rank killed, the pipeline killed, and the way on."""
 
-from __future__ import annotations
-
 import shutil
-import subprocess
-from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
 
 from nbutils.core.files import read_json
-from nbutils.core.run.checkpoints import Checkpoint, in_folder
+from nbutils.core.run.layout import Run
 from nbutils.core.run.stage import Stage
 from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
@@ -36,24 +32,24 @@ processes: 2
 class Training(Bench):
     """Pipelines on one run folder with the real notebooks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         super().__init__(folder, ("-m", "nbutils"), PROFILE, "--only=train")
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self):
         """Those that are whole, the newest first."""
-        return in_folder(self.run / "train" / "checkpoints")
+        return Run(self.run).checkpoints()
 
-    def under_way(self) -> None:
+    def under_way(self):
         """Waits until training has passed a checkpoint more."""
         before = self.checkpoints()[:1]
         wait_for(lambda: self.checkpoints()[:1] != before)
 
 
 @pytest.fixture(scope="session")
-def prepared(made_once) -> Path:
+def prepared(made_once):
     """A finished data stage."""
 
-    def make(folder: Path) -> None:
+    def make(folder):
         stage = Stage.begin("data", settings_of(spec("data"), {"run_dir": str(folder), "max_length": 256}))
         data_folder(folder, train=400)
         stage.finish()
@@ -62,13 +58,13 @@ def prepared(made_once) -> Path:
 
 
 @pytest.fixture
-def training(prepared, tmp_path) -> Training:
+def training(prepared, tmp_path):
     made = Training(tmp_path)
     shutil.copytree(prepared, made.run)
     return made
 
 
-def early(training: Bench, process: subprocess.Popen[str]) -> None:
+def early(training, process):
     """A stage is made ready in tens of seconds, or minutes where a base is large: a request is not forgotten."""
     wait_for((training.run / "train" / "stage.json").is_file)
     process.send_signal(SIGTERM)

@@ -4,8 +4,6 @@ FAULT is `point:nth:rank`: at the nth passing of the point, the process of that 
 file `fault` in the run folder, and kills itself with SIGKILL or does what the point is named after.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import shutil
@@ -14,14 +12,14 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.run import pause
 from nbutils.core.torchrun import leave
 from nbutils.train import trainer, worker
 
 
-def main() -> int:
+def main():
+    """Plants the fault and trains; the exit status."""
     point, nth, rank = os.environ["FAULT"].split(":")
     worker.HANG_SECONDS = float(os.environ.get("HANG_SECONDS", worker.HANG_SECONDS))
     if rank in ("all", os.environ["RANK"]):
@@ -29,12 +27,12 @@ def main() -> int:
     return worker.main(sys.argv[1:])
 
 
-def plant(point: str, nth: int, run: Path) -> None:
+def plant(point, nth, run):
     """Puts the fault before the nth call of a function; what it does to a loss, or `after` all models, behind it."""
     owner, name, work = POINTS[point]
     original, passed = getattr(owner, name), itertools.count(1)
 
-    def planted(*args: Any, **kwargs: Any) -> Any:
+    def planted(*args, **kwargs):
         now = next(passed) == nth
         if now:
             (run / "fault").touch()
@@ -49,15 +47,15 @@ def plant(point: str, nth: int, run: Path) -> None:
     setattr(owner, name, planted)
 
 
-def kill(run: Path) -> None:
+def kill(run):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sleep(run: Path) -> None:
+def sleep(run):
     time.sleep(3600)
 
 
-def fill_the_disk(run: Path) -> None:
+def fill_the_disk(run):
     """Leaves so many KiB on the file system of `train/` as LEAVES says."""
     with suppress(OSError):
         disk = run / "train"

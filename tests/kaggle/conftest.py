@@ -56,7 +56,7 @@ OLDEST = ("transformers==5.0.*", "ipython==7.34.0", "ipykernel==6.17.1", "nbclie
 def old_packages() -> Path:
     """The libraries of Kaggle's image, and what those need; tests that install into an image make their own."""
 
-    def make(folder: Path):
+    def make(folder):
         command = [image(folder), "-m", "pip", "install", "-q", *OLDEST]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
@@ -86,7 +86,7 @@ def bare(old_packages, tmp_path) -> Path:
 def wheels() -> Path:
     """What those images lack or have too old, and what that needs, to be attached. Skips where there is no index."""
 
-    def make(folder: Path):
+    def make(folder):
         names = ("plotly", "ipykernel", "nbclient", "trl", "lm-eval", "chitchat-dataset")
         try:
             packages.collect_wheels(folder, packages.PYTHON, names)

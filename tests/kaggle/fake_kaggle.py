@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
 
 from tests.publish import fake_hub
 
@@ -29,32 +28,32 @@ class FakeKaggle(fake_hub.FakeHub):
         self.unknown = []
         self.lag = 0
 
-    def newest(self, name: str) -> int:
+    def newest(self, name):
         """The number of the version that counts as a notebook's newest."""
         number = len(self.versions[name])
         return number - 1 if number > 1 and self.looks[name] <= self.lag else number
 
-    def state(self, name: str) -> str:
+    def state(self, name):
         """How that version's session ended."""
         return dict(enumerate(self.plan.get(name, []), 1)).get(self.newest(name), "done")
 
-    def files(self, name: str) -> dict:
+    def files(self, name):
         """The output of a notebook's newest version."""
         status, training = self.state(name), "runs/mine/train"
         note = {"schema": 1, "status": status, "time": self.newest(name), "error": "it broke"}
         files = {f"{training}/checkpoints/step-000001/weights": "large", f"{training}/final/model": "weights"}
         return files if status == "nothing" else files | {"runs/mine/session.json": note}
 
-    # Its API
+    # Its API: of a notebook and what is sent, the answer; None where it is denied
 
-    def SaveKernel(self, name: str, given: dict) -> dict:
+    def SaveKernel(self, name, given):
         self.pushed.append(name)
         self.versions[name].append(given)
         self.looks[name] = 0
         number = len(self.versions[name])
         return {"versionNumber": number, "url": f"{self.url}/{name}", "invalidKernelSources": self.unknown}
 
-    def GetKernelSessionStatus(self, name: str, _: dict) -> dict | None:
+    def GetKernelSessionStatus(self, name, _):
         denied = self.denied[name] > 0
         self.denied[name] -= denied
         if denied or name not in self.versions:
@@ -64,7 +63,7 @@ class FakeKaggle(fake_hub.FakeHub):
         running = not lagging and self.looks[name] < self.lag + 2
         return {"status": "RUNNING" if running else "ERROR" if self.state(name) == "error" else "COMPLETE"}
 
-    def ListKernelSessionOutput(self, name: str, _: dict) -> dict:
+    def ListKernelSessionOutput(self, name, _):
         files = [{"url": f"{self.url}/{name}/{file}", "fileName": file} for file in self.files(name)]
         return {"files": files, "log": ""}
 
@@ -80,7 +79,8 @@ class _Handler(fake_hub._Handler):
         _, name, file = self.path.split("/", 2)
         self._answer(file.rpartition("/")[2], lambda: self.server.files(name)[file])
 
-    def _answer(self, asked: str, answer: Callable[[], object]):
+    def _answer(self, asked, answer):
+        """Sends what is called for, unless that kind of request fails."""
         if self.server.failing[asked]:
             self.server.failing[asked] -= 1
             self._json({"code": 503, "message": "503 try later"}, 503)

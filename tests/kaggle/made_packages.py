@@ -11,7 +11,8 @@ def installed(folder: Path, name: str, version: str, *requires: str):
     write_text(folder / f"{name}-{version}.dist-info" / "METADATA", _metadata(name, version, *requires))
 
 
-def _metadata(name: str, version: str, *requires: str) -> str:
+def _metadata(name, version, *requires):
+    """The text of METADATA."""
     needs = "".join(f"Requires-Dist: {line}\n" for line in requires)
     return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
 

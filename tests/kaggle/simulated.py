@@ -6,7 +6,6 @@ import subprocess
 import sysconfig
 import tempfile
 import venv
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +63,7 @@ class Kaggle:
         self,
         bundle: Path,
         inputs: dict[str, Path],
-        during: Callable[[Session, Run], None] | None = None,
+        during=lambda process, run: None,
         **environment: str,
     ) -> Outcome:
         """Executes a bundle as a saved version; `inputs` are outputs by `owner/slug`; `during` may interfere.
@@ -88,8 +87,7 @@ class Kaggle:
             log.open("w") as said,
             Session(command, cwd=working, env=kept | environment, stdout=said, stderr=said) as process,
         ):
-            if during:
-                during(process, run)
+            during(process, run)
             process.wait(400)
         text = log.read_text()
         assert process.returncode <= 0, text[-3000:]
@@ -111,7 +109,7 @@ def kill_worker(process: Session):
     next(child for child in children if "LOCAL_RANK" in child.environ()).kill()
 
 
-def _hashes(folder: Path) -> dict[Path, str]:
+def _hashes(folder):
     """Every file below a folder: modes keep nobody from writing who is root, as tests in containers are."""
     return {path: sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
 

@@ -91,14 +91,14 @@ def test_away_from_kaggle_a_bundle_is_an_ordinary_notebook(bundled, tmp_path):
 
 @pytest.mark.parametrize(
     "options,words",
-    [
-        ("--owner no@one", "--owner user name"),
-        ("-p learnig_rate=1", "learning_rate"),
-        ("--attach foo", "--attach 'foo' OWNER/DATASET"),
-        ("--mirror foo", "mirror 'foo' owner/name"),
-        ("-p internet=2", "internet true or false"),
-        *((f"-p mirror_minutes={each}", "mirror_minutes more than 0") for each in ("soon", "true", "0")),
-    ],
+    {
+        "--owner no@one": "--owner user name",
+        "-p learnig_rate=1": "learning_rate",
+        "--attach foo": "--attach 'foo' OWNER/DATASET",
+        "--mirror foo": "mirror 'foo' owner/name",
+        "-p internet=2": "internet true or false",
+        **{f"-p mirror_minutes={each}": "mirror_minutes more than 0" for each in ("soon", "true", "0")},
+    }.items(),
 )
 def test_what_kaggle_would_refuse_is_one_sentence(tmp_path, refused, options, words):
     said = refused("kaggle", "bundle", "params/demo.yaml", "--owner=someone", f"--out={tmp_path}", *options.split())

@@ -75,7 +75,7 @@ def test_of_two_attached_copies_the_whole_one_counts(place):
 
 
 @pytest.mark.parametrize(
-    "gpus,words", [((T4,), "processes is 2.*1 usable.*GPU T4 x2"), ((), "0 usable"), ((P100,), "P100.*too old")]
+    "gpus,words", {(T4,): "processes is 2.*1 usable.*GPU T4 x2", (): "0 usable", (P100,): "P100.*too old"}.items()
 )
 def test_fewer_gpus_than_asked_for_name_the_setting(gpus, words):
     check_gpus((T4, T4), 2)  # these are enough

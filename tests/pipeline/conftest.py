@@ -2,7 +2,6 @@
 
 import io
 import shutil
-from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,7 @@ from nbutils.core.run.stage import ALLOW_PAUSED
 from nbutils.pipeline.choice import Options, explain
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import plan
-from nbutils.pipeline.run import Job, Runner
+from nbutils.pipeline.run import Runner
 from tests.cells import run_cells
 from tests.pipeline.fake import STAGES, write_notebooks
 
@@ -32,7 +31,7 @@ class Pipeline:
         self.notebooks = write_notebooks(folder / "notebooks")
         self.profile = folder / "profile.yaml"
         self.profile.write_text(f"run_dir: '{self.run}'\n")
-        self.after: Callable[[Job], None] = lambda job: None
+        self.after = lambda job: None
         patch.setenv("NBUTILS_NOTEBOOKS", str(self.notebooks))
         patch.setattr("nbutils.core.stages.STAGES", STAGES)
         patch.setenv("NBUTILS_PIPELINE", "tests")  # the cells run in this process, which holds the lock
@@ -43,7 +42,7 @@ class Pipeline:
         executed = self.executed = []
         out = io.StringIO()
 
-        def execute(job: Job):
+        def execute(job):
             executed.append(job.source.stem[3:])
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(ALLOW_PAUSED, "1" if job.options.allow_paused else "")

@@ -111,7 +111,7 @@ title: str = "report"  # first words of the report""",
 }
 
 
-def train(stage, settings, made: str):
+def train(stage, settings, made):
     """A loop with checkpoints that answers a pause request, in the way of the training stage."""
     folder = stage.folder / "checkpoints"
     done = next((newest.step for newest in in_folder(folder)), 0)
@@ -120,7 +120,9 @@ def train(stage, settings, made: str):
         print("step", step, flush=True)
         (stage.run / "at-work").touch()
         if pause.requested(stage.run):
-            checkpoint(folder, step)
+            saved = Checkpoint.at(folder, step)
+            saved.partial.mkdir(parents=True)
+            saved.seal({}, {})
             stage.finish("paused", step=step, fraction=step / settings.steps)
             return
     (stage.folder / "final").mkdir(exist_ok=True)
@@ -128,15 +130,7 @@ def train(stage, settings, made: str):
     stage.finish(made=made)
 
 
-def checkpoint(folder: Path, step: int):
-    """A whole one of a step."""
-    made = Checkpoint.at(folder, step)
-    made.partial.mkdir(parents=True)
-    (made.partial / "model.txt").write_text(f"model after {step}")
-    made.seal({}, {})
-
-
-def misbehave(fault: str, stage):
+def misbehave(fault, stage):
     """The fault of that name, for real."""
     match fault:
         case "exception":
@@ -152,7 +146,8 @@ def misbehave(fault: str, stage):
         case "secret":
             token = os.environ["HF_TOKEN"]
             print("token", token)
-            print("half", token[:9], end="", flush=True)
+            print("halves", token[:9], end="", flush=True)
+            print(token[9:], flush=True)
             raise ValueError(f"401 with {token}")
         case "child":
             subprocess.Popen(["sleep", "300"], start_new_session=True)
@@ -174,7 +169,7 @@ def write_notebooks(folder: Path) -> Path:
         cells = [new_markdown_cell(f"# {stage.name}"), parameters]
         for source in (BEGIN.format(number=number), *CELLS[stage.name]):
             cells += [new_markdown_cell("## Do it"), new_code_cell(source)]
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        kernel = {"name": "python3", "display_name": "Python 3"}
         notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, folder / stage.file)
     return folder

@@ -16,11 +16,3 @@ def test_lines_are_printed_as_they_end_and_rewritten_ones_once(capsys):
     assert capsys.readouterr().out == "  │ 100 %\n"
     display.flush()
     assert capsys.readouterr().out == "  │ next\n"
-
-
-def test_a_secret_cut_in_two_is_hidden(monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", "hf_1234567890")
-    display = Display()
-    display.output("token hf_123")
-    display.output("4567890\n")
-    assert capsys.readouterr().out == "  │ token [secret]\n"

@@ -6,7 +6,7 @@ import pytest
 
 from nbutils.core.errors import UserError
 from nbutils.core.run.decide import Action
-from tests.pipeline.fake import checkpoint
+from tests.train.runs import checkpoint
 
 NEW_RATE = "learning_rate=0.5"
 STATES = (

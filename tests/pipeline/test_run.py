@@ -115,11 +115,7 @@ def test_only_runs_one_stage_on_what_is_there_and_warns_if_that_is_stale(done):
 
 def test_what_is_done_is_not_asked_about_again(done, monkeypatch):
     """A finished data stage may be carried to a machine that has neither its data nor a network."""
-
-    def names(plan, picked):
-        return [entry.stage.name for entry in picked]
-
-    monkeypatch.setattr("nbutils.pipeline.ahead.problems", names)
+    monkeypatch.setattr("nbutils.pipeline.ahead.problems", lambda plan, picked: [each.stage.name for each in picked])
     assert done.go() == []
     for start, asked in ((None, "second third"), ("first", "first second third")):
         with pytest.raises(UserError, match=f"^{asked}$"):

@@ -30,13 +30,14 @@ TEXTS = [m["content"] for c in conversations(60) for m in c] + ["user\nassistant
 ASCII = ["\n", *map(chr, range(32, 127))]
 
 
-def byte_level(special: list[str]) -> ByteLevelBPETokenizer:
+def byte_level(special):
+    """As GPT-2's: BPE over bytes."""
     raw = ByteLevelBPETokenizer()
     raw.train_from_iterator(TEXTS, vocab_size=330, show_progress=False, special_tokens=special)
     return raw
 
 
-def sentencepiece(special: list[str]) -> Tokenizer:
+def sentencepiece(special):
     """BPE over "▁" with bytes for what it does not know, as Llama's and Mistral's."""
     raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -51,7 +52,7 @@ def sentencepiece(special: list[str]) -> Tokenizer:
 unigram = partial(raw_unigram, single=["▁", "\n", *ASCII[2:]], pieces=["▁you", "▁What", "▁Hello", "▁I", "▁am", "▁a"])
 
 
-def word_piece(special: list[str]) -> Tokenizer:
+def word_piece(special):
     """As BERT's: white space is gone."""
     words = sorted({word for text in TEXTS for word in text.split()})
     vocabulary = [*special, *ASCII[2:], *(f"##{letter}" for letter in ASCII[2:]), *words]
@@ -61,7 +62,7 @@ def word_piece(special: list[str]) -> Tokenizer:
     return raw
 
 
-def characters(special: list[str]) -> Tokenizer:
+def characters(special):
     """One piece for each character of ASCII, and nothing else."""
     numbered = {piece: i for i, piece in enumerate([*special, *ASCII])}
     raw = Tokenizer(models.WordLevel(numbered, unk_token="<unk>"))

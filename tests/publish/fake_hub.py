@@ -64,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         self._json(*self._done(self._note()))
 
-    def _done(self, body: bytes) -> tuple[dict, int]:
+    def _done(self, body):
         """Does what was posted; the answer and its status."""
         if not self.server.allow:
             return {"error": "You don't have the rights to create a model under this namespace"}, 403
@@ -84,19 +84,22 @@ class _Handler(BaseHTTPRequestHandler):
             ]}, 200  # fmt: skip
         return {"transfer": "basic", "objects": list(map(self._lfs, given["objects"]))}, 200
 
-    def _create(self, given: dict) -> tuple[dict, int]:
+    def _create(self, given):
+        """Of a repository; the answer and its status."""
         name = f"{given['organization']}/{given['name']}"
         status = 409 if name in self.server.repos else 200
         private = given.get("private") or given.get("visibility") == "private"
         self.server.repos.setdefault(name, {"private": private, "files": {}, "commits": []})
         return {"url": f"{self.server.url}/{name}"}, status
 
-    def _lfs(self, given: dict) -> dict:
+    def _lfs(self, given):
+        """Where to send a large file, unless it is there."""
         if given["oid"] in self.server.blobs:
             return given
         return given | {"actions": {"upload": {"href": f"{self.server.url}/blobs/{given['oid']}"}}}
 
-    def _commit(self, body: bytes) -> dict:
+    def _commit(self, body):
+        """Does what its lines say; the answer."""
         name = self._repo() or ""
         repo = self.server.repos[name]
         for line in map(json.loads, body.splitlines()):
@@ -111,10 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
                 del repo["files"][value["path"]]
         return {"commitUrl": f"{self.server.url}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40, "hookOutput": ""}
 
-    def _repo(self) -> str | None:
+    def _repo(self):
+        """The name of the repository that is asked about, or None."""
         return next((name for name in self.server.repos if f"/{name}/" in f"{self.path.split('?')[0]}/"), None)
 
-    def _note(self) -> bytes:
+    def _note(self):
+        """Remembers the request; its bytes."""
         self.server.requests.append((self.command, self.path))
         self.server.tokens.add(self.headers.get("Authorization", ""))
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 from nbutils.core.files import read_json, write_json, write_text
 from nbutils.core.run.models import tiny_model
@@ -63,15 +62,3 @@ def rewrite(run: Path, name: str, **values):
     if values:
         write_json(run / name, read_json(run / name) | values)
     write_json(folder / "stage.json", read_json(folder / "stage.json") | {"outputs": outputs_of(folder)})
-
-
-def as_gpt2(run: Path) -> Path:
-    """Makes the trained model of a made-up run a GPT-2, whose config has names of its own."""
-    set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(run / "train" / "final")
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=2,
-                        bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-                        pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-    GPT2LMHeadModel(config).save_pretrained(run / "train" / "final")
-    record_stages(run)
-    return run

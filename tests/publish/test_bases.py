@@ -2,24 +2,22 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 
 from nbutils.chat.models import load
 from nbutils.chat.session import play
-from nbutils.core.chatml import encode, encode_batch
+from nbutils.core.chatml import encode
 from nbutils.core.errors import UserError
-from nbutils.core.files import write_json
 from nbutils.core.run.models import ModelRef
+from nbutils.core.stages import spec
+from nbutils.pipeline.parameters import settings_of
 from nbutils.publish.card import render_card
 from nbutils.publish.export import export
-from nbutils.publish.facts import Facts
 from nbutils.train.preflight import STOP, run_findings
-from nbutils.train.settings import TrainSettings
 from nbutils.train.worker import train
+from tests.builders import rows_of, save_data
 from tests.metrics.histories import write_done
 from tests.publish.bases import REFUSED, choices, conversations, make_base
 from tests.publish.conftest import settings_for
@@ -30,31 +28,25 @@ QUICK = {"max_steps": 2, "eval_steps": 0, "checkpoint_steps": 0, "sample_prompts
 GREEDY = {"greedy": True, "repetition_penalty": 1.0, "max_new_tokens": 6}
 
 
-def letters(text: str) -> str:
+def letters(text):
     """What no tokenizer may lose: not its case, and not the space between words."""
     return re.sub(r"\W", "", text).lower()
 
 
-def write_data(run: Path, base: Path) -> None:
-    """Rows as notebook 01 writes them; UserError for a text that comes back as another."""
-    tokenizer = ModelRef.parse(str(base)).tokenizer()
-    talks = conversations(12)
-    rows, spaced = [], []
-    for talk, encoded in zip(talks, encode_batch(tokenizer, talks), strict=True):
-        written = " ".join(f"{message['role']} {message['content']}" for message in talk)
-        decoded = tokenizer.decode(encoded.input_ids, skip_special_tokens=True)
+def write_data(run, base):
+    """As notebook 01; UserError for a text that comes back as another."""
+    tokenizer = ModelRef.parse(base).tokenizer()
+    rows, spaced = rows_of(tokenizer, conversations(12)), []
+    for row in rows:
+        written = " ".join(f"{message['role']} {message['content']}" for message in row["messages"])
+        decoded = tokenizer.decode(row["input_ids"], skip_special_tokens=True)
         assert letters(decoded) == letters(written)
         spaced.append(decoded.split() == written.split())
-        rows.append({"messages": talk, "input_ids": encoded.input_ids, "supervised": encoded.supervised})
     assert all(spaced) or not spaced[0]  # white space is lost everywhere, or nowhere
-    for side, part in (("train", rows[4:]), ("eval", rows[:4])):
-        Dataset.from_list(part).save_to_disk(str(run / "data" / side))
-    tokenizer.save_pretrained(run / "data" / "tokenizer")
-    summary = {"max_length": QUICK["max_length"], "eval_hash": "a" * 64, "tokenizer": {"base_model": str(base)}}
-    write_json(run / "data" / "summary.json", summary)
+    save_data(run, tokenizer, rows[4:], rows[:4], QUICK["max_length"], base)
 
 
-def through(settings: TrainSettings, facts: Facts) -> None:
+def through(settings, facts):
     """Training, chat and card; what the chat says is what plain transformers says."""
     run = settings.run_path
     train(settings, lambda: False)
@@ -84,8 +76,9 @@ def test_a_base_works_or_is_refused_before_training(published, tmp_path, monkeyp
     """Before notebook 02 takes a step, and for what it is."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))  # else the one that a training sets would stay
     chosen = choices(seed)
-    base = make_base(tmp_path / "base", chosen)
-    settings = TrainSettings(run_dir=str(tmp_path / "run"), **SMALL | QUICK | {"base_model": str(base)})
+    base = str(make_base(tmp_path / "base", chosen))
+    given = SMALL | QUICK | {"run_dir": str(tmp_path / "run"), "base_model": base}
+    settings = settings_of(spec("train"), given)
     refusals = [REFUSED[name] for name in chosen.values() if name in REFUSED]
     try:
         write_data(settings.run_path, base)

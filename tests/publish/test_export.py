@@ -88,11 +88,11 @@ def other_template(folder):
 
 @pytest.mark.parametrize(
     "spoil,words",
-    [
-        (other_weights, r"Greedy replies part in held-out conversation 0 at token \d+.*the session writes.*weights"),
-        (other_template, r"Token ids part in held-out conversation 0 at token \d.*chat_template.jinja"),
-        (lambda folder: (folder / "config.json").unlink(), r"Plain transformers cannot read .*Nothing was published"),
-    ],
+    {
+        other_weights: r"Greedy replies part in held-out conversation 0 at token \d+.*the session writes.*weights",
+        other_template: r"Token ids part in held-out conversation 0 at token \d.*chat_template.jinja",
+        lambda folder: (folder / "config.json").unlink(): r"Plain transformers cannot read .*Nothing was published",
+    }.items(),
 )
 def test_a_folder_that_answers_otherwise_stops_publishing(published, folder, spoil, words):
     spoil(folder)

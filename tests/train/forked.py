@@ -4,8 +4,6 @@ They are what torchrun starts (same program, same environment variables), and en
 others are stopped. What torchrun itself does is tested with torchrun (`tests/train/test_launch.py`, `tests/faults`).
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy
@@ -27,10 +25,11 @@ SECONDS = 240
 """How long a training may take."""
 
 
-def forked(settings: TrainSettings, processes: int, **fault: str) -> CompletedProcess[str]:
-    """Runs the training program to its end; the caller looks at the exit status. Standard error has all output.
+def forked(settings: TrainSettings, processes: int, fails=False, **fault: str) -> CompletedProcess[str]:
+    """Runs the training program to its end, which is a good one unless it `fails`. Standard error has all output.
 
-    `fault` is what the program with faults finds in its environment; without any it is the real one.
+    `fault` is what the program with faults finds in its environment, and it may end as it likes; without any it is the
+    real one.
     """
     module = WITH_FAULTS if fault else MODULE
     request = written(settings)
@@ -45,10 +44,12 @@ def forked(settings: TrainSettings, processes: int, **fault: str) -> CompletedPr
                 assert time.monotonic() < deadline, f"training did not end in {SECONDS} s: {log.read()[-3000:]}"
         except ProcessExitedException:  # the others were stopped, as torchrun does it
             status = 1
-        return CompletedProcess([module], status, "", log.read())
+        said = log.read()
+        assert fault or fails == bool(status), said[-3000:]
+        return CompletedProcess([module], status, "", said)
 
 
-def _rank(number: int, module: str, request: str, environment: dict[str, str], output: str) -> None:
+def _rank(number, module, request, environment, output):
     """One rank: what it prints goes to the end of that file."""
     os.environ.clear()
     os.environ.update(environment | {"RANK": str(number), "LOCAL_RANK": str(number)})

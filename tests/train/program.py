@@ -1,7 +1,5 @@
 """A program for torchrun that does one thing, named by ACT, and loads no training library."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -14,7 +12,8 @@ from nbutils.core.torchrun import run_worker, tell, within
 STARTED = {"step": 0, "steps": 9, "world_size": 1, "device": "cpu", "precision": "fp32", "microbatches_per_step": 1}
 
 
-def main(folder: Path, act: str) -> None:
+def main(folder, act):
+    """Does it, as the program of one rank."""
     tell(folder, "on")
     if act == "sums":
         import torch

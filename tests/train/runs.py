@@ -1,30 +1,26 @@
 """Small real training runs, started as torchrun starts them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import psutil
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from nbutils.core.files import read_jsonl, write_json
+from nbutils.core.files import read_jsonl, sha256_of_file, write_json
 from nbutils.core.hardware import Gpu
-from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.core.stages import spec
+from nbutils.pipeline.parameters import settings_of
 from nbutils.train.settings import TrainSettings
 from tests.builders import data_folder
 
-SMALL = {name: each.default for name, each in parameters(notebook_path(spec("train"))).items() if name != "run_dir"} | {
+SMALL = {
     "max_length": 256,
     "seed": 1,
     "learning_rate": 0.003,
@@ -41,28 +37,43 @@ SMALL = {name: each.default for name, each in parameters(notebook_path(spec("tra
     "checkpoints_kept": 2,
     "processes": 2,
 }
-"""The parameters of notebook 02, for a run of a few seconds."""
+"""What a run of a few seconds changes of notebook 02's parameters."""
 
+MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session")
 T4, P100 = Gpu("Tesla T4", (7, 5), 14.7), Gpu("Tesla P100-PCIE-16GB", (6, 0), 15.9)
 
 
 @cache
-def _data() -> TemporaryDirectory[str]:
+def _data():
+    """A temporary folder with the data of all small runs."""
     folder = TemporaryDirectory()
     data_folder(Path(folder.name), train=64)
     return folder
 
 
-def small_settings(run: Path, **changes: Any) -> TrainSettings:
+def small_settings(run: Path, **changes) -> TrainSettings:
     """Settings of a run of a few seconds; makes the run's data where it is not there."""
     if not (run / "data").is_dir():
         shutil.copytree(Path(_data().name) / "data", run / "data")
-    return TrainSettings.checked(SMALL | {"run_dir": str(run)} | changes)
+    return settings_of(spec("train"), SMALL | {"run_dir": str(run)} | changes)
 
 
-def logged(run: Path, kind: str) -> list[dict[str, Any]]:
+def logged(run: Path, kind: str) -> list[dict]:
     """The rows of one kind, such as `train`, that a training wrote."""
     return [row for row in read_jsonl(run / "train" / "metrics.jsonl") if row["kind"] == kind]
+
+
+def history(run: Path) -> list[dict]:
+    """The rows of metrics without what depends on the machine's speed."""
+    rows = read_jsonl(run / "train" / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in MACHINE_PARTS} for row in rows if row["kind"] != "session"]
+
+
+def result(run: Path) -> tuple:
+    """All that training has made: models, rows of metrics, replies."""
+    files = (run / "train" / name / "model.safetensors" for name in ("final", "last"))
+    weights = [file.exists() and sha256_of_file(file) for file in files]
+    return weights, history(run), (run / "train" / "samples.jsonl").read_text()
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
@@ -70,7 +81,7 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
     return parameters_to_vector(model.parameters()).detach()
 
 
-def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None, **facts: Any) -> Checkpoint:
+def checkpoint(folder: Path, step: int, identity=None, **facts) -> Checkpoint:
     """A made-up checkpoint of a step, whole, in a folder of checkpoints."""
     made = Checkpoint.at(folder, step)
     made.partial.mkdir(parents=True)
@@ -79,7 +90,7 @@ def checkpoint(folder: Path, step: int, identity: dict[str, Any] | None = None, 
     return made
 
 
-def flip_a_bit(file: Path) -> None:
+def flip_a_bit(file: Path):
     """Of the last byte: the file is damaged, and as long as before."""
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -101,8 +112,8 @@ def torchrun(settings: TrainSettings, processes: int, *options: str, **environme
     return psutil.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Returns as soon as the condition is met."""
+def wait_for(condition, seconds=120):
+    """Returns as soon as `condition()` is true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"

@@ -1,7 +1,5 @@
 """The worker computes what the plain loop of notebook 02 computes, at any world size."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +29,7 @@ SGD = {
 
 
 @pytest.fixture(scope="module")
-def plain(root, tmp_path_factory) -> SimpleNamespace:
+def plain(root, tmp_path_factory):
     """The names of the notebook's own cells, executed with SGD, and the weights before them."""
     cells = code_cells(root / "notebooks" / "02_train_sft.ipynb")
     prepare, loop = (cell["source"] for cell in cells if "cross_entropy" in cell["source"])
@@ -50,8 +48,7 @@ def plain(root, tmp_path_factory) -> SimpleNamespace:
 
 @pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.soak)])
 def test_worker_equals_the_plain_loop(tmp_path, plain, world):
-    done = forked(small_settings(tmp_path, **SGD), world)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked(small_settings(tmp_path, **SGD), world)
     final = ModelRef.parse("final", tmp_path).load()
     ours, theirs = flat(final) - plain.base, flat(plain.model) - plain.base
     assert (ours - theirs).norm() / theirs.norm() < 1e-5

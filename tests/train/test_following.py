@@ -1,7 +1,5 @@
 """What notebook 02 shows while it trains, on made-up rows: the forecast of the end and of sessions, the live figure."""
 
-from __future__ import annotations
-
 import time
 
 from nbutils.core import charts

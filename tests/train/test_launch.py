@@ -1,7 +1,5 @@
 """Starting the workers: who failed and why, secrets in their log, a hang at the first exchange, trackers."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal
@@ -28,14 +26,14 @@ from tests.train.runs import T4, logged, small_settings, wait_for
 
 
 @pytest.mark.parametrize(
-    "failed,words",
-    [
-        ({"rank": 1, "status": -11}, "Training ended: rank 1 was killed by SIGSEGV; the last lines of "),
-        ({"event": "error", "message": "A sentence."}, "A sentence."),
-        ({}, "Training ended with status 1; the last "),
-    ],
+    "words,failed",
+    {
+        "Training ended: rank 1 was killed by SIGSEGV; the last lines of ": {"rank": 1, "status": -11},
+        "A sentence.": {"event": "error", "message": "A sentence."},
+        "Training ended with status 1; the last ": {},
+    }.items(),
 )
-def test_who_failed_and_how_is_told_with_the_last_40_lines_of_its_own(tmp_path, failed, words):
+def test_who_failed_and_how_is_told_with_the_last_40_lines_of_its_own(tmp_path, words, failed):
     (tmp_path / LOG).write_text("".join(f"[rank {i % 2}] line {i}\n" for i in range(200)))
     program = Torchrun("none", tmp_path / "settings.json", 2, activity="Training", knob="tokens_per_microbatch")
     first, *lines = program.failure(failed, 1).splitlines()

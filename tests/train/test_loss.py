@@ -1,7 +1,5 @@
 """The chunked loss equals cross-entropy on full logits, gradients too, without ever holding them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.autograd import grad
@@ -9,9 +7,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbutils.train.loss import IGNORED, causal_lm_loss, chunked_cross_entropy, with_loss_in_forward
+from tests.core.test_chatml import llama
 
 
 def made_up(positions, pieces=50):
@@ -33,16 +31,9 @@ def test_equals_torch(positions, chunk):
     assert correct == (logits.argmax(-1) == targets).sum()
 
 
-def tiny(tie: bool) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, tie_word_embeddings=tie)  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
 @pytest.mark.parametrize("tie", [False, True])
 def test_padded_rows_without_a_mask_give_the_loss_of_each_row_alone(tie):
-    model = tiny(tie)
+    model = llama(97, tie_word_embeddings=tie)
     rows = [torch.randint(0, 97, (length,)) for length in (5, 11, 8)]
     ids, labels = (pad_sequence(rows, batch_first=True, padding_value=value) for value in (0, IGNORED))
     labels[:, :2] = IGNORED
@@ -70,7 +61,7 @@ def test_the_loss_never_holds_positions_times_vocabulary():
 
 
 def test_forward_without_labels_is_the_models_own():
-    model = tiny(False)
+    model = llama(97)
     ids = torch.randint(0, 97, (2, 6))
     before = model(input_ids=ids).logits
     assert torch.equal(with_loss_in_forward(model)(input_ids=ids).logits, before)

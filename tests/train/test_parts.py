@@ -1,7 +1,5 @@
 """Dataset, checkpoints, options, records, counters, budget: each part of the trainer on its own."""
 
-from __future__ import annotations
-
 import signal
 import time
 from functools import partial
@@ -9,17 +7,17 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl, write_json
+from nbutils.core.files import read_json, write_json
 from nbutils.core.run import checkpoints
 from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.train import control
 from nbutils.train.batches import BatchPlan, StepBatch, StepLoader
-from nbutils.train.control import Budget, Counters, Records, flops_of, pause_requests
+from nbutils.train.control import Budget, Counters, flops_of, pause_requests
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
+from tests.core.test_chatml import llama
 from tests.train.runs import checkpoint, flip_a_bit, small_settings
 
 END = 510
@@ -63,35 +61,18 @@ def test_a_checkpoint_of_other_settings_or_of_a_newer_version_is_refused_by_name
         checkpoints.newest_whole(tmp_path)
 
 
-def test_trainer_options_are_coerced(tmp_path):
-    found = small_settings(tmp_path, trainer_options={"adam_epsilon": "1e-7"})  # what YAML makes of 1e-7
-    assert found.trainer_options == {"adam_epsilon": 1e-7}
-
-
 @pytest.mark.parametrize(
-    "given,words",
-    [
-        ({"trainer_options": {"logging_dir": "x"}}, "'trainer_options' .*'logging_dir' cannot .* adam_beta1, adam"),
-        ({"trainer_options": {"adam_beta2": 1, "ddp_timeout": 0}}, r"adam_beta2' is 1: .*ddp_timeout' is 0: "),
-        ({"patience": 2, "eval_steps": 0}, "'patience' .*eval_steps is 0"),
-        ({"finish_in_minutes": 2, "max_steps": 5}, "'finish_in_minutes' .*max_steps is 5"),
-    ],
+    "words,given",
+    {
+        "'trainer_options' .*'logging_dir' cannot .* adam_beta1, adam": {"trainer_options": {"logging_dir": "x"}},
+        r"adam_beta2' is 1: .*ddp_timeout' is 0: ": {"trainer_options": {"adam_beta2": 1, "ddp_timeout": 0}},
+        "'patience' .*eval_steps is 0": {"patience": 2, "eval_steps": 0},
+        "'finish_in_minutes' .*max_steps is 5": {"finish_in_minutes": 2, "max_steps": 5},
+    }.items(),
 )
-def test_what_does_not_go_together_or_cannot_be_set_is_named(tmp_path, given, words):
+def test_what_does_not_go_together_or_cannot_be_set_is_named(tmp_path, words, given):
     with pytest.raises(UserError, match=words):
         small_settings(tmp_path, **given)
-
-
-def test_records_go_back_to_a_step_and_drop_half_a_line(tmp_path):
-    writer = Records(tmp_path, active=True)
-    writer.add("metric", {"kind": "session", "session": 1, "step": 0})
-    for step in (1, 2, 3):
-        writer.add("metric", {"kind": "train", "step": step})
-    with (tmp_path / "metrics.jsonl").open("ab") as file:
-        file.write('{"kind": "train", "words": "caf\u00e9'.encode()[:-1])  # cut within a character
-    writer.rewind(2)
-    assert writer.session == 2
-    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2]
 
 
 def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatch):
@@ -123,7 +104,7 @@ def test_every_rank_counts_the_operations_of_all(tmp_path):
     small_settings(tmp_path)
     rows = TokenRows.load(tmp_path / "data" / "train", "all")
     plan = BatchPlan(rows.lengths(), 600, 150, 1)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
+    model = llama(100, num_hidden_layers=2)
     step = plan.steps(0)[0]
     ranks = [flops_of(model, StepLoader(rows, plan, rank, 2).step_batch(step)) for rank in (0, 1)]
     microbatches = [batch for rank in plan.deal(step, 2) for batch in rank]

@@ -1,14 +1,12 @@
 """Preflight: every check on facts of machines that are not here, and on data that is wrong in one way at a time."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MambaConfig, MambaForCausalLM
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from nbutils.core import hardware
 from nbutils.core.errors import UserError
@@ -17,21 +15,22 @@ from nbutils.train import preflight
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.dataset import TokenRows
 from nbutils.train.preflight import FINE, NOTE, STOP
+from tests.core.test_chatml import llama
 from tests.train.runs import P100, T4, checkpoint, small_settings
 
 
 def weightless(hidden, layers, intermediate):
     """A Llama of these sizes that takes no memory."""
-    config = LlamaConfig(vocab_size=32_003, hidden_size=hidden, intermediate_size=intermediate,
-                         num_hidden_layers=layers, num_attention_heads=hidden // 64)  # fmt: skip
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return llama(32_003, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+                     num_attention_heads=hidden // 64)  # fmt: skip
 
 
 REFERENCE = weightless(768, 12, 2_048)
 
 
-def texts(findings, level) -> str:
+def texts(findings, level):
+    """What is said at a level."""
     return " ".join(finding.text for finding in findings if finding.level == level)
 
 
@@ -119,11 +118,10 @@ def test_data_that_is_wrong_in_one_way(tokenizer, tmp_path, first, second, ends,
 @pytest.mark.parametrize("width", [688, 1024, None])
 def test_predicted_activations_are_what_autograd_keeps(width, half):
     """In Llamas with feed-forward parts of such a width, and in a GPT-2."""
-    config = GPT2Config(vocab_size=100, n_embd=128, n_layer=4, n_head=4)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=128, n_layer=4, n_head=4))
     if width:
-        config = LlamaConfig(vocab_size=100, hidden_size=256, intermediate_size=width, num_hidden_layers=4,
-                             num_attention_heads=4)  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config)
+        sizes = {"hidden_size": 256, "intermediate_size": width, "num_hidden_layers": 4, "num_attention_heads": 4}
+        model = llama(100, **sizes)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 

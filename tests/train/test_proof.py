@@ -1,7 +1,5 @@
 """`make proof` starts again after its own kills, and after nothing else."""
 
-from __future__ import annotations
-
 import importlib
 
 import pytest

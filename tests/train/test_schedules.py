@@ -1,14 +1,11 @@
 """A `wsd` run can be made longer, and its constant part cooled down: both equal a run planned so from the start."""
 
-import shutil
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, sha256_of_file
-from nbutils.core.run.checkpoints import in_folder
+from nbutils.core.files import read_json
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RUN_RECORD, read_record, write_record
@@ -17,7 +14,7 @@ from nbutils.pipeline.cool_down import cooled
 from nbutils.pipeline.parameters import plan
 from nbutils.train.rehearsal import steps_that_fit
 from tests.train.forked import forked
-from tests.train.runs import SMALL, checkpoint, logged, small_settings, written
+from tests.train.runs import SMALL, checkpoint, logged, result, small_settings, written
 
 WSD = {
     "schedule": "wsd",
@@ -29,23 +26,19 @@ WSD = {
 }
 
 
-def train(run: Path, **changes: object) -> Path:
-    done = forked(small_settings(run, **WSD | changes), 1)
-    assert done.returncode == 0, done.stderr[-3000:]
+def train(run, **changes):
+    """Trains a `wsd` run to its end, or to a pause; its folder."""
+    forked(small_settings(run, **WSD | changes), 1)
     return run
 
 
-def result(run: Path) -> tuple:
-    rows = [(row["step"], row["loss"], row["learning_rate"]) for row in logged(run, "train")]
-    return sha256_of_file(run / "train" / "final" / "model.safetensors"), rows, logged(run, "end")
-
-
-def names(run: Path) -> list[str]:
-    return [each.name for each in in_folder(run / "train" / "checkpoints")]
+def names(run):
+    """The checkpoints, the newest first."""
+    return [each.name for each in Run(run).checkpoints()]
 
 
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory) -> Path:
+def longer(tmp_path_factory):
     run = train(tmp_path_factory.mktemp("longer"))
     data = plan(profile(tmp_path_factory.mktemp("profile"), run), []).stages[0]
     record = {"parts": inspect(data.stage, data.settings).parts, "status": "done", "outputs": {}, "work_seconds": 1}
@@ -53,14 +46,14 @@ def longer(tmp_path_factory) -> Path:
     return run
 
 
-def profile(folder: Path, run: Path, **changes: object) -> Path:
+def profile(folder, run, **changes):
     file = folder / "wsd.yaml"
     given = SMALL | WSD | {"run_dir": str(run)} | changes
     file.write_text("".join(f"{name}: {value!r}\n" for name, value in given.items()))
     return file
 
 
-def cool_down(folder: Path, parent: Path, which: str = "", *overrides: str, **changes: object):
+def cool_down(folder, parent, which="", *overrides, **changes):
     """The plan that `--cool-down` makes of a profile."""
     planned = plan(profile(folder, parent, **changes), list(overrides))
     given = Namespace(cool_down=f"{parent}{which}", overrides=list(overrides), explain=False)
@@ -96,7 +89,6 @@ def test_a_constant_part_is_cooled_down_into_a_new_run(tmp_path, longer):
 
 
 @pytest.mark.soak
-@pytest.mark.soak
 def test_a_run_lands_in_time_with_the_steps_that_were_fixed_and_max_steps_makes_the_same(tmp_path):
     timed = {"finish_in_minutes": 0.08, "max_steps": 0, "eval_steps": 20}
     run = train(tmp_path / "timed", **timed, pause_after_steps=5)
@@ -121,8 +113,8 @@ def test_steps_fit_with_what_is_beside_them(tmp_path):
 @pytest.mark.soak
 def test_a_run_that_got_too_short_says_so(tmp_path):
     train(tmp_path, pause_after_steps=7)
-    done = forked(small_settings(tmp_path, **WSD | {"max_steps": 8}), 1)
-    assert done.returncode and "step-000007 is behind step 6" in (tmp_path / "train" / "progress.jsonl").read_text()
+    forked(small_settings(tmp_path, **WSD | {"max_steps": 8}), 1, fails=True)
+    assert "step-000007 is behind step 6" in (tmp_path / "train" / "progress.jsonl").read_text()
 
 
 def test_what_cannot_be_cooled_down_is_one_sentence(tmp_path, longer):
@@ -148,4 +140,3 @@ def test_what_a_checkpoint_leaves_open_makes_no_paused_run_stale(tmp_path, free)
     write_record(tmp_path / "train" / "stage.json", record)
     checkpoint(Run(tmp_path).checkpoints_folder, 5, open=free)
     assert inspect(stage, small_settings(tmp_path, **WSD | {"max_steps": 20})).stale is not bool(free)
-    shutil.rmtree(Run(tmp_path).checkpoints_folder)

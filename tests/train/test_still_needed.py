@@ -5,8 +5,6 @@ A failure here is good news: the installed trl or transformers no longer does it
 counts skipped fp16 steps, which `CountingScaler` tells, is seen in `test_trainer.py`.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 

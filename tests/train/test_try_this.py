@@ -1,9 +1,5 @@
 """The experiments at the end of notebook 02 show what the notebook says they show."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from nbutils.core.files import read_jsonl
@@ -24,10 +20,9 @@ LONGER = {
 }
 
 
-def outcome(run: Path, **changes) -> tuple[float, float]:
+def outcome(run, **changes):
     """Final evaluation loss, and the share of sample replies that ended by themselves."""
-    done = forked(small_settings(run, **(LONGER | changes)), 2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked(small_settings(run, **LONGER | changes), 2)
     last = logged(run, "eval")[-1]
     samples = [row["ended"] for row in read_jsonl(run / "train" / "samples.jsonl") if row["step"] == last["step"]]
     assert len(samples) == len(PROMPTS)
