@@ -1,14 +1,9 @@
 """The same conversations, however people write them and whatever they put them into, come back as the same texts."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -29,11 +24,9 @@ TEXTS = [
 NAMES = {"user": ("user", "User", "human", "prompter"), "assistant": ("assistant", "gpt", "bot", "model")}
 BESIDE = ("name", "reasoning_content", "thinking")
 OF_MESSAGES = ("messages", "conversations", "conversation")
-Turns = list[tuple[str, str]]
-Rows = list[dict[str, Any]]
 
 
-def content(rng: random.Random, text: str) -> Any:
+def content(rng, text):
     """A text, or one cut into parts of any known form."""
     cut = rng.randrange(len(text) + 1)
     parts = [rng.choice((
@@ -43,7 +36,7 @@ def content(rng: random.Random, text: str) -> Any:
     return rng.choice((text, parts))
 
 
-def message(rng: random.Random, turn: tuple[str, str], style: dict[str, Any]) -> dict[str, Any]:
+def message(rng, turn, style):
     """One way to write a turn; a mark that it is not to be learnt is part of what it means."""
     role, text = turn
     in_role, in_text = style["keys"] or (rng.choice(ROLE_KEYS), rng.choice(TEXT_KEYS))
@@ -57,7 +50,7 @@ def message(rng: random.Random, turn: tuple[str, str], style: dict[str, Any]) ->
     return dict(rng.sample(list(found.items()), len(found)))
 
 
-def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEXTS) -> tuple[dict[str, Any], Turns]:
+def row_of(rng, style, texts=TEXTS):
     """A row of one shape, and the turns that it means."""
     shape = style["shape"]
     roles = ("user", "assistant") * (1 if shape in ("completion", "preference") else rng.choice((1, 2, 3)))
@@ -89,14 +82,14 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
     return row, turns
 
 
-def rows_of(shape: str, count: int = 10) -> Rows:
+def rows_of(shape, count=10):
     """Different conversations in one of the six shapes, all of it to be learnt."""
     rng = random.Random(shape)
     style = some_style(rng, "a.parquet") | {"shape": shape, "mark": None, "row_mark": None}
     return [row_of(rng, style)[0] for _ in range(count)]
 
 
-def dumps(value: Any, **options: Any) -> bytes:
+def dumps(value, **options):
     return json.dumps(value, **options).encode()
 
 
@@ -118,7 +111,7 @@ BINARY = ("a.parquet", "a.arrow", "saved", "parquets", "folder_of_json")
 CONTAINERS = (*FILES, *FLAT, *BINARY, "folder")
 
 
-def write(kind: str, folder: Path, rows: Rows) -> Path:
+def write(kind, folder, rows):
     """The rows in a container of that kind."""
     half, path = len(rows) // 2, folder / kind
     if kind in FILES:
@@ -143,7 +136,7 @@ def write(kind: str, folder: Path, rows: Rows) -> Path:
     return path
 
 
-def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
+def some_style(rng, kind):
     """How the rows of one dataset are written; what a container of the kind cannot hold is left out."""
     shape = rng.choice(("messages", *OF_MESSAGES, "alpaca", "completion", "preference"))
     mark = (rng.choice(MARKS), *rng.choice(((0, 1), (0.0, 1.0), (False, True))))

@@ -1,7 +1,5 @@
 """What becomes of a row: one reason, looked for in a fixed order."""
 
-from __future__ import annotations
-
 import pytest
 
 from nbutils.data.fates import FATES, Context, Judged, conversation_hash, judge, side_of

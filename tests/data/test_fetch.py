@@ -1,9 +1,6 @@
 """`python -m nbutils fetch` against a hub on loopback, and every loader on what it collected, without a network."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 
 import pandas as pd
 import pytest
@@ -22,7 +19,7 @@ MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sc
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory) -> Iterator[FakeHub]:
+def hub(tmp_path_factory):
     """A hub with a base model, a dataset of two splits, and the data of the task `sciq`."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_bpe(["What is one plus one? It is two, I think."] * 3, 300)
@@ -47,7 +44,7 @@ def hub(tmp_path_factory) -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-def online(hub, tmp_path, unasked, monkeypatch) -> None:
+def online(hub, tmp_path, unasked, monkeypatch):
     """This process asks that hub, with caches of its own: nothing that this machine has already."""
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -58,7 +55,7 @@ def online(hub, tmp_path, unasked, monkeypatch) -> None:
 
 
 @pytest.fixture
-def profile(tmp_path) -> str:
+def profile(tmp_path):
     path = tmp_path / "profile.yaml"
     path.write_text(
         f"base_model: {MODEL}\nrun_dir: {tmp_path / 'run'}\ndatasets:\n  - path: {CHATS}\n  - chitchat\n"

@@ -1,7 +1,5 @@
 """The stage as a whole: everything accounted for, the same result however it is run, and sides that never change."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -9,7 +7,6 @@ import signal
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,7 +27,7 @@ from nbutils.data.sources import open_source
 from nbutils.data.summary import lengths
 from tests.core.test_chatml import unigram
 from tests.data import making
-from tests.data.making import Made, chat, chats, make, make_of, messages, refusal, settings_for, write_lines
+from tests.data.making import chat, chats, make, make_of, messages, refusal, settings_for, write_lines
 from tests.data.test_containers import rows_of
 
 LONG = [text for i in range(60) for text in (f"Tell me more about number {i}.", f"{i} " * 9)]
@@ -48,7 +45,7 @@ ONE_EACH = {
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory) -> Made:
+def mixed(tmp_path_factory):
     """A run over lines, and over rows of another shape in a Parquet file, two of them twice."""
     folder = tmp_path_factory.mktemp("mixed")
     first = [*ONE_EACH.values(), chat("Lost?", "Never.", "Then why"), *chats(40), *(chat(f"{i}?") for i in range(20))]
@@ -86,7 +83,7 @@ def test_a_base_brings_its_own_tokenizer_and_what_that_cannot_write_or_joins_to_
     assert "Of 1 conversations texts were read apart" in capsys.readouterr().out
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def tree(folder):
     """All that the stage writes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -1,12 +1,7 @@
 """Generated datasets: whatever stands in a file, the stage does not crash, loses no row, and writes true ChatML."""
 
-from __future__ import annotations
-
 import json
 import random
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +14,7 @@ from nbutils.data.shapes import LABELS
 from nbutils.train.dataset import COLUMNS
 from tests.conftest import sentencepiece_tokenizer
 from tests.core.test_chatml import SPECIALS
-from tests.data.making import Made, jsonl, make
+from tests.data.making import jsonl, make
 from tests.data.test_containers import BINARY, CONTAINERS, FILES, FLAT, TEXTS, row_of, some_style, write
 from tests.data.test_shapes import BROKEN
 
@@ -37,7 +32,7 @@ NO_ROWS = [
 ]  # fmt: skip
 
 
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
+def places(value):
     """Everything in a row: what holds it, and its key or number."""
     for key in range(len(value)) if isinstance(value, list) else list(value):
         yield value, key
@@ -45,7 +40,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from places(value[key])
 
 
-def spoil(rng: random.Random, row: dict[str, Any]) -> None:
+def spoil(rng, row):
     """Puts something else in place of something in every other row, or takes a key away."""
     where, key = rng.choice([place for place in places(row) if place[1] not in (*MARKS, *LABELS)])  # an odd mark stops
     if rng.random() < 0.1:
@@ -54,7 +49,7 @@ def spoil(rng: random.Random, row: dict[str, Any]) -> None:
         where[key] = rng.choice(ODD)
 
 
-def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
+def dataset(rng, folder):
     """A dataset of one shape in any container, some rows twice, and how many they are."""
     folder.mkdir(parents=True)
     kind = rng.choice(CONTAINERS)
@@ -73,7 +68,7 @@ def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
     return str(write(kind, folder, rows)), len(rows)
 
 
-def check(made: Made, counts: dict[str, int]) -> None:
+def check(made, counts):
     """Ledger, summary, sets and sources agree, and every kept row is true ChatML."""
     summary, ledger = made.summary, made.ledger.set_index(["source", "index"])
     assert ledger.index.tolist() == [
@@ -98,7 +93,7 @@ def check(made: Made, counts: dict[str, int]) -> None:
             check_row(row, facts, made.tokenizer)
 
 
-def check_row(row: dict[str, Any], facts: Any, tokenizer: Any) -> None:
+def check_row(row, facts, tokenizer):
     """A kept row is what `encode` makes of its messages (`tests/core`), and what the ledger says of it holds."""
     said = [message | {"learn": n not in facts["context_turns"]} for n, message in enumerate(row["messages"])]
     encoding = encode(tokenizer, said)
@@ -110,7 +105,7 @@ def check_row(row: dict[str, Any], facts: Any, tokenizer: Any) -> None:
 
 
 @pytest.fixture(scope="module", params=["tiny", "sentencepiece"])
-def run_folder(request, tmp_path_factory) -> Path:
+def run_folder(request, tmp_path_factory):
     """A run folder with a tokenizer in place: making one for each dataset would take most of the time."""
     run = tmp_path_factory.mktemp(request.param, numbered=False)  # its name is part of the seeds
     tokenizer = train_bpe(PIECES[:6], 400) if request.param == "tiny" else add_chatml(sentencepiece_tokenizer())

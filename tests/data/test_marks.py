@@ -1,7 +1,5 @@
 """Meaning beside the text: marks on messages and rows, reasoning, text with a template; and what a stop says."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Notebook 01 as a user runs it, on all six shapes."""
 
-from __future__ import annotations
-
 import papermill
 
 from nbutils.core.files import read_json

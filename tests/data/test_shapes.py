@@ -1,9 +1,6 @@
 """The six shapes: detected from columns, read row by row, and what is broken in a row named."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,15 +15,15 @@ from tests.data.making import jsonl, messages, nested
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
-def read_table(shape: str, table: pa.Table) -> list:
+def read_table(shape, table):
     return [row for row, _ in read_rows(table, BY_NAME[shape])]
 
 
-def read_lines(shape: str, rows: list) -> list:
+def read_lines(shape, rows):
     return read_table(shape, pa.table({LINE: [jsonl([row]) for row in rows]}))
 
 
-def read(shape: str, rows: list) -> list:
+def read(shape, rows):
     """What rows are read as: from lines and from Arrow columns alike, some of which say that they hold JSON."""
     found = read_lines(shape, rows)
     columns = Dataset.from_list(rows, on_mixed_types="use_json").with_format("arrow")[:]
@@ -117,7 +114,7 @@ def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
     assert isinstance(bad, Malformed) and "no UTF-8" in str(bad)
 
 
-def parts(*content: Any) -> dict[str, Any]:
+def parts(*content):
     return ASKED | {"content": list(content)}
 
 

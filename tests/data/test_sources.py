@@ -1,13 +1,9 @@
 """Opening datasets: splits, folders, JSON documents, streams, and errors that say what to do."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random
 import tracemalloc
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +14,6 @@ from hypothesis import strategies as st
 from nbutils.data import lines
 from nbutils.data.display import sources_table
 from nbutils.data.messages import Malformed
-from nbutils.data.row_batches import Source
 from tests.data.making import chats, opened, refusal, rows_read, write_lines
 from tests.data.test_containers import rows_of, write
 
@@ -27,12 +22,12 @@ TURNS = [[(m["role"], m["content"]) for m in row["messages"]] for row in ROWS]
 ONE_EACH = ("a.jsonl", "a.json", "a.parquet", "saved", "parquets")
 
 
-def turns_of(source: Source) -> list[Any]:
+def turns_of(source):
     return [row for row, _ in rows_read(source)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """The same rows in several kinds of files, and some of them as the split `test`."""
     where = tmp_path_factory.mktemp("sources")
     for kind in ONE_EACH:
