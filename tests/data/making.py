@@ -13,6 +13,7 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.stages import spec
 from nbutils.data.contamination import index_tasks
+from nbutils.data.fates import as_messages
 from nbutils.data.filter import filter_sources, make_tokenizer
 from nbutils.data.row_batches import Source
 from nbutils.data.row_filter import loaded_tokenizer
@@ -87,11 +88,6 @@ def refusal(call: Callable, *arguments, **options) -> str:
     return str(error.value)
 
 
-def messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
-    """Turns as {role, content}."""
-    return [{"role": role, "content": text} for role, text in turns]
-
-
 def jsonl(rows: Iterable) -> bytes:
     """A line for each row; one that is bytes stands as it is."""
     texts = (row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows)
@@ -107,7 +103,7 @@ def write_lines(path: Path, rows: Iterable) -> str:
 
 def chat(*texts: str) -> dict:
     """A row in the shape `messages`: user and assistant in turn."""
-    return {"messages": messages(*zip(cycle(("user", "assistant")), texts, strict=False))}
+    return {"messages": as_messages(zip(cycle(("user", "assistant")), texts, strict=False))}
 
 
 def chats(number: int, tag="") -> list[dict]:

@@ -11,11 +11,10 @@ import pytest
 from datasets import Dataset
 
 from nbutils.core.chatml import CHATML
-from nbutils.data import lines, sources
 from nbutils.data.fates import REJECTED, Context, as_messages
 from nbutils.data.messages import MARKS, ROLE_KEYS, TEXT_KEYS
 from nbutils.data.shapes import LABELS
-from tests.data.making import jsonl, messages, opened, rows_read
+from tests.data.making import jsonl, opened, rows_read
 
 TEXTS = [
     "Hi!", "How are you?", "two\nlines", 'a "quoted", text; with\tmarks', "été ☃ 東京 🙂", "[1, 2]", '{"type": "text"}',
@@ -64,14 +63,14 @@ def row_of(rng, style, texts=TEXTS):
             turns = [(Context(role) if rng.random() < 0.3 else role, text) for role, text in turns]
         row = {shape: as_is([message(rng, turn, style) for turn in turns])}
     elif shape == "alpaca":
-        history = as_is([earlier[place : place + 2] for place in range(0, len(earlier), 2)])
+        history = as_is([earlier[place : place + 2] for place in range(0, len(earlier), 2)]) if earlier else None
         row = {"instruction": asked, "input": rng.choice(("", None)), "output": answered, "history": history}
     elif shape == "completion":
         row = dict(zip(("prompt", "completion"), sides, strict=True))
     elif shape == "preference":
         row = {"prompt": sides[0], "chosen": sides[1], "rejected": "No."}
     else:
-        row = {"text": CHATML.render(messages(*turns))}
+        row = {"text": CHATML.render(as_messages(turns))}
     if style["row_mark"]:
         name, off, on = style["row_mark"]
         row[name] = rng.choice((off, on, on))
@@ -155,9 +154,7 @@ def some_style(rng, kind):
 
 
 @pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 2_200), marks=pytest.mark.soak)])
-def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, monkeypatch, seeds):
-    for module in (sources, lines):
-        monkeypatch.setattr(module, "BATCH_ROWS", 3)
+def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, small_batches, seeds):
     for seed in seeds:
         rng = random.Random(seed)
         kind = CONTAINERS[seed % len(CONTAINERS)]

@@ -8,7 +8,6 @@ import pytest
 from nbutils.core.chatml import add_chatml, encode
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import train_bpe
-from nbutils.data import lines, sources
 from nbutils.data.messages import MARKS
 from nbutils.data.shapes import LABELS
 from nbutils.train.dataset import COLUMNS
@@ -116,10 +115,8 @@ def run_folder(request, tmp_path_factory):
 @pytest.mark.parametrize(
     "seeds", [range(8), *(pytest.param(range(n, n + 40), marks=pytest.mark.soak) for n in (8, 48, 88))]
 )
-def test_generated_datasets(run_folder, tmp_path, monkeypatch, seeds):
+def test_generated_datasets(run_folder, tmp_path, small_batches, seeds):
     """Several batches for each of the small files; the two tokenizers get other datasets."""
-    for module in (sources, lines):
-        monkeypatch.setattr(module, "BATCH_ROWS", 11)
     for seed in seeds:
         rng = random.Random(f"{run_folder.name} {seed}")
         counts = dict(dataset(rng, tmp_path / f"{seed}-{number}") for number in range(rng.choice((1, 1, 2))))

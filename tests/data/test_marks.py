@@ -6,10 +6,11 @@ import pytest
 
 from nbutils.core.chatml import CHATML, IM_END
 from nbutils.data.display import beside_line
+from nbutils.data.fates import as_messages
 from nbutils.data.messages import MARKS
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
-from tests.data.making import chat, chats, make, make_of, messages, opened, refusal, rows_read
+from tests.data.making import chat, chats, make, make_of, opened, refusal, rows_read
 from tests.data.test_containers import rows_of, write
 
 
@@ -61,13 +62,11 @@ def test_a_label_of_0_rejects_where_all_labels_are_0_or_1_and_no_class_does(tmp_
          ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
         ([*chats(3), chat("a", "b") | {"loss_mask": [0, 1]}], ["Row 3 of", "the row's loss_mask is [0, 1]"]),
         ([chat("a", [{"text": "b", "train": False}])], ["a part of a message is marked"]),
-        ([{"prompt": "<s> [INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
         ([{"prompt": "Below is an instruction.\n\n### Response:", "completion": "x"}], ["of Alpaca already"]),
-        ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
         ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["row 0 of", "of Gemma already"]),
         ([{"text": "Once upon a time"}],
          ["plain text ('Once upon a time')", "messages: [{role", "text: a conversation in ChatML"]),
-        ([{"messages": messages(("Frage", f"{i}?"), ("Antwort", "!"))} for i in range(9)],
+        ([{"messages": as_messages([("Frage", f"{i}?"), ("Antwort", "!")])} for i in range(9)],
          ["for the train set", "9 of 9 rows", "no_user_turn", "first is row 0 of", "names of the roles"]),
         ([chat("x " * 300, f"{i}") for i in range(9)],
          ["for the train set", "9 of 9 rows", "too_long", "tokens", "Raise max_length"]),

@@ -7,10 +7,10 @@ import pytest
 from datasets import Dataset
 
 from nbutils.core.chatml import CHATML
-from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
+from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE, as_messages
 from nbutils.data.messages import Malformed
 from nbutils.data.shapes import LINE, SHAPES, detect, read_rows
-from tests.data.making import jsonl, messages, nested
+from tests.data.making import jsonl, nested
 
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
@@ -33,13 +33,13 @@ def read(shape, rows):
 
 HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
 AB = [("user", "a"), ("assistant", "b")]
-ASKED, ANSWERED, NEXT = messages(*AB, ("user", "c"))
+ASKED, ANSWERED, NEXT = as_messages([*AB, ("user", "c")])
 SPAIN = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
 FRANCE = [["France?", "Paris."]]
 BRIEF, *ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
 AFTER = [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]
-(BE_BRIEF,) = messages(BRIEF)
-WHOLE = CHATML.render(messages(*AFTER))
+(BE_BRIEF,) = as_messages([BRIEF])
+WHOLE = CHATML.render(as_messages(AFTER))
 PROMPT, ANSWER = WHOLE[: -len("Madrid.<|im_end|>\n")], "Madrid.<|im_end|>"
 LISTED = json.dumps([ASKED, ANSWERED])
 QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
@@ -50,9 +50,7 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
     [
         ("alpaca", {"instruction": "a", "input": "b", "output": "c"}, [("user", "a\n\nb"), ("assistant", "c")]),
         ("alpaca", SPAIN | {"history": FRANCE}, AFTER),
-        ("alpaca", SPAIN | {"history": None}, [BRIEF, *ALONE]),
-        ("alpaca", SPAIN | {"history": ""}, [BRIEF, *ALONE]),
-        ("preference", {"prompt": [ASKED], "chosen": [ASKED, ANSWERED]}, AB),  # the answer repeats the prompt
+        # The answer repeats the prompt, or its last message.
         ("preference", {"prompt": " a ", "chosen": [BE_BRIEF, ASKED, ANSWERED]}, [BRIEF, *AB]),
         ("preference", {"prompt": "c", "chosen": [ASKED, ANSWERED, NEXT, ANSWERED]}, [*AB, ("user", "c"), AB[1]]),
         ("completion", {"prompt": [ASKED, ANSWERED, NEXT], "completion": [NEXT, ANSWERED]},
@@ -61,7 +59,6 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
         ("preference", {"conversations": [HUMAN], "chosen": GPT}, AB),
         ("completion", {"prompt": [], "completion": "b"}, AB[1:]),
         ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
-        ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),
         ("alpaca", {"instruction": PROMPT, "output": ANSWER}, AFTER),
         ("text", {"text": f"<s>{WHOLE}<|endoftext|>\n".replace("|>assistant", "|>gpt")}, AFTER),
         ("completion", {"prompt": "c", "completion": LISTED}, [("user", "c"), ("assistant", LISTED)]),  # asked for
@@ -123,7 +120,6 @@ def parts(*content):
     [
         ([ASKED, ANSWERED | {"tool_calls": [{"type": "function"}]}], TOOL_USE, "calls a tool"),
         ([ASKED, ANSWERED | {"function_call": {"name": "weather"}}], TOOL_USE, "calls a tool"),
-        ([ASKED, ANSWERED | {"role": "tool"}], TOOL_USE, "what a tool answered"),
         ([HUMAN, GPT | {"from": "observation"}], TOOL_USE, "what a tool answered"),
         ([parts({"type": "image_url", "text": None}), ANSWERED], NOT_TEXT, "'image_url'"),
         ([parts("Hi", {"type": "input_audio"})], NOT_TEXT, "'input_audio'"),
