@@ -57,7 +57,7 @@ class Reading(fake_hub._Handler):
     def _missing(self, what: str):
         self._answer(404, b"{}", {"X-Error-Code": f"{what}NotFound"})
 
-    def _answer(self, status: int, data: bytes, headers: dict[str, str]):
+    def _answer(self, status: int, data: bytes, headers: dict):
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
             self.send_header(name, value)

@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -24,8 +23,7 @@ from nbutils.data.summary import write_summary
 from nbutils.pipeline.parameters import settings_of
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """What one run of the data stage made."""
 
     folder: Path

@@ -79,6 +79,7 @@ def check(made, counts):
     assert summary["rows"] == len(ledger) == sum(counts.values()) - summary["rows_not_taken"]
     fates = ledger.groupby("fate")["tokens"].agg(rows="size", tokens="sum").to_dict("index")
     assert fates == {fate: facts for fate, facts in summary["fates"].items() if facts["rows"]}
+    assert (ledger["detail"] != "")[ledger["fate"].isin(["malformed", "bad_roles", "empty_message"])].all()
     kept = ledger[ledger["fate"] == "kept"]
     assert kept["hash"].is_unique
     assert (ledger[ledger["hash"] != ""]["context_turns"].map(str).groupby(ledger["hash"]).nunique() == 1).all()

@@ -33,14 +33,13 @@ def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
             assert tokens.supervised_counts()[number] == (labels[1:] != IGNORED).sum()
 
 
-@pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet"])
-def test_what_held_text_and_was_not_read_is_counted(tmp_path, kind):
+def test_what_held_text_and_was_not_read_is_counted(tmp_path):
     rows = [row | {"source": "web", "empty": "", "images": ["0.jpg"]} for row in chats(40)]
     for row in rows[:5]:
         answer = row["messages"][1]
         thought = {"type": "thinking", "thinking": "A number."}
         answer["content"] = [thought, {"type": "text", "text": answer["content"]}]
-    made = make(tmp_path / "run", [str(write(kind, tmp_path, rows))])
+    made = make(tmp_path / "run", [str(write("a.parquet", tmp_path, rows))])
     assert made.fates == ["kept"] * 40
     assert made.summary["unread"] == {"source": 40, "images": 40, "message part thinking: thinking": 5}
     assert "message part thinking: thinking (5 rows)" in beside_line(made.summary)

@@ -18,8 +18,8 @@ def test_samples_of_all_six_shapes_go_through_the_notebook(tmp_path, monkeypatch
     datasets += [write_lines(tmp_path / "broken.jsonl", [*rows_of("messages")[:3], b"{<script>alert(1)</script>"])]
     given = {"datasets": datasets, "run_dir": str(tmp_path / "run"), "eval_fraction": 0.3}
     forked_kernels.use(monkeypatch)
-    notebook, out = ROOT / "notebooks" / "01_filter_data.ipynb", tmp_path / "out.ipynb"
-    executed = papermill.execute_notebook(notebook, out, given, kernel_name="python3", progress_bar=False)
+    notebook = ROOT / "notebooks" / "01_filter_data.ipynb"
+    executed = papermill.execute_notebook(notebook, None, given, kernel_name="python3", progress_bar=False)
     shown = str([cell.get("outputs") for cell in executed.cells])
     summary = read_json(tmp_path / "run" / "data" / "summary.json")
     assert [found["shape"] for found in summary["datasets"]] == [*shapes, "messages"]

@@ -35,10 +35,8 @@ HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
 AB = [("user", "a"), ("assistant", "b")]
 ASKED, ANSWERED, NEXT = as_messages([*AB, ("user", "c")])
 SPAIN = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
-FRANCE = [["France?", "Paris."]]
 BRIEF, *ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
 AFTER = [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]
-(BE_BRIEF,) = as_messages([BRIEF])
 WHOLE = CHATML.render(as_messages(AFTER))
 PROMPT, ANSWER = WHOLE[: -len("Madrid.<|im_end|>\n")], "Madrid.<|im_end|>"
 LISTED = json.dumps([ASKED, ANSWERED])
@@ -49,9 +47,9 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
     "shape,row,turns",
     [
         ("alpaca", {"instruction": "a", "input": "b", "output": "c"}, [("user", "a\n\nb"), ("assistant", "c")]),
-        ("alpaca", SPAIN | {"history": FRANCE}, AFTER),
+        ("alpaca", SPAIN | {"history": [["France?", "Paris."]]}, AFTER),
         # The answer repeats the prompt, or its last message.
-        ("preference", {"prompt": " a ", "chosen": [BE_BRIEF, ASKED, ANSWERED]}, [BRIEF, *AB]),
+        ("preference", {"prompt": " a ", "chosen": [*as_messages([BRIEF]), ASKED, ANSWERED]}, [BRIEF, *AB]),
         ("preference", {"prompt": "c", "chosen": [ASKED, ANSWERED, NEXT, ANSWERED]}, [*AB, ("user", "c"), AB[1]]),
         ("completion", {"prompt": [ASKED, ANSWERED, NEXT], "completion": [NEXT, ANSWERED]},
          [*AB, ("user", "c"), AB[1]]),
