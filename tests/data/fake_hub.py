@@ -1,7 +1,5 @@
 """The hub on loopback: as much of its protocol as reading takes, answering as huggingface.co did when looked up."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import PurePath
@@ -24,10 +22,10 @@ def _sha1(data: bytes) -> str:
 class Reading(fake_hub._Handler):
     """Answers from the server's `repos`: (`models` or `datasets`, id) → file → bytes."""
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self):
         self.do_GET()
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self._note()
         found = _PATH.fullmatch(unquote(urlsplit(self.path).path))  # not of `/`, whether the hub answers at all
         kind, name, call, revision, file = found.groups() if found else [""] * 5
@@ -47,7 +45,7 @@ class Reading(fake_hub._Handler):
         else:
             self._json({"id": name, "sha": commit(name), "siblings": [{"rfilename": file} for file in files]})
 
-    def _file(self, data: bytes, commit: str) -> None:
+    def _file(self, data: bytes, commit: str):
         headers = {"ETag": f'"{_sha1(data)}"', "X-Repo-Commit": commit}
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), int(asked[2] or len(data) - 1)
@@ -56,10 +54,10 @@ class Reading(fake_hub._Handler):
         else:
             self._answer(200, data, headers)
 
-    def _missing(self, what: str) -> None:
+    def _missing(self, what: str):
         self._answer(404, b"{}", {"X-Error-Code": f"{what}NotFound"})
 
-    def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+    def _answer(self, status: int, data: bytes, headers: dict):
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
             self.send_header(name, value)

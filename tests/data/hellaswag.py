@@ -1,7 +1,5 @@
 """HellaSwag from the folder of evaluation data, as a task of a user's own."""
 
-from __future__ import annotations
-
 import gzip
 import shutil
 from pathlib import Path

@@ -1,14 +1,9 @@
 """The same conversations, however people write them and whatever they put them into, come back as the same texts."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,11 +11,10 @@ import pytest
 from datasets import Dataset
 
 from nbutils.core.chatml import CHATML
-from nbutils.data import lines, sources
 from nbutils.data.fates import REJECTED, Context, as_messages
 from nbutils.data.messages import MARKS, ROLE_KEYS, TEXT_KEYS
 from nbutils.data.shapes import LABELS
-from tests.data.making import jsonl, messages, opened, rows_read
+from tests.data.making import jsonl, opened, rows_read
 
 TEXTS = [
     "Hi!", "How are you?", "two\nlines", 'a "quoted", text; with\tmarks', "été ☃ 東京 🙂", "[1, 2]", '{"type": "text"}',
@@ -29,11 +23,9 @@ TEXTS = [
 NAMES = {"user": ("user", "User", "human", "prompter"), "assistant": ("assistant", "gpt", "bot", "model")}
 BESIDE = ("name", "reasoning_content", "thinking")
 OF_MESSAGES = ("messages", "conversations", "conversation")
-Turns = list[tuple[str, str]]
-Rows = list[dict[str, Any]]
 
 
-def content(rng: random.Random, text: str) -> Any:
+def content(rng, text):
     """A text, or one cut into parts of any known form."""
     cut = rng.randrange(len(text) + 1)
     parts = [rng.choice((
@@ -43,7 +35,7 @@ def content(rng: random.Random, text: str) -> Any:
     return rng.choice((text, parts))
 
 
-def message(rng: random.Random, turn: tuple[str, str], style: dict[str, Any]) -> dict[str, Any]:
+def message(rng, turn, style):
     """One way to write a turn; a mark that it is not to be learnt is part of what it means."""
     role, text = turn
     in_role, in_text = style["keys"] or (rng.choice(ROLE_KEYS), rng.choice(TEXT_KEYS))
@@ -57,7 +49,7 @@ def message(rng: random.Random, turn: tuple[str, str], style: dict[str, Any]) ->
     return dict(rng.sample(list(found.items()), len(found)))
 
 
-def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEXTS) -> tuple[dict[str, Any], Turns]:
+def row_of(rng, style, texts=TEXTS):
     """A row of one shape, and the turns that it means."""
     shape = style["shape"]
     roles = ("user", "assistant") * (1 if shape in ("completion", "preference") else rng.choice((1, 2, 3)))
@@ -71,14 +63,14 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
             turns = [(Context(role) if rng.random() < 0.3 else role, text) for role, text in turns]
         row = {shape: as_is([message(rng, turn, style) for turn in turns])}
     elif shape == "alpaca":
-        history = as_is([earlier[place : place + 2] for place in range(0, len(earlier), 2)])
+        history = as_is([earlier[place : place + 2] for place in range(0, len(earlier), 2)]) if earlier else None
         row = {"instruction": asked, "input": rng.choice(("", None)), "output": answered, "history": history}
     elif shape == "completion":
         row = dict(zip(("prompt", "completion"), sides, strict=True))
     elif shape == "preference":
         row = {"prompt": sides[0], "chosen": sides[1], "rejected": "No."}
     else:
-        row = {"text": CHATML.render(messages(*turns))}
+        row = {"text": CHATML.render(as_messages(turns))}
     if style["row_mark"]:
         name, off, on = style["row_mark"]
         row[name] = rng.choice((off, on, on))
@@ -89,14 +81,14 @@ def row_of(rng: random.Random, style: dict[str, Any], texts: Sequence[str] = TEX
     return row, turns
 
 
-def rows_of(shape: str, count: int = 10) -> Rows:
+def rows_of(shape, count=10):
     """Different conversations in one of the six shapes, all of it to be learnt."""
     rng = random.Random(shape)
     style = some_style(rng, "a.parquet") | {"shape": shape, "mark": None, "row_mark": None}
     return [row_of(rng, style)[0] for _ in range(count)]
 
 
-def dumps(value: Any, **options: Any) -> bytes:
+def dumps(value, **options):
     return json.dumps(value, **options).encode()
 
 
@@ -118,7 +110,7 @@ BINARY = ("a.parquet", "a.arrow", "saved", "parquets", "folder_of_json")
 CONTAINERS = (*FILES, *FLAT, *BINARY, "folder")
 
 
-def write(kind: str, folder: Path, rows: Rows) -> Path:
+def write(kind, folder, rows):
     """The rows in a container of that kind."""
     half, path = len(rows) // 2, folder / kind
     if kind in FILES:
@@ -143,7 +135,7 @@ def write(kind: str, folder: Path, rows: Rows) -> Path:
     return path
 
 
-def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
+def some_style(rng, kind):
     """How the rows of one dataset are written; what a container of the kind cannot hold is left out."""
     shape = rng.choice(("messages", *OF_MESSAGES, "alpaca", "completion", "preference"))
     mark = (rng.choice(MARKS), *rng.choice(((0, 1), (0.0, 1.0), (False, True))))
@@ -162,9 +154,7 @@ def some_style(rng: random.Random, kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 2_200), marks=pytest.mark.soak)])
-def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, monkeypatch, seeds):
-    for module in (sources, lines):
-        monkeypatch.setattr(module, "BATCH_ROWS", 3)
+def test_conversations_come_back_as_the_texts_that_they_are(tmp_path, small_batches, seeds):
     for seed in seeds:
         rng = random.Random(seed)
         kind = CONTAINERS[seed % len(CONTAINERS)]

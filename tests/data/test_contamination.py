@@ -1,14 +1,11 @@
 """Runs of words that the data shares with evaluation items: found across turns and spellings, and shown."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from nbutils.data.contamination import NgramIndex, build_index, loaded_index, words_of
+from nbutils.data.contamination import build_index, loaded_index, words_of
 from nbutils.data.display import contamination_line, drops_table
 from nbutils.evaluate.compare import flagged_items
 from tests.data.hellaswag import hellaswag_task
@@ -19,7 +16,7 @@ OTHER = "On the next morning she packed her bags and took the first train back t
 WORDS = words_of(ITEM)
 
 
-def indexed(folder: Path, *items: list[str]) -> NgramIndex:
+def indexed(folder, *items):
     build_index([(f"toy item {number}", texts) for number, texts in enumerate(items)], 13, folder / "index")
     return loaded_index(str(folder / "index"))
 

@@ -1,7 +1,5 @@
 """What becomes of a row: one reason, looked for in a fixed order."""
 
-from __future__ import annotations
-
 import pytest
 
 from nbutils.data.fates import FATES, Context, Judged, conversation_hash, judge, side_of
@@ -14,7 +12,6 @@ NAMES = {"u": U, "a": A, "c": Context(A), "s": S, "t": "tool"}
     "roles,texts,fate,detail",
     [
         ("ua", "HX", "kept", ""),
-        ("", "", "no_user_turn", ""),
         ("s", "B", "no_user_turn", ""),
         ("au", "HX", "bad_roles", "the assistant speaks first"),
         ("uta", "HXY", "bad_roles", "unknown role 'tool'"),

@@ -1,9 +1,6 @@
 """`python -m nbutils fetch` against a hub on loopback, and every loader on what it collected, without a network."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 
 import pandas as pd
 import pytest
@@ -11,28 +8,25 @@ from datasets import config
 from huggingface_hub import constants
 
 from nbutils.cli import main
-from nbutils.core.run.models import ModelRef, tiny_model, train_bpe
+from nbutils.core.run.models import ModelRef
 from nbutils.core.tasks import item_texts, load_tasks
 from nbutils.pipeline.fetch import wanted_by
 from tests.data.fake_hub import Reading, commit
 from tests.data.making import chats, opened, refusal, rows_read, settings_for
-from tests.publish.fake_hub import FakeHub
 
 MODEL, CHATS, TASK_DATA = "someone/tiny-llama", "someone/chats-2.5", "allenai/sciq"
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory) -> Iterator[FakeHub]:
-    """A hub with a base model, a dataset of two splits, and the data of the task `sciq`."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = train_bpe(["What is one plus one? It is two, I think."] * 3, 300)
-    tokenizer.save_pretrained(folder)
-    tiny_model(tokenizer, 64, 0).save_pretrained(folder)
-    model = {file.name: file.read_bytes() for file in folder.iterdir()}
+@pytest.fixture
+def online(hub, untrained, tmp_path, unasked, monkeypatch):
+    """This process asks a hub, with caches of its own: nothing that this machine has already.
+
+    The hub has a base model, a dataset of two splits, and the data of the task `sciq`.
+    """
+    model = {file.name: file.read_bytes() for file in (untrained / "train" / "base").iterdir()}
     item = {"question": "Why?", "distractor1": "a", "distractor2": "b", "distractor3": "c", "correct_answer": "d",
             "support": "So."}  # fmt: skip
     split = pd.DataFrame([item] * 3).to_parquet()
-    hub = FakeHub()
     hub.RequestHandlerClass = Reading
     hub.repos["models", MODEL] = model | {"pytorch_model.bin": b"old weights", "onnx/model.onnx": b"others'"}
     hub.repos["datasets", CHATS] = {
@@ -42,23 +36,14 @@ def hub(tmp_path_factory) -> Iterator[FakeHub]:
         "data/test-0.parquet": pd.DataFrame(chats(7, "t")).to_parquet(),
     }
     hub.repos["datasets", TASK_DATA] = {f"data/{name}-0.parquet": split for name in ("train", "validation", "test")}
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def online(hub, tmp_path, unasked, monkeypatch) -> None:
-    """This process asks that hub, with caches of its own: nothing that this machine has already."""
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(config, "HF_ENDPOINT", hub.url)
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
 @pytest.fixture
-def profile(tmp_path) -> str:
+def profile(tmp_path):
     path = tmp_path / "profile.yaml"
     path.write_text(
         f"base_model: {MODEL}\nrun_dir: {tmp_path / 'run'}\ndatasets:\n  - path: {CHATS}\n  - chitchat\n"
@@ -111,7 +96,6 @@ def test_what_the_hub_has_not_is_named(online, wrong):
     assert next(iter(wrong.values())) in refusal(opened, CHATS, **wrong)
 
 
-def test_what_cannot_be_fetched_is_one_sentence(online, profile, tmp_path, capsys):
-    assert main(["fetch", profile, "-p", "base_model=no/such", "--out", str(tmp_path / "x")]) == 1
-    said = capsys.readouterr().err
-    assert "The base model no/such cannot be fetched" in said and "Traceback" not in said
+def test_what_cannot_be_fetched_is_one_sentence(online, profile, tmp_path, refused):
+    said = refused("fetch", profile, "-p", "base_model=no/such", "--out", tmp_path / "x")
+    assert "The base model no/such cannot be fetched" in said

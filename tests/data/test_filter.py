@@ -1,7 +1,5 @@
 """The stage as a whole: everything accounted for, the same result however it is run, and sides that never change."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -9,7 +7,6 @@ import signal
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,8 +18,8 @@ from transformers import LlamaConfig
 
 from nbutils.core.chatml import encode
 from nbutils.data import filter as filtering
-from nbutils.data import lines, sources
 from nbutils.data.display import beside_line, example, fates_table, limits_table
+from nbutils.data.fates import as_messages
 from nbutils.data.filter import processes_for
 from nbutils.data.row_batches import Batch, in_order
 from nbutils.data.row_filter import RowFilter
@@ -30,25 +27,21 @@ from nbutils.data.sources import open_source
 from nbutils.data.summary import lengths
 from tests.core.test_chatml import unigram
 from tests.data import making
-from tests.data.making import Made, chat, chats, make, make_of, messages, refusal, settings_for, write_lines
+from tests.data.making import chat, chats, make, make_of, refusal, settings_for, write_lines
 from tests.data.test_containers import rows_of
 
 LONG = [text for i in range(60) for text in (f"Tell me more about number {i}.", f"{i} " * 9)]
 ONE_EACH = {
     "malformed": b'{"messages": [}',
-    "no_user_turn": {"messages": messages(("assistant", "Hello"))},
-    "no_assistant_turn": chat("Hello"),
-    "bad_roles": {"messages": messages(("assistant", "Hello"), ("user", "Hi"))},
-    "empty_message": chat("Hello", " "),
     "too_long": chat(*LONG),
     "kept": chat("Is this the same?", "Yes,  the same"),
     "duplicate": chat(" Is this the\tsame?", "Yes, the same\n"),
 }
-"""A row for every fate but those that need marks, a tokenizer or a task."""
+"""A row for each way to a fate: as it is read, by its tokens, by other rows; `test_fates.py` has the reasons."""
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory) -> Made:
+def mixed(tmp_path_factory):
     """A run over lines, and over rows of another shape in a Parquet file, two of them twice."""
     folder = tmp_path_factory.mktemp("mixed")
     first = [*ONE_EACH.values(), chat("Lost?", "Never.", "Then why"), *chats(40), *(chat(f"{i}?") for i in range(20))]
@@ -59,8 +52,8 @@ def mixed(tmp_path_factory) -> Made:
 def test_every_raw_row_is_in_the_ledger_once_with_one_fate_and_why(mixed):
     first = [*ONE_EACH, *["kept"] * 41, *["no_assistant_turn"] * 20]
     assert mixed.fates == first + ["kept"] * 10 + ["duplicate"] * 2
-    assert mixed.ledger["detail"][7] == f"same as {mixed.sources[0].label} row 6"
-    lost = mixed.ledger.loc[8, ["lost_last_user_turn", "turns", "characters"]]
+    assert mixed.ledger["detail"][3] == f"same as {mixed.sources[0].label} row 2"
+    lost = mixed.ledger.loc[4, ["lost_last_user_turn", "turns", "characters"]]
     assert lost.tolist() == [True, 2, len("Lost?Never.")]
     assert mixed.summary["trimmed_rows"] == 1
 
@@ -86,14 +79,12 @@ def test_a_base_brings_its_own_tokenizer_and_what_that_cannot_write_or_joins_to_
     assert "Of 1 conversations texts were read apart" in capsys.readouterr().out
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def tree(folder):
     """All that the stage writes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_in_batches_of_any_size_on_any_number_of_processes_and_from_a_stream(mixed, tmp_path, monkeypatch):
-    for module in (lines, sources):
-        monkeypatch.setattr(module, "BATCH_ROWS", 7)
+def test_the_same_in_batches_of_any_size_on_any_number_of_processes_and_from_a_stream(mixed, tmp_path, small_batches):
     specs = [source.spec for source in mixed.sources]
     one = make(tmp_path / "one", specs)
     two, stream = (make(tmp_path / str(way), specs, streaming=way, data_processes=2) for way in (False, True))
@@ -119,7 +110,7 @@ def test_another_engine_can_run_the_row_filter(mixed):
 def test_conversations_that_begin_alike_are_on_one_side_and_a_common_opening_is_named(tmp_path):
     """A row for each answer with all that came before, as people bring it: no held-out row begins as a learnt one."""
     rows = [chat(*(f"{talk}, {i}" for i in range(2 * turns))) for turns in range(1, 5) for talk in range(30)]
-    brief = messages(("system", "Be brief."))
+    brief = as_messages([("system", "Be brief.")])
     rows += [{"messages": brief + chat(" Good\u00a0 day ", "Hello", f"{i}?", "x")["messages"]} for i in range(8)]
     made = make_of(tmp_path, rows)
     growing, greeted = made.ledger[:120], made.ledger[120:]
@@ -130,9 +121,8 @@ def test_conversations_that_begin_alike_are_on_one_side_and_a_common_opening_is_
     assert all(words in beside_line(made.summary) for words in ("31 openings", "row 120", "8 rows"))
 
 
-def test_sides_and_the_evaluation_set_stay_when_rows_are_added_and_copies_cannot_straddle(tmp_path, monkeypatch):
+def test_sides_and_the_evaluation_set_stay_when_rows_are_added_and_copies_cannot_straddle(tmp_path, small_batches):
     """Rows of the training side in front shift every later row into another batch, and change nothing else."""
-    monkeypatch.setattr(lines, "BATCH_ROWS", 50)
     rows = chats(150)
     plain = make_of(tmp_path, rows)
     new = make_of(tmp_path, chats(100, "new"), same_tokenizer=True)

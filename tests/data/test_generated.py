@@ -1,25 +1,19 @@
 """Generated datasets: whatever stands in a file, the stage does not crash, loses no row, and writes true ChatML."""
 
-from __future__ import annotations
-
 import json
 import random
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nbutils.core.chatml import add_chatml, encode
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import train_bpe
-from nbutils.data import lines, sources
 from nbutils.data.messages import MARKS
 from nbutils.data.shapes import LABELS
 from nbutils.train.dataset import COLUMNS
 from tests.conftest import sentencepiece_tokenizer
 from tests.core.test_chatml import SPECIALS
-from tests.data.making import Made, jsonl, make
+from tests.data.making import jsonl, make
 from tests.data.test_containers import BINARY, CONTAINERS, FILES, FLAT, TEXTS, row_of, some_style, write
 from tests.data.test_shapes import BROKEN
 
@@ -37,7 +31,7 @@ NO_ROWS = [
 ]  # fmt: skip
 
 
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
+def places(value):
     """Everything in a row: what holds it, and its key or number."""
     for key in range(len(value)) if isinstance(value, list) else list(value):
         yield value, key
@@ -45,7 +39,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from places(value[key])
 
 
-def spoil(rng: random.Random, row: dict[str, Any]) -> None:
+def spoil(rng, row):
     """Puts something else in place of something in every other row, or takes a key away."""
     where, key = rng.choice([place for place in places(row) if place[1] not in (*MARKS, *LABELS)])  # an odd mark stops
     if rng.random() < 0.1:
@@ -54,7 +48,7 @@ def spoil(rng: random.Random, row: dict[str, Any]) -> None:
         where[key] = rng.choice(ODD)
 
 
-def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
+def dataset(rng, folder):
     """A dataset of one shape in any container, some rows twice, and how many they are."""
     folder.mkdir(parents=True)
     kind = rng.choice(CONTAINERS)
@@ -73,7 +67,7 @@ def dataset(rng: random.Random, folder: Path) -> tuple[str, int]:
     return str(write(kind, folder, rows)), len(rows)
 
 
-def check(made: Made, counts: dict[str, int]) -> None:
+def check(made, counts):
     """Ledger, summary, sets and sources agree, and every kept row is true ChatML."""
     summary, ledger = made.summary, made.ledger.set_index(["source", "index"])
     assert ledger.index.tolist() == [
@@ -85,6 +79,7 @@ def check(made: Made, counts: dict[str, int]) -> None:
     assert summary["rows"] == len(ledger) == sum(counts.values()) - summary["rows_not_taken"]
     fates = ledger.groupby("fate")["tokens"].agg(rows="size", tokens="sum").to_dict("index")
     assert fates == {fate: facts for fate, facts in summary["fates"].items() if facts["rows"]}
+    assert (ledger["detail"] != "")[ledger["fate"].isin(["malformed", "bad_roles", "empty_message"])].all()
     kept = ledger[ledger["fate"] == "kept"]
     assert kept["hash"].is_unique
     assert (ledger[ledger["hash"] != ""]["context_turns"].map(str).groupby(ledger["hash"]).nunique() == 1).all()
@@ -98,7 +93,7 @@ def check(made: Made, counts: dict[str, int]) -> None:
             check_row(row, facts, made.tokenizer)
 
 
-def check_row(row: dict[str, Any], facts: Any, tokenizer: Any) -> None:
+def check_row(row, facts, tokenizer):
     """A kept row is what `encode` makes of its messages (`tests/core`), and what the ledger says of it holds."""
     said = [message | {"learn": n not in facts["context_turns"]} for n, message in enumerate(row["messages"])]
     encoding = encode(tokenizer, said)
@@ -110,7 +105,7 @@ def check_row(row: dict[str, Any], facts: Any, tokenizer: Any) -> None:
 
 
 @pytest.fixture(scope="module", params=["tiny", "sentencepiece"])
-def run_folder(request, tmp_path_factory) -> Path:
+def run_folder(request, tmp_path_factory):
     """A run folder with a tokenizer in place: making one for each dataset would take most of the time."""
     run = tmp_path_factory.mktemp(request.param, numbered=False)  # its name is part of the seeds
     tokenizer = train_bpe(PIECES[:6], 400) if request.param == "tiny" else add_chatml(sentencepiece_tokenizer())
@@ -121,10 +116,8 @@ def run_folder(request, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "seeds", [range(8), *(pytest.param(range(n, n + 40), marks=pytest.mark.soak) for n in (8, 48, 88))]
 )
-def test_generated_datasets(run_folder, tmp_path, monkeypatch, seeds):
+def test_generated_datasets(run_folder, tmp_path, small_batches, seeds):
     """Several batches for each of the small files; the two tokenizers get other datasets."""
-    for module in (sources, lines):
-        monkeypatch.setattr(module, "BATCH_ROWS", 11)
     for seed in seeds:
         rng = random.Random(f"{run_folder.name} {seed}")
         counts = dict(dataset(rng, tmp_path / f"{seed}-{number}") for number in range(rng.choice((1, 1, 2))))

@@ -1,17 +1,16 @@
 """Meaning beside the text: marks on messages and rows, reasoning, text with a template; and what a stop says."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
 
 from nbutils.core.chatml import CHATML, IM_END
 from nbutils.data.display import beside_line
+from nbutils.data.fates import as_messages
 from nbutils.data.messages import MARKS
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import IGNORED
-from tests.data.making import chat, chats, make, make_of, messages, opened, refusal, rows_read
+from tests.data.making import chat, chats, make, make_of, opened, refusal, rows_read
 from tests.data.test_containers import rows_of, write
 
 
@@ -34,14 +33,13 @@ def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
             assert tokens.supervised_counts()[number] == (labels[1:] != IGNORED).sum()
 
 
-@pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet"])
-def test_what_held_text_and_was_not_read_is_counted(tmp_path, kind):
+def test_what_held_text_and_was_not_read_is_counted(tmp_path):
     rows = [row | {"source": "web", "empty": "", "images": ["0.jpg"]} for row in chats(40)]
     for row in rows[:5]:
         answer = row["messages"][1]
         thought = {"type": "thinking", "thinking": "A number."}
         answer["content"] = [thought, {"type": "text", "text": answer["content"]}]
-    made = make(tmp_path / "run", [str(write(kind, tmp_path, rows))])
+    made = make(tmp_path / "run", [str(write("a.parquet", tmp_path, rows))])
     assert made.fates == ["kept"] * 40
     assert made.summary["unread"] == {"source": 40, "images": 40, "message part thinking: thinking": 5}
     assert "message part thinking: thinking (5 rows)" in beside_line(made.summary)
@@ -63,13 +61,11 @@ def test_a_label_of_0_rejects_where_all_labels_are_0_or_1_and_no_class_does(tmp_
          ["Row 3 of", "cannot be used: a message's weight is 0.5"]),
         ([*chats(3), chat("a", "b") | {"loss_mask": [0, 1]}], ["Row 3 of", "the row's loss_mask is [0, 1]"]),
         ([chat("a", [{"text": "b", "train": False}])], ["a part of a message is marked"]),
-        ([{"prompt": "<s> [INST] Hi [/INST]", "completion": "Hello</s>"}], ["Mistral or Llama 2 already"]),
         ([{"prompt": "Below is an instruction.\n\n### Response:", "completion": "x"}], ["of Alpaca already"]),
-        ([{"instruction": "<start_of_turn>user\nHi", "output": "x"}], ["of Gemma already"]),
         ([{"text": "<bos><start_of_turn>user\nHi<end_of_turn>"}], ["row 0 of", "of Gemma already"]),
         ([{"text": "Once upon a time"}],
          ["plain text ('Once upon a time')", "messages: [{role", "text: a conversation in ChatML"]),
-        ([{"messages": messages(("Frage", f"{i}?"), ("Antwort", "!"))} for i in range(9)],
+        ([{"messages": as_messages([("Frage", f"{i}?"), ("Antwort", "!")])} for i in range(9)],
          ["for the train set", "9 of 9 rows", "no_user_turn", "first is row 0 of", "names of the roles"]),
         ([chat("x " * 300, f"{i}") for i in range(9)],
          ["for the train set", "9 of 9 rows", "too_long", "tokens", "Raise max_length"]),

@@ -1,13 +1,9 @@
 """Memory stays flat as the input grows: the whole stage on 10,000 and on 100,000 rows, no two alike."""
 
-from __future__ import annotations
-
 import random
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +19,7 @@ WORDS = [f"word{number:04d}" for number in range(1_000)]
 FEW, MANY = 10_000, 100_000
 
 
-def write_base(folder: Path) -> str:
+def write_base(folder):
     """A tokenizer that costs next to nothing: a piece for each word."""
     pieces = {word: number for number, word in enumerate(["?", *WORDS, "user", "assistant"])}
     raw = Tokenizer(models.WordLevel(pieces, unk_token="?"))
@@ -34,7 +30,7 @@ def write_base(folder: Path) -> str:
     return str(folder)
 
 
-def rows(count: int) -> Iterator[dict[str, Any]]:
+def rows(count):
     """Conversations of two turns with 150 words each; one in fifty is too long."""
     rng = random.Random(0)
     for number in range(count):
@@ -42,7 +38,7 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
         yield chat(asked, answered * (10 if number % 50 == 0 else 1))
 
 
-def peak(*arguments: str) -> float:
+def peak(*arguments):
     """Peak memory in MiB of the stage and all its children, without what is mapped from files.
 
     Pages of files are the system's to take back: how many are there is chance. Shared ones are divided among sharers.

@@ -1,31 +1,28 @@
 """Notebook 01 as a user runs it, on all six shapes."""
 
-from __future__ import annotations
-
 import papermill
 
 from nbutils.core.files import read_json
+from nbutils.data.shapes import SHAPES
 from tests import forked_kernels
 from tests.conftest import ROOT
 from tests.data.making import write_lines
 from tests.data.test_containers import rows_of
 
-SHAPES = {
-    "messages": "messages", "conversation": "sharegpt", "alpaca": "alpaca", "completion": "completion",
-    "preference": "preference", "text": "text",
-}  # fmt: skip
-
 
 def test_samples_of_all_six_shapes_go_through_the_notebook(tmp_path, monkeypatch):
-    datasets = [write_lines(tmp_path / f"{shape}.jsonl", rows_of(shape)) for shape in SHAPES]
+    shapes = [shape.name for shape in SHAPES]
+    datasets = [
+        write_lines(tmp_path / f"{name}.jsonl", rows_of(name.replace("sharegpt", "conversation"))) for name in shapes
+    ]
     datasets += [write_lines(tmp_path / "broken.jsonl", [*rows_of("messages")[:3], b"{<script>alert(1)</script>"])]
     given = {"datasets": datasets, "run_dir": str(tmp_path / "run"), "eval_fraction": 0.3}
     forked_kernels.use(monkeypatch)
-    notebook, out = ROOT / "notebooks" / "01_filter_data.ipynb", tmp_path / "out.ipynb"
-    executed = papermill.execute_notebook(notebook, out, given, kernel_name="python3", progress_bar=False)
+    notebook = ROOT / "notebooks" / "01_filter_data.ipynb"
+    executed = papermill.execute_notebook(notebook, None, given, kernel_name="python3", progress_bar=False)
     shown = str([cell.get("outputs") for cell in executed.cells])
     summary = read_json(tmp_path / "run" / "data" / "summary.json")
-    assert [found["shape"] for found in summary["datasets"]] == [*SHAPES.values(), "messages"]
+    assert [found["shape"] for found in summary["datasets"]] == [*shapes, "messages"]
     fates = {name: counts["rows"] for name, counts in summary["fates"].items() if counts["rows"]}
     assert fates == {"kept": 60, "malformed": 1, "duplicate": 3}
     for words in ("malformed", "no JSON", "&lt;|im_start|&gt;", "tokens dropped", "was not looked for"):

@@ -1,7 +1,5 @@
 """Settings of the data stage: what a dataset may be given as, and what does not make an earlier result another."""
 
-from __future__ import annotations
-
 from tests.data.making import refusal, settings_for
 
 

@@ -1,32 +1,29 @@
 """The six shapes: detected from columns, read row by row, and what is broken in a row named."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from datasets import Dataset
 
 from nbutils.core.chatml import CHATML
-from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE
+from nbutils.data.fates import MALFORMED, NOT_TEXT, TOOL_USE, as_messages
 from nbutils.data.messages import Malformed
 from nbutils.data.shapes import LINE, SHAPES, detect, read_rows
-from tests.data.making import jsonl, messages, nested
+from tests.data.making import jsonl, nested
 
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
-def read_table(shape: str, table: pa.Table) -> list:
+def read_table(shape, table):
     return [row for row, _ in read_rows(table, BY_NAME[shape])]
 
 
-def read_lines(shape: str, rows: list) -> list:
+def read_lines(shape, rows):
     return read_table(shape, pa.table({LINE: [jsonl([row]) for row in rows]}))
 
 
-def read(shape: str, rows: list) -> list:
+def read(shape, rows):
     """What rows are read as: from lines and from Arrow columns alike, some of which say that they hold JSON."""
     found = read_lines(shape, rows)
     columns = Dataset.from_list(rows, on_mixed_types="use_json").with_format("arrow")[:]
@@ -36,13 +33,11 @@ def read(shape: str, rows: list) -> list:
 
 HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
 AB = [("user", "a"), ("assistant", "b")]
-ASKED, ANSWERED, NEXT = messages(*AB, ("user", "c"))
+ASKED, ANSWERED, NEXT = as_messages([*AB, ("user", "c")])
 SPAIN = {"instruction": "And Spain?", "input": "", "output": "Madrid.", "system": "Be brief."}
-FRANCE = [["France?", "Paris."]]
 BRIEF, *ALONE = [("system", "Be brief."), ("user", "And Spain?"), ("assistant", "Madrid.")]
 AFTER = [BRIEF, ("user", "France?"), ("assistant", "Paris."), *ALONE]
-(BE_BRIEF,) = messages(BRIEF)
-WHOLE = CHATML.render(messages(*AFTER))
+WHOLE = CHATML.render(as_messages(AFTER))
 PROMPT, ANSWER = WHOLE[: -len("Madrid.<|im_end|>\n")], "Madrid.<|im_end|>"
 LISTED = json.dumps([ASKED, ANSWERED])
 QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
@@ -52,11 +47,9 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
     "shape,row,turns",
     [
         ("alpaca", {"instruction": "a", "input": "b", "output": "c"}, [("user", "a\n\nb"), ("assistant", "c")]),
-        ("alpaca", SPAIN | {"history": FRANCE}, AFTER),
-        ("alpaca", SPAIN | {"history": None}, [BRIEF, *ALONE]),
-        ("alpaca", SPAIN | {"history": ""}, [BRIEF, *ALONE]),
-        ("preference", {"prompt": [ASKED], "chosen": [ASKED, ANSWERED]}, AB),  # the answer repeats the prompt
-        ("preference", {"prompt": " a ", "chosen": [BE_BRIEF, ASKED, ANSWERED]}, [BRIEF, *AB]),
+        ("alpaca", SPAIN | {"history": [["France?", "Paris."]]}, AFTER),
+        # The answer repeats the prompt, or its last message.
+        ("preference", {"prompt": " a ", "chosen": [*as_messages([BRIEF]), ASKED, ANSWERED]}, [BRIEF, *AB]),
         ("preference", {"prompt": "c", "chosen": [ASKED, ANSWERED, NEXT, ANSWERED]}, [*AB, ("user", "c"), AB[1]]),
         ("completion", {"prompt": [ASKED, ANSWERED, NEXT], "completion": [NEXT, ANSWERED]},
          [*AB, ("user", "c"), AB[1]]),
@@ -64,7 +57,6 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
         ("preference", {"conversations": [HUMAN], "chosen": GPT}, AB),
         ("completion", {"prompt": [], "completion": "b"}, AB[1:]),
         ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
-        ("preference", {"prompt": PROMPT, "chosen": ANSWER}, AFTER),
         ("alpaca", {"instruction": PROMPT, "output": ANSWER}, AFTER),
         ("text", {"text": f"<s>{WHOLE}<|endoftext|>\n".replace("|>assistant", "|>gpt")}, AFTER),
         ("completion", {"prompt": "c", "completion": LISTED}, [("user", "c"), ("assistant", LISTED)]),  # asked for
@@ -117,7 +109,7 @@ def test_bytes_that_are_no_text_in_a_column_of_text_are_one_malformed_row():
     assert isinstance(bad, Malformed) and "no UTF-8" in str(bad)
 
 
-def parts(*content: Any) -> dict[str, Any]:
+def parts(*content):
     return ASKED | {"content": list(content)}
 
 
@@ -126,7 +118,6 @@ def parts(*content: Any) -> dict[str, Any]:
     [
         ([ASKED, ANSWERED | {"tool_calls": [{"type": "function"}]}], TOOL_USE, "calls a tool"),
         ([ASKED, ANSWERED | {"function_call": {"name": "weather"}}], TOOL_USE, "calls a tool"),
-        ([ASKED, ANSWERED | {"role": "tool"}], TOOL_USE, "what a tool answered"),
         ([HUMAN, GPT | {"from": "observation"}], TOOL_USE, "what a tool answered"),
         ([parts({"type": "image_url", "text": None}), ANSWERED], NOT_TEXT, "'image_url'"),
         ([parts("Hi", {"type": "input_audio"})], NOT_TEXT, "'input_audio'"),

@@ -1,13 +1,9 @@
 """Opening datasets: splits, folders, JSON documents, streams, and errors that say what to do."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random
 import tracemalloc
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +14,6 @@ from hypothesis import strategies as st
 from nbutils.data import lines
 from nbutils.data.display import sources_table
 from nbutils.data.messages import Malformed
-from nbutils.data.row_batches import Source
 from tests.data.making import chats, opened, refusal, rows_read, write_lines
 from tests.data.test_containers import rows_of, write
 
@@ -27,12 +22,12 @@ TURNS = [[(m["role"], m["content"]) for m in row["messages"]] for row in ROWS]
 ONE_EACH = ("a.jsonl", "a.json", "a.parquet", "saved", "parquets")
 
 
-def turns_of(source: Source) -> list[Any]:
+def turns_of(source):
     return [row for row, _ in rows_read(source)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """The same rows in several kinds of files, and some of them as the split `test`."""
     where = tmp_path_factory.mktemp("sources")
     for kind in ONE_EACH:
@@ -102,7 +97,6 @@ def test_nor_of_what_is_embedded_or_on_the_hub():
         ("empty.jsonl", b"", "holds no rows"),
         ("a.json", b" [ ] ", "holds no rows"),
         ("a.json", b'{"note": "once", "label": 1}', "the columns note, label, which fit none of the six shapes: "),
-        ("a.json", b"[{}, {]", "broken at character "),
         ("a.json", b'[{"messages": "unfinished', "broken at character "),
         ("a.json", b'{"a": [1, 2] 3}', "broken at character "),
         ("a.json", b'[{"a": 1}] [2]', "broken at character "),
@@ -134,13 +128,11 @@ def test_a_path_is_no_pattern(tmp_path, name):
 @pytest.mark.parametrize(
     "taken,others",
     [
-        (["chats.jsonl", "more.ndjson"], []),
         (["data/train/a.jsonl"], ["data/test/a.jsonl"]),
-        (["train.jsonl"], ["train_old.jsonl"]),
-        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"], []),
+        (["train.jsonl"], ["train_old.jsonl", "test.parquet"]),
+        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"], ["chats.jsonl"]),
         (["chats_train.jsonl"], ["chats_test.jsonl"]),
-        (["chats.jsonl"], ["test.jsonl", ".hidden/x.jsonl"]),
-        (["train.jsonl"], ["test.parquet"]),
+        (["chats.jsonl", "more.ndjson"], ["test.jsonl", ".hidden/x.jsonl"]),
     ],
 )
 def test_folders_of_lines_are_read_line_by_line_whatever_the_files_are_called(tmp_path, taken, others):
@@ -239,10 +231,10 @@ def test_the_shape_of_most_lines_that_are_not_broken_counts(tmp_path):
 def test_a_table_is_read_as_the_texts_that_stand_in_it(tmp_path):
     """And not as what pandas takes them for."""
     cells = ["NA", "None", "null", "00010", "1.50", "True", 'say "hi", or\nnot']
+    meant = [[("user", a), ("assistant", b)] for a, b in zip(cells, cells[::-1], strict=True)]
     for name, sign in (("a.csv", ","), ("a.tsv.gz", "\t")):
         pd.DataFrame({"prompt": cells, "completion": cells[::-1]}).to_csv(tmp_path / name, sep=sign, index=False)
-        read = [turns for turns, _ in rows_read(opened(tmp_path / name))]
-        assert read == [[("user", a), ("assistant", b)] for a, b in zip(cells, cells[::-1], strict=True)]
+        assert turns_of(opened(tmp_path / name)) == meant
 
 
 @pytest.mark.parametrize(
