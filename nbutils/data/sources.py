@@ -60,13 +60,16 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
         spec.refuse("a single file", "name", "split")
         return _loaded(spec, builder, streaming, data_files=glob.escape(str(path)))
     if path.is_dir():
+        from datasets import DownloadMode
+
         spec.refuse("a local folder")
         if glob.has_magic(str(path)):
             raise UserError(
                 f"The folder {spec.path} cannot be read: the `datasets` library takes *, ? and [ in its path for a "
                 "pattern. Rename it, or name its files one by one in `datasets`."
             )
-        return _loaded(spec, str(path), streaming)
+        again = DownloadMode.REUSE_CACHE_IF_EXISTS  # or a folder with a card would be read as it was the first time
+        return _loaded(spec, str(path), streaming, download_mode=again, verification_mode="no_checks")
     if path.is_file():
         raise UserError(f"The file {spec.path} ends in none of {', '.join(FILE_SUFFIXES)}; rename or convert it.")
     fetched = entry("dataset", spec.path, spec.revision)

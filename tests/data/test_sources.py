@@ -152,6 +152,8 @@ def test_a_card_that_names_the_files_of_each_split_is_followed(tmp_path):
     write_lines(tmp_path / "a.jsonl", ROWS[:9])
     write_lines(tmp_path / "b.jsonl", ROWS[9:20])
     assert opened(tmp_path).rows == 11
+    write_lines(tmp_path / "b.jsonl", ROWS[9:14])
+    assert opened(tmp_path).rows == 5
 
 
 @pytest.mark.parametrize("streaming", [False, True])
