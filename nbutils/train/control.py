@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +95,15 @@ class Records:
             self.session = max([self.session, *(row["session"] + 1 for row in rows if row.get("kind") == "session")])
             write_jsonl(path, (row for row in rows if row["step"] <= step))
         write_text(self.folder / PROGRESS, "")
+
+
+@dataclass
+class Best:
+    """The evaluation with the lowest loss whose weights are kept, and how many came since without a lower one."""
+
+    step: int = 0
+    eval_loss: float = math.inf
+    waited: int = 0
 
 
 class Counters:

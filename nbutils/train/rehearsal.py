@@ -20,13 +20,13 @@ from nbutils.core.run.models import ModelRef
 from nbutils.core.text import duration
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepLoader
-from nbutils.train.control import Budget, Counters, Records
+from nbutils.train.control import Best, Budget, Counters, Records
 from nbutils.train.settings import TrainSettings
-from nbutils.train.trainer import Best, Job, SmallchatTrainer
+from nbutils.train.trainer import Job, SmallchatTrainer
 
 WARM_UP, PROBES = 4, 16
 """Steps before those that are measured, and how many these are."""
-SHARE = 0.94
+SHARE = 0.97
 """How much of the time is planned for: steps are not equally fast all the time."""
 FEWEST = 20
 """Steps below which nothing is trained."""

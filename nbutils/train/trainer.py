@@ -8,7 +8,6 @@ state files, trackers.
 from __future__ import annotations
 
 import errno
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from nbutils.core.run.checkpoints import BEST, Checkpoint, prune
 from nbutils.core.run.layout import Run
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepBatch, StepLoader
-from nbutils.train.control import Budget, Counters, CountingScaler, Records, StepControl, flops_of
+from nbutils.train.control import Best, Budget, Counters, CountingScaler, Records, StepControl, flops_of
 from nbutils.train.dataset import Microbatch, TokenRows
 from nbutils.train.evaluation import exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
@@ -37,15 +36,6 @@ from nbutils.train.settings import OF_LENGTH, TrainSettings
 
 NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
-
-
-@dataclass
-class Best:
-    """The evaluation with the lowest loss whose weights are kept, and how many came since without a lower one."""
-
-    step: int = 0
-    eval_loss: float = math.inf
-    waited: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tests.metrics.histories import write_done
 STEERING = {
     "data": {"run_dir", "seed", "data_processes"},
     "train": {"run_dir", "log_steps", "checkpoint_steps", "checkpoints_kept", "processes", "budget_minutes",
-              "pause_after_steps", "report_to", "plain_loop_steps"},
+              "pause_after_steps", "report_to", "plain_loop_steps", "cooldown_fraction"},  # this one under wsd is not
     "metrics": {"run_dir"},
     "evaluate": {"run_dir", "tokens_per_batch", "processes", "cache_dir"},
     "chat": {"run_dir", "interactive", "peers"},

@@ -106,7 +106,7 @@ def test_steps_fit_with_what_is_beside_them(tmp_path):
     steps = steps_that_fit(seconds, settings)
     taken = steps * (0.1 + 2 / 10 + 0.4 / 4) + 2 * 3.0 + 0.4
     assert 0.9 * 60 < taken <= 60
-    with pytest.raises(UserError, match=r"only 6 optimizer steps .* 7 s"):
+    with pytest.raises(UserError, match=r"only 7 optimizer steps .* takes 7 s"):
         steps_that_fit(seconds | {"step": 7.0}, settings)
 
 
