@@ -25,6 +25,7 @@ SGD = {
     "eval_steps": STEPS // 2,
     "checkpoint_steps": 0,
     "sample_prompts": [],
+    "plain_loop_steps": STEPS,
 }
 
 
@@ -39,7 +40,7 @@ def plain(root, tmp_path_factory):
     model = ModelRef.parse(str(ensure_base(settings, run / "train" / "base", run / "data"))).load()
     rows = TokenRows.load(run / "data" / "train", "assistant")
     names = {"model": model, "rows": rows, "plan": BatchPlan.of(rows, settings), "settings": settings,
-             "plain_loop_steps": STEPS, "base": flat(model)}  # fmt: skip
+             "base": flat(model)}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "AdamW", lambda parameters, lr, **_: torch.optim.SGD(parameters, lr))
         exec(f"{prepare}\n{loop}", names)
