@@ -195,9 +195,7 @@ def events_of(history: History, metric: Metric) -> dict[str, list[int]]:
     events = {
         f"fp16 steps skipped ({int(skipped.last or 0)})": skipped.steps[np.diff(skipped.values, prepend=0.0) > 0],
         f"not a number ({counted(len(broken), 'row')})": broken,
-        f"final model (step {history.chosen})": np.array(
-            [] if history.chosen in (None, history.last_step) else [history.chosen]
-        ),
+        f"final model (step {history.chosen})": np.array([history.earlier_model] if history.earlier_model else []),
     }
     return {label: steps.astype(int).tolist() for label, steps in events.items()}
 

@@ -99,6 +99,11 @@ class History:
         return max([self.reached, *(int(rows[-1]["step"]) for rows in (self.train, self.evals) if rows)])
 
     @property
+    def earlier_model(self) -> int | None:
+        """The step of the final model where that is not the last; None where it is, or training has not ended."""
+        return None if self.chosen == self.last_step else self.chosen
+
+    @property
     def resumes(self) -> list[int]:
         """The steps at which a later session resumed."""
         return [int(row["step"]) for row in self.sessions[1:]]

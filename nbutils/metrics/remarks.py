@@ -111,10 +111,10 @@ def skipped_steps(history: History) -> str | None:
 
 def earlier_model(history: History) -> str | None:
     """The final model is that of an earlier evaluation, because its loss was the lowest."""
-    if history.chosen in (None, history.last_step):
+    if history.earlier_model is None:
         return None
     evals = history.eval_series("eval_loss")
-    kept, last = (evals.at(step) for step in (history.chosen, history.last_step))
+    kept, last = (evals.at(step) for step in (history.earlier_model, history.last_step))
     return (
         f"The final model is that of step {history.chosen}: its evaluation loss ({kept:.3f}) was the lowest of "
         f"{int((evals.steps > 0).sum())} evaluations, and since it was chosen by it, reads a little too low. The model "

@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import shutil
 from itertools import count
+from pathlib import Path
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import link_tree, resolve, shown
+from nbutils.core.files import Json, link_tree, resolve, shown
 from nbutils.core.run.checkpoints import Checkpoint
 from nbutils.core.run.decide import inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RUN_RECORD, SCHEMA, read_record, write_record
 from nbutils.core.run.state import Kind, differences, in_short
-from nbutils.core.stages import maker
 from nbutils.pipeline.parameters import Plan, plan
 from nbutils.train.settings import OF_LENGTH, TrainSettings
 
@@ -34,12 +34,12 @@ def cooled(arguments: argparse.Namespace, planned: Plan) -> Plan:
         raise UserError(f"{planned.profile.name}: schedule is {settings.schedule}, and only wsd cools down; set it so.")
     given, _, name = arguments.cool_down.partition("@")
     parent, new = Run(resolve(given)), planned.run
-    begun = (read_record(new / RUN_RECORD) or {}).get("parent", {})
+    begun = _origin(new)
     known = begun.get("run") == str(parent.path) and name in ("", begun.get("checkpoint"))
     source = Checkpoint(parent.checkpoints_folder / begun["checkpoint"]) if known else _branch(parent, name)
     if new == parent.path:
         new = new.with_name(f"{new.name}-cooled-{source.step}")
-        begun = (read_record(new / RUN_RECORD) or {}).get("parent", {})
+        begun = _origin(new)
     origin = {"run": str(parent.path), "checkpoint": source.name}
     if source.sealed:  # the parent may have pruned it since
         _check(planned, arguments.overrides, parent, source)
@@ -59,8 +59,13 @@ def cooled(arguments: argparse.Namespace, planned: Plan) -> Plan:
     return plan(planned.profile, [*arguments.overrides, f"max_steps={steps}", "finish_in_minutes=0"], str(new))
 
 
+def _origin(folder: Path) -> Json:
+    """Of which run and checkpoint a run folder was begun; nothing for any other folder."""
+    return dict((read_record(folder / RUN_RECORD) or {}).get("parent", {}))
+
+
 def _training(planned: Plan) -> TrainSettings:
-    settings = next(each.settings for each in planned.stages if each.stage == maker("model"))
+    settings = planned.maker("model").settings
     assert isinstance(settings, TrainSettings)
     return settings
 
@@ -84,8 +89,8 @@ def _check(planned: Plan, overrides: list[str], parent: Run, source: Checkpoint)
     found = differences(Kind.PARAMETER, source.manifest["identity"]["parameters"], asked)
     if changes := [change for change in found if change.name not in OF_LENGTH]:
         raise UserError(f"{shown(source.path)} was trained with other settings ({in_short(changes)}): set them back.")
-    there = plan(planned.profile, overrides, str(parent.path))
-    data = next(inspect(each.stage, each.settings) for each in there.stages if each.stage == maker("rows"))
+    made = plan(planned.profile, overrides, str(parent.path)).maker("rows")
+    data = inspect(made.stage, made.settings)
     if not data.fits:
         raise UserError(f"The data of {shown(parent.path)} is not what the profile asks for ({data.reason}).")
 

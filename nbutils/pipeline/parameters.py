@@ -54,6 +54,10 @@ class Plan:
     stages: list[Planned]
     run: Path
 
+    def maker(self, role: str) -> Planned:
+        """The stage that makes the `model`, the `rows`, …"""
+        return next(planned for planned in self.stages if planned.stage == maker(role))
+
 
 # ---- the command line
 
@@ -88,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Writes the training worker's SETTINGS.json without a kernel, and prints the command that trains with it."""
     planned = planned_by(arguments)
-    (settings,) = (entry.settings for entry in planned.stages if entry.stage == maker("model"))
+    settings = planned.maker("model").settings
     path = Path(arguments.out).absolute() if arguments.out else Run(planned.run).training / "settings.json"
     write_json(path, {"schema": 1, "settings": settings.model_dump(mode="json")})
     program = f"-m nbutils.train.worker {shown(path)}"
