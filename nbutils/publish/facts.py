@@ -150,7 +150,7 @@ class Facts:
         datasets = [given | {"revision": read["revision"]} for given, read in pairs]
         peers = list(filter(self.on_hub, self.parameters["peers"]))
         pinned: Json = {"base_revision": self.base_commit, "datasets": datasets, "compare_runs": [], "peers": peers}
-        if self.parameters["finish_in_minutes"]:
+        if self.parameters.get("finish_in_minutes"):  # a training of before may have been accepted
             pinned |= {"finish_in_minutes": 0.0, "max_steps": self.training["derived"]["steps"]}
         return self.parameters | pinned
 
