@@ -31,6 +31,7 @@ TOKENIZER = small_tokenizer(["how do you do"], 300)
 def run_of(folder, conversations) -> Run:
     """A run whose training rows are these conversations, rows 0, 10, 20, … of their source."""
     rows = [{"source": "talk", "index": 10 * n, "messages": turns(*texts)} for n, texts in enumerate(conversations)]
+    folder = Path(folder)
     Dataset.from_list(rows).save_to_disk(folder / "data" / "train")
     TOKENIZER.save_pretrained(folder / "data" / "tokenizer")
     write_done(folder / "data")
