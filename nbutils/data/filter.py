@@ -82,7 +82,7 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
             kept, long = where(result, "fate", KEPT), where(result, "fate", TOO_LONG)
             for side in ("train", "eval"):
                 sets[side].add(where(kept, "side", side))
-            counted_long.add(long, long["hash"].to_pylist())
+            counted_long.add(long.select(["messages"]), long["hash"].to_pylist())
             long = where(long, "side", "eval")
             kept_long.add(long, long["hash"].to_pylist())
     for row, whole in read_whole(kept_long.rows(), tokenizer):
