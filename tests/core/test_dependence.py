@@ -65,6 +65,7 @@ READERS = {
     "train/final/model.safetensors": {"evaluate", "chat", "publish"},
     "train/base/model.safetensors": {"evaluate", "chat"},
     "train/base/source.json": {"evaluate", "chat", "publish"},
+    "train/heldout.parquet": set(),
     "train/progress.jsonl": set(),
     "train/checkpoints/step-000500/model.safetensors": set(),
     "train/checkpoints/step-000500/manifest.json": set(),

@@ -6,6 +6,8 @@ import shutil
 import signal
 from functools import partial
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from nbutils.core.files import read_jsonl
@@ -89,8 +91,10 @@ def test_the_best_model_is_kept_and_patience_ends_training_pause_or_not(run, und
     assert logged(run, "end") == [{"kind": "end", "chosen": 6, "step": 10, "steps": 12}]
     rows = TokenRows.load(run / "data" / "eval", "assistant")
     models = (ModelRef.parse(str(run / "train" / name)).load() for name in ("final", "last"))
-    measured = [exact_loss(model, rows, 300)["eval_loss"] for model in models]
+    measured = [exact_loss(model, rows, 300).mean for model in models]
     assert measured == pytest.approx([losses[6], losses[10]], rel=1e-6)
+    held_out = pq.read_table(Run(run).heldout)  # of the final model
+    assert pc.sum(held_out["loss_sum"]).as_py() / pc.sum(held_out["tokens"]).as_py() == pytest.approx(losses[6])
     assert not (run / "train" / "checkpoints" / "best").exists()
 
 
