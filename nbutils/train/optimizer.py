@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from nbutils.train.settings import MUON, OPTIMIZERS
+from nbutils.train.settings import MUON, OPTIMIZERS, TrainSettings
 
 MOMENTUM = 0.95
 ITERATIONS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
@@ -33,6 +33,13 @@ def numbers_kept(optimizer: str, model: PreTrainedModel) -> int:
     """How many numbers an optimizer keeps of a model from step to step."""
     fewer = sum(matrix.numel() for matrix in hidden_matrices(model)) if optimizer == MUON else 0
     return OPTIMIZERS[optimizer] * model.num_parameters() - fewer
+
+
+def optimizer_of(settings: TrainSettings, model: PreTrainedModel) -> torch.optim.Optimizer:
+    """The optimizer of the plain loop: AdamW, or Muon beside it."""
+    if settings.optimizer == MUON:
+        return Muon([{"params": [*model.parameters()]}], hidden_matrices(model), **settings.adamw)
+    return torch.optim.AdamW(model.parameters(), **settings.adamw)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -153,8 +153,8 @@ class TrainSettings(BaseSettings):
 
     @property
     def plain_steps(self) -> int:
-        """Steps of the plain loop, which is AdamW's; none where the warm-up's length is not known before training."""
-        return 0 if self.finish_in_minutes or self.optimizer == MUON else self.plain_loop_steps
+        """Steps of the plain loop; none where the length of the warm-up is not known before training."""
+        return 0 if self.finish_in_minutes else self.plain_loop_steps
 
     def own_parameters(self) -> Json:
         """The result parameters themselves."""
