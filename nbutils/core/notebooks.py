@@ -15,6 +15,9 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.stages import StageSpec
 
+SWEEP = "07_sweep.ipynb"
+"""The notebook that is no stage: it runs others."""
+
 
 def notebooks_folder() -> Path:
     """Where the notebooks are: NBUTILS_NOTEBOOKS, or `notebooks/` beside the package."""
