@@ -8,6 +8,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.stages import maker
 from nbutils.core.text import number
+from nbutils.evaluate.settings import EvaluateSettings
 from nbutils.pipeline.parameters import Plan, Planned, settings_of
 
 METRICS = ("acc_norm", "acc")
@@ -45,7 +46,9 @@ def losses(plan: Plan, guard: Mapping[str, int], say: Callable[[str], None]) -> 
 
     rows: list[Json] = []
     for items in dict.fromkeys(guard.values()):
-        prepared = prepare(guarded(plan, [task for task, count in guard.items() if count == items], items).settings)
+        settings = guarded(plan, [task for task, count in guard.items() if count == items], items).settings
+        assert isinstance(settings, EvaluateSettings)
+        prepared = prepare(settings)
         found = results(prepared, score_all(prepared, say), {})["paired"]
         for why in prepared.left_out.values():
             say(why)

@@ -201,8 +201,8 @@ class Sweeper:
                 self._jobs[self._begin(trial.label, own, trial.run.path, "model", device)] = trial
             self._look()
             for job in [job for job in self._jobs if job.ended()]:
-                if trial := self._jobs.pop(job):
-                    self._note_end(trial, job)
+                if ended := self._jobs.pop(job):
+                    self._note_end(ended, job)
                 free.append(job.device)
 
     def _begin(self, label: str, values: Json, folder: Path, role: str, device: str) -> Job:

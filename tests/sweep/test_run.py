@@ -10,9 +10,10 @@ from nbutils.core.run.record import outputs_of
 from nbutils.core.run.stage import locked
 from nbutils.pipeline.parameters import plan, read_profile
 from nbutils.sweep import run
-from nbutils.sweep.guard import in_words
+from nbutils.sweep.guard import in_words, losses
 from nbutils.sweep.plan import SweepSettings
 from nbutils.sweep.run import Sweeper
+from tests.evaluate.runs import SUMS, write_task
 from tests.train.runs import P100, T4
 
 RATES = "-plearning_rate=4e-5,0.004,0.4"
@@ -193,3 +194,33 @@ def test_the_guards_sentence():
     assert in_words(row) == "hellaswag −1.5 points [−4.0, +1.0]: not distinguishable"
     perplexity = row | {"metric": "word_perplexity", "difference": 2.5, "word": "worse"}
     assert in_words(perplexity).startswith("hellaswag +2.500 word_perplexity")
+
+
+@pytest.fixture
+def sums(sweeps, tmp_path):
+    """A task of six questions that the profile knows."""
+    asked = write_task(tmp_path / "tasks", "sums", SUMS)
+    with sweeps.profile.open("a") as file:
+        file.writelines(f"{name}: '{asked[name]}'\n" for name in ("task_path", "cache_dir"))
+    return "sums"
+
+
+def test_the_guard_looks_at_the_three_leading_recipes(sweeps, sums, monkeypatch):
+    row = {"task": sums, "metric": "acc", "difference": -0.5, "low": -0.9, "high": -0.1, "word": "worse"}
+    monkeypatch.setattr("nbutils.sweep.answer.losses", lambda plan, guard, say: [row] * len(guard))
+    found = sweeps.go("-plearning_rate=0.4,0.04,0.004,0.001", "--seeds=2", f"--guard={sums}:4")
+    assert [*found.lost] == [f"learning_rate {rate}, seed 0" for rate in (0.004, 0.001, 0.04)]
+    last = "Against its base, learning_rate 0.04, seed 0: sums −50.0 points [−90.0, −10.0]: worse."
+    assert last in sweeps.said and last in (sweeps.out / "sweep.md").read_text()
+
+
+def test_what_a_training_cost_is_paired_on_as_many_items_as_were_asked_for(sweeps, sums, untrained):
+    """Here another untrained model in its place, and the evaluation's own functions."""
+    planned = plan(sweeps.profile, ["max_length=256", "processes=1", "resamples=100"], str(untrained))
+    said = []
+    rows = [losses(planned, {sums: items}, said.append) for items in (3, 0)]
+    assert [(found["task"], found["metric"], found["reference"], found["groups"]) for (found,) in rows] == [
+        (sums, "acc_norm", "base", 3), (sums, "acc_norm", "base", 6)]  # fmt: skip
+    assert "too few items" in in_words(rows[0][0])
+    losses(planned, {sums: 3}, said.append)
+    assert "0 computed now" in said[-1]
