@@ -57,8 +57,12 @@ def planned_by(arguments: argparse.Namespace, out: str) -> Sweep:
 def main(arguments: argparse.Namespace) -> int:
     """Runs or explains a sweep; the exit status is 1 where every trial failed."""
     sweep = planned_by(arguments, arguments.out)
-    sweeper = Sweeper(sweep, Display().say, arguments.minutes or 0.0, arguments.take or "")
+    say = Display().say
+    sweeper = Sweeper(sweep, say, arguments.minutes or 0.0, arguments.take or "")
     if arguments.explain:
         sweeper.explain()
         return 0
-    return int(len(sweeper.go().failed) == len(sweep.trials))
+    found = sweeper.go()
+    for text in (found.table().to_string(index=False) * bool(found.verdict), *found.sentences):
+        say(text)
+    return int(len(found.failed) == len(sweep.trials))

@@ -126,7 +126,7 @@ class Sweeper:
         rows = ((shown(folder), self._rows(trial)) for folder, trial in self.sweep.rows.items())
         for label, state in (*rows, *((trial.label, trial.training) for trial in self.sweep.trials)):
             self.say(f"{label}: {'done' if state.fits else f'run ({state.reason})'}")
-        self.say(self.forecast())
+        self.say(self.forecast() or "Nothing is left to run.")
 
     def forecast(self) -> str:
         """How much is left, and about how long it takes."""
@@ -134,7 +134,7 @@ class Sweeper:
         words = f"{len(left)} of {counted(len(self.sweep.trials), 'trial')} left"
         known = [trial.training.seconds for trial in self.sweep.trials if trial.training.fits]
         if not left:
-            return f"{words}."
+            return ""
         if not known:
             return f"{words}; how long they take is known after the first."
         each = statistics.median(known)
@@ -169,8 +169,6 @@ class Sweeper:
                     job.process.kill()
             found = answer(self.sweep, self.failed, not self.left(), self.say)
             found.write()
-        for text in (found.table().to_string(index=False) * bool(found.verdict), *found.sentences):
-            self.say(text)
         if self._take_to:
             found.take(self._take_to)
         return found
@@ -215,7 +213,7 @@ class Sweeper:
     def _note_end(self, trial: TrialPlan, job: Job) -> None:
         state = trial.training
         if state.fits:
-            self.say(f"{trial.label}: done in {duration(state.seconds)}. {self.forecast()}")
+            self.say(f"{trial.label}: done in {duration(state.seconds)}. {self.forecast()}".rstrip())
             if all(mate.training.fits for mate in self.sweep.candidate(trial)):
                 found = answer(self.sweep, self.failed)
                 found.write()

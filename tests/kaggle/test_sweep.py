@@ -72,6 +72,6 @@ def test_a_bundled_sweep_runs_and_a_later_session_adds_nothing(account, tmp_path
     folder = outcome.working / "runs" / "small-sweep"
     assert read_json(folder / "session.json")["status"] == "done" and "Take learning_rate 0.01" in outcome.text
     again = account.run(bundle, {f"someone/{bundle.name}": outcome.working})
-    assert "Continues the sweep in" in again.text and "0 of 2 trials left" in again.text
+    assert "Continues the sweep in" in again.text and "Nothing is left to run." in again.text
     before, after = (read_json(out.working / "runs/small-sweep/verdict.json") for out in (outcome, again))
     assert before == after

@@ -2,6 +2,8 @@
 
 import argparse
 import math
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from nbutils.pipeline.parameters import plan
 from nbutils.sweep import run
 from nbutils.sweep.command import add_arguments, planned_by
 from nbutils.sweep.run import Sweeper
+
+VERSION = lru_cache(metadata.version)
 
 
 class Process:
@@ -96,5 +100,7 @@ class Sweeps:
 def sweeps(tmp_path, monkeypatch) -> Sweeps:
     """Nothing is there yet."""
     monkeypatch.setattr(run, "POLL_SECONDS", 0)
+    monkeypatch.setattr(metadata, "version", VERSION)  # of a dozen packages, read again for every stage
+    monkeypatch.setattr("nbutils.sweep.answer.save", lambda draw, folder, name: name)  # drawn in `test_verdict`
     monkeypatch.setenv(PIPELINE, "tests")  # the made-up processes do not lock run folders
     return Sweeps(tmp_path)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_what_fails_is_said_and_the_others_run(sweeps):
     sweeps.conduct = lambda process: "fails" if getattr(process.settings, "learning_rate", 0) == 0.4 else "done"
     found = sweeps.go(RATES, "--seeds=2")
     assert sweeps.trained == SIX and len(found.verdict.rows) == 2 and found.left == 0
-    assert "Failed: learning_rate 0.4, seed 1. It cannot be done." in sweeps.said
+    assert found.sentences[-1] == "Failed: learning_rate 0.4, seed 1. It cannot be done."
     sweeps.conduct = lambda process: "done"
     sweeps.go(RATES, "--seeds=2")
     assert sweeps.trained == SIX[4:]
@@ -68,28 +69,35 @@ def test_rows_that_cannot_be_made_fail_their_trials(sweeps):
     }
 
 
-def stopped(after, number=signal.SIGINT):
-    """So many processes come to their end; the next one gets this signal sent to the sweep, and pauses when asked."""
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(after, event):
+    """So many processes come to their end; while the next one is at work this happens, and it pauses when asked."""
     ended = []
 
     def conduct(process):
         if len(ended) < after:
             ended.append(process)
             return "done"
-        if number and not process.asked:
-            os.kill(os.getpid(), number)
+        if not process.asked:
+            event()
         return "paused" if process.asked else ""
 
     return conduct
 
 
 @pytest.mark.parametrize("how", ["minutes", "a signal"])
-def test_it_pauses_says_what_is_left_and_goes_on(sweeps, how):
-    sweeps.conduct = stopped(5, signal.SIGTERM if how == "a signal" else None)
-    found = sweeps.go(RATES, "--seeds=2", minutes=0.03 if how == "minutes" else 0)
+def test_it_pauses_says_what_is_left_and_goes_on(sweeps, monkeypatch, how):
+    def late(now=time.time):
+        monkeypatch.setattr(run.time, "time", lambda: now() + 3600)
+
+    sweeps.conduct = stopped(5, terminate if how == "a signal" else late)
+    found = sweeps.go(RATES, "--seeds=2", minutes=30 if how == "minutes" else 0)
     assert sweeps.trained == SIX[:5] and found.left == 2 and len(found.verdict.rows) == 2
     assert "learning_rate 0.4, seed 0: paused at 50 % (step 3)" in sweeps.said
-    assert "2 of 6 trials left: run the same again to go on." in sweeps.said
+    assert found.sentences[-1] == "2 of 6 trials left: run the same again to go on."
     sweeps.conduct = lambda process: "done"
     assert sweeps.go(RATES, "--seeds=2").left == 0
     assert sweeps.trained == SIX[4:]
@@ -99,7 +107,7 @@ def test_explaining_starts_nothing_and_knows_after_the_first_trial_how_long_it_t
     sweeps.sweeper(RATES, "--seeds=2").explain()
     assert not sweeps.out.exists() and "learning_rate 0.4, seed 1: run (never run)" in sweeps.said
     assert sweeps.said[-1] == "6 of 6 trials left; how long they take is known after the first."
-    sweeps.conduct = stopped(after=2)
+    sweeps.conduct = stopped(2, terminate)
     sweeps.go(RATES, "--seeds=2")
     sweeps.sweeper(RATES, "--seeds=2", gpus=["0", "1"]).explain()
     assert "5 of 6 trials left, about" in sweeps.said[-1] and sweeps.said[-1].endswith("each, 2 at a time.")
@@ -128,12 +136,12 @@ def test_only_usable_gpus_count_by_the_names_that_they_have_here(monkeypatch, vi
 
 def test_the_winner_becomes_a_profile(sweeps, tmp_path):
     won = tmp_path / "won.yaml"
-    sweeps.go(RATES, "-pschedule=linear", f"--take={won}")
+    sweeps.go(RATES, "--seeds=1", "-pschedule=linear", f"--take={won}")
     values = {name: given.value for name, given in read_profile(won).items()}
     del values["datasets"]
     assert values == {"epochs": 2, "schedule": "linear", "learning_rate": 0.004}
     assert plan(won, []) and won.read_text().startswith("# The recipe that a sweep has taken. Take learning_rate 0.004")
-    sweeps.go(RATES, "-pschedule=linear", f"--take={won}")
+    sweeps.go(RATES, "--seeds=1", "-pschedule=linear", f"--take={won}")
 
 
 def test_a_notebooks_parameters_plan_the_same(sweeps):
@@ -178,7 +186,7 @@ def test_what_is_wrong_is_one_sentence_before_the_first_trial(sweeps, refused, t
     if "another sweep" in WRONG[words]:
         sweeps.sweeper(RATES).sweep.write()
     before = outputs_of(tmp_path)
-    line = ["sweep", sweeps.profile, "--out", sweeps.out, *words.replace("OTHER", str(other)).split()]
+    line = ["sweep", sweeps.profile, "--out", sweeps.out, "--seeds=1", *words.replace("OTHER", str(other)).split()]
     assert WRONG[words] in refused(*line)
     assert outputs_of(tmp_path) == before
 
@@ -208,10 +216,10 @@ def sums(sweeps, tmp_path):
 def test_the_guard_looks_at_the_three_leading_recipes(sweeps, sums, monkeypatch):
     row = {"task": sums, "metric": "acc", "difference": -0.5, "low": -0.9, "high": -0.1, "word": "worse"}
     monkeypatch.setattr("nbutils.sweep.answer.losses", lambda plan, guard, say: [row] * len(guard))
-    found = sweeps.go("-plearning_rate=0.4,0.04,0.004,0.001", "--seeds=2", f"--guard={sums}:4")
+    found = sweeps.go("-plearning_rate=0.4,0.04,0.004,0.001", "--seeds=1", f"--guard={sums}:4")
     assert [*found.lost] == [f"learning_rate {rate}, seed 0" for rate in (0.004, 0.001, 0.04)]
     last = "Against its base, learning_rate 0.04, seed 0: sums −50.0 points [−90.0, −10.0]: worse."
-    assert last in sweeps.said and last in (sweeps.out / "sweep.md").read_text()
+    assert last in found.sentences and last in (sweeps.out / "sweep.md").read_text()
 
 
 def test_what_a_training_cost_is_paired_on_as_many_items_as_were_asked_for(sweeps, sums, untrained):
