@@ -21,7 +21,7 @@ import nbformat
 
 from nbutils.core import notebooks
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, kaggle_root, resolve, sha256_of_bytes, shown, write_json, write_text
+from nbutils.core.files import Json, kaggle_root, resolve, sha256_of_bytes, write_json, write_text
 from nbutils.core.notebooks import Parameter, notebook_path, notebooks_folder, parameters
 from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.record import git_commit
@@ -32,7 +32,7 @@ from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 from nbutils.sweep.guard import guarded
-from nbutils.sweep.plan import Sweep
+from nbutils.sweep.plan import SweepSettings
 
 BUDGET_MINUTES = 690
 """Kaggle ends a session after 12 hours; half an hour is left for the last checkpoint and the rest of the notebook."""
@@ -95,18 +95,18 @@ def write_bundles(plan: Plan, bundle: Bundle, out: Path) -> list[Path]:
     return [*folders, _write(out, whole, _whole_book(plan, whole), archive)]
 
 
-def write_sweep(sweep: Sweep, bundle: Bundle, out: Path, guard: str) -> list[Path]:
+def write_sweep(settings: SweepSettings, bundle: Bundle, out: Path) -> Path:
     """Writes the bundle of a sweep below `out`; returns its folder. UserError as by `write_bundles`."""
+    sweep = settings.plan()
     plans = [trial.plan for trial in sweep.rows.values()]
     for plan in plans:
         check_reachable(plan)
     runs = [plan.maker(role) for plan in plans for role in ("rows", "model")]
     needed = runs + [guarded(plan, list(sweep.guard)) for plan in plans[: len(sweep.guard)]]
-    values = {"run_dir": shown(sweep.out), "profile": "", "values": sweep.common, "sweep": sweep.swept,
-              "seeds": len(sweep.seeds), "minutes": BUDGET_MINUTES, "guard": guard}  # fmt: skip
+    carried = {"profile": "", "values": sweep.common, "sweep": sweep.swept, "minutes": BUDGET_MINUTES}
     path = notebooks_folder() / notebooks.SWEEP
-    lines = _lines(parameters(path), values)
-    return [_write(out, _filled(bundle, SWEEP, runs, needed), _book(path, lines), make_archive())]
+    lines = _lines(parameters(path), settings.model_dump() | carried)
+    return _write(out, _filled(bundle, SWEEP, runs, needed), _book(path, lines), make_archive())
 
 
 def _filled(bundle: Bundle, name: str, runs: list[Planned], needed: list[Planned]) -> Bundle:

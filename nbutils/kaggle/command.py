@@ -25,8 +25,7 @@ from nbutils.pipeline.parameters import (
     read_override,
     read_profile,
 )
-from nbutils.sweep.command import add_swept
-from nbutils.sweep.command import planned_by as swept_by
+from nbutils.sweep.command import add_swept, settings_by
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,9 +95,9 @@ def _push(arguments: argparse.Namespace) -> None:
 
 def _bundle(arguments: argparse.Namespace) -> None:
     if arguments.swept:
-        out = arguments.run_dir or f"runs/{profile_path(arguments.profile).stem}-sweep"
-        sweep = swept_by(arguments, out)
-        (folder,) = write_sweep(sweep, bundle_of(arguments), arguments.out, arguments.guard)
+        folder = arguments.run_dir or f"runs/{profile_path(arguments.profile).stem}-sweep"
+        settings = settings_by(arguments, run_dir=folder, minutes=0, take="")
+        folder = write_sweep(settings, bundle_of(arguments), arguments.out)
         print(f"{shown(folder)}\nRun it: python -m nbutils kaggle push {shown(folder)} --follow")
         return
     folders = write_bundles(planned_by(arguments), bundle_of(arguments), arguments.out)

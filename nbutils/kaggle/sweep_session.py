@@ -49,7 +49,6 @@ class SweepSession(Session):
         if self.environment.root is None:
             return
         self.bring_earlier()
-        self._log_session()
         Guard(get_ipython(), self.keep_output)
 
     def bring_earlier(self) -> None:
@@ -74,6 +73,7 @@ class SweepSession(Session):
         if self.environment.root is None:
             return
         self._tidy()
+        self._log_session()
         left = read_json(self.run.path / VERDICT)["left"]
         if left:
             print(f"{counted(left, 'trial')} left. {self.how_to_continue}")
@@ -86,6 +86,7 @@ class SweepSession(Session):
         if edited or not (self.run.path / SWEEP_RECORD).is_file() or not any(progress(self.run.path)):
             return False
         self._try(self._tidy)
+        self._try(self._log_session)
         self._try(self._note_end, State.FAILED, str(error))
         print(RED.format(f"This session failed; its trials are kept as its output. {self.how_to_continue}"), flush=True)
         return True

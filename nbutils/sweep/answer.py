@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 from IPython.display import Image
@@ -17,15 +16,13 @@ from nbutils.core.run.record import SCHEMA
 from nbutils.core.text import counted, markdown_table
 from nbutils.sweep import display
 from nbutils.sweep.guard import in_words, losses
-from nbutils.sweep.plan import Sweep, write_profile
+from nbutils.sweep.plan import TAKEN, Sweep, write_profile
 from nbutils.sweep.verdict import Trial, Verdict, judge
 
 VERDICT, REPORT, FIGURES, FIGURE = "verdict.json", "sweep.md", "figures", "losses"
 """In the sweep's folder, the last in that of figures."""
 LEADING = 3
 """Candidates that the guard looks at."""
-TAKEN = "The recipe that a sweep has taken. "
-"""How a profile of --take begins."""
 
 
 def heldout(run: Run) -> pd.DataFrame:
@@ -86,9 +83,10 @@ class Answer:
             parts[2:2] = [markdown_table([*table], table.to_numpy()), f"![Losses]({FIGURES}/{FIGURE}.png)"]
         write_text(self.sweep.out / REPORT, "\n\n".join(parts) + "\n")
 
-    def take(self, file: Path) -> None:
-        """Writes the best values, with those that all trials share, as a profile."""
-        if self.verdict and not self.left and self.verdict.best:
+    def take(self) -> None:
+        """Writes the best values, with those that all trials share, as a profile, where one is asked for."""
+        file = self.sweep.take
+        if file and self.verdict and not self.left and self.verdict.best:
             write_profile(file, self.sweep.common | self.verdict.best, f"{TAKEN}{self.verdict.sentence}")
 
 
@@ -108,15 +106,3 @@ def answer(sweep: Sweep, failed: Mapping[str, str], guard: bool = False, say: Ca
         lost[leading.label] = losses(leading.plan, sweep.guard, say)
     sentences = {trial.label: failed[trial.name] for trial in sweep.trials if trial.name in failed}
     return Answer(sweep, verdict, why, sentences, len(sweep.trials) - len(done) - len(failed), lost)
-
-
-def profile_to_take(text: str) -> Path:
-    """Where --take writes. UserError where a file is there that no sweep has written."""
-    file = Path(text).expanduser().absolute()
-    try:
-        ours = not file.exists() or file.read_text(encoding="utf-8").startswith(f"# {TAKEN}")
-    except (OSError, UnicodeDecodeError):
-        ours = False
-    if not ours:
-        raise UserError(f"{shown(file)} is there, and no sweep has written it: name another file.")
-    return file

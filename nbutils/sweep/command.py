@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.pipeline.display import Display
-from nbutils.pipeline.parameters import Given, profile_path, read_override, read_profile
+from nbutils.pipeline.parameters import read_override
 from nbutils.pipeline.run import minutes
-from nbutils.sweep.plan import MOST_TRIALS, Sweep, plan_sweep, read_values
+from nbutils.sweep.plan import MOST_TRIALS, SweepSettings, read_values
 from nbutils.sweep.run import Sweeper
 
 
@@ -17,8 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", metavar="PROFILE", help="a YAML file of parameters, such as params/demo.yaml")
     add_swept(parser, "-p")
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder of the sweep; the same one goes on")
-    parser.add_argument("--minutes", metavar="M", type=minutes, help="pause after so long (default: budget_minutes)")
-    parser.add_argument("--take", metavar="FILE", help="write the winning values as a profile")
+    parser.add_argument(
+        "--minutes", metavar="M", type=minutes, default=0.0, help="pause after so long (default: budget_minutes)"
+    )
+    parser.add_argument("--take", metavar="FILE", default="", help="write the winning values as a profile")
     parser.add_argument("--explain", action="store_true", help="say what would run, and run nothing")
     parser.add_argument("--yes", action="store_true", help=f"allow more than {MOST_TRIALS} trials")
 
@@ -39,26 +42,26 @@ def add_swept(parser: argparse.ArgumentParser, option: str) -> None:
     )
 
 
-def planned_by(arguments: argparse.Namespace, out: str) -> Sweep:
-    """The sweep that a command asks for."""
-    profile = profile_path(arguments.profile)
-    fixed, swept = read_profile(profile), dict[str, list[Given]]()
-    fixed |= dict(read_override(text) for text in getattr(arguments, "overrides", []))
-    for name, values in map(read_values, arguments.swept):
-        if name in swept or (name in fixed and fixed[name].where == values[0].where):
-            raise UserError(f"{values[0].where} is given twice: give all values of {name} at once.")
-        if len(values) > 1:
-            swept[name] = values
+def settings_by(arguments: argparse.Namespace, **others: Any) -> SweepSettings:
+    """What a command with the arguments of `add_swept` asks for."""
+    values = {name: given.value for name, given in map(read_override, getattr(arguments, "overrides", []))}
+    swept: dict[str, list[Any]] = {}
+    for name, found in map(read_values, arguments.swept):
+        if name in swept or name in values:
+            raise UserError(f"{name} is given twice: give all of its values at once.")
+        if len(found) > 1:
+            swept[name] = found
         else:
-            fixed[name] = values[0]
-    return plan_sweep(profile, fixed, swept, arguments.seeds, out, arguments.guard, getattr(arguments, "yes", False))
+            values[name] = found[0]
+    asked = {"profile": arguments.profile, "seeds": arguments.seeds, "guard": arguments.guard} | others
+    return SweepSettings.checked(asked | {"values": values, "sweep": swept})
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs or explains a sweep; the exit status is 1 where every trial failed."""
-    sweep = planned_by(arguments, arguments.out)
-    say = Display().say
-    sweeper = Sweeper(sweep, say, arguments.minutes or 0.0, arguments.take or "")
+    settings = settings_by(arguments, run_dir=arguments.out, minutes=arguments.minutes, take=arguments.take)
+    sweep, say = settings.plan(arguments.yes), Display().say
+    sweeper = Sweeper(sweep, say)
     if arguments.explain:
         sweeper.explain()
         return 0

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, resolve, sha256_of_json, shown, write_text
+from nbutils.core.files import Json, sha256_of_json, shown, write_text
 from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.decide import StageState, inspect
 from nbutils.core.run.layout import Run
@@ -29,6 +29,8 @@ SWEEP_RECORD = "sweep.json"
 """In the sweep's folder: what is planned."""
 PROFILE = "profile.yaml"
 """In the sweep's folder: what all trials have in common, as a profile."""
+TAKEN = "The recipe that a sweep has taken. "
+"""How a profile of `take` begins."""
 MOST_TRIALS = 200
 """More are planned only where a person says so."""
 LONGEST_NAME = 120
@@ -73,7 +75,8 @@ class TrialPlan:
 class Sweep:
     """The trials of a sweep, candidate by candidate.
 
-    `common` are the values that they share, `guard` has numbers of items by task, `minutes` is the profile's budget.
+    `common` are the values that they share, `guard` has numbers of items by task, `minutes` is the time for all of it (0
+    for no limit), `take` the file for the winning values.
     """
 
     out: Path
@@ -83,6 +86,7 @@ class Sweep:
     trials: list[TrialPlan]
     guard: dict[str, int]
     minutes: float
+    take: Path | None
 
     @property
     def profile(self) -> Path:
@@ -116,7 +120,7 @@ class Sweep:
         """UserError where the folder holds another sweep, or something else."""
         record = read_record(self.out / SWEEP_RECORD)
         if record is None:
-            if self.out.is_file() or [*self.out.glob("[!.]*")]:
+            if [*self.out.glob("[!.]*")]:
                 raise UserError(f"{shown(self.out)} is there, and no sweep: name a new folder.")
             return
         before, now = record["identity"], self.identity
@@ -151,64 +155,50 @@ class Sweep:
 
 
 class SweepSettings(Settings):
-    """Parameters of the notebook."""
+    """What a sweep is asked for; `run_dir` is its folder, `values` are what all trials share beside the profile's."""
 
     profile: str
     values: dict[str, Any]
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]]
-    seeds: int
+    seeds: PositiveInt
     minutes: NonNegativeFloat
     guard: str
     take: str
 
-    def plan(self) -> Sweep:
-        """The sweep that they ask for. UserError for what is wrong."""
-        path = profile_path(self.profile) if self.profile else self.run_path / PROFILE
-        fixed = read_profile(path) if self.profile else {}
-        fixed |= {name: Given(value, f"values, {name}") for name, value in self.values.items()}
-        swept = {name: [Given(each, f"sweep, {name}") for each in listed] for name, listed in self.sweep.items()}
-        return plan_sweep(path, fixed, swept, self.seeds, self.run_dir, self.guard)
+    def plan(self, many: bool = False) -> Sweep:
+        """The sweep over all combinations of values, checked by the settings of the stages.
+
+        `many` allows more than MOST_TRIALS. UserError for what is wrong.
+        """
+        profile = profile_path(self.profile) if self.profile else self.run_path / PROFILE
+        fixed = read_profile(profile) if self.profile else {}
+        fixed |= _given(self.values)
+        count = math.prod(map(len, self.sweep.values()))
+        if count < 2:
+            raise UserError("Nothing is swept: give a parameter several values, such as -p learning_rate=1e-4,1e-3.")
+        if count * self.seeds > MOST_TRIALS and not many:
+            raise UserError(
+                f"That is {count * self.seeds:,} trials, more than {MOST_TRIALS}: say --yes if you mean it."
+            )
+        for name in self.sweep:
+            _check_sweepable(name)
+        combinations = [dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())]
+        training = plan_of(profile, fixed | _given(combinations[0])).maker("model").settings.model_dump()
+        seeds = range(training["seed"], training["seed"] + self.seeds)
+        trials = [_trial(profile, fixed, each, seed, self.run_path) for each in combinations for seed in seeds]
+        found: dict[str, list[Any]] = {name: [] for name in self.sweep}
+        for name, values in found.items():
+            for trial in trials:
+                values += [] if trial.values[name] in values else [trial.values[name]]
+            if len(values) < len(self.sweep[name]):
+                raise UserError(f"A value of {name} is given twice; give each once.")
+        common = {name: given.value for name, given in fixed.items() if name not in ("run_dir", *found)}
+        minutes = self.minutes or training.get("budget_minutes", 0.0)
+        take = profile_to_take(self.take) if self.take else None
+        return Sweep(self.run_path, common, found, seeds, trials, read_guard(self.guard), minutes, take)
 
 
-def plan_sweep(
-    profile: Path,
-    fixed: Mapping[str, Given],
-    swept: Mapping[str, Sequence[Given]],
-    seeds: int,
-    out: str | Path,
-    guard: str = "",
-    many: bool = False,
-) -> Sweep:
-    """The sweep over all combinations of values, checked by the settings of the stages. UserError for what is wrong.
-
-    `fixed` are the values that all trials share, `guard` is written TASK:ITEMS,… `many` allows more than MOST_TRIALS.
-    """
-    if seeds < 1:
-        raise UserError(f"The number of seeds is {seeds}; give 1 or more (from 3 on, seeds are measured well).")
-    if math.prod(map(len, swept.values())) < 2:
-        raise UserError("Nothing is swept: give a parameter two values or more, such as -p learning_rate=1e-4,1e-3.")
-    for name, values in swept.items():
-        _check_sweepable(name, values[0].where)
-    if (count := math.prod(map(len, swept.values())) * seeds) > MOST_TRIALS and not many:
-        raise UserError(f"That is {count:,} trials, more than {MOST_TRIALS}: say --yes if you mean it.")
-    folder = resolve(out)
-    combinations = [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
-    training = plan_of(profile, {**fixed, **combinations[0]}).maker("model").settings.model_dump()
-    first = int(training["seed"])
-    numbers = range(first, first + seeds)
-    trials = [_trial(profile, fixed, chosen, seed, folder) for chosen in combinations for seed in numbers]
-    found: dict[str, list[Any]] = {name: [] for name in swept}
-    for trial in trials:
-        for name, value in trial.values.items():
-            found[name] += [] if value in found[name] else [value]
-    for name, values in swept.items():
-        if len(found[name]) < len(values):
-            raise UserError(f"{values[0].where}: a value of {name} is given twice; give each once.")
-    common = {n: given.value for n, given in fixed.items() if n not in ("run_dir", *swept)}
-    return Sweep(folder, common, found, numbers, trials, read_guard(guard), training.get("budget_minutes", 0.0))
-
-
-def read_values(text: str) -> tuple[str, list[Given]]:
+def read_values(text: str) -> tuple[str, list[Any]]:
     """Name and values of a `-p NAME=V1,V2`; each is YAML.
 
     Brackets around all of them may be left out; of a parameter that is a list, each value has its own.
@@ -220,7 +210,19 @@ def read_values(text: str) -> tuple[str, list[Given]]:
         (inner,) = found
         if _types().get(name) != "list" or (inner and all(isinstance(each, list) for each in inner)):
             found = inner
-    return name, [Given(value, given.where) for value in found or [None]]
+    return name, found or [None]
+
+
+def profile_to_take(text: str) -> Path:
+    """Where the winning values go. UserError where a file is there that no sweep has written."""
+    file = Path(text).expanduser().absolute()
+    try:
+        ours = not file.exists() or file.read_text(encoding="utf-8").startswith(f"# {TAKEN}")
+    except (OSError, UnicodeDecodeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{shown(file)} is there, and no sweep has written it: name another file.")
+    return file
 
 
 def named(values: Mapping[str, Any]) -> str:
@@ -249,7 +251,11 @@ def _types() -> dict[str, str]:
     return {name: each.type for stage in stages() for name, each in parameters(notebook_path(stage)).items()}
 
 
-def _check_sweepable(name: str, where: str) -> None:
+def _given(values: Mapping[str, Any]) -> dict[str, Given]:
+    return {name: Given(value, name) for name, value in values.items()}
+
+
+def _check_sweepable(name: str) -> None:
     """UserError for a parameter that cannot be swept; one that nobody knows is named when the trials are planned."""
     known = [stage for stage in stages() if name in stage.settings_class().model_fields]
     made = any(stage in known for stage in (maker("rows"), maker("model")))
@@ -265,18 +271,17 @@ def _check_sweepable(name: str, where: str) -> None:
     elif known and not (_changes("rows", name) or _changes("model", name)):
         why = "it changes nothing of what a training makes: give it one value"
     if why:
-        raise UserError(f"{where}: {name} cannot be swept; {why}.")
+        raise UserError(f"{name} cannot be swept; {why}.")
 
 
-def _trial(profile: Path, fixed: Mapping[str, Given], chosen: Mapping[str, Given], seed: int, out: Path) -> TrialPlan:
+def _trial(profile: Path, fixed: dict[str, Given], values: Json, seed: int, out: Path) -> TrialPlan:
     """The trial with these values of the swept parameters."""
-    given = {name: each.value for name, each in chosen.items()}
-    of_rows = {name: value for name, value in given.items() if _changes("rows", name)}
-    folder, rows = (out / name for name in (_folder(given, f"seed-{seed}"), _folder(of_rows, maker("rows").name)))
-    own = known(OF_TRIALS) | {"seed": seed, "run_dir": shown(folder)}
-    planned = plan_of(profile, {**fixed, **{name: Given(value, "sweep") for name, value in own.items()}, **chosen})
+    of_rows = {name: value for name, value in values.items() if _changes("rows", name)}
+    folder, rows = (out / name for name in (_folder(values, f"seed-{seed}"), _folder(of_rows, maker("rows").name)))
+    own = values | known(OF_TRIALS) | {"seed": seed, "run_dir": shown(folder)}
+    planned = plan_of(profile, fixed | _given(own))
     read = planned.maker("rows").injected | planned.maker("model").injected
-    return TrialPlan({name: read[name] for name in chosen}, seed, planned, rows)
+    return TrialPlan({name: read[name] for name in values}, seed, planned, rows)
 
 
 def _changes(role: str, name: str) -> bool:

@@ -26,7 +26,7 @@ from nbutils.core.stages import maker
 from nbutils.core.text import counted, duration
 from nbutils.core.torchrun import STARTED
 from nbutils.pipeline.supervise import child_environment, taking
-from nbutils.sweep.answer import Answer, answer, profile_to_take
+from nbutils.sweep.answer import Answer, answer
 from nbutils.sweep.plan import Sweep, TrialPlan, known
 
 Start = Callable[[Sequence[str], Mapping[str, str]], "subprocess.Popen[str]"]
@@ -95,22 +95,18 @@ class Job:
 class Sweeper:
     """One call of a sweep: its trials on the CPU or a GPU one after the other, on several GPUs one on each.
 
-    `minutes` is the time for all of it, 0 for the profile's budget. `take` names the file for the winning values.
-    `failed` has the sentence of every trial that failed in this call. UserError where `take` is another file.
+    `failed` has the sentence of every trial that failed in this call.
     """
 
     sweep: Sweep
     say: Callable[[str], None] = print
-    minutes: float = 0.0
-    take: str = ""
     gpus: Sequence[str] = field(default_factory=devices)
     start: Start = start
 
     def __post_init__(self) -> None:
         self.failed: dict[str, str] = {}
-        self._take_to = profile_to_take(self.take) if self.take else None
-        self._minutes = self.minutes or self.sweep.minutes
-        self._ends = 60 * self._minutes + float(os.environ.get(STARTED) or time.time())  # Kaggle counts from its start
+        began = float(os.environ.get(STARTED) or time.time())  # a Kaggle session counts from its own start
+        self._ends = began + 60 * self.sweep.minutes if self.sweep.minutes else math.inf
         self._jobs: dict[Job, TrialPlan | None] = {}
         self._asked = self._told = 0  # how often to stop
 
@@ -169,8 +165,7 @@ class Sweeper:
                     job.process.kill()
             found = answer(self.sweep, self.failed, not self.left(), self.say)
             found.write()
-        if self._take_to:
-            found.take(self._take_to)
+            found.take()
         return found
 
     def _make_rows(self, trial: TrialPlan) -> None:
@@ -228,7 +223,7 @@ class Sweeper:
     def _look(self) -> None:
         """Waits a moment, and passes on that somebody, or the end of the time, wants it to stop."""
         time.sleep(POLL_SECONDS)
-        if self._minutes and not self._asked and time.time() > self._ends:
+        if not self._asked and time.time() > self._ends:
             self._asked = 1
         if self._told < self._asked:
             self._told = self._asked

@@ -15,7 +15,7 @@ from nbutils.core.run.pause import PIPELINE
 from nbutils.core.run.stage import Stage
 from nbutils.pipeline.parameters import plan
 from nbutils.sweep import run
-from nbutils.sweep.command import add_arguments, planned_by
+from nbutils.sweep.command import add_arguments, settings_by
 from nbutils.sweep.run import Sweeper
 
 VERSION = lru_cache(metadata.version)
@@ -76,8 +76,9 @@ class Sweeps:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         arguments = parser.parse_args([str(self.profile), "--out", str(self.out), *words])
-        options = {"minutes": arguments.minutes or 0.0, "take": arguments.take or "", "gpus": (), "start": self.start}
-        return Sweeper(planned_by(arguments, arguments.out), self.said.append, **options | changes)
+        asked = {"run_dir": arguments.out, "minutes": arguments.minutes, "take": arguments.take}
+        planned = settings_by(arguments, **asked).plan(arguments.yes)
+        return Sweeper(planned, self.said.append, **{"gpus": (), "start": self.start} | changes)
 
     def start(self, line, environment):
         self.started.append(Process(line, environment, self.conduct))

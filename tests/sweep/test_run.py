@@ -94,7 +94,7 @@ def test_it_pauses_says_what_is_left_and_goes_on(sweeps, monkeypatch, how):
         monkeypatch.setattr(run.time, "time", lambda: now() + 3600)
 
     sweeps.conduct = stopped(5, terminate if how == "a signal" else late)
-    found = sweeps.go(RATES, "--seeds=2", minutes=30 if how == "minutes" else 0)
+    found = sweeps.go(RATES, "--seeds=2", *["--minutes=30"] * (how == "minutes"))
     assert sweeps.trained == SIX[:5] and found.left == 2 and len(found.verdict.rows) == 2
     assert "learning_rate 0.4, seed 0: paused at 50 % (step 3)" in sweeps.said
     assert found.sentences[-1] == "2 of 6 trials left: run the same again to go on."
@@ -157,11 +157,11 @@ def test_a_notebooks_parameters_plan_the_same(sweeps):
 
 WRONG = {
     "-plearning_rat=1,2": "no notebook has a parameter 'learning_rat'. Did you mean 'learning_rate'?",
-    "-plearning_rate=0.1,70": "-p learning_rate: The parameter 'learning_rate' is 70",
+    "-plearning_rate=0.1,70": "The parameter 'learning_rate' is 70",
     "-plearning_rate=0.1,1e-1": "a value of learning_rate is given twice",
-    "-plearning_rate=0.1,0.2 -plearning_rate=0.3": "-p learning_rate is given twice",
+    "-plearning_rate=0.1,0.2 -plearning_rate=0.3": "learning_rate is given twice",
     "-plearning_rate=0.1": "Nothing is swept",
-    f"{RATES} --seeds=0": "The number of seeds is 0",
+    f"{RATES} --seeds=0": "The parameter 'seeds' is 0",
     f"{RATES} --seeds=70": "210 trials, more than 200: say --yes",
     "-pseed=1,2": "seed cannot be swept; every trial is repeated with as many seeds as --seeds says",
     "-psplit_seed=1,2": "split_seed cannot be swept; it is the same for all trials",
@@ -172,7 +172,8 @@ WRONG = {
     f"{RATES} --guard=helloswag:5": "helloswag",
     f"{RATES} -pdatasets=[no_such.jsonl]": "no_such.jsonl",
     f"{RATES} --take=OTHER": "is there, and no sweep has written it",
-    f"{RATES} --out=OTHER": "is there, and no sweep: name a new folder",
+    f"{RATES} --out=OTHER": "a file is there; name a folder",
+    f"{RATES} --out=FOLDER": "is there, and no sweep: name a new folder",
     "-pweight_decay=0.1,0.2": "holds another sweep (of learning_rate)",
     f"{RATES} -pepochs=3": "holds another sweep (parameter epochs (2.0 → 3.0))",
 }
@@ -186,7 +187,14 @@ def test_what_is_wrong_is_one_sentence_before_the_first_trial(sweeps, refused, t
     if "another sweep" in WRONG[words]:
         sweeps.sweeper(RATES).sweep.write()
     before = outputs_of(tmp_path)
-    line = ["sweep", sweeps.profile, "--out", sweeps.out, "--seeds=1", *words.replace("OTHER", str(other)).split()]
+    line = [
+        "sweep",
+        sweeps.profile,
+        "--out",
+        sweeps.out,
+        "--seeds=1",
+        *words.replace("OTHER", str(other)).replace("FOLDER", str(tmp_path)).split(),
+    ]
     assert WRONG[words] in refused(*line)
     assert outputs_of(tmp_path) == before
 
