@@ -32,7 +32,7 @@ from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
 from nbutils.sweep.guard import guarded
-from nbutils.sweep.plan import SweepSettings
+from nbutils.sweep.settings import SweepSettings
 
 BUDGET_MINUTES = 690
 """Kaggle ends a session after 12 hours; half an hour is left for the last checkpoint and the rest of the notebook."""

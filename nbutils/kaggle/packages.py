@@ -36,6 +36,7 @@ NEWEST = {"torch": "3", "transformers": "6", "numpy": "3"}
 """Never replaced: too old or too new means another image. The first versions that nothing here was tried with."""
 ONLY_FOR = {
     "lm-eval": (maker("rows").name, maker("scores").name, WHOLE, SWEEP),
+    "scipy": (SWEEP,),
     "jupyterlab": (),  # where people work
     "prompt-toolkit": (),
     "papermill": (WHOLE, SWEEP),

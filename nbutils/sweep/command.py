@@ -9,8 +9,8 @@ from nbutils.core.errors import UserError
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import read_override
 from nbutils.pipeline.run import minutes
-from nbutils.sweep.plan import MOST_TRIALS, SweepSettings, read_values
 from nbutils.sweep.run import Sweeper
+from nbutils.sweep.settings import MOST_TRIALS, SweepSettings, read_values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

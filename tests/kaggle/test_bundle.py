@@ -20,7 +20,7 @@ from nbutils.kaggle.command import add_arguments, bundle_of
 from nbutils.kaggle.packages import WHOLE
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import plan
-from nbutils.sweep.plan import SweepSettings
+from nbutils.sweep.settings import SweepSettings
 from tests.conftest import ROOT
 from tests.kaggle.simulated import SMALL, bundles
 

@@ -10,7 +10,7 @@ from papermill import inspect_notebook
 from nbutils.core.notebooks import SWEEP, code_cells, notebook_path, notebooks_folder, parameters
 from nbutils.core.stages import STAGES
 from nbutils.pipeline.parameters import plan, read_profile, settings_of
-from nbutils.sweep.plan import SweepSettings
+from nbutils.sweep.settings import SweepSettings
 from tests.conftest import ROOT
 
 PROFILES = sorted((ROOT / "params").rglob("*.yaml"))

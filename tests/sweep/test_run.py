@@ -12,8 +12,8 @@ from nbutils.core.run.stage import locked
 from nbutils.pipeline.parameters import plan, read_profile
 from nbutils.sweep import run
 from nbutils.sweep.guard import in_words, losses
-from nbutils.sweep.plan import SweepSettings
 from nbutils.sweep.run import Sweeper
+from nbutils.sweep.settings import SweepSettings
 from tests.evaluate.runs import SUMS, write_task
 from tests.train.runs import P100, T4
 
@@ -158,7 +158,7 @@ def test_a_notebooks_parameters_plan_the_same(sweeps):
 WRONG = {
     "-plearning_rat=1,2": "no notebook has a parameter 'learning_rat'. Did you mean 'learning_rate'?",
     "-plearning_rate=0.1,70": "The parameter 'learning_rate' is 70",
-    "-plearning_rate=0.1,1e-1": "a value of learning_rate is given twice",
+    "-plearning_rate=0.1,1e-1": "A value of learning_rate is given twice",
     "-plearning_rate=0.1,0.2 -plearning_rate=0.3": "learning_rate is given twice",
     "-plearning_rate=0.1": "Nothing is swept",
     f"{RATES} --seeds=0": "The parameter 'seeds' is 0",
@@ -187,14 +187,8 @@ def test_what_is_wrong_is_one_sentence_before_the_first_trial(sweeps, refused, t
     if "another sweep" in WRONG[words]:
         sweeps.sweeper(RATES).sweep.write()
     before = outputs_of(tmp_path)
-    line = [
-        "sweep",
-        sweeps.profile,
-        "--out",
-        sweeps.out,
-        "--seeds=1",
-        *words.replace("OTHER", str(other)).replace("FOLDER", str(tmp_path)).split(),
-    ]
+    options = words.replace("OTHER", str(other)).replace("FOLDER", str(tmp_path)).split()
+    line = ["sweep", sweeps.profile, "--out", sweeps.out, "--seeds=1", *options]
     assert WRONG[words] in refused(*line)
     assert outputs_of(tmp_path) == before
 
