@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 
 from nbutils.chat.session import Context
-from nbutils.core.chat_engine.engine import Measured
+from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.files import Json
 
 NAMES = {"user": "You", "assistant": "Model", "system": "System"}
@@ -92,7 +92,7 @@ def bubble(message: Json, *, state: str = "", writing: bool = False) -> str:
 
 def conversation(messages: Sequence[Json], context: Context) -> str:
     """All messages, those of dropped turns faded, those that go next marked."""
-    next_to_go = context.dropped + (context.next_dropped if context.nearly_full else 0)
+    next_to_go = context.dropped + context.next_dropped
     parts, turn = [], 0
     for message in messages:
         turn += message["role"] == "user"
@@ -104,7 +104,7 @@ def conversation(messages: Sequence[Json], context: Context) -> str:
 def meter(context: Context) -> str:
     """Tokens used of the limit, as a bar and in words, with what is gone and what goes next."""
     filled = 100.0 * context.used / context.limit
-    level = " sc-full" if context.nearly_full else ""
+    level = " sc-full" if context.next_dropped else ""
     return (
         f'<div class="sc-meter"><div class="sc-bar" role="progressbar" aria-label="Context used" aria-valuemin="0" '
         f'aria-valuemax="{context.limit}" aria-valuenow="{context.used}">'

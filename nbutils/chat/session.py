@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.transcript import Message, Transcript, checked_transcript
-from nbutils.core.chat_engine.engine import Engine, Measured, streamed
+from nbutils.core.chat_engine.engine import Engine
+from nbutils.core.chat_engine.reply import Measured, streamed
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.errors import UserError
@@ -30,23 +31,12 @@ BUSY = "A reply is being written; stop it first."
 
 @dataclass(frozen=True)
 class Context:
-    """What the model still reads: tokens used of the limit, turns dropped, and how many would go next.
-
-    `fixed` of the tokens used are always read (a system message, the header of a reply); `room` is what history and a
-    new message may take before the oldest turns go.
-    """
+    """What the model still reads: tokens used of the limit, turns dropped, and how many go next, once that is sure."""
 
     used: int
     limit: int
-    fixed: int
-    room: int
     dropped: int
     next_dropped: int
-
-    @property
-    def nearly_full(self) -> bool:
-        """Whether the window is so full that it is worth saying which turns go next."""
-        return self.next_dropped > 0 and self.used - self.fixed > 0.75 * self.room
 
     @property
     def summary(self) -> str:
@@ -54,7 +44,7 @@ class Context:
         words = [f"{self.used:,} of {self.limit:,} tokens"]
         if self.dropped:
             words.append(f"the first {counted(self.dropped, 'turn')} no longer read")
-        if self.nearly_full:
+        if self.next_dropped:
             words.append(f"next to go: {counted(self.next_dropped, 'turn')}")
         return " · ".join(words)
 
@@ -63,7 +53,7 @@ class ChatSession:
     """A conversation with one model; replies stream, and only what is new is read.
 
     Settings: `context_extension` (see `Engine`), `system` (a system message that is never dropped), `read_ahead`
-    (whether a background thread re-reads history when the window is about to roll), and those of `Sampling`;
+    (whether history is read again in pauses, and between tokens, before the window rolls), and those of `Sampling`;
     `sampling` may be set at any time and counts from the next reply on. `reply`, `regenerate` and `edit` check their
     input at once (UserError) and return an iterator; the conversation changes as that is read. `stop` may be called
     from any thread.
@@ -103,15 +93,14 @@ class ChatSession:
     @property
     def context(self) -> Context:
         """Tokens used by what the model reads (a reply in the making included), the limit, and the turns dropped."""
-        at, limit, window = self._at, self.engine.limit, self.engine.window(self.sampling)
+        at, limit = self._at, self.engine.limit
         sizes = self.engine.sizes(_as_read(at.messages))
+        coming = self.engine.window(self.sampling).coming(sizes, at.turns_dropped)
         return Context(
             used=min(sizes.used(at.turns_dropped), limit) if len(at.messages) > len(self._system) else 0,
             limit=limit,
-            fixed=sizes.fixed,
-            room=max(0, window.room - sizes.fixed),
             dropped=at.turns_dropped,
-            next_dropped=window.after_eviction(sizes, at.turns_dropped) - at.turns_dropped,
+            next_dropped=coming.plan.dropped - at.turns_dropped if coming else 0,
         )
 
     def reply(self, text: str) -> Iterator[str]:
@@ -208,7 +197,9 @@ class ChatSession:
                 )
                 self.plan = plan
                 generator = sampling.generator(at.replies_started)
-                tokens = self.engine.generate(read, plan, sampling, generator, self._stop.is_set, measured)
+                tokens = self.engine.generate(
+                    read, plan, sampling, generator, self._stop.is_set, measured, ahead=self.read_ahead
+                )
                 for piece in streamed(self.engine.tokenizer, tokens):
                     if written := readable(self.engine.tokenizer, piece):
                         answer.content += written

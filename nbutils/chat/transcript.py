@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from nbutils.core.chat_engine.engine import Count, Measured
+from nbutils.core.chat_engine.reply import Count, Measured
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, resolve, shown, write_json
 

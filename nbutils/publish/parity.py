@@ -12,7 +12,8 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
-from nbutils.core.chat_engine.engine import Engine, Measured
+from nbutils.core.chat_engine.engine import Engine
+from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.chatml import encode, encode_batch

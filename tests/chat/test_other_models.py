@@ -1,5 +1,7 @@
 """Models that are unlike ours: architecture, chat template, or no key/value cache."""
 
+import threading
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralForCausalLM, MixtralForCausalLM
@@ -98,6 +100,9 @@ def test_a_conversation_that_the_template_refuses_is_told_in_a_sentence():
 def test_a_model_without_a_key_value_cache_reads_everything_again():
     torch.manual_seed(0)
     size = {"vocab_size": len(TOKENIZER), "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-    session = chat(MambaForCausalLM(MambaConfig(**size, initializer_range=0.4)), read_ahead=False)
+    model, readers = MambaForCausalLM(MambaConfig(**size, initializer_range=0.4)), set()
+    model.register_forward_pre_hook(lambda *_: readers.add(threading.current_thread().name))
+    session = chat(model)
     talk_as_generate(session, "Hello there", "and now?", use_cache=False)
-    assert session.measured.reused_tokens == 0
+    session.engine.wait()
+    assert session.measured.reused_tokens == 0 and readers == {threading.current_thread().name}, "nothing ahead"

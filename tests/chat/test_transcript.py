@@ -68,7 +68,7 @@ def test_a_conversation_is_fitted_to_a_context_of_another_length():
     say(wide, *NUMBERED)
     assert wide.context.dropped == 0 and wide.context.used > narrow.context.limit
     narrow.restore(wide.transcript())
-    assert narrow.context.dropped > 0 and narrow.context.used <= narrow.context.room
+    assert narrow.context.dropped > 0 and narrow.context.used <= narrow.context.limit - 12
     wide.restore(narrow.transcript())
     assert wide.context.dropped == 0, "there is room for all of it again"
 

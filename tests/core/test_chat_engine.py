@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from nbutils.chat.session import ChatSession
-from nbutils.core.chat_engine.engine import streamed
+from nbutils.core.chat_engine.engine import AHEAD_PIECE
 from nbutils.core.chat_engine.kvcache import KeyValueCache
+from nbutils.core.chat_engine.reply import streamed
 from nbutils.core.chat_engine.sampling import Sampling, next_id
 from nbutils.core.chat_engine.window import KEPT, MessageTooLongError, Plan, Sizes, Window, rotary_module
 from nbutils.core.chatml import encode
@@ -80,14 +81,19 @@ def test_only_what_is_new_is_read():
     assert session.measured.read_tokens == 1
 
 
-def test_background_reading_leaves_nothing_for_the_turn_that_rolls_the_window():
-    session = chat(max_new_tokens=16)
+@pytest.mark.parametrize("pauses,extension", [(True, "dynamic"), (False, "dynamic"), (False, "none")])
+def test_no_turn_waits_for_another_window_or_rotation(pauses, extension):
+    """In pauses everything is read ahead; without any, pieces between the tokens of replies are enough."""
+    session = chat(random_model(TOKENIZER, context=512), context_extension=extension)
     plans = []
-    for text in WORDS:
+    for turn in range(50):
+        text = f"turn {turn}: what now?"
         say(session, text)
-        session.engine.wait()
+        session.engine.wait() if pauses else session.engine.pause()
         if plans and session.plan != plans[-1]:
-            assert session.measured.read_tokens <= len(text) + 40, "the change of plan was prepared"
+            late = 0 if pauses else AHEAD_PIECE
+            assert session.measured.read_tokens <= len(text) + 40 + late, "the change of plan was prepared"
+        assert len(session.engine.caches) <= 3
         plans.append(session.plan)
     assert len(set(plans)) > 3
 
@@ -184,8 +190,32 @@ def test_the_window_never_overflows_and_keeps_whole_turns(turns, newest, dropped
     assert plan.dropped >= dropped and used <= window.room
     if plan.dropped > dropped:  # only when it had to, and then enough for many turns
         assert sizes.used(dropped) > window.room
-        assert used - newest <= max(KEPT * window.room, fixed)
+        overflow = max(0, sizes.used(dropped) - newest - window.room)  # of a reply, behind the last message
+        assert used - newest <= max(KEPT * window.room + overflow, fixed)
     assert plan.extended == (plan.dropped > 0 or used + window.max_new_tokens > window.trained)
+
+
+@given(
+    spoken=st.lists(st.tuples(st.integers(1, 80), st.integers(1, 100)), min_size=20, max_size=40),
+    fixed=st.integers(1, 60),
+    limit=st.sampled_from([512, 1024]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_plan_is_known_before_it_is_needed_and_stays_so(spoken, fixed, limit):
+    """Where no turn is longer than a fifth of the room (of 924 or 412 tokens)."""
+    window, turns, plan, ahead = Window(512, limit, 100), [], Plan(0, False), {Plan(0, False)}
+    for message, reply in ((size * limit // 1024 for size in turn) for turn in spoken):
+        plan = window.plan(Sizes(fixed, turns, message), plan.dropped)
+        assert plan in ahead
+        while_written = window.coming(Sizes(fixed, turns, message), plan.dropped)
+        turns.append(message + reply)
+        sizes = Sizes(fixed, turns)
+        coming = window.coming(sizes, plan.dropped)
+        ahead = {window.plan(sizes, plan.dropped)} | ({coming.plan} if coming else set())
+        assert not while_written or while_written.plan in ahead
+        if coming:
+            used = sizes.used(plan.dropped)
+            assert 0 < coming.due(used) <= coming.due(used + 1) <= 1 and coming.plan != plan
 
 
 def test_stop_ends_the_reading_of_a_long_prompt():

@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from itertools import chain, takewhile
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterator
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from nbutils.core.chat_engine.kvcache import KeyValueCache
+from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling, next_id
 from nbutils.core.chat_engine.template import ChatMLTemplate, OwnTemplate, has_own_template
 from nbutils.core.chat_engine.window import (
@@ -27,6 +26,7 @@ from nbutils.core.chat_engine.window import (
     Sizes,
     Window,
     can_extend,
+    keeps_keys,
     rotation,
 )
 from nbutils.core.chatml import Conversation, Message
@@ -36,54 +36,11 @@ from nbutils.core.run.models import context_length
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-AHEAD = 1 / 8
-"""A change of window or rotation that a next message of this share of the context causes is prepared in advance."""
-
-BACKGROUND_PIECE = 64
-"""Tokens per forward pass in the background: a new message waits for one pass at most."""
-
-REPLACEMENT = "\ufffd"
+AHEAD_PIECE = 32
+"""Tokens per forward pass that reads ahead: a message, or the next token of a reply, waits for one pass at most."""
 
 MOST_CACHES = 3
 """The one in use, the one for the next plan, and the one that a regeneration goes back to."""
-
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Seconds = Annotated[float, Field(ge=0, lt=2**63)]
-
-
-class Measured(BaseModel):
-    """What one reply cost: tokens read and written, and seconds since the message was sent.
-
-    Seconds are those that the model worked on it: not those in which whoever reads it did something else.
-    """
-
-    model_config = ConfigDict(strict=True)
-
-    read_tokens: Count = 0
-    reused_tokens: Count = 0
-    new_tokens: Count = 0
-    seconds_to_first_token: Seconds | None = None
-    seconds: Seconds = 0.0
-    ended: Literal["end", "length", "stopped"] = "stopped"  # by `<|im_end|>`, by max_new_tokens, or by a person
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Speed of writing behind the first token."""
-        if self.new_tokens < 2 or self.seconds_to_first_token is None:
-            return None
-        return (self.new_tokens - 1) / max(self.seconds - self.seconds_to_first_token, 1e-9)
-
-    @property
-    def summary(self) -> str:
-        """Tokens, speed, time to first token, and what ended the reply early, in words."""
-        words = [f"{self.new_tokens} tokens"]
-        if self.tokens_per_second is not None:
-            words.append(f"{self.tokens_per_second:.1f} tokens/s")
-        if self.seconds_to_first_token is not None:
-            words.append(f"first after {self.seconds_to_first_token:.2f} s")
-        if self.ended != "end":
-            words.append({"stopped": "stopped", "length": "longest reply reached"}[self.ended])
-        return " · ".join(words)
 
 
 class Engine:
@@ -125,23 +82,20 @@ class Engine:
             )
         return Window(self.trained, self.limit, sampling.max_new_tokens)
 
-    def sizes(self, messages: Conversation, ahead: int = 0) -> Sizes:
-        """Sizes in tokens, each turn's by itself; a user's message at the end is the newest, and no turn yet.
-
-        `ahead` stands for tokens of a message that is not there yet.
-        """
+    def sizes(self, messages: Conversation) -> Sizes:
+        """Sizes in tokens, each turn's by itself; a user's message at the end is the newest, and no turn yet."""
         system, turns = _turns(messages)
         newest = turns.pop() if messages and messages[-1]["role"] == "user" else []
         hello: list[Message] = [{"role": "user", "content": "Hi"}]
         header = self._size(hello, prompt=True) - self._size(hello)
-        return Sizes(header + self._size(system), [self._size(turn) for turn in turns], self._size(newest) + ahead)
+        return Sizes(header + self._size(system), [self._size(turn) for turn in turns], self._size(newest))
 
     def _size(self, messages: Conversation, *, prompt: bool = False) -> int:
         return len(self._template.ids(messages, prompt=prompt))
 
-    def plan(self, messages: Conversation, dropped: int, sampling: Sampling, ahead: int = 0) -> Plan:
-        """What is read for the next reply; for `ahead` see `sizes`."""
-        return self.window(sampling).plan(self.sizes(messages, ahead), dropped)
+    def plan(self, messages: Conversation, dropped: int, sampling: Sampling) -> Plan:
+        """What is read for the next reply."""
+        return self.window(sampling).plan(self.sizes(messages), dropped)
 
     def ids(self, messages: Conversation, plan: Plan, *, prompt: bool) -> list[int]:
         """Token ids of the messages that the plan keeps, with the header of a reply behind them if `prompt`."""
@@ -157,8 +111,13 @@ class Engine:
         generator: torch.Generator,
         stopped: Callable[[], bool],
         measured: Measured,
+        *,
+        ahead: bool = False,
     ) -> Iterator[int]:
-        """Ids of the reply, one by one, without the one that ends it, until `stopped` says so. Fills `measured`."""
+        """Ids of the reply, one by one, without the one that ends it, until `stopped` says so. Fills `measured`.
+
+        With `ahead`, what the plan that follows will need and nobody's pause has read is read between the tokens.
+        """
         started = time.perf_counter()
         self.pause()
         cache = self._cache(plan)
@@ -170,6 +129,7 @@ class Engine:
             return
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[prompt] = True
+        read_due = self._reads_due(messages, plan, sampling) if ahead else None
         while not stopped():
             token = next_id(logits, seen, sampling, generator)
             seen[token] = True
@@ -187,11 +147,15 @@ class Engine:
                 return
             if stopped():
                 return
+            if read_due:
+                read_due(cache.ids[len(prompt) :])
             logits = cache.append([token])
 
     def prepare(self, messages: Conversation, dropped: int, sampling: Sampling) -> None:
-        """Starts reading in the background what the next reply will need, for a short and for a longer message."""
+        """Starts reading in the background what the next reply will need, and what the plan that follows will."""
         self.pause()
+        if not keeps_keys(self.model):
+            return
         self._hurry.clear()
         self._background = threading.Thread(
             target=self._prepare, args=(list(messages), dropped, sampling), name="chat-reads-ahead"
@@ -222,24 +186,48 @@ class Engine:
         return cache
 
     def _prepare(self, messages: list[Message], dropped: int, sampling: Sampling) -> None:
-        plans = set()
-        with suppress(MessageTooLongError):  # a system message may leave no room
-            for length in (1, round(AHEAD * self.limit)):
-                plans.add(self.plan(messages, dropped, sampling, ahead=length))
-        for plan in sorted(plans):
-            ids = self.ids(messages, plan, prompt=False)
-            cache = self._cache(plan)
+        window, sizes = self.window(sampling), self.sizes(messages)
+        try:
+            plans = [window.plan(sizes, dropped)]
+        except MessageTooLongError:  # a system message may leave no room
+            return
+        if coming := window.coming(sizes, dropped):
+            plans.append(coming.plan)
+        for plan in dict.fromkeys(plans):
+            if not self._read_ahead(plan, self.ids(messages, plan, prompt=False), self._hurried):
+                return
+
+    def _hurried(self) -> bool:
+        # The main thread is over when the program ends: the background must not keep it waiting.
+        return self._hurry.is_set() or not threading.main_thread().is_alive()
+
+    def _reads_due(self, messages: Conversation, plan: Plan, sampling: Sampling) -> Callable[[list[int]], None]:
+        """Reads a piece for the plan that follows, where one is due when so much of the reply is written."""
+        sizes = self.sizes(messages)
+        coming = self.window(sampling).coming(sizes, plan.dropped) if keeps_keys(self.model) else None
+        ids = self.ids(messages, coming.plan, prompt=True) if coming else []
+
+        def read(written: list[int]) -> None:
+            nonlocal coming
+            if coming:
+                wanted = [*ids, *written]
+                due = coming.due(sizes.used(plan.dropped) + len(written)) * len(wanted)
+                end = self._cache(coming.plan).held(wanted) + AHEAD_PIECE
+                if end <= due and not self._read_ahead(coming.plan, wanted[:end]):
+                    coming = None
+
+        return read
+
+    def _read_ahead(self, plan: Plan, ids: list[int], interrupted: Callable[[], bool] = lambda: False) -> bool:
+        """Reads in small pieces; whether the memory sufficed."""
+        cache = self._cache(plan)
+        try:
             if cache.ids != ids:
-                try:
-                    # The main thread is over when the program ends: this thread must not keep it waiting.
-                    cache.read(
-                        ids,
-                        lambda: self._hurry.is_set() or not threading.main_thread().is_alive(),
-                        BACKGROUND_PIECE,
-                    )
-                except (RuntimeError, MemoryError):  # out of memory, most likely: the reply itself may do without
-                    del self.caches[plan]
-                    return
+                cache.read(ids, interrupted, AHEAD_PIECE)
+        except (RuntimeError, MemoryError):  # out of memory, most likely: the reply itself may do without
+            del self.caches[plan]
+            return False
+        return True
 
 
 def _turns(messages: Conversation) -> tuple[list[Message], list[list[Message]]]:
@@ -251,27 +239,3 @@ def _turns(messages: Conversation) -> tuple[list[Message], list[list[Message]]]:
             turns.append([])
         turns[-1].append(message)
     return system, turns
-
-
-def streamed(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> Iterator[str]:
-    """Turns ids into pieces of text, none of them empty, whose sum is the decoded whole, stripped at both ends.
-
-    Bytes of an unfinished character and trailing white space wait. What a token decodes to depends on those before it:
-    it is decoded together with those of the piece before. A tokenizer with byte fallback takes back a whole run of
-    bytes where a later one makes no character of it; what is out stays then.
-    """
-    read: list[int] = []
-    start = end = shown = 0
-    text = ""
-    for token in chain(ids, [None]):
-        read += [] if token is None else [token]
-        before, now = (
-            tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            for part in (read[start:end], read[start:])
-        )
-        if len(now) > len(before) and (token is None or not now.endswith(REPLACEMENT)):
-            text = (text + now[len(before) :]) if text else now.lstrip()
-            start, end = end, len(read)
-            if piece := text.rstrip()[shown:]:
-                shown += len(piece)
-                yield piece

@@ -44,8 +44,7 @@ class KeyValueCache:
         """
         if not self._kept:
             self.ids, piece = [], len(ids)
-        held = zip(self.ids, ids[:-1], strict=False)
-        self.reused = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], held))
+        self.reused = self.held(ids[:-1])
         self._truncate(self.reused)
         logits = None
         for start in range(len(self.ids), len(ids), piece):
@@ -53,6 +52,11 @@ class KeyValueCache:
                 return None
             logits = self.append(ids[start : start + piece])
         return logits
+
+    def held(self, ids: list[int]) -> int:
+        """How many of these ids, from the first on, are there already."""
+        pairs = zip(self.ids, ids, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def _truncate(self, length: int) -> None:
         del self.ids[length:]

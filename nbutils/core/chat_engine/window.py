@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbutils.core.errors import UserError
@@ -31,8 +33,11 @@ FACTOR = 2
 CUT = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers whose cache can be cut."""
 
+STARTS = 4 / 5
+"""Share of a plan's room; history beyond it is read ahead for the plan that follows."""
+
 KEPT = 2 / 3
-"""Share of the room for history that stays when turns are dropped, so that many turns fit before the next time."""
+"""Share of the room that history fills when turns have been dropped, so that many turns fit before the next time."""
 
 
 class MessageTooLongError(UserError):
@@ -66,6 +71,19 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Coming:
+    """The plan that follows one whose history has passed `start` tokens; it has to be ready at `end` tokens."""
+
+    plan: Plan
+    start: float
+    end: float
+
+    def due(self, used: int) -> float:
+        """The share of its reading that has to be done where the plan before it reads `used` tokens."""
+        return min(1.0, (used - self.start) / max(1.0, self.end - self.start))
+
+
+@dataclass(frozen=True)
 class Window:
     """Lengths in tokens: trained context, limit of the (extended) context, and the longest reply."""
 
@@ -87,19 +105,48 @@ class Window:
             raise MessageTooLongError(sizes.newest, max(0, self.room - sizes.fixed))
         if sizes.used(dropped) > self.room:
             dropped = self.after_eviction(sizes, dropped)
+        return Plan(dropped, self._extended(sizes, dropped))
+
+    def _extended(self, sizes: Sizes, dropped: int) -> bool:
         beyond = dropped > 0 or sizes.used(dropped) + self.max_new_tokens > self.trained
-        return Plan(dropped, extended=self.limit > self.trained and beyond)
+        return self.limit > self.trained and beyond
 
     def after_eviction(self, sizes: Sizes, dropped: int) -> int:
-        """How many turns are gone once the oldest are dropped: history then fills no more than KEPT of the room.
+        """How many turns are gone once the oldest are dropped.
 
-        The count does not depend on the newest message unless that is very long, so that the history which remains
-        can be read before the message is there.
+        The history with which STARTS of the room was passed decides, and what is said later changes nothing: what
+        remains can be read before the room is full. Together with the turns until then it fills KEPT of the room.
+        Where one long message goes beyond that, or the history comes from a larger context, it is all cut to KEPT.
         """
-        allowed = min(KEPT * self.room, self.room - sizes.newest)
-        while dropped < len(sizes.turns) and sizes.used(dropped) - sizes.newest > allowed:
-            dropped += 1
-        return dropped
+        filled = list(accumulate(sizes.turns[dropped:], initial=sizes.fixed))
+        passed = bisect_right(filled, STARTS * self.room)
+        if passed < len(filled) and filled[-1] <= self.limit:
+            early = replace(sizes, turns=sizes.turns[: dropped + passed])
+            left = _shortened(early, dropped, (KEPT + STARTS - 1) * self.room)
+            if left > dropped and sizes.used(left) <= self.room:
+                return left
+        return _shortened(sizes, dropped, min(KEPT * self.room, self.room - sizes.newest))
+
+    def coming(self, sizes: Sizes, dropped: int) -> Coming | None:
+        """The plan that follows when what is read, without the first `dropped` turns, outgrows its room.
+
+        None before history fills STARTS of the room, and where a message that long would leave no history.
+        """
+        crosses = self.limit > self.trained and not self._extended(sizes, dropped)
+        room = self.trained - self.max_new_tokens if crosses else self.room
+        used, start = sizes.used(dropped), STARTS * room
+        beyond = replace(sizes, newest=sizes.newest + max(0, room + 1 - used))
+        if used - sizes.newest <= start or sizes.fixed + beyond.newest > self.room:
+            return None
+        turn = (used - sizes.newest - sizes.fixed) / max(1, len(sizes.turns) - dropped)
+        return Coming(self.plan(beyond, dropped), start, end=room - turn)
+
+
+def _shortened(sizes: Sizes, dropped: int, allowed: float) -> int:
+    """How many turns are gone when the others, with what is always read, take no more tokens than allowed."""
+    while dropped < len(sizes.turns) and sizes.used(dropped) - sizes.newest > allowed:
+        dropped += 1
+    return dropped
 
 
 # ---- rotary position embeddings
