@@ -66,6 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
         sweeper.explain()
         return 0
     found = sweeper.go()
-    for text in (found.table().to_string(index=False) * bool(found.verdict), *found.sentences):
+    table = [found.table().to_string(index=False)] if found.verdict else []
+    for text in (*table, *found.sentences):
         say(text)
     return int(len(found.failed) == len(sweep.trials))
