@@ -53,7 +53,7 @@ class LlamaServer:
         key = secrets.token_hex(16)  # or any page in this machine's browser could ask it
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._opener.addheaders = [("Authorization", f"Bearer {key}"), ("Content-Type", "application/json")]
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         root = str(Path(__file__).parents[2])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "nbutils.core.llamacpp"],
@@ -141,7 +141,9 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.verbosity = job["model"], job["context"], VERBOSE
     params.api_keys, params.warmup, params.ui, params.n_parallel = [job["key"]], False, False, 1
-    params.cache_ram_mib = 0  # of prompts before the last: none
+    params.cache_ram_mib, params.cache_idle_slots = 0, False  # no prompt before the last is kept
+    params.prefill_assistant = False  # a conversation that ends with a reply is a whole one
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to F16
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     for pool in (params.cpuparams, params.cpuparams_batch):
         pool.n_threads = job["threads"]
