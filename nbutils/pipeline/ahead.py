@@ -26,6 +26,7 @@ from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history
 from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
+from nbutils.publish.page.make import check_page
 from nbutils.publish.push import check_push
 from nbutils.publish.settings import HUB_ID, PublishSettings
 from nbutils.train.settings import TrainSettings, checked_precision, checked_trackers
@@ -85,7 +86,9 @@ def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[Any]:
             yield _talk, settings, trained
         case PublishSettings():
             yield _room, "parity_tokens", settings.parity_tokens, "final", True, trained
-            if settings.push:
+            if settings.page or settings.push_page:
+                yield check_page, settings
+            if settings.push or settings.push_page:
                 yield _push, settings
             if settings.gguf and trained and trained.base_model != TINY:
                 yield _gguf, trained
@@ -134,7 +137,7 @@ def _push(settings: PublishSettings) -> None:
     check_push(settings)
     if not hub_answers():
         raise UserError(
-            f"There is no way to push to {settings.repo_id}{offline()}: connect to a network, or set push to false and "
+            f"There is no way to push to {settings.repo_id}{offline()}: connect to a network, or leave that out and "
             "run notebook 06 again later."
         )
 

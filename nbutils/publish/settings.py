@@ -51,6 +51,9 @@ class PublishSettings(BaseSettings):
     parity_replies: PositiveInt
     parity_tokens: PositiveInt
     gguf: list[Literal["f16", "q8_0"]]
+    page: bool
+    wllama_dir: Annotated[str, STEERING]
     push: bool
+    push_page: bool
     repo_id: str = Field(pattern=r"^([\w.-]+/[\w.-]+)?$")
     private: Annotated[bool, STEERING]

@@ -23,7 +23,7 @@ STEERING = {
     "metrics": {"run_dir"},
     "evaluate": {"run_dir", "tokens_per_batch", "processes", "cache_dir"},
     "chat": {"run_dir", "interactive", "peers"},
-    "publish": {"run_dir", "private"},
+    "publish": {"run_dir", "private", "wllama_dir"},
 }  # fmt: skip
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 

@@ -134,6 +134,8 @@ def test_a_push_wants_the_hub(look, monkeypatch):
     assert "no way to push to me/it" in look("push=true", "repo_id=me/it")[0]
     monkeypatch.setattr(ahead, "hub_answers", lambda: True)
     assert look("push=true", "repo_id=me/it") == []
+    assert "page is off, so that there is nothing to push" in look("push_page=true", "repo_id=me/it")[0]
+    assert "add q8_0 to gguf" in look("page=true")[0]
 
 
 def test_the_network_is_left_alone_where_all_is_local(look, monkeypatch):
