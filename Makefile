@@ -15,7 +15,7 @@ NONE_IS_FINE := || [ $$? -eq 5 ]
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests demo test soak check lint bench proof laptop lab docs lock clean
+.PHONY: help setup setup-tests demo test soak check lint bench proof laptop lab page docs lock clean
 
 # Lists the targets with what each does.
 help:
@@ -72,6 +72,11 @@ laptop: setup
 # Opens JupyterLab on the notebooks: on this machine only (loopback), with a token.
 lab: setup
 	@$(VENV)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ROOT_FLAG)
+
+# Makes a page on which the demo's model talks in a browser (3.5 MB download, once), and hands it out on this machine.
+page: setup
+	@$(VENV)/python -m nbutils run params/demo.yaml -p page=true -p 'gguf=[q8_0]'
+	@$(VENV)/python -m http.server --bind 127.0.0.1 --directory runs/demo/publish/page
 
 # Writes docs/: the executed demo notebooks as Markdown pages with their pictures.
 docs: setup

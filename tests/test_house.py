@@ -41,7 +41,7 @@ def imports(name):
     return {name.removeprefix("nbutils.") for name in imported(nodes)} & MODULES.keys()
 
 
-ABSENT = {"kaggle", "kagglesdk", "kaggle_secrets", "psutil"}
+ABSENT = {"kaggle", "kagglesdk", "kaggle_secrets", "psutil", "xllamacpp"}
 SLOW = {"torch", "transformers", "trl", "datasets", "lm_eval", "papermill", "accelerate"}
 """What may be imported inside a function: packages that a machine may lack, and those that take seconds."""
 
@@ -67,6 +67,7 @@ OTHERWISE = {
     "kaggle.notebook_session": {"train"},  # a kind of row in the log, and a side of the data
     "metrics.remarks": {"data"},  # a part of a step's seconds
     "metrics.summary": {"data"},  # a field of settings.json
+    "publish.page.make": {"train"},  # a side of the data
     "train.trainer": {"data"},  # a part of a step's seconds
     "train.worker": {"data"},  # fields of settings.json and of a checkpoint's identity
 }
@@ -125,7 +126,12 @@ ENTRIES = {
         "evaluate.run:take_samples",
     ),
     "chat": ("chat.session:play", "chat.session:ask"),
-    "publish": ("publish.card:render_card", "publish.export:export", "publish.parity:check_parity"),
+    "publish": (
+        "publish.card:render_card",
+        "publish.export:export",
+        "publish.parity:check_parity",
+        "publish.page.make:make_page",
+    ),
 }
 """What each notebook calls to make its result, as `module:function`."""
 
@@ -169,6 +175,7 @@ CHANGED = {
     "metrics.remarks": {"metrics"},
     "chat.session": {"chat"},
     "chat.widget": set(),
+    "publish.page.make": {"publish"},
     "publish.export": {"publish"},
 }
 """Module and the stages that its change makes stale. By hand: the lists above could both be wrong in the same way."""

@@ -124,15 +124,16 @@ def replaced(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def link(file: str | Path, to: str | Path) -> None:
+    """Copies a file, without a second copy of its bytes where the disk has hard links."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copy2(file, to)
+
+
 def link_tree(source: Path, target: Path) -> None:
-    """Copies a folder into another, without a second copy of its files' bytes where the disk has hard links."""
-
-    def link(file: str, to: str) -> None:
-        try:
-            os.link(file, to)
-        except OSError:
-            shutil.copy2(file, to)
-
+    """Copies a folder into another, its files as `link` does."""
     shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
 
 

@@ -46,9 +46,11 @@ class StageSpec:
 def own(package: str, *without: str) -> tuple[str, ...]:
     """The modules and resources of a package, but for those that cannot change a result (`display` never does)."""
     folder = Path(__file__).parents[1].joinpath(*package.split("."))
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".py", ".jinja", ".yaml"))
+    kinds = (".py", ".jinja", ".yaml", ".html", ".css", ".js")
+    files = sorted(file for file in folder.iterdir() if file.suffix in kinds)
     counted = [file for file in files if file.stem not in ("__init__", "display", *without)]
-    return tuple(f"{package}.{f.stem}" if f.suffix == ".py" else f"{package}/{f.name}" for f in counted)
+    inside = package.replace(".", "/")
+    return tuple(f"{package}.{f.stem}" if f.suffix == ".py" else f"{inside}/{f.name}" for f in counted)
 
 
 CHATML = ("core.chatml", "core/chatml.jinja", "core.vocabulary", "core.run.models")
@@ -119,7 +121,13 @@ STAGES = (
             "chat": ("transcript.json",),
         },
         makes=("card",),
-        code=(*CHATML, *(name for name in ENGINE if not name.endswith("generation")), *own("publish", "push")),
+        code=(
+            *CHATML,
+            "core.llamacpp",
+            *(name for name in ENGINE if not name.endswith("generation")),
+            *own("publish", "push"),
+            *own("publish.page"),
+        ),
     ),
 )
 

@@ -26,6 +26,7 @@ from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history
 from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
+from nbutils.publish.page.make import check_page
 from nbutils.publish.push import check_push
 from nbutils.publish.settings import HUB_ID, PublishSettings
 from nbutils.train.settings import TrainSettings, checked_precision, checked_trackers
@@ -85,8 +86,12 @@ def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[Any]:
             yield _talk, settings, trained
         case PublishSettings():
             yield _room, "parity_tokens", settings.parity_tokens, "final", True, trained
-            if settings.push:
+            if settings.page or settings.push_page:
+                yield check_page, settings
+            if settings.push or settings.push_page:
                 yield _push, settings
+            if settings.gguf and trained and trained.base_model != TINY:
+                yield _gguf, trained
 
 
 def _tasks(settings: EvaluateSettings) -> None:
@@ -132,9 +137,21 @@ def _push(settings: PublishSettings) -> None:
     check_push(settings)
     if not hub_answers():
         raise UserError(
-            f"There is no way to push to {settings.repo_id}{offline()}: connect to a network, or set push to false and "
+            f"There is no way to push to {settings.repo_id}{offline()}: connect to a network, or leave that out and "
             "run notebook 06 again later."
         )
+
+
+def _gguf(trained: TrainSettings) -> None:
+    from nbutils.publish.gguf_export import check_convertible
+
+    check_convertible(_base(trained))
+
+
+def _base(trained: TrainSettings) -> ModelRef:
+    """The base of a training: the run's copy where there is one."""
+    kept = Run(trained.run_path).base
+    return ModelRef.parse(str(kept)) if holds_model(kept) else trained.base_ref
 
 
 def _room(name: str, tokens: int, model: str, extended: bool, trained: TrainSettings | None) -> int:
@@ -152,8 +169,7 @@ def _room(name: str, tokens: int, model: str, extended: bool, trained: TrainSett
             raise UserError(f"There will be no {model} for the chat to load: checkpoint_steps is {every}.")
         context = trained.max_length * FACTOR**extended
         if trained.base_model != TINY:
-            ref = ModelRef.parse(str(run.base)) if holds_model(run.base) else trained.base_ref
-            context = _context(ref, extended)
+            context = _context(_base(trained), extended)
     if tokens > context // 2:
         raise UserError(
             f"{name} is {tokens}, more than half of the {context} tokens that the model {model} can read; choose at "

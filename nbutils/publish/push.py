@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.text import redact, secrets
-from nbutils.publish.export import MODEL_PATTERNS
+from nbutils.publish.export import GGUF, MODEL_PATTERNS, UNPROVEN
 from nbutils.publish.settings import PublishSettings
 
 START = rb"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
@@ -35,12 +35,15 @@ PATTERNS = {
 }
 """What secrets look like, by the prefixes and lengths that their makers document."""
 
-OLD_MODEL = [
-    *MODEL_PATTERNS, "adapter_*", "*.bin", "*.bin.index.json", "generation_config.json", "chat_template*",
-]  # fmt: skip
+OLD = {
+    "model": [
+        *MODEL_PATTERNS, "adapter_*", "*.bin", "*.bin.index.json", "generation_config.json", "chat_template*",
+    ],
+    "space": ["*.gguf"],
+}  # fmt: skip
 """Files of a repository that would be read as part of the model: what an earlier push left must not be."""
 
-NOT_TEXT = (".safetensors", ".png")
+NOT_TEXT = (".safetensors", ".gguf", ".png", ".wasm")
 
 
 def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
@@ -53,23 +56,44 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
     """
     if not settings.push:
         return ""
+    return _send(folder, files, settings, "model")
+
+
+def upload_page(page: Path | None, settings: PublishSettings) -> str:
+    """Uploads the page as a static Space of the model's name, as `upload` does; nothing where push_page is off.
+
+    UserError for an unproven model, and as of `upload`.
+    """
+    if page is None or not settings.push_page:
+        return ""
+    if unproven := [file.name for file in page.glob(f"*{UNPROVEN}")]:
+        raise UserError(
+            f"push_page is on and nobody has proven that {unproven[0]} answers as the model does: `pip install "
+            "xllamacpp`, and run notebook 06 again."
+        )
+    return _send(page, [file.relative_to(page) for file in sorted(page.iterdir())], settings, "space")
+
+
+def _send(folder: Path, files: Sequence[Path], settings: PublishSettings, kind: str) -> str:
     token = check_push(settings)
     check_secrets(folder, files)
     try:
         api = huggingface_hub.HfApi(token=token)
-        api.create_repo(settings.repo_id, private=settings.private, exist_ok=True)
-        if settings.private and api.repo_info(settings.repo_id).private is False:
+        sdk = "static" if kind == "space" else None
+        api.create_repo(settings.repo_id, private=settings.private, repo_type=kind, space_sdk=sdk, exist_ok=True)
+        if settings.private and api.repo_info(settings.repo_id, repo_type=kind).private is False:
             raise UserError(
                 f"{settings.repo_id} is public and private is on: make it private there, or set private to False."
             )
-        there = (name for name in api.list_repo_files(settings.repo_id) if "/" not in name)
-        old = map(glob.escape, filter_repo_objects(there, allow_patterns=OLD_MODEL))
+        there = (name for name in api.list_repo_files(settings.repo_id, repo_type=kind) if "/" not in name)
+        old = map(glob.escape, filter_repo_objects(there, allow_patterns=OLD[kind]))
         with warnings.catch_warnings(action="ignore"):  # of data files in a model's repository: the scored items
             commit = api.upload_folder(
                 repo_id=settings.repo_id,
+                repo_type=kind,
                 folder_path=folder,
                 allow_patterns=[glob.escape(str(file)) for file in files],
-                delete_patterns=["figures/*", "run/*", *old],
+                delete_patterns=[*(["figures/*", "run/*", f"{GGUF}/*"] if kind == "model" else []), *old],
                 commit_message=f"{settings.model_name}, published by smallchat",
             )
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
@@ -83,11 +107,12 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
 
 def check_push(settings: PublishSettings) -> str:
     """The token to push with. UserError without a repo_id or a token."""
+    what = "push is on" if settings.push else "push_page is on"
     if not settings.repo_id:
-        raise UserError("push is on and repo_id is empty: give the Hub's name for the model, such as me/my-model.")
+        raise UserError(f"{what} and repo_id is empty: give the Hub's name for the model, such as me/my-model.")
     token = huggingface_hub.get_token()
     if not token:
-        raise UserError("push is on and there is no token: set HF_TOKEN in the environment, or run `hf auth login`.")
+        raise UserError(f"{what} and there is no token: set HF_TOKEN in the environment, or run `hf auth login`.")
     return token
 
 

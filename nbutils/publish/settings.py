@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
@@ -50,6 +50,10 @@ class PublishSettings(BaseSettings):
     parity_conversations: PositiveInt
     parity_replies: PositiveInt
     parity_tokens: PositiveInt
+    gguf: list[Literal["f16", "q8_0"]]
+    page: bool
+    wllama_dir: Annotated[str, STEERING]
     push: bool
+    push_page: bool
     repo_id: str = Field(pattern=r"^([\w.-]+/[\w.-]+)?$")
     private: Annotated[bool, STEERING]

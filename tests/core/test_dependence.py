@@ -23,12 +23,12 @@ STEERING = {
     "metrics": {"run_dir"},
     "evaluate": {"run_dir", "tokens_per_batch", "processes", "cache_dir"},
     "chat": {"run_dir", "interactive", "peers"},
-    "publish": {"run_dir", "private"},
+    "publish": {"run_dir", "private", "wllama_dir"},
 }  # fmt: skip
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 
 OTHERS = (
-    True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5},
+    True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], ["f16"], {"adam_beta1": 0.5},
     "another", "someone/else", "mit", "constant", "sgd", "assistant", "all", "fp16", "yarn", "last", "drop",
 )  # fmt: skip
 """Values that might stand in a parameter's place; a stage refuses what it does not know."""

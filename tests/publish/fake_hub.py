@@ -89,7 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{given['organization']}/{given['name']}"
         status = 409 if name in self.server.repos else 200
         private = given.get("private") or given.get("visibility") == "private"
-        self.server.repos.setdefault(name, {"private": private, "files": {}, "commits": []})
+        new = {"private": private, "files": {}, "commits": []}
+        self.server.repos.setdefault(name, new | ({"sdk": given["sdk"]} if given.get("sdk") else {}))
         return {"url": f"{self.server.url}/{name}"}, status
 
     def _lfs(self, given):

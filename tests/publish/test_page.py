@@ -1,0 +1,172 @@
+"""The page that talks: what is put together, where wllama comes from, and how it is sent."""
+
+import io
+import tarfile
+
+import pytest
+import yaml
+from gguf import GGUFWriter, TokenType
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json, sha256_of_bytes
+from nbutils.publish.export import published_files
+from nbutils.publish.page import make, wllama
+from nbutils.publish.page.make import check_page, make_page
+from nbutils.publish.push import upload, upload_page
+from tests.kaggle.mirror_hub import REPO
+from tests.publish.conftest import read
+
+FILES = {"esm/index.min.js": b"code", "esm/wasm/wllama.wasm": b"wasm", "LICENCE": b"MIT"}
+ON = {"page": True, "gguf": ["q8_0"], "repo_id": REPO}
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """npm's registry, as a folder: its package of wllama has three files, which the pins are those of."""
+    folder = tmp_path / "registry"
+    package = folder / "@wllama" / "wllama" / "-" / f"wllama-{wllama.VERSION}.tgz"
+    package.parent.mkdir(parents=True)
+    with tarfile.open(package, "w:gz") as tar:
+        for name, content in FILES.items():
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    monkeypatch.setattr(wllama, "PINNED", {name: sha256_of_bytes(content) for name, content in FILES.items()})
+    monkeypatch.setattr(wllama, "project_root", lambda: tmp_path)
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", folder.as_uri() + "/")
+    return package
+
+
+def small_gguf(file):
+    """A GGUF file with a vocabulary and no weights."""
+    writer = GGUFWriter(file, "llama")
+    writer.add_context_length(512)
+    tokens = {"<unk>": TokenType.UNKNOWN, "\n": TokenType.CONTROL, "a": TokenType.NORMAL}
+    tokens |= dict.fromkeys(("<|im_start|>", "<|im_end|>", "<|pad|>"), TokenType.CONTROL)
+    writer.add_token_list([*tokens])
+    writer.add_token_types([*tokens.values()])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture
+def run(spare):
+    """A run whose published folder has a GGUF file, and nothing else."""
+    folder = spare / "publish" / "gguf"
+    folder.mkdir(parents=True)
+    small_gguf(folder / "it-Q8_0.gguf")
+    return spare
+
+
+def made(run, **changes):
+    """The page of a run, as notebook 06 makes it; None where page is off."""
+    published = read(run, **(ON | changes))
+    return make_page(published.facts, published.settings, published.folder)
+
+
+def test_the_page_is_whole_and_says_what_it_runs(run, registry):
+    assert made(run, page=False) is None
+    page = made(run)
+    assert {file.name for file in page.iterdir()} == {
+        "index.html", "page.css", "page.js", "chat.json", "README.md", "it-Q8_0.gguf",
+        "wllama.js", "wllama.wasm", "wllama-LICENCE.txt",
+    }  # fmt: skip
+    assert {(page / name).read_bytes() for name in make.THEIRS} == {*FILES.values()}
+    chat = read_json(page / "chat.json")
+    assert chat["files"] == {name: (page / name).stat().st_size for name in ("wllama.wasm", chat["file"])}
+    assert chat["card"].endswith(REPO)
+    assert chat["specials"] == ["<unk>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    assert (chat["context"], chat["reply"]) == (512, 128)
+    assert "parameters, trained from nothing on" in chat["about"] and "apache-2.0" in chat["about"]
+    space = yaml.safe_load((page / "README.md").read_text().split("---")[1])
+    assert space["sdk"] == "static" and space["app_file"] == "index.html" and space["models"] == [REPO]
+    registry.unlink()  # it is in the cache now
+    assert made(run, wllama_dir="") == page
+    assert not [file for file in published_files(run / "publish") if "page" in file.parts]
+
+
+def no_registry(run, registry):
+    registry.unlink()
+
+
+def another_package(run, registry):
+    with tarfile.open(registry, "w:gz") as tar:
+        tar.add(__file__, "package/esm/index.min.js")
+
+
+def damaged_package(run, registry):
+    registry.write_bytes(registry.read_bytes()[:60])
+
+
+def no_model(run, registry):
+    (run / "publish" / "gguf" / "it-Q8_0.gguf").unlink()
+
+
+def cut_model(run, registry):
+    file = run / "publish" / "gguf" / "it-Q8_0.gguf"
+    file.write_bytes(file.read_bytes()[:90])
+
+
+def large_model(run, registry):
+    with (run / "publish" / "gguf" / "it-Q8_0.gguf").open("ab") as file:
+        file.truncate(2**31)
+
+
+@pytest.mark.parametrize(
+    "spoil,words",
+    [
+        (no_registry, "npm's registry at .* does not give it .*wllama_dir"),
+        (another_package, "not what was pinned .esm/index.min.js has another hash.: nothing of it is used"),
+        (damaged_package, "not what was pinned"),
+        (no_model, "no GGUF file for it to load: add q8_0 to gguf"),
+        (cut_model, "it-Q8_0.gguf is no whole GGUF file"),
+        (large_model, "has 2.0 GiB, and a browser reads none"),
+    ],
+)
+def test_what_is_missing_or_not_itself_is_one_sentence_and_leaves_nothing(run, registry, tmp_path, spoil, words):
+    spoil(run, registry)
+    with pytest.raises(UserError, match=words):
+        made(run)
+    assert not [*(run / "publish").glob("*page*")] and not [*tmp_path.glob("runs/.cache/.*")]
+
+
+def test_a_full_disk_leaves_no_half_page(run, registry, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(make, "link", full)
+    with pytest.raises(UserError, match=r"publish/page cannot be written .No space left on device.: free the disk"):
+        made(run)
+    assert [file.name for file in (run / "publish").iterdir()] == ["gguf"]
+
+
+def test_an_unpacked_package_is_taken_where_its_files_are_those(run, registry, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    with pytest.raises(UserError, match="add q8_0 to gguf"):
+        check_page(read(run, page=True).settings)
+    settings = read(run, **ON, wllama_dir=str(own)).settings
+    with pytest.raises(UserError, match=r"wllama_dir is .*own, where there is no esm/index.min.js: name the unpacked"):
+        check_page(settings)
+    with tarfile.open(registry) as tar:
+        tar.extractall(own, filter="data")
+    registry.unlink()
+    assert made(run, wllama_dir=str(own / "package"))
+    (own / "package" / "LICENCE").write_bytes(b"mine")
+    with pytest.raises(UserError, match="LICENCE is not that of version"):
+        made(run, wllama_dir=str(own / "package"))
+
+
+def test_the_page_is_sent_as_a_private_static_space_and_the_model_without_it(run, registry, hub):
+    published = read(run, **ON, push_page=True)
+    page = make_page(published.facts, published.settings, published.folder)
+    assert upload(published.folder, published_files(published.folder), published.settings) == ""
+    assert upload_page(page, published.settings).startswith(f"{hub.url}/")
+    assert hub.repos[REPO]["private"] and hub.repos[REPO]["sdk"] == "static"
+    assert hub.repos[REPO]["files"] == {file.name: file.read_bytes() for file in page.iterdir()}
+    assert upload_page(page, read(run, **ON).settings) == ""
+    (page / "it-Q8_0.gguf").rename(page / "it-Q8_0.unproven.gguf")
+    with pytest.raises(UserError, match=r"nobody has proven that it-Q8_0.unproven.gguf answers"):
+        upload_page(page, published.settings)
