@@ -17,7 +17,7 @@ from nbutils.core.text import code, duration, markdown_table, score_rows, size, 
 from nbutils.publish.architecture import architecture, extension, model_config, tensor_shapes
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
-from nbutils.publish.gguf_export import PROVEN, read_gguf
+from nbutils.publish.gguf_export import read_gguf
 from nbutils.publish.settings import PublishSettings
 
 
@@ -119,7 +119,7 @@ def _value(value: Any) -> str:
 
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nbutils.publish", "."), undefined=jinja2.StrictUndefined)
 """The card and the code on it, with what they call."""
-TEMPLATES.globals |= {"table": markdown_table, "with_interval": with_interval, "proven": PROVEN}
+TEMPLATES.globals |= {"table": markdown_table, "with_interval": with_interval}
 TEMPLATES.tests |= {"held_out": _held_out}
 TEMPLATES.filters |= {
     "count": "{:,}".format,

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, read_json, replaced, shown, write_json, write_text
-from nbutils.core.llamacpp import PACKAGE, installed
+from nbutils.core.llamacpp import installed
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.stages import maker
-from nbutils.core.text import counted, size, with_interval
+from nbutils.core.text import size
 from nbutils.publish.export import GENERATION, GGUF, UNPROVEN
 from nbutils.publish.facts import Facts
 from nbutils.publish.gguf_parity import prove, session
@@ -23,18 +23,13 @@ from nbutils.publish.gguf_writer import check_config, readable_context, write_gg
 from nbutils.publish.ollama import check_modelfile, modelfile
 from nbutils.publish.settings import PublishSettings
 
+HUB = "https://huggingface.co/{}"
 PROOF = "proof.json"
 """In that folder: what was made, and what was compared."""
 
 
-PROVEN = (
-    f"Proven in llama.cpp ({PACKAGE} {{llama_cpp}}): {{token_ids:,}} token ids of {{conversations}} held-out "
-    "conversations, and those of {hostile_texts} hostile texts."
-)
-
-
-def make_gguf(facts: Facts, settings: PublishSettings, folder: Path) -> Json:
-    """Makes and proves what `gguf` asks for in `folder`; returns what was made, as in `proof.json`; {} for nothing.
+def make_gguf(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
+    """Makes and proves what `gguf` asks for; returns the files, relative to `folder`. One says what was compared.
 
     Where llama.cpp is missing the files' names say that they are unproven. UserError where the model cannot be one,
     answers otherwise in llama.cpp, or the disk is full: then nothing is left.
@@ -44,7 +39,7 @@ def make_gguf(facts: Facts, settings: PublishSettings, folder: Path) -> Json:
     target, source = folder / GGUF, facts.model_folder
     shutil.rmtree(target, ignore_errors=True)
     if not settings.gguf:
-        return {}
+        return []
     ref = ModelRef.parse(str(source))
     config, tokenizer = ref.config(), ref.raw_tokenizer()
     words = vocabulary(tokenizer, config.vocab_size, sentencepiece_of(facts))
@@ -74,7 +69,7 @@ def make_gguf(facts: Facts, settings: PublishSettings, folder: Path) -> Json:
         made["modelfile_characters"] = check_modelfile(text, rows)
         write_text(partial / "Modelfile", text)
         write_json(partial / PROOF, made)
-    return made
+    return [file.relative_to(folder) for file in sorted(target.iterdir())]
 
 
 def check_convertible(ref: ModelRef) -> None:
@@ -90,41 +85,15 @@ def read_gguf(run: Path) -> Json:
     return dict(read_json(file)) if file.is_file() else {}
 
 
-def summary(made: Json) -> str:
-    """What was made and proven, in words, a line each."""
-    if not made:
-        return "No GGUF file was made (gguf is [])."
-    lines = []
-    for file in made["files"].values():
-        words = f"{file['name']}, {size(file['bytes'])}"
-        if file["kept_f16"]:
-            words += f"; {counted(len(file['kept_f16']), 'tensor')} in F16, since rows do not divide by 32"
-        lines.append(words)
-        if "reply_tokens" in file:
-            equal = f"{file['equal_share']:.1%} equal"
-            lines.append(f"  {file['reply_tokens']:,} tokens of {file['replies']} greedy replies, {equal}")
-        if "ties" in file:
-            lines[-1] += f" ({counted(file['ties'], 'tie')}, {file['rounded']} moved by F16's rounding)"
-        if "against_f16" in file:
-            value, low, high = file["against_f16"]
-            lines[-1] += f"; log-likelihood against F16 {with_interval(value, low, high, '+')} nats a token"
-    if "token_ids" in made:
-        lines.append(PROVEN.format(**made))
-    else:
-        lines.append(f"Unproven, and not to be pushed: `pip install {PACKAGE}`, and run this notebook again.")
-    return "\n".join(lines)
-
-
 def about(facts: Facts, settings: PublishSettings) -> Json:
-    """The metadata of a file: name, licence, languages, tags, the card's address and the base."""
-    base = facts.hub_base(settings)
-    found: Json = {"general.name": settings.model_name, "general.license": settings.license}
-    found |= {"general.languages": settings.languages, "general.tags": ["chatml", *settings.tags]}
+    """The metadata of a file, by GGUFWriter's names: name, licence, languages, the card's address and the base."""
+    found: Json = {"name": settings.model_name, "license": settings.license, "languages": settings.languages}
     if settings.repo_id:
-        found["general.url"] = f"https://huggingface.co/{settings.repo_id}"
+        found["url"] = HUB.format(settings.repo_id)
     if facts.base_kind != "tiny":
-        found |= {"general.base_model.count": 1, "general.base_model.0.name": base or Path(facts.base_model).name}
-        found |= {"general.base_model.0.repo_url": f"https://huggingface.co/{base}"} if base else {}
+        base = facts.hub_base(settings)
+        found |= {"base_model_count": 1, "base_model_name": (0, base or Path(facts.base_model).name)}
+        found |= {"base_model_repo_url": (0, HUB.format(base))} if base else {}
     return found
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nbutils.core.chat_engine.engine import Engine, Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
-from nbutils.core.chatml import CHATML, IM_END, Conversation, encode, encode_batch
+from nbutils.core.chatml import CHATML, IM_END, Conversation, encode
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.llamacpp import PACKAGE, LlamaServer
@@ -25,9 +25,6 @@ from nbutils.core.run.models import ModelRef
 from nbutils.core.vocabulary import OutsideVocabularyError, special_strings
 from nbutils.publish.gguf_writer import readable_context
 from nbutils.publish.parity import beginnings, spelling_none
-
-if TYPE_CHECKING:
-    import torch
 
 TIE = 1e-3
 """Two scores of the session this close may change places."""
@@ -53,13 +50,13 @@ HOSTILE = (
 class Session:
     """What the chat session does with held-out conversations; replies end with the stop token, or at the limit.
 
-    `longest`: tokens of the longest prompt and reply.
+    `context`: tokens of the longest prompt with a reply.
     """
 
     model: Any
     tokenizer: Any
     conversations: list[Conversation]
-    longest: int
+    context: int = 0
     prompts: list[list[int]] = field(default_factory=list)
     replies: list[list[int]] = field(default_factory=list)
     held_out: list[tuple[list[int], list[int]]] = field(default_factory=list)
@@ -69,21 +66,17 @@ class Session:
         import torch
 
         with torch.inference_mode():
-            best = self._scores(torch.tensor([before], device=self.model.device)).topk(2).values
+            best = self.model(torch.tensor([before])).logits[0, -1].topk(2).values
         return float(best[0] - best[1])
-
-    def _scores(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.model(ids).logits[0, -1].float()  # (V,)
 
 
 def session(folder: Path, rows: Sequence[Conversation], conversations: int, replies: int, tokens: int) -> Session:
     """The session of a model's folder, its replies of up to `tokens` tokens, and replies that people gave."""
     ref = ModelRef.parse(str(folder))
     model, tokenizer = ref.load().eval(), ref.raw_tokenizer()
-    texts = spelling_none(tokenizer, rows)[0]
+    texts = spelling_none(tokenizer, rows)[0][:conversations]
     room = readable_context(model.config) - tokens
-    longest = max((len(e) for e in encode_batch(tokenizer, texts[:conversations])), default=0)
-    made = Session(model, tokenizer, texts[:conversations], min(longest, room) + tokens)
+    made = Session(model, tokenizer, texts)
     engine, whole = Engine(model, tokenizer), Plan(0, extended=False)
     sampling = Sampling(greedy=True, repetition_penalty=1.0, max_new_tokens=tokens)
     for messages in beginnings(tokenizer, texts, room, replies):
@@ -97,6 +90,7 @@ def session(folder: Path, rows: Sequence[Conversation], conversations: int, repl
         if last and len(prompt) <= room and len(made.held_out) < LIKELIHOODS:
             whole_ids = encode(tokenizer, messages[: last + 1]).input_ids
             made.held_out.append((prompt, whole_ids[len(prompt) : len(prompt) + tokens]))
+    made.context = max(map(len, [*made.prompts, *(prompt for prompt, _ in made.held_out)]), default=0) + tokens + 1
     return made
 
 
@@ -129,7 +123,7 @@ def prove(files: Mapping[str, Path], ours: Session) -> Json:
     found: Json = {"llama_cpp": version(PACKAGE), "files": {}}
     reference: list[np.ndarray] = []
     for kind, file in files.items():
-        with LlamaServer(file, ours.longest) as server:
+        with LlamaServer(file, ours.context) as server:
             check_file(server, ours)
             found |= check_ids(server, ours)
             facts = check_replies(server, ours, strict=kind == "f16")

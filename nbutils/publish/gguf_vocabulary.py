@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gguf import GGUFWriter, TokenType
 from sentencepiece import SentencePieceProcessor
@@ -21,15 +21,13 @@ from nbutils.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {
-    ("ByteLevel",): "gpt-2",
-    ("Digits", "ByteLevel"): "smollm",
-    (CONTRACTIONS + r"\p{N}" + REST,): "qwen2",
-    (CONTRACTIONS + r"\p{N}{1,3}" + REST,): "llama-bpe",
+    r"\\p{N}{1,3}| ?[^\\s": "llama-bpe",
+    r"\\p{N}| ?[^\\s": "qwen2",
+    '"individual_digits": true': "smollm",
+    '"use_regex": true': "gpt-2",
 }
-"""How a byte-level BPE splits a text before its merges → llama.cpp's name for that."""
+"""What tells how a byte-level BPE splits a text, the first that its JSON has → llama.cpp's name for that."""
 
 LOWEST = -1e9
 """The score of a piece that no merge makes."""
@@ -73,7 +71,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, sentencepiece: Pat
     `sentencepiece`: the `tokenizer.model` that the tokenizer was made from; without it scores follow from the merges.
     """
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, steps = data["model"], _steps(data["pre_tokenizer"])
+    model = data["model"]
     if model["type"] != "BPE":
         raise _unknown(f"is of the kind {model['type']}")
     ids = tokenizer.get_vocab()
@@ -88,15 +86,14 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, sentencepiece: Pat
     # None is ever put before a text; but where a file names no BOS, llama.cpp takes token 11 for one.
     ends = {"eos": IM_END, "eot": IM_END, "pad": tokenizer.pad_token, "bos": tokenizer.bos_token or IM_END}
     special = {name: ids[token] for name, token in ends.items() if token in ids}
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    reads = json.dumps([data["normalizer"], data["pre_tokenizer"]], ensure_ascii=False)
     if "ByteLevel" in str(data["decoder"]):
-        pre = SPLITS.get(tuple(steps))
-        if not pre or (data["normalizer"] or {"type": "NFC"})["type"] != "NFC":
-            raise _unknown(f"splits a text in its own way ({' and '.join(steps)[:80]})")
+        pre = next((name for mark, name in SPLITS.items() if mark in reads), None)
+        if not pre or '"add_prefix_space": true' in reads or (data["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+            raise _unknown("splits a text in its own way")
         return Vocabulary("gpt2", tokens, types, special, pre, tuple(map(" ".join, merges)))
-    if not model["byte_fallback"] or "▁" not in json.dumps(
-        [data["normalizer"], data["pre_tokenizer"]], ensure_ascii=False
-    ):
+    if not model["byte_fallback"] or "▁" not in reads:
         raise _unknown("is neither a byte-level BPE nor one like SentencePiece's")
     types = [
         TokenType.BYTE if re.fullmatch("<0x[0-9A-F]{2}>", t) else kind for t, kind in zip(tokens, types, strict=True)
@@ -104,34 +101,11 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, sentencepiece: Pat
     if tokenizer.unk_token in ids:
         types[ids[tokenizer.unk_token]] = TokenType.UNKNOWN
         special["unk"] = ids[tokenizer.unk_token]
-    scores = _scores(tokens, merges, sentencepiece)
-    return Vocabulary("llama", tokens, types, special, scores=scores, space=_puts_space(data))
+    space = '"Prepend"' in reads or '"always"' in reads  # wherever a text begins, behind a control token too
+    return Vocabulary("llama", tokens, types, special, scores=_scores(tokens, merges, sentencepiece), space=space)
 
 
-def _steps(pre_tokenizer: Any) -> list[str]:
-    """What a pre-tokenizer does: names of its steps, or the pattern that one splits by."""
-    steps = []
-    for step in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}]):
-        kind = step.get("type", "nothing")
-        if kind == "ByteLevel" and step["add_prefix_space"]:
-            kind = "ByteLevel with a space before it"
-        if kind == "Digits" and not step["individual_digits"]:
-            kind = "Digits in groups"
-        if kind == "Split":
-            kind = str(step["pattern"].get("Regex"))
-        if kind != "ByteLevel" or step["use_regex"]:  # else it only writes bytes
-            steps.append(kind)
-    return steps
-
-
-def _puts_space(data: Any) -> bool:
-    """Whether a space is put before a text wherever it begins, behind a control token too."""
-    normal, pre = data["normalizer"] or {}, data["pre_tokenizer"] or {}
-    prepends = [step for step in normal.get("normalizers", [normal]) if step.get("type") == "Prepend"]
-    return bool(prepends) or pre.get("prepend_scheme") == "always"
-
-
-def _scores(tokens: list[str], merges: list[tuple[str, ...]], sentencepiece: Path | None) -> tuple[float, ...]:
+def _scores(tokens: list[str], merges: list[list[str]], sentencepiece: Path | None) -> tuple[float, ...]:
     """Of two neighbours llama.cpp merges the pair whose whole has the highest score; a merge's rank is its score."""
     scores = dict[str, float]()
     for rank, pair in enumerate(merges):

@@ -5,9 +5,9 @@ Names, and the order of a head's rows, as llama.cpp's `convert_hf_to_gguf.py` ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
@@ -79,31 +79,34 @@ def readable_context(config: PretrainedConfig) -> int:
     return min(context_length(config), getattr(config, "sliding_window", None) or 2**31)
 
 
-def write_gguf(
-    file: Path, kind: str, model: Path, words: Vocabulary, sampling: Json, about: Mapping[str, Any]
-) -> list[str]:
+def write_gguf(file: Path, kind: str, model: Path, words: Vocabulary, sampling: Json, about: Json) -> list[str]:
     """Writes the model's folder as a GGUF file of the kind `f16` or `q8_0`; the names of tensors that stayed F16 in it.
 
-    `sampling` are the settings of `generation_config.json`, `about` further metadata of the file by its keys. UserError
+    `sampling` are the settings of `generation_config.json`, `about` further metadata by GGUFWriter's names. UserError
     for an architecture that is not known here.
     """
     config = ModelRef.parse(str(model)).config()
     architecture = check_config(config)
     writer = gguf.GGUFWriter(file, architecture)
-    writer.add_file_type(FILE_TYPES[kind])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in about.items():
-        writer.add_key_value(key, value, _value_type(value), _value_type(value[0]) if isinstance(value, list) else None)
-    _add_sizes(writer, config)
+    facts = (
+        about
+        | sizes(config)
+        | {
+            "file_type": FILE_TYPES[kind],
+            "quantization_version": gguf.GGML_QUANT_VERSION,
+            "chat_template": TEMPLATE,
+            "sampling_sequence": SAMPLERS,
+            "sampling_temp": sampling["temperature"],
+            "sampling_top_p": sampling["top_p"],
+            "sampling_top_k": sampling["top_k"],
+            "sampling_min_p": 0.0,
+            "sampling_penalty_repeat": sampling["repetition_penalty"],
+            "sampling_penalty_last_n": -1,
+        }
+    )
+    for name, value in facts.items():
+        getattr(writer, f"add_{name}")(*(value if isinstance(value, tuple) else [value]))
     words.write(writer)
-    writer.add_chat_template(TEMPLATE)
-    writer.add_sampling_sequence(SAMPLERS)
-    writer.add_sampling_temp(sampling["temperature"])
-    writer.add_sampling_top_p(sampling["top_p"])
-    writer.add_sampling_top_k(sampling["top_k"])
-    writer.add_sampling_min_p(0.0)
-    writer.add_sampling_penalty_repeat(sampling["repetition_penalty"])
-    writer.add_sampling_penalty_last_n(-1)
     kept = []
     for name, array in _tensors(model, config, architecture):
         asked = Kind.F32 if array.ndim == 1 else TYPES[kind]
@@ -118,20 +121,23 @@ def write_gguf(
     return kept
 
 
-def _add_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
+def sizes(config: PretrainedConfig) -> Json:
+    """The metadata of an architecture, by the names that GGUFWriter has for it."""
     size = head_size(config)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(readable_context(config))
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(size)
-    writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    return {
+        "vocab_size": config.vocab_size,
+        "context_length": readable_context(config),
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "block_count": config.num_hidden_layers,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "key_length": size,
+        "value_length": size,
+        "rope_dimension_count": size,
+        "rope_freq_base": config.rope_parameters["rope_theta"],
+        "layer_norm_rms_eps": config.rms_norm_eps,
+    }
 
 
 def _tensors(model: Path, config: PretrainedConfig, architecture: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -162,7 +168,3 @@ def interleaved(array: np.ndarray, heads: int) -> np.ndarray:
     """Rows of a head in llama.cpp's order: the two of each rotated pair side by side, not half a head apart."""
     pairs = array.reshape(heads, 2, len(array) // heads // 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)
-
-
-def _value_type(value: Any) -> gguf.GGUFValueType:
-    return gguf.GGUFValueType.get_type(value) if not isinstance(value, int) else gguf.GGUFValueType.UINT32
