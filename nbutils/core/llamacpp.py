@@ -1,0 +1,155 @@
+"""llama.cpp's own server on one GGUF file (PyPI: `xllamacpp`), on this machine's loopback, and asking it.
+
+It runs in a process of its own: where llama.cpp aborts, over a damaged file say, this process lives on; its log is
+kept apart, and its memory is free when it is closed. As a program (`python -m nbutils.core.llamacpp`) this module is
+that process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import Json, shown
+
+PACKAGE = "xllamacpp"
+VERBOSE = 4
+"""llama.cpp's level of logging at which it tells what it reads in a file."""
+
+
+def installed() -> bool:
+    """Whether llama.cpp is there."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+class LlamaServer:
+    """A GGUF file, served; a context manager that ends the server.
+
+    `context`: tokens that it can read at once, by default as many as the file says. Keys and values are kept in
+    float32, as transformers keeps those of a float32 model. UserError without the package, or where llama.cpp can't
+    read the file.
+    """
+
+    def __init__(self, model: Path, context: int = 0) -> None:
+        if not installed():
+            raise UserError(
+                f"llama.cpp is not installed, which {shown(model)} is to be read with: `pip install {PACKAGE}` "
+                "(34 MB), or leave out what asks for it."
+            )
+        self.model = model
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the server
+        key = secrets.token_hex(16)  # or any page in this machine's browser could ask it
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener.addheaders = [("Authorization", f"Bearer {key}"), ("Content-Type", "application/json")]
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        root = str(Path(__file__).parents[2])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "nbutils.core.llamacpp"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+        )  # fmt: skip
+        assert self._process.stdin and self._process.stdout
+        job = {"model": str(model), "context": context, "threads": threads, "key": key}
+        try:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            self._address = self._process.stdout.readline().strip()
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, BrokenPipeError):
+                raise
+            self._address = ""
+        if not self._address:
+            self.close()
+            raise UserError(f"llama.cpp cannot read {shown(model)}: {self._reason()}; make the file again.")
+
+    def __enter__(self) -> LlamaServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the server. What it logged can still be read."""
+        self._process.kill()
+        self._process.communicate()
+
+    @property
+    def log(self) -> list[str]:
+        """The lines that llama.cpp has logged so far; each has its level behind its time: D, I, W or E."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").splitlines()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What llama.cpp warned of in the file, or found wrong with it: not what it says of single requests."""
+        lines = (line.partition(" ")[2] for line in self.log)
+        return [line[2:] for line in lines if line[:2] in ("W ", "E ") and line[2:6] not in ("srv ", "slot")]
+
+    def ask(self, endpoint: str, **body: Any) -> Json:
+        """The answer of an endpoint of llama.cpp's server (`tokenize`, `completion`, …); without a body, of a GET.
+
+        UserError with llama.cpp's words where it refuses, and where it is gone.
+        """
+        with closing(self._open(endpoint, body)) as answer:
+            return dict(json.load(answer))
+
+    def stream(self, **body: Any) -> Iterator[Json]:
+        """The pieces of a completion as they are written, each with its `content` and `tokens`.
+
+        Whoever stops reading (and closes the iterator) stops llama.cpp too. UserError as of `ask`.
+        """
+        with closing(self._open("completion", body | {"stream": True, "return_tokens": True})) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[len(b"data: ") :])
+
+    def _open(self, endpoint: str, body: Json) -> Any:
+        data = json.dumps(body).encode() if body else None
+        try:
+            return self._opener.open(urllib.request.Request(f"{self._address}/{endpoint}", data))
+        except HTTPError as error:
+            reason = json.loads(error.read() or b"{}").get("error", {}).get("message", error.reason)
+        except OSError as error:
+            reason = f"{getattr(error, 'reason', error)} ({self._reason()})"
+        raise UserError(f"llama.cpp with {shown(self.model)} cannot answer a request to /{endpoint}: {reason}.")
+
+    def _reason(self) -> str:
+        """The first error in the log, or its last line."""
+        lines = self.log or ["it said nothing"]
+        errors = [line.partition(" E ")[2] for line in lines if " E " in line[:20]]
+        return " ".join((errors or lines[-1:])[0].split())
+
+
+def main() -> None:
+    """The server's own process: serves what standard input says until that is closed, as it is when its parent ends."""
+    job = json.loads(sys.stdin.readline())
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.verbosity = job["model"], job["context"], VERBOSE
+    params.api_keys, params.warmup, params.ui, params.n_parallel = [job["key"]], False, False, 1
+    params.cache_ram_mib = 0  # of prompts before the last: none
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    for pool in (params.cpuparams, params.cpuparams_batch):
+        pool.n_threads = job["threads"]
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

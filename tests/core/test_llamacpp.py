@@ -1,0 +1,39 @@
+"""llama.cpp's server on a real GGUF file, and what is said where there is none."""
+
+import importlib.util
+
+import pytest
+
+from nbutils.core.errors import UserError
+from nbutils.core.llamacpp import PACKAGE, LlamaServer
+from tests.conftest import missing
+
+
+@pytest.fixture(scope="session")
+def llama_cpp():
+    """Skips where llama.cpp is missing."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        missing(f"the package {PACKAGE} is not installed: run `make test`, which installs it")
+
+
+def test_a_model_is_asked_and_streamed(llama_cpp, smollm2_gguf):
+    with LlamaServer(smollm2_gguf, 64) as server:
+        ids = server.ask("tokenize", content="<|im_start|>user\nHi<|im_end|>", parse_special=True)["tokens"]
+        assert ids[0] == 1 and ids[-1] == 2 and server.warnings == []
+        pieces = list(server.stream(prompt=ids, n_predict=3, temperature=0))
+        whole = server.ask("completion", prompt=ids, n_predict=3, temperature=0, return_tokens=True)
+        assert [i for piece in pieces for i in piece["tokens"]] == whole["tokens"]
+        with pytest.raises(UserError, match=r"cannot answer a request to /completion: .*exceeds"):
+            server.ask("completion", prompt=ids * 100)
+
+
+def test_a_truncated_file_is_one_sentence(llama_cpp, smollm2_gguf, tmp_path):
+    (tmp_path / "half.gguf").write_bytes(smollm2_gguf.read_bytes()[:1_000_000])
+    with pytest.raises(UserError, match=r"llama.cpp cannot read .*half.gguf: .*; make the file again"):
+        LlamaServer(tmp_path / "half.gguf")
+
+
+def test_without_the_package_one_sentence_says_what_to_install(smollm2_gguf, monkeypatch):
+    monkeypatch.setattr("nbutils.core.llamacpp.PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match="pip install no_such_package"):
+        LlamaServer(smollm2_gguf)
