@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbutils.core.chat_engine.template import has_own_template
 from nbutils.core.chat_engine.window import keeps_keys
@@ -13,15 +13,15 @@ from nbutils.core.hardware import choose_device, device_report
 from nbutils.core.run.models import ModelRef
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, its tokenizer, and one line that says what and where it is."""
+    """A model on its device, or in llama.cpp's server, its tokenizer, and one line that says what and where it is."""
 
     name: str
-    model: PreTrainedModel
+    model: Any
     tokenizer: PreTrainedTokenizerBase
     line: str
 
