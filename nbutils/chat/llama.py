@@ -34,7 +34,10 @@ def load(name: str) -> LoadedModel:
     """
     ref = ModelRef.parse(name)
     if not (ref.gguf and ref.path):
-        raise UserError(f"--engine llamacpp reads GGUF files, and {name} is none; leave it out, or give a .gguf file.")
+        raise UserError(
+            f"--engine llamacpp reads GGUF files, and {name} is none; leave it out, or give a .gguf file (notebook 06 "
+            "makes one with gguf: [f16])."
+        )
     tokenizer = ref.raw_tokenizer()
     own = has_own_template(tokenizer)
     if not own and not {IM_START, IM_END} <= tokenizer.get_vocab().keys():

@@ -119,7 +119,12 @@ STAGES = (
             "chat": ("transcript.json",),
         },
         makes=("card",),
-        code=(*CHATML, *(name for name in ENGINE if not name.endswith("generation")), *own("publish", "push")),
+        code=(
+            *CHATML,
+            "core.llamacpp",
+            *(name for name in ENGINE if not name.endswith("generation")),
+            *own("publish", "push"),
+        ),
     ),
 )
 

@@ -87,6 +87,8 @@ def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[Any]:
             yield _room, "parity_tokens", settings.parity_tokens, "final", True, trained
             if settings.push:
                 yield _push, settings
+            if settings.gguf and trained and trained.base_model != TINY:
+                yield _gguf, trained
 
 
 def _tasks(settings: EvaluateSettings) -> None:
@@ -137,6 +139,18 @@ def _push(settings: PublishSettings) -> None:
         )
 
 
+def _gguf(trained: TrainSettings) -> None:
+    from nbutils.publish.gguf_export import check_convertible
+
+    check_convertible(_base(trained))
+
+
+def _base(trained: TrainSettings) -> ModelRef:
+    """The base of a training: the run's copy where there is one."""
+    kept = Run(trained.run_path).base
+    return ModelRef.parse(str(kept)) if holds_model(kept) else trained.base_ref
+
+
 def _room(name: str, tokens: int, model: str, extended: bool, trained: TrainSettings | None) -> int:
     """The tokens that a model can read beside a reply of so many, as the chat extends it or not; 0 if not known.
 
@@ -152,8 +166,7 @@ def _room(name: str, tokens: int, model: str, extended: bool, trained: TrainSett
             raise UserError(f"There will be no {model} for the chat to load: checkpoint_steps is {every}.")
         context = trained.max_length * FACTOR**extended
         if trained.base_model != TINY:
-            ref = ModelRef.parse(str(run.base)) if holds_model(run.base) else trained.base_ref
-            context = _context(ref, extended)
+            context = _context(_base(trained), extended)
     if tokens > context // 2:
         raise UserError(
             f"{name} is {tokens}, more than half of the {context} tokens that the model {model} can read; choose at "

@@ -27,17 +27,21 @@ EXTENSIONS = {
     "dynamic": (
         "NTK-aware RoPE, with one base for the whole extended length",
         'longer.rope_parameters["rope_theta"] *= {factor}',
+        "--rope-freq-base {base}",
     ),
     "yarn": (
         "YaRN, Peng et al. 2023",
         'longer.rope_parameters.update(rope_type="yarn", factor=2.0, original_max_position_embeddings=trained)',
+        "--rope-scaling yarn --rope-scale 2 --yarn-orig-ctx {trained}",
     ),
     "linear": (
         "position interpolation, Chen et al. 2023",
         'longer.rope_parameters.update(rope_type="linear", factor=2.0)',
+        "--rope-scaling linear --rope-scale 2",
     ),
 }
-"""How a model is made to read twice its trained length: what that is called, and the Python that says so.
+"""How a model is made to read twice its trained length: what that is called, the Python that says so, and llama.cpp's
+options.
 
 The code changes the config `longer`, whose rotary module is then the extended one; `trained` is the trained length.
 """
@@ -88,8 +92,8 @@ def architecture(config: Json, shapes: dict[str, list[int]]) -> list[tuple[str, 
     return [(name, value) for name, value in rows if value]
 
 
-def extension(config: Json, kind: str) -> tuple[str, str] | None:
-    """The chat's `context_extension` in plain transformers (EXTENSIONS); None where the model takes none.
+def extension(config: Json, kind: str) -> tuple[str, str, str] | None:
+    """The chat's `context_extension` in plain transformers and llama.cpp (EXTENSIONS); None where the model takes none.
 
     `dynamic` is NTK-aware scaling with the base fixed for twice the length (bloc97, emozilla 2023; transformers'
     `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): the base times 3 to the power of
@@ -100,8 +104,10 @@ def extension(config: Json, kind: str) -> tuple[str, str] | None:
     if not takes or kind not in EXTENSIONS:
         return None
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    name, code = EXTENSIONS[kind]
-    return name, code.format(factor=round(3 ** (size / (size - 2)), 6))
+    factor = round(3 ** (size / (size - 2)), 6)
+    values = {"factor": factor, "base": rope["rope_theta"] * factor, "trained": config["max_position_embeddings"]}
+    name, code, options = EXTENSIONS[kind]
+    return name, code.format(**values), options.format(**values)
 
 
 def model_config(folder: Path) -> Json:

@@ -13,10 +13,11 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import spec
-from nbutils.core.text import code, duration, markdown_table, score_rows, task_of, with_interval
+from nbutils.core.text import code, duration, markdown_table, score_rows, size, task_of, with_interval
 from nbutils.publish.architecture import architecture, extension, model_config, tensor_shapes
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
+from nbutils.publish.gguf_export import PROVEN, read_gguf
 from nbutils.publish.settings import PublishSettings
 
 
@@ -35,6 +36,7 @@ def render_card(facts: Facts, settings: PublishSettings) -> str:
         longest_reply=min(int(GENERATION["max_new_tokens"]), context // 4),  # in a chat that fits the context
         scores=score_rows(facts.evaluation),
         tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
+        gguf=read_gguf(facts.run),
         extension=extension(config, facts.transcript["settings"]["context_extension"]),  # as the chat had it
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
     )
@@ -117,13 +119,14 @@ def _value(value: Any) -> str:
 
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nbutils.publish", "."), undefined=jinja2.StrictUndefined)
 """The card and the code on it, with what they call."""
-TEMPLATES.globals |= {"table": markdown_table, "with_interval": with_interval}
+TEMPLATES.globals |= {"table": markdown_table, "with_interval": with_interval, "proven": PROVEN}
 TEMPLATES.tests |= {"held_out": _held_out}
 TEMPLATES.filters |= {
     "count": "{:,}".format,
     "percent": _percent,
     "value": _value,
     "duration": duration,
+    "size": size,
     "task": task_of,
     "code": code,
     "plain": lambda text: _plain(" ".join(text.split())),

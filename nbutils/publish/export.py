@@ -28,6 +28,9 @@ EVIDENCE = {
 }
 """Files beside the model that the card's numbers come from, by the stage's role; `run/<stage>-<name>` there."""
 
+GGUF, UNPROVEN = "gguf", ".unproven.gguf"
+"""The folder of the files for llama.cpp, and how the name of one ends that was not proven."""
+
 GENERATION = Sampling().generation_config()
 """How the chat session samples unless told otherwise; plain transformers then does too."""
 
@@ -69,9 +72,15 @@ def published_figure(name: str) -> str:
 
 
 def published_files(folder: Path) -> list[Path]:
-    """The files that make up the repository, relative to the folder: everything but the stage's own record."""
+    """The files that make up the repository, relative to the folder: everything but the stage's own record.
+
+    Nor is `gguf/` part of it where a file there is unproven.
+    """
     files = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file())
-    return [file for file in files if str(file) != "stage.json" and not file.name.endswith(".partial")]
+    home = {"stage.json", *([GGUF] if any(folder.glob(f"{GGUF}/*{UNPROVEN}")) else [])}
+    return [
+        file for file in files if file.parts[0] not in home and ".partial" not in {Path(p).suffix for p in file.parts}
+    ]
 
 
 def control_tokens(folder: Path) -> list[tuple[str, int, str]]:

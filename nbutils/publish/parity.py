@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from subprocess import PIPE
@@ -16,7 +17,7 @@ from nbutils.core.chat_engine.engine import Engine
 from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
-from nbutils.core.chatml import encode, encode_batch
+from nbutils.core.chatml import Conversation, encode, encode_batch
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
 from nbutils.core.run.models import ModelRef, context_length
@@ -43,14 +44,11 @@ def check_parity(
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, encoding="utf-8") as child:
         ref = ModelRef.parse(str(session_model))
         model, tokenizer = ref.load().eval(), ref.raw_tokenizer()
-        # The session turns spelled-out control tokens into ordinary text, which a chat template cannot do.
-        spelled = re.compile("|".join(map(re.escape, special_strings(tokenizer).values())))
-        plain = [row for row in rows if not any(spelled.search(message["content"]) for message in row)]
-        texts, written = plain[:conversations], len(rows) - len(plain)
+        texts, written = spelling_none(tokenizer, rows)
+        texts = texts[:conversations]
         engine, whole = Engine(model, tokenizer), Plan(0, extended=False)
         sampling = Sampling(greedy=True, max_new_tokens=tokens)
-        room = context_length(model.config) - tokens
-        prompts = list(islice(filter(None, (_prompt(tokenizer, text, room) for text in texts)), replies))
+        prompts = beginnings(tokenizer, texts, context_length(model.config) - tokens, replies)
         if not prompts:
             raise UserError(
                 f"No reply can be compared before publishing: of the {len(rows)} conversations in {shown(held_out)} "
@@ -96,7 +94,21 @@ def check_parity(
     }
 
 
-def _prompt(tokenizer: Any, messages: list[dict[str, str]], room: int) -> list[dict[str, str]]:
-    """The conversation up to its last user message that leaves room for a reply; empty if none does."""
-    beginnings = (messages[:end] for end in range(len(messages), 0, -1) if messages[end - 1]["role"] == "user")
-    return next((b for b in beginnings if len(encode(tokenizer, b, add_generation_prompt=True)) <= room), [])
+def spelling_none(tokenizer: Any, rows: Sequence[Conversation]) -> tuple[list[Conversation], int]:
+    """The conversations that spell no control token, and how many others there are.
+
+    The session turns spelled-out control tokens into ordinary text, which a chat template cannot do.
+    """
+    spelled = re.compile("|".join(map(re.escape, special_strings(tokenizer).values())))
+    plain = [row for row in rows if not any(spelled.search(message["content"]) for message in row)]
+    return plain, len(rows) - len(plain)
+
+
+def beginnings(tokenizer: Any, texts: Iterable[Conversation], room: int, count: int) -> list[Conversation]:
+    """Up to `count` conversations up to a user's message: the last one that leaves room for a reply."""
+    return list(islice(filter(None, (_prompt(tokenizer, text, room) for text in texts)), count))
+
+
+def _prompt(tokenizer: Any, messages: Conversation, room: int) -> Conversation:
+    ends = (messages[:end] for end in range(len(messages), 0, -1) if messages[end - 1]["role"] == "user")
+    return next((b for b in ends if len(encode(tokenizer, b, add_generation_prompt=True)) <= room), [])

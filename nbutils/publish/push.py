@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.core.text import redact, secrets
-from nbutils.publish.export import MODEL_PATTERNS
+from nbutils.publish.export import GGUF, MODEL_PATTERNS
 from nbutils.publish.settings import PublishSettings
 
 START = rb"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
@@ -40,7 +40,7 @@ OLD_MODEL = [
 ]  # fmt: skip
 """Files of a repository that would be read as part of the model: what an earlier push left must not be."""
 
-NOT_TEXT = (".safetensors", ".png")
+NOT_TEXT = (".safetensors", ".gguf", ".png")
 
 
 def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
@@ -69,7 +69,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> st
                 repo_id=settings.repo_id,
                 folder_path=folder,
                 allow_patterns=[glob.escape(str(file)) for file in files],
-                delete_patterns=["figures/*", "run/*", *old],
+                delete_patterns=["figures/*", "run/*", f"{GGUF}/*", *old],
                 commit_message=f"{settings.model_name}, published by smallchat",
             )
     except (HTTPError, OSError, RuntimeError, ValueError) as error:

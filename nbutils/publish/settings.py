@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
@@ -50,6 +50,7 @@ class PublishSettings(BaseSettings):
     parity_conversations: PositiveInt
     parity_replies: PositiveInt
     parity_tokens: PositiveInt
+    gguf: list[Literal["f16", "q8_0"]]
     push: bool
     repo_id: str = Field(pattern=r"^([\w.-]+/[\w.-]+)?$")
     private: Annotated[bool, STEERING]

@@ -28,7 +28,7 @@ STEERING = {
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 
 OTHERS = (
-    True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5},
+    True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], ["f16"], {"adam_beta1": 0.5},
     "another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn", "last",
 )  # fmt: skip
 """Values that might stand in a parameter's place; a stage refuses what it does not know."""

@@ -1,0 +1,149 @@
+"""A tokenizer as llama.cpp writes one down: its kind, pieces, their types and scores, or merges.
+
+llama.cpp has its own tokenizers and knows how to split a text by name only (`src/llama-vocab.cpp`, `tokenizer_pre`).
+Whether a name was the right one is proven by ids, in `gguf_parity`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gguf import GGUFWriter, TokenType
+
+from nbutils.core.chatml import IM_END
+from nbutils.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {
+    ("ByteLevel",): "gpt-2",
+    ("Digits", "ByteLevel"): "smollm",
+    (CONTRACTIONS + r"\p{N}" + REST,): "qwen2",
+    (CONTRACTIONS + r"\p{N}{1,3}" + REST,): "llama-bpe",
+}
+"""How a byte-level BPE splits a text before its merges → llama.cpp's name for that."""
+
+LOWEST = -1e9
+"""The score of a piece that no merge makes."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`model` is llama.cpp's kind: `gpt2` (byte-level BPE, with `pre` and `merges`) or `llama` (SentencePiece's BPE,
+    with `scores`). `space`: whether a text is read as if a space stood before it.
+    """
+
+    model: str
+    tokens: list[str]
+    types: list[TokenType]
+    special: dict[str, int]
+    pre: str = "default"
+    merges: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    space: bool = False
+
+    def write(self, writer: GGUFWriter) -> None:
+        """Adds it to a file's metadata. No BOS is put before a text: no row of the training had one."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.merges:
+            writer.add_token_merges(self.merges)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+        writer.add_add_space_prefix(self.space)
+        writer.add_add_bos_token(False)
+        writer.add_add_eos_token(False)
+        for name, number in self.special.items():
+            getattr(writer, f"add_{name}_token_id")(number)
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, sentencepiece: Path | None = None) -> Vocabulary:
+    """The vocabulary for an embedding of that many rows; UserError for a tokenizer that llama.cpp has nothing like.
+
+    `sentencepiece`: the `tokenizer.model` that the tokenizer was made from; without it scores follow from the merges.
+    """
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, steps = data["model"], _steps(data["pre_tokenizer"])
+    if model["type"] != "BPE":
+        raise _unknown(f"is of the kind {model['type']}")
+    ids = tokenizer.get_vocab()
+    rows = max(rows, *(i + 1 for i in ids.values()))  # a base's tokens may be more than its rows
+    tokens = [f"[PAD{i}]" for i in range(rows)]
+    types = [TokenType.UNUSED] * rows
+    for piece, i in model["vocab"].items():
+        tokens[i], types[i] = piece, TokenType.NORMAL
+    for added in data["added_tokens"]:
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        tokens[added["id"]], types[added["id"]] = added["content"], kind
+    # None is ever put before a text; but where a file names no BOS, llama.cpp takes token 11 for one.
+    ends = {"eos": IM_END, "eot": IM_END, "pad": tokenizer.pad_token, "bos": tokenizer.bos_token or IM_END}
+    special = {name: ids[token] for name, token in ends.items() if token in ids}
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    if "ByteLevel" in str(data["decoder"]):
+        pre = SPLITS.get(tuple(steps))
+        if not pre or (data["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+            raise _unknown(f"splits a text in its own way ({' and '.join(steps)[:80]})")
+        return Vocabulary("gpt2", tokens, types, special, pre, tuple(map(" ".join, merges)))
+    if not model["byte_fallback"] or "▁" not in json.dumps(
+        [data["normalizer"], data["pre_tokenizer"]], ensure_ascii=False
+    ):
+        raise _unknown("is neither a byte-level BPE nor one like SentencePiece's")
+    types = [
+        TokenType.BYTE if re.fullmatch("<0x[0-9A-F]{2}>", t) else kind for t, kind in zip(tokens, types, strict=True)
+    ]
+    if tokenizer.unk_token in ids:
+        types[ids[tokenizer.unk_token]] = TokenType.UNKNOWN
+        special["unk"] = ids[tokenizer.unk_token]
+    scores = _scores(tokens, merges, sentencepiece)
+    return Vocabulary("llama", tokens, types, special, scores=scores, space=_puts_space(data))
+
+
+def _steps(pre_tokenizer: Any) -> list[str]:
+    """What a pre-tokenizer does: names of its steps, or the pattern that one splits by."""
+    steps = []
+    for step in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}]):
+        kind = step.get("type", "nothing")
+        if kind == "ByteLevel" and step["add_prefix_space"]:
+            kind = "ByteLevel with a space before it"
+        if kind == "Digits" and not step["individual_digits"]:
+            kind = "Digits in groups"
+        if kind == "Split":
+            kind = str(step["pattern"].get("Regex"))
+        if kind != "ByteLevel" or step["use_regex"]:  # else it only writes bytes
+            steps.append(kind)
+    return steps
+
+
+def _puts_space(data: Any) -> bool:
+    """Whether a space is put before a text wherever it begins, behind a control token too."""
+    normal, pre = data["normalizer"] or {}, data["pre_tokenizer"] or {}
+    prepends = [step for step in normal.get("normalizers", [normal]) if step.get("type") == "Prepend"]
+    return bool(prepends) or pre.get("prepend_scheme") == "always"
+
+
+def _scores(tokens: list[str], merges: list[tuple[str, ...]], sentencepiece: Path | None) -> tuple[float, ...]:
+    """Of two neighbours llama.cpp merges the pair whose whole has the highest score; a merge's rank is its score."""
+    scores = dict[str, float]()
+    for rank, pair in enumerate(merges):
+        scores.setdefault("".join(pair), -float(rank))
+    if sentencepiece:
+        from sentencepiece import SentencePieceProcessor
+
+        model = SentencePieceProcessor(model_file=str(sentencepiece))
+        scores |= {model.id_to_piece(i): model.get_score(i) for i in range(model.get_piece_size())}
+    return tuple(scores.get(token, LOWEST) for token in tokens)
+
+
+def _unknown(why: str) -> UserError:
+    return UserError(
+        f"No GGUF file can be made of this model: its tokenizer {why}, and llama.cpp has none like it; set gguf to []."
+    )

@@ -1,0 +1,237 @@
+"""GGUF files: proven in llama.cpp itself, and what is caught, refused or left unproven. The Modelfile for Ollama."""
+
+import resource
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from gguf import GGUFReader
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nbutils.core.chatml import TEMPLATE, add_chatml
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json
+from nbutils.core.run.models import ModelRef, tiny_model
+from nbutils.publish import ollama
+from nbutils.publish.card import render_card
+from nbutils.publish.export import GENERATION, published_files
+from nbutils.publish.gguf_export import make_gguf, summary
+from nbutils.publish.gguf_parity import prove, session
+from nbutils.publish.gguf_vocabulary import vocabulary
+from nbutils.publish.gguf_writer import write_gguf
+from tests.builders import chitchat, small_tokenizer
+from tests.conftest import sentencepiece_tokenizer
+from tests.core.test_llamacpp import llama_cpp  # noqa: F401 — a fixture
+from tests.publish.bases import conversations, make_base
+from tests.publish.conftest import read
+
+FEW = {"parity_conversations": 12, "parity_replies": 3, "parity_tokens": 8}
+
+
+def with_chatml(folder, model, tokenizer):
+    """A trained model's folder."""
+    add_chatml(tokenizer, model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def proof(folder, known, file, kinds=("f16",), **other):
+    """What llama.cpp says of files of a model's folder, whose vocabulary may be changed first.
+
+    `known`: what the session does, or the conversations to try it with.
+    """
+    ref = ModelRef.parse(str(folder))
+    words = vocabulary(ref.raw_tokenizer(), ref.config().vocab_size)
+    words = replace(words, **{name: change(words) for name, change in other.items()})
+    files = {kind: file.with_name(f"{kind}.gguf") for kind in kinds}
+    for kind, path in files.items():
+        write_gguf(path, kind, folder, words, GENERATION, {"general.name": "made up"})
+    return prove(files, session(folder, known, 12, 3, 8) if isinstance(known, list) else known)
+
+
+@pytest.fixture(scope="module")
+def made(published, llama_cpp, tmp_path_factory):  # noqa: F811
+    """A copy of the made-up run with a file of each kind, and what was made."""
+    copy = shutil.copytree(published.run, tmp_path_factory.mktemp("gguf") / "run")
+    run = read(copy, gguf=["f16", "q8_0"], repo_id="me/made-up", **FEW)
+    return run, make_gguf(run.facts, run.settings, run.folder)
+
+
+def test_both_kinds_are_proven_and_say_where_q8_0_does_not_fit(made):
+    run, found = made
+    assert found == read_json(run.folder / "gguf" / "proof.json")
+    assert (found["conversations"], found["hostile_texts"], found["modelfile_characters"] > 100) == (12, 18, True)
+    half, eight = found["files"]["f16"], found["files"]["q8_0"]
+    assert half["equal_share"] == 1 - (half["ties"] + half["rounded"]) / half["reply_tokens"]
+    assert eight["kept_f16"] == [f"blk.{i}.ffn_down.weight" for i in range(4)] and not half["kept_f16"]  # rows of 344
+    value, low, high = eight["against_f16"]
+    assert low <= value <= high and abs(value) < 0.05 and eight["bytes"] < half["bytes"]
+    assert "4 tensors in F16, since rows do not divide by 32" in summary(found)
+    names = {"smallchat-demo-F16.gguf", "smallchat-demo-Q8_0.gguf", "Modelfile", "proof.json"}
+    assert {f"gguf/{name}" for name in names} <= {str(file) for file in published_files(run.folder)}
+
+
+def test_the_file_says_what_it_is(made):
+    run, found = made
+    fields = GGUFReader(run.folder / "gguf" / found["files"]["f16"]["name"]).fields
+    said = {name: fields[name].contents() for name in fields}
+    expected = {
+        "general.name": "smallchat-demo", "general.license": "apache-2.0", "llama.context_length": 256,
+        "general.url": "https://huggingface.co/me/made-up", "tokenizer.chat_template": TEMPLATE,
+        "tokenizer.ggml.eos_token_id": 331, "tokenizer.ggml.padding_token_id": 332,
+        "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.bos_token_id": 331, "general.sampling.sequence": "penalties;temperature;top_p",
+    }  # fmt: skip
+    assert said == said | expected and "general.base_model.count" not in said  # `tiny` has none
+    assert said["tokenizer.ggml.token_type"][329:] == [1, 3, 3, 3]
+
+
+def test_the_card_gives_commands_and_says_what_was_tried(published, made):
+    run, found = made
+    card = render_card(run.facts, run.settings)
+    eight = found["files"]["q8_0"]
+    for words in (
+        "llama-server -m gguf/smallchat-demo-F16.gguf", "ollama create made-up -f gguf/Modelfile && ollama run made-up",
+        "# LM Studio: not tried here", "| `gguf/smallchat-demo-Q8_0.gguf` |", "Q8_0, 4 tensors in F16",
+        f"| {eight['equal_share']:.1%} of {eight['reply_tokens']} |", "parse control tokens in what people type",
+        f"Proven in llama.cpp (xllamacpp {found['llama_cpp']}): {found['token_ids']:,} token ids of 12 held-out",
+        "`-c 512 --rope-freq-base 32279.69",
+    ):  # fmt: skip
+        assert words in card
+    assert "llama-server" not in published.card and "Unproven" not in card
+
+
+def planted(name, monkeypatch):
+    """A fault in what is written: changes of the vocabulary, or of the writer."""
+    if name == "template":
+        monkeypatch.setattr(
+            "nbutils.publish.gguf_writer.TEMPLATE", TEMPLATE.replace("+ '<|im_end|>' + '\\n'", "+ '<|im_end|>'")
+        )
+    if name == "rows of q and k":
+        monkeypatch.setattr("nbutils.publish.gguf_writer.interleaved", lambda array, heads: array)
+    return {
+        "end": {"special": lambda words: words.special | {"eos": 332, "eot": 332}},
+        "token": {"tokens": lambda words: [t.replace("<|pad|>", "[PAD332]") for t in words.tokens]},
+        "pre": {"pre": lambda words: "llama-bpe"},
+    }.get(name, {})
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model that has merges to go wrong, and its session."""
+    texts = [message["content"] for talk in chitchat(12) for message in talk]
+    tokenizer = small_tokenizer([*texts, *["1234567"] * 99], 330)
+    folder = with_chatml(tmp_path_factory.mktemp("small"), tiny_model(tokenizer, 256, seed=3), tokenizer)
+    return folder, session(folder, chitchat(12), 12, 12, 12)
+
+
+@pytest.mark.parametrize(
+    "name,words",
+    {
+        "template": r"its template parts in held-out conversation 0 at character \d+.*look at tokenizer.chat_template",
+        "end": r"its end token is '<\|pad\|>', and '<\|im_end\|>' ends a reply.*eos_token_id",
+        "token": r"it reads the control token '<\|pad\|>' as \[.*not as 332.*tokenizer.ggml.tokens",
+        "rows of q and k": r"greedy replies part in held-out conversation \d+ at token \d+.*rows of q and k",
+        "pre": r"token ids part in .* at token \d+.*tokenizer.ggml.pre",
+    }.items(),
+)
+def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeypatch, name, words):  # noqa: F811
+    folder, known = small
+    changes = planted(name, monkeypatch)
+    with pytest.raises(UserError, match=rf"f16.gguf does not answer in llama.cpp as the model does here: {words}"):
+        proof(folder, known, tmp_path / "x", **changes)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"model": "mistral"}, {"model": "qwen2"}, {"field": "linear"}, {"field": "grouped"}, {"field": "untied"},
+     {"field": "dynamic"}],
+    ids=str,
+)  # fmt: skip
+def test_architectures(llama_cpp, tmp_path, chosen):  # noqa: F811
+    names = {"tokenizer": "byte_level", "normalizer": "none", "special": "bos", "template": "none"}
+    base = ModelRef.parse(str(make_base(tmp_path / "base", names | {"model": "llama", "field": "plain"} | chosen)))
+    folder = with_chatml(tmp_path / "final", base.load(), base.raw_tokenizer())
+    assert proof(folder, conversations(12), tmp_path / "x")["files"]["f16"]["replies"] == 3
+
+
+def reference(folder, **sizes):
+    """The reference architecture with random weights, and its real 32,000-piece SentencePiece."""
+    config = LlamaConfig(vocab_size=32000, num_hidden_layers=2, num_attention_heads=4, **sizes)
+    torch.manual_seed(0)
+    return with_chatml(folder, LlamaForCausalLM(config), sentencepiece_tokenizer())
+
+
+def test_the_reference_with_its_real_sentencepiece(llama_cpp, tmp_path):  # noqa: F811
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 1024}
+    found = proof(reference(tmp_path / "final", **sizes), chitchat(12), tmp_path / "x", ("f16", "q8_0"))
+    assert found["hostile_texts"] == 18 and found["files"]["q8_0"]["likelihoods"] == 12
+
+
+@pytest.mark.soak
+def test_a_real_model(llama_cpp, smollm2_folder, tmp_path):  # noqa: F811
+    ref = ModelRef.parse(str(smollm2_folder))
+    folder = with_chatml(tmp_path / "final", ref.load(), ref.raw_tokenizer())
+    assert proof(folder, chitchat(2), tmp_path / "x")["files"]["f16"]["reply_tokens"] > 8
+
+
+@pytest.mark.parametrize(
+    "chosen,words",
+    [
+        ({"model": "gpt2"}, "architecture 'gpt2', only of llama, mistral, qwen2"),
+        ({"field": "yarn"}, "rotary embedding is scaled by 'yarn'"),
+        ({"tokenizer": "unigram"}, "its tokenizer is of the kind Unigram"),
+        ({"tokenizer": "word_piece"}, "its tokenizer is of the kind WordPiece"),
+        ({"normalizer": "lower"}, "splits a text in its own way"),
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_has_nothing_like_is_refused(tmp_path, chosen, words):
+    names = {"tokenizer": "byte_level", "normalizer": "none", "special": "bos", "template": "none", "model": "llama"}
+    folder = make_base(tmp_path / "base", names | {"field": "plain"} | chosen)
+    with pytest.raises(UserError, match=rf"^No GGUF file can be made of .*{words}.*; set gguf to \[\]\.$|{words}"):
+        proof(folder, [], tmp_path / "x")
+
+
+def test_without_llama_cpp_files_are_unproven_and_stay_home(published, tmp_path, monkeypatch):
+    monkeypatch.setattr("nbutils.publish.gguf_export.installed", lambda: False)
+    run = read(published.run, gguf=["q8_0"])
+    found = make_gguf(run.facts, run.settings, tmp_path)
+    assert [file["name"] for file in found["files"].values()] == ["smallchat-demo-Q8_0.unproven.gguf"]
+    assert "Unproven, and not to be pushed: `pip install xllamacpp`" in summary(found)
+    monkeypatch.setattr("nbutils.publish.card.read_gguf", lambda run: found)
+    assert "| Q8_0, 4 tensors in F16 | unproven | — |\n\n**Unproven**" in render_card(run.facts, run.settings)
+    assert published_files(tmp_path) == []
+    assert make_gguf(run.facts, read(published.run).settings, tmp_path) == {} and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(published, tmp_path, monkeypatch):
+    monkeypatch.setattr("nbutils.publish.gguf_export.installed", lambda: False)
+    run, limits = read(published.run, gguf=["f16"]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"gguf could not be written: .* are free there\): make room"):
+            make_gguf(run.facts, run.settings, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "template,words",
+    {
+        ollama.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>"): r"writes held-out conversation 0 as .*look at TEMPLATE",
+        ollama.TEMPLATE.replace("range .Messages", "if .System"): "holds 'if .System', which is not known here",
+    }.items(),
+)
+def test_another_template_for_ollama_is_caught(template, words):
+    text = ollama.modelfile("x.gguf", GENERATION, 256, "mit", template)
+    with pytest.raises(UserError, match=words):
+        ollama.check_modelfile(text, conversations(3))
+
+
+def test_go_trims_where_a_dash_says_so():
+    template = "a \n{{- range .Messages -}}\n <{{ .Role }}> {{ end -}} \n z"
+    assert ollama.render(template, {"Messages": [{"Role": "x"}, {"Role": "y"}]}) == "a<x> <y> z"
