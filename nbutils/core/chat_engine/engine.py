@@ -188,11 +188,11 @@ class Engine(BaseEngine):
 
         def read(written: list[int]) -> None:
             nonlocal coming
-            if coming:
+            share = coming.due(sizes.used(plan.dropped) + len(written)) if coming else 0.0
+            if coming and share > 0:
                 wanted = [*ids, *written]
-                due = coming.due(sizes.used(plan.dropped) + len(written)) * len(wanted)
                 end = self._cache(coming.plan).held(wanted) + AHEAD_PIECE
-                if end <= due and not self._read_ahead(coming.plan, wanted[:end]):
+                if end <= share * len(wanted) and not self._read_ahead(coming.plan, wanted[:end]):
                     coming = None
 
         return read
