@@ -41,7 +41,7 @@ def imports(name):
     return {name.removeprefix("nbutils.") for name in imported(nodes)} & MODULES.keys()
 
 
-ABSENT = {"kaggle", "kagglesdk", "kaggle_secrets", "psutil"}
+ABSENT = {"kaggle", "kagglesdk", "kaggle_secrets", "psutil", "xllamacpp"}
 SLOW = {"torch", "transformers", "trl", "datasets", "lm_eval", "papermill", "accelerate"}
 """What may be imported inside a function: packages that a machine may lack, and those that take seconds."""
 

@@ -54,7 +54,7 @@ def make_gguf(facts: Facts, settings: PublishSettings, folder: Path) -> Json:
     # Q8_0 is measured against F16, which is made even where nobody asked for it.
     kinds = [kind for kind in ("f16", "q8_0") if kind in settings.gguf or proven]
     kinds = kinds if "q8_0" in settings.gguf else ["f16"]
-    made: Json = {"context": readable_context(config), "files": {}}
+    made: Json = {"architecture": check_config(config), "context": readable_context(config), "files": {}}
     with _room(target), replaced(target) as partial:
         partial.mkdir()
         files = {kind: partial / f"{slug}-{kind.upper()}{ending}" for kind in kinds}
@@ -106,7 +106,8 @@ def summary(made: Json) -> str:
         if "ties" in file:
             lines[-1] += f" ({counted(file['ties'], 'tie')}, {file['rounded']} moved by F16's rounding)"
         if "against_f16" in file:
-            lines[-1] += f"; log-likelihood against F16 {with_interval(*file['against_f16'], '+')} nats a token"
+            value, low, high = file["against_f16"]
+            lines[-1] += f"; log-likelihood against F16 {with_interval(value, low, high, '+')} nats a token"
     if "token_ids" in made:
         lines.append(PROVEN.format(**made))
     else:

@@ -18,7 +18,7 @@ from nbutils.core.chat_engine.engine import Engine
 from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
-from nbutils.core.chatml import CHATML, IM_END, Conversation, encode
+from nbutils.core.chatml import CHATML, IM_END, Conversation, encode, encode_batch
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.llamacpp import PACKAGE, LlamaServer
@@ -52,11 +52,15 @@ HOSTILE = (
 
 @dataclass
 class Session:
-    """What the chat session does with held-out conversations; replies end with the stop token, or at the limit."""
+    """What the chat session does with held-out conversations; replies end with the stop token, or at the limit.
+
+    `longest`: tokens of the longest prompt and reply.
+    """
 
     model: Any
     tokenizer: Any
     conversations: list[Conversation]
+    longest: int
     prompts: list[list[int]] = field(default_factory=list)
     replies: list[list[int]] = field(default_factory=list)
     held_out: list[tuple[list[int], list[int]]] = field(default_factory=list)
@@ -79,7 +83,8 @@ def session(folder: Path, rows: Sequence[Conversation], conversations: int, repl
     model, tokenizer = ref.load().eval(), ref.raw_tokenizer()
     texts = spelling_none(tokenizer, rows)[0]
     room = readable_context(model.config) - tokens
-    made = Session(model, tokenizer, texts[:conversations])
+    longest = max((len(e) for e in encode_batch(tokenizer, texts[:conversations])), default=0)
+    made = Session(model, tokenizer, texts[:conversations], min(longest, room) + tokens)
     engine, whole = Engine(model, tokenizer), Plan(0, extended=False)
     sampling = Sampling(greedy=True, repetition_penalty=1.0, max_new_tokens=tokens)
     for messages in beginnings(tokenizer, texts, room, replies):
@@ -125,7 +130,7 @@ def prove(files: Mapping[str, Path], ours: Session) -> Json:
     found: Json = {"llama_cpp": version(PACKAGE), "files": {}}
     reference: list[np.ndarray] = []
     for kind, file in files.items():
-        with LlamaServer(file, readable_context(ours.model.config)) as server:
+        with LlamaServer(file, ours.longest) as server:
             check_file(server, ours)
             found |= check_ids(server, ours)
             facts = check_replies(server, ours, strict=kind == "f16")
@@ -162,14 +167,15 @@ def check_ids(server: LlamaServer, ours: Session) -> Json:
     """Held-out conversations through the file's template and tokenizer, and hostile texts without parsing."""
     theirs, count = Theirs(server, ours.tokenizer), 0
     for number, messages in enumerate(ours.conversations):
-        where, expected = f"in held-out conversation {number}", CHATML.render(messages)
+        where, whole = f"in held-out conversation {number}", CHATML.render(messages)
         plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-        text = server.ask("apply-template", messages=plain, add_generation_prompt=False)["prompt"]
-        if text != expected:
-            at = len(os.path.commonprefix([text, expected]))  # noqa: RUF071 — of texts
-            here, there = (repr(written[at : at + 20]) for written in (expected, text))
-            what = f"its template parts {where} at character {at}: the session writes {here}, llama.cpp {there}"
-            raise _parted(server, what, "tokenizer.chat_template")
+        for asks, expected in ((True, whole + CHATML.open("assistant")), (False, whole)):
+            text = server.ask("apply-template", messages=plain, add_generation_prompt=asks)["prompt"]
+            if text != expected:
+                at = len(os.path.commonprefix([text, expected]))  # noqa: RUF071 — of texts
+                here, there = (repr(written[at : at + 20]) for written in (expected, text))
+                what = f"its template parts {where} at character {at}: the session writes {here}, llama.cpp {there}"
+                raise _parted(server, what, "tokenizer.chat_template")
         own, read = encode(ours.tokenizer, messages).input_ids, theirs.ids(text, special=True)
         count += len(own)
         _same(server, ours, where, own, read)
@@ -182,7 +188,7 @@ def check_ids(server: LlamaServer, ours: Session) -> Json:
         except OutsideVocabularyError:  # the chat refuses it too
             refused += 1
             continue
-        _same(server, ours, f"in the text {text[:40]!r}", own, encode(theirs, messages).input_ids)  # type: ignore[arg-type]
+        _same(server, ours, f"in the text {text[:40]!r}", own, encode(theirs, messages).input_ids)
     return {"conversations": len(ours.conversations), "token_ids": count, "hostile_texts": len(HOSTILE) - refused}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf import GGUFWriter, TokenType
+from sentencepiece import SentencePieceProcessor
 
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
@@ -136,8 +137,6 @@ def _scores(tokens: list[str], merges: list[tuple[str, ...]], sentencepiece: Pat
     for rank, pair in enumerate(merges):
         scores.setdefault("".join(pair), -float(rank))
     if sentencepiece:
-        from sentencepiece import SentencePieceProcessor
-
         model = SentencePieceProcessor(model_file=str(sentencepiece))
         scores |= {model.id_to_piece(i): model.get_score(i) for i in range(model.get_piece_size())}
     return tuple(scores.get(token, LOWEST) for token in tokens)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
+from safetensors import safe_open
 
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
@@ -83,8 +84,8 @@ def write_gguf(
 ) -> list[str]:
     """Writes the model's folder as a GGUF file of the kind `f16` or `q8_0`; the names of tensors that stayed F16 in it.
 
-    `sampling` are the settings of `generation_config.json`, `about` further metadata of the file by its keys. Weights
-    are read one by one. UserError for an architecture that is not known here.
+    `sampling` are the settings of `generation_config.json`, `about` further metadata of the file by its keys. UserError
+    for an architecture that is not known here.
     """
     config = ModelRef.parse(str(model)).config()
     architecture = check_config(config)
@@ -135,8 +136,6 @@ def _add_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
 
 def _tensors(model: Path, config: PretrainedConfig, architecture: str) -> Iterator[tuple[str, np.ndarray]]:
     """Names and weights in float32, as llama.cpp has them."""
-    from safetensors import safe_open
-
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}

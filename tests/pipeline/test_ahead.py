@@ -45,6 +45,9 @@ def look(tmp_path, monkeypatch, learned_positions):
     return found
 
 
+SHORT = "max_new_tokens=9", "reply_tokens=9", "parity_tokens=9"
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -74,10 +77,11 @@ def look(tmp_path, monkeypatch, learned_positions):
         ("a file or folder that is there", "datasets=[/no/such]"),
         ("data files found", "datasets=[nbutils/metrics]"),
         ("repo_id is empty", "push=true"),
+        ("architecture 'gpt2', only of llama", "gguf=[f16]", "base_model=GPT2", "max_length=64", *SHORT),
         ("there is no token", "push=true", "repo_id=me/it"),
         ("no tracker tensorbord", "report_to=[tensorbord]"),
         ("precision is fp16", "precision=fp16"),
-        ("max_length is 1024 tokens", "base_model=GPT2", "max_new_tokens=9", "reply_tokens=9", "parity_tokens=9"),
+        ("max_length is 1024 tokens", "base_model=GPT2", *SHORT),
     ],
 )
 def test_what_a_later_notebook_would_stop_over(look, monkeypatch, case):

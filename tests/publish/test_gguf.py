@@ -97,7 +97,7 @@ def test_the_card_gives_commands_and_says_what_was_tried(published, made):
         "# LM Studio: not tried here", "| `gguf/smallchat-demo-Q8_0.gguf` |", "Q8_0, 4 tensors in F16",
         f"| {eight['equal_share']:.1%} of {eight['reply_tokens']} |", "parse control tokens in what people type",
         f"Proven in llama.cpp (xllamacpp {found['llama_cpp']}): {found['token_ids']:,} token ids of 12 held-out",
-        "`-c 512 --rope-freq-base 32279.69",
+        "`-c 512 --override-kv llama.context_length=int:512 --rope-freq-base 32279.69",
     ):  # fmt: skip
         assert words in card
     assert "llama-server" not in published.card and "Unproven" not in card
@@ -105,6 +105,8 @@ def test_the_card_gives_commands_and_says_what_was_tried(published, made):
 
 def planted(name, monkeypatch):
     """A fault in what is written: changes of the vocabulary, or of the writer."""
+    if name == "prompt":
+        monkeypatch.setattr("nbutils.publish.gguf_writer.TEMPLATE", TEMPLATE.replace("assistant\\n", "assistant"))
     if name == "template":
         monkeypatch.setattr(
             "nbutils.publish.gguf_writer.TEMPLATE", TEMPLATE.replace("+ '<|im_end|>' + '\\n'", "+ '<|im_end|>'")
@@ -112,7 +114,7 @@ def planted(name, monkeypatch):
     if name == "rows of q and k":
         monkeypatch.setattr("nbutils.publish.gguf_writer.interleaved", lambda array, heads: array)
     return {
-        "end": {"special": lambda words: words.special | {"eos": 332, "eot": 332}},
+        "end": {"special": lambda words: words.special | {"eos": 333, "eot": 333}},
         "token": {"tokens": lambda words: [t.replace("<|pad|>", "[PAD332]") for t in words.tokens]},
         "pre": {"pre": lambda words: "llama-bpe"},
     }.get(name, {})
@@ -123,6 +125,7 @@ def small(tmp_path_factory):
     """A model that has merges to go wrong, and its session."""
     texts = [message["content"] for talk in chitchat(12) for message in talk]
     tokenizer = small_tokenizer([*texts, *["1234567"] * 99], 330)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["</s>"]}, replace_extra_special_tokens=False)
     folder = with_chatml(tmp_path_factory.mktemp("small"), tiny_model(tokenizer, 256, seed=3), tokenizer)
     return folder, session(folder, chitchat(12), 12, 12, 12)
 
@@ -131,7 +134,8 @@ def small(tmp_path_factory):
     "name,words",
     {
         "template": r"its template parts in held-out conversation 0 at character \d+.*look at tokenizer.chat_template",
-        "end": r"its end token is '<\|pad\|>', and '<\|im_end\|>' ends a reply.*eos_token_id",
+        "prompt": r"its template parts in .* 0 at character \d+: the session writes '\\n', llama.cpp ''",
+        "end": r"its end token is '</s>', and '<\|im_end\|>' ends a reply.*eos_token_id",
         "token": r"it reads the control token '<\|pad\|>' as \[.*not as 332.*tokenizer.ggml.tokens",
         "rows of q and k": r"greedy replies part in held-out conversation \d+ at token \d+.*rows of q and k",
         "pre": r"token ids part in .* at token \d+.*tokenizer.ggml.pre",
