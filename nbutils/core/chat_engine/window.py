@@ -139,12 +139,10 @@ class Window:
         room = self.trained - self.max_new_tokens if crosses else self.room
         start, history = STARTS * room, sizes.used(dropped) - sizes.newest
         turns = list(sizes.turns)
-        if history <= start:
-            if not sizes.newest:
-                return None
+        if sizes.newest:
             turns.append(max(sizes.newest, int(start) + 1 - history))
-        elif sizes.newest:
-            turns.append(sizes.newest)
+        elif history <= start:
+            return None
         answered = Sizes(sizes.fixed, turns)
         beyond = replace(answered, newest=max(1, room + 1 - answered.used(dropped)))
         if sizes.fixed + beyond.newest > self.room:
