@@ -14,9 +14,11 @@ from nbutils.pipeline.display import silence
 COMMANDS = {
     "run": ("nbutils.pipeline.run", "run the notebooks of a profile"),
     "chat": ("nbutils.chat.terminal", "talk to a model in the terminal"),
+    "origin": ("nbutils.core.origin.command", "find a text's passages in a run's training data"),
     "doctor": ("nbutils.pipeline.doctor", "check machine, parameters, data and model"),
     "settings": ("nbutils.pipeline.parameters", "write the training worker's SETTINGS.json"),
     "fetch": ("nbutils.pipeline.fetch", "collect what a profile takes from the hub, for machines without internet"),
+    "sweep": ("nbutils.sweep.command", "try several recipes, and say which can be told apart"),
     "kaggle": ("nbutils.kaggle.command", "make what `kaggle kernels push` takes"),
 }
 """Each command's module, which has `add_arguments(parser)` and `main(arguments) -> int`, and its help."""

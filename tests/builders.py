@@ -26,8 +26,8 @@ small_tokenizer = train_bpe
 def rows_of(tokenizer, conversations: list[list[dict]]) -> list[dict]:
     """Conversations as notebook 01 writes them."""
     return [
-        {"messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
-        for c, e in zip(conversations, encode_batch(tokenizer, conversations), strict=True)
+        {"source": "made up", "index": n, "messages": c, "input_ids": e.input_ids, "supervised": e.supervised}
+        for n, (c, e) in enumerate(zip(conversations, encode_batch(tokenizer, conversations), strict=True))
     ]
 
 

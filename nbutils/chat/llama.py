@@ -20,6 +20,7 @@ from nbutils.core.chatml import IM_END, IM_START, Conversation
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.llamacpp import LlamaServer
+from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def load(name: str) -> LoadedModel:
         raise UserError(f"{name} holds no chat template and no tokens of ChatML: --engine llamacpp cannot talk to it.")
     server = LlamaServer(ref.path)
     line = f"{name}: {_about(server)['n_params']:,} parameters, llama.cpp on the CPU"
-    return LoadedModel(name, server, tokenizer, line + (", talked to in its own chat template" if own else ""))
+    line += ", talked to in its own chat template" if own else ""
+    return LoadedModel(name, server, tokenizer, line, Run.around(ref.path))
 
 
 class LlamaEngine(BaseEngine):

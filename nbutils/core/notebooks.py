@@ -8,12 +8,16 @@ import json
 import os
 import tokenize
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.stages import StageSpec
+
+SWEEP = "07_sweep.ipynb"
+"""The notebook that is no stage: it runs others."""
 
 
 def notebooks_folder() -> Path:
@@ -51,6 +55,12 @@ def code_cells(path: Path) -> list[Json]:
 
 def parameters(path: Path) -> dict[str, Parameter]:
     """The parameters cell of a notebook: typed literals with a line of help each. UserError for anything else."""
+    stat = path.stat()
+    return dict(_read_once(path, stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache
+def _read_once(path: Path, _changed: int, _size: int) -> dict[str, Parameter]:
     try:
         (source,) = (cell["source"] for cell in code_cells(path) if "parameters" in cell["tags"])
         comments = _comments(source)

@@ -107,9 +107,15 @@ class Sample:
         return (row for table in self.found.values() for row in table.to_pylist())
 
 
+def in_groups(rows: Iterator[Any]) -> Iterator[list[Any]]:
+    """Over-long conversations as they are encoded together."""
+    while group := list(islice(rows, AT_ONCE)):
+        yield group
+
+
 def read_whole(rows: Iterator[Json], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Any, Measured]]:
     """The rows, each with its conversation encoded to its end."""
-    while group := list(islice(rows, AT_ONCE)):
+    for group in in_groups(rows):
         conversations = [
             [message | {"learn": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
             for row in group

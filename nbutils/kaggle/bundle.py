@@ -12,23 +12,27 @@ import io
 import lzma
 import tarfile
 import textwrap
+from collections.abc import Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
+from nbutils.core import notebooks
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, kaggle_root, resolve, sha256_of_bytes, write_json, write_text
-from nbutils.core.notebooks import notebook_path, parameters
+from nbutils.core.notebooks import Parameter, notebook_path, notebooks_folder, parameters
 from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
 from nbutils.data.splits import FILE_SUFFIXES
-from nbutils.kaggle.packages import FOLDER, PROJECT, WHOLE
+from nbutils.kaggle.packages import FOLDER, PROJECT, SWEEP, WHOLE
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
+from nbutils.sweep.guard import guarded
+from nbutils.sweep.settings import SweepSettings
 
 BUDGET_MINUTES = 690
 """Kaggle ends a session after 12 hours; half an hour is left for the last checkpoint and the rest of the notebook."""
@@ -85,9 +89,24 @@ def write_bundles(plan: Plan, bundle: Bundle, out: Path) -> list[Path]:
         # The first of the notebooks tells what all of them will lack.
         needed = plan.stages if planned is plan.stages[0] else [planned]
         own = _filled(bundle, planned.stage.name, [planned], needed)
-        folders.append(_write(out, own, _stage_book(planned), archive))
+        book = _book(notebook_path(planned.stage), _parameters(planned, given=False))
+        folders.append(_write(out, own, book, archive))
     whole = _filled(bundle, WHOLE, plan.stages, plan.stages)
     return [*folders, _write(out, whole, _whole_book(plan, whole), archive)]
+
+
+def write_sweep(settings: SweepSettings, bundle: Bundle, out: Path) -> Path:
+    """Writes the bundle of a sweep below `out`; returns its folder. UserError as by `write_bundles`."""
+    sweep = settings.plan()
+    plans = [trial.plan for trial in sweep.rows.values()]
+    for plan in plans:
+        check_reachable(plan)
+    runs = [plan.maker(role) for plan in plans for role in ("rows", "model")]
+    needed = runs + [guarded(plan, list(sweep.guard)) for plan in plans[: len(sweep.guard)]]
+    carried = {"profile": "", "values": sweep.common, "sweep": sweep.swept, "minutes": BUDGET_MINUTES}
+    path = notebooks_folder() / notebooks.SWEEP
+    lines = _lines(parameters(path), settings.model_dump() | carried)
+    return _write(out, _filled(bundle, SWEEP, runs, needed), _book(path, lines), make_archive())
 
 
 def _filled(bundle: Bundle, name: str, runs: list[Planned], needed: list[Planned]) -> Bundle:
@@ -105,17 +124,21 @@ def _parameters(planned: Planned, given: bool) -> dict[str, str]:
     """The lines of a parameters cell by name, with the profile's values; of those alone that are `given`, if so."""
     budget = {"budget_minutes": BUDGET_MINUTES} if "budget_minutes" in type(planned.settings).model_fields else {}
     values, cell = budget | planned.injected, parameters(notebook_path(planned.stage))
+    return _lines({name: each for name, each in cell.items() if name in values or not given}, values)
+
+
+def _lines(cell: Mapping[str, Parameter], values: Json) -> dict[str, str]:
+    """The lines of a parameters cell by name, with these values in place of its own."""
     return {
-        name: f"{name}: {each.type} = {values.get(name, each.default)!r}  # {each.help}"
-        for name, each in cell.items()
-        if name in values or not given
+        name: f"{name}: {each.type} = {values.get(name, each.default)!r}  # {each.help}" for name, each in cell.items()
     }
 
 
-def _stage_book(planned: Planned) -> Any:
-    book = nbformat.read(notebook_path(planned.stage), as_version=4)
+def _book(path: Path, lines: Mapping[str, str]) -> Any:
+    """A notebook with these lines in its parameters cell."""
+    book = nbformat.read(path, as_version=4)
     number = next(n for n, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
-    book.cells[number].source = "\n".join(_parameters(planned, given=False).values())
+    book.cells[number].source = "\n".join(lines.values())
     book.cells.insert(number + 1, _code("resume", RESUME))
     return book
 
@@ -142,7 +165,7 @@ def _write(out: Path, bundle: Bundle, book: Any, archive: bytes) -> Path:
     first = CELL.format(archive=text, digest=sha256_of_bytes(archive)[:12], commit=COMMIT, bundle=bundle)
     book.cells.insert(1, _code("first", first, **HIDDEN))
     book.cells.append(_code("close", CLOSE))
-    own, gpu = bundle.slug, bundle.stage == WHOLE or spec(bundle.stage).gpu
+    own, gpu = bundle.slug, bundle.stage in (WHOLE, SWEEP) or spec(bundle.stage).gpu
     book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata["kaggle"] = {  # read when a person imports the notebook by hand
         "accelerator": "nvidiaTeslaT4" if gpu else "none",

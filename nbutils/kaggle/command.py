@@ -11,7 +11,7 @@ from typing import Any
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
 from nbutils.kaggle.account import signed_in
-from nbutils.kaggle.bundle import write_bundles
+from nbutils.kaggle.bundle import write_bundles, write_sweep
 from nbutils.kaggle.carry_over import ACCEPT, FORCE
 from nbutils.kaggle.packages import collect_wheels, required
 from nbutils.kaggle.push import Pusher, bundle_folders
@@ -25,6 +25,7 @@ from nbutils.pipeline.parameters import (
     read_override,
     read_profile,
 )
+from nbutils.sweep.command import add_swept, settings_by
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type="checkpoint_mirror={!r}".format,
         help="checkpoint_mirror: a private Hub repository that gets the newest checkpoint every mirror_minutes (30)",
     )
+    add_swept(bundle, "--sweep")
     stale = bundle.add_mutually_exclusive_group()
     keep, again = "keep earlier sessions' work that is stale", "start again where earlier sessions' work is stale"
     stale.add_argument("--accept", dest="stale", action="store_const", const=ACCEPT, default="", help=keep)
@@ -92,6 +94,12 @@ def _push(arguments: argparse.Namespace) -> None:
 
 
 def _bundle(arguments: argparse.Namespace) -> None:
+    if arguments.swept:
+        folder = arguments.run_dir or f"runs/{profile_path(arguments.profile).stem}-sweep"
+        settings = settings_by(arguments, run_dir=folder, minutes=0, take="")
+        folder = write_sweep(settings, bundle_of(arguments), arguments.out)
+        print(f"{shown(folder)}\nRun it: python -m nbutils kaggle push {shown(folder)} --follow")
+        return
     folders = write_bundles(planned_by(arguments), bundle_of(arguments), arguments.out)
     for folder in folders:
         print(shown(folder))

@@ -23,6 +23,8 @@ from nbutils.core.stages import maker, stages
 
 WHOLE = "all"
 """Stands in place of a stage for the bundle that runs the whole pipeline."""
+SWEEP = "sweep"
+"""The same for the bundle of notebook 07."""
 FOLDER = Path(__file__).resolve().parents[2]
 """Where the archive was unpacked; the clone, where it is made."""
 PROJECT = "*project.toml"
@@ -33,13 +35,14 @@ CONSTRAINED = ("torch==", "torchvision==", "torchaudio==", "triton==", "transfor
 NEWEST = {"torch": "3", "transformers": "6", "numpy": "3"}
 """Never replaced: too old or too new means another image. The first versions that nothing here was tried with."""
 ONLY_FOR = {
-    "lm-eval": (maker("rows").name, maker("scores").name, WHOLE),
+    "lm-eval": (maker("rows").name, maker("scores").name, WHOLE, SWEEP),
+    "scipy": (SWEEP,),
     "jupyterlab": (),  # where people work
     "prompt-toolkit": (),
-    "papermill": (WHOLE,),
-    "nbclient": (WHOLE,),
-    "nbformat": (WHOLE,),
-    "ipykernel": (WHOLE,),  # that of the image runs this notebook already
+    "papermill": (WHOLE, SWEEP),
+    "nbclient": (WHOLE, SWEEP),
+    "nbformat": (WHOLE, SWEEP),
+    "ipykernel": (WHOLE, SWEEP),  # that of the image runs this notebook already
 }
 """Requirements that only some notebooks have."""
 BROUGHT = (

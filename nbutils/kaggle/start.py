@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbutils.core import notebooks
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
 from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes
@@ -19,7 +20,7 @@ from nbutils.core.hardware import Gpu, nvidia_gpus, usable_gpus
 from nbutils.core.network import hub_answers
 from nbutils.core.stages import spec
 from nbutils.kaggle import packages
-from nbutils.kaggle.packages import WHOLE
+from nbutils.kaggle.packages import SWEEP, WHOLE
 
 if TYPE_CHECKING:
     from nbutils.kaggle.notebook_session import Session
@@ -63,7 +64,8 @@ class Bundle:
 
         A profile whose name is too long for that, or not in Latin letters, is told apart by a few digits of its hash.
         """
-        file = "whole-pipeline" if self.stage == WHOLE else spec(self.stage).file[:-6]
+        beside = {WHOLE: "whole-pipeline", SWEEP: notebooks.SWEEP[:-6]}
+        file = beside.get(self.stage) or spec(self.stage).file[:-6]
         prefix, words = (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in (self.profile, file))
         longest = 38 - len(words)
         if len(prefix) > longest or not prefix or not self.profile.isascii():
@@ -79,8 +81,8 @@ class Bundle:
     @property
     def reads(self) -> list[str]:
         """The stages whose notebooks' output it reads; what can take several sessions reads its own, too."""
-        if self.stage == WHOLE:
-            return [WHOLE]
+        if self.stage in (WHOLE, SWEEP):
+            return [self.stage]
         stage = spec(self.stage)
         return [*stage.reads, *stage.consults, *([self.stage] if stage.pausable else [])]
 
@@ -120,6 +122,10 @@ def start(bundle: Bundle) -> Session:
     if where.root is not None:
         # The time budget counts from the start of this kernel: Kaggle's does too, a little earlier.
         os.environ.setdefault(STARTED, str(psutil.Process().create_time()))
+    if bundle.stage == SWEEP:
+        from nbutils.kaggle.sweep_session import SweepSession
+
+        return SweepSession(bundle, where)
     return Session(bundle, where)
 
 

@@ -124,6 +124,11 @@ def plan(profile: Path, overrides: list[str], run_dir: str | None = None) -> Pla
     given |= dict(read_override(text) for text in overrides)
     if run_dir is not None:
         given["run_dir"] = Given(run_dir, "--run-dir")
+    return plan_of(profile, given)
+
+
+def plan_of(profile: Path, given: Mapping[str, Given]) -> Plan:
+    """The same for values that are read already."""
     present = [stage for stage in stages() if notebook_path(stage).is_file()]
     if not present:
         raise UserError(

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -50,18 +50,9 @@ class Supervisor:
         self._run = run
         self._print = say
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Takes SIGINT, SIGTERM and SIGHUP while the block runs; under `nohup` SIGHUP stays ignored."""
-        # An ignored SIGINT is taken all the same: shells ignore it for every job in the background of a script, where
-        # whoever sends it to this very process means it.
-        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        before = {name: signal.signal(name, self._take) for name in CAUGHT if not (name == signal.SIGHUP and nohup)}
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
+    def listening(self) -> AbstractContextManager[None]:
+        """Takes the signals while the block runs."""
+        return taking(self._take)
 
     @contextmanager
     def stage(self, pausable: bool) -> Iterator[None]:
@@ -126,6 +117,20 @@ class Supervisor:
     def _say(self, text: str) -> None:
         # From a thread: the signal may have come in the middle of a print, which can't be entered a second time.
         threading.Thread(target=self._print, args=(text,), daemon=True).start()
+
+
+@contextmanager
+def taking(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Gives SIGINT, SIGTERM and SIGHUP to a handler while the block runs; under `nohup` SIGHUP stays ignored."""
+    # An ignored SIGINT is taken all the same: shells ignore it for every job in the background of a script, where
+    # whoever sends it to this very process means it.
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    before = {name: signal.signal(name, handler) for name in CAUGHT if not (name == signal.SIGHUP and nohup)}
+    try:
+        yield
+    finally:
+        for name, former in before.items():
+            signal.signal(name, former)
 
 
 def run_mark(run: Path) -> str:

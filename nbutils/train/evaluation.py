@@ -1,20 +1,24 @@
-"""What is measured of a model: its exact loss, its replies to fixed prompts, and how surely it ends them."""
+"""What is measured of a model: its exact loss on each row, its replies to fixed prompts, how surely it ends them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+from datasets import load_from_disk
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.core.chat_engine.generation import generate_replies
 from nbutils.core.chatml import IM_END
-from nbutils.core.files import Json
+from nbutils.core.files import Json, replaced
 from nbutils.core.run.models import ModelRef
 from nbutils.train.batches import blocks_of
 from nbutils.train.dataset import TokenRows
@@ -26,29 +30,69 @@ REPORTED_ROWS = 8
 """Evaluation rows in which the ends of replies are looked at."""
 
 
-@torch.no_grad()
-def exact_loss(model: PreTrainedModel, rows: TokenRows, budget: int) -> dict[str, float]:
-    """Mean loss in nats a supervised token, and top-1 accuracy, over all rows.
+HELDOUT = pa.schema(
+    {"source": pa.string(), "index": pa.int64(), "loss_sum": pa.float64(), "tokens": pa.int64()},
+    metadata={"schema": "1"},
+)
+"""Of `heldout.parquet`: the row as the ledger names it, the loss in nats summed over its tokens, and how many count."""
 
-    Sums are kept in float64 and reduced once; every row counts once whatever the budget (padded tokens a micro-batch)
-    and the number of processes. All ranks must call it. The model is left in evaluation mode.
+
+class ExactLoss(NamedTuple):
+    """A model's loss on a set of rows."""
+
+    sums: np.ndarray
+    """Loss of each row in nats, summed over its supervised tokens, (rows,) float64."""
+    tokens: np.ndarray
+    """Supervised tokens of each row, (rows,)."""
+    correct: float
+    """Supervised tokens that have the highest probability."""
+
+    @property
+    def mean(self) -> float:
+        """In nats a supervised token."""
+        return float(self.sums.sum()) / max(int(self.tokens.sum()), 1)
+
+    def facts(self) -> dict[str, float]:
+        """What is logged of it."""
+        count = int(self.tokens.sum())
+        return {
+            "eval_loss": self.mean,
+            "eval_token_accuracy": self.correct / max(count, 1),
+            "supervised_tokens": count,
+        }
+
+    def save(self, path: Path, held_out: Path) -> None:
+        """Writes what each row of the folder `held_out` has; nothing where its rows do not say where they come from."""
+        rows = load_from_disk(str(held_out)).with_format("arrow")
+        names = HELDOUT.names[:2]
+        if {*names} <= {*rows.column_names}:
+            named = rows.select_columns(names)[:].select(names).columns
+            with replaced(path) as partial:
+                pq.write_table(pa.table([*named, self.sums, self.tokens], schema=HELDOUT), partial)
+
+
+@torch.no_grad()
+def exact_loss(model: PreTrainedModel, rows: TokenRows, budget: int) -> ExactLoss:
+    """The loss on all rows.
+
+    Each row's is summed in float64 and exchanged once; every row counts once whatever the budget (padded tokens a
+    micro-batch) and the number of processes. All ranks must call it. The model is left in evaluation mode.
     """
     state, device = PartialState(), next(model.parameters()).device
     lengths = rows.lengths()
     order = np.argsort(lengths, kind="stable")
     batches = [order[a:b] for a, b in pairwise(blocks_of(lengths[order], budget))]
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    mine, counts = batches[state.process_index :: state.num_processes], rows.supervised_counts()
     model.eval()
-    for batch in batches[state.process_index :: state.num_processes]:
-        loss, correct = causal_lm_loss(model, *rows.tensors(batch).to(device))
-        sums += torch.stack([loss.double(), correct.double()])
-    loss_sum, correct_sum = reduce(sums, "sum").tolist()
-    count = int(rows.supervised_counts().sum())
-    return {
-        "eval_loss": loss_sum / max(count, 1),
-        "eval_token_accuracy": correct_sum / max(count, 1),
-        "supervised_tokens": count,
-    }
+    losses, hits = [torch.zeros(0, device=device)], torch.zeros((), dtype=torch.float64, device=device)
+    for batch in mine:
+        _, correct, each = causal_lm_loss(model, *rows.tensors(batch).to(device))
+        losses.append(each)
+        hits += correct
+    read = np.concatenate([order[:0], *mine])  # whose tokens these are, in order
+    sums = np.bincount(np.repeat(read, counts[read]), torch.cat(losses).cpu().double(), minlength=len(rows))
+    *found, correct_sum = reduce(torch.tensor([*sums, hits], dtype=torch.float64, device=device), "sum").tolist()
+    return ExactLoss(np.array(found), counts, correct_sum)
 
 
 def sample_replies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Json]:

@@ -24,8 +24,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, ...]:
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         if recorded := any(ctx.needs_input_grad):
             grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
@@ -36,7 +36,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             scores = h @ weight.T  # (c, V), in half precision under autocast
             logits = scores.float()
             log_norm = logits.logsumexp(dim=-1)  # (c,)
-            loss += (log_norm - logits.gather(1, t[:, None]).squeeze(1)).sum()
+            losses[start : start + chunk] = log_norm - logits.gather(1, t[:, None]).squeeze(1)
             correct += (logits.argmax(dim=-1) == t).sum()
             if recorded:
                 slope = logits.sub_(log_norm[:, None]).exp_()  # softmax, in place
@@ -44,8 +44,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 slope = slope.to(scores.dtype)
                 grad_hidden[start : start + chunk] = slope @ weight
                 grad_weight += slope.T @ h
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+        ctx.mark_non_differentiable(correct, losses)
+        return losses.sum(), correct, losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -54,19 +54,21 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden * scale.to(grad_hidden.dtype), (grad_weight * scale).to(ctx.weight_dtype), None, None
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """Sum of cross-entropies in nats and number of correct top-1 predictions.
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of cross-entropies in nats, number of correct top-1 predictions, and each cross-entropy (N,).
 
     hidden (N, D) at the supervised positions, weight (V, D) of the output embedding, targets (N,) token ids.
     """
     if not torch.is_grad_enabled():  # a Function is told of a leaf's gradient also where nothing is recorded
         hidden, weight = hidden.detach(), weight.detach()
-    loss, correct = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
-    return loss, correct
+    loss, correct, losses = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
+    return loss, correct, losses
 
 
-def causal_lm_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss sum and correct predictions of a causal model on right-padded rows without an attention mask.
+def causal_lm_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss sum, correct predictions and each label's loss of a causal model on right-padded rows without a mask.
 
     input_ids and labels (B, T), labels -100 where nothing is predicted. Causal attention never looks right, so padding
     behind a row cannot reach its tokens, and no mask is needed.
@@ -118,7 +120,7 @@ def with_loss_in_forward(model: PreTrainedModel) -> PreTrainedModel:
     def forward(self: PreTrainedModel, *args: Any, chunked_labels: Tensor | None = None, **kwargs: Any) -> Any:
         if chunked_labels is None:
             return original(self, *args, **kwargs)
-        loss, correct = causal_lm_loss(self, kwargs["input_ids"], chunked_labels)
+        loss, correct, _ = causal_lm_loss(self, kwargs["input_ids"], chunked_labels)
         return {"loss_sum": loss, "correct": correct}
 
     model.forward = MethodType(forward, model)

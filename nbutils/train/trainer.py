@@ -26,13 +26,15 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import Json, link_tree, replaced, shown
 from nbutils.core.run.checkpoints import BEST, Checkpoint, prune
 from nbutils.core.run.layout import Run
+from nbutils.core.run.models import ModelRef
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepBatch, StepLoader
 from nbutils.train.control import Best, Budget, Counters, CountingScaler, Records, StepControl, flops_of
 from nbutils.train.dataset import Microbatch, TokenRows
-from nbutils.train.evaluation import exact_loss, sample_replies
+from nbutils.train.evaluation import ExactLoss, exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
-from nbutils.train.settings import OF_LENGTH, TrainSettings
+from nbutils.train.optimizer import Muon, hidden_matrices
+from nbutils.train.settings import MUON, OF_LENGTH, TrainSettings
 
 NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
@@ -56,10 +58,16 @@ class Job:
 class SmallchatTrainer(SFTTrainer):
     """An SFTTrainer whose training step is a whole optimizer step of micro-batches."""
 
+    held_out: ExactLoss
+    """What the last evaluation found, over the tokens that `supervise` counts where training ended with it."""
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> None:
+        adamw = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        muon = (Muon, adamw | {"hidden": hidden_matrices(model)}) if job.settings.optimizer == MUON else None
         super().__init__(
             model=model,
             args=args,
+            optimizer_cls_and_kwargs=muon,
             train_dataset=job.loader.rows.rows,
             eval_dataset=None,
             processing_class=tokenizer,
@@ -171,10 +179,13 @@ class SmallchatTrainer(SFTTrainer):
         self.control.should_evaluate = False  # or the end of an epoch would ask for it once more
         model, budget = self.accelerator.unwrap_model(self.model), job.settings.tokens_per_microbatch
         with self.accelerator.autocast():
-            found = exact_loss(model, job.eval_rows, budget)
-            ends = self._judge(found["eval_loss"])
+            self.held_out = exact_loss(model, job.eval_rows, budget)
+            found = self.held_out.facts()
+            ends = self._judge(self.held_out.mean)
             if step in (0, self.state.max_steps) or ends:  # how well the whole text is predicted, headers too
-                found["eval_loss_all_tokens"] = exact_loss(model, job.eval_rows.counting("all"), budget)["eval_loss"]
+                whole = exact_loss(model, job.eval_rows.counting("all"), budget)
+                found["eval_loss_all_tokens"] = whole.mean
+                self.held_out = whole if job.settings.supervise == "all" else self.held_out
         if self.is_world_process_zero():
             for sample in sample_replies(model, self.processing_class, job.settings.sample_prompts):
                 job.records.add("sample", {"step": step} | sample)
@@ -276,6 +287,20 @@ class SmallchatTrainer(SFTTrainer):
                 self._write_model(partial)
         shutil.rmtree(best, ignore_errors=True)
         return chosen
+
+    def write_held_out(self, chosen: int) -> None:
+        """Writes what the final model, of step `chosen`, loses on each held-out conversation. All ranks must call it.
+
+        The tokens that count are those of training; where the last evaluation was of another model, it is done anew.
+        """
+        job, settings = self.job, self.job.settings
+        if chosen < self.state.global_step:
+            model = ModelRef.parse(str(job.run.final)).load().to(self.args.device)
+            with self.accelerator.autocast():
+                rows = job.eval_rows.counting(settings.supervise)
+                self.held_out = exact_loss(model, rows, settings.tokens_per_microbatch)
+        if self.is_world_process_zero():
+            self.held_out.save(job.run.heldout, job.run.rows / "eval")
 
     def _write_model(self, folder: Path) -> None:
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)

@@ -233,8 +233,9 @@ def _end(trainer: SmallchatTrainer) -> None:
         return
     if not trainer.out_of_patience:
         trainer.evaluate()
+    done["chosen"] = gather_object([trainer.write_models() if records.active else 0])[0]
+    trainer.write_held_out(done["chosen"])
     if records.active:
-        done["chosen"] = trainer.write_models()
         records.add("metric", {"kind": "end"} | done)
     records.progress("finished", **done)
 

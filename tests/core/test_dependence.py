@@ -29,7 +29,7 @@ STEERING = {
 
 OTHERS = (
     True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], ["f16"], {"adam_beta1": 0.5},
-    "another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn", "last",
+    "another", "someone/else", "mit", "constant", "sgd", "assistant", "all", "fp16", "yarn", "last", "drop",
 )  # fmt: skip
 """Values that might stand in a parameter's place; a stage refuses what it does not know."""
 
@@ -65,6 +65,7 @@ READERS = {
     "train/final/model.safetensors": {"evaluate", "chat", "publish"},
     "train/base/model.safetensors": {"evaluate", "chat"},
     "train/base/source.json": {"evaluate", "chat", "publish"},
+    "train/heldout.parquet": set(),
     "train/progress.jsonl": set(),
     "train/checkpoints/step-000500/model.safetensors": set(),
     "train/checkpoints/step-000500/manifest.json": set(),

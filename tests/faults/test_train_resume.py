@@ -6,6 +6,8 @@ import shutil
 import signal
 from functools import partial
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from nbutils.core.files import read_jsonl
@@ -89,8 +91,10 @@ def test_the_best_model_is_kept_and_patience_ends_training_pause_or_not(run, und
     assert logged(run, "end") == [{"kind": "end", "chosen": 6, "step": 10, "steps": 12}]
     rows = TokenRows.load(run / "data" / "eval", "assistant")
     models = (ModelRef.parse(str(run / "train" / name)).load() for name in ("final", "last"))
-    measured = [exact_loss(model, rows, 300)["eval_loss"] for model in models]
+    measured = [exact_loss(model, rows, 300).mean for model in models]
     assert measured == pytest.approx([losses[6], losses[10]], rel=1e-6)
+    held_out = pq.read_table(Run(run).heldout)  # of the final model
+    assert pc.sum(held_out["loss_sum"]).as_py() / pc.sum(held_out["tokens"]).as_py() == pytest.approx(losses[6])
     assert not (run / "train" / "checkpoints" / "best").exists()
 
 
@@ -119,7 +123,14 @@ CHAINS = {
 """Faults of one session after another, and what happens to the files between two sessions."""
 
 
-BEST = {"learning_rate": 0.02, "schedule": "constant", "warmup_fraction": 0.6, "eval_steps": 2, "patience": 2}
+BEST = {
+    "optimizer": "muon",
+    "learning_rate": 0.02,
+    "schedule": "constant",
+    "warmup_fraction": 0.6,
+    "eval_steps": 2,
+    "patience": 2,
+}
 """The evaluation of step 6 is the best, and that of step 10 the last."""
 BEST_KILLED = [
     *("best:2:all", "link:1:0", "link:2:0", "before_rename:3:0", "best:3:0", "best_again:1:0", "model:1:0"),

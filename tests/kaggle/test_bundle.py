@@ -20,8 +20,9 @@ from nbutils.kaggle.command import add_arguments, bundle_of
 from nbutils.kaggle.packages import WHOLE
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.parameters import plan
+from nbutils.sweep.settings import SweepSettings
 from tests.conftest import ROOT
-from tests.kaggle.simulated import SMALL
+from tests.kaggle.simulated import SMALL, bundles
 
 PROFILES = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem != "laptop_135m")
 """All but the one whose base model is a file of the machine that it is for."""
@@ -150,3 +151,32 @@ def test_profiles_that_kaggle_would_take_for_one_have_addresses_of_their_own():
         for address in addresses:
             assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", address) and len(address) <= 50
     assert Bundle("me", "kaggle_t4x2", "", "train").address == "me/smallchat-kaggle-t4x2-02-train-sft"
+
+
+SWEEP = ["--sweep=learning_rate=1e-3,1e-2", "--seeds=2", "--guard=hellaswag:5", "-p", "epochs=2"]
+
+
+def test_a_sweep_is_one_bundle_that_carries_the_profiles_values_and_plans_itself(tmp_path):
+    (folder,) = bundles(SMALL, tmp_path, *SWEEP)
+    facts, book = read_json(folder / "kernel-metadata.json"), folder / f"{folder.name}.ipynb"
+    assert folder.name == "smallchat-small-07-sweep" and facts["kernel_sources"] == [facts["id"]]
+    assert facts["machine_shape"] == "NvidiaTeslaT4" and book.stat().st_size < 1_000_000
+    cell = {name: each.default for name, each in parameters(book).items()}
+    assert cell["profile"] == "" and cell["run_dir"] == "runs/small-sweep" and cell["minutes"] == BUDGET_MINUTES
+    planned = SweepSettings.checked(cell).plan()
+    assert [trial.label for trial in planned.trials] == [
+        f"learning_rate {rate}, seed {seed}" for rate in (0.001, 0.01) for seed in (0, 1)
+    ]
+    assert planned.trials[0].plan.maker("model").settings.epochs == 2 and planned.guard == {"hellaswag": 5}
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--sweep=learning_rat=1,2"], "Did you mean 'learning_rate'?"),
+        (["--sweep=datasets=[chitchat],[my.jsonl]"], "on this machine alone: my.jsonl"),
+    ],
+)
+def test_what_a_swept_bundle_would_stop_over_is_said_where_it_is_made(tmp_path, refused, options, words):
+    assert words in refused("kaggle", "bundle", SMALL, "--owner=someone", f"--out={tmp_path}", *options)
+    assert not [*tmp_path.iterdir()]

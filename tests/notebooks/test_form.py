@@ -7,24 +7,26 @@ import pytest
 import yaml
 from papermill import inspect_notebook
 
-from nbutils.core.notebooks import code_cells, notebook_path, parameters
+from nbutils.core.notebooks import SWEEP, code_cells, notebook_path, notebooks_folder, parameters
 from nbutils.core.stages import STAGES
 from nbutils.pipeline.parameters import plan, read_profile, settings_of
+from nbutils.sweep.settings import SweepSettings
 from tests.conftest import ROOT
 
 PROFILES = sorted((ROOT / "params").rglob("*.yaml"))
-of_each_notebook = pytest.mark.parametrize("stage", STAGES)
+BOOKS = {notebook_path(stage): stage.settings_class() for stage in STAGES}
+BOOKS[notebooks_folder() / SWEEP] = SweepSettings
+of_each_notebook = pytest.mark.parametrize("path", BOOKS)
 
 
-def test_there_are_six_notebooks_in_order_and_profiles():
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    assert [path.name for path in notebooks] == [stage.file for stage in STAGES] and len(STAGES) == 6
+def test_there_are_six_notebooks_in_order_that_of_the_sweep_and_profiles():
+    assert sorted((ROOT / "notebooks").glob("*.ipynb")) == [*BOOKS] and len(STAGES) == 6
     assert PROFILES
 
 
 @of_each_notebook
-def test_committed_clean_and_a_story_of_short_cells_without_functions_or_installs(stage):
-    notebook = json.loads(notebook_path(stage).read_text())
+def test_committed_clean_and_a_story_of_short_cells_without_functions_or_installs(path):
+    notebook = json.loads(path.read_text())
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert not {"widgets", "papermill"} & notebook["metadata"].keys()
     tags = [tag for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])]
@@ -32,7 +34,7 @@ def test_committed_clean_and_a_story_of_short_cells_without_functions_or_install
     first = "".join(notebook["cells"][0]["source"])
     assert first.startswith("# ") and "\n> " in first and "| Reads | Writes | Runtime |" in first
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook["cells"])
-    cells = code_cells(notebook_path(stage))
+    cells = code_cells(path)
     assert 8 <= len(cells) <= 15
     for cell in cells:
         assert not cell["source"].lstrip().startswith(("!", "%pip"))
@@ -41,8 +43,8 @@ def test_committed_clean_and_a_story_of_short_cells_without_functions_or_install
 
 
 @of_each_notebook
-def test_every_parameter_is_a_typed_literal_with_help_that_papermill_reads(stage):
-    ours, theirs = parameters(notebook_path(stage)), inspect_notebook(str(notebook_path(stage)))
+def test_every_parameter_is_a_typed_literal_with_help_that_papermill_reads(path):
+    ours, theirs = parameters(path), inspect_notebook(str(path))
     assert all(parameter.help for parameter in ours.values())
     assert {name: (parameter.help, parameter.default) for name, parameter in ours.items()} == {
         name: (found["help"], ast.literal_eval(found["default"])) for name, found in theirs.items()
@@ -51,10 +53,10 @@ def test_every_parameter_is_a_typed_literal_with_help_that_papermill_reads(stage
 
 
 @of_each_notebook
-def test_the_cell_and_the_settings_name_the_same_parameters_and_its_defaults_hold(stage):
-    fields = stage.settings_class().model_fields
-    defaults = {name: parameter.default for name, parameter in parameters(notebook_path(stage)).items()}
-    assert set(fields) == set(defaults) and settings_of(stage, {})
+def test_the_cell_and_the_settings_name_the_same_parameters_and_its_defaults_hold(path):
+    fields = BOOKS[path].model_fields
+    defaults = {name: parameter.default for name, parameter in parameters(path).items()}
+    assert set(fields) == set(defaults) and BOOKS[path].checked(defaults)
     other = [name for name, field in fields.items() if not (field.is_required() or field.default == defaults[name])]
     assert other == [], "they have another default elsewhere"
 

@@ -7,12 +7,14 @@ import shutil
 from contextlib import redirect_stdout
 
 import papermill
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from nbutils.cli import main
 from nbutils.core.files import read_json, read_jsonl
 from nbutils.core.notebooks import parameters
+from nbutils.core.run.layout import Run
 from nbutils.core.stages import STAGES
 from tests import forked_kernels
 from tests.conftest import ROOT
@@ -69,6 +71,16 @@ def test_the_metrics_are_those_of_the_training_asked_for(run):
     assert evaluations == [(0, 0.0), (8, 1.0), (16, 2.0)]  # once, where an epoch ends too
     losses = [r["eval_loss"] for r in rows if r["kind"] == "eval"]
     assert losses[0] == pytest.approx(math.log(4096), abs=0.3) and losses[-1] < losses[0] - 0.5
+
+
+def test_the_held_out_losses_are_those_of_the_last_evaluation_by_the_rows_of_the_ledger(run):
+    found = pq.read_table(Run(run).heldout)
+    (last,) = (r for r in read_jsonl(run / "train" / "metrics.jsonl") if r["step"] == 16 and r["kind"] == "eval")
+    loss, tokens = (found[name].to_numpy() for name in ("loss_sum", "tokens"))
+    assert loss.sum() / tokens.sum() == last["eval_loss_all_tokens"]  # what `supervise: all` counts
+    ledger = pq.read_table(run / "data" / "ledger.parquet", filters=[("fate", "=", "kept"), ("side", "=", "eval")])
+    assert found.select(["source", "index"]).equals(ledger.select(["source", "index"]))
+    assert tokens.tolist() == [row - 1 for row in ledger["tokens"].to_pylist()]  # the first is never predicted
 
 
 def test_the_published_folder_answers_without_nbutils_as_the_session_does(run):

@@ -45,7 +45,7 @@ def test_the_record_of_the_run_changes_nothing(published, spare):
     """`run.json` holds what the last notebook knew; opening notebook 06 writes a new one with its own parameters."""
     Stage.begin("publish", settings_for(spare))
     facts = read_facts(spare)
-    assert facts.parameters["base_model"] == "tiny" and facts.parameters["tokens_per_step"] == 1024
+    assert facts.parameters["base_model"] == "tiny" and facts.parameters["tokens_per_step"] == 2048
     assert (facts.parameters["seed"], [row["session"] for row in facts.sessions]) == (3, [1])
     assert render_card(facts, published.settings) == published.card
 

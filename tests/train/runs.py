@@ -70,10 +70,10 @@ def history(run: Path) -> list[dict]:
 
 
 def result(run: Path) -> tuple:
-    """All that training has made: models, rows of metrics, replies."""
-    files = (run / "train" / name / "model.safetensors" for name in ("final", "last"))
-    weights = [file.exists() and sha256_of_file(file) for file in files]
-    return weights, history(run), (run / "train" / "samples.jsonl").read_text()
+    """All that training has made: models, held-out losses, rows of metrics, replies."""
+    files = (run / "train" / name for name in ("final/model.safetensors", "last/model.safetensors", "heldout.parquet"))
+    hashes = [file.exists() and sha256_of_file(file) for file in files]
+    return hashes, history(run), (run / "train" / "samples.jsonl").read_text()
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:

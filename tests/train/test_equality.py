@@ -2,10 +2,13 @@
 
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import load_from_disk
 
 from nbutils.core.notebooks import code_cells
+from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan
@@ -59,6 +62,11 @@ def test_worker_equals_the_plain_loop(tmp_path, plain, world):
     assert steps[0]["seconds"]["evaluation"] == 0.0  # of the one before the first step
     last = logged(tmp_path, "eval")[-1]
     held_out = TokenRows.load(tmp_path / "data" / "eval", "assistant")
+    table = pq.read_table(Run(tmp_path).heldout)
+    sums, tokens = table["loss_sum"].to_numpy(), table["tokens"].to_numpy()
+    assert last["eval_loss"] == sums.sum() / tokens.sum()
+    assert table["index"].to_pylist() == list(load_from_disk(str(tmp_path / "data" / "eval"))["index"])
     for budget in (512, 8192):
         alone = exact_loss(final, held_out, budget)
-        assert {name: last[name] for name in alone} == pytest.approx(alone, abs=1e-6)
+        assert {name: last[name] for name in alone.facts()} == pytest.approx(alone.facts(), abs=1e-6)
+        assert sums == pytest.approx(alone.sums, abs=1e-4) and tokens.tolist() == held_out.supervised_counts().tolist()

@@ -23,11 +23,12 @@ def made_up(positions, pieces=50):
 @pytest.mark.parametrize("chunk", [1, 5, 64, 1000])
 def test_equals_torch(positions, chunk):
     hidden, weight, targets = made_up(positions)
-    loss, correct = chunked_cross_entropy(hidden, weight, targets, chunk)
+    loss, correct, losses = chunked_cross_entropy(hidden, weight, targets, chunk)
     logits = hidden @ weight.T
     expected = cross_entropy(logits, targets, reduction="sum")
     ours, theirs = ((each, grad(each * 0.37, (hidden, weight))) for each in (loss, expected))
     assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert_close(losses, cross_entropy(logits, targets, reduction="none"))
     assert correct == (logits.argmax(-1) == targets).sum()
 
 
@@ -37,7 +38,7 @@ def test_padded_rows_without_a_mask_give_the_loss_of_each_row_alone(tie):
     rows = [torch.randint(0, 97, (length,)) for length in (5, 11, 8)]
     ids, labels = (pad_sequence(rows, batch_first=True, padding_value=value) for value in (0, IGNORED))
     labels[:, :2] = IGNORED
-    loss, _ = causal_lm_loss(model, ids, labels)
+    loss, *_ = causal_lm_loss(model, ids, labels)
     alone = sum(cross_entropy(model(input_ids=row[None]).logits[0, 1:-1], row[2:], reduction="sum") for row in rows)
     ours, theirs = ((each, grad(each, tuple(model.parameters()))) for each in (loss, alone))
     assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -70,16 +71,16 @@ def test_forward_without_labels_is_the_models_own():
 def test_without_gradients_none_are_made(monkeypatch):
     """Evaluation would otherwise hold a (vocabulary, width) gradient, and multiply twice as much."""
     given = made_up(40)
-    expected, _ = chunked_cross_entropy(*given)
+    expected, *_ = chunked_cross_entropy(*given)
     monkeypatch.setattr(torch, "zeros_like", lambda *a, **k: pytest.fail("a gradient was made"))
     with torch.no_grad():
-        loss, _ = chunked_cross_entropy(*given)
+        loss, *_ = chunked_cross_entropy(*given)
     assert loss == expected and not loss.requires_grad
 
 
 def test_half_precision_autocast_stays_close():
     given = made_up(40)
-    full, _ = chunked_cross_entropy(*given)
+    full, *_ = chunked_cross_entropy(*given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half, _ = chunked_cross_entropy(*given)
+        half, *_ = chunked_cross_entropy(*given)
     assert_close(half, full, rtol=0.01, atol=0)  # in float32, too

@@ -76,6 +76,11 @@ class Run:
         return self.training / "last"
 
     @property
+    def heldout(self) -> Path:
+        """What the final model loses on each held-out conversation."""
+        return self.training / "heldout.parquet"
+
+    @property
     def checkpoints_folder(self) -> Path:
         """Where the training keeps its checkpoints."""
         return self.training / CHECKPOINTS

@@ -1,0 +1,236 @@
+"""What a sweep runs, keeps, says and refuses; its trials are made up, all else is real."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from nbutils.core.files import read_json
+from nbutils.core.run.record import outputs_of
+from nbutils.core.run.stage import locked
+from nbutils.pipeline.parameters import plan, read_profile
+from nbutils.sweep import run
+from nbutils.sweep.guard import in_words, losses
+from nbutils.sweep.run import Sweeper
+from nbutils.sweep.settings import SweepSettings
+from tests.evaluate.runs import SUMS, write_task
+from tests.train.runs import P100, T4
+
+RATES = "-plearning_rate=4e-5,0.004,0.4"
+SIX = [(rate, seed) for rate in (4e-5, 0.004, 0.4) for seed in (0, 1)]
+
+
+def test_each_trial_is_an_ordinary_run_on_rows_that_are_made_once(sweeps):
+    found = sweeps.go(RATES, "--seeds=2")
+    assert sweeps.trained == SIX and len(sweeps.started) == 7
+    assert found.verdict.best == {"learning_rate": 0.004}
+    assert [row.worse for row in found.verdict.rows] == [False, True, True]
+    runs = sorted(sweeps.out.glob("*_seed-*"))
+    assert len(runs) == 6
+    made = read_json(sweeps.out / "data" / "data" / "stage.json")
+    for folder in runs:
+        record = read_json(folder / "train" / "stage.json")
+        assert record["inputs"] == {"data/summary.json": made["outputs"]["summary.json"]["sha256"]}
+        assert (folder / "data" / "summary.json").samefile(sweeps.out / "data" / "data" / "summary.json")
+        assert read_json(folder / "run.json")["name"] == folder.name
+    assert sweeps.go(RATES, "--seeds=2").verdict == found.verdict and not sweeps.started
+    report = (sweeps.out / "sweep.md").read_text()
+    assert found.verdict.sentence in report and read_json(sweeps.out / "verdict.json")["left"] == 0
+
+
+def test_more_values_and_seeds_join_a_sweep(sweeps):
+    sweeps.go(RATES, "--seeds=1")
+    sweeps.go("-plearning_rate=0.004,0.001", "--seeds=2")
+    assert sweeps.trained == [(0.004, 1), (0.001, 0), (0.001, 1)]
+
+
+def test_a_parameter_of_the_rows_makes_them_once_for_each_of_its_values(sweeps):
+    found = sweeps.go("-pmax_length=512,1024", RATES, "--seeds=1", "-psplit_seed=3", "-pseed=5")
+    assert len(sweeps.started) == 2 + 6 and len(found.verdict.rows) == 6
+    assert sum("Making the rows of 3 trials" in line for line in sweeps.said) == 2
+    assert {process.settings.seed for process in sweeps.started} == {5}
+
+
+def test_what_fails_is_said_and_the_others_run(sweeps):
+    sweeps.conduct = lambda process: "fails" if getattr(process.settings, "learning_rate", 0) == 0.4 else "done"
+    found = sweeps.go(RATES, "--seeds=2")
+    assert sweeps.trained == SIX and len(found.verdict.rows) == 2 and found.left == 0
+    assert found.sentences[-1] == "Failed: learning_rate 0.4, seed 1. It cannot be done."
+    sweeps.conduct = lambda process: "done"
+    sweeps.go(RATES, "--seeds=2")
+    assert sweeps.trained == SIX[4:]
+
+
+def test_rows_that_cannot_be_made_fail_their_trials(sweeps):
+    sweeps.conduct = lambda process: "fails"
+    assert sweeps.go(RATES).failed.keys() == {
+        f"learning_rate {r}, seed {n}" for r in (4e-5, 0.004, 0.4) for n in range(3)
+    }
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(after, event):
+    """So many processes come to their end; while the next one is at work this happens, and it pauses when asked."""
+    ended = []
+
+    def conduct(process):
+        if len(ended) < after:
+            ended.append(process)
+            return "done"
+        if not process.asked:
+            event()
+        return "paused" if process.asked else ""
+
+    return conduct
+
+
+@pytest.mark.parametrize("how", ["minutes", "a signal"])
+def test_it_pauses_says_what_is_left_and_goes_on(sweeps, monkeypatch, how):
+    def late(now=time.time):
+        monkeypatch.setattr(run.time, "time", lambda: now() + 3600)
+
+    sweeps.conduct = stopped(5, terminate if how == "a signal" else late)
+    found = sweeps.go(RATES, "--seeds=2", *["--minutes=30"] * (how == "minutes"))
+    assert sweeps.trained == SIX[:5] and found.left == 2 and len(found.verdict.rows) == 2
+    assert "learning_rate 0.4, seed 0: paused at 50 % (step 3)" in sweeps.said
+    assert found.sentences[-1] == "2 of 6 trials left: run the same again to go on."
+    sweeps.conduct = lambda process: "done"
+    assert sweeps.go(RATES, "--seeds=2").left == 0
+    assert sweeps.trained == SIX[4:]
+
+
+def test_explaining_starts_nothing_and_knows_after_the_first_trial_how_long_it_takes(sweeps):
+    sweeps.sweeper(RATES, "--seeds=2").explain()
+    assert not sweeps.out.exists() and "learning_rate 0.4, seed 1: run (never run)" in sweeps.said
+    assert sweeps.said[-1] == "6 of 6 trials left; how long they take is known after the first."
+    sweeps.conduct = stopped(2, terminate)
+    sweeps.go(RATES, "--seeds=2")
+    sweeps.sweeper(RATES, "--seeds=2", gpus=["0", "1"]).explain()
+    assert "5 of 6 trials left, about" in sweeps.said[-1] and sweeps.said[-1].endswith("each, 2 at a time.")
+
+
+def test_two_gpus_train_two_trials_side_by_side(sweeps):
+    together = []
+
+    def conduct(process):
+        together.append(sum(other.status is None for other in sweeps.started))
+        return "done" if together.count(2) > 3 or not process.environment else ""
+
+    sweeps.conduct = conduct
+    assert sweeps.go(RATES, "--seeds=2", gpus=["3", "1"]).left == 0
+    trained = sweeps.started[1:]
+    assert max(together) == 2 and {p.settings.processes for p in trained} == {1}
+    assert {p.environment["CUDA_VISIBLE_DEVICES"] for p in trained} == {"3", "1"}
+
+
+@pytest.mark.parametrize("visible,found", [("", ["0", "2"]), ("4, 5,6", ["4", "6"])])
+def test_only_usable_gpus_count_by_the_names_that_they_have_here(monkeypatch, visible, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(run, "visible_gpus", lambda: (T4, P100, T4))
+    assert run.devices() == found
+
+
+def test_the_winner_becomes_a_profile(sweeps, tmp_path):
+    won = tmp_path / "won.yaml"
+    sweeps.go(RATES, "--seeds=1", "-pschedule=linear", f"--take={won}")
+    values = {name: given.value for name, given in read_profile(won).items()}
+    del values["datasets"]
+    assert values == {"epochs": 2, "schedule": "linear", "learning_rate": 0.004}
+    assert plan(won, []) and won.read_text().startswith("# The recipe that a sweep has taken. Take learning_rate 0.004")
+    sweeps.go(RATES, "--seeds=1", "-pschedule=linear", f"--take={won}")
+
+
+def test_a_notebooks_parameters_plan_the_same(sweeps):
+    asked = sweeps.sweeper("-plearning_rate=1e-3,2e-3", "-pdatasets=[chitchat],[chitchat, x.jsonl]", "-pkeep=last",
+                           "--seeds=2", "--guard=hellaswag:7").sweep  # fmt: skip
+    names = {"run_dir": str(sweeps.out), "profile": str(sweeps.profile), "values": {"keep": "last"},
+             "sweep": {"learning_rate": ["1e-3", 0.002], "datasets": [["chitchat"], ["chitchat", "x.jsonl"]]},
+             "seeds": 2, "minutes": 0, "guard": "hellaswag:7", "take": ""}  # fmt: skip
+    planned = SweepSettings.checked(names).plan()
+    assert planned.identity == asked.identity and planned.swept == asked.swept and len(planned.trials) == 8
+    assert [trial.label for trial in planned.trials] == [trial.label for trial in asked.trials]
+
+
+WRONG = {
+    "-plearning_rat=1,2": "no notebook has a parameter 'learning_rat'. Did you mean 'learning_rate'?",
+    "-plearning_rate=0.1,70": "The parameter 'learning_rate' is 70",
+    "-plearning_rate=0.1,1e-1": "A value of learning_rate is given twice",
+    "-plearning_rate=0.1,0.2 -plearning_rate=0.3": "learning_rate is given twice",
+    "-plearning_rate=0.1": "Nothing is swept",
+    f"{RATES} --seeds=0": "The parameter 'seeds' is 0",
+    f"{RATES} --seeds=70": "210 trials, more than 200: say --yes",
+    "-pseed=1,2": "seed cannot be swept; every trial is repeated with as many seeds as --seeds says",
+    "-psplit_seed=1,2": "split_seed cannot be swept; it is the same for all trials",
+    "-psupervise=all,assistant": "supervise cannot be swept; each of its values counts the loss on other tokens",
+    "-plog_steps=1,2": "log_steps cannot be swept; it changes nothing of what a training makes",
+    "-ptemperature=0.5,0.9": "temperature cannot be swept; it belongs to 05_chat.ipynb, which no trial runs",
+    f"{RATES} --guard=hellaswag:x": "The guard has 'hellaswag:x'",
+    f"{RATES} --guard=helloswag:5": "helloswag",
+    f"{RATES} -pdatasets=[no_such.jsonl]": "no_such.jsonl",
+    f"{RATES} --take=OTHER": "is there, and no sweep has written it",
+    f"{RATES} --out=OTHER": "a file is there; name a folder",
+    f"{RATES} --out=FOLDER": "is there, and no sweep: name a new folder",
+    "-pweight_decay=0.1,0.2": "holds another sweep (of learning_rate)",
+    f"{RATES} -pepochs=3": "holds another sweep (parameter epochs (2.0 → 3.0))",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_what_is_wrong_is_one_sentence_before_the_first_trial(sweeps, refused, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(Sweeper, "_begin", lambda *_: pytest.fail("a process is started"))
+    other = tmp_path / "mine.txt"
+    other.write_text("mine")
+    if "another sweep" in WRONG[words]:
+        sweeps.sweeper(RATES).sweep.write()
+    before = outputs_of(tmp_path)
+    options = words.replace("OTHER", str(other)).replace("FOLDER", str(tmp_path)).split()
+    line = ["sweep", sweeps.profile, "--out", sweeps.out, "--seeds=1", *options]
+    assert WRONG[words] in refused(*line)
+    assert outputs_of(tmp_path) == before
+
+
+def test_two_sweeps_in_one_folder(sweeps, monkeypatch):
+    with locked(sweeps.out), pytest.raises(Exception, match="is at work in"):
+        sweeps.go(RATES)
+
+
+def test_the_guards_sentence():
+    row = {"task": "hellaswag", "metric": "acc_norm", "difference": -0.015, "low": -0.04, "high": 0.01,
+           "word": "not distinguishable"}  # fmt: skip
+    assert in_words(row) == "hellaswag −1.5 points [−4.0, +1.0]: not distinguishable"
+    perplexity = row | {"metric": "word_perplexity", "difference": 2.5, "word": "worse"}
+    assert in_words(perplexity).startswith("hellaswag +2.500 word_perplexity")
+
+
+@pytest.fixture
+def sums(sweeps, tmp_path):
+    """A task of six questions that the profile knows."""
+    asked = write_task(tmp_path / "tasks", "sums", SUMS)
+    with sweeps.profile.open("a") as file:
+        file.writelines(f"{name}: '{asked[name]}'\n" for name in ("task_path", "cache_dir"))
+    return "sums"
+
+
+def test_the_guard_looks_at_the_three_leading_recipes(sweeps, sums, monkeypatch):
+    row = {"task": sums, "metric": "acc", "difference": -0.5, "low": -0.9, "high": -0.1, "word": "worse"}
+    monkeypatch.setattr("nbutils.sweep.answer.losses", lambda plan, guard, say: [row] * len(guard))
+    found = sweeps.go("-plearning_rate=0.4,0.04,0.004,0.001", "--seeds=1", f"--guard={sums}:4")
+    assert [*found.lost] == [f"learning_rate {rate}, seed 0" for rate in (0.004, 0.001, 0.04)]
+    last = "Against its base, learning_rate 0.04, seed 0: sums −50.0 points [−90.0, −10.0]: worse."
+    assert last in found.sentences and last in (sweeps.out / "sweep.md").read_text()
+
+
+def test_what_a_training_cost_is_paired_on_as_many_items_as_were_asked_for(sweeps, sums, untrained):
+    """Here another untrained model in its place, and the evaluation's own functions."""
+    planned = plan(sweeps.profile, ["max_length=256", "processes=1", "resamples=100"], str(untrained))
+    said = []
+    rows = [losses(planned, {sums: items}, said.append) for items in (3, 0)]
+    assert [(found["task"], found["metric"], found["reference"], found["groups"]) for (found,) in rows] == [
+        (sums, "acc_norm", "base", 3), (sums, "acc_norm", "base", 6)]  # fmt: skip
+    assert "too few items" in in_words(rows[0][0])
+    losses(planned, {sums: 3}, said.append)
+    assert "0 computed now" in said[-1]
