@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbutils.core.chat_engine.template import has_own_template
 from nbutils.core.chat_engine.window import keeps_keys
@@ -14,15 +14,17 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, its tokenizer, one line that says what and where it is, and the run that it is of."""
+    """A model on its device, or in llama.cpp's server, its tokenizer, one line that says what and where it is, and the
+    run that it is of.
+    """
 
     name: str
-    model: PreTrainedModel
+    model: Any
     tokenizer: PreTrainedTokenizerBase
     line: str
     run: Run | None = None

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.transcript import Message, Transcript, checked_transcript
+from nbutils.core.chat_engine.base import BaseEngine
 from nbutils.core.chat_engine.engine import Engine
-from nbutils.core.chat_engine.reply import Measured, streamed
+from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.errors import UserError
@@ -23,7 +24,7 @@ from nbutils.core.text import counted
 from nbutils.core.vocabulary import readable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 BUSY = "A reply is being written; stop it first."
@@ -52,24 +53,25 @@ class Context:
 class ChatSession:
     """A conversation with one model; replies stream, and only what is new is read.
 
-    Settings: `context_extension` (see `Engine`), `system` (a system message that is never dropped), `read_ahead`
-    (whether history is read again in pauses, and between tokens, before the window rolls), and those of `Sampling`;
-    `sampling` may be set at any time and counts from the next reply on. `reply`, `regenerate` and `edit` check their
-    input at once (UserError) and return an iterator; the conversation changes as that is read. `stop` may be called
-    from any thread.
+    Settings: `engine` (what replies; it takes `model`), `context_extension` (see `Engine`), `system` (a system message
+    that is never dropped), `read_ahead` (whether history is read again in pauses, and between tokens, before the window
+    rolls), and those of `Sampling`; `sampling` may be set at any time and counts from the next reply on. `reply`,
+    `regenerate` and `edit` check their input at once (UserError) and return an iterator; the conversation changes as
+    that is read. `stop` may be called from any thread.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        engine: Callable[[Any, PreTrainedTokenizerBase, str], BaseEngine] = Engine,
         context_extension: str = "dynamic",
         system: str = "",
         read_ahead: bool = True,
         **sampling: Any,
     ) -> None:
-        self.engine = Engine(model, tokenizer, context_extension)
+        self.engine = engine(model, tokenizer, context_extension)
         self.sampling = Sampling(**sampling)
         self.engine.window(self.sampling)  # refuses a reply that is too long
         self.read_ahead = read_ahead
@@ -130,7 +132,7 @@ class ChatSession:
     def close(self) -> None:
         """Stops a reply and the background reading, and frees the caches."""
         self.stop()
-        self.engine.forget()
+        self.engine.close()
 
     def last_user(self) -> int:
         """Where in the conversation the user's last message is. UserError where there is none."""
@@ -197,10 +199,9 @@ class ChatSession:
                 )
                 self.plan = plan
                 generator = sampling.generator(at.replies_started)
-                tokens = self.engine.generate(
+                for piece in self.engine.write(
                     read, plan, sampling, generator, self._stop.is_set, measured, ahead=self.read_ahead
-                )
-                for piece in streamed(self.engine.tokenizer, tokens):
+                ):
                     if written := readable(self.engine.tokenizer, piece):
                         answer.content += written
                         yield written

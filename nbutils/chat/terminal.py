@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LEAVE = ("exit", "quit")
 PROMPT = "You: "
+LLAMACPP = "llamacpp"
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -49,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context-extension", choices=(AUTO, *EXTENSIONS), default=AUTO,
         help="how to read twice the trained length; auto takes what notebook 04 found best for the run, else dynamic",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=("transformers", LLAMACPP), default="transformers",
+        help="what writes the replies; llamacpp reads a GGUF file as it is, and needs `pip install xllamacpp`",
     )  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", default="", help="a system message that is never dropped")
     parser.add_argument("--load", metavar="FILE", help="a transcript (JSON) to continue")
@@ -98,13 +103,20 @@ def _session(arguments: argparse.Namespace) -> tuple[ChatSession, Run | None]:
     from nbutils.chat.transcript import read_transcript
 
     sampling = Sampling(**{name: value for name, value in vars(arguments).items() if name in Sampling.model_fields})
-    loaded = load(arguments.model)
-    extension, why = chosen_extension(arguments.context_extension, loaded.run)
-    settings = sampling.model_dump() | {"context_extension": extension, "system": arguments.system}
+    settings = sampling.model_dump() | {"system": arguments.system}
+    if arguments.engine == LLAMACPP:
+        from nbutils.chat import llama  # imports torch
+
+        loaded, line = llama.load(arguments.model), "context extension: none, as always with llama.cpp"
+        settings["engine"] = llama.LlamaEngine
+    else:
+        loaded = load(arguments.model)
+        extension, why = chosen_extension(arguments.context_extension, loaded.run)
+        line = in_effect(extension, why, loaded.model)
+        settings["context_extension"] = extension
     session = ChatSession(loaded.model, loaded.tokenizer, **settings)
     if arguments.load:
         session.restore(read_transcript(arguments.load))
-    line = in_effect(extension, why, loaded.model)
     _say(f"{loaded.line}; it reads {session.context.limit:,} tokens at once ({line})")
     return session, loaded.run
 

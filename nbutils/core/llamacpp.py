@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import closing, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -59,6 +60,7 @@ class LlamaServer:
             [sys.executable, "-m", "nbutils.core.llamacpp"],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            start_new_session=True,  # a Ctrl-C in the terminal ends a reply, not the server
         )  # fmt: skip
         assert self._process.stdin and self._process.stdout
         job = {"model": str(model), "context": context, "threads": threads, "key": key}
@@ -106,15 +108,19 @@ class LlamaServer:
         with closing(self._open(endpoint, body)) as answer:
             return dict(json.load(answer))
 
-    def stream(self, **body: Any) -> Iterator[Json]:
+    def stream(self, **body: Any) -> Generator[Json]:
         """The pieces of a completion as they are written, each with its `content` and `tokens`.
 
-        Whoever stops reading (and closes the iterator) stops llama.cpp too. UserError as of `ask`.
+        Whoever stops reading (and closes the iterator) stops llama.cpp too. UserError as of `ask`, also in the midst.
         """
-        with closing(self._open("completion", body | {"stream": True, "return_tokens": True})) as answer:
+        opened = self._open("completion", body | {"stream": True, "return_tokens": True})
+        with closing(opened) as answer, suppress(OSError, HTTPException):
             for line in answer:
                 if line.startswith(b"data: {"):
-                    yield json.loads(line[len(b"data: ") :])
+                    yield (piece := json.loads(line[len(b"data: ") :]))
+                    if piece["stop"]:
+                        return
+        raise UserError(f"llama.cpp with {shown(self.model)} ended in the midst of a reply: {self._reason()}.")
 
     def _open(self, endpoint: str, body: Json) -> Any:
         data = json.dumps(body).encode() if body else None
@@ -141,6 +147,7 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.verbosity = job["model"], job["context"], VERBOSE
     params.api_keys, params.warmup, params.ui, params.n_parallel = [job["key"]], False, False, 1
+    params.n_batch = 256  # tokens read at once; between two batches a request can be stopped
     params.cache_ram_mib, params.cache_idle_slots = 0, False  # no prompt before the last is kept
     params.prefill_assistant = False  # a conversation that ends with a reply is a whole one
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to F16

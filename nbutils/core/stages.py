@@ -108,7 +108,7 @@ STAGES = (
         {"train": ("final/*", "base/*")},
         consults=("evaluate",),
         makes=("transcript",),
-        code=(*CHATML, *ENGINE, *own("chat", "markup", "parts", "terminal", "widget")),
+        code=(*CHATML, *ENGINE, *own("chat", "llama", "markup", "parts", "terminal", "widget")),
     ),
     StageSpec(
         "publish",

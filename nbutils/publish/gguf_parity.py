@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from nbutils.core.chat_engine.engine import Engine, Measured
+from nbutils.core.chat_engine.engine import Engine
+from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.chatml import CHATML, IM_END, Conversation, encode

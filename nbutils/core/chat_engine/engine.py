@@ -9,22 +9,19 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
 
+from nbutils.core.chat_engine.base import BaseEngine
 from nbutils.core.chat_engine.kvcache import KeyValueCache
-from nbutils.core.chat_engine.reply import Measured
+from nbutils.core.chat_engine.reply import Measured, streamed
 from nbutils.core.chat_engine.sampling import Sampling, next_id
-from nbutils.core.chat_engine.template import ChatMLTemplate, OwnTemplate, has_own_template
 from nbutils.core.chat_engine.window import (
     EXTENSIONS,
     FACTOR,
     MessageTooLongError,
     Plan,
-    Sizes,
-    Window,
     can_extend,
     keeps_keys,
     rotation,
@@ -43,8 +40,8 @@ MOST_CACHES = 3
 """The one in use, the one for the next plan, and the one that a regeneration goes back to."""
 
 
-class Engine:
-    """Replies to conversations with one model. One reply at a time; the caller sees to that.
+class Engine(BaseEngine):
+    """Replies to conversations with a model of transformers. One reply at a time; the caller sees to that.
 
     `context_extension` is `dynamic`, `yarn`, `linear` (twice the trained length) or `none`. A model whose position
     embeddings cannot be extended keeps its trained length: `extension` is then `none`, and `limit` says what holds.
@@ -56,16 +53,13 @@ class Engine:
         if context_extension not in EXTENSIONS:
             raise UserError(f"context_extension is {context_extension!r}; choose one of {', '.join(EXTENSIONS)}.")
         self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.trained = context_length(model.config)
         self.extension = context_extension if can_extend(model) else "none"
-        self.limit = self.trained * (FACTOR if self.extension != "none" else 1)
+        trained = context_length(model.config)
+        super().__init__(tokenizer, trained, trained * (FACTOR if self.extension != "none" else 1))
         self.rotations = [rotation(model, kind, self.limit) for kind in ("none", self.extension)]
         """The one up to the trained length, and the one beyond it."""
         self.caches: dict[Plan, KeyValueCache] = {}
         """The one that was used last stands last."""
-        self._template = (OwnTemplate if has_own_template(tokenizer) else ChatMLTemplate)(tokenizer)
-        self.ends = self._template.ends
         self._background: threading.Thread | None = None
         self._hurry = threading.Event()
         if model.device.type == "cpu":
@@ -73,35 +67,20 @@ class Engine:
             # CUDA's kernels need that, the CPU's do not (`integrations/sdpa_attention.py` reads the variable).
             os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
-    def window(self, sampling: Sampling) -> Window:
-        """The window for replies of that length. UserError where a reply alone would fill the context."""
-        if sampling.max_new_tokens > self.limit // 2:
-            raise UserError(
-                f"max_new_tokens is {sampling.max_new_tokens}, more than half of the context of {self.limit} tokens; "
-                f"choose at most {self.limit // 2}."
-            )
-        return Window(self.trained, self.limit, sampling.max_new_tokens)
-
-    def sizes(self, messages: Conversation) -> Sizes:
-        """Sizes in tokens, each turn's by itself; a user's message at the end is the newest, and no turn yet."""
-        system, turns = _turns(messages)
-        newest = turns.pop() if messages and messages[-1]["role"] == "user" else []
-        hello: list[Message] = [{"role": "user", "content": "Hi"}]
-        header = self._size(hello, prompt=True) - self._size(hello)
-        return Sizes(header + self._size(system), [self._size(turn) for turn in turns], self._size(newest))
-
-    def _size(self, messages: Conversation, *, prompt: bool = False) -> int:
-        return len(self._template.ids(messages, prompt=prompt))
-
-    def plan(self, messages: Conversation, dropped: int, sampling: Sampling) -> Plan:
-        """What is read for the next reply."""
-        return self.window(sampling).plan(self.sizes(messages), dropped)
-
-    def ids(self, messages: Conversation, plan: Plan, *, prompt: bool) -> list[int]:
-        """Token ids of the messages that the plan keeps, with the header of a reply behind them if `prompt`."""
-        system, turns = _turns(messages)
-        kept = [*system, *(message for turn in turns[plan.dropped :] for message in turn)]
-        return self._template.ids(kept, prompt=prompt)
+    def write(
+        self,
+        messages: Conversation,
+        plan: Plan,
+        sampling: Sampling,
+        generator: torch.Generator,
+        stopped: Callable[[], bool],
+        measured: Measured,
+        *,
+        ahead: bool = False,
+    ) -> Iterator[str]:
+        """`generate` as text, with what is read ahead if `ahead`."""
+        ids = self.generate(messages, plan, sampling, generator, stopped, measured, ahead=ahead)
+        return streamed(self.tokenizer, ids)
 
     def generate(
         self,
@@ -209,11 +188,11 @@ class Engine:
 
         def read(written: list[int]) -> None:
             nonlocal coming
-            if coming:
+            share = coming.due(sizes.used(plan.dropped) + len(written)) if coming else 0.0
+            if coming and share > 0:
                 wanted = [*ids, *written]
-                due = coming.due(sizes.used(plan.dropped) + len(written)) * len(wanted)
                 end = self._cache(coming.plan).held(wanted) + AHEAD_PIECE
-                if end <= due and not self._read_ahead(coming.plan, wanted[:end]):
+                if end <= share * len(wanted) and not self._read_ahead(coming.plan, wanted[:end]):
                     coming = None
 
         return read
@@ -228,14 +207,3 @@ class Engine:
             del self.caches[plan]
             return False
         return True
-
-
-def _turns(messages: Conversation) -> tuple[list[Message], list[list[Message]]]:
-    """The system's messages at the start, never dropped, and the turns: a user's message and what follows it."""
-    system = list(takewhile(lambda message: message["role"] == "system", messages))
-    turns: list[list[Message]] = []
-    for message in messages[len(system) :]:
-        if message["role"] == "user" or not turns:
-            turns.append([])
-        turns[-1].append(message)
-    return system, turns

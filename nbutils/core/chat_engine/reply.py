@@ -52,16 +52,29 @@ class Measured(BaseModel):
         return " · ".join(words)
 
 
-def streamed(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> Iterator[str]:
-    """Turns ids into pieces of text, none of them empty, whose sum is the decoded whole, stripped at both ends.
+def trimmed(pieces: Iterable[str]) -> Iterator[str]:
+    """Pieces of text, none of them empty, whose sum is that of the given ones, stripped at both ends."""
+    text, shown = "", 0
+    for more in pieces:
+        text = (text + more) if text else more.lstrip()
+        if piece := text.rstrip()[shown:]:
+            shown += len(piece)
+            yield piece
 
-    Bytes of an unfinished character and trailing white space wait. What a token decodes to depends on those before it:
+
+def streamed(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> Iterator[str]:
+    """Turns ids into pieces of text as of `trimmed`, whose sum is the decoded whole.
+
+    Bytes of an unfinished character wait. What a token decodes to depends on those before it:
     it is decoded together with those of the piece before. A tokenizer with byte fallback takes back a whole run of
     bytes where a later one makes no character of it; what is out stays then.
     """
+    return trimmed(_decoded(tokenizer, ids))
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> Iterator[str]:
     read: list[int] = []
-    start = end = shown = 0
-    text = ""
+    start = end = 0
     for token in chain(ids, [None]):
         read += [] if token is None else [token]
         before, now = (
@@ -69,8 +82,5 @@ def streamed(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> Iterator
             for part in (read[start:end], read[start:])
         )
         if len(now) > len(before) and (token is None or not now.endswith(REPLACEMENT)):
-            text = (text + now[len(before) :]) if text else now.lstrip()
             start, end = end, len(read)
-            if piece := text.rstrip()[shown:]:
-                shown += len(piece)
-                yield piece
+            yield now[len(before) :]

@@ -72,14 +72,14 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Coming:
-    """The plan that follows one whose history has passed `start` tokens; it has to be ready at `end` tokens."""
+    """The plan that follows one that reads more than `start` tokens; it has to be ready at `end` tokens."""
 
     plan: Plan
     start: float
     end: float
 
     def due(self, used: int) -> float:
-        """The share of its reading that has to be done where the plan before it reads `used` tokens."""
+        """The share of its reading that has to be done where the plan before it reads `used` tokens; up to 0: none."""
         return min(1.0, (used - self.start) / max(1.0, self.end - self.start))
 
 
@@ -114,15 +114,17 @@ class Window:
     def after_eviction(self, sizes: Sizes, dropped: int) -> int:
         """How many turns are gone once the oldest are dropped.
 
-        The history with which STARTS of the room was passed decides, and what is said later changes nothing: what
-        remains can be read before the room is full. Together with the turns until then it fills KEPT of the room.
-        Where one long message goes beyond that, or the history comes from a larger context, it is all cut to KEPT.
+        The turns before the one that passes STARTS of the room decide, and what is said from there on changes nothing:
+        what remains can be read before the room is full. With a turn of middling size and all until then it fills KEPT
+        of the room. Where one long message goes beyond all that, or the history comes from a larger context, it is all
+        cut to KEPT.
         """
         filled = list(accumulate(sizes.turns[dropped:], initial=sizes.fixed))
-        passed = bisect_right(filled, STARTS * self.room)
-        if passed < len(filled) and filled[-1] <= self.limit:
-            early = replace(sizes, turns=sizes.turns[: dropped + passed])
-            left = _shortened(early, dropped, (KEPT + STARTS - 1) * self.room)
+        before = max(0, bisect_right(filled, STARTS * self.room) - 1)
+        if before < len(filled) - 1 and filled[-2] <= self.room:
+            early = replace(sizes, turns=sizes.turns[: dropped + before])
+            turn = (filled[before] - sizes.fixed) / max(1, before)
+            left = _shortened(early, dropped, (KEPT + STARTS - 1) * self.room - turn)
             if left > dropped and sizes.used(left) <= self.room:
                 return left
         return _shortened(sizes, dropped, min(KEPT * self.room, self.room - sizes.newest))
@@ -130,15 +132,22 @@ class Window:
     def coming(self, sizes: Sizes, dropped: int) -> Coming | None:
         """The plan that follows when what is read, without the first `dropped` turns, outgrows its room.
 
-        None before history fills STARTS of the room, and where a message that long would leave no history.
+        With a newest message it holds if STARTS of the room are passed while that is answered. None without one where
+        history is not that long yet, and where a message that fills the room would leave no history.
         """
         crosses = self.limit > self.trained and not self._extended(sizes, dropped)
         room = self.trained - self.max_new_tokens if crosses else self.room
-        used, start = sizes.used(dropped), STARTS * room
-        beyond = replace(sizes, newest=sizes.newest + max(0, room + 1 - used))
-        if used - sizes.newest <= start or sizes.fixed + beyond.newest > self.room:
+        start, history = STARTS * room, sizes.used(dropped) - sizes.newest
+        turns = list(sizes.turns)
+        if sizes.newest:
+            turns.append(max(sizes.newest, int(start) + 1 - history))
+        elif history <= start:
             return None
-        turn = (used - sizes.newest - sizes.fixed) / max(1, len(sizes.turns) - dropped)
+        answered = Sizes(sizes.fixed, turns)
+        beyond = replace(answered, newest=max(1, room + 1 - answered.used(dropped)))
+        if sizes.fixed + beyond.newest > self.room:
+            return None
+        turn = (history - sizes.fixed) / max(1, len(sizes.turns) - dropped)
         return Coming(self.plan(beyond, dropped), start, end=room - turn)
 
 

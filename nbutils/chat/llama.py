@@ -1,0 +1,124 @@
+"""Replies written by llama.cpp: `python -m nbutils chat MODEL.gguf --engine llamacpp`.
+
+It gets token ids and no text: nobody can type a control token here, as people can to llama.cpp's own chat.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from nbutils.chat.models import LoadedModel
+from nbutils.core.chat_engine.base import BaseEngine
+from nbutils.core.chat_engine.reply import Measured, trimmed
+from nbutils.core.chat_engine.sampling import Sampling
+from nbutils.core.chat_engine.template import has_own_template
+from nbutils.core.chat_engine.window import Plan
+from nbutils.core.chatml import IM_END, IM_START, Conversation
+from nbutils.core.errors import UserError
+from nbutils.core.files import Json
+from nbutils.core.llamacpp import LlamaServer
+from nbutils.core.run.layout import Run
+from nbutils.core.run.models import ModelRef
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+def load(name: str) -> LoadedModel:
+    """A GGUF file in llama.cpp, which runs until a `LlamaEngine` of it is closed.
+
+    UserError where it is no GGUF file, one that is no chat model, or one that llama.cpp cannot read.
+    """
+    ref = ModelRef.parse(name)
+    if not (ref.gguf and ref.path):
+        raise UserError(
+            f"--engine llamacpp reads GGUF files, and {name} is none; leave it out, or give a .gguf file (notebook 06 "
+            "makes one with gguf: [f16])."
+        )
+    tokenizer = ref.raw_tokenizer()
+    own = has_own_template(tokenizer)
+    if not own and not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
+        raise UserError(f"{name} holds no chat template and no tokens of ChatML: --engine llamacpp cannot talk to it.")
+    server = LlamaServer(ref.path)
+    line = f"{name}: {_about(server)['n_params']:,} parameters, llama.cpp on the CPU"
+    line += ", talked to in its own chat template" if own else ""
+    return LoadedModel(name, server, tokenizer, line, Run.around(ref.path))
+
+
+class LlamaEngine(BaseEngine):
+    """Replies by a `LlamaServer`, which keeps what it has read of the conversation; it is ended by `close`.
+
+    It reads as many tokens as the server allows and the model was trained on, whatever extension is asked for; nothing
+    is read ahead.
+    """
+
+    extension = "none"
+
+    def __init__(self, server: LlamaServer, tokenizer: PreTrainedTokenizerBase, _extension: str = "none") -> None:
+        allowed = server.ask("props")["default_generation_settings"]["n_ctx"]
+        limit = min(int(allowed), int(_about(server)["n_ctx_train"]))
+        super().__init__(tokenizer, limit, limit)
+        self._server = server
+
+    def write(
+        self,
+        messages: Conversation,
+        plan: Plan,
+        sampling: Sampling,
+        generator: torch.Generator,
+        stopped: Callable[[], bool],
+        measured: Measured,
+        *,
+        ahead: bool = False,
+    ) -> Iterator[str]:
+        """The reply, piece by piece, until `stopped` says so. Fills `measured`."""
+        request = asked(sampling, generator.initial_seed(), self.limit)
+        request["prompt"] = self.ids(messages, plan, prompt=True)
+        return trimmed(self._pieces(request, stopped, measured))
+
+    def _pieces(self, request: Json, stopped: Callable[[], bool], measured: Measured) -> Iterator[str]:
+        started = time.perf_counter()
+        with closing(self._server.stream(**request, timings_per_token=True, return_progress=True)) as answers:
+            for answer in answers:
+                cost = answer["timings"]
+                measured.reused_tokens, measured.read_tokens = cost["cache_n"], cost["prompt_n"]
+                measured.new_tokens = answer["tokens_predicted"]
+                measured.seconds = time.perf_counter() - started
+                if measured.new_tokens:
+                    measured.seconds_to_first_token = measured.seconds_to_first_token or measured.seconds
+                if answer["stop"]:
+                    measured.ended = "length" if answer["stop_type"] == "limit" else "end"
+                elif stopped():
+                    return
+                elif measured.new_tokens and self.ends.intersection(answer["tokens"]):
+                    measured.ended = "end"
+                    return
+                left = time.perf_counter()
+                yield answer["content"]
+                started += time.perf_counter() - left
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._server.close()
+
+
+def asked(sampling: Sampling, seed: int, limit: int) -> Json:
+    """The same choice of tokens as a request to llama.cpp, for up to `limit` tokens."""
+    request: Json = {
+        "n_predict": sampling.max_new_tokens,
+        "repeat_penalty": sampling.repetition_penalty,
+        "repeat_last_n": limit,  # of all that was read
+        "seed": seed % (2**32 - 1),  # 2**32 - 1 would be another one each time
+    }
+    if sampling.greedy:
+        return request | {"samplers": ["penalties", "top_k"], "top_k": 1}
+    chosen = {"samplers": ["penalties", "temperature", "top_p"]}
+    return request | chosen | sampling.model_dump(include={"temperature", "top_p"})
+
+
+def _about(server: LlamaServer) -> Json:
+    return dict(server.ask("v1/models")["data"][0]["meta"])
