@@ -98,6 +98,12 @@ def unpacked(gguf: Path, kind: str, *parts: str) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_cpp():
+    """Skips where llama.cpp is not installed."""
+    package_folder("xllamacpp")
+
+
+@pytest.fixture(scope="session")
 def smollm2_folder(smollm2_gguf: Path) -> Path:
     """SmolLM2-135M-Instruct as a transformers folder (float32, about 540 MB)."""
     return unpacked(smollm2_gguf, "smollm2", "raw_tokenizer", "load")

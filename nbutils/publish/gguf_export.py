@@ -42,7 +42,7 @@ def make_gguf(facts: Facts, settings: PublishSettings, folder: Path) -> list[Pat
         return []
     ref = ModelRef.parse(str(source))
     config, tokenizer = ref.config(), ref.raw_tokenizer()
-    words = vocabulary(tokenizer, config.vocab_size, sentencepiece_of(facts))
+    words = vocabulary(tokenizer, config.vocab_size)
     rows = load_from_disk(str(Run(facts.run).rows / "eval"))["messages"][:]
     proven, slug = installed(), re.sub(r"[^\w.-]+", "-", settings.model_name).strip("-.") or "model"
     ending = ".gguf" if proven else UNPROVEN
@@ -95,16 +95,6 @@ def about(facts: Facts, settings: PublishSettings) -> Json:
         found |= {"base_model_count": 1, "base_model_name": (0, base or Path(facts.base_model).name)}
         found |= {"base_model_repo_url": (0, HUB.format(base))} if base else {}
     return found
-
-
-def sentencepiece_of(facts: Facts) -> Path | None:
-    """The `tokenizer.model` of the trained model, or of its base where that lies on this machine."""
-    try:
-        base = ModelRef.parse(str(facts.trained["parameters"]["base_model"])).path
-    except UserError:  # it is gone since
-        base = None
-    files = (folder / "tokenizer.model" for folder in (facts.model_folder, base) if folder and folder.is_dir())
-    return next(filter(Path.is_file, files), None)
 
 
 @contextmanager

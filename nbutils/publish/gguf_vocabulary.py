@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf import GGUFWriter, TokenType
-from sentencepiece import SentencePieceProcessor
 
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
@@ -65,11 +63,8 @@ class Vocabulary:
             getattr(writer, f"add_{name}_token_id")(number)
 
 
-def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, sentencepiece: Path | None = None) -> Vocabulary:
-    """The vocabulary for an embedding of that many rows; UserError for a tokenizer that llama.cpp has nothing like.
-
-    `sentencepiece`: the `tokenizer.model` that the tokenizer was made from; without it scores follow from the merges.
-    """
+def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
+    """The vocabulary for an embedding of that many rows; UserError for a tokenizer that llama.cpp has nothing like."""
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     model = data["model"]
     if model["type"] != "BPE":
@@ -102,17 +97,17 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, sentencepiece: Pat
         types[ids[tokenizer.unk_token]] = TokenType.UNKNOWN
         special["unk"] = ids[tokenizer.unk_token]
     space = '"Prepend"' in reads or '"always"' in reads  # wherever a text begins, behind a control token too
-    return Vocabulary("llama", tokens, types, special, scores=_scores(tokens, merges, sentencepiece), space=space)
+    return Vocabulary("llama", tokens, types, special, scores=_scores(tokens, merges), space=space)
 
 
-def _scores(tokens: list[str], merges: list[list[str]], sentencepiece: Path | None) -> tuple[float, ...]:
-    """Of two neighbours llama.cpp merges the pair whose whole has the highest score; a merge's rank is its score."""
+def _scores(tokens: list[str], merges: list[list[str]]) -> tuple[float, ...]:
+    """Of two neighbours llama.cpp merges the pair whose whole has the highest score: minus the rank of its merge here.
+
+    Not those of a `tokenizer.model`: there pieces of several spaces, which transformers merges first, have the lowest.
+    """
     scores = dict[str, float]()
     for rank, pair in enumerate(merges):
         scores.setdefault("".join(pair), -float(rank))
-    if sentencepiece:
-        model = SentencePieceProcessor(model_file=str(sentencepiece))
-        scores |= {model.id_to_piece(i): model.get_score(i) for i in range(model.get_piece_size())}
     return tuple(scores.get(token, LOWEST) for token in tokens)
 
 

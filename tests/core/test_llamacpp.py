@@ -1,19 +1,9 @@
 """llama.cpp's server on a real GGUF file, and what is said where there is none."""
 
-import importlib.util
-
 import pytest
 
 from nbutils.core.errors import UserError
-from nbutils.core.llamacpp import PACKAGE, LlamaServer
-from tests.conftest import missing
-
-
-@pytest.fixture(scope="session")
-def llama_cpp():
-    """Skips where llama.cpp is missing."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        missing(f"the package {PACKAGE} is not installed: run `make test`, which installs it")
+from nbutils.core.llamacpp import LlamaServer
 
 
 def test_a_model_is_asked_and_streamed(llama_cpp, smollm2_gguf):

@@ -22,7 +22,6 @@ from nbutils.publish.gguf_vocabulary import vocabulary
 from nbutils.publish.gguf_writer import write_gguf
 from tests.builders import chitchat, small_tokenizer
 from tests.conftest import sentencepiece_tokenizer
-from tests.core.test_llamacpp import llama_cpp  # noqa: F401 — a fixture
 from tests.publish.bases import conversations, make_base
 from tests.publish.conftest import read
 
@@ -52,7 +51,7 @@ def proof(folder, known, file, kinds=("f16",), **other):
 
 
 @pytest.fixture(scope="module")
-def made(published, llama_cpp, tmp_path_factory):  # noqa: F811
+def made(published, llama_cpp, tmp_path_factory):
     """A copy of the made-up run with a file of each kind, and what was made."""
     copy = shutil.copytree(published.run, tmp_path_factory.mktemp("gguf") / "run")
     run = read(copy, gguf=["f16", "q8_0"], repo_id="me/made-up", **FEW)
@@ -140,7 +139,7 @@ def small(tmp_path_factory):
         "pre": r"token ids part in .* at token \d+.*tokenizer.ggml.pre",
     }.items(),
 )
-def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeypatch, name, words):  # noqa: F811
+def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeypatch, name, words):
     folder, known = small
     changes = planted(name, monkeypatch)
     with pytest.raises(UserError, match=rf"f16.gguf does not answer in llama.cpp as the model does here: {words}"):
@@ -153,28 +152,24 @@ def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeyp
      {"field": "dynamic"}],
     ids=str,
 )  # fmt: skip
-def test_architectures(llama_cpp, tmp_path, chosen):  # noqa: F811
+def test_architectures(llama_cpp, tmp_path, chosen):
     names = {"tokenizer": "byte_level", "normalizer": "none", "special": "bos", "template": "none"}
     base = ModelRef.parse(str(make_base(tmp_path / "base", names | {"model": "llama", "field": "plain"} | chosen)))
     folder = with_chatml(tmp_path / "final", base.load(), base.raw_tokenizer())
     assert proof(folder, conversations(12), tmp_path / "x")["files"]["f16"]["replies"] == 3
 
 
-def reference(folder, **sizes):
-    """The reference architecture with random weights, and its real 32,000-piece SentencePiece."""
-    config = LlamaConfig(vocab_size=32000, num_hidden_layers=2, num_attention_heads=4, **sizes)
+def test_the_reference_with_its_real_sentencepiece(llama_cpp, tmp_path):
+    config = LlamaConfig(vocab_size=32000, num_hidden_layers=2, num_attention_heads=4, hidden_size=64,
+                         intermediate_size=128, max_position_embeddings=1024)  # fmt: skip
     torch.manual_seed(0)
-    return with_chatml(folder, LlamaForCausalLM(config), sentencepiece_tokenizer())
-
-
-def test_the_reference_with_its_real_sentencepiece(llama_cpp, tmp_path):  # noqa: F811
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 1024}
-    found = proof(reference(tmp_path / "final", **sizes), chitchat(12), tmp_path / "x", ("f16", "q8_0"))
+    folder = with_chatml(tmp_path / "final", LlamaForCausalLM(config), sentencepiece_tokenizer())
+    found = proof(folder, chitchat(12), tmp_path / "x", ("f16", "q8_0"))
     assert found["hostile_texts"] == 18 and found["files"]["q8_0"]["likelihoods"] == 12
 
 
 @pytest.mark.soak
-def test_a_real_model(llama_cpp, smollm2_folder, tmp_path):  # noqa: F811
+def test_a_real_model(llama_cpp, smollm2_folder, tmp_path):
     ref = ModelRef.parse(str(smollm2_folder))
     folder = with_chatml(tmp_path / "final", ref.load(), ref.raw_tokenizer())
     assert proof(folder, chitchat(2), tmp_path / "x")["files"]["f16"]["reply_tokens"] > 8
@@ -205,7 +200,8 @@ def test_without_llama_cpp_files_are_unproven_and_stay_home(published, tmp_path,
     assert sorted(file.name for file in files) == ["Modelfile", "proof.json", "smallchat-demo-Q8_0.unproven.gguf"]
     found = read_json(tmp_path / "gguf" / "proof.json")
     monkeypatch.setattr("nbutils.publish.card.read_gguf", lambda run: found)
-    assert "| Q8_0, 4 tensors in F16 | unproven | — |\n\n**Unproven**" in render_card(run.facts, run.settings)
+    card = render_card(run.facts, run.settings)
+    assert "| Q8_0, 4 tensors in F16 | unproven | — |" in card and "stays F16.\n\n**Unproven**" in card
     assert published_files(tmp_path) == []
     assert make_gguf(run.facts, read(published.run).settings, tmp_path) == [] and not list(tmp_path.iterdir())
 
