@@ -14,6 +14,7 @@ from nbutils.pipeline.display import silence
 COMMANDS = {
     "run": ("nbutils.pipeline.run", "run the notebooks of a profile"),
     "chat": ("nbutils.chat.terminal", "talk to a model in the terminal"),
+    "origin": ("nbutils.core.origin.command", "find a text's passages in a run's training data"),
     "doctor": ("nbutils.pipeline.doctor", "check machine, parameters, data and model"),
     "settings": ("nbutils.pipeline.parameters", "write the training worker's SETTINGS.json"),
     "fetch": ("nbutils.pipeline.fetch", "collect what a profile takes from the hub, for machines without internet"),

@@ -59,6 +59,7 @@ OTHERWISE = {
     "cli": {"chat"},  # the command
     "core.charts": {"data"},  # matplotlib's coordinates
     "core.history": {"train"},  # a kind of row in the log
+    "core.origin.index": {"train"},  # a side of the data
     "core.training_log": {"data"},  # a part of a step's seconds
     "data": {"train"},  # a side of the data, and a split of a data set
     "evaluate.report": {"metrics"},  # a field of an answer

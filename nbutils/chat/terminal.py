@@ -21,7 +21,7 @@ from nbutils.core.chat_engine.window import EXTENSIONS
 from nbutils.core.errors import UserError
 from nbutils.core.files import resolve, shown
 from nbutils.core.run.layout import Run
-from nbutils.core.text import first_line
+from nbutils.core.text import first_line, visible
 
 if TYPE_CHECKING:
     from nbutils.chat.session import ChatSession
@@ -30,8 +30,6 @@ LEAVE = ("exit", "quit")
 PROMPT = "You: "
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-_VISIBLE = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
-_VISIBLE |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,11 +133,6 @@ def converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> b
     finally:
         session.close()
     return answered
-
-
-def visible(text: str) -> str:
-    """Text without power over the terminal: control characters are shown, not obeyed; so are direction overrides."""
-    return text.translate(_VISIBLE)
 
 
 def _answer(session: ChatSession, text: str, interactive: bool) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 
 HIDDEN = "[secret]"
 _NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|KAGGLE_KEY|ACCESS_KEY)(_|$)", re.IGNORECASE)
+_VISIBLE = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
+_VISIBLE |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 _SHORTEST = 8  # characters; a shorter value would blot out ordinary words
 
 
@@ -75,6 +77,11 @@ def score_rows(results: Mapping[str, Any]) -> list[list[str]]:
         metric = f"{code(score['metric'])} {'↑' if score['higher_is_better'] else '↓'}"
         rows.setdefault((task_of(score), metric, f"{score['n']:,}"), {})[score["model"]] = score_of(score)
     return [[*row, *(cells.get(model["name"], "—") for model in results["models"])] for row, cells in rows.items()]
+
+
+def visible(text: str) -> str:
+    """Text without power over the terminal: control characters are shown, not obeyed; so are direction overrides."""
+    return text.translate(_VISIBLE)
 
 
 def first_line(error: BaseException | str) -> str:

@@ -16,7 +16,7 @@ RUN = ["run", "params/demo.yaml"]
     [
         (["run"], "PROFILE -p --run-dir --from --only --until --accept --force --allow-paused --explain", "--out"),
         (["fetch"], "PROFILE -p --out --check", "--run-dir"),
-        ([], "run chat doctor settings fetch kaggle", "--run-dir"),
+        ([], "run chat origin doctor settings fetch kaggle", "--run-dir"),
     ],
 )
 def test_help_names_every_command_and_the_options_that_have_an_effect(line, words, absent, capsys):

@@ -1,0 +1,1 @@
+"""Where in the training data of a run a text stands, word for word."""

@@ -1,0 +1,74 @@
+"""`python -m nbutils origin RUN --text "…"`: which passages of a text stand in a run's training data, and where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from nbutils.core.errors import UserError
+from nbutils.core.files import Json, resolve
+from nbutils.core.origin.index import MIN_WORDS, Index, Span, words_in
+from nbutils.core.run.layout import Run
+from nbutils.core.text import counted, visible
+
+NOTHING = f"no {MIN_WORDS} words in a row stand in the training data"
+LISTED = 100
+"""Conversations of each passage in the JSON."""
+SHOWN = 3
+"""Conversations of each passage that are shown to a person."""
+AROUND = 80
+"""Characters shown before and behind a passage."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `origin`."""
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a model in it")
+    parser.add_argument("--text", required=True, help=f"what to look for, {MIN_WORDS} words or more; case matters")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Prints the passages. UserError for a text of fewer than six words, and for a run without training rows."""
+    if (words := words_in(arguments.text)) < MIN_WORDS:
+        raise UserError(
+            f"The text has {counted(words, 'word')}, and nothing shorter than {MIN_WORDS} words is looked for: give a "
+            "longer one."
+        )
+    folder = resolve(arguments.run)
+    index = Index.open(Run.around(folder) or Run(folder))
+    spans = index.trace(arguments.text)
+    if arguments.json:
+        print(json.dumps({"text": arguments.text, "spans": [_as_json(index, span) for span in spans]}, indent=2))
+    else:
+        print(*lines(index, spans), sep="\n")
+    return 0
+
+
+def lines(index: Index, spans: Sequence[Span]) -> Iterator[str]:
+    """What a terminal shows of a text's spans; no text has power over it."""
+    if not spans:
+        yield NOTHING
+    for span in spans:
+        yield f"“{_line(span.text)}”: {frequency(span)}"
+        for place in index.places(span, SHOWN):
+            before, match, after = map(_line, place.passage(AROUND))
+            yield f"  {_line(place.name)}: {before}[{match}]{after}"
+        if (others := span.conversations - SHOWN) > 0:
+            yield f"  and {counted(others, 'other conversation')}"
+
+
+def frequency(span: Span) -> str:
+    """How long a span is and how often it stands in the training data, in words."""
+    return f"{span.words} words, {counted(span.count, 'time')} in {counted(span.conversations, 'conversation')}"
+
+
+def _as_json(index: Index, span: Span) -> Json:
+    facts = {name: getattr(span, name) for name in ("text", "start", "end", "words", "count", "conversations")}
+    return facts | {"places": [asdict(place) for place in index.places(span, LISTED)]}
+
+
+def _line(text: str) -> str:
+    return visible(re.sub(r"\s+", " ", text))

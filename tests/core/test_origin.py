@@ -1,0 +1,176 @@
+"""Passages of a text in the training data: the same as a search by hand finds, where they stand, and the command."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers.normalizers import NFC
+
+from nbutils.cli import main
+from nbutils.core.origin.index import UNIT, Index
+from nbutils.core.run.layout import Run
+from tests.builders import small_tokenizer
+from tests.core.test_chatml import turns
+from tests.metrics.histories import write_done
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbutils.core.origin.index.CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+TOKENIZER = small_tokenizer(["how do you do"], 300)
+
+
+def run_of(folder, conversations) -> Run:
+    """A run whose training rows are these conversations, rows 0, 10, 20, … of their source."""
+    rows = [{"source": "talk", "index": 10 * n, "messages": turns(*texts)} for n, texts in enumerate(conversations)]
+    Dataset.from_list(rows).save_to_disk(folder / "data" / "train")
+    TOKENIZER.save_pretrained(folder / "data" / "tokenizer")
+    write_done(folder / "data")
+    return Run(folder)
+
+
+def by_hand(texts, text):
+    """Every run from a word to a word that stands in one of the texts, with six words, in no longer one: its words and
+    single characters, and how often it stands there."""
+    wanted, said = UNIT.findall(text), [UNIT.findall(each) for each in texts]
+
+    def times(i, j):
+        return sum(words[k : k + j - i] == wanted[i:j] for words in said for k in range(len(words)))
+
+    at = [i for i, unit in enumerate(wanted) if unit not in "!,"]
+    ends = {i: max((j for j in at if j >= i and times(i, j + 1)), default=-1) for i in at}
+    found = [(i, j + 1) for i, j in ends.items() if all(ends[k] < j for k in at if k < i)]
+    return [(wanted[i:j], times(i, j)) for i, j in found if sum(i <= k < j for k in at) >= 6]
+
+
+TEXT = st.lists(st.sampled_from(["a", "a", "b ", "don't", "! ", ",\n", "東"]), max_size=24).map(" ".join)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.data())
+def test_the_spans_are_those_of_a_search_by_hand(conversations, data):
+    texts = [text for pair in conversations for text in pair]
+    text = " ".join(data.draw(st.lists(st.sampled_from(texts) | TEXT, min_size=1, max_size=3)))
+    with TemporaryDirectory() as name:
+        spans = Index.open(run_of(Path(name), conversations)).trace(text)
+        assert [(UNIT.findall(span.text), span.count) for span in spans] == by_hand(texts, text)
+        assert all(text[span.start : span.end] == span.text for span in spans)
+
+
+@pytest.mark.parametrize(
+    "text,spans",
+    [
+        ("I'm fine, thank you very much indeed", ["I'm fine, thank you very much"]),  # other pieces at both ends
+        ("Well:I'm\nfine,  thank you very much", ["I'm\nfine,  thank you very much"]),
+        ("good,so you don't like any e-mail...ok", ["so you don't like any e-mail"]),
+        ("'I'm fine, thank you very much 🙂'", ["I'm fine, thank you very much"]),
+        ("I'm fine, thank you very much🙂🙂", ["I'm fine, thank you very much"]),
+        ("i'm fine, thank you very much", []),  # case matters
+        ("fine, thank you very much", []),  # five words
+        ("one two three four five six", []),  # over a border
+        ("one two three<|im_end|>\n<|im_start|>assistant\nfour five six", []),
+        ("你想去北京看看吗", ["想去北京看看"]),
+        ("यहाँ हिन्दी में यह वाक्य काफी लंबा", ["हिन्दी में यह वाक्य काफी लंबा"]),
+        ("में यह वाक्य काफी लंबा", []),
+        ("so cafe\u0301 au lait is very nice", ["caf\u00e9 au lait is very nice"]),
+    ],
+)
+def test_what_a_span_is(text, spans, tmp_path):
+    conversations = [
+        ["Oh, I'm fine, thank you very much!", "one two three"],
+        ["one two three", "four five six", "And so you don't like any e-mail.", "हिन्दी में यह वाक्य काफी लंबा है"],
+        ["我想去北京看看", "My caf\u00e9 au lait is very nice"],
+    ]
+    run = run_of(tmp_path, conversations)
+    composing = small_tokenizer(["how do you do"], 300)
+    composing.backend_tokenizer.normalizer = NFC()
+    composing.save_pretrained(run.rows / "tokenizer")
+    write_done(run.rows)
+    assert [span.text for span in Index.open(run).trace(text)] == spans
+
+
+PLANTED = "the zebra of my aunt sings in tune"
+HOSTILE = f"\x1b[31m So {PLANTED}, \x9b2J she says"
+
+
+@pytest.fixture
+def planted(tmp_path) -> Run:
+    return run_of(tmp_path / "run", [["Hi", "Hello"], [PLANTED, f"{PLANTED}? Yes: {PLANTED}"], ["What?", HOSTILE]])
+
+
+def test_where_a_span_stands_and_how_often(planted):
+    index = Index.open(planted)
+    (span,) = index.trace(f"Do you know that {PLANTED}!")
+    assert (span.text, span.words, span.count, span.conversations) == (PLANTED, 8, 4, 2)
+    assert [place.name for place in index.places(span, 5)] == [
+        "talk row 10, message 1 (user)",
+        "talk row 20, message 2 (assistant)",
+    ]
+    (place,) = list(index.places(span, 5))[1:]
+    assert place.text == HOSTILE and place.passage(6) == ("…1m So ", PLANTED, ", \x9b2J …")
+    assert len(list(index.places(span, 1))) == 1
+
+
+@pytest.mark.parametrize("name", ["text.npy", "windows.npy", "words.txt", "manifest.json"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-3] + b"123", None])
+def test_an_index_is_made_once_and_again_where_it_is_damaged(name, damage, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr("nbutils.core.origin.index.CACHE", str(tmp_path / "cache"))
+    Index.open(planted)
+    (folder,) = (tmp_path / "cache").iterdir()
+    made = {file: (file.stat().st_ino, file.read_bytes()) for file in folder.iterdir()}
+    assert Index.open(planted).trace(PLANTED)
+    assert made.keys() == {*folder.iterdir()} and all(file.stat().st_ino == inode for file, (inode, _) in made.items())
+    if damage:
+        (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    else:
+        (folder / name).unlink()
+    (span,) = Index.open(planted).trace(PLANTED)
+    assert span.count == 4 and {file: file.read_bytes() for file in folder.iterdir()} == {
+        f: b for f, (_, b) in made.items()
+    }
+
+
+def test_other_rows_have_another_index(planted):
+    assert Index.open(planted).trace(PLANTED)
+    run = run_of(planted.path, [["Hi", "Hello"]])
+    assert not Index.open(run).trace(PLANTED)
+
+
+def test_the_command_tells_a_person_and_a_program(planted, capsys):
+    line = ["origin", str(planted.path), "--text", f"Oh: {PLANTED}."]
+    assert main(line) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"“{PLANTED}”: 8 words, 4 times in 2 conversations",
+        f"  talk row 10, message 1 (user): [{PLANTED}]",
+        f"  talk row 20, message 2 (assistant): ␛[31m So [{PLANTED}], \ufffd2J she says",
+    ]
+    assert main([*line, "--json"]) == 0
+    (span,) = json.loads(capsys.readouterr().out)["spans"]
+    assert span["start"] == 4 and [place["row"] for place in span["places"]] == [10, 20]
+    assert main(["origin", str(planted.path), "--text", PLANTED.upper()]) == 0
+    assert capsys.readouterr().out == "no 6 words in a row stand in the training data\n"
+
+
+@pytest.mark.parametrize(
+    "text,words", [("", "has 0 words"), ("I ! , am . here", "has 3 words"), (PLANTED, "01_filter_data.ipynb")]
+)
+def test_what_cannot_be_traced_is_one_sentence(text, words, refused, tmp_path):
+    assert words in refused("origin", tmp_path / "nothing", "--text", text)
+
+
+def test_rows_that_are_not_whole_and_an_index_that_cannot_be_written_are_one_sentence(planted, refused, monkeypatch):
+    line = ("origin", planted.path, "--text", PLANTED)
+    monkeypatch.setattr("nbutils.core.origin.index.CACHE", str(planted.path / "data" / "stage.json"))
+    assert "cannot be written" in refused(*line)
+    next((planted.rows / "train").glob("*.arrow")).unlink()
+    assert "no training rows that are whole" in refused(*line)
+    write_done(planted.rows, status="paused")
+    assert "no training rows that are whole" in refused(*line)
