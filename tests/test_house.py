@@ -122,6 +122,7 @@ ENTRIES = {
         "evaluate.run:compare",
         "evaluate.run:curve",
         "evaluate.run:measure_behaviour",
+        "evaluate.run:measure_memorised",
         "evaluate.run:take_samples",
     ),
     "chat": ("chat.session:play", "chat.session:ask"),

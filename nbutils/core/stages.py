@@ -87,7 +87,10 @@ STAGES = (
     StageSpec(
         "evaluate",
         "04_evaluate.ipynb",
-        {"data": ("eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"), "train": ("final/*", "base/*")},
+        {
+            "data": ("train/*", "eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"),
+            "train": ("final/*", "base/*"),
+        },
         makes=("scores",),
         code=(
             *CHATML,
@@ -95,6 +98,7 @@ STAGES = (
             "core.chat_engine.sampling",
             "core.chat_engine.template",
             "core.chat_engine.window",
+            "core.origin.index",
             "core.tasks",
             *own("evaluate", "worker"),
         ),

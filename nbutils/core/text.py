@@ -38,7 +38,8 @@ def number(value: float, sign: str = "") -> str:
 
 def counted(number: int, word: str) -> str:
     """A number with its word, in the plural where there are several."""
-    return f"{number} {word}" + ("" if number == 1 else "es" if word.endswith("s") else "s")
+    plural = re.sub("([^aeiou])y$", r"\1ie", word) + ("es" if word.endswith("s") else "s")
+    return f"{number} {word if number == 1 else plural}"
 
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
@@ -77,6 +78,22 @@ def score_rows(results: Mapping[str, Any]) -> list[list[str]]:
         metric = f"{code(score['metric'])} {'↑' if score['higher_is_better'] else '↓'}"
         rows.setdefault((task_of(score), metric, f"{score['n']:,}"), {})[score["model"]] = score_of(score)
     return [[*row, *(cells.get(model["name"], "—") for model in results["models"])] for row, cells in rows.items()]
+
+
+def memorised_table(memorised: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """What `results.json` says of memorised replies as a Markdown table; `names` are words for models."""
+
+    def share(found: Mapping[str, float], sign: str = "") -> str:
+        return f"{found['value']:{sign}.1%} [{found['low']:{sign}.1%}, {found['high']:{sign}.1%}]"
+
+    rows = []
+    for row in memorised["rows"]:
+        name, against = names.get(row["model"], code(row["model"])), row.get("against_people")
+        against = f"{share(against, '+')}, {against['word']}" if against else "—"
+        who = ", ".join(filter(None, (name, row["decoding"])))
+        rows.append([who, row["replies"], share(row["share"]), row["longest"], share(row["whole"]), against])
+    head = ["replies of", "replies", "words in such passages", "longest, words", "whole messages", "against people"]
+    return markdown_table(head, rows)
 
 
 def visible(text: str) -> str:
