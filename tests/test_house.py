@@ -126,7 +126,12 @@ ENTRIES = {
         "evaluate.run:take_samples",
     ),
     "chat": ("chat.session:play", "chat.session:ask"),
-    "publish": ("publish.card:render_card", "publish.export:export", "publish.parity:check_parity"),
+    "publish": (
+        "publish.facts:read_facts",
+        "publish.card:render_card",
+        "publish.export:export",
+        "publish.parity:check_parity",
+    ),
 }
 """What each notebook calls to make its result, as `module:function`."""
 

@@ -117,13 +117,18 @@ STAGES = (
         "06_publish.ipynb",
         {
             "data": ("summary.json", "figures/*", "eval/*"),
-            "train": ("final/*", "base/source.json", "settings.json", "metrics.jsonl"),
+            "train": ("final/*", "base/source.json", "settings.json", "metrics.jsonl", "samples.jsonl"),
             "metrics": ("figures/*", "summary.json"),
-            "evaluate": ("results.json", "comparison.md", "samples.jsonl", "items/*"),
+            "evaluate": ("results.json", "comparison.md", "samples.jsonl", "replies.jsonl", "items/*"),
             "chat": ("transcript.json",),
         },
         makes=("card",),
-        code=(*CHATML, *(name for name in ENGINE if not name.endswith("generation")), *own("publish", "push")),
+        code=(
+            *CHATML,
+            *(name for name in ENGINE if not name.endswith("generation")),
+            "core.origin.index",
+            *own("publish", "push"),
+        ),
     ),
 )
 

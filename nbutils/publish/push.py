@@ -14,9 +14,10 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import filter_repo_objects
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import Json, shown
 from nbutils.core.text import redact, secrets
 from nbutils.publish.export import MODEL_PATTERNS
+from nbutils.publish.repeats import check_repeats
 from nbutils.publish.settings import PublishSettings
 
 START = rb"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
@@ -43,18 +44,19 @@ OLD_MODEL = [
 NOT_TEXT = (".safetensors", ".png")
 
 
-def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
+def upload(folder: Path, files: Sequence[Path], settings: PublishSettings, repeats: Json) -> str:
     """Uploads the files (relative to `folder`) as one commit and returns its address; nothing where push is off.
 
     Large files go first, by content: after an interruption the next try sends only what the Hub does not hold yet, and
     the repository changes only with the commit at the end. What is there of an earlier model, its figures and its
-    evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for a
-    public repository where `private` is on, and where the Hub refuses.
+    evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for
+    `repeats` that nobody has accepted, for a public repository where `private` is on, and where the Hub refuses.
     """
     if not settings.push:
         return ""
     token = check_push(settings)
     check_secrets(folder, files)
+    check_repeats(repeats, settings)
     try:
         api = huggingface_hub.HfApi(token=token)
         api.create_repo(settings.repo_id, private=settings.private, exist_ok=True)

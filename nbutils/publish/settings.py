@@ -53,3 +53,4 @@ class PublishSettings(BaseSettings):
     push: bool
     repo_id: str = Field(pattern=r"^([\w.-]+/[\w.-]+)?$")
     private: Annotated[bool, STEERING]
+    accept_repeats: Annotated[bool, STEERING]

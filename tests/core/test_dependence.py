@@ -23,7 +23,7 @@ STEERING = {
     "metrics": {"run_dir"},
     "evaluate": {"run_dir", "tokens_per_batch", "processes", "cache_dir"},
     "chat": {"run_dir", "interactive", "peers"},
-    "publish": {"run_dir", "private"},
+    "publish": {"run_dir", "private", "accept_repeats"},
 }  # fmt: skip
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 
@@ -65,6 +65,7 @@ READERS = {
     "train/final/model.safetensors": {"evaluate", "chat", "publish"},
     "train/base/model.safetensors": {"evaluate", "chat"},
     "train/base/source.json": {"evaluate", "chat", "publish"},
+    "train/samples.jsonl": {"publish"},
     "train/heldout.parquet": set(),
     "train/progress.jsonl": set(),
     "train/checkpoints/step-000500/model.safetensors": set(),
@@ -75,6 +76,7 @@ READERS = {
     "evaluate/results.json": {"publish"},
     "evaluate/comparison.md": {"publish"},
     "evaluate/samples.jsonl": {"publish"},
+    "evaluate/replies.jsonl": {"publish"},
     "evaluate/items/heldout_perplexity.parquet": {"publish"},
     "chat/transcript.json": {"publish"},
 }
