@@ -8,10 +8,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from html import escape
-from typing import Any
+from html import escape, unescape
+from itertools import groupby
+from math import log10
+from operator import itemgetter
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
@@ -20,10 +23,21 @@ from markdown_it.renderer import RendererHTML
 from nbutils.chat.session import Context
 from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.files import Json
+from nbutils.core.origin.command import AROUND, NOTHING, SHOWN, frequency
+from nbutils.core.origin.index import UNIT, Index, Span
+from nbutils.core.text import counted
 
 NAMES = {"user": "You", "assistant": "Model", "system": "System"}
 LONGEST = 8_000
 """Characters up to which Markdown is read; longer text is shown as it is, so that nobody waits for the parser."""
+
+
+class Traced(NamedTuple):
+    """A reply that was looked up in the training data: its HTML with the spans underlined, and what is below it."""
+
+    body: str
+    fold: str
+
 
 _SCHEMES = ("http", "https", "mailto")
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb]")
@@ -73,16 +87,19 @@ def _link_open(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -
 _PARSER = _parser()
 
 
-def bubble(message: Json, *, state: str = "", writing: bool = False) -> str:
-    """One message; `state` is "" or a note such as "no longer read", `writing` shows a cursor at the end."""
+def bubble(message: Json, traced: Mapping[str, Traced], *, state: str = "", writing: bool = False) -> str:
+    """One message; `traced` has the replies that are, by their text, `state` is "" or a note such as "no longer read",
+    `writing` shows a cursor at the end."""
     role, text = message["role"], without_controls(message["content"])
-    body = markdown(text) if role == "assistant" else plain(text)
+    body, fold = markdown(text) if role == "assistant" else plain(text), ""
     if writing:
         body += '<span class="sc-cursor" aria-hidden="true"></span>'
     elif role == "assistant" and not text:
         body = '<p class="sc-note">(nothing)</p>'
+    elif role == "assistant" and message["content"] in traced:
+        body, fold = traced[message["content"]]
     note = f'<span class="sc-state">{escape(state)}</span>' if state else ""
-    foot = _footer(message, text) if role == "assistant" and not writing else ""
+    foot = _footer(message, text) + fold if role == "assistant" and not writing else ""
     faded = " sc-faded" if state else ""
     return (
         f'<article class="sc-bubble sc-{role}{faded}" aria-label="{NAMES[role]}">'
@@ -90,14 +107,81 @@ def bubble(message: Json, *, state: str = "", writing: bool = False) -> str:
     )
 
 
-def conversation(messages: Sequence[Json], context: Context) -> str:
+def with_origins(text: str, index: Index) -> Traced:
+    """A reply with its spans in the training data underlined, the long and rare ones more, and where they stand."""
+    shown, spans = without_controls(text), index.trace(text)
+    if not spans:
+        return without_origins(text, NOTHING)
+    folds = [
+        f'<details data-span="{number}"><summary dir="auto">“{_safe(span.text)}”: {frequency(span)}</summary><ul>'
+        f"{''.join(_places(index, span))}</ul></details>"
+        for number, span in enumerate(spans)
+    ]
+    summary = f"in the training data: {counted(len(spans), 'passage')}"
+    fold = f'<details class="sc-origins"><summary>{summary}</summary>{"".join(folds)}</details>'
+    return Traced(_underlined(markdown(shown), shown, spans), fold)
+
+
+def without_origins(text: str, why: str) -> Traced:
+    """A reply without anything underlined, and the reason below it."""
+    return Traced(markdown(without_controls(text)), f'<div class="sc-origins">{escape(why)}</div>')
+
+
+def _places(index: Index, span: Span) -> Iterator[str]:
+    for place in index.places(span, SHOWN):
+        before, match, after = map(_safe, place.passage(AROUND))
+        yield f'<li dir="auto"><b>{_safe(place.name)}</b>: {before}<mark>{match}</mark>{after}</li>'
+    if (others := span.conversations - SHOWN) > 0:
+        yield f"<li>and {counted(others, 'other conversation')}</li>"
+
+
+def _safe(text: str) -> str:
+    return escape(without_controls(text))
+
+
+def _strength(span: Span) -> int:
+    """From 1 to 3: a level for each six words, one less for each ten times as often."""
+    return max(1, min(3, span.words // 6 - int(log10(span.count))))
+
+
+def _underlined(html: str, text: str, spans: Sequence[Span]) -> str:
+    """The HTML of a text with its spans underlined: word for word, since marks of Markdown are no more there."""
+    strongest = sorted(range(len(spans)), key=lambda number: -_strength(spans[number]))
+    units = [
+        (unit[0], next((n for n in strongest if spans[n].start <= unit.start() < spans[n].end), None))
+        for unit in UNIT.finditer(text)
+    ]
+    done = 0
+
+    def number_of(unit: str) -> int | None:
+        nonlocal done
+        at = next((at for at in range(done, len(units)) if units[at][0] == unit), None)
+        done = done if at is None else at + 1
+        return None if at is None else units[at][1]
+
+    def marked(part: str) -> Iterator[str]:
+        shown = 0
+        for number, group in groupby([(number_of(unit[0]), unit) for unit in UNIT.finditer(part)], itemgetter(0)):
+            if number is not None:
+                first, *_, last = 2 * [unit for _, unit in group]  # one unit is both
+                yield escape(part[shown : first.start()])
+                yield f'<span class="sc-origin sc-origin-{_strength(spans[number])}" data-span="{number}">'
+                yield f"{escape(part[first.start() : last.end()])}</span>"
+                shown = last.end()
+        yield escape(part[shown:])
+
+    parts = re.split("(<[^>]*>)", html)
+    return "".join(part if part.startswith("<") else "".join(marked(unescape(part))) for part in parts)
+
+
+def conversation(messages: Sequence[Json], context: Context, traced: Mapping[str, Traced]) -> str:
     """All messages, those of dropped turns faded, those that go next marked."""
     next_to_go = context.dropped + context.next_dropped
     parts, turn = [], 0
     for message in messages:
         turn += message["role"] == "user"
         state = "no longer read" if turn <= context.dropped else "goes next" if turn <= next_to_go else ""
-        parts.append(bubble(message, state=state if turn else ""))  # a system message always stays
+        parts.append(bubble(message, traced, state=state if turn else ""))  # a system message always stays
     return "".join(parts)
 
 

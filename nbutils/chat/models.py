@@ -10,6 +10,7 @@ from nbutils.core.chat_engine.template import has_own_template
 from nbutils.core.chat_engine.window import keeps_keys
 from nbutils.core.chatml import IM_END, IM_START, add_chatml
 from nbutils.core.hardware import choose_device, device_report
+from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, its tokenizer, and one line that says what and where it is."""
+    """A model on its device, its tokenizer, one line that says what and where it is, and the run that it is of."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     line: str
+    run: Run | None = None
 
 
 def load(name: str, run: Path | None = None) -> LoadedModel:
@@ -42,4 +44,4 @@ def load(name: str, run: Path | None = None) -> LoadedModel:
     line = f"{name}{so_far}: {model.num_parameters():,} parameters, {why}"
     line += ", talked to in its own chat template" if own else ""
     line += "" if keeps_keys(model) else ", no key/value cache: each token takes a reading of the whole conversation"
-    return LoadedModel(name, model.to(device).eval(), tokenizer, line)
+    return LoadedModel(name, model.to(device).eval(), tokenizer, line, Run.around(ref.path) if ref.path else None)

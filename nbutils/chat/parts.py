@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -13,7 +14,10 @@ from nbutils.chat import markup
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.sampling import Sampling, Slider
+from nbutils.core.errors import UserError
 from nbutils.core.files import Json
+from nbutils.core.origin.index import Index
+from nbutils.core.run.layout import Run
 
 FRAME_SECONDS = 0.05
 """Shortest time between two updates of a reply in the making: faster than an eye sees, slower than a browser draws."""
@@ -26,12 +30,15 @@ MARK = "\ue000"
 class Panel:
     """One model's column: its session, its bubbles, its context meter.
 
-    Methods may be called from any thread, one at a time.
+    Methods may be called from any thread, one at a time. What a run's model has said is traced to the run's training
+    rows in a thread of its own, so that nobody waits while their index is made.
     """
 
     def __init__(self, loaded: LoadedModel, settings: Json) -> None:
         self.name = loaded.name
         self.session = ChatSession(loaded.model, loaded.tokenizer, **settings)
+        self._run, self._traced = loaded.run, dict[str, markup.Traced]()
+        self._tracing, self._drawing, self._writing = threading.Lock(), threading.RLock(), False
         self.title = widgets.HTML(f'<div class="sc-title">{markup.escape(loaded.line)}</div>')
         self.history, self.newest, self.meter = widgets.HTML(), widgets.HTML(), widgets.HTML()
         flow = widgets.VBox([self.history, self.newest]).add_class("sc-flow")
@@ -40,8 +47,23 @@ class Panel:
         self.show()
 
     def show(self) -> None:
-        """Draws the conversation as it is."""
-        self._draw(self.session.transcript()["messages"])
+        """Draws the conversation as it is; what is to be traced is drawn again when that is done."""
+        messages = self.session.transcript()["messages"]
+        self._draw(messages)
+        replies = [m["content"] for m in messages if m["role"] == "assistant" and m["content"] not in self._traced]
+        if self._run and replies:
+            threading.Thread(target=self._trace, args=(self._run, replies), name="chat-traces", daemon=True).start()
+
+    def _trace(self, run: Run, replies: list[str]) -> None:
+        with self._tracing:
+            try:
+                index = Index.open(run)
+                self._traced |= {text: markup.with_origins(text, index) for text in replies}
+            except UserError as error:
+                self._traced |= {text: markup.without_origins(text, str(error)) for text in replies}
+        with self._drawing:
+            if not self._writing:
+                self._draw(self.session.transcript()["messages"])
 
     def show_waiting(self, said: str, *, edited: bool) -> None:
         """Shows a message that was just sent, with an empty bubble below it: reading a long history takes a while.
@@ -70,9 +92,11 @@ class Panel:
         """The last message below the others; the others first, so that none is missing for a moment in between."""
         context = self.session.context
         nothing = '<div class="sc-empty">Say something.</div>'
-        self.history.value = markup.conversation(messages[:-1], context) if messages else nothing
-        self.newest.value = markup.bubble(messages[-1], writing=writing) if messages else ""
-        self.meter.value = markup.meter(context)
+        with self._drawing:
+            self._writing = writing
+            self.history.value = markup.conversation(messages[:-1], context, self._traced) if messages else nothing
+            self.newest.value = markup.bubble(messages[-1], self._traced, writing=writing) if messages else ""
+            self.meter.value = markup.meter(context)
 
 
 class Controls:

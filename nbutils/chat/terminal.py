@@ -19,7 +19,9 @@ from nbutils.chat.settings import AUTO, chosen_extension, in_effect
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import EXTENSIONS
 from nbutils.core.errors import UserError
-from nbutils.core.files import resolve, shown
+from nbutils.core.files import shown
+from nbutils.core.origin.command import lines as origin_lines
+from nbutils.core.origin.index import Index
 from nbutils.core.run.layout import Run
 from nbutils.core.text import first_line, visible
 
@@ -54,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Talks until `exit`, `quit` or the end of input; `clear` forgets; Ctrl-C stops a reply. Returns the exit status.
+    """Talks until `exit`, `quit` or the end of input; `clear` forgets; Ctrl-C stops a reply; `/origin` shows where the
+    words of the last reply stand in the training data of the model's run. Returns the exit status.
 
     Replies go to standard output and everything else to standard error, so that piped input gives clean output. The
     status is 1 where a piped message got no reply, and 130 after a Ctrl-C that met no reply. UserError where the model
@@ -66,9 +69,9 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         if arguments.save:
             check_writable(arguments.save)
-        session = _session(arguments)
+        session, run = _session(arguments)
         _when_closed(lambda number, _: sys.exit(128 + number))
-        return talk(session, sys.stdin.isatty() and sys.stdout.isatty())
+        return talk(session, sys.stdin.isatty() and sys.stdout.isatty(), run)
     except KeyboardInterrupt:
         _say("stopped" if session else "stopped before the model was there")
         return INTERRUPTED
@@ -89,36 +92,37 @@ def save(session: ChatSession, path: str) -> None:
     _say(f"the transcript is in {shown(saved)}")
 
 
-def _session(arguments: argparse.Namespace) -> ChatSession:
-    """The session that the arguments ask for; says what it talks to."""
+def _session(arguments: argparse.Namespace) -> tuple[ChatSession, Run | None]:
+    """The session that the arguments ask for, and the run that its model is of; says what it talks to."""
     from nbutils.chat.session import ChatSession  # imports torch
     from nbutils.chat.transcript import read_transcript
 
     sampling = Sampling(**{name: value for name, value in vars(arguments).items() if name in Sampling.model_fields})
     loaded = load(arguments.model)
-    extension, why = chosen_extension(arguments.context_extension, Run.around(resolve(arguments.model)))
+    extension, why = chosen_extension(arguments.context_extension, loaded.run)
     settings = sampling.model_dump() | {"context_extension": extension, "system": arguments.system}
     session = ChatSession(loaded.model, loaded.tokenizer, **settings)
     if arguments.load:
         session.restore(read_transcript(arguments.load))
     line = in_effect(extension, why, loaded.model)
     _say(f"{loaded.line}; it reads {session.context.limit:,} tokens at once ({line})")
-    return session
+    return session, loaded.run
 
 
-def talk(session: ChatSession, interactive: bool) -> int:
+def talk(session: ChatSession, interactive: bool, run: Run | None = None) -> int:
     """The conversation itself, line by line; the exit status."""
     if interactive:
         _say("exit or quit leaves, clear forgets, Ctrl-C stops a reply, arrow keys bring back what you typed")
+        _say("/origin shows where the words of the last reply stand in the training data")
         with _interrupt_stops(session):  # between reply and prompt too, where Ctrl-C would end the program
-            converse(session, _typed_lines(), interactive)
+            converse(session, _typed_lines(), interactive, run)
         return 0
     lines = io.TextIOWrapper(sys.stdin.buffer, sys.stdin.encoding, "replace")  # one wrong byte must not end it
-    return int(not converse(session, lines, interactive))
+    return int(not converse(session, lines, interactive, run))
 
 
-def converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> bool:
-    """Answers line by line; whether every message got its reply."""
+def converse(session: ChatSession, lines: Iterable[str], interactive: bool, run: Run | None) -> bool:
+    """Answers line by line; whether every message got its reply. `run`: where replies are traced."""
     answered = True
     try:
         for line in lines:
@@ -128,11 +132,27 @@ def converse(session: ChatSession, lines: Iterable[str], interactive: bool) -> b
             if text.lower() == "clear":
                 session.clear()
                 _say("a new conversation")
+            elif text.lower() == "/origin":
+                _say("\n".join(_origin(session, run)))
             elif text:
                 answered &= _answer(session, text, interactive)
     finally:
         session.close()
     return answered
+
+
+def _origin(session: ChatSession, run: Run | None) -> Iterator[str]:
+    """Where the words of the last reply stand in a run's training data, or why that cannot be told."""
+    if run is None:
+        yield "this model is of no run, so that there is no training data to look in"
+    elif not (messages := session.messages) or messages[-1]["role"] != "assistant":
+        yield "there is no reply yet"
+    else:
+        try:
+            index = Index.open(run)
+            yield from origin_lines(index, index.trace(messages[-1]["content"]))
+        except UserError as error:
+            yield str(error)
 
 
 def _answer(session: ChatSession, text: str, interactive: bool) -> bool:

@@ -79,6 +79,16 @@
     if (navigator.clipboard) navigator.clipboard.writeText(text).then(done, byHand); else byHand();
   });
 
+  // A click on an underlined passage shows where it stands.
+  document.addEventListener("click", (event) => {
+    const passage = event.target instanceof Element && event.target.closest(".smallchat .sc-origin");
+    const fold = passage && passage.closest(".sc-bubble").querySelector(".sc-origins");
+    if (!fold) return;
+    const places = fold.querySelector(`[data-span="${passage.dataset.span}"]`);
+    fold.open = places.open = true;
+    places.scrollIntoView({ block: "nearest" });
+  });
+
   const label = () => {
     for (const [selector, attributes] of [
       [".smallchat .sc-announce .widget-html-content", { "aria-live": "polite" }],

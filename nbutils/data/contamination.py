@@ -80,7 +80,10 @@ def words_of(text: str) -> list[str]:
 
 def hashed(words: Iterable[str]) -> np.ndarray:
     """Hashes of words, each of which depends on the word alone: (W,) uint64."""
-    return pd.util.hash_array(np.array(list(words), object), categorize=False)
+    given = list(words)
+    once = dict.fromkeys(given)
+    hashes = dict(zip(once, pd.util.hash_array(np.array([*once], object), categorize=False).tolist(), strict=True))
+    return np.fromiter(map(hashes.__getitem__, given), np.uint64, len(given))
 
 
 def rolling(words: np.ndarray, n: int) -> np.ndarray:

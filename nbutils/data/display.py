@@ -13,7 +13,7 @@ from IPython.display import HTML, Image
 
 from nbutils.core.charts import THEMES, add_legend, new_figure, save, whole_table
 from nbutils.core.files import Json
-from nbutils.data.fates import KEPT, REASONS
+from nbutils.data.fates import KEPT, NEAR_DUPLICATE, REASONS
 from nbutils.data.row_batches import Source
 
 if TYPE_CHECKING:
@@ -79,6 +79,18 @@ def beside_line(summary: Json) -> str:
     return " ".join([*found, f"Not read, though they held text: {', '.join(keys) or 'no keys'}."])
 
 
+def near_duplicates_line(summary: Json) -> str:
+    """How many conversations repeat most of another one, and whether they are still there."""
+    found = summary["near_duplicates"]
+    if found is None:
+        return "Near-duplicates were not looked for: near_duplicates is off."
+    which = f"one in {found['one_window_in']}" if found["one_window_in"] > 1 else "all"
+    return (
+        f"Near-duplicates ({found['mode']}): of {found['rows']:,} of {found['looked_at']:,} conversations 80 % of the "
+        f"windows of 8 words or more stand in a held-out or an earlier one; {which} windows were looked at."
+    )
+
+
 def waterfall(summary: Json, folder: Path) -> Image:
     """What each reason takes away, in rows and in tokens read, down to what is kept; saved in `folder`."""
     counts = pd.DataFrame.from_dict(summary["fates"], orient="index")
@@ -138,8 +150,10 @@ def limits_table(summary: Json) -> pd.DataFrame:
     return frame.map(lambda share: about + PERCENT(share)).add_suffix(" dropped")
 
 
-def drops_table(samples: dict[str, list[Json]]) -> HTML:
-    """Dropped rows for each reason; texts are escaped."""
+def drops_table(samples: dict[str, list[Json]], summary: Json) -> HTML:
+    """Dropped rows for each reason, and near-duplicates that are reported alone; texts are escaped."""
+    if summary["near_duplicates"] and (reported := summary["near_duplicates"]["shown"]):
+        samples = samples | {f"{NEAR_DUPLICATE} (reported, kept)": reported}
     rows = [{"reason": reason} | row for reason, found in samples.items() for row in found]
     frame = pd.DataFrame(rows, columns=["reason", "source", "index", "detail", "text"], dtype=str)
     frame = frame.map(lambda text: html.escape(text).replace("\n", "<br>"))

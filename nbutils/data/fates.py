@@ -22,6 +22,7 @@ OUTSIDE_VOCABULARY = "outside_vocabulary"
 TOO_LONG = "too_long"
 DUPLICATE = "duplicate"
 CONTAMINATED = "contaminated"
+NEAR_DUPLICATE = "near_duplicate"
 
 REASONS = {
     MALFORMED: "the row cannot be read as a conversation",
@@ -36,6 +37,7 @@ REASONS = {
     TOO_LONG: "more tokens than max_length",
     DUPLICATE: "the same turns stand in an earlier row",
     CONTAMINATED: "shares words with an item of an evaluation task",
+    NEAR_DUPLICATE: "repeats most of a held-out or an earlier conversation",
 }
 """Reasons to drop a row, in the order in which they are looked for."""
 
@@ -128,8 +130,12 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
     text = " \0 ".join(texts)
     if text.count("\0") >= len(turns):  # a text holds the separator itself
         text = " \0 ".join([text.replace("\0", "\0\0") for text in texts])
-    text = text if text.isascii() else unicodedata.normalize("NFC", text)
-    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(" ".join(words_as_spelled(text)).encode(), digest_size=16).hexdigest()
+
+
+def words_as_spelled(text: str) -> list[str]:
+    """What white space parts in normalisation form NFC; plain ASCII is in it already."""
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).split()
 
 
 def opening_hash(turns: Sequence[Turn]) -> str:

@@ -1,21 +1,24 @@
-"""Makes the tokenizer, filters every source row by row, decides duplicates in row order, and writes what comes out."""
+"""Makes the tokenizer, filters every source row by row, decides what other rows decide, and writes what comes out."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from nbutils.core.files import replaced, write_json
+from nbutils.core.files import Json, replaced, write_json
 from nbutils.core.run.models import TINY, ModelRef, train_bpe
-from nbutils.data.fates import DUPLICATE, KEPT, REASONS, TOO_LONG, opening_hash
+from nbutils.data.fates import DUPLICATE, KEPT, NEAR_DUPLICATE, REASONS, TOO_LONG, opening_hash, uniform
+from nbutils.data.near_duplicates import NearDuplicates
 from nbutils.data.row_batches import Source, in_order
 from nbutils.data.row_filter import LEDGER_SCHEMA, SCHEMA, RowFilter, loaded_tokenizer
 from nbutils.data.sets import RowSet, Sample, add_dropped, read_whole, shown, where
@@ -35,6 +38,9 @@ DROPS_SHOWN = 3
 """Dropped rows of each reason that are kept to look at."""
 ROWS_PER_PROCESS = 2_000
 """Below this many rows for each, a further process takes longer to start than it saves."""
+
+Passed = tuple[Source, int, pa.Table]
+"""A source, the rows read of it, and what became of those taken."""
 
 
 def make_tokenizer(settings: DataSettings, sources: Sequence[Source], folder: Path) -> PreTrainedTokenizerBase:
@@ -71,12 +77,18 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
     kept_long = Sample(TOO_LONG_ROWS, settings.split_seed)
     counted_long = Sample(COUNTED_ROWS, settings.split_seed)
     drops = {reason: Sample(DROPS_SHOWN, settings.seed) for reason in REASONS}
-    first: dict[bytes, tuple[str, int]] = {}
+    near = None if settings.near_duplicates == "off" else NearDuplicates()
     read = {source.label: 0 for source in sources}
-    with replaced(folder / "ledger.parquet") as partial, pq.ParquetWriter(partial, LEDGER_SCHEMA) as ledger:
-        for source, rows, result in results(settings, sources, folder):
+    with (
+        closing(results(settings, sources, folder)) as passed,  # its workers end here, whatever fails
+        replaced(folder / "ledger.parquet") as partial,
+        pq.ParquetWriter(partial, LEDGER_SCHEMA) as ledger,
+    ):
+        marked = first_marked(passed, near)
+        if near and settings.near_duplicates == "drop":
+            marked = near_marked(marked, near, folder / ".rows.partial.arrow")
+        for source, rows, result in marked:
             read[source.label] += rows
-            result = duplicates_marked(result, source.label, first)
             ledger.write_table(result.select(LEDGER_SCHEMA.names).replace_schema_metadata(LEDGER_SCHEMA.metadata))
             add_dropped(drops, result)
             kept, long = where(result, "fate", KEPT), where(result, "fate", TOO_LONG)
@@ -89,11 +101,12 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
         row |= {"tokens": whole.tokens, "supervised_tokens": whole.supervised} | vars(whole.encoding)
         sets["too_long"].add(pa.Table.from_pylist([row], schema=SCHEMA))
     write_json(folder / "samples.json", {reason: list(map(shown, drop.rows())) for reason, drop in drops.items()})
-    facts = {name: rows.save() for name, rows in sets.items()}
-    return Filtered(read, facts | {"eval_hash": sets["eval"].hexdigest()}, counted_long)
+    facts: Json = {name: rows.save() for name, rows in sets.items()}
+    facts |= {"eval_hash": sets["eval"].hexdigest(), "near_duplicates": near and near_facts(near, settings, folder)}
+    return Filtered(read, facts, counted_long)
 
 
-def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Iterator[tuple[Source, int, pa.Table]]:
+def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Generator[Passed]:
     """The row filter's results in row order, each with the number of rows read; a progress bar for each source."""
     for source in sources:
         filtered = RowFilter(source.spec, source.shape, settings, folder)
@@ -109,6 +122,51 @@ def processes_for(asked: int, rows: int | None) -> int:
     """Number of processes: as asked, or one for each core, fewer for few rows."""
     cores = os.cpu_count() or 1
     return asked or (cores if rows is None else max(1, min(cores, rows // ROWS_PER_PROCESS)))
+
+
+def first_marked(results: Iterable[Passed], near: NearDuplicates | None) -> Iterator[Passed]:
+    """The results with duplicates marked and their windows handed over."""
+    first: dict[bytes, tuple[str, int]] = {}
+    for source, rows, result in results:
+        result = duplicates_marked(result, source.label, first)
+        if near:
+            near.add(result)
+        yield source, rows, result.drop_columns("windows")
+
+
+def near_marked(results: Iterable[Passed], near: NearDuplicates, file: Path) -> Iterator[Passed]:
+    """The results once more with near-duplicates marked. They wait in a file: a later row may be held out."""
+    waiting = []
+    with pa.ipc.new_stream(str(file), pa.schema([field for field in SCHEMA if field.name != "windows"])) as writer:
+        for source, rows, result in results:
+            writer.write_table(result)
+            waiting.append((source, rows, result.num_rows))
+    details = {found.row: found.detail for found in near.found}
+    with pa.memory_map(str(file)) as mapped:
+        table, start = pa.ipc.open_stream(mapped).read_all(), 0
+        for source, rows, count in waiting:
+            result = table.slice(start, count)
+            start += count
+            found = pa.array([details.get((source.label, row)) for row in result["index"].to_pylist()], pa.string())
+            fates = pc.if_else(pc.is_valid(found), NEAR_DUPLICATE, result["fate"])
+            result = result.set_column(SCHEMA.get_field_index("fate"), "fate", fates)
+            result = result.set_column(SCHEMA.get_field_index("detail"), "detail", pc.coalesce(found, result["detail"]))
+            yield source, rows, result
+    file.unlink()
+
+
+def near_facts(near: NearDuplicates, settings: DataSettings, folder: Path) -> Json:
+    """How many near-duplicates were found in what, and some of those that are reported and stay in the sets."""
+    from datasets import load_from_disk
+
+    facts: Json = {"mode": settings.near_duplicates, "rows": len(near.found), "looked_at": near.looked_at}
+    facts |= {"one_window_in": near.one_in, "shown": []}
+    if settings.near_duplicates == "report":
+        picked = sorted(near.found, key=lambda one: uniform(f"near {one.row}", settings.seed))[:DROPS_SHOWN]
+        facts["shown"] = [
+            shown(load_from_disk(folder / one.side)[one.number] | {"detail": one.detail}) for one in picked
+        ]
+    return facts
 
 
 def duplicates_marked(result: pa.Table, source: str, first: dict[bytes, tuple[str, int]]) -> pa.Table:

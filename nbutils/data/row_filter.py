@@ -34,6 +34,7 @@ from nbutils.data.fates import (
     uniform,
 )
 from nbutils.data.messages import STOP, Malformed
+from nbutils.data.near_duplicates import windows
 from nbutils.data.settings import DatasetSpec, DataSettings
 from nbutils.data.shapes import Shape, read_rows
 
@@ -63,14 +64,16 @@ SCHEMA = pa.schema(
         "input_ids": pa.list_(pa.int32()),
         "supervised": pa.list_(pa.bool_()),
         "context": pa.list_(pa.bool_()),
+        "windows": pa.list_(pa.uint64()),
     }
 )
 """What the filter returns, a row for every row taken. `tokens` is null where nothing was read as tokens,
 `side`, `hash` and `opening` are empty there; ids and mask are null for rows that are dropped. `matched_items` names
 every evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others.
-`context_turns` are the places of turns that are marked not to be learnt, `unread` the keys that held text beside it."""
+`context_turns` are the places of turns that are marked not to be learnt, `unread` the keys that held text beside it.
+`windows` are hashes of what a kept row's words say, null where near-duplicates are not looked for."""
 LEDGER_SCHEMA = pa.schema(
-    [field for field in SCHEMA if field.name not in ("messages", "input_ids", "supervised", "context")],
+    [field for field in SCHEMA if field.name not in ("messages", "input_ids", "supervised", "context", "windows")],
     metadata={"schema": str(RECORD_SCHEMA)},
 )
 """Of `ledger.parquet`; the number rises when a column's meaning changes, not when one is added."""
@@ -91,7 +94,13 @@ class RowFilter:
         measured = self._measured(judged, [n for n, j in judged.items() if j.fate == KEPT])
         matches = self._matches(judged, [n for n, m in measured.items() if m.encoding])
         rows = [self._row(n, j, measured.get(n), matches.get(n)) for n, j in judged.items()]
-        return pa.Table.from_pylist(rows, schema=SCHEMA)
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        if self.settings.near_duplicates == "off":
+            return table
+        texts = [
+            " ".join(text for _, text in judged[row["index"]].turns) if row["fate"] == KEPT else "" for row in rows
+        ]
+        return table.set_column(SCHEMA.get_field_index("windows"), SCHEMA.field("windows"), windows(texts))
 
     def _row(self, number: int, judged: Judged, measured: Measured | None, match: Match | None) -> Json:
         row = vars(judged) | {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -95,6 +95,7 @@ class DataSettings(Settings):
     contamination_tasks: list[str]
     contamination_words: int = Field(ge=3)
     task_path: str
+    near_duplicates: Literal["off", "report", "drop"]
     seed: Annotated[Seed, STEERING]
     data_processes: Annotated[int, Field(ge=0), STEERING]
 

@@ -11,7 +11,7 @@ from trl import SFTConfig
 
 from nbutils.core.hardware import device_report, usable_gpus
 from nbutils.train.dataset import Microbatch
-from nbutils.train.settings import TrainSettings, checked_precision, checked_trackers
+from nbutils.train.settings import MUON, TrainSettings, checked_precision, checked_trackers
 
 if TYPE_CHECKING:
     from nbutils.train.trainer import SmallchatTrainer
@@ -55,7 +55,7 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
         "lr_scheduler_type": settings.scheduler,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.gradient_limit,  # of a norm that is never cut, transformers 5.0 would not tell it
-        "optim": settings.optimizer,
+        "optim": "adamw_torch" if settings.optimizer == MUON else settings.optimizer,  # which Muon stands in for
         "fp16": precision == "fp16",
         "bf16": precision == "bf16",
         "use_cpu": not gpus,

@@ -64,11 +64,11 @@ class ExactLoss(NamedTuple):
     def save(self, path: Path, held_out: Path) -> None:
         """Writes what each row of the folder `held_out` has; nothing where its rows do not say where they come from."""
         rows = load_from_disk(str(held_out)).with_format("arrow")
-        if {"source", "index"} <= set(rows.column_names):
-            named = rows.select_columns(["source", "index"])[:]
-            columns = [*named.select(["source", "index"]).columns, self.sums, self.tokens]
+        names = HELDOUT.names[:2]
+        if {*names} <= {*rows.column_names}:
+            named = rows.select_columns(names)[:].select(names).columns
             with replaced(path) as partial:
-                pq.write_table(pa.table(columns, schema=HELDOUT), partial)
+                pq.write_table(pa.table([*named, self.sums, self.tokens], schema=HELDOUT), partial)
 
 
 @torch.no_grad()

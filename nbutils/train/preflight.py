@@ -37,7 +37,8 @@ from nbutils.train.base import data_tokenizer, weightless_base
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import CHUNK
-from nbutils.train.settings import OPTIMIZERS, TrainSettings, checked_precision, checked_trackers
+from nbutils.train.optimizer import numbers_kept
+from nbutils.train.settings import MUON, TrainSettings, checked_precision, checked_trackers
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
@@ -105,6 +106,12 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
             model.resize_token_embeddings(max(tokenizer.get_vocab().values()) + 1, mean_resizing=False)
         yield Finding(FINE, f"The base model {settings.base_model} has {model.num_parameters():,} parameters.")
         yield disk_finding(settings, model)
+        if settings.optimizer == MUON and settings.base_model != TINY:
+            yield Finding(
+                NOTE,
+                "optimizer is muon: as published (arXiv:2502.16982) it brings a base that AdamW trained no advantage, "
+                "and tends to be worse; take adamw_torch unless Muon trained this base too.",
+            )
         if not keeps_keys(model):
             text = "The base model has no key/value cache: the chat reads everything again for each token."
             yield Finding(NOTE, text)
@@ -172,7 +179,7 @@ def disk_finding(settings: TrainSettings, model: PreTrainedModel) -> Finding:
     """
     folder, weights = settings.run_path, 4 * model.num_parameters()  # in float32
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir())).free
-    checkpoint = weights * (1 + OPTIMIZERS[settings.optimizer])
+    checkpoint = weights + 4 * numbers_kept(settings.optimizer, model)
     models = 4 if settings.keep == "best" and settings.eval_steps else 2
     count = settings.checkpoints_kept + 1 + (settings.schedule == "wsd")  # the one before the cool-down stays
     needed = int(1.1 * (checkpoint * count + models * weights))
@@ -269,7 +276,7 @@ def memory_need(model: PreTrainedModel, tokens: int, *, half: bool, processes: i
     hidden, vocabulary = config.hidden_size, config.vocab_size
     gated = getattr(config, "intermediate_size", 0)
     between = 4 * gated or 8 * (getattr(config, "n_inner", None) or 4 * hidden)
-    states = 4 * model.num_parameters() * (2 + OPTIMIZERS[optimizer] + int(processes > 1))
+    states = 4 * (model.num_parameters() * (2 + int(processes > 1)) + numbers_kept(optimizer, model))
     layers = int(4 * (0.8 if half else 1.0) * (11 * hidden + between) * config.num_hidden_layers * tokens)
     logits = 8 * min(CHUNK, tokens) * vocabulary
     head = 4 * vocabulary * hidden + 8 * tokens * hidden

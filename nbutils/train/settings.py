@@ -25,8 +25,9 @@ from nbutils.core.settings import Settings as BaseSettings
 
 OF_LENGTH = ("cooldown_fraction", "epochs", "finish_in_minutes", "max_steps")
 """What a `wsd` run can still change before its cool-down begins."""
-OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
-"""The optimizers by transformers' names, with how many numbers of the size of the weights each keeps."""
+MUON = "muon"
+OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0, MUON: 2}
+"""The optimizers, Muon beside transformers' own, with how many numbers each keeps of a weight (see `numbers_kept`)."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -152,8 +153,8 @@ class TrainSettings(BaseSettings):
 
     @property
     def plain_steps(self) -> int:
-        """Steps of the plain loop; none where the length of the warm-up is not known before training."""
-        return 0 if self.finish_in_minutes else self.plain_loop_steps
+        """Steps of the plain loop, which is AdamW's; none where the warm-up's length is not known before training."""
+        return 0 if self.finish_in_minutes or self.optimizer == MUON else self.plain_loop_steps
 
     def own_parameters(self) -> Json:
         """The result parameters themselves."""

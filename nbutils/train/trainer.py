@@ -33,7 +33,8 @@ from nbutils.train.control import Best, Budget, Counters, CountingScaler, Record
 from nbutils.train.dataset import Microbatch, TokenRows
 from nbutils.train.evaluation import ExactLoss, exact_loss, sample_replies
 from nbutils.train.loss import with_loss_in_forward
-from nbutils.train.settings import OF_LENGTH, TrainSettings
+from nbutils.train.optimizer import Muon, hidden_matrices
+from nbutils.train.settings import MUON, OF_LENGTH, TrainSettings
 
 NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
@@ -57,10 +58,16 @@ class Job:
 class SmallchatTrainer(SFTTrainer):
     """An SFTTrainer whose training step is a whole optimizer step of micro-batches."""
 
+    held_out: ExactLoss
+    """What the last evaluation found, over the tokens that `supervise` counts where training ended with it."""
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> None:
+        adamw = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        muon = (Muon, adamw | {"hidden": hidden_matrices(model)}) if job.settings.optimizer == MUON else None
         super().__init__(
             model=model,
             args=args,
+            optimizer_cls_and_kwargs=muon,
             train_dataset=job.loader.rows.rows,
             eval_dataset=None,
             processing_class=tokenizer,
@@ -73,7 +80,6 @@ class SmallchatTrainer(SFTTrainer):
         self.stopping = False
         self.out_of_patience = False
         self.last_rows: list[np.ndarray] = []
-        self.held_out: ExactLoss | None = None
         if self.accelerator.scaler is not None:
             self.accelerator.scaler = CountingScaler(self.args.device.type)
 
@@ -287,14 +293,14 @@ class SmallchatTrainer(SFTTrainer):
 
         The tokens that count are those of training; where the last evaluation was of another model, it is done anew.
         """
-        job, model, found = self.job, self.accelerator.unwrap_model(self.model), self.held_out
+        job, settings = self.job, self.job.settings
         if chosen < self.state.global_step:
-            model.load_state_dict(ModelRef.parse(str(job.run.final)).load().state_dict())
-            rows = job.eval_rows.counting(job.settings.supervise)
+            model = ModelRef.parse(str(job.run.final)).load().to(self.args.device)
             with self.accelerator.autocast():
-                found = exact_loss(model, rows, job.settings.tokens_per_microbatch)
-        if found and self.is_world_process_zero():
-            found.save(job.run.heldout, job.run.rows / "eval")
+                rows = job.eval_rows.counting(settings.supervise)
+                self.held_out = exact_loss(model, rows, settings.tokens_per_microbatch)
+        if self.is_world_process_zero():
+            self.held_out.save(job.run.heldout, job.run.rows / "eval")
 
     def _write_model(self, folder: Path) -> None:
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)

@@ -35,6 +35,8 @@ CELLS = [
     f"chat = room(*{REPLIES!r})",
     f"deaf = room(*{REPLIES!r})",
     "import os; print(os.getpid())",
+    "from tests.chat.test_origin import planted_chat\nfrom tempfile import mkdtemp\n"
+    "chat = planted_chat(mkdtemp(), context=4096, others=(), max_new_tokens=1000)",
 ]
 
 
@@ -222,6 +224,24 @@ def test_copy_and_download_give_what_was_written_and_it_is_loaded_again(notebook
         press(chat, "Load transcript")
     asked.value.set_files(saved.value.path())
     shows(chat, "I am a small model")
+
+
+def test_a_click_on_what_the_training_data_holds_shows_where_and_nothing_there_runs(notebook):
+    chat = notebook.chat(12)
+    say(chat, "Sing!")
+    done(chat, 1)
+    place = chat.get_by_text("talk row 10, message 2 (assistant)")
+    expect(chat.locator(".sc-origin")).to_have_count(3)  # in bold, and a word of it in italics
+    expect(place).to_be_hidden()
+    chat.locator(".sc-origin").first.click()
+    expect(place).to_be_visible()
+    expect(chat.locator(".sc-origins mark").first).to_have_text("the zebra of my *aunt* sings in tune")
+    harmless(notebook, chat)
+    assert not chat.locator(".sc-origins :is(img, script)").count()
+    assert too_pale(chat) == {}
+    notebook.screenshot("origins", chat)
+    say(chat, "And?")
+    expect(chat.get_by_text("no 6 words in a row stand in the training data")).to_be_visible()
 
 
 def test_send_alone_works_where_the_page_runs_no_script_of_ours(notebook):

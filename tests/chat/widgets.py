@@ -3,10 +3,12 @@
 import re
 import threading
 from functools import partial
+from pathlib import Path
 
 from nbutils.chat.display import show_chat
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.widget import ChatWidget
+from nbutils.core.run.layout import Run
 from tests.chat.models import TOKENIZER, ScriptedModel, contents
 
 
@@ -18,11 +20,13 @@ def widget(
     others: tuple[str, ...] = ("base", "more", "broken"),
     beside="",
     ready: threading.Event | None = None,
+    run: str | None = None,
     **settings,
 ) -> ChatWidget:
     """A live chat with models that give these replies, all but `final` with their name in front and after `ready`.
 
-    `base` reads half as much as the others, and `broken` cannot be loaded.
+    `base` reads half as much as the others, and `broken` cannot be loaded. `run`: the folder of the run that `final` is
+    of.
     """
 
     def load(name: str) -> LoadedModel:
@@ -32,7 +36,8 @@ def widget(
             raise RuntimeError("disk on fire")
         own = [reply if name == "final" else f"{name} {reply}" for reply in replies]
         model = ScriptedModel(TOKENIZER, own, seconds, context // 2 if name == "base" else context, reading)
-        return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU")
+        own_run = Run(Path(run)) if run and name == "final" else None
+        return LoadedModel(name, model, TOKENIZER, f"{name} on the CPU", own_run)
 
     return show_chat(load, ["final", *others], "final", {"read_ahead": False} | settings, beside)
 

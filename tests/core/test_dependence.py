@@ -29,7 +29,7 @@ STEERING = {
 
 OTHERS = (
     True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], {"adam_beta1": 0.5},
-    "another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn", "last",
+    "another", "someone/else", "mit", "linear", "sgd", "assistant", "all", "fp16", "yarn", "last", "drop",
 )  # fmt: skip
 """Values that might stand in a parameter's place; a stage refuses what it does not know."""
 

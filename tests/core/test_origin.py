@@ -31,6 +31,7 @@ TOKENIZER = small_tokenizer(["how do you do"], 300)
 def run_of(folder, conversations) -> Run:
     """A run whose training rows are these conversations, rows 0, 10, 20, … of their source."""
     rows = [{"source": "talk", "index": 10 * n, "messages": turns(*texts)} for n, texts in enumerate(conversations)]
+    folder = Path(folder)
     Dataset.from_list(rows).save_to_disk(folder / "data" / "train")
     TOKENIZER.save_pretrained(folder / "data" / "tokenizer")
     write_done(folder / "data")
@@ -158,7 +159,7 @@ def test_the_command_tells_a_person_and_a_program(planted, capsys):
     assert main([*line, "--json"]) == 0
     (span,) = json.loads(capsys.readouterr().out)["spans"]
     assert span["start"] == 4 and [place["row"] for place in span["places"]] == [10, 20]
-    assert main(["origin", str(planted.path), "--text", PLANTED.upper()]) == 0
+    assert main(["origin", str(planted.path), "--text", f"\udce9 {PLANTED.upper()}"]) == 0
     assert capsys.readouterr().out == "no 6 words in a row stand in the training data\n"
 
 
@@ -173,7 +174,11 @@ def test_rows_that_are_not_whole_and_an_index_that_cannot_be_written_are_one_sen
     line = ("origin", planted.path, "--text", PLANTED)
     monkeypatch.setattr("nbutils.core.origin.index.CACHE", str(planted.path / "data" / "stage.json"))
     assert "cannot be written" in refused(*line)
-    next((planted.rows / "train").glob("*.arrow")).unlink()
-    assert "no training rows that are whole" in refused(*line)
     write_done(planted.rows, status="paused")
-    assert "no training rows that are whole" in refused(*line)
+    assert "no training rows as they were made" in refused(*line)
+    write_done(planted.rows)
+    (rows,) = (planted.rows / "train").glob("*.arrow")
+    rows.write_bytes(rows.read_bytes()[:-100])
+    assert "no training rows as they were made" in refused(*line)
+    rows.unlink()
+    assert "no training rows as they were made" in refused(*line)

@@ -68,7 +68,7 @@ def test_a_match_is_shown_and_all_its_items_reach_evaluation(tmp_path):
     assert made.fates == ["kept"] * 40 + ["contaminated"]
     flagged = flagged_items(made.folder / "ledger.parquet", {"toy": SimpleNamespace(eval_docs=range(3))})
     assert flagged == {"toy": {1, 2}}
-    shown = drops_table(json.loads((made.folder / "samples.json").read_text())).data
+    shown = drops_table(json.loads((made.folder / "samples.json").read_text()), made.summary).data
     assert "toy item 1: «the quick brown fox" in shown and "<b>" not in shown.split("assistant", 1)[1][:40]
     assert "with toy: 3 items, 1 too short to be found (fewer than 13 words)" in contamination_line(made.summary)
     assert made.summary["contamination"]["ngrams"] == 6 + 1 + 2, "of the passage, and with what follows it in each"

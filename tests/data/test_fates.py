@@ -38,7 +38,7 @@ def test_messages_of_one_role_are_joined_and_stripped_and_a_last_user_turn_is_lo
 def test_the_reasons_stand_in_the_order_of_the_issue():
     assert FATES == (
         "kept", "malformed", "tool_use", "not_text", "rejected", "no_user_turn", "no_assistant_turn", "bad_roles",
-        "empty_message", "outside_vocabulary", "too_long", "duplicate", "contaminated",
+        "empty_message", "outside_vocabulary", "too_long", "duplicate", "contaminated", "near_duplicate",
     )  # fmt: skip
 
 

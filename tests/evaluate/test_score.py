@@ -90,7 +90,7 @@ def test_the_stage_reads_the_replies_that_it_keeps_and_says_where_there_are_no_r
     }  # fmt: skip
     shutil.rmtree(own_run / "data" / "train")
     gone = stage.measure_memorised(plan)
-    assert "holds no training rows that are whole" in gone["left_out"] and str(tmp_path) not in str(gone)
+    assert "holds no training rows as they were made" in gone["left_out"] and str(tmp_path) not in str(gone)
     assert gone["left_out"] in display.memorised_share(gone, tmp_path / "figures").data
     assert not (tmp_path / "figures").exists()
 

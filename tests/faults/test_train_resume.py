@@ -123,7 +123,14 @@ CHAINS = {
 """Faults of one session after another, and what happens to the files between two sessions."""
 
 
-BEST = {"learning_rate": 0.02, "schedule": "constant", "warmup_fraction": 0.6, "eval_steps": 2, "patience": 2}
+BEST = {
+    "optimizer": "muon",
+    "learning_rate": 0.02,
+    "schedule": "constant",
+    "warmup_fraction": 0.6,
+    "eval_steps": 2,
+    "patience": 2,
+}
 """The evaluation of step 6 is the best, and that of step 10 the last."""
 BEST_KILLED = [
     *("best:2:all", "link:1:0", "link:2:0", "before_rename:3:0", "best:3:0", "best_again:1:0", "model:1:0"),

@@ -153,12 +153,13 @@ def test_memory_is_set_against_the_device(tmp_path, gpus, model, tokens, level, 
     assert found.level == level and expected in found.text
 
 
-def test_a_base_without_a_key_value_cache_is_told(tokenizer, tmp_path):
+def test_a_base_without_a_key_value_cache_or_for_another_optimizer_is_told(tokenizer, tmp_path):
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
     for part in (MambaForCausalLM(config), tokenizer):
         part.save_pretrained(tmp_path)
-    found = preflight.run_findings(small_settings(tmp_path, base_model=str(tmp_path)))
-    assert "no key/value cache: the chat reads everything again" in texts(found, NOTE)
+    told = texts(preflight.run_findings(small_settings(tmp_path, base_model=str(tmp_path), optimizer="muon")), NOTE)
+    assert "no key/value cache: the chat reads everything again" in told
+    assert "no advantage, and tends to be worse; take adamw_torch" in told
 
 
 def test_all_problems_are_told_at_once(tmp_path, capsys):
@@ -171,8 +172,9 @@ def test_all_problems_are_told_at_once(tmp_path, capsys):
 def test_the_notebooks_part_never_initialises_cuda(tmp_path, monkeypatch, capsys):
     """The processes that it starts, some by fork, could not use a GPU then."""
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialised"))
-    preflight.preflight(small_settings(tmp_path))
-    assert "STOP" not in capsys.readouterr().out
+    preflight.preflight(small_settings(tmp_path, optimizer="muon"))
+    out = capsys.readouterr().out
+    assert "STOP" not in out and "muon" not in out  # where nothing was learned before, nothing speaks against it
 
 
 def test_the_device_is_asked_in_a_child(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from tests.train.runs import SMALL, checkpoint, logged, result, small_settings, 
 
 WSD = {
     "schedule": "wsd",
+    "optimizer": "muon",
     "cooldown_fraction": 0.25,
     "max_steps": 16,
     "checkpoint_steps": 3,

@@ -44,9 +44,11 @@ def weights_after_steps(trainer):
     return after
 
 
-def test_a_skipped_fp16_step_is_counted_and_the_schedule_waits(bare_trainer, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "muon"])
+def test_a_skipped_fp16_step_is_counted_and_the_schedule_waits(bare_trainer, tmp_path, optimizer):
     """Our step and the stock loop around it, with torch's scaler on the CPU and a gradient that overflows once."""
-    trainer = bare_trainer(schedule="linear", warmup_fraction=0.0, max_grad_norm=0.0, learning_rate=0.006)
+    options = {"schedule": "linear", "warmup_fraction": 0.0, "max_grad_norm": 0.0, "learning_rate": 0.006}
+    trainer = bare_trainer(optimizer=optimizer, **options)
     weights = weights_after_steps(trainer)
     scaler, again = CountingScaler("cpu", init_scale=16.0), CountingScaler("cpu")
     trainer.accelerator.scaler = scaler

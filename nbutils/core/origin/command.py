@@ -32,16 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Prints the passages. UserError for a text of fewer than six words, and for a run without training rows."""
-    if (words := words_in(arguments.text)) < MIN_WORDS:
+    text = arguments.text.encode(errors="replace").decode()  # a terminal's wrong byte is half a surrogate pair
+    if (words := words_in(text)) < MIN_WORDS:
         raise UserError(
             f"The text has {counted(words, 'word')}, and nothing shorter than {MIN_WORDS} words is looked for: give a "
             "longer one."
         )
     folder = resolve(arguments.run)
     index = Index.open(Run.around(folder) or Run(folder))
-    spans = index.trace(arguments.text)
+    spans = index.trace(text)
     if arguments.json:
-        print(json.dumps({"text": arguments.text, "spans": [_as_json(index, span) for span in spans]}, indent=2))
+        print(json.dumps({"text": text, "spans": [_as_json(index, span) for span in spans]}, indent=2))
     else:
         print(*lines(index, spans), sep="\n")
     return 0

@@ -148,16 +148,18 @@ class Index:
         stage = maker("rows")
         record = run.record(stage.name) if run.state(stage.name) is State.DONE else None
         files = {
-            name: current_hash(run.rows, name, entry)
+            name: entry
             for name, entry in (record or {}).get("outputs", {}).items()
             if fnmatch(name, "train/*.arrow") or name == "tokenizer/tokenizer.json"
         }
-        if "missing" in files.values() or not any(name.endswith(".arrow") for name in files):
+        hashes = {name: current_hash(run.rows, name, entry) for name, entry in files.items()}
+        changed = any(hashes[name] != entry["sha256"] for name, entry in files.items())
+        if changed or not any(name.endswith(".arrow") for name in files):
             raise UserError(
-                f"{shown(run.path)} holds no training rows that are whole ({shown(_train(run))}): give the folder of a "
-                f"run in which notebooks/{stage.file} has finished, or run that first."
+                f"{shown(run.path)} holds no training rows as they were made ({shown(_train(run))}): give the folder "
+                f"of a run in which notebooks/{stage.file} has finished, or run that first."
             )
-        folder = resolve(CACHE) / sha256_of_json({"schema": SCHEMA, **files})[:24]
+        folder = resolve(CACHE) / sha256_of_json({"schema": SCHEMA, **hashes})[:24]
         if not _is_whole(folder):
             try:
                 _build(run, folder)

@@ -1,0 +1,101 @@
+"""Replies traced to the training data: what the chat underlines and lists, and `/origin` in the terminal."""
+
+import re
+import time
+from html import unescape
+
+import pytest
+
+from nbutils.chat import markup, terminal
+from nbutils.core.files import write_text
+from nbutils.core.origin import index
+from nbutils.core.origin.command import NOTHING
+from tests.chat.models import scripted_session
+from tests.chat.test_markup import ALLOWED_TAGS, HOSTILE
+from tests.chat.widgets import send, shown, widget
+from tests.core.test_origin import run_of
+
+SONG = "the zebra of my *aunt* sings in tune"
+EVIL = 'window.hacked=1"> <script>window.hacked=2</script> </mark></li></details>'
+CONVERSATIONS = [["Hi", "Hello"], ["What?", f'<img src=x onerror="{EVIL} So {SONG}!'], *[["And?", SONG]] * 4]
+REPLIES = (f"I say: **{SONG}**, ok?", "Nothing of that.")
+
+
+def planted_chat(folder: str, **settings):
+    """A chat whose first reply repeats what stands in five training rows, and whose second does not."""
+    index.CACHE = f"{folder}/cache"
+    return widget(*REPLIES, run=str(run_of(folder, CONVERSATIONS).path), **settings)
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(index, "CACHE", str(tmp_path / "cache"))
+
+
+def shows(chat, text: str, panel=0) -> str:
+    """What a column shows, once this is part of it."""
+    for _ in range(200):
+        if text in shown(chat, panel):
+            return shown(chat, panel)
+        time.sleep(0.05)
+    raise AssertionError(shown(chat, panel))
+
+
+def test_a_reply_that_repeats_training_rows_is_underlined_and_names_them(tmp_path):
+    chat = planted_chat(tmp_path, beside="base")
+    send(chat, "hi")
+    html = shows(chat, "in the training data: 1 passage<")
+    underlined = re.findall(r'<span class="sc-origin sc-origin-1" data-span="0">([^<]*)</span>', html)
+    assert underlined == ["the zebra of my", "aunt", "sings in tune"]
+    assert f"{SONG}”: 8 words, 5 times in 5 conversations<" in html
+    assert re.findall(r"<b>(.*?)</b>", html) == [f"talk row {row}, message 2 (assistant)" for row in (10, 20, 30)]
+    assert "and 2 other conversations" in html and f"So <mark>{SONG}</mark>!" in html
+    assert "<script" not in html and "&lt;script&gt;window.hacked=2" in html
+    assert "origin" not in shown(chat, 1), "base is not the run's here"
+    send(chat, "and?")
+    html = shows(chat, NOTHING)
+    assert html.count("sc-origins") == 2 and html.index("5 conversations") < html.index(NOTHING)
+    again = widget(run=str(tmp_path))
+    again.restore(chat.transcript())
+    assert "5 conversations" in shows(again, NOTHING)
+
+
+def test_longer_and_rarer_passages_are_underlined_more(tmp_path):
+    long = "one two three four five six seven eight nine ten eleven twelve"
+    run = run_of(tmp_path, [[long, "a b c d e f"], *[["x", "so " * 12]] * 10])
+    html = [markup.with_origins(text, index.Index.open(run)).body for text in (long, "a b c d e f", "so " * 12)]
+    assert [re.findall(r"sc-origin-(\d)", each) for each in html] == [["2"], ["1"], ["1"]]
+
+
+@pytest.mark.parametrize("text", [text for text in HOSTILE if len(text) < markup.LONGEST])
+def test_hostile_texts_are_as_harmless_underlined_as_they_are_without(text, tmp_path):
+    text = f"so it is what they said to me {text} and then they went home with me again"
+    found = markup.with_origins(text, index.Index.open(run_of(tmp_path, [[text, "Hello"]])))
+    assert unescape(re.sub(r"</?span[^>]*>", "", found.body)) == unescape(markup.markdown(text))
+    assert "sc-origin" in found.body
+    tags = {tag.lower() for tag in re.findall(r"<(\w+)", found.body + found.fold)}
+    assert tags <= ALLOWED_TAGS | {"span", "details", "summary", "ul", "li", "b", "mark"}
+    assert set(re.findall(r'(?<=[ "])(\w[\w-]*)=', "".join(re.findall("<[^>]*>", found.fold)))) <= {
+        "class",
+        "data-span",
+        "dir",
+    }
+
+
+def test_the_terminal_says_where_the_last_reply_stands(tmp_path, capsys):
+    run = run_of(tmp_path, CONVERSATIONS)
+    terminal.converse(scripted_session(*REPLIES), ["/origin", "hi", "/origin", "and?", "/ORIGIN"], False, run)
+    told = capsys.readouterr()
+    assert told.out.splitlines() == list(REPLIES)
+    for words in (
+        "no reply yet",
+        "5 times in 5 conversations",
+        "talk row 20, message 2 (assistant): [the zebra",
+        NOTHING,
+    ):
+        assert words in told.err
+    terminal.converse(scripted_session("fine"), ["hi", "/origin"], False, None)
+    assert "of no run" in capsys.readouterr().err
+    write_text(run.rows / "stage.json", "{}")
+    terminal.converse(scripted_session("fine"), ["hi", "/origin"], False, run)
+    assert "01_filter_data.ipynb" in capsys.readouterr().err
