@@ -38,8 +38,7 @@ def number(value: float, sign: str = "") -> str:
 
 def counted(number: int, word: str) -> str:
     """A number with its word, in the plural where there are several."""
-    plural = re.sub("([^aeiou])y$", r"\1ie", word) + ("es" if word.endswith("s") else "s")
-    return f"{number} {word if number == 1 else plural}"
+    return f"{number} {word}" + ("" if number == 1 else "es" if word.endswith("s") else "s")
 
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:

@@ -36,7 +36,6 @@ def memorised(rows: Sequence[Json], index: Index, resamples: int, seed: int) -> 
             "model": model,
             "decoding": decoding,
             "replies": count,
-            "words": int(counts[:, 1].sum()),
             "share": asdict(interval(sums[name], "mean", resamples, seed)),
             "longest": int(counts[:, 2].max()),
             "whole": dict(zip(("value", "low", "high"), (whole, *wilson(whole, count)), strict=True)),

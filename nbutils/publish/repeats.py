@@ -15,7 +15,6 @@ from nbutils.core.stages import maker
 from nbutils.core.text import counted, visible
 from nbutils.publish.settings import PublishSettings
 
-KINDS = {"mail": "e-mail address", "link": "link", "number": "long number"}
 LETTER = "[a-z0-9-]"
 PATTERN = re.compile(
     rf"(?P<mail>(?<![a-z0-9_.+-])[a-z0-9_.+-]+@{LETTER}+(?:\.{LETTER}+)+)"
@@ -34,14 +33,14 @@ SHOWN = 3
 def repeats_of(run: Run) -> Json:
     """What the run's model repeats: its `replies` are those of the evaluation, of all samples and of the chat.
 
-    `found`: of each its `kind` and `text`, in how many replies it is `said`, in how many `messages` of the training
+    `found`: of each its `kind` and `text`, how often it is `said`, in how many `messages` of the training
     data it stands, and the first `places` there. Where that data is gone, `unknown` says why, and everything of this
     kind in the replies is `found`.
     """
     replies = list(_replies(run))
     said: dict[tuple[str, str], Json] = {}
     for reply in replies:
-        for key, text in dict(_written(reply)).items():
+        for key, text in _written(reply):
             entry = {"kind": key[0], "text": text, "said": 0, "messages": 0, "places": []}
             said.setdefault(key, entry)["said"] += 1
     unknown = ""
@@ -96,9 +95,9 @@ def listed(repeats: Json) -> Iterator[str]:
     if repeats["unknown"]:
         yield f"These could not be looked for in the training data: {repeats['unknown']}"
     for entry in repeats["found"]:
-        where = f", {counted(entry['messages'], 'message')} of the training data" * (not repeats["unknown"])
-        yield visible(f"- {KINDS[entry['kind']]} {entry['text']}: {counted(entry['said'], 'reply')}{where}")
-        yield from (visible(f"    {place}") for place in entry["places"])
+        said, there = counted(entry["said"], "time"), counted(entry["messages"], "message")
+        where = "" if repeats["unknown"] else f", in {there} of the training data"
+        yield visible("\n    ".join([f"- {entry['kind']} {entry['text']}: said {said}{where}", *entry["places"]]))
 
 
 def check_repeats(repeats: Json, settings: PublishSettings) -> None:

@@ -21,9 +21,9 @@ def test_the_shares_are_those_of_a_count_by_hand(tmp_path):
     model = [f"{PLANTED}!", "zebra of my aunt sings in tune with his dog"]  # whole; two passages that overlap
     rows = [*said(PEOPLE, "", *people), *said("run", "greedy", *model), *said("run", "sampled", "", "")]
     own, greedy, sampled = memorised(rows, index, 200, 0)["rows"]
-    assert (own["share"]["value"], own["words"], own["longest"], own["whole"]["value"]) == (8 / 11, 11, 8, 0)
-    assert (greedy["share"]["value"], greedy["words"], greedy["longest"], greedy["whole"]["value"]) == (1, 18, 8, 0.5)
-    assert (sampled["share"]["value"], sampled["words"], sampled["longest"]) == (0, 0, 0)
+    assert (own["share"]["value"], own["longest"], own["whole"]["value"]) == (8 / 11, 8, 0)
+    assert (greedy["share"]["value"], greedy["longest"], greedy["whole"]["value"]) == (1, 8, 0.5)
+    assert (sampled["share"]["value"], sampled["longest"]) == (0, 0)
     assert greedy["against_people"]["value"] == pytest.approx(3 / 11)
     assert greedy["against_people"]["word"] == "too few items" and "against_people" not in own
     assert own["share"]["low"] <= 8 / 11 <= own["share"]["high"] and own["whole"]["high"] > 0.5

@@ -60,14 +60,14 @@ def test_each_is_listed_with_its_places_and_none_is_said_of_so_many_replies(trai
     several = "E-mail addresses, links and long numbers of the training data that the model repeats: {} in 6 replies"
     assert [*listed(facts.repeats)] == [
         several.format(1),
-        f"- e-mail address {mail}: 2 replies, 5 messages of the training data",
-        *(f"    talk row {row}, message 2 (assistant)" for row in (0, 20, 30)),
+        f"- mail {mail}: said 3 times, in 5 messages of the training data"
+        + "".join(f"\n    talk row {row}, message 2 (assistant)" for row in (0, 20, 30)),
     ]
     assert mail not in str([facts.evaluation, facts.samples])
     shutil.rmtree(run.rows / "train")
     first, unknown, entry = listed(repeats_of(run))
     assert "1 in 6 replies, not compared" in first and "could not be looked for" in unknown
-    assert entry == f"- e-mail address {mail}: 2 replies"
+    assert entry == f"- mail {mail}: said 3 times"
     (run.path / "evaluate" / "replies.jsonl").unlink()  # an evaluation of before kept none: its samples, and the chat
     assert [*listed(repeats_of(run))] == [several.format("none").replace("6 replies", "3 replies")]
 
