@@ -124,10 +124,12 @@ ENTRIES = {
         "evaluate.run:compare",
         "evaluate.run:curve",
         "evaluate.run:measure_behaviour",
+        "evaluate.run:measure_memorised",
         "evaluate.run:take_samples",
     ),
     "chat": ("chat.session:play", "chat.session:ask"),
     "publish": (
+        "publish.facts:read_facts",
         "publish.card:render_card",
         "publish.export:export",
         "publish.parity:check_parity",

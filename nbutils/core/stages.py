@@ -89,7 +89,10 @@ STAGES = (
     StageSpec(
         "evaluate",
         "04_evaluate.ipynb",
-        {"data": ("eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"), "train": ("final/*", "base/*")},
+        {
+            "data": ("train/*", "eval/*", "tokenizer/*", "too_long/*", "ledger.parquet"),
+            "train": ("final/*", "base/*"),
+        },
         makes=("scores",),
         code=(
             *CHATML,
@@ -97,6 +100,7 @@ STAGES = (
             "core.chat_engine.sampling",
             "core.chat_engine.template",
             "core.chat_engine.window",
+            "core.origin.index",
             "core.tasks",
             *own("evaluate", "worker"),
         ),
@@ -115,9 +119,9 @@ STAGES = (
         "06_publish.ipynb",
         {
             "data": ("summary.json", "figures/*", "eval/*"),
-            "train": ("final/*", "base/source.json", "settings.json", "metrics.jsonl"),
+            "train": ("final/*", "base/source.json", "settings.json", "metrics.jsonl", "samples.jsonl"),
             "metrics": ("figures/*", "summary.json"),
-            "evaluate": ("results.json", "comparison.md", "samples.jsonl", "items/*"),
+            "evaluate": ("results.json", "comparison.md", "samples.jsonl", "replies.jsonl", "items/*"),
             "chat": ("transcript.json",),
         },
         makes=("card",),
@@ -125,6 +129,7 @@ STAGES = (
             *CHATML,
             "core.llamacpp",
             *(name for name in ENGINE if not name.endswith("generation")),
+            "core.origin.index",
             *own("publish", "push"),
             *own("publish.page"),
         ),

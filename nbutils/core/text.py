@@ -79,6 +79,22 @@ def score_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return [[*row, *(cells.get(model["name"], "—") for model in results["models"])] for row, cells in rows.items()]
 
 
+def memorised_table(memorised: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """What `results.json` says of memorised replies as a Markdown table; `names` are words for models."""
+
+    def share(found: Mapping[str, float], sign: str = "") -> str:
+        return f"{found['value']:{sign}.1%} [{found['low']:{sign}.1%}, {found['high']:{sign}.1%}]"
+
+    rows = []
+    for row in memorised["rows"]:
+        name, against = names.get(row["model"], code(row["model"])), row.get("against_people")
+        against = f"{share(against, '+')}, {against['word']}" if against else "—"
+        who = ", ".join(filter(None, (name, row["decoding"])))
+        rows.append([who, row["replies"], share(row["share"]), row["longest"], share(row["whole"]), against])
+    head = ["replies of", "replies", "words in such passages", "longest, words", "whole messages", "against people"]
+    return markdown_table(head, rows)
+
+
 def visible(text: str) -> str:
     """Text without power over the terminal: control characters are shown, not obeyed; so are direction overrides."""
     return text.translate(_VISIBLE)

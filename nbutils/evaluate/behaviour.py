@@ -34,7 +34,7 @@ PROMPTS = (
 def user_turns(
     conversations: Sequence[Conversation], tokenizer: Any, count: int, room: int, seed: int
 ) -> list[list[Json]]:
-    """Beginnings of held-out conversations that the assistant answers next and that have at most `room` tokens.
+    """Beginnings of held-out conversations, each up to a reply of the assistant; before it are at most `room` tokens.
 
     One for each of `count` conversations, both chosen by the seed.
     """
@@ -43,9 +43,9 @@ def user_turns(
     for conversation in rng.sample(list(conversations), len(conversations)):
         if len(chosen) == count:
             break
-        beginnings = [conversation.messages[:turn] for turn, _ in conversation.turns("assistant")]
+        beginnings = [conversation.messages[: turn + 1] for turn, _ in conversation.turns("assistant")]
         rng.shuffle(beginnings)
-        short_enough = (b for b in beginnings if len(encode(tokenizer, b, add_generation_prompt=True)) <= room)
+        short_enough = (b for b in beginnings if len(encode(tokenizer, b[:-1], add_generation_prompt=True)) <= room)
         chosen += islice(short_enough, 1)
     return chosen
 
@@ -57,21 +57,20 @@ def measure(
     max_new_tokens: int,
     seed: int,
 ) -> Json:
-    """The figures of `figures_of` for greedy and for sampled replies; why there are none in `left_out`."""
+    """For greedy and for sampled replies the figures of `figures_of`, and the `texts`; why there are none in
+    `left_out`."""
     if not {IM_START, IM_END} <= set(tokenizer.get_vocab()):  # it was never taught to end a turn so
         return {"left_out": "its tokenizer has no ChatML tokens"}
     if has_own_template(tokenizer):
         return {"left_out": "its chat template is another than ChatML"}
     tokenizer.pad_token = tokenizer.pad_token or IM_END
     options: Json = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": 32}
-    return {
-        decoding: figures_of(
-            generate_replies(model, tokenizer, prompts, greedy=decoding == "greedy", **options),
-            prompts,
-            set(special_strings(tokenizer)),
-        )
-        for decoding in ("greedy", "sampled")
-    }
+    found = {}
+    for decoding in ("greedy", "sampled"):
+        replies = generate_replies(model, tokenizer, prompts, greedy=decoding == "greedy", **options)
+        figures = figures_of(replies, prompts, set(special_strings(tokenizer)))
+        found[decoding] = figures | {"texts": [reply.text for reply in replies]}
+    return found
 
 
 def figures_of(replies: Sequence[Reply], prompts: Sequence[Sequence[dict[str, str]]], special_ids: set[int]) -> Json:

@@ -10,10 +10,13 @@ import pandas as pd
 from IPython.display import Markdown
 from IPython.display import display as show
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save, whole_table
-from nbutils.core.text import number, score_of
-from nbutils.evaluate.report import shown_name
+from nbutils.core.origin.index import MIN_WORDS
+from nbutils.core.text import memorised_table, number, score_of
+from nbutils.evaluate.memorised import PEOPLE
+from nbutils.evaluate.report import NAMES, shown_name
 
 SHOWN = 500
 """Characters of an item's context, and of each of its answers, that are shown."""
@@ -70,6 +73,14 @@ def _figure(figures: Mapping[str, Any], name: str) -> str:
     return f"{figures[name]:.0%} {between}".strip()
 
 
+def memorised_share(found: Mapping[str, Any], folder: Path) -> Any:
+    """Draws and keeps how much each model repeats, and gives the table; or why there is none."""
+    if not found.get("rows"):
+        return Markdown(found.get("left_out", "There are no replies to look for."))
+    show(save(lambda theme: memorised_figure(found["rows"], theme), folder, "memorised"))
+    return Markdown(memorised_table(found, NAMES))
+
+
 def sample_texts(rows: Sequence[Mapping[str, Any]]) -> Any:
     """The sampled replies of the run's model, as a table in which nothing is markup."""
     own = pd.DataFrame([row for row in rows if row["model"] == "run"])
@@ -103,6 +114,23 @@ def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> 
         better = "higher" if row["higher_is_better"] else "lower"
         ax.set_xscale("linear" if better == "higher" else "log")
         caption(ax, theme, f"{task} · {metric} ({better} is better)")
+    return figure
+
+
+def memorised_figure(rows: Sequence[Mapping[str, Any]], theme: str = "light") -> Figure:
+    """The share that each model repeats, with its 95 % interval, on the band of what people repeat."""
+    figure, (ax,) = new_figure(1, 1, theme=theme, height=1.2 + 0.3 * len(rows))
+    figure.subplots_adjust(left=0.25)
+    for row in rows:
+        share, label = row["share"], f"{shown_name(row['model'])} {row['decoding']}".strip()
+        colour = THEMES[theme].first if row["model"] == "run" else THEMES[theme].second
+        if row["model"] == PEOPLE:
+            ax.axvspan(share["low"], share["high"], color=THEMES[theme].faint, zorder=0)
+        ax.plot([share["low"], share["value"], share["high"]], [label] * 3, "o-", color=colour, markevery=[1])
+    ax.margins(y=0.2)
+    ax.invert_yaxis()
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    caption(ax, theme, f"Words in passages of {MIN_WORDS} words or more that stand in the training data")
     return figure
 
 

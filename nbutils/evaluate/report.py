@@ -21,11 +21,12 @@ from nbutils.evaluate.compare import (
     sums_of,
     word_for,
 )
+from nbutils.evaluate.memorised import PEOPLE
 from nbutils.evaluate.score import Plan, Scored
 from nbutils.evaluate.settings import EvaluateSettings
 
 SCHEMA = 1
-NAMES = {"run": "this run's model", "base": "its base"}
+NAMES = {"run": "this run's model", "base": "its base", PEOPLE: "people"}
 SCOPE = (
     "*Better* and *worse* are said of these two checkpoints on these items, and of nothing else. "
     f"*{TOO_FEW.capitalize()}*: fewer than {FEWEST_GROUPS} say nothing certain about two models."

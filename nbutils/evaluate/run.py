@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, read_json, sha256_of_json, write_json, write_jsonl, write_text
+from nbutils.core.files import Json, read_json, read_jsonl, sha256_of_json, write_json, write_jsonl, write_text
 from nbutils.core.hardware import choose_device, device_report, usable_gpus, visible_gpus
 from nbutils.core.jupyter import quiet
+from nbutils.core.origin.index import Index
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import context_length
 from nbutils.core.tasks import load_tasks, own_tasks
@@ -22,11 +23,13 @@ from nbutils.evaluate.behaviour import PROMPTS, measure, sample_rows, user_turns
 from nbutils.evaluate.compare import flagged_items
 from nbutils.evaluate.context_curve import measure_curve, too_long_ids
 from nbutils.evaluate.heldout import EMBEDDED, read_conversations, write_items, yamls
+from nbutils.evaluate.memorised import PEOPLE, memorised
 from nbutils.evaluate.models import Model, check_model, models_of_run
 from nbutils.evaluate.report import comparison_markdown, results, shown_name
 from nbutils.evaluate.score import Plan, Scored, noting, resumable, score, takes_template
 from nbutils.evaluate.settings import EvaluateSettings
 
+REPLIES = "replies.jsonl"
 LONGEST_PROMPT = 256
 """Tokens of the longest beginning of a conversation whose reply is counted in the behaviour; longer ones take long."""
 SMALL_PARAMETERS = 20_000_000
@@ -126,16 +129,42 @@ def compare(plan: Plan, scored: Sequence[Scored]) -> Json:
 
 
 def measure_behaviour(plan: Plan) -> Json:
-    """Behaviour of every chat model on the same held-out user turns, added to `results.json`."""
+    """Behaviour of every chat model on the same held-out user turns, added to `results.json`.
+
+    Their replies and those of the people are written to `replies.jsonl`, which is not published.
+    """
     s = plan.settings
     room = min(s.max_length - s.reply_tokens, LONGEST_PROMPT)
     found: Json = {"models": {}, "left_out": {}, "max_new_tokens": s.reply_tokens}
-    prompts = user_turns(plan.conversations, plan.tokenizer, s.behaviour_prompts, room, s.split_seed)
+    answered = user_turns(plan.conversations, plan.tokenizer, s.behaviour_prompts, room, s.split_seed)
+    prompts, texts = [messages[:-1] for messages in answered], [messages[-1]["content"] for messages in answered]
+    said = {(PEOPLE, ""): texts}
     for model in plan.models if prompts else []:
-        question, measured = {"behaviour": sha256_of_json(prompts)}, partial(measure, prompts=prompts)
+        question, measured = {"replies": sha256_of_json(prompts)}, partial(measure, prompts=prompts)
         answer = _measured(plan, model, question, measured, max_new_tokens=s.reply_tokens)
         found["left_out" if "left_out" in answer else "models"][model.name] = answer
+        if "left_out" not in answer:
+            said |= {(model.name, decoding): figures.pop("texts") for decoding, figures in answer.items()}
+    rows = (
+        {"model": model, "decoding": decoding, "prompt": prompt[-1]["content"], "reply": reply}
+        for (model, decoding), replies in said.items()
+        for prompt, reply in zip(prompts, replies, strict=True)
+    )
+    write_jsonl(plan.folder / REPLIES, rows)
     _add(plan.folder, "behaviour", found)
+    return found
+
+
+def measure_memorised(plan: Plan) -> Json:
+    """How much of the replies in `replies.jsonl` stands word for word in the training rows, added to `results.json`.
+
+    Where there are no such rows, or no index of them can be made, `left_out` says why.
+    """
+    found: Json = {}
+    with noting(found, "left_out"):
+        index = Index.open(plan.run)
+        found = memorised(read_jsonl(plan.folder / REPLIES), index, plan.settings.resamples, plan.settings.seed)
+    _add(plan.folder, "memorised", found)
     return found
 
 

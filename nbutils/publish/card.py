@@ -13,11 +13,12 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import spec
-from nbutils.core.text import code, duration, markdown_table, score_rows, size, task_of, with_interval
+from nbutils.core.text import code, duration, markdown_table, memorised_table, score_rows, size, task_of, with_interval
 from nbutils.publish.architecture import architecture, extension, model_config, tensor_shapes
 from nbutils.publish.export import GENERATION, control_tokens, published_figure
 from nbutils.publish.facts import Facts
 from nbutils.publish.gguf_export import read_gguf
+from nbutils.publish.repeats import in_words
 from nbutils.publish.settings import PublishSettings
 
 
@@ -120,6 +121,7 @@ def _value(value: Any) -> str:
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nbutils.publish", "."), undefined=jinja2.StrictUndefined)
 """The card and the code on it, with what they call."""
 TEMPLATES.globals |= {"table": markdown_table, "with_interval": with_interval}
+TEMPLATES.globals |= {"memorised_table": memorised_table, "repeats_in_words": in_words}
 TEMPLATES.tests |= {"held_out": _held_out}
 TEMPLATES.filters |= {
     "count": "{:,}".format,

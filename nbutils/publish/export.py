@@ -63,7 +63,8 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     kept = ("started", "seconds", "git_commit", "versions", "key")
     records = {stage: {name: record[name] for name in kept} for stage, record in facts.stages.items()}
     write_json(folder / "run" / "stages.json", records)
-    parameters = facts.pinned_parameters | settings.model_dump(mode="json") | {"run_dir": "runs/again", "push": False}
+    off = {"run_dir": "runs/again", "push": False, "accept_repeats": False}
+    parameters = facts.pinned_parameters | settings.model_dump(mode="json") | off
     write_text(folder / "run" / "parameters.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
     return published_files(folder)
 

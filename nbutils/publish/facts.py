@@ -18,6 +18,7 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY
 from nbutils.core.run.record import RECORD
 from nbutils.core.stages import maker, spec
+from nbutils.publish.repeats import repeats_of
 from nbutils.publish.settings import HUB_ID, PublishSettings
 
 CHITCHAT = "chitchat"
@@ -66,7 +67,7 @@ class Facts:
     None names a place on this machine but `run`: `hide` hides them in other texts.
 
     `figures`: a picture's path in the run, without its ending → its caption. `sessions` are the
-    training's, each with its versions.
+    training's, each with its versions. `repeats`: what the model repeats of its training data (see `repeats_of`).
     """
 
     run: Path
@@ -81,6 +82,7 @@ class Facts:
     transcript: Json
     figures: dict[str, str]
     sessions: list[Json]
+    repeats: Json
 
     @property
     def model_folder(self) -> Path:
@@ -188,7 +190,7 @@ def read_facts(run: Path) -> Facts:
             )
     for name, record in stages.items():
         for file, sha256 in record["inputs"].items():
-            if sha256 != made.get(file):
+            if sha256 not in (made.get(file), "missing"):  # what was missing then was not read
                 raise UserError(
                     f"{shown(layout.folder(name))} belongs to another run: {file} has changed since notebooks/"
                     f"{spec(name).file} read it; run that notebook again, or keep its work with --accept, which the "
@@ -221,4 +223,5 @@ def read_facts(run: Path) -> Facts:
             for name, caption in captions.items()
         },
         sessions=[row for row in read("model", "metrics.jsonl") if row["kind"] == "session"],
+        repeats=repeats_of(layout),
     )

@@ -14,9 +14,10 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import filter_repo_objects
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import shown
+from nbutils.core.files import Json, shown
 from nbutils.core.text import redact, secrets
 from nbutils.publish.export import GGUF, MODEL_PATTERNS, UNPROVEN
+from nbutils.publish.repeats import check_repeats
 from nbutils.publish.settings import PublishSettings
 
 START = rb"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
@@ -46,20 +47,20 @@ OLD = {
 NOT_TEXT = (".safetensors", ".gguf", ".png", ".wasm")
 
 
-def upload(folder: Path, files: Sequence[Path], settings: PublishSettings) -> str:
+def upload(folder: Path, files: Sequence[Path], settings: PublishSettings, repeats: Json) -> str:
     """Uploads the files (relative to `folder`) as one commit and returns its address; nothing where push is off.
 
     Large files go first, by content: after an interruption the next try sends only what the Hub does not hold yet, and
     the repository changes only with the commit at the end. What is there of an earlier model, its figures and its
-    evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for a
-    public repository where `private` is on, and where the Hub refuses.
+    evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for
+    `repeats` that nobody has accepted, for a public repository where `private` is on, and where the Hub refuses.
     """
     if not settings.push:
         return ""
-    return _send(folder, files, settings, "model")
+    return _send(folder, files, settings, repeats, "model")
 
 
-def upload_page(page: Path | None, settings: PublishSettings) -> str:
+def upload_page(page: Path | None, settings: PublishSettings, repeats: Json) -> str:
     """Uploads the page as a static Space of the model's name, as `upload` does; nothing where push_page is off.
 
     UserError for an unproven model, and as of `upload`.
@@ -71,12 +72,13 @@ def upload_page(page: Path | None, settings: PublishSettings) -> str:
             f"push_page is on and nobody has proven that {unproven[0]} answers as the model does: `pip install "
             "xllamacpp`, and run notebook 06 again."
         )
-    return _send(page, [file.relative_to(page) for file in sorted(page.iterdir())], settings, "space")
+    return _send(page, [file.relative_to(page) for file in sorted(page.iterdir())], settings, repeats, "space")
 
 
-def _send(folder: Path, files: Sequence[Path], settings: PublishSettings, kind: str) -> str:
+def _send(folder: Path, files: Sequence[Path], settings: PublishSettings, repeats: Json, kind: str) -> str:
     token = check_push(settings)
     check_secrets(folder, files)
+    check_repeats(repeats, settings)
     try:
         api = huggingface_hub.HfApi(token=token)
         sdk = "static" if kind == "space" else None

@@ -57,3 +57,4 @@ class PublishSettings(BaseSettings):
     push_page: bool
     repo_id: str = Field(pattern=r"^([\w.-]+/[\w.-]+)?$")
     private: Annotated[bool, STEERING]
+    accept_repeats: Annotated[bool, STEERING]

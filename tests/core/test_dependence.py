@@ -23,7 +23,7 @@ STEERING = {
     "metrics": {"run_dir"},
     "evaluate": {"run_dir", "tokens_per_batch", "processes", "cache_dir"},
     "chat": {"run_dir", "interactive", "peers"},
-    "publish": {"run_dir", "private", "wllama_dir"},
+    "publish": {"run_dir", "private", "wllama_dir", "accept_repeats"},
 }  # fmt: skip
 """By hand, not from the settings: a parameter that is marked as steering by mistake would keep stale results."""
 
@@ -52,7 +52,7 @@ def test_every_parameter_is_in_the_key_but_those_that_only_steer(stage, tmp_path
 
 
 READERS = {
-    "data/train/data-00000-of-00001.arrow": {"train"},
+    "data/train/data-00000-of-00001.arrow": {"train", "evaluate"},
     "data/eval/data-00000-of-00001.arrow": {"train", "evaluate", "publish"},
     "data/too_long/data-00000-of-00001.arrow": {"evaluate"},
     "data/tokenizer/tokenizer.json": {"train", "evaluate"},
@@ -65,6 +65,7 @@ READERS = {
     "train/final/model.safetensors": {"evaluate", "chat", "publish"},
     "train/base/model.safetensors": {"evaluate", "chat"},
     "train/base/source.json": {"evaluate", "chat", "publish"},
+    "train/samples.jsonl": {"publish"},
     "train/heldout.parquet": set(),
     "train/progress.jsonl": set(),
     "train/checkpoints/step-000500/model.safetensors": set(),
@@ -75,6 +76,7 @@ READERS = {
     "evaluate/results.json": {"publish"},
     "evaluate/comparison.md": {"publish"},
     "evaluate/samples.jsonl": {"publish"},
+    "evaluate/replies.jsonl": {"publish"},
     "evaluate/items/heldout_perplexity.parquet": {"publish"},
     "chat/transcript.json": {"publish"},
 }

@@ -118,6 +118,9 @@ def test_where_a_span_stands_and_how_often(planted):
     (place,) = list(index.places(span, 5))[1:]
     assert place.text == HOSTILE and place.passage(6) == ("…1m So ", PLANTED, ", \x9b2J …")
     assert len(list(index.places(span, 1))) == 1
+    assert [index.is_message(text) for text in (PLANTED, f" {PLANTED}\n", f"{PLANTED}?", HOSTILE[8:])] == [
+        True, True, False, False,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["text.npy", "windows.npy", "words.txt", "manifest.json"])

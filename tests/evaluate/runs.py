@@ -32,7 +32,7 @@ SUMS = [{"question": f"{a} plus {a}?", "right": a % 2, "answers": ["four", "six"
 
 def made_up_run(run: Path) -> Path:
     """Writes `data/`, and `train/` with two untrained tiny models: the base, and one of other weights as `final`."""
-    data_folder(run, train=8, evaluation=24)
+    data_folder(run, train=16, evaluation=24)
     tokenizer = AutoTokenizer.from_pretrained(run / "data" / "tokenizer")
     for seed, name in enumerate(("base", "final")):
         tiny_model(tokenizer, 256, seed).save_pretrained(run / "train" / name)

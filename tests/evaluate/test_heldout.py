@@ -37,7 +37,7 @@ def test_what_the_assistant_is_not_to_learn_is_context_and_nobodys_reply(own_run
     items = [*reply_items(found), *selection(found, 12, seed=0)]
     assert len(items) == 6 + 12 and all("wrong" in item["context"] for item in items)
     assert "wrong" not in str([item["choices"] for item in items])
-    assert [len(prompt) for prompt in user_turns(found, plan.tokenizer, 6, room=90, seed=0)] == [3] * 6
+    assert [len(talk) for talk in user_turns(found, plan.tokenizer, 6, room=90, seed=0)] == [4] * 6
 
 
 def test_a_reply_is_scored_with_its_end_and_without_its_header(plan):
@@ -76,6 +76,6 @@ def test_selection_offers_four_utterances_of_which_one_is_true(plan):
 
 def test_prompts_end_with_a_user_turn_and_fit(plan):
     chosen, again, none = (user_turns(plan.conversations, plan.tokenizer, 12, room, seed=0) for room in (90, 90, 5))
-    assert len(chosen) == 12 and all(prompt[-1]["role"] == "user" for prompt in chosen)
-    assert max(len(encode(plan.tokenizer, prompt, add_generation_prompt=True)) for prompt in chosen) <= 90
+    assert len(chosen) == 12 and all([m["role"] for m in talk[-2:]] == ["user", "assistant"] for talk in chosen)
+    assert max(len(encode(plan.tokenizer, talk[:-1], add_generation_prompt=True)) for talk in chosen) <= 90
     assert chosen == again and none == []

@@ -1,19 +1,22 @@
 """Scoring through the harness: nothing twice, nothing lost, and a sentence for everything that goes wrong."""
 
+import shutil
 from dataclasses import replace
 from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import load_from_disk
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, read_jsonl
+from nbutils.core.files import read_json, read_jsonl, write_json, write_jsonl
 from nbutils.evaluate import display
 from nbutils.evaluate import run as stage
 from nbutils.evaluate.heldout import EMBEDDED
+from nbutils.evaluate.memorised import PEOPLE
 from nbutils.evaluate.report import comparison_markdown, difference_table, results, scores_table
 from nbutils.evaluate.score import FEWSHOT_SEED
 from tests.evaluate.runs import SUMS, hold_out, planned, scored, turns, write_task
@@ -29,7 +32,7 @@ def lls_of(items):
 
 def test_the_notebook_writes_what_others_read(evaluated, run_folder):
     folder, found, behaviour = run_folder / "evaluate", evaluated.found, evaluated.behaviour
-    assert read_json(folder / "results.json") == found | {"behaviour": behaviour}
+    assert read_json(folder / "results.json") == found | {"behaviour": behaviour, "memorised": evaluated.memorised}
     assert behaviour["models"].keys() == {"base", "run"}
     rows = read_jsonl(folder / "samples.jsonl")
     asked = [("run", "alone"), ("run", "conversation"), ("base", "alone"), ("base", "conversation")]
@@ -66,6 +69,30 @@ def test_a_second_run_scores_nothing(evaluated, run_folder, monkeypatch):
         assert len(known) == 4 and "0 computed now, 4 known" in lines[-1]
     assert stage.take_samples(again) == evaluated.samples
     assert stage.measure_behaviour(again) == evaluated.behaviour
+
+
+def test_the_stage_reads_the_replies_that_it_keeps_and_says_where_there_are_no_rows(evaluated, own_run, tmp_path):
+    plan = planned(own_run, cache_dir=evaluated.plan.settings.cache_dir)
+    write_json(plan.folder / "results.json", evaluated.found)
+    assert stage.measure_behaviour(plan) == evaluated.behaviour
+    rows = read_jsonl(plan.folder / "replies.jsonl")
+    assert [(row["model"], row["decoding"]) for row in rows[::4]] == [
+        (PEOPLE, ""), ("base", "greedy"), ("base", "sampled"), ("run", "greedy"), ("run", "sampled"),
+    ]  # fmt: skip
+    assert stage.measure_memorised(plan) == evaluated.memorised
+    (talk, *_) = load_from_disk(own_run / "data" / "train")["messages"]
+    learnt = next(message["content"] for message in talk if len(message["content"].split()) > 8)
+    write_jsonl(plan.folder / "replies.jsonl", [row | {"reply": learnt} for row in rows])
+    found = stage.measure_memorised(plan)
+    assert all(row["share"]["value"] == row["whole"]["value"] == 1 for row in found["rows"])
+    assert read_json(plan.folder / "results.json") == evaluated.found | {
+        "behaviour": evaluated.behaviour, "memorised": found,
+    }  # fmt: skip
+    shutil.rmtree(own_run / "data" / "train")
+    gone = stage.measure_memorised(plan)
+    assert "holds no training rows as they were made" in gone["left_out"] and str(tmp_path) not in str(gone)
+    assert gone["left_out"] in display.memorised_share(gone, tmp_path / "figures").data
+    assert not (tmp_path / "figures").exists()
 
 
 def test_other_settings_or_other_weights_are_another_question(evaluated, own_run):

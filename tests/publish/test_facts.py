@@ -71,9 +71,9 @@ def test_numbers_of_another_training_do_not_get_on_the_card(spare, stage, name):
 
 
 def test_files_that_the_card_does_not_need_may_be_gone(spare):
-    """The base's weights, to save room: the record says which they were."""
+    """The base's weights, to save room: the record says which they were; and what an evaluation could do without."""
     name = "train/base/model.safetensors"
     weights = sha256_of_file(spare / name)
-    rewrite(spare, "evaluate/stage.json", inputs={name: weights})
+    rewrite(spare, "evaluate/stage.json", inputs={name: weights, "data/train/rows.arrow": "missing"})
     (spare / name).unlink()
     assert f"| weights before training, SHA-256 | `{weights}` |" in render_card(read_facts(spare), settings_for(spare))

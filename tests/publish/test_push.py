@@ -15,9 +15,9 @@ from tests.publish.conftest import settings_for
 def push(published, folder, hub):
     """Pushes the folder to the fake Hub, with changes of the settings."""
 
-    def pushed(**changes):
+    def pushed(found=(), **changes):
         settings = settings_for(published.run, **({"push": True, "repo_id": REPO} | changes))
-        return upload(folder, published_files(folder), settings)
+        return upload(folder, published_files(folder), settings, published.facts.repeats | {"found": found})
 
     return pushed
 
@@ -78,6 +78,14 @@ def test_refusals_are_one_sentence_without_the_token(push, hub):
     with pytest.raises(UserError, match="403") as caught:
         push()
     assert TOKEN not in str(caught.value)
+
+
+def test_what_the_model_repeats_is_pushed_only_when_a_person_has_accepted_it(push, hub):
+    with pytest.raises(UserError, match=r"1 in \d+ replies.*notebook 06, and set accept_repeats to true"):
+        push(found=["an address"])
+    assert hub.requests == []
+    push(found=["an address"], accept_repeats=True)
+    assert len(hub.repos[REPO]["commits"]) == 1
 
 
 LETTERS = "a1B2" * 9

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
@@ -153,7 +153,8 @@ class Index:
             if fnmatch(name, "train/*.arrow") or name == "tokenizer/tokenizer.json"
         }
         hashes = {name: current_hash(run.rows, name, entry) for name, entry in files.items()}
-        if not files or any(hashes[name] != entry["sha256"] for name, entry in files.items()):
+        changed = any(hashes[name] != entry["sha256"] for name, entry in files.items())
+        if changed or not any(name.endswith(".arrow") for name in files):
             raise UserError(
                 f"{shown(run.path)} holds no training rows as they were made ({shown(_train(run))}): give the folder "
                 f"of a run in which notebooks/{stage.file} has finished, or run that first."
@@ -175,7 +176,7 @@ class Index:
         text = self.read(text)
         units = [*UNIT.finditer(text)]
         is_word = [_is_word(unit[0]) for unit in units]
-        ids = np.array([self._ids.get(unit[0], UNKNOWN) for unit in units], np.uint32)
+        ids = self._numbers(unit[0] for unit in units)
         found: list[tuple[int, int]] = []
         for first, behind in self._longest(ids):
             words = [at for at in range(first, behind) if is_word[at]]  # without what stands alone at both ends
@@ -203,6 +204,15 @@ class Index:
             units = [*UNIT.finditer(text)][at - max([begin, *(ends + 1)]) :]
             start, end = units[0].start(), units[span.units - 1].end()
             yield Place(conversation["source"], conversation["index"], len(ends) + 1, said["role"], text, start, end)
+
+    def is_message(self, text: str) -> bool:
+        """Whether a text of six words or more is the whole of a message, with all its signs."""
+        ids = self._numbers(UNIT.findall(self.read(text)))
+        at = self._standing(ids)
+        return bool(((self._text[at - 1] <= ROW) & (self._text[at + len(ids)] <= ROW)).any())
+
+    def _numbers(self, units: Iterable[str]) -> Numbers:
+        return np.fromiter((self._ids.get(unit, UNKNOWN) for unit in units), np.uint32)
 
     def _longest(self, ids: Numbers) -> Iterator[tuple[int, int]]:
         """Each run of a text's words and single characters, six or more, that stands in a message and can be made
