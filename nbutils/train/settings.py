@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.hardware import Gpu, choose_precision, usable_gpus
-from nbutils.core.run.models import ModelRef, files_of
+from nbutils.core.run.models import TINY, ModelRef, files_of
 from nbutils.core.settings import OUTSIDE, STEERING, Seed
 from nbutils.core.settings import Settings as BaseSettings
 
@@ -89,6 +89,13 @@ class TrainSettings(BaseSettings):
     pause_after_steps: Annotated[int, Field(ge=0), STEERING]
     report_to: Annotated[list[str], STEERING]
     plain_loop_steps: Annotated[int, Field(ge=0), STEERING]
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _fits_the_base(cls, name: Any, info: ValidationInfo) -> Any:
+        if name != "auto":
+            return name
+        return MUON if info.data.get("base_model") == TINY else "adamw_torch"
 
     @field_validator("patience")
     @classmethod

@@ -19,6 +19,11 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4))
 
 
+@pytest.mark.parametrize("base,chosen", [("tiny", "muon"), ("some/base", "adamw_torch")])
+def test_auto_is_muon_where_a_model_begins_from_nothing(tmp_path, base, chosen):
+    assert small_settings(tmp_path, base_model=base, optimizer="auto").optimizer == chosen
+
+
 @pytest.mark.parametrize(
     "make,matrices",
     [
