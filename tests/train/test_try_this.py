@@ -5,10 +5,11 @@ import pytest
 from nbutils.core.files import read_jsonl
 from tests.builders import data_folder
 from tests.train.forked import forked
-from tests.train.runs import SMALL, logged, small_settings
+from tests.train.runs import logged, small_settings
 
 PROMPTS = ["Hi! How are you today?", "What do you do on weekends?", "Do you have any pets?", "hello", "What's up?"]
 LONGER = {
+    "learning_rate": 0.008,
     "max_steps": 150,
     "tokens_per_step": 1024,
     "tokens_per_microbatch": 512,
@@ -38,5 +39,5 @@ def test_what_the_experiments_promise(tmp_path):
     assert never == 0.0  # 1. replies never stop
     one_side, _ = outcome(tmp_path, supervise="assistant")
     assert one_side > usual + 0.1  # 2. an untrained base learns less from the assistant's side alone
-    too_fast, _ = outcome(tmp_path, learning_rate=SMALL["learning_rate"] * 30)
+    too_fast, _ = outcome(tmp_path, learning_rate=30 * LONGER["learning_rate"])
     assert too_fast > usual + 1.0  # 3. the loss stays near where it was
