@@ -25,6 +25,7 @@ def table(verdict: Verdict) -> pd.DataFrame:
     rows = []
     for row in verdict.rows:
         word = "worse" if row.worse else "best" if row.values == verdict.best else "not distinguishable"
+        word = "unsettled" if (row.high or 0) < 0 else word
         apart = ""
         if word != "best" and row.loss is not None:
             apart = with_interval(row.difference or 0, row.low or 0, row.high or 0, "+")
