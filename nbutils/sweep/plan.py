@@ -90,10 +90,6 @@ class Sweep:
         """The trials of each combination of values."""
         return [self.trials[n : n + len(self.seeds)] for n in range(0, len(self.trials), len(self.seeds))]
 
-    def candidate(self, trial: TrialPlan) -> list[TrialPlan]:
-        """The trials with the same values."""
-        return next(trials for trials in self.candidates if trial in trials)
-
     @property
     def rows(self) -> dict[Path, TrialPlan]:
         """The run folders with the data, each with a trial that reads it."""

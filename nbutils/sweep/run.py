@@ -213,7 +213,7 @@ class Sweeper:
         state = trial.training
         if state.fits:
             self.say(f"{trial.label}: done in {duration(state.seconds)}. {self.forecast()}".rstrip())
-            if all(mate.training.fits for mate in self.sweep.candidate(trial)):
+            if all(mate.training.fits for mate in self.sweep.trials if mate.values == trial.values):
                 found = answer(self.sweep, self.failed)
                 found.write()
                 if found.verdict:

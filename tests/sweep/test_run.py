@@ -199,7 +199,7 @@ def test_what_is_wrong_is_one_sentence_before_the_first_trial(sweeps, refused, t
     assert outputs_of(tmp_path) == before
 
 
-def test_two_sweeps_in_one_folder(sweeps, monkeypatch):
+def test_two_sweeps_in_one_folder(sweeps):
     with locked(sweeps.out), pytest.raises(Exception, match="is at work in"):
         sweeps.go(RATES)
 

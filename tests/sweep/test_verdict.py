@@ -136,3 +136,7 @@ def test_table_and_figure_show_several_parameters(tmp_path):
     save(lambda theme: figure(verdict, theme), tmp_path, "sweep")
     assert len([*tmp_path.iterdir()]) == 4
     figure(judge([Trial(trial.values, trial.seed, trial.heldout[:0]) for trial in trials]))  # all diverged
+    drawn = figure(judge(sweep(0, [0, 0.1, 0.2], values=[{"base_model": name * 40} for name in "abc"])))
+    drawn.draw_without_rendering()
+    places = [text.get_window_extent() for text in drawn.axes[0].get_xticklabels()]
+    assert min(each.x0 for each in places) > 0 and max(each.x1 for each in places) < drawn.bbox.width
