@@ -21,7 +21,7 @@ class Kernel:
 
     def __init__(self, command: list[str], env: dict[str, str], cwd: str | None = None, **_):
         arguments = command[command.index("-f") :]
-        self._process = LIBRARIES.Process(target=_kernel, args=(arguments, env, cwd or os.getcwd()), daemon=True)
+        self._process = LIBRARIES.Process(target=kernel, args=(arguments, env, cwd or os.getcwd()), daemon=True)
         self._process.start()
         self.pid = self._process.pid
         while os.getpgid(self.pid) != self.pid:  # else a signal to the kernel's group would be one to this one
@@ -41,8 +41,10 @@ class Kernel:
         os.kill(self.pid, number)
 
 
-def _kernel(arguments: list[str], environment: dict[str, str], folder: str):
-    os.setsid()
+def kernel(arguments: list[str], environment: dict[str, str], folder: str):
+    """Is a kernel, in a session of its own."""
+    if os.getpgrp() != os.getpid():
+        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)

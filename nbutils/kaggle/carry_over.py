@@ -95,15 +95,19 @@ def bring(earlier: Earlier, run: Run, own: bool) -> None:
         )
     name, source = earlier.folder.name, earlier.folder.parent
     for file in files:
-        copy = run.path / file.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, copy)
-        copy.chmod(0o644)  # below input/ everything is read-only
+        bring_file(file, run.path / file.relative_to(source))
     write_record(run.folder(name) / RECORD, earlier.record)
     for beside in (RUN_RECORD, LOG) if own else (RUN_RECORD,):
         if (source / beside).is_file() and not (run.path / beside).is_file():
             shutil.copyfile(source / beside, run.path / beside)
     print(f"{name}: taken from {earlier.folder} ({needed / 1e6:,.1f} MB)")
+
+
+def bring_file(file: Path, copy: Path) -> None:
+    """Copies a file with its time of change."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(file, copy)
+    copy.chmod(0o644)  # below input/ everything is read-only
 
 
 def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:

@@ -96,8 +96,10 @@ def _push(arguments: argparse.Namespace) -> None:
 def _bundle(arguments: argparse.Namespace) -> None:
     if arguments.swept:
         folder = arguments.run_dir or f"runs/{profile_path(arguments.profile).stem}-sweep"
-        settings = settings_by(arguments, run_dir=folder, minutes=0, take="")
-        folder = write_sweep(settings, bundle_of(arguments), arguments.out)
+        settings, bundle = settings_by(arguments, run_dir=folder, minutes=0, take=""), bundle_of(arguments)
+        if bundle.stale or bundle.checkpoint_mirror:
+            raise UserError("The bundle of a sweep has no --accept, --force or checkpoint_mirror: take them out.")
+        folder = write_sweep(settings, bundle, arguments.out)
         print(f"{shown(folder)}\nRun it: python -m nbutils kaggle push {shown(folder)} --follow")
         return
     folders = write_bundles(planned_by(arguments), bundle_of(arguments), arguments.out)

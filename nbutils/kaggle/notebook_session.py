@@ -132,8 +132,13 @@ class Session:
         """Ends the mirror, where asked with one last checkpoint, and drops what the output has no room for."""
         if self.mirror is not None:
             self.mirror.stop(self.run.path if flush else None)
-        for name in keep_under(kaggle_root() / "working", self.run):
-            print(f"Dropped {name}: the output was larger than {LIMIT / 1e9:.0f} GB.")
+        for run in self.runs():
+            for name in keep_under(kaggle_root() / "working", run):
+                print(f"Dropped {name}: the output was larger than {LIMIT / 1e9:.0f} GB.")
+
+    def runs(self) -> list[Run]:
+        """The runs that it works on; the checkpoints of the first go first where the output has no room."""
+        return [self.run]
 
     @property
     def how_to_continue(self) -> str:

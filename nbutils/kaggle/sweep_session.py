@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RECORD
 from nbutils.core.run.state import State
 from nbutils.core.text import counted
-from nbutils.kaggle.carry_over import LIMIT, keep_under, used
+from nbutils.kaggle.carry_over import LIMIT, bring_file, used
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.notebook_session import TRAINING, Session
 from nbutils.sweep.answer import VERDICT
@@ -62,10 +61,7 @@ class SweepSession(Session):
         for file in source.rglob("*"):
             half = any(part.endswith(PARTIAL) for part in file.relative_to(source).parts)
             if file.is_file() and not half and not finished.intersection(file.parents):
-                copy = self.run.path / file.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, copy)
-                copy.chmod(0o644)  # below input/ everything is read-only
+                bring_file(file, self.run.path / file.relative_to(source))
         print(f"Continues the sweep in {source}.")
 
     def close(self) -> None:
@@ -91,9 +87,6 @@ class SweepSession(Session):
         print(RED.format(f"This session failed; its trials are kept as its output. {self.how_to_continue}"), flush=True)
         return True
 
-    def _tidy(self, flush: bool = False) -> None:
-        """Drops checkpoints where the output has no room for them, of finished trials first."""
-        working = kaggle_root() / "working"
-        for trial in sorted(trials(self.run.path), key=_done, reverse=True):
-            for name in keep_under(working, trial):
-                print(f"Dropped {name}: the output was larger than {LIMIT / 1e9:.0f} GB.")
+    def runs(self) -> list[Run]:
+        """The trials, finished ones first."""
+        return sorted(trials(self.run.path), key=_done, reverse=True)

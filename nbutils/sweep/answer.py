@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 from IPython.display import Image
@@ -13,7 +13,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown, write_json, write_text
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import SCHEMA
-from nbutils.core.text import counted, markdown_table
+from nbutils.core.text import counted, first_line, markdown_table
 from nbutils.sweep import display
 from nbutils.sweep.guard import in_words, losses
 from nbutils.sweep.plan import TAKEN, Sweep, write_profile
@@ -74,7 +74,7 @@ class Answer:
 
     def write(self) -> None:
         """Writes verdict, figure and report into the sweep's folder."""
-        found = self.verdict.as_json() if self.verdict else None
+        found = asdict(self.verdict) if self.verdict else None
         facts = {"verdict": found, "failed": dict(self.failed), "left": self.left, "lost": dict(self.lost)}
         write_json(self.sweep.out / VERDICT, {"schema": SCHEMA, **facts})
         parts = [f"# Sweep of {', '.join(self.sweep.swept)}", *self.sentences]
@@ -89,9 +89,21 @@ class Answer:
         if file and self.verdict and not self.left and self.verdict.best:
             write_profile(file, self.sweep.common | self.verdict.best, f"{TAKEN}{self.verdict.sentence}")
 
+    def guarded(self, say: Callable[[str], None]) -> Answer:
+        """The same, with what training has cost the leading recipes, as far as it can be scored."""
+        lost: dict[str, list[Json]] = {}
+        whole = [row.values for row in self.verdict.rows if row.loss is not None] if self.verdict else []
+        try:
+            for values in whole[:LEADING]:
+                leading = next(trial for trial in self.sweep.trials if trial.values == values)
+                lost[leading.label] = losses(leading.plan, self.sweep.guard, say)
+        except (UserError, KeyboardInterrupt) as error:  # all else is known, and what is scored is kept
+            say(f"The guard has ended: {first_line(error)}.")
+        return replace(self, lost=lost)
 
-def answer(sweep: Sweep, failed: Mapping[str, str], guard: bool = False, say: Callable[[str], None] = print) -> Answer:
-    """The answer over the candidates whose trials are all done; with `guard`, the leading ones are scored."""
+
+def answer(sweep: Sweep, failed: Mapping[str, str]) -> Answer:
+    """The answer over the candidates whose trials are all done."""
     done = {trial.name for trial in sweep.trials if trial.training.fits}
     whole = [trials for trials in sweep.candidates if all(trial.name in done for trial in trials)]
     verdict, why = None, "There is no verdict before two recipes are whole."
@@ -100,9 +112,5 @@ def answer(sweep: Sweep, failed: Mapping[str, str], guard: bool = False, say: Ca
             verdict = judge([Trial(each.values, each.seed, heldout(each.run)) for trials in whole for each in trials])
         except UserError as error:  # the trials that are left run all the same
             why = str(error)
-    lost: dict[str, list[Json]] = {}
-    for row in verdict.rows[:LEADING] if verdict and guard and sweep.guard else ():
-        leading = next(trials[0] for trials in whole if trials[0].values == row.values)
-        lost[leading.label] = losses(leading.plan, sweep.guard, say)
     sentences = {trial.label: failed[trial.name] for trial in sweep.trials if trial.name in failed}
-    return Answer(sweep, verdict, why, sentences, len(sweep.trials) - len(done) - len(failed), lost)
+    return Answer(sweep, verdict, why, sentences, len(sweep.trials) - len(done) - len(failed), {})

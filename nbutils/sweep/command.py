@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
@@ -59,7 +60,8 @@ def settings_by(arguments: argparse.Namespace, **others: Any) -> SweepSettings:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs or explains a sweep; the exit status is 1 where every trial failed."""
-    settings = settings_by(arguments, run_dir=arguments.out, minutes=arguments.minutes, take=arguments.take)
+    take = str(Path(arguments.take).expanduser().absolute()) if arguments.take else ""  # as the shell means it
+    settings = settings_by(arguments, run_dir=arguments.out, minutes=arguments.minutes, take=take)
     sweep, say = settings.plan(arguments.yes), Display().say
     sweeper = Sweeper(sweep, say)
     if arguments.explain:

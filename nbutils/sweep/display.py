@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import count, cycle
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,7 @@ def table(verdict: Verdict) -> pd.DataFrame:
     rows = []
     for row in verdict.rows:
         word = "worse" if row.worse else "best" if row.values == verdict.best else "not distinguishable"
+        word = "unsettled" if (row.high or 0) < 0 else word
         apart = ""
         if word != "best" and row.loss is not None:
             apart = with_interval(row.difference or 0, row.low or 0, row.high or 0, "+")
@@ -89,7 +91,8 @@ def _axis(ax: Axes, values: Sequence[Any]) -> dict[str, float]:
     if ordered and min(values) > 0 and max(values) >= 10 * min(values):
         ax.set_xscale("log")
     if len(places) <= TICKS or not ordered:
-        ax.set_xticks([*places.values()], [label({"": texts[text]}, [""], {}) for text in places])
+        width = max(6, min(24, 72 // len(places)))  # characters: beyond, they overlap or leave the page
+        ax.set_xticks([*places.values()], [fill(label({"": texts[text]}, [""], {}), width) for text in places])
         ax.xaxis.set_minor_locator(NullLocator())
     return places
 

@@ -19,6 +19,7 @@ from nbutils.core.settings import OUTSIDE, Settings
 from nbutils.core.stages import stages
 from nbutils.pipeline.parameters import Plan
 from nbutils.sweep.guard import guarded
+from nbutils.sweep.verdict import label
 
 SWEEP_RECORD = "sweep.json"
 """In the sweep's folder: what is planned."""
@@ -48,7 +49,7 @@ class TrialPlan:
     @property
     def label(self) -> str:
         """What it is called in a sentence."""
-        return f"{named(self.values)}, seed {self.seed}"
+        return f"{label(self.values, [*self.values])}, seed {self.seed}"
 
     @property
     def training(self) -> StageState:
@@ -89,10 +90,6 @@ class Sweep:
         """The trials of each combination of values."""
         return [self.trials[n : n + len(self.seeds)] for n in range(0, len(self.trials), len(self.seeds))]
 
-    def candidate(self, trial: TrialPlan) -> list[TrialPlan]:
-        """The trials with the same values."""
-        return next(trials for trials in self.candidates if trial in trials)
-
     @property
     def rows(self) -> dict[Path, TrialPlan]:
         """The run folders with the data, each with a trial that reads it."""
@@ -109,12 +106,12 @@ class Sweep:
 
     def check_folder(self) -> None:
         """UserError where the folder holds another sweep, or something else."""
-        record = read_record(self.out / SWEEP_RECORD)
-        if record is None:
+        before = (read_record(self.out / SWEEP_RECORD) or {}).get("identity")
+        if before is None:
             if [*self.out.glob("[!.]*")]:
                 raise UserError(f"{shown(self.out)} is there, and no sweep: name a new folder.")
             return
-        before, now = record["identity"], self.identity
+        now = self.identity
         words = in_short(list(differences(Kind.PARAMETER, before["parameters"], now["parameters"])))
         if before["swept"] != now["swept"]:
             words = f"of {', '.join(before['swept'])}"
@@ -141,15 +138,8 @@ class Sweep:
         """Writes what is planned, and the profile that all trials begin with."""
         trials = {trial.name: {"values": trial.values, "seed": trial.seed} for trial in self.trials}
         planned = {"swept": self.swept, "seeds": list(self.seeds), "guard": self.guard, "trials": trials}
-        write_profile(self.profile, self.common | known(OF_TRIALS), "What all trials of this sweep have in common.")
         write_record(self.out / SWEEP_RECORD, {"schema": SCHEMA, "identity": self.identity, **planned, **provenance()})
-
-
-def named(values: Mapping[str, Any]) -> str:
-    """Values of parameters in a sentence: `learning_rate 0.001, schedule linear`."""
-    return ", ".join(
-        f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
-    )
+        write_profile(self.profile, self.common | known(OF_TRIALS), "What all trials of this sweep have in common.")
 
 
 def write_profile(path: Path, values: Mapping[str, Any], *remarks: str) -> None:

@@ -153,19 +153,23 @@ class Sweeper:
         self.sweep.check_folder()
         if self.left():
             self.sweep.check_ahead()
-        with locked(self.sweep.out), taking(self._take):
+        with locked(self.sweep.out):
             self.sweep.write()
-            try:
-                for trial in self.sweep.rows.values():
-                    if not self._asked and not self._rows(trial).fits:
-                        self._make_rows(trial)
-                self._train()
-            finally:
-                for job in self._jobs:
-                    job.process.kill()
-            found = answer(self.sweep, self.failed, not self.left(), self.say)
+            with taking(self._take):
+                try:
+                    for trial in self.sweep.rows.values():
+                        if not self._asked and not self._rows(trial).fits:
+                            self._make_rows(trial)
+                    self._train()
+                finally:
+                    for job in self._jobs:
+                        job.process.kill()
+            found = answer(self.sweep, self.failed)
             found.write()
             found.take()
+            if self.sweep.guard and not self._asked and not found.left:
+                found = found.guarded(self.say)
+                found.write()
         return found
 
     def _make_rows(self, trial: TrialPlan) -> None:
@@ -209,7 +213,7 @@ class Sweeper:
         state = trial.training
         if state.fits:
             self.say(f"{trial.label}: done in {duration(state.seconds)}. {self.forecast()}".rstrip())
-            if all(mate.training.fits for mate in self.sweep.candidate(trial)):
+            if all(mate.training.fits for mate in self.sweep.trials if mate.values == trial.values):
                 found = answer(self.sweep, self.failed)
                 found.write()
                 if found.verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from itertools import product
@@ -13,10 +14,10 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, sha256_of_json, shown
+from nbutils.core.files import Json, resolve, sha256_of_json, shown
 from nbutils.core.settings import STEERING, Settings
 from nbutils.core.stages import maker, stages
-from nbutils.pipeline.parameters import Given, plan_of, profile_path, read_override, read_profile
+from nbutils.pipeline.parameters import OF_BUNDLES, Given, plan_of, profile_path, read_override, read_profile
 from nbutils.sweep.guard import read_guard
 from nbutils.sweep.plan import OF_TRIALS, PROFILE, TAKEN, Sweep, TrialPlan, known, types
 
@@ -50,7 +51,12 @@ class SweepSettings(Settings):
             raise UserError("Nothing is swept: give a parameter several values, such as -p learning_rate=1e-4,1e-3.")
         count *= self.seeds
         if count > MOST_TRIALS and not many:
-            raise UserError(f"That is {count:,} trials, more than {MOST_TRIALS}: say --yes if you mean it.")
+            raise UserError(
+                f"That is {count:,} trials, more than {MOST_TRIALS}: say --yes, or in the notebook plan(many=True), "
+                "if you mean it."
+            )
+        if "run_dir" in self.values:
+            raise UserError("Each trial has a run_dir of its own below the sweep's: take it out.")
         for name in self.sweep:
             _check_sweepable(name)
         combinations = [dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())]
@@ -85,8 +91,11 @@ def read_values(text: str) -> tuple[str, list[Any]]:
 
 
 def profile_to_take(text: str) -> Path:
-    """Where the winning values go. UserError where a file is there that no sweep has written."""
-    file = Path(text).expanduser().absolute()
+    """Where the winning values go. UserError where that cannot be written, or holds what no sweep has written."""
+    file = resolve(text)
+    folder = next(each for each in file.parents if each.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"{shown(file)} cannot be written: name another file.")
     try:
         ours = not file.exists() or file.read_text(encoding="utf-8").startswith(f"# {TAKEN}")
     except (OSError, UnicodeDecodeError):
@@ -111,8 +120,8 @@ def _check_sweepable(name: str) -> None:
         why = "it is the same for all trials, so that all are measured on the same conversations: take it out"
     elif name == "supervise":
         why = "each of its values counts the loss on other tokens, so that trials cannot be compared: give it one value"
-    elif known and not made:
-        why = f"it belongs to {known[0].file}, which no trial runs: take it out"
+    elif name in OF_BUNDLES or (known and not made):
+        why = "no trial reads it: take it out"
     elif known and not (_changes("rows", name) or _changes("model", name)):
         why = "it changes nothing of what a training makes: give it one value"
     if why:

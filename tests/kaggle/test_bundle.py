@@ -175,6 +175,8 @@ def test_a_sweep_is_one_bundle_that_carries_the_profiles_values_and_plans_itself
     [
         (["--sweep=learning_rat=1,2"], "Did you mean 'learning_rate'?"),
         (["--sweep=datasets=[chitchat],[my.jsonl]"], "on this machine alone: my.jsonl"),
+        ([*SWEEP, "--accept"], "no --accept, --force or checkpoint_mirror"),
+        ([*SWEEP, "--mirror=someone/else"], "no --accept, --force or checkpoint_mirror"),
     ],
 )
 def test_what_a_swept_bundle_would_stop_over_is_said_where_it_is_made(tmp_path, refused, options, words):

@@ -56,6 +56,7 @@ def heldout(settings, conversations=60):
     rng = np.random.default_rng(settings.seed)
     hard = np.random.default_rng(7).normal(40, 8, conversations)
     losses = hard + 20 * abs(math.log10(settings.learning_rate / 0.004)) + rng.normal(0, 0.5, conversations)
+    losses[conversations if settings.learning_rate < 1 else 0 :] = math.nan
     places = {"source": "talk", "index": range(conversations)}
     return pd.DataFrame(places | {"loss_sum": losses, "tokens": 10})
 

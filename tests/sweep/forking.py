@@ -1,21 +1,29 @@
-"""A sweep in a process of its own that can be killed. Trials and trainings are forks: a second to start, not twenty.
+"""Notebook 07 under papermill, in a process of its own that can be killed. Its kernel, the trials and the trainings are
+forks: a second to start, not twenty.
 
-Notebooks' cells run in the trial's process; what a fresh kernel and torchrun do is tested elsewhere.
+Cells of the trials' notebooks run in the trial's process; what a fresh kernel and torchrun do is tested elsewhere.
 """
 
+import asyncio
 import os
 import runpy
 import sys
+import time
 from functools import partial
 
+import papermill
 import pytest
+from IPython import get_ipython
+from jupyter_client.provisioning import local_provisioner
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import write_text
+from nbutils.core.notebooks import SWEEP, notebooks_folder
 from nbutils.core.run.pause import PIPELINE
 from nbutils.core.torchrun import LOG, PROGRESS, Torchrun, _followed, end_with
 from nbutils.sweep.run import Sweeper
+from tests import forked_kernels
 from tests.cells import run_cells
 from tests.train.forked import LIBRARIES, MODULE
 
@@ -45,19 +53,46 @@ class Fork:
             self.status = os.waitstatus_to_exitcode(status) if pid else None
         return self.status
 
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
     def terminate(self):
-        os.kill(self.pid, 15)
+        self.send_signal(15)
 
     def kill(self):
-        os.kill(self.pid, 9)
+        self.send_signal(9)
+
+
+class Kernel(Fork):
+    """The part of `subprocess.Popen` that jupyter_client asks for."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command, env, cwd=None, **_):
+        def run():
+            asyncio.set_event_loop(asyncio.new_event_loop())  # papermill's is at work
+            forked_kernels.kernel(command[command.index("-f") :], env, cwd or os.getcwd())
+
+        super().__init__(run, os.dup(2))
+        while os.getpgid(self.pid) != self.pid:
+            time.sleep(0.01)
+
+    def wait(self):
+        while self.poll() is None:
+            time.sleep(0.01)
+        return self.status
 
 
 def trial(arguments, environment):
     """Starts the command line; what it prints can be read."""
     from nbutils.cli import main
 
+    def run():
+        type(get_ipython()).clear_instance()  # that of the kernel
+        return main(arguments)
+
     reading, writing = os.pipe()
-    process = Fork(partial(main, arguments), writing)
+    process = Fork(run, writing)
     process.stdout = os.fdopen(reading)
     return process
 
@@ -86,22 +121,22 @@ def cells(job):
     run_cells(job.source, **job.parameters)
 
 
-def _sweep(line, log):
+def _sweep(parameters, log):
     import torch
-
-    from nbutils.cli import main
 
     torch.set_num_threads(1)  # a fork has none of the others
     os.environ["OMP_NUM_THREADS"] = "1"
-    with open(log, "a", buffering=1) as sys.stdout, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nbutils.sweep.command.Sweeper", partial(Sweeper, start=trial))
+    with open(log, "a", buffering=1) as said, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbutils.sweep.run.Sweeper", partial(Sweeper, start=trial))
         patch.setattr("nbutils.pipeline.run._execute", cells)
         patch.setattr("nbutils.train.run.Torchrun", Forking)
-        sys.exit(main(["sweep", *line]))
+        patch.setattr(local_provisioner, "launch_kernel", Kernel)
+        papermill.execute_notebook(notebooks_folder() / SWEEP, None, parameters, kernel_name="python3",
+                                   progress_bar=False, stdout_file=said)  # fmt: skip
 
 
-def start(line, log):
-    """The process of a sweep; what it says is appended to a file."""
-    process = LIBRARIES.Process(target=_sweep, args=(line, log))
+def start(parameters, log):
+    """The process of a sweep with these parameters; what it says is appended to a file."""
+    process = LIBRARIES.Process(target=_sweep, args=(parameters, log))
     process.start()
     return process

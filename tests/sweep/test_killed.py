@@ -1,8 +1,6 @@
-"""A sweep of the demo's conversations, with real trainings, killed and run again."""
+"""Notebook 07 on the demo's conversations, with real trainings, killed and run again."""
 
-import os
-from signal import SIGKILL
-
+import psutil
 import pytest
 
 from nbutils.core.files import read_json
@@ -10,40 +8,35 @@ from nbutils.core.run.layout import Run
 from tests.sweep.forking import start
 from tests.train.runs import wait_for
 
-PROFILE = """
-datasets: [{path: chitchat, fraction: 0.1}]
-data_processes: 1
-eval_fraction: 0.3
-max_length: 256
-max_steps: 60
-tokens_per_step: 256
-tokens_per_microbatch: 256
-eval_steps: 0
-checkpoint_steps: 20
-log_steps: 10
-processes: 1
-sample_prompts: [Hi]
-"""
-
-
-@pytest.fixture
-def line(tmp_path):
-    profile = tmp_path / "profile.yaml"
-    profile.write_text(PROFILE)
-    return [str(profile), "-plearning_rate=0.00004,0.004,0.4", "--seeds=2", "--out"]
+VALUES = {
+    "datasets": [{"path": "chitchat", "fraction": 0.1}],
+    "data_processes": 1,
+    "eval_fraction": 0.3,
+    "max_length": 256,
+    "max_steps": 60,
+    "tokens_per_step": 256,
+    "tokens_per_microbatch": 256,
+    "eval_steps": 0,
+    "checkpoint_steps": 20,
+    "log_steps": 10,
+    "processes": 1,
+    "sample_prompts": ["Hi"],
+}
+ASKED = {"profile": "", "values": VALUES, "sweep": {"learning_rate": [0.00004, 0.004, 0.4]}, "seeds": 2}
 
 
 @pytest.mark.soak
-def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(line, tmp_path):
+def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
     killed, whole, log = tmp_path / "killed", tmp_path / "whole", tmp_path / "log"
-    undisturbed = start([*line, str(whole)], log)  # at the same time: two cores, two sweeps
+    undisturbed = start(ASKED | {"run_dir": str(whole)}, log)  # at the same time: two cores, two sweeps
     for rate in ("4e-05", "0.4"):
-        process = start([*line, str(killed)], log)
+        process = start(ASKED | {"run_dir": str(killed)}, log)
         run = Run(killed / f"learning_rate-{rate}_seed-1")
         wait_for(lambda run=run: run.newest_sealed() is not None)
-        os.kill(process.pid, SIGKILL)
-        process.join()
-    both = [start([*line, str(killed)], log), undisturbed]
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        assert below and not psutil.wait_procs(below, timeout=5)[1]
+    both = [start(ASKED | {"run_dir": str(killed)}, log), undisturbed]
     for process in both:
         process.join()
     said = log.read_text()

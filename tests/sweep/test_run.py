@@ -14,6 +14,7 @@ from nbutils.sweep import run
 from nbutils.sweep.guard import in_words, losses
 from nbutils.sweep.run import Sweeper
 from nbutils.sweep.settings import SweepSettings
+from tests.conftest import ROOT
 from tests.evaluate.runs import SUMS, write_task
 from tests.train.runs import P100, T4
 
@@ -149,8 +150,9 @@ def test_a_notebooks_parameters_plan_the_same(sweeps):
                            "--seeds=2", "--guard=hellaswag:7").sweep  # fmt: skip
     names = {"run_dir": str(sweeps.out), "profile": str(sweeps.profile), "values": {"keep": "last"},
              "sweep": {"learning_rate": ["1e-3", 0.002], "datasets": [["chitchat"], ["chitchat", "x.jsonl"]]},
-             "seeds": 2, "minutes": 0, "guard": "hellaswag:7", "take": ""}  # fmt: skip
+             "seeds": 2, "minutes": 0, "guard": "hellaswag:7", "take": "params/won.yaml"}  # fmt: skip
     planned = SweepSettings.checked(names).plan()
+    assert planned.take == ROOT / "params" / "won.yaml"
     assert planned.identity == asked.identity and planned.swept == asked.swept and len(planned.trials) == 8
     assert [trial.label for trial in planned.trials] == [trial.label for trial in asked.trials]
 
@@ -167,11 +169,14 @@ WRONG = {
     "-psplit_seed=1,2": "split_seed cannot be swept; it is the same for all trials",
     "-psupervise=all,assistant": "supervise cannot be swept; each of its values counts the loss on other tokens",
     "-plog_steps=1,2": "log_steps cannot be swept; it changes nothing of what a training makes",
-    "-ptemperature=0.5,0.9": "temperature cannot be swept; it belongs to 05_chat.ipynb, which no trial runs",
+    "-ptemperature=0.5,0.9": "temperature cannot be swept; no trial reads it",
+    "-pinternet=true,false": "internet cannot be swept; no trial reads it",
+    f"{RATES} -prun_dir=runs/x": "Each trial has a run_dir of its own",
     f"{RATES} --guard=hellaswag:x": "The guard has 'hellaswag:x'",
     f"{RATES} --guard=helloswag:5": "helloswag",
     f"{RATES} -pdatasets=[no_such.jsonl]": "no_such.jsonl",
     f"{RATES} --take=OTHER": "is there, and no sweep has written it",
+    f"{RATES} --take=OTHER/won.yaml": "won.yaml cannot be written",
     f"{RATES} --out=OTHER": "a file is there; name a folder",
     f"{RATES} --out=FOLDER": "is there, and no sweep: name a new folder",
     "-pweight_decay=0.1,0.2": "holds another sweep (of learning_rate)",
@@ -184,6 +189,7 @@ def test_what_is_wrong_is_one_sentence_before_the_first_trial(sweeps, refused, t
     monkeypatch.setattr(Sweeper, "_begin", lambda *_: pytest.fail("a process is started"))
     other = tmp_path / "mine.txt"
     other.write_text("mine")
+    (tmp_path / "sweep.json").write_text("{}")  # of another program
     if "another sweep" in WRONG[words]:
         sweeps.sweeper(RATES).sweep.write()
     before = outputs_of(tmp_path)
@@ -193,7 +199,7 @@ def test_what_is_wrong_is_one_sentence_before_the_first_trial(sweeps, refused, t
     assert outputs_of(tmp_path) == before
 
 
-def test_two_sweeps_in_one_folder(sweeps, monkeypatch):
+def test_two_sweeps_in_one_folder(sweeps):
     with locked(sweeps.out), pytest.raises(Exception, match="is at work in"):
         sweeps.go(RATES)
 
@@ -215,13 +221,25 @@ def sums(sweeps, tmp_path):
     return "sums"
 
 
-def test_the_guard_looks_at_the_three_leading_recipes(sweeps, sums, monkeypatch):
+@pytest.mark.parametrize(
+    "rates,leading", [("0.4,0.04,0.004,0.001", (0.004, 0.001, 0.04)), ("9,0.04,0.004", (0.004, 0.04))]
+)
+def test_the_guard_looks_at_the_three_leading_recipes(sweeps, sums, monkeypatch, rates, leading):
+    """As far as they have not diverged."""
     row = {"task": sums, "metric": "acc", "difference": -0.5, "low": -0.9, "high": -0.1, "word": "worse"}
     monkeypatch.setattr("nbutils.sweep.answer.losses", lambda plan, guard, say: [row] * len(guard))
-    found = sweeps.go("-plearning_rate=0.4,0.04,0.004,0.001", "--seeds=1", f"--guard={sums}:4")
-    assert [*found.lost] == [f"learning_rate {rate}, seed 0" for rate in (0.004, 0.001, 0.04)]
+    found = sweeps.go(f"-plearning_rate={rates}", "--seeds=1", f"--guard={sums}:4")
+    assert [*found.lost] == [f"learning_rate {rate}, seed 0" for rate in leading]
     last = "Against its base, learning_rate 0.04, seed 0: sums −50.0 points [−90.0, −10.0]: worse."
     assert last in found.sentences and last in (sweeps.out / "sweep.md").read_text()
+
+
+def test_an_interrupt_ends_the_guard_and_nothing_else(sweeps, sums, monkeypatch, tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    monkeypatch.setattr("nbutils.sweep.answer.losses", lambda *_: signal.raise_signal(signal.SIGINT))
+    won = tmp_path / "won.yaml"
+    found = sweeps.go(RATES, "--seeds=1", f"--guard={sums}:4", f"--take={won}")
+    assert sweeps.said[-1] == "The guard has ended: KeyboardInterrupt." and not found.lost and won.is_file()
 
 
 def test_what_a_training_cost_is_paired_on_as_many_items_as_were_asked_for(sweeps, sums, untrained):
