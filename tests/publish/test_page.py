@@ -162,7 +162,9 @@ def test_an_unpacked_package_is_taken_where_its_files_are_those(run, registry, t
 def test_the_page_is_sent_as_a_private_static_space_and_the_model_without_it(run, registry, hub):
     published = read(run, **ON, push_page=True)
     page = make_page(published.facts, published.settings, published.folder)
-    assert upload(published.folder, published_files(published.folder), published.settings, published.facts.repeats) == ""
+    assert (
+        upload(published.folder, published_files(published.folder), published.settings, published.facts.repeats) == ""
+    )
     assert upload_page(page, published.settings, published.facts.repeats).startswith(f"{hub.url}/")
     assert hub.repos[REPO]["private"] and hub.repos[REPO]["sdk"] == "static"
     assert hub.repos[REPO]["files"] == {file.name: file.read_bytes() for file in page.iterdir()}
