@@ -15,7 +15,7 @@ from nbutils.core.origin.command import NOTHING
 from tests.chat.models import scripted_session
 from tests.chat.test_markup import ALLOWED_TAGS, HOSTILE
 from tests.chat.widgets import send, shown, widget
-from tests.core.test_origin import run_of
+from tests.core.test_origin import _cache, run_of  # noqa: F401
 
 SONG = "the zebra of my *aunt* sings in tune"
 EVIL = 'window.hacked=1"> <script>window.hacked=2</script> </mark></li></details>'
@@ -27,11 +27,6 @@ def planted_chat(folder: str, **settings):
     """A chat whose first reply repeats what stands in five training rows, and whose second does not."""
     index.CACHE = f"{folder}/cache"
     return widget(*REPLIES, run=str(run_of(folder, CONVERSATIONS).path), **settings)
-
-
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(index, "CACHE", str(tmp_path / "cache"))
 
 
 def shows(chat, text: str, panel=0) -> str:

@@ -136,10 +136,7 @@ class Index:
     @classmethod
     def open(cls, run: Run) -> Index:
         """The index of a run, kept in `runs/.cache/` under the hash of the rows; made where there is none yet or a
-        damaged one: a quarter second a million tokens.
-
-        UserError for a run without rows, or where it cannot be written.
-        """
+        damaged one, in a quarter second a million tokens. UserError for a run without rows, or if it cannot be kept."""
         stage = maker("rows")
         record = run.record(stage.name) or {}
         files = {
@@ -170,20 +167,20 @@ class Index:
         `read(text)`, which is the text itself where the tokenizer changes no characters."""
         text = self.read(text)
         units = [*UNIT.finditer(text)]
-        is_word = [_is_word(unit[0]) for unit in units]
         ids = self._numbers(unit[0] for unit in units)
-        found: list[tuple[int, int]] = []
+        words = np.flatnonzero([_is_word(unit[0]) for unit in units])
+        found: list[Places] = []
         for first, behind in self._longest(ids):
-            words = [at for at in range(first, behind) if is_word[at]]  # without what stands alone at both ends
-            if len(words) >= MIN_WORDS and not (found and words[-1] < found[-1][1]):
-                if found and found[-1][0] == words[0]:
+            inside = words[(first <= words) & (words < behind)]  # without what stands alone at both ends
+            if len(inside) >= MIN_WORDS and not (found and inside[-1] <= found[-1][-1]):
+                if found and inside[0] == found[-1][0]:
                     found.pop()
-                found.append((words[0], words[-1] + 1))
+                found.append(inside)
         spans = []
-        for first, behind in found:
-            start, end, at = units[first].start(), units[behind - 1].end(), self._standing(ids[first:behind])
-            rows = np.searchsorted(self._rows, at) - 1
-            spans.append(Span(text[start:end], start, end, sum(is_word[first:behind]), at, rows))
+        for inside in found:
+            start, end = units[inside[0]].start(), units[inside[-1]].end()
+            at = self._standing(ids[inside[0] : inside[-1] + 1])
+            spans.append(Span(text[start:end], start, end, len(inside), at, np.searchsorted(self._rows, at) - 1))
         return spans
 
     def places(self, span: Span, most: int) -> Iterator[Place]:
