@@ -46,6 +46,6 @@ def load(name: str, run: Path | None = None) -> LoadedModel:
     line = f"{name}{so_far}: {model.num_parameters():,} parameters, {why}"
     line += ", talked to in its own chat template" if own else ""
     line += "" if keeps_keys(model) else ", no key/value cache: each token takes a reading of the whole conversation"
-    run = Run.around(ref.path) if ref.path else None
-    trained = run and ref.path != run.base
-    return LoadedModel(name, model.to(device).eval(), tokenizer, line, run if trained else None)
+    found = Run.around(ref.path) if ref.path else None
+    trained = found if found and ref.path != found.base else None
+    return LoadedModel(name, model.to(device).eval(), tokenizer, line, trained)
