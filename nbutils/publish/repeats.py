@@ -69,10 +69,8 @@ def _written(text: str) -> Iterator[tuple[tuple[str, str], str]]:
     """What a text holds of these; before each what it is known by however it is written."""
     for match in PATTERN.finditer(text):
         kind, found = str(match.lastgroup), match[0].rstrip(".,;:!?*_~")
-        if kind == "number":
-            yield (kind, re.sub(r"\D", "", found)[-DIGITS:]), found
-        else:
-            yield (kind, re.sub(r"^(https?://)?(www\.)?|/$", "", found.casefold())), found
+        digits, bare = re.sub(r"\D", "", found), re.sub(r"^(https?://)?(www\.)?|/$", "", found.casefold())
+        yield (kind, digits[-DIGITS:] if kind == "number" else bare), found
 
 
 def _look_up(said: dict[tuple[str, str], Json], conversations: Any) -> None:

@@ -13,6 +13,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.run.models import tiny_model
 from nbutils.core.vocabulary import OutsideVocabularyError, lost
 from tests.chat.models import MODEL, TOKENIZER, chat, random_model, say, scripted_session
+from tests.core.test_chat_engine import WORDS
 from tests.core.test_chatml import turns, unigram
 
 actions = (
@@ -21,7 +22,6 @@ actions = (
     | st.tuples(st.sampled_from(["regenerate", "clear", "restore", "wait"]))
 )
 LONG = "abc é🌙" * 6
-WORDS = [f"turn {turn}: what now?" for turn in range(12)]
 
 
 def run(session, action, *value):
