@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from html import escape, unescape
 from itertools import groupby
@@ -119,7 +119,7 @@ def with_origins(text: str, index: Index) -> Traced:
     ]
     summary = f"in the training data: {counted(len(spans), 'passage')}"
     fold = f'<details class="sc-origins"><summary>{summary}</summary>{"".join(folds)}</details>'
-    return Traced(_underlined(markdown(shown), shown, spans), fold)
+    return Traced(_underlined(markdown(shown), text, spans, index.read), fold)
 
 
 def without_origins(text: str, why: str) -> Traced:
@@ -144,17 +144,21 @@ def _strength(span: Span) -> int:
     return max(1, min(3, span.words // 6 - int(log10(span.count))))
 
 
-def _underlined(html: str, text: str, spans: Sequence[Span]) -> str:
-    """The HTML of a text with its spans underlined: word for word, since marks of Markdown are no more there."""
+def _underlined(html: str, text: str, spans: Sequence[Span], read: Callable[[str], str]) -> str:
+    """The HTML of a text with its spans underlined: word for word, since marks of Markdown are no more there.
+
+    `read` changes characters as the index does; in the HTML they are those of the text.
+    """
     strongest = sorted(range(len(spans)), key=lambda number: -_strength(spans[number]))
     units = [
         (unit[0], next((n for n in strongest if spans[n].start <= unit.start() < spans[n].end), None))
-        for unit in UNIT.finditer(text)
+        for unit in UNIT.finditer(read(text))
     ]
     done = 0
 
     def number_of(unit: str) -> int | None:
         nonlocal done
+        unit = read(unit).strip()
         at = next((at for at in range(done, len(units)) if units[at][0] == unit), None)
         done = done if at is None else at + 1
         return None if at is None else units[at][1]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LoadedModel:
     """A model on its device, or in llama.cpp's server, its tokenizer, one line that says what and where it is, and the
-    run that it is of.
+    run whose rows it was trained on.
     """
 
     name: str
@@ -46,4 +46,6 @@ def load(name: str, run: Path | None = None) -> LoadedModel:
     line = f"{name}{so_far}: {model.num_parameters():,} parameters, {why}"
     line += ", talked to in its own chat template" if own else ""
     line += "" if keeps_keys(model) else ", no key/value cache: each token takes a reading of the whole conversation"
-    return LoadedModel(name, model.to(device).eval(), tokenizer, line, Run.around(ref.path) if ref.path else None)
+    found = Run.around(ref.path) if ref.path else None
+    trained = found if found and ref.path != found.base else None
+    return LoadedModel(name, model.to(device).eval(), tokenizer, line, trained)

@@ -58,11 +58,11 @@ class Panel:
         with self._tracing:
             try:
                 index = Index.open(run)
-                self._traced |= {text: markup.with_origins(text, index) for text in replies}
+                self._traced |= {t: markup.with_origins(t, index) for t in replies if t not in self._traced}
             except UserError as error:
                 self._traced |= {text: markup.without_origins(text, str(error)) for text in replies}
         with self._drawing:
-            if not self._writing:
+            if not (self._writing or self.session.busy):
                 self._draw(self.session.transcript()["messages"])
 
     def show_waiting(self, said: str, *, edited: bool) -> None:

@@ -125,7 +125,8 @@ def talk(session: ChatSession, interactive: bool, run: Run | None = None) -> int
     """The conversation itself, line by line; the exit status."""
     if interactive:
         _say("exit or quit leaves, clear forgets, Ctrl-C stops a reply, arrow keys bring back what you typed")
-        _say("/origin shows where the words of the last reply stand in the training data")
+        if run:
+            _say("/origin shows where the words of the last reply stand in the training data")
         with _interrupt_stops(session):  # between reply and prompt too, where Ctrl-C would end the program
             converse(session, _typed_lines(), interactive, run)
         return 0

@@ -15,17 +15,19 @@ from nbutils.core.stages import maker
 from nbutils.core.text import counted, visible
 from nbutils.publish.settings import PublishSettings
 
-LETTER = "[a-z0-9-]"
+LETTER, PATH = "[a-z0-9-]", r"[a-z0-9_.~:/?#@!$&*+,;=%-]*"
 PATTERN = re.compile(
     rf"(?P<mail>(?<![a-z0-9_.+-])[a-z0-9_.+-]+@{LETTER}+(?:\.{LETTER}+)+)"
-    rf"|(?P<link>(?:https?://|(?<![a-z0-9_])www\.)\w[^\s<>\"']*"
+    rf"|(?P<link>(?:https?://|(?<![a-z0-9_])www\.)\w{PATH}"
     rf"|(?<![a-z0-9_.-])(?:{LETTER}+\.)+(?:[a-z]{{2,}}(?=/\w)|(?:com|org|net|edu|gov|info|io|app|dev|uk)(?!{LETTER}))"
-    rf"(?:/[^\s<>\"']*)?)"
+    rf"(?:/{PATH})?)"
     r"|(?P<number>(?<![a-z_\d])[+(]{0,2}\d(?:[ ()./-]{0,2}\d){6,}(?![a-z_\d]))",
     re.IGNORECASE,
 )
-"""What they look like. A link without `www.` has a path or one of the commonest endings; a number has seven digits or
-more, with what usually parts them in between."""
+"""What they look like. A link without `www.` has a path or one of the commonest endings, and ends before a bracket or
+quote, which may be the sentence's; a number has seven digits or more, with what usually parts them in between."""
+DIGITS = 9
+"""Of a number its last so many are compared: a phone number may have a country's in front, or 0."""
 SHOWN = 3
 """Places of each that are named."""
 
@@ -66,9 +68,9 @@ def _replies(run: Run) -> Iterator[str]:
 def _written(text: str) -> Iterator[tuple[tuple[str, str], str]]:
     """What a text holds of these; before each what it is known by however it is written."""
     for match in PATTERN.finditer(text):
-        kind, found = str(match.lastgroup), match[0].rstrip(".,;:!?)]}*")
-        bare = re.sub(r"\D" if kind == "number" else r"^(https?://)?(www\.)?|/$", "", found.casefold())
-        yield (kind, bare), found
+        kind, found = str(match.lastgroup), match[0].rstrip(".,;:!?*_~")
+        digits, bare = re.sub(r"\D", "", found), re.sub(r"^(https?://)?(www\.)?|/$", "", found.casefold())
+        yield (kind, digits[-DIGITS:] if kind == "number" else bare), found
 
 
 def _look_up(said: dict[tuple[str, str], Json], conversations: Any) -> None:

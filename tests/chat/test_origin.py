@@ -5,6 +5,8 @@ import time
 from html import unescape
 
 import pytest
+from tokenizers import normalizers
+from tokenizers.normalizers import NFC, Prepend
 
 from nbutils.chat import markup, terminal
 from nbutils.core.files import write_text
@@ -13,7 +15,7 @@ from nbutils.core.origin.command import NOTHING
 from tests.chat.models import scripted_session
 from tests.chat.test_markup import ALLOWED_TAGS, HOSTILE
 from tests.chat.widgets import send, shown, widget
-from tests.core.test_origin import run_of
+from tests.core.test_origin import _cache, run_of  # noqa: F401
 
 SONG = "the zebra of my *aunt* sings in tune"
 EVIL = 'window.hacked=1"> <script>window.hacked=2</script> </mark></li></details>'
@@ -25,11 +27,6 @@ def planted_chat(folder: str, **settings):
     """A chat whose first reply repeats what stands in five training rows, and whose second does not."""
     index.CACHE = f"{folder}/cache"
     return widget(*REPLIES, run=str(run_of(folder, CONVERSATIONS).path), **settings)
-
-
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(index, "CACHE", str(tmp_path / "cache"))
 
 
 def shows(chat, text: str, panel=0) -> str:
@@ -65,6 +62,12 @@ def test_longer_and_rarer_passages_are_underlined_more(tmp_path):
     run = run_of(tmp_path, [[long, "a b c d e f"], *[["x", "so " * 12]] * 10])
     html = [markup.with_origins(text, index.Index.open(run)).body for text in (long, "a b c d e f", "so " * 12)]
     assert [re.findall(r"sc-origin-(\d)", each) for each in html] == [["2"], ["1"], ["1"]]
+
+
+def test_a_reply_is_underlined_as_it_was_written_where_the_tokenizer_changes_characters(tmp_path):
+    run = run_of(tmp_path, [["Hi", "My caf\u00e9 au lait is nice."]], normalizers.Sequence([Prepend("▁"), NFC()]))
+    html = markup.with_origins("Oh, My cafe\u0301 au lait is nice, no?", index.Index.open(run)).body
+    assert ">My cafe\u0301 au lait is nice</span>, no?" in html
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if len(text) < markup.LONGEST])

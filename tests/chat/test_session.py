@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from nbutils.chat.settings import in_effect
-from nbutils.core.chat_engine.engine import AHEAD_PIECE
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import tiny_model
 from nbutils.core.vocabulary import OutsideVocabularyError, lost
 from tests.chat.models import MODEL, TOKENIZER, chat, random_model, say, scripted_session
+from tests.core.test_chat_engine import WORDS
 from tests.core.test_chatml import turns, unigram
 
 actions = (
@@ -22,7 +22,6 @@ actions = (
     | st.tuples(st.sampled_from(["regenerate", "clear", "restore", "wait"]))
 )
 LONG = "abc é🌙" * 6
-WORDS = [f"turn {turn}: what now?" for turn in range(12)]
 
 
 def run(session, action, *value):
@@ -217,16 +216,16 @@ def test_the_time_of_whoever_reads_the_reply_is_not_the_models():
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_error_while_reading_ahead_in_pauses_or_between_tokens_is_left_to_the_reply():
-    failed = set()
+    model, failed = random_model(TOKENIZER, context=256), set()
+    session, fresh = chat(model), chat(model, read_ahead=False)
 
     def fail(model, _, given):
-        thread = threading.current_thread().name
-        if thread == "chat-reads-ahead" or given["input_ids"].shape[1] == AHEAD_PIECE:
+        thread, last = threading.current_thread().name, session.messages[-1]
+        behind_a_token = last["role"] == "assistant" and last["content"] and given["input_ids"].shape[1] > 1
+        if thread == "chat-reads-ahead" or behind_a_token:
             failed.add(thread)
             raise RuntimeError("out of memory")
 
-    model = random_model(TOKENIZER, context=256)
-    session, fresh = chat(model), chat(model, read_ahead=False)
     replies = say(fresh, *WORDS)
     assert fresh.context.dropped
     model.register_forward_pre_hook(fail, with_kwargs=True)

@@ -152,6 +152,7 @@ def test_models_of_a_run_are_found(run):
     write_done(run / "train", status="paused")
     assert ModelRef.parse(str(run)).path == ModelRef.parse("final", run).path == step
     assert load("final", run).line.startswith("final so far (step-000010): ")
+    assert [load(name, run).run for name in ("final", "base")] == [Run(run), None]  # whose rows it was trained on
 
 
 @pytest.mark.parametrize(

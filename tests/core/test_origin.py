@@ -1,5 +1,6 @@
 """Passages of a text in the training data: the same as a search by hand finds, where they stand, and the command."""
 
+import copy
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,12 +29,15 @@ def _cache(tmp_path_factory):
 TOKENIZER = small_tokenizer(["how do you do"], 300)
 
 
-def run_of(folder, conversations) -> Run:
+def run_of(folder, conversations, normalizer=None) -> Run:
     """A run whose training rows are these conversations, rows 0, 10, 20, … of their source."""
+    tokenizer = copy.deepcopy(TOKENIZER)
+    if normalizer:
+        tokenizer.backend_tokenizer.normalizer = normalizer
     rows = [{"source": "talk", "index": 10 * n, "messages": turns(*texts)} for n, texts in enumerate(conversations)]
     folder = Path(folder)
     Dataset.from_list(rows).save_to_disk(folder / "data" / "train")
-    TOKENIZER.save_pretrained(folder / "data" / "tokenizer")
+    tokenizer.save_pretrained(folder / "data" / "tokenizer")
     write_done(folder / "data")
     return Run(folder)
 
@@ -90,12 +94,8 @@ def test_what_a_span_is(text, spans, tmp_path):
         ["one two three", "four five six", "And so you don't like any e-mail.", "हिन्दी में यह वाक्य काफी लंबा है"],
         ["我想去北京看看", "My caf\u00e9 au lait is very nice"],
     ]
-    run = run_of(tmp_path, conversations)
-    composing = small_tokenizer(["how do you do"], 300)
-    composing.backend_tokenizer.normalizer = NFC()
-    composing.save_pretrained(run.rows / "tokenizer")
-    write_done(run.rows)
-    assert [span.text for span in Index.open(run).trace(text)] == spans
+    index = Index.open(run_of(tmp_path, conversations, NFC()))
+    assert [span.text for span in index.trace(text)] == spans
 
 
 PLANTED = "the zebra of my aunt sings in tune"
@@ -178,7 +178,10 @@ def test_rows_that_are_not_whole_and_an_index_that_cannot_be_written_are_one_sen
     assert "no training rows as they were made" in refused(*line)
     write_done(planted.rows)
     (rows,) = (planted.rows / "train").glob("*.arrow")
-    rows.write_bytes(rows.read_bytes()[:-100])
-    assert "no training rows as they were made" in refused(*line)
-    rows.unlink()
-    assert "no training rows as they were made" in refused(*line)
+    for file in (planted.rows / "train" / "state.json", rows):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1])
+        assert "no training rows as they were made" in refused(*line)
+        file.unlink()
+        assert "no training rows as they were made" in refused(*line)
+        file.write_bytes(whole)

@@ -20,7 +20,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,15 +65,14 @@ LOW = np.uint64(2**32 - 1)
 class Span:
     """A passage of a text that stands in the training rows: its characters `start` to `end`, and how many `words`.
 
-    `units` counts words and characters that stand alone. `at`: where it begins among the index's words, once for each
-    time that it stands there; `rows`: the training rows of these places, both in row order.
+    `at`: where it begins among the index's words, once for each time that it stands there; `rows`: the training rows of
+    these places, both in row order.
     """
 
     text: str
     start: int
     end: int
     words: int
-    units: int
     at: Places
     rows: Places
 
@@ -110,11 +108,8 @@ class Place:
     def passage(self, around: int) -> tuple[str, str, str]:
         """The span with up to so many characters before and behind it, as three texts."""
         before, after = self.text[: self.start], self.text[self.end :]
-        return (
-            "…" * (len(before) > around) + before[max(0, len(before) - around) :],
-            self.text[self.start : self.end],
-            after[:around] + "…" * (len(after) > around),
-        )
+        cut = "…" * (len(before) > around), "…" * (len(after) > around)
+        return cut[0] + before[-around:], self.text[self.start : self.end], after[:around] + cut[1]
 
 
 def words_in(text: str) -> int:
@@ -128,7 +123,7 @@ class Index:
     def __init__(self, folder: Path, run: Run) -> None:
         from datasets import load_from_disk
 
-        self.conversations = load_from_disk(str(_train(run)))
+        self.conversations = load_from_disk(str(run.rows / "train"))
         self.read = _reader(run)
         words = (folder / "words.txt").read_bytes().decode().split("\n")
         self._ids = {word: number for number, word in enumerate(words, ROW + 1)}
@@ -140,24 +135,21 @@ class Index:
 
     @classmethod
     def open(cls, run: Run) -> Index:
-        """The index of a run, made where there is none yet or a damaged one: a quarter second a million tokens.
-
-        It is kept in `runs/.cache/` under the hash of the rows. UserError for a run without them, or where it cannot
-        be written.
-        """
+        """The index of a run, kept in `runs/.cache/` under the hash of the rows; made where there is none yet or a
+        damaged one, in a quarter second a million tokens. UserError for a run without rows, or if it cannot be kept."""
         stage = maker("rows")
-        record = run.record(stage.name) if run.state(stage.name) is State.DONE else None
+        record = run.record(stage.name) or {}
         files = {
             name: entry
-            for name, entry in (record or {}).get("outputs", {}).items()
-            if fnmatch(name, "train/*.arrow") or name == "tokenizer/tokenizer.json"
+            for name, entry in record.get("outputs", {}).items()
+            if name.startswith("train/") or name == "tokenizer/tokenizer.json"
         }
         hashes = {name: current_hash(run.rows, name, entry) for name, entry in files.items()}
-        changed = any(hashes[name] != entry["sha256"] for name, entry in files.items())
-        if changed or not any(name.endswith(".arrow") for name in files):
+        whole = hashes == {name: entry["sha256"] for name, entry in files.items()}
+        if not (hashes and whole and record["status"] == State.DONE):
             raise UserError(
-                f"{shown(run.path)} holds no training rows as they were made ({shown(_train(run))}): give the folder "
-                f"of a run in which notebooks/{stage.file} has finished, or run that first."
+                f"{shown(run.rows / 'train')} holds no training rows as they were made: give the folder of a run in "
+                f"which notebooks/{stage.file} has finished, or run that first."
             )
         folder = resolve(CACHE) / sha256_of_json({"schema": SCHEMA, **hashes})[:24]
         if not _is_whole(folder):
@@ -175,34 +167,34 @@ class Index:
         `read(text)`, which is the text itself where the tokenizer changes no characters."""
         text = self.read(text)
         units = [*UNIT.finditer(text)]
-        is_word = [_is_word(unit[0]) for unit in units]
         ids = self._numbers(unit[0] for unit in units)
-        found: list[tuple[int, int]] = []
+        words = np.flatnonzero([_is_word(unit[0]) for unit in units])
+        found: list[Places] = []
         for first, behind in self._longest(ids):
-            words = [at for at in range(first, behind) if is_word[at]]  # without what stands alone at both ends
-            if len(words) >= MIN_WORDS and not (found and words[-1] < found[-1][1]):
-                if found and found[-1][0] == words[0]:
+            inside = words[(first <= words) & (words < behind)]  # without what stands alone at both ends
+            if len(inside) >= MIN_WORDS and not (found and inside[-1] <= found[-1][-1]):
+                if found and inside[0] == found[-1][0]:
                     found.pop()
-                found.append((words[0], words[-1] + 1))
+                found.append(inside)
         spans = []
-        for first, behind in found:
-            start, end, at = units[first].start(), units[behind - 1].end(), self._standing(ids[first:behind])
-            rows = np.searchsorted(self._rows, at) - 1
-            spans.append(Span(text[start:end], start, end, sum(is_word[first:behind]), behind - first, at, rows))
+        for inside in found:
+            start, end = units[inside[0]].start(), units[inside[-1]].end()
+            at = self._standing(ids[inside[0] : inside[-1] + 1])
+            spans.append(Span(text[start:end], start, end, len(inside), at, np.searchsorted(self._rows, at) - 1))
         return spans
 
     def places(self, span: Span, most: int) -> Iterator[Place]:
         """Where a span stands: its first place in each conversation, of the first `most` conversations."""
-        for row, first in zip(
-            *(found[:most].tolist() for found in np.unique(span.rows, return_index=True)), strict=True
-        ):
-            begin, at = self._rows[row] + 1, span.at[first]
+        units = len(UNIT.findall(span.text))
+        rows, first = np.unique(span.rows, return_index=True)
+        for row, at in zip(rows[:most].tolist(), span.at[first[:most]].tolist(), strict=True):
+            begin = self._rows[row] + 1
             ends = begin + np.flatnonzero(self._text[begin:at] == MESSAGE)  # of the messages before
             conversation = self.conversations[row]
             said = conversation["messages"][len(ends)]
             text = self.read(said["content"])
-            units = [*UNIT.finditer(text)][at - max([begin, *(ends + 1)]) :]
-            start, end = units[0].start(), units[span.units - 1].end()
+            found = [*UNIT.finditer(text)][at - max([begin, *(ends + 1)]) :][:units]
+            start, end = found[0].start(), found[-1].end()
             yield Place(conversation["source"], conversation["index"], len(ends) + 1, said["role"], text, start, end)
 
     def is_message(self, text: str) -> bool:
@@ -244,10 +236,6 @@ class Index:
         return at
 
 
-def _train(run: Run) -> Path:
-    return run.rows / "train"
-
-
 def _is_word(unit: str) -> bool:
     return unit[0].isalnum() or unit[0] == "_"
 
@@ -273,7 +261,7 @@ def _build(run: Run, folder: Path) -> None:
     read, ids = _reader(run), defaultdict[str, int](count(ROW + 1).__next__)
     ids |= {"\n": MESSAGE, "\n\n": ROW}  # no words
     text, windows, length = [], [], 0
-    for rows in load_from_disk(str(_train(run))).select_columns(["messages"]).with_format("arrow").iter(1000):
+    for rows in load_from_disk(str(run.rows / "train")).select_columns(["messages"]).with_format("arrow").iter(1000):
         units: list[str] = []
         for messages in rows["messages"].to_pylist():
             for message in messages:
@@ -296,8 +284,7 @@ def _build(run: Run, folder: Path) -> None:
 
 def _windows(part: Numbers, start: int) -> Numbers:
     """All windows inside a message, of rows that begin at the place `start`: the hash in the upper half of each number,
-    the place in the lower. UserError for more places than a half has numbers for.
-    """
+    the place in the lower. UserError for more places than fit there."""
     if start + len(part) > LOW:
         raise UserError("The training rows have more than four billion words, which is more than can be indexed.")
     if len(part) < MIN_WORDS:
