@@ -15,7 +15,7 @@ from nbutils.publish.export import GENERATION, GGUF, UNPROVEN
 from nbutils.publish.facts import Facts
 from nbutils.publish.gguf_parity import prove, session
 from nbutils.publish.gguf_vocabulary import vocabulary
-from nbutils.publish.gguf_writer import TYPES, check_config, readable_context, write_gguf
+from nbutils.publish.gguf_writer import KINDS, check_config, readable_context, write_gguf
 from nbutils.publish.ollama import check_modelfile, modelfile
 from nbutils.publish.settings import PublishSettings
 
@@ -43,7 +43,7 @@ def make_gguf(facts: Facts, settings: PublishSettings, folder: Path) -> list[Pat
     proven, slug = installed(), re.sub(r"[^\w.-]+", "-", settings.model_name).strip("-.") or "model"
     ending = ".gguf" if proven else UNPROVEN
     # Q8_0 is measured against F16, which is made even where nobody asked for it.
-    kinds = [kind for kind in TYPES if kind in settings.gguf or (proven and kind == "f16")]
+    kinds = [kind for kind in KINDS if kind in settings.gguf or (proven and kind == "f16")]
     made: Json = {"architecture": check_config(config), "context": readable_context(config), "files": {}}
     with written(target) as partial:
         partial.mkdir()

@@ -18,10 +18,10 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 
 ROLE, CONTENT = "{{ .Role }}", "{{ .Content }}"
-TEMPLATE = f"{{{{- range .Messages }}}}{CHATML.open(ROLE)}{CONTENT}{IM_END}\n{{{{ end }}}}{CHATML.open('assistant')}"
+TEMPLATE = f"{{{{ range .Messages }}}}{CHATML.open(ROLE)}{CONTENT}{IM_END}\n{{{{ end }}}}{CHATML.open('assistant')}"
 """ChatML, and the header of the reply that is asked for."""
 
-ACTION = re.compile(r"\{\{(-?) (?:(range )?\.(\w+)|end) (-?)\}\}")
+ACTION = re.compile(r"\{\{ (?:(range )?\.(\w+)|end) \}\}")
 
 
 def modelfile(gguf: str, sampling: Json, context: int, license: str, template: str = TEMPLATE) -> str:
@@ -62,18 +62,18 @@ def check_modelfile(text: str, conversations: Sequence[Conversation], count: int
 
 
 def render(template: str, values: Any) -> str:
-    """What Go writes for a template of fields (`.Name`), `range` and `end`. UserError for any other action.
+    """What Go writes for a template of fields (`.Name`), `range` and `end`: Jinja has the same three.
 
-    Jinja has the same three, and trims white space where a dash says so as Go does.
+    UserError for any other action.
     """
     if other := re.search(r"\{\{.*?\}\}", ACTION.sub("", template)):
         raise UserError(f"The template for Ollama holds '{other[0]}', which is not known here.")
 
     def in_jinja(action: re.Match[str]) -> str:
-        left, loop, name, right = action.groups()
+        loop, name = action.groups()
         if name and not loop:
-            return f"{{{{{left} it.{name} {right}}}}}"
-        return f"{{%{left} {f'for it in it.{name}' if loop else 'endfor'} {right}%}}"
+            return f"{{{{ it.{name} }}}}"
+        return f"{{% for it in it.{name} %}}" if loop else "{% endfor %}"
 
     jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     return jinja.from_string(ACTION.sub(in_jinja, template)).render(it=values)

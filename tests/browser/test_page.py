@@ -56,16 +56,11 @@ def written(tmp_path_factory, gguf, runtime, **changes):
     return page
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        """Says nothing."""
-
-
 class Host(ThreadingHTTPServer):
     """A static host of a folder, which a test may stop."""
 
     def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        super().__init__(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.server_port}/"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -142,9 +137,12 @@ def test_the_oldest_turns_go_stop_ends_a_reply_and_clear_begins_anew(echo, visit
     page.keyboard.press("Escape")
     answer(page)
     expect(page.locator(".assistant .who").last).to_contain_text("· stopped")
-    say(page, "slow")
-    page.get_by_role("button", name="Clear").click()
-    expect(page.locator(".message")).to_have_count(0)
+    page.evaluate("void (window.held = new Promise((go) => { window.go = go; }))")
+    for text in ("word " * 100, "slow"):  # while its length is measured, and while it is answered
+        say(page, text)
+        page.get_by_role("button", name="Clear").click()
+        page.evaluate("go()")
+        expect(page.locator(".message")).to_have_count(0)
     say(page, "Once more")
     assert answer(page) == "Once more" and "slow" not in page.evaluate("read.at(-1)")
     expect(page.get_by_role("status")).to_have_text(f"{NAME}: Once more")

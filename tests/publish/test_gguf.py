@@ -102,21 +102,6 @@ def test_the_card_gives_commands_and_says_what_was_tried(published, made):
     assert "llama-server" not in published.card and "Unproven" not in card
 
 
-def planted(name, monkeypatch):
-    """A fault in what is written: changes of the vocabulary, or of the writer."""
-    if name == "template":
-        monkeypatch.setattr(
-            "nbutils.publish.gguf_writer.TEMPLATE", TEMPLATE.replace("+ '<|im_end|>' + '\\n'", "+ '<|im_end|>'")
-        )
-    if name == "rows of q and k":
-        monkeypatch.setattr("nbutils.publish.gguf_writer.interleaved", lambda array, heads: array)
-    return {
-        "end": {"special": lambda words: words.special | {"eos": 333, "eot": 333}},
-        "token": {"tokens": lambda words: [t.replace("<|pad|>", "[PAD332]") for t in words.tokens]},
-        "pre": {"pre": lambda words: "llama-bpe"},
-    }.get(name, {})
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A model that has merges to go wrong, and its session."""
@@ -128,20 +113,26 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name,words",
+    "words,fault",
     {
-        "template": r"its template parts in held-out conversation 0 at character \d+.*look at tokenizer.chat_template",
-        "end": r"its end token is '</s>', and '<\|im_end\|>' ends a reply.*eos_token_id",
-        "token": r"it reads the control token '<\|pad\|>' as \[.*not as 332.*tokenizer.ggml.tokens",
-        "rows of q and k": r"greedy replies part in held-out conversation \d+ at token \d+.*rows of q and k",
-        "pre": r"token ids part in .* at token \d+.*tokenizer.ggml.pre",
+        r"its template parts in held-out conversation 0 at character \d+.*look at tokenizer.chat_template":
+            ("TEMPLATE", TEMPLATE.replace("+ '<|im_end|>' + '\\n'", "+ '<|im_end|>'")),
+        r"greedy replies part in held-out conversation \d+ at token \d+.*rows of q and k":
+            ("interleaved", lambda array, heads: array),
+        r"its end token is '</s>', and '<\|im_end\|>' ends a reply.*eos_token_id":
+            {"special": lambda words: words.special | {"eos": 333, "eot": 333}},
+        r"it reads the control token '<\|pad\|>' as \[.*not as 332.*tokenizer.ggml.tokens":
+            {"tokens": lambda words: [t.replace("<|pad|>", "[PAD332]") for t in words.tokens]},
+        r"token ids part in .* at token \d+.*tokenizer.ggml.pre": {"pre": lambda words: "llama-bpe"},
     }.items(),
-)
-def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeypatch, name, words):
-    folder, known = small
-    changes = planted(name, monkeypatch)
+)  # fmt: skip
+def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeypatch, words, fault):
+    """In what the writer takes, or in the vocabulary."""
+    if isinstance(fault, tuple):
+        monkeypatch.setattr(f"nbutils.publish.gguf_writer.{fault[0]}", fault[1])
+        fault = {}
     with pytest.raises(UserError, match=rf"f16.gguf does not answer in llama.cpp as the model does here: {words}"):
-        proof(folder, known, tmp_path / "x", **changes)
+        proof(*small, tmp_path / "x", **fault)
 
 
 def test_a_reply_that_llama_cpp_ends_early_is_named(llama_cpp, tmp_path):
@@ -241,15 +232,10 @@ def test_a_full_disk_leaves_nothing(published, tmp_path, monkeypatch):
     "template,words",
     {
         ollama.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>"): r"writes held-out conversation 0 as .*look at TEMPLATE",
-        ollama.TEMPLATE.replace("range .Messages", "if .System"): "holds '{{- if .System }}', which is not known here",
+        ollama.TEMPLATE.replace("range .Messages", "if .System"): "holds '{{ if .System }}', which is not known here",
     }.items(),
 )
 def test_another_template_for_ollama_is_caught(template, words):
     text = ollama.modelfile("x.gguf", GENERATION, 256, "mit", template)
     with pytest.raises(UserError, match=words):
         ollama.check_modelfile(text, conversations(3))
-
-
-def test_go_trims_where_a_dash_says_so():
-    template = "a \n{{- range .Messages -}}\n <{{ .Role }}> {{ end -}} \n z"
-    assert ollama.render(template, {"Messages": [{"Role": "x"}, {"Role": "y"}]}) == "a<x> <y> z"

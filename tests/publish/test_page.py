@@ -1,6 +1,7 @@
 """The page that talks: what is put together, where wllama comes from, and how it is sent."""
 
 import io
+import os
 import tarfile
 
 import pytest
@@ -88,49 +89,22 @@ def test_the_page_is_whole_and_says_what_it_runs(run, registry):
     assert not [file for file in published_files(run / "publish") if "page" in file.parts]
 
 
-def no_registry(run, registry):
-    registry.unlink()
-
-
-def another_package(run, registry):
-    with tarfile.open(registry, "w:gz") as tar:
-        for name in FILES:
-            tar.add(__file__, f"package/{name}")
-
-
-def altered_package(run, registry):
-    data = bytearray(registry.read_bytes())
-    data[60] ^= 0xFF
-    registry.write_bytes(data)
-
-
-def no_model(run, registry):
-    (run / "publish" / "gguf" / "it-Q8_0.gguf").unlink()
-
-
-def cut_model(run, registry):
-    file = run / "publish" / "gguf" / "it-Q8_0.gguf"
-    file.write_bytes(file.read_bytes()[:90])
-
-
-def large_model(run, registry):
-    with (run / "publish" / "gguf" / "it-Q8_0.gguf").open("ab") as file:
-        file.truncate(2**31)
-
-
 @pytest.mark.parametrize(
     "spoil,words",
     [
-        (no_registry, "npm's registry at .* does not give it .*wllama_dir"),
-        (another_package, "not what was pinned .esm/index.min.js is not that of .*: nothing of it is used"),
-        (altered_package, "not what was pinned"),
-        (no_model, "no GGUF file for it to load: add q8_0 to gguf"),
-        (cut_model, "it-Q8_0.gguf is no whole GGUF file"),
-        (large_model, "has 2.0 GiB, and a browser reads none"),
+        (lambda _, package: package.unlink(), "npm's registry at .* does not give it .*wllama_dir"),
+        (
+            lambda *_: wllama.PINNED.update(LICENCE=""),
+            "not what was pinned .LICENCE is not that of .*: nothing",
+        ),
+        (lambda _, package: package.write_bytes(package.read_bytes()[:60] + b"?" * 40), "not what was pinned"),
+        (lambda model, _: model.unlink(), "no GGUF file for it to load: add q8_0 to gguf"),
+        (lambda model, _: model.write_bytes(model.read_bytes()[:90]), "it-Q8_0.gguf is no whole GGUF file"),
+        (lambda model, _: os.truncate(model, 2**31), "has 2.0 GiB, and a browser reads none"),
     ],
 )
 def test_what_is_missing_or_not_itself_is_one_sentence_and_leaves_nothing(run, registry, tmp_path, spoil, words):
-    spoil(run, registry)
+    spoil(run / "publish" / "gguf" / "it-Q8_0.gguf", registry)
     with pytest.raises(UserError, match=words):
         made(run)
     assert not [*(run / "publish").glob("*page*")] and not [*tmp_path.glob("runs/.cache/.*")]
