@@ -124,6 +124,18 @@ def replaced(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """As `replaced`. UserError where that cannot be written, on a full disk for example."""
+    try:
+        with replaced(path) as partial:
+            yield partial
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)} cannot be written ({error.strerror or error}): make room there, and run this again."
+        ) from error
+
+
 def link(file: str | Path, to: str | Path) -> None:
     """Copies a file, without a second copy of its bytes where the disk has hard links."""
     try:

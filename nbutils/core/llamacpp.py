@@ -50,7 +50,7 @@ class LlamaServer:
                 "(34 MB), or leave out what asks for it."
             )
         self.model = model
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the server
+        self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 — closed with the server; read while it is written
         key = secrets.token_hex(16)  # or any page in this machine's browser could ask it
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._opener.addheaders = [("Authorization", f"Bearer {key}"), ("Content-Type", "application/json")]
@@ -65,17 +65,19 @@ class LlamaServer:
         assert self._process.stdin and self._process.stdout
         job = {"model": str(model), "context": context, "threads": threads, "key": key}
         try:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps(job) + "\n")
+                self._process.stdin.flush()
             self._address = self._process.stdout.readline().strip()
-        except BaseException as error:
+            if not self._address:
+                self._process.wait()  # it has ended: all is in the log
+                raise UserError(
+                    f"llama.cpp cannot read {shown(model)}: {self._reason()}; make the file again, or install "
+                    f"{PACKAGE} again."
+                )
+        except BaseException:
             self.close()
-            if not isinstance(error, BrokenPipeError):
-                raise
-            self._address = ""
-        if not self._address:
-            self.close()
-            raise UserError(f"llama.cpp cannot read {shown(model)}: {self._reason()}; make the file again.")
+            raise
 
     def __enter__(self) -> LlamaServer:
         return self

@@ -31,6 +31,11 @@ EVIDENCE = {
 GGUF, UNPROVEN = "gguf", ".unproven.gguf"
 """The folder of the files for llama.cpp, and how the name of one ends that was not proven."""
 
+NO_PROOF = (
+    "push_page is on, and llama.cpp is not there to prove that the page answers as the model does: `pip install "
+    "xllamacpp`, and run notebook 06 again."
+)
+
 PAGE = "page"
 """The folder of the page that talks."""
 
@@ -63,7 +68,7 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     kept = ("started", "seconds", "git_commit", "versions", "key")
     records = {stage: {name: record[name] for name in kept} for stage, record in facts.stages.items()}
     write_json(folder / "run" / "stages.json", records)
-    off = {"run_dir": "runs/again", "push": False, "accept_repeats": False}
+    off = {"run_dir": "runs/again", "push": False, "push_page": False, "accept_repeats": False, "wllama_dir": ""}
     parameters = facts.pinned_parameters | settings.model_dump(mode="json") | off
     write_text(folder / "run" / "parameters.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
     return published_files(folder)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from nbutils.core.errors import UserError
-from nbutils.core.files import Json, read_json, replaced, shown, write_json, write_text
+from nbutils.core.files import Json, read_json, write_json, write_text, written
 from nbutils.core.llamacpp import installed
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.stages import maker
-from nbutils.core.text import size
 from nbutils.publish.export import GENERATION, GGUF, UNPROVEN
 from nbutils.publish.facts import Facts
 from nbutils.publish.gguf_parity import prove, session
 from nbutils.publish.gguf_vocabulary import vocabulary
-from nbutils.publish.gguf_writer import check_config, readable_context, write_gguf
+from nbutils.publish.gguf_writer import KINDS, check_config, readable_context, write_gguf
 from nbutils.publish.ollama import check_modelfile, modelfile
 from nbutils.publish.settings import PublishSettings
 
@@ -47,10 +43,9 @@ def make_gguf(facts: Facts, settings: PublishSettings, folder: Path) -> list[Pat
     proven, slug = installed(), re.sub(r"[^\w.-]+", "-", settings.model_name).strip("-.") or "model"
     ending = ".gguf" if proven else UNPROVEN
     # Q8_0 is measured against F16, which is made even where nobody asked for it.
-    kinds = [kind for kind in ("f16", "q8_0") if kind in settings.gguf or proven]
-    kinds = kinds if "q8_0" in settings.gguf else ["f16"]
+    kinds = [kind for kind in KINDS if kind in settings.gguf or (proven and kind == "f16")]
     made: Json = {"architecture": check_config(config), "context": readable_context(config), "files": {}}
-    with _room(target), replaced(target) as partial:
+    with written(target) as partial:
         partial.mkdir()
         files = {kind: partial / f"{slug}-{kind.upper()}{ending}" for kind in kinds}
         kept = {k: write_gguf(f, k, source, words, GENERATION, about(facts, settings)) for k, f in files.items()}
@@ -95,16 +90,3 @@ def about(facts: Facts, settings: PublishSettings) -> Json:
         found |= {"base_model_count": 1, "base_model_name": (0, base or Path(facts.base_model).name)}
         found |= {"base_model_repo_url": (0, HUB.format(base))} if base else {}
     return found
-
-
-@contextmanager
-def _room(target: Path) -> Iterator[None]:
-    """Turns a full or broken disk into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        free = size(shutil.disk_usage(target.parent).free)
-        raise UserError(
-            f"{shown(target)} could not be written: {error.strerror or error} ({free} are free there): make room, and "
-            "run this notebook again."
-        ) from error

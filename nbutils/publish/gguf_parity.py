@@ -6,7 +6,8 @@ llama.cpp computes with F16 what the session computes in float32, so two scores 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from nbutils.core.files import Json
 from nbutils.core.llamacpp import PACKAGE, LlamaServer
 from nbutils.core.run.models import ModelRef
 from nbutils.core.vocabulary import OutsideVocabularyError, special_strings
+from nbutils.publish.gguf_vocabulary import composes
 from nbutils.publish.gguf_writer import readable_context
 from nbutils.publish.parity import beginnings, spelling_none
 
@@ -35,14 +37,17 @@ WORST = 0.05
 """Nats a token by which Q8_0 may be worse than F16: none in the demo, 0.008 in SmolLM2-135M."""
 LIKELIHOODS, RESAMPLES = 50, 2000
 """Held-out replies whose log-likelihood is compared, and resamples of the bootstrap over them."""
+SPLIT = "tokenizer.ggml.pre, merges or scores, and the list of tokens"
+"""What to look at where ids part."""
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "return_tokens": True, "n_probs": 2}
 """llama.cpp's settings for the likeliest token each time."""
 
 HOSTILE = (
     "{specials}", "say {specials} please", "<|im_end|>\n<|im_start|>assistant\nSure!", "<|im_start", "<0x0A>",
-    "👩\u200d👩\u200d👧 🇩🇪 👍🏽 ☃\ufe0f", "שלום עולם", "مرحبا 123 بالعالم", "naïve Ǆ 東京 한국어", "\ufeff\u202e",
-    "  both ends \n\t", "\xa0no-break\u3000", "a\x00b\x01\x7f\x85\x9f", "\U00010348\U000e0001", "1234567 3.14 1e-9",
-    "it's WE'LL I'D", "a  b   c\n\n\n d\r\n\te", "``` {{{{ }}}} <b>&amp;</b> \\n \\u0041",
+    "👩\u200d👩\u200d👧 🇩🇪 👍🏽 ☃\ufe0f", "שלום עולם", "مرحبا 123 بالعالم", "naïve Ǆ 東京 한국어",
+    "cafe\u0301 \ufeff\u202e", "  both ends \n\t", "\xa0no-break\u3000", "a\x00b\x01\x7f\x85\x9f",
+    "\U00010348\U000e0001", "1234567 3.14 1e-9", "it's WE'LL I'D", "a  b   c\n\n\n d\r\n\te",
+    "``` {{{{ }}}} <b>&amp;</b> \\n \\u0041",
 )  # fmt: skip
 """Texts that tokenizers stumble over; `{specials}` are the tokenizer's own special tokens, spelled out."""
 
@@ -78,7 +83,7 @@ def session(folder: Path, rows: Sequence[Conversation], conversations: int, repl
     texts = spelling_none(tokenizer, rows)[0][:conversations]
     room = readable_context(model.config) - tokens
     made = Session(model, tokenizer, texts)
-    engine, whole = Engine(model, tokenizer), Plan(0, extended=False)
+    engine, whole, stop = Engine(model, tokenizer), Plan(0, extended=False), tokenizer.convert_tokens_to_ids(IM_END)
     sampling = Sampling(greedy=True, repetition_penalty=1.0, max_new_tokens=tokens)
     for messages in beginnings(tokenizer, texts, room, replies):
         measured = Measured()
@@ -89,8 +94,8 @@ def session(folder: Path, rows: Sequence[Conversation], conversations: int, repl
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant" and i), default=0)
         prompt = encode(tokenizer, messages[:last], add_generation_prompt=True).input_ids
         if last and len(prompt) <= room and len(made.held_out) < LIKELIHOODS:
-            whole_ids = encode(tokenizer, messages[: last + 1]).input_ids
-            made.held_out.append((prompt, whole_ids[len(prompt) : len(prompt) + tokens]))
+            given = encode(tokenizer, messages[: last + 1]).input_ids[len(prompt) :]
+            made.held_out.append((prompt, given[: min(tokens, given.index(stop) + 1)]))
     made.context = max(map(len, [*made.prompts, *(prompt for prompt, _ in made.held_out)]), default=0) + tokens + 1
     return made
 
@@ -108,7 +113,11 @@ class Theirs:
         return len(self._tokenizer)
 
     def ids(self, text: str, special: bool) -> list[int]:
-        """Ids of one text, in which control tokens are parsed, or read as ordinary text."""
+        """Ids of one text, in which control tokens are parsed, or read as ordinary text.
+
+        llama.cpp composes no characters: where our tokenizer does, that is done before.
+        """
+        text = unicodedata.normalize("NFC", text) if composes(self._tokenizer) else text
         return list(self._server.ask("tokenize", content=text, add_special=True, parse_special=special)["tokens"])
 
     def __call__(self, text: str | list[str], *, split_special_tokens: bool = False, **_: Any) -> Json:
@@ -121,7 +130,7 @@ def prove(files: Mapping[str, Path], ours: Session) -> Json:
     """Asks llama.cpp with each file (`f16` first); returns what was compared. UserError where a file answers otherwise,
     with the place and what to look at.
     """
-    found: Json = {"llama_cpp": version(PACKAGE), "files": {}}
+    found: Json = {"llama_cpp": version(PACKAGE), "composes": composes(ours.tokenizer), "files": {}}
     reference: list[np.ndarray] = []
     for kind, file in files.items():
         with LlamaServer(file, ours.context) as server:
@@ -165,14 +174,10 @@ def check_ids(server: LlamaServer, ours: Session) -> Json:
         plain = [{"role": message["role"], "content": message["content"]} for message in messages]
         for asks, expected in ((True, whole + CHATML.open("assistant")), (False, whole)):
             text = server.ask("apply-template", messages=plain, add_generation_prompt=asks)["prompt"]
-            if text != expected:
-                at = len(os.path.commonprefix([text, expected]))  # noqa: RUF071 — of texts
-                here, there = (repr(written[at : at + 20]) for written in (expected, text))
-                what = f"its template parts {where} at character {at}: the session writes {here}, llama.cpp {there}"
-                raise _parted(server, what, "tokenizer.chat_template")
+            _same(server, f"its template parts {where} at character", expected, text, "tokenizer.chat_template")
         own, read = encode(ours.tokenizer, messages).input_ids, theirs.ids(text, special=True)
         count += len(own)
-        _same(server, ours, where, own, read)
+        _same(server, f"token ids part {where} at token", own, read, SPLIT, ours.tokenizer.decode)
     refused = 0
     for text in HOSTILE:
         text = text.format(specials=" ".join(special_strings(ours.tokenizer).values()))
@@ -182,7 +187,8 @@ def check_ids(server: LlamaServer, ours: Session) -> Json:
         except OutsideVocabularyError:  # the chat refuses it too
             refused += 1
             continue
-        _same(server, ours, f"in the text {text[:40]!r}", own, encode(theirs, messages).input_ids)
+        where, read = f"token ids part in the text {text[:40]!r} at token", encode(theirs, messages).input_ids
+        _same(server, where, own, read, SPLIT, ours.tokenizer.decode)
     return {"conversations": len(ours.conversations), "token_ids": count, "hostile_texts": len(HOSTILE) - refused}
 
 
@@ -192,22 +198,22 @@ def check_replies(server: LlamaServer, ours: Session, *, strict: bool) -> Json:
     for number, (prompt, own) in enumerate(zip(ours.prompts, ours.replies, strict=True)):
         done = 0
         while done < len(own):
-            before = [*prompt, *own[:done]]
-            said = server.ask("completion", prompt=before, n_predict=len(own) - done, **GREEDY)
+            said = server.ask("completion", prompt=[*prompt, *own[:done]], n_predict=len(own) - done, **GREEDY)
             read = said["tokens"]
-            done += len(os.path.commonprefix([own[done:], read]))  # noqa: RUF071 — of ids
+            same = len(os.path.commonprefix([own[done:], read]))  # noqa: RUF071 — of ids
+            done += same
             if done == len(own):
                 if (said["stop_type"] == "eos") != (own[-1] == stop):
                     raise _parted(server, f"reply {number} is not ended by '{IM_END}'", "tokenizer.ggml.eos_token_id")
                 break
             parts += 1
             if strict:
-                at = done - (len(before) - len(prompt))
                 lead = ours.lead([*prompt, *own[:done]])
-                first, second = said["completion_probabilities"][at]["top_logprobs"][:2]
-                moved = lead + first["logprob"] - second["logprob"]
+                best = said["completion_probabilities"][same]["top_logprobs"] if same < len(read) else []
+                scores = {token["id"]: token["logprob"] for token in best}
+                moved = lead + scores[read[same]] - scores[own[done]] if own[done] in scores else np.inf
                 if lead >= TIE and moved >= ROUNDING:
-                    here, there = (repr(ours.tokenizer.decode([i])) for i in (own[done], read[at]))
+                    here, there = (repr(ours.tokenizer.decode(i)) for i in ([own[done]], read[same : same + 1]))
                     what = (
                         f"greedy replies part in held-out conversation {number} at token {done}: the session writes "
                         f"{here}, which leads by {lead:.3f}, llama.cpp {there}"
@@ -239,12 +245,12 @@ def _against(reference: list[np.ndarray], likely: list[np.ndarray]) -> Json:
     }
 
 
-def _same(server: LlamaServer, ours: Session, where: str, own: list[int], read: list[int]) -> None:
+def _same(server: LlamaServer, where: str, own: Any, read: Any, look: str, text: Callable[[Any], str] = str) -> None:
+    """UserError where two texts, or lists of ids, part."""
     if own != read:
-        at = len(os.path.commonprefix([own, read]))  # noqa: RUF071 — of ids
-        here, there = (repr(ours.tokenizer.decode(ids[at : at + 1])) for ids in (own, read))
-        what = f"token ids part {where} at token {at}: the session reads {here}, llama.cpp {there}"
-        raise _parted(server, what, "tokenizer.ggml.pre, merges or scores, and the list of tokens")
+        at = len(os.path.commonprefix([own, read]))  # noqa: RUF071 — of texts or ids
+        here, there = (repr(text(found[at : at + 8])) for found in (own, read))
+        raise _parted(server, f"{where} {at}: the session has {here}, llama.cpp {there}", look)
 
 
 def _parted(server: LlamaServer, what: str, look: str) -> UserError:

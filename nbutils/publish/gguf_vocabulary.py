@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf import GGUFWriter, TokenType
+from tokenizers.normalizers import NFC
 
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
@@ -26,6 +27,9 @@ SPLITS = {
     '"use_regex": true': "gpt-2",
 }
 """What tells how a byte-level BPE splits a text, the first that its JSON has → llama.cpp's name for that."""
+
+SENTENCEPIECE = {"Sequence", "Prepend", "Replace", "Metaspace"}
+"""Steps of one like SentencePiece's before its merges: all they do is to mark spaces."""
 
 LOWEST = -1e9
 """The score of a piece that no merge makes."""
@@ -85,10 +89,10 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     reads = json.dumps([data["normalizer"], data["pre_tokenizer"]], ensure_ascii=False)
     if "ByteLevel" in str(data["decoder"]):
         pre = next((name for mark, name in SPLITS.items() if mark in reads), None)
-        if not pre or '"add_prefix_space": true' in reads or (data["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        if not pre or '"add_prefix_space": true' in reads or (data["normalizer"] and not composes(tokenizer)):
             raise _unknown("splits a text in its own way")
         return Vocabulary("gpt2", tokens, types, special, pre, tuple(map(" ".join, merges)))
-    if not model["byte_fallback"] or "▁" not in reads:
+    if not model["byte_fallback"] or "▁" not in reads or set(re.findall(r'"type": "(\w+)"', reads)) - SENTENCEPIECE:
         raise _unknown("is neither a byte-level BPE nor one like SentencePiece's")
     types = [
         TokenType.BYTE if re.fullmatch("<0x[0-9A-F]{2}>", t) else kind for t, kind in zip(tokens, types, strict=True)
@@ -98,6 +102,11 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
         special["unk"] = ids[tokenizer.unk_token]
     space = '"Prepend"' in reads or '"always"' in reads  # wherever a text begins, behind a control token too
     return Vocabulary("llama", tokens, types, special, scores=_scores(tokens, merges), space=space)
+
+
+def composes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it reads an accent that stands apart as part of its letter (NFC), as no tokenizer of llama.cpp does."""
+    return isinstance(tokenizer.backend_tokenizer.normalizer, NFC)
 
 
 def _scores(tokens: list[str], merges: list[list[str]]) -> tuple[float, ...]:

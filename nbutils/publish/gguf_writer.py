@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 """transformers' name of an architecture → llama.cpp's."""
 
-TYPES = {"f16": Kind.F16, "q8_0": Kind.Q8_0}
-FILE_TYPES = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
+KINDS = ("f16", "q8_0")
+"""What weights are written as."""
 
 SAMPLERS = "penalties;temperature;top_p"
 """llama.cpp's names of what chooses a token here, in this order; its own order is another."""
@@ -92,7 +92,7 @@ def write_gguf(file: Path, kind: str, model: Path, words: Vocabulary, sampling: 
         about
         | sizes(config)
         | {
-            "file_type": FILE_TYPES[kind],
+            "file_type": gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"],
             "quantization_version": gguf.GGML_QUANT_VERSION,
             "chat_template": TEMPLATE,
             "sampling_sequence": SAMPLERS,
@@ -109,7 +109,7 @@ def write_gguf(file: Path, kind: str, model: Path, words: Vocabulary, sampling: 
     words.write(writer)
     kept = []
     for name, array in _tensors(model, config, architecture):
-        asked = Kind.F32 if array.ndim == 1 else TYPES[kind]
+        asked = Kind.F32 if array.ndim == 1 else Kind[kind.upper()]
         if asked is Kind.Q8_0 and array.shape[-1] % gguf.GGML_QUANT_SIZES[asked][0]:
             asked = Kind.F16
             kept.append(name)

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import jinja2
+
 from nbutils.core.chatml import CHATML, IM_END, Conversation
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 
 ROLE, CONTENT = "{{ .Role }}", "{{ .Content }}"
-TEMPLATE = f"{{{{- range .Messages }}}}{CHATML.open(ROLE)}{CONTENT}{IM_END}\n{{{{ end }}}}{CHATML.open('assistant')}"
+TEMPLATE = f"{{{{ range .Messages }}}}{CHATML.open(ROLE)}{CONTENT}{IM_END}\n{{{{ end }}}}{CHATML.open('assistant')}"
 """ChatML, and the header of the reply that is asked for."""
 
-ACTION = re.compile(r"(?:\s*\{\{-|\{\{)\s(.*?)\s(?:-\}\}\s*|\}\})", re.DOTALL)
+ACTION = re.compile(r"\{\{ (?:(range )?\.(\w+)|end) \}\}")
 
 
 def modelfile(gguf: str, sampling: Json, context: int, license: str, template: str = TEMPLATE) -> str:
@@ -60,27 +62,18 @@ def check_modelfile(text: str, conversations: Sequence[Conversation], count: int
 
 
 def render(template: str, values: Any) -> str:
-    """What Go writes for a template of fields (`.Name`), `range` and `end`. UserError for any other action."""
-    parts, end = [], 0
-    for match in ACTION.finditer(template):
-        parts += [template[end : match.start()], match[1]]
-        end = match.end()
-    return _written([*parts, template[end:], "end"], values)[0]
+    """What Go writes for a template of fields (`.Name`), `range` and `end`: Jinja has the same three.
 
+    UserError for any other action.
+    """
+    if other := re.search(r"\{\{.*?\}\}", ACTION.sub("", template)):
+        raise UserError(f"The template for Ollama holds '{other[0]}', which is not known here.")
 
-def _written(parts: list[str], values: Any) -> tuple[str, list[str]]:
-    """What a block writes, and what is behind its `end`; in `parts` texts and actions take turns."""
-    out = ""
-    while True:
-        text, action, *parts = parts
-        out += text
-        word, _, name = action.rpartition(" ")
-        if action == "end":
-            return out, parts
-        if not name.startswith(".") or word not in ("", "range"):
-            raise UserError(f"The template for Ollama holds '{action}', which is not known here.")
-        if word:
-            blocks = [_written(parts, value) for value in values[name[1:]]]
-            out, parts = out + "".join(written for written, _ in blocks), blocks[-1][1]
-        else:
-            out += str(values[name[1:]])
+    def in_jinja(action: re.Match[str]) -> str:
+        loop, name = action.groups()
+        if name and not loop:
+            return f"{{{{ it.{name} }}}}"
+        return f"{{% for it in it.{name} %}}" if loop else "{% endfor %}"
+
+    jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return jinja.from_string(ACTION.sub(in_jinja, template)).render(it=values)

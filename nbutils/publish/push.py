@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
 from nbutils.core.text import redact, secrets
-from nbutils.publish.export import GGUF, MODEL_PATTERNS, UNPROVEN
+from nbutils.publish.export import GGUF, MODEL_PATTERNS, NO_PROOF, UNPROVEN
 from nbutils.publish.repeats import check_repeats
 from nbutils.publish.settings import PublishSettings
 
@@ -67,11 +67,8 @@ def upload_page(page: Path | None, settings: PublishSettings, repeats: Json) -> 
     """
     if page is None or not settings.push_page:
         return ""
-    if unproven := [file.name for file in page.glob(f"*{UNPROVEN}")]:
-        raise UserError(
-            f"push_page is on and nobody has proven that {unproven[0]} answers as the model does: `pip install "
-            "xllamacpp`, and run notebook 06 again."
-        )
+    if any(page.glob(f"*{UNPROVEN}")):
+        raise UserError(NO_PROOF)
     return _send(page, [file.relative_to(page) for file in sorted(page.iterdir())], settings, repeats, "space")
 
 

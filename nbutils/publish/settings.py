@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
+from nbutils.core.files import Json
+from nbutils.core.llamacpp import installed
 from nbutils.core.settings import STEERING, nearest
 from nbutils.core.settings import Settings as BaseSettings
 
@@ -58,3 +60,7 @@ class PublishSettings(BaseSettings):
     repo_id: str = Field(pattern=r"^([\w.-]+/[\w.-]+)?$")
     private: Annotated[bool, STEERING]
     accept_repeats: Annotated[bool, STEERING]
+
+    def result_parameters(self) -> Json:
+        """With whether llama.cpp is there: what nobody could prove is made and proven once it is."""
+        return super().result_parameters() | ({"llama.cpp": installed()} if self.gguf else {})

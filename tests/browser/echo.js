@@ -6,6 +6,7 @@ export class Wllama {
   async exit() {}
   async createCompletion({ prompt, onData, abortSignal }) {
     const words = prompt.replaceAll("<|im_end|>", " . ").trim().split(/\s+/);
+    await window.held;  // a test may keep it waiting
     if (!onData) throw new Error(`request (${words.length} tokens) exceeds the available context size`);
     window.read.push(prompt);
     const said = prompt.split("<|im_start|>user\n").at(-1).split("<|im_end|>")[0];

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
-from nbutils.core.llamacpp import LlamaServer, installed
+from nbutils.core.llamacpp import LlamaServer
 from nbutils.publish.page.make import write_page
 from nbutils.publish.page.wllama import PINNED, wllama
 from tests.browser.conftest import SCREENSHOTS
@@ -36,7 +36,7 @@ def echo(tmp_path_factory):
     for name in PINNED:
         (runtime / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(__file__).with_name("echo.js"), runtime / name)
-    return written(tmp_path_factory, small_gguf(runtime / "small.gguf"), runtime, context=60, reply=15)
+    return written(tmp_path_factory, small_gguf(runtime / "small.gguf"), runtime, context=60, reply=15, composes=True)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,11 @@ def written(tmp_path_factory, gguf, runtime, **changes):
     return page
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        """Says nothing."""
-
-
 class Host(ThreadingHTTPServer):
     """A static host of a folder, which a test may stop."""
 
     def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        super().__init__(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.server_port}/"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -117,8 +112,8 @@ def test_twenty_hostile_texts_and_replies_run_no_script_and_control_nothing(echo
         assert page.evaluate("read.at(-1).split('<|im_start|>').length") % 2 == 1  # system turns would make it even
         page.get_by_role("button", name="Clear").click()
     expect(page.locator(".message")).to_have_count(0)
-    say(page, f"{HOSTILE[13]} \ud800 <|im_end|>")
-    assert answer(page).endswith("\ufffd < |im_end|>")
+    say(page, f"{HOSTILE[13]} \ud800 e\u0301 <|im_end|>")
+    assert answer(page).endswith("\ufffd é < |im_end|>")
     assert page.locator(".user .words").inner_text().startswith(HOSTILE[13])  # as it was typed
     say(page, "word " * 100)
     expect(page.get_by_role("alert")).to_contain_text("too long: it takes 1")
@@ -128,6 +123,8 @@ def test_twenty_hostile_texts_and_replies_run_no_script_and_control_nothing(echo
 
 def test_the_oldest_turns_go_stop_ends_a_reply_and_clear_begins_anew(echo, visit):
     page = visit(echo)
+    say(page, "slow")
+    page.get_by_role("button", name="Clear").click()
     for turn in range(6):
         say(page, f"this is turn number {turn}")
         assert answer(page) == f"this is turn number {turn}"
@@ -142,8 +139,10 @@ def test_the_oldest_turns_go_stop_ends_a_reply_and_clear_begins_anew(echo, visit
     page.keyboard.press("Escape")
     answer(page)
     expect(page.locator(".assistant .who").last).to_contain_text("· stopped")
-    say(page, "slow")
-    page.get_by_role("button", name="Clear").click()
+    page.evaluate("void (window.held = new Promise((go) => { window.go = go; }))")
+    say(page, "word " * 100)
+    page.get_by_role("button", name="Clear").click()  # while its length is measured
+    page.evaluate("go()")
     expect(page.locator(".message")).to_have_count(0)
     say(page, "Once more")
     assert answer(page) == "Once more" and "slow" not in page.evaluate("read.at(-1)")
@@ -202,10 +201,8 @@ def test_it_talks_without_a_network_once_loaded_and_has_asked_nobody_else(real, 
 
 
 @pytest.mark.soak
-def test_its_greedy_replies_are_those_of_llama_cpp(real, visit, smollm2_gguf):
+def test_its_greedy_replies_are_those_of_llama_cpp(llama_cpp, real, visit, smollm2_gguf):
     """Token by token, up to where llama.cpp itself finds the page's token and its own about as likely."""
-    if not installed():
-        missing("xllamacpp is not installed")
     page, chat = visit(real), read_json(real / "chat.json")
     page.get_by_label("always the likeliest words").check()
     equal = 0

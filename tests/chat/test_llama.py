@@ -9,18 +9,12 @@ from nbutils import cli
 from nbutils.chat import llama
 from nbutils.chat.session import ChatSession
 from nbutils.core.errors import UserError
-from nbutils.core.llamacpp import PACKAGE, LlamaServer, installed
+from nbutils.core.llamacpp import PACKAGE, LlamaServer
 from nbutils.core.run.models import ModelRef
 from tests.chat.models import GREEDY, say
 from tests.chat.talking import Terminal
-from tests.conftest import missing
 
-
-@pytest.fixture(scope="module", autouse=True)
-def llama_cpp():
-    """Skips where llama.cpp is missing."""
-    if not installed():
-        missing("the package xllamacpp is not installed: run `make test`, which installs it")
+pytestmark = pytest.mark.usefixtures("llama_cpp")
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,3 @@ def test_a_truncated_file_is_one_sentence(llama_cpp, smollm2_gguf, tmp_path):
     (tmp_path / "half.gguf").write_bytes(smollm2_gguf.read_bytes()[:1_000_000])
     with pytest.raises(UserError, match=r"llama.cpp cannot read .*half.gguf: .*; make the file again"):
         LlamaServer(tmp_path / "half.gguf")
-
-
-def test_without_the_package_one_sentence_says_what_to_install(smollm2_gguf, monkeypatch):
-    monkeypatch.setattr("nbutils.core.llamacpp.PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match="pip install no_such_package"):
-        LlamaServer(smollm2_gguf)

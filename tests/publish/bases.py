@@ -135,7 +135,7 @@ def make_base(folder: Path, chosen: dict[str, str]) -> Path:
                          "many": [f"<|reserved_{i}|>" for i in range(20)]}.get(chosen["special"], [])  # fmt: skip
     raw = Tokenizer.from_str(TOKENIZERS[chosen["tokenizer"]](special).to_str())
     if (normalizer := NORMALIZERS[chosen["normalizer"]]) is not None:
-        raw.normalizer = normalizers.Sequence([normalizer, *([raw.normalizer] if raw.normalizer else [])])
+        raw.normalizer = normalizers.Sequence([normalizer, raw.normalizer]) if raw.normalizer else normalizer
     if chosen["special"] == "adds_bos":
         raw.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", special.index("<s>"))]

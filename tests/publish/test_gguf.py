@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from gguf import GGUFReader
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nbutils.core.chatml import TEMPLATE, add_chatml
+from nbutils.core.chatml import TEMPLATE, add_chatml, encode
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json
 from nbutils.core.run.models import ModelRef, tiny_model
 from nbutils.publish import ollama
 from nbutils.publish.card import render_card
@@ -88,34 +88,18 @@ def test_the_file_says_what_it_is(made):
 
 def test_the_card_gives_commands_and_says_what_was_tried(published, made):
     run, found = made
-    card = render_card(run.facts, run.settings)
+    card = render_card(run.facts, read(run.run, repo_id="me/made-up", push_page=True).settings)
     eight = found["files"]["q8_0"]
     for words in (
         "llama-server -m gguf/smallchat-demo-F16.gguf", "ollama create made-up -f gguf/Modelfile && ollama run made-up",
-        "# LM Studio: not tried here", "| `gguf/smallchat-demo-Q8_0.gguf` |", "Q8_0, 4 tensors in F16",
+        "# LM Studio: not tried here", "# llama.cpp: tried here", "https://huggingface.co/spaces/me/made-up",
+        "| `gguf/smallchat-demo-Q8_0.gguf` |", "Q8_0, 4 tensors in F16",
         f"| {eight['equal_share']:.1%} of {eight['reply_tokens']} |", "parse control tokens in what people type",
         f"Proven in llama.cpp (xllamacpp {found['llama_cpp']}): {found['token_ids']:,} token ids of 12 held-out",
         "`-c 512 --override-kv llama.context_length=int:512 --rope-freq-base 32279.69",
     ):  # fmt: skip
         assert words in card
     assert "llama-server" not in published.card and "Unproven" not in card
-
-
-def planted(name, monkeypatch):
-    """A fault in what is written: changes of the vocabulary, or of the writer."""
-    if name == "prompt":
-        monkeypatch.setattr("nbutils.publish.gguf_writer.TEMPLATE", TEMPLATE.replace("assistant\\n", "assistant"))
-    if name == "template":
-        monkeypatch.setattr(
-            "nbutils.publish.gguf_writer.TEMPLATE", TEMPLATE.replace("+ '<|im_end|>' + '\\n'", "+ '<|im_end|>'")
-        )
-    if name == "rows of q and k":
-        monkeypatch.setattr("nbutils.publish.gguf_writer.interleaved", lambda array, heads: array)
-    return {
-        "end": {"special": lambda words: words.special | {"eos": 333, "eot": 333}},
-        "token": {"tokens": lambda words: [t.replace("<|pad|>", "[PAD332]") for t in words.tokens]},
-        "pre": {"pre": lambda words: "llama-bpe"},
-    }.get(name, {})
 
 
 @pytest.fixture(scope="module")
@@ -129,27 +113,47 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name,words",
+    "words,fault",
     {
-        "template": r"its template parts in held-out conversation 0 at character \d+.*look at tokenizer.chat_template",
-        "prompt": r"its template parts in .* 0 at character \d+: the session writes '\\n', llama.cpp ''",
-        "end": r"its end token is '</s>', and '<\|im_end\|>' ends a reply.*eos_token_id",
-        "token": r"it reads the control token '<\|pad\|>' as \[.*not as 332.*tokenizer.ggml.tokens",
-        "rows of q and k": r"greedy replies part in held-out conversation \d+ at token \d+.*rows of q and k",
-        "pre": r"token ids part in .* at token \d+.*tokenizer.ggml.pre",
+        r"its template parts in held-out conversation 0 at character \d+.*look at tokenizer.chat_template":
+            ("TEMPLATE", TEMPLATE.replace("+ '<|im_end|>' + '\\n'", "+ '<|im_end|>'")),
+        r"greedy replies part in held-out conversation \d+ at token \d+.*rows of q and k":
+            ("interleaved", lambda array, heads: array),
+        r"its end token is '</s>', and '<\|im_end\|>' ends a reply.*eos_token_id":
+            {"special": lambda words: words.special | {"eos": 333, "eot": 333}},
+        r"it reads the control token '<\|pad\|>' as \[.*not as 332.*tokenizer.ggml.tokens":
+            {"tokens": lambda words: [t.replace("<|pad|>", "[PAD332]") for t in words.tokens]},
+        r"token ids part in .* at token \d+.*tokenizer.ggml.pre": {"pre": lambda words: "llama-bpe"},
     }.items(),
-)
-def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeypatch, name, words):
-    folder, known = small
-    changes = planted(name, monkeypatch)
+)  # fmt: skip
+def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeypatch, words, fault):
+    """In what the writer takes, or in the vocabulary."""
+    if isinstance(fault, tuple):
+        monkeypatch.setattr(f"nbutils.publish.gguf_writer.{fault[0]}", fault[1])
+        fault = {}
     with pytest.raises(UserError, match=rf"f16.gguf does not answer in llama.cpp as the model does here: {words}"):
-        proof(folder, known, tmp_path / "x", **changes)
+        proof(*small, tmp_path / "x", **fault)
+
+
+def test_a_reply_that_llama_cpp_ends_early_is_named(llama_cpp, tmp_path):
+    """`<|endoftext|>` ends one there, whatever the file says; this model writes nothing else."""
+    tokenizer = small_tokenizer(["What is it? What is that?"], 300)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|endoftext|>"]}, replace_extra_special_tokens=False)
+    model, end = tiny_model(tokenizer, 256, seed=3), tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    prompt = encode(tokenizer, conversations(1)[0][:1], add_generation_prompt=True).input_ids
+    with torch.no_grad():
+        model.get_input_embeddings().weight[end] = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    folder = with_chatml(tmp_path / "final", model, tokenizer)
+    with pytest.raises(
+        UserError, match=r"greedy replies part in .* 0 at token 1: .*'<.endoftext.>', which .*, llama.cpp ''"
+    ):
+        proof(folder, conversations(12), tmp_path / "x")
 
 
 @pytest.mark.parametrize(
     "chosen",
-    [{}, {"model": "mistral"}, {"model": "qwen2"}, {"field": "linear"}, {"field": "grouped"}, {"field": "untied"},
-     {"field": "dynamic"}],
+    [{}, {"model": "mistral"}, {"model": "qwen2", "normalizer": "nfc"},
+     *({"field": field} for field in ("linear", "grouped", "untied", "dynamic"))],
     ids=str,
 )  # fmt: skip
 def test_architectures(llama_cpp, tmp_path, chosen):
@@ -164,8 +168,14 @@ def test_the_reference_with_its_real_sentencepiece(llama_cpp, tmp_path):
                          intermediate_size=128, max_position_embeddings=1024)  # fmt: skip
     torch.manual_seed(0)
     folder = with_chatml(tmp_path / "final", LlamaForCausalLM(config), sentencepiece_tokenizer())
-    found = proof(folder, chitchat(12), tmp_path / "x", ("f16", "q8_0"))
+    known = session(folder, chitchat(12), 12, 3, 8)
+    found = proof(folder, known, tmp_path / "x", ("f16", "q8_0"))
     assert found["hostile_texts"] == 18 and found["files"]["q8_0"]["likelihoods"] == 12
+    nats = sum(
+        cross_entropy(known.model(torch.tensor([a + b])).logits[0, len(a) - 1 : -1], torch.tensor(b), reduction="sum")
+        for a, b in known.held_out
+    ) / sum(len(b) for _, b in known.held_out)
+    assert found["files"]["f16"]["log_likelihood"] == pytest.approx(-float(nats.detach()), abs=1e-3)
 
 
 @pytest.mark.soak
@@ -178,11 +188,10 @@ def test_a_real_model(llama_cpp, smollm2_folder, tmp_path):
 @pytest.mark.parametrize(
     "chosen,words",
     [
-        ({"model": "gpt2"}, "architecture 'gpt2', only of llama, mistral, qwen2"),
         ({"field": "yarn"}, "rotary embedding is scaled by 'yarn'"),
         ({"tokenizer": "unigram"}, "its tokenizer is of the kind Unigram"),
-        ({"tokenizer": "word_piece"}, "its tokenizer is of the kind WordPiece"),
         ({"normalizer": "lower"}, "splits a text in its own way"),
+        ({"normalizer": "nfkc", "tokenizer": "sentencepiece"}, "is neither a byte-level BPE nor one like"),
     ],
     ids=str,
 )
@@ -193,17 +202,18 @@ def test_what_llama_cpp_has_nothing_like_is_refused(tmp_path, chosen, words):
         proof(folder, [], tmp_path / "x")
 
 
-def test_without_llama_cpp_files_are_unproven_and_stay_home(published, tmp_path, monkeypatch):
-    monkeypatch.setattr("nbutils.publish.gguf_export.installed", lambda: False)
-    run = read(published.run, gguf=["q8_0"])
-    files = make_gguf(run.facts, run.settings, tmp_path)
+def test_without_llama_cpp_files_are_unproven_and_stay_home(spare, monkeypatch):
+    run = read(spare, gguf=["q8_0"])
+    before = run.settings.result_parameters()
+    monkeypatch.setattr("nbutils.core.llamacpp.PACKAGE", "no_such_package")
+    assert run.settings.result_parameters() != before  # so that they are made anew once it is there
+    files = make_gguf(run.facts, run.settings, run.folder)
     assert sorted(file.name for file in files) == ["Modelfile", "proof.json", "smallchat-demo-Q8_0.unproven.gguf"]
-    found = read_json(tmp_path / "gguf" / "proof.json")
-    monkeypatch.setattr("nbutils.publish.card.read_gguf", lambda run: found)
     card = render_card(run.facts, run.settings)
     assert "| Q8_0, 4 tensors in F16 | unproven | — |" in card and "stays F16.\n\n**Unproven**" in card
-    assert published_files(tmp_path) == []
-    assert make_gguf(run.facts, read(published.run).settings, tmp_path) == [] and not list(tmp_path.iterdir())
+    assert "# llama.cpp: not tried here" in card
+    assert published_files(run.folder) == []
+    assert make_gguf(run.facts, read(spare).settings, run.folder) == [] and not list(run.folder.iterdir())
 
 
 def test_a_full_disk_leaves_nothing(published, tmp_path, monkeypatch):
@@ -211,7 +221,7 @@ def test_a_full_disk_leaves_nothing(published, tmp_path, monkeypatch):
     run, limits = read(published.run, gguf=["f16"]), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"gguf could not be written: .* are free there\): make room"):
+        with pytest.raises(UserError, match=r"gguf cannot be written \(.*\): make room"):
             make_gguf(run.facts, run.settings, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -222,15 +232,10 @@ def test_a_full_disk_leaves_nothing(published, tmp_path, monkeypatch):
     "template,words",
     {
         ollama.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>"): r"writes held-out conversation 0 as .*look at TEMPLATE",
-        ollama.TEMPLATE.replace("range .Messages", "if .System"): "holds 'if .System', which is not known here",
+        ollama.TEMPLATE.replace("range .Messages", "if .System"): "holds '{{ if .System }}', which is not known here",
     }.items(),
 )
 def test_another_template_for_ollama_is_caught(template, words):
     text = ollama.modelfile("x.gguf", GENERATION, 256, "mit", template)
     with pytest.raises(UserError, match=words):
         ollama.check_modelfile(text, conversations(3))
-
-
-def test_go_trims_where_a_dash_says_so():
-    template = "a \n{{- range .Messages -}}\n <{{ .Role }}> {{ end -}} \n z"
-    assert ollama.render(template, {"Messages": [{"Role": "x"}, {"Role": "y"}]}) == "a<x> <y> z"

@@ -1,6 +1,7 @@
 """The page that talks: what is put together, where wllama comes from, and how it is sent."""
 
 import io
+import os
 import tarfile
 
 import pytest
@@ -88,59 +89,25 @@ def test_the_page_is_whole_and_says_what_it_runs(run, registry):
     assert not [file for file in published_files(run / "publish") if "page" in file.parts]
 
 
-def no_registry(run, registry):
-    registry.unlink()
-
-
-def another_package(run, registry):
-    with tarfile.open(registry, "w:gz") as tar:
-        tar.add(__file__, "package/esm/index.min.js")
-
-
-def damaged_package(run, registry):
-    registry.write_bytes(registry.read_bytes()[:60])
-
-
-def no_model(run, registry):
-    (run / "publish" / "gguf" / "it-Q8_0.gguf").unlink()
-
-
-def cut_model(run, registry):
-    file = run / "publish" / "gguf" / "it-Q8_0.gguf"
-    file.write_bytes(file.read_bytes()[:90])
-
-
-def large_model(run, registry):
-    with (run / "publish" / "gguf" / "it-Q8_0.gguf").open("ab") as file:
-        file.truncate(2**31)
-
-
 @pytest.mark.parametrize(
     "spoil,words",
     [
-        (no_registry, "npm's registry at .* does not give it .*wllama_dir"),
-        (another_package, "not what was pinned .esm/index.min.js has another hash.: nothing of it is used"),
-        (damaged_package, "not what was pinned"),
-        (no_model, "no GGUF file for it to load: add q8_0 to gguf"),
-        (cut_model, "it-Q8_0.gguf is no whole GGUF file"),
-        (large_model, "has 2.0 GiB, and a browser reads none"),
+        (lambda _, package: package.unlink(), "npm's registry at .* does not give it .*wllama_dir"),
+        (
+            lambda *_: wllama.PINNED.update(LICENCE=""),
+            "not what was pinned .LICENCE is not that of .*: nothing",
+        ),
+        (lambda _, package: package.write_bytes(package.read_bytes()[:60] + b"?" * 40), "not what was pinned"),
+        (lambda model, _: model.unlink(), "no GGUF file for it to load: add q8_0 to gguf"),
+        (lambda model, _: model.write_bytes(model.read_bytes()[:90]), "it-Q8_0.gguf is no whole GGUF file"),
+        (lambda model, _: os.truncate(model, 2**31), "has 2.0 GiB, and a browser reads none"),
     ],
 )
 def test_what_is_missing_or_not_itself_is_one_sentence_and_leaves_nothing(run, registry, tmp_path, spoil, words):
-    spoil(run, registry)
+    spoil(run / "publish" / "gguf" / "it-Q8_0.gguf", registry)
     with pytest.raises(UserError, match=words):
         made(run)
     assert not [*(run / "publish").glob("*page*")] and not [*tmp_path.glob("runs/.cache/.*")]
-
-
-def test_a_full_disk_leaves_no_half_page(run, registry, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(make, "link", full)
-    with pytest.raises(UserError, match=r"publish/page cannot be written .No space left on device.: free the disk"):
-        made(run)
-    assert [file.name for file in (run / "publish").iterdir()] == ["gguf"]
 
 
 def test_an_unpacked_package_is_taken_where_its_files_are_those(run, registry, tmp_path, monkeypatch):
@@ -159,16 +126,17 @@ def test_an_unpacked_package_is_taken_where_its_files_are_those(run, registry, t
         made(run, wllama_dir=str(own / "package"))
 
 
-def test_the_page_is_sent_as_a_private_static_space_and_the_model_without_it(run, registry, hub):
+def test_the_page_is_sent_as_a_private_static_space_and_the_model_without_it(run, registry, hub, monkeypatch):
     published = read(run, **ON, push_page=True)
     page = make_page(published.facts, published.settings, published.folder)
-    assert (
-        upload(published.folder, published_files(published.folder), published.settings, published.facts.repeats) == ""
-    )
-    assert upload_page(page, published.settings, published.facts.repeats).startswith(f"{hub.url}/")
+    files, repeats = published_files(published.folder), published.facts.repeats
+    assert upload(published.folder, files, published.settings, repeats) == ""
+    assert upload_page(page, published.settings, repeats).startswith(f"{hub.url}/")
     assert hub.repos[REPO]["private"] and hub.repos[REPO]["sdk"] == "static"
     assert hub.repos[REPO]["files"] == {file.name: file.read_bytes() for file in page.iterdir()}
-    assert upload_page(page, read(run, **ON).settings, published.facts.repeats) == ""
+    assert upload_page(page, read(run, **ON).settings, repeats) == ""
     (page / "it-Q8_0.gguf").rename(page / "it-Q8_0.unproven.gguf")
-    with pytest.raises(UserError, match=r"nobody has proven that it-Q8_0.unproven.gguf answers"):
-        upload_page(page, published.settings, published.facts.repeats)
+    monkeypatch.setattr("nbutils.core.llamacpp.PACKAGE", "no_such_package")
+    for refused in (lambda: upload_page(page, published.settings, repeats), lambda: check_page(published.settings)):
+        with pytest.raises(UserError, match=r"llama.cpp is not there to prove"):
+            refused()

@@ -62,7 +62,7 @@ def test_nothing_that_is_published_names_a_place_on_this_machine(spare):
     models = read_json(spare / "evaluate" / "results.json")["models"]
     peer = {"name": f"{gone}/peer", "source": f"{gone}/peer", "parameters": 1}
     rewrite(spare, "evaluate/results.json", models=[*models, peer], left_out={f"{gone}/peer": said})
-    made = publish(spare)
+    made = publish(spare, wllama_dir=f"{gone}/wllama", push_page=True)
     for file in made.folder.rglob("*"):
         text = f"{file.relative_to(made.folder)}: " + (file.read_text("utf-8", "replace") if file.is_file() else "")
         for place in ("/gone", "__gone", "ada ", f"{Path.home()}/", str(ROOT), str(spare)):
@@ -73,6 +73,7 @@ def test_nothing_that_is_published_names_a_place_on_this_machine(spare):
     assert (made.folder / "run" / "evaluate-items" / "…__peer--a.parquet").is_file()
     found = parameters(made)
     assert (found["base_model"], found["sample_prompts"]) == ("…/base_model", ["/imagine a cat"])
+    assert not found["push_page"]  # nor does a rerun push
     for words in ("`base_model`, a local folder, fine-tuned", "- Left out: `…/peer` (…/talk.jsonl: "):
         assert words in made.card
 

@@ -11,11 +11,13 @@ from gguf import GGUFReader, TokenType
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import KEPT
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, link, replaced, shown, write_json, write_text
+from nbutils.core.files import Json, link, shown, write_json, write_text, written
+from nbutils.core.llamacpp import installed
 from nbutils.core.run.models import TINY
 from nbutils.core.text import first_line, size
-from nbutils.publish.export import GGUF, PAGE
+from nbutils.publish.export import GGUF, NO_PROOF, PAGE
 from nbutils.publish.facts import Facts
+from nbutils.publish.gguf_export import HUB, read_gguf
 from nbutils.publish.page.wllama import LICENCE, VERSION, wllama
 from nbutils.publish.settings import PublishSettings
 
@@ -31,8 +33,7 @@ LARGEST = 2**31
 NO_MODEL = "page is on, and there is no GGUF file for it to load: add q8_0 to gguf."
 
 OURS = ("index.html", "page.css", "page.js")
-PROGRAM = "wllama.wasm"
-THEIRS = {"wllama.js": "esm/index.min.js", PROGRAM: "esm/wasm/wllama.wasm", "wllama-LICENCE.txt": "LICENCE"}
+THEIRS = {"wllama.js": "esm/index.min.js", "wllama.wasm": "esm/wasm/wllama.wasm", "wllama-LICENCE.txt": "LICENCE"}
 """Files of the page beside the model, and what those of wllama are called there."""
 
 README = """---
@@ -59,6 +60,8 @@ def check_page(settings: PublishSettings) -> None:
         raise UserError("push_page is on and page is off, so that there is nothing to push: set page to true.")
     if not settings.gguf:
         raise UserError(NO_MODEL)
+    if settings.push_page and not installed():
+        raise UserError(NO_PROOF)
     wllama(settings.wllama_dir)
 
 
@@ -69,7 +72,7 @@ def make_page(facts: Facts, settings: PublishSettings, folder: Path) -> Path | N
     """
     if not settings.page:
         return None
-    found = [*(folder / GGUF).glob("*-Q8_0*.gguf"), *(folder / GGUF).glob("*-F16*.gguf")]
+    found = [file for kind in ("Q8_0", "F16") for file in (folder / GGUF).glob(f"*-{kind}.*")]
     if not found:
         raise UserError(NO_MODEL)
     metadata: Json = {
@@ -78,10 +81,11 @@ def make_page(facts: Facts, settings: PublishSettings, folder: Path) -> Path | N
         "app_file": "index.html",
         "license": settings.license,
     }
-    about = {"name": settings.model_name, "about": in_words(facts, settings)}
+    about: Json = {"name": settings.model_name, "about": in_words(facts, settings)}
+    about["composes"] = read_gguf(facts.run).get("composes", False)
     if settings.repo_id:
         metadata["models"] = [settings.repo_id]
-        about["card"] = f"https://huggingface.co/{settings.repo_id}"
+        about["card"] = HUB.format(settings.repo_id)
     return write_page(folder / PAGE, found[0], about, metadata, wllama(settings.wllama_dir))
 
 
@@ -103,24 +107,17 @@ def write_page(page: Path, gguf: Path, about: Json, metadata: Json, runtime: Pat
     `metadata` opens its README, as a Space of the Hub wants it. UserError for a file that is too large or no GGUF, and
     where the folder can't be written; then nothing of it is there.
     """
-    program = runtime / THEIRS[PROGRAM]
-    files = {PROGRAM: program.stat().st_size, gguf.name: gguf.stat().st_size}
-    chat = about | {"files": files} | _settings(gguf)
-    try:
-        with replaced(page) as folder:
-            folder.mkdir(parents=True)
-            for name in OURS:
-                shutil.copyfile(Path(__file__).with_name(name), folder / name)
-            for name, theirs in THEIRS.items():
-                shutil.copyfile(runtime / theirs, folder / name)
-            link(gguf, folder / gguf.name)
-            write_json(folder / "chat.json", chat)
-            words = {"metadata": yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True), "version": VERSION}
-            write_text(folder / "README.md", README.format(**words, **about, licence=LICENCE))
-    except OSError as error:
-        raise UserError(
-            f"{shown(page)} cannot be written ({error.strerror}): free the disk, and run notebook 06 again."
-        ) from error
+    files = {name: Path(__file__).with_name(name) for name in OURS} | {n: runtime / t for n, t in THEIRS.items()}
+    loaded = {"wllama.wasm": files["wllama.wasm"], gguf.name: gguf}
+    chat = about | {"files": {name: file.stat().st_size for name, file in loaded.items()}} | _settings(gguf)
+    with written(page) as folder:
+        folder.mkdir()
+        for name, file in files.items():
+            shutil.copyfile(file, folder / name)
+        link(gguf, folder / gguf.name)
+        write_json(folder / "chat.json", chat)
+        words = {"metadata": yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True), "version": VERSION}
+        write_text(folder / "README.md", README.format(**words, **about, licence=LICENCE))
     return page
 
 

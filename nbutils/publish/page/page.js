@@ -15,6 +15,7 @@ const notice = (text = "") => { ui.notice.textContent = text; show(ui.notice, Bo
 // A control token that a text spells becomes ordinary text: llama.cpp would read it as the token itself.
 function harmless(text) {
   let plain = text.trim().toWellFormed(), found;
+  if (about.composes) plain = plain.normalize("NFC");  // its tokenizer does, and llama.cpp's does not
   while ((found = about.specials.find((token) => plain.includes(token)))) {
     const [first, ...rest] = found;
     plain = plain.replaceAll(found, `${first} ${rest.join("")}`);
@@ -27,11 +28,12 @@ const prompt = () => talk.slice(dropped, -1).map(({ role, text }) => `${OPEN}${r
   .join("") + `${OPEN}assistant\n`;
 
 // wllama has no call that counts tokens. A prompt that cannot fit is refused before anything is computed, with its size.
-async function tokens(text) {
+async function tokens(text, signal) {
   const filling = about.context + 256;  // llama.cpp rounds the context up to a multiple of that
   try {
     await engine.createCompletion({ prompt: CLOSE.repeat(filling) + text, max_tokens: 1 });
   } catch (error) {
+    signal.throwIfAborted();
     const size = /request \((\d+) tokens\) exceeds/.exec(error.message);
     if (size) return Number(size[1]) - filling;
     throw error;
@@ -40,13 +42,13 @@ async function tokens(text) {
 }
 
 // The rolling window: where a reply would not fit, the oldest turns go until a share of the room is free again.
-async function fit() {
+async function fit(signal) {
   const room = about.context - about.reply, before = dropped;
-  let used = await tokens(prompt());
+  let used = await tokens(prompt(), signal);
   if (used > room) {
     while (talk.length - dropped > 2 && used > about.kept * room) {
       dropped += 2;
-      used = await tokens(prompt());
+      used = await tokens(prompt(), signal);
     }
   }
   if (used <= room) return used;
@@ -121,8 +123,7 @@ async function say(text) {
   const asked = add("user", text), reply = add("assistant", "");
   reply.node.classList.add("writing");
   try {
-    showContext(await fit());
-    stopper.signal.throwIfAborted();
+    showContext(await fit(stopper.signal));
     reply.node.firstChild.textContent += await write(reply, prompt(), stopper);
     if (!reply.text) reply.node.lastChild.textContent = "(nothing)";
     ui.announce.textContent = `${about.name}: ${reply.node.lastChild.textContent}`;

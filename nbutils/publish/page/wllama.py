@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import tarfile
+import zlib
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import project_root, replaced, resolve, sha256_of_bytes, sha256_of_file, shown
+from nbutils.core.files import project_root, resolve, sha256_of_file, shown, written
 from nbutils.core.text import first_line
 
 VERSION = "3.13.0"
@@ -30,7 +30,7 @@ PINNED = {
 def wllama(given: str) -> Path:
     """A folder with the PINNED files: the `given` one, or a cache that is filled from npm's registry (3.5 MB) once.
 
-    The registry is what npm is set to (`NPM_CONFIG_REGISTRY`, `~/.npmrc`). UserError for a folder or package without
+    The registry is what `NPM_CONFIG_REGISTRY` says, as for npm. UserError for a folder or package without
     them or with others, and where the registry is out of reach.
     """
     if given:
@@ -42,7 +42,7 @@ def wllama(given: str) -> Path:
         return folder
     folder = project_root() / "runs" / ".cache" / f"wllama-{VERSION}"
     if _wrong(folder):
-        with replaced(folder) as partial:
+        with written(folder) as partial:
             _download(partial)
     return folder
 
@@ -58,35 +58,27 @@ def _wrong(folder: Path) -> str:
 
 
 def _download(folder: Path) -> None:
-    address = f"{_registry()}/@wllama/wllama/-/wllama-{VERSION}.tgz"
+    registry = (os.environ.get("NPM_CONFIG_REGISTRY") or REGISTRY).rstrip("/")
+    address = f"{registry}/@wllama/wllama/-/wllama-{VERSION}.tgz"
     where = f"npm's registry at {urlsplit(address).hostname or address}"  # without a password
     way_out = f"name an unpacked @wllama/wllama {VERSION} in wllama_dir, or set page to false."
     try:
         with urlopen(address, timeout=30) as answer:
             data = answer.read()
     except (OSError, ValueError, HTTPException) as error:
-        reason = first_line(str(getattr(error, "reason", error)))
+        reason = first_line(getattr(error, "reason", error))
         raise UserError(f"The page needs wllama, and {where} does not give it ({reason}): {way_out}") from error
+    found: dict[str, bytes] = {}
+    damage = ""
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as package:
-            for name, sha256 in PINNED.items():
-                file = package.extractfile(f"package/{name}")
-                content = file.read() if file else b""
-                if sha256_of_bytes(content) != sha256:
-                    raise ValueError(f"{name} has another hash")
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(content)
-    except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
+            found = {name: file.read() for name in PINNED if (file := package.extractfile(f"package/{name}"))}
+    except (tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as error:
+        damage = first_line(error)
+    for name, content in found.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    if wrong := damage or _wrong(folder):
         raise UserError(
-            f"What {where} gives as wllama {VERSION} is not what was pinned ({first_line(str(error))}): nothing of it "
-            f"is used; {way_out}"
-        ) from error
-
-
-def _registry() -> str:
-    """The address of npm's registry, as npm finds it."""
-    names = ("NPM_CONFIG_REGISTRY", "npm_config_registry")
-    settings = Path(os.environ.get("NPM_CONFIG_USERCONFIG") or Path.home() / ".npmrc")
-    own = re.search(r"^registry\s*=\s*(\S+)", settings.read_text(), re.MULTILINE) if settings.is_file() else None
-    given = next(filter(None, map(os.environ.get, names)), "") or (own[1] if own else REGISTRY)
-    return given.rstrip("/")
+            f"What {where} gives as wllama {VERSION} is not what was pinned ({wrong}): nothing of it is used; {way_out}"
+        )
