@@ -6,17 +6,16 @@ It gets token ids and no text: nobody can type a control token here, as people c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from nbutils.chat.models import LoadedModel
-from nbutils.core.chat_engine.base import BaseEngine
-from nbutils.core.chat_engine.reply import Measured, trimmed
+from nbutils.core.chat_engine.base import BaseEngine, Request
+from nbutils.core.chat_engine.reply import trimmed
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.template import has_own_template
-from nbutils.core.chat_engine.window import Plan
-from nbutils.core.chatml import IM_END, IM_START, Conversation
+from nbutils.core.chatml import IM_END, IM_START
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.llamacpp import LlamaServer
@@ -24,7 +23,6 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 
@@ -64,25 +62,15 @@ class LlamaEngine(BaseEngine):
         super().__init__(tokenizer, limit, limit)
         self._server = server
 
-    def write(
-        self,
-        messages: Conversation,
-        plan: Plan,
-        sampling: Sampling,
-        generator: torch.Generator,
-        stopped: Callable[[], bool],
-        measured: Measured,
-        *,
-        ahead: bool = False,
-    ) -> Iterator[str]:
-        """The reply, piece by piece, until `stopped` says so. Fills `measured`."""
-        request = asked(sampling, generator.initial_seed(), self.limit)
-        request["prompt"] = self.ids(messages, plan, prompt=True)
-        return trimmed(self._pieces(request, stopped, measured))
+    def write(self, request: Request) -> Iterator[str]:
+        """The reply, piece by piece; nothing is read ahead."""
+        return trimmed(self._pieces(request))
 
-    def _pieces(self, request: Json, stopped: Callable[[], bool], measured: Measured) -> Iterator[str]:
-        started = time.perf_counter()
-        with closing(self._server.stream(**request, timings_per_token=True, return_progress=True)) as answers:
+    def _pieces(self, request: Request) -> Iterator[str]:
+        measured, started = request.measured, time.perf_counter()
+        body = asked(request.sampling, request.generator.initial_seed(), self.limit)
+        body["prompt"] = self.ids(request.messages, request.plan, prompt=True)
+        with closing(self._server.stream(**body, timings_per_token=True, return_progress=True)) as answers:
             for answer in answers:
                 cost = answer["timings"]
                 measured.reused_tokens, measured.read_tokens = cost["cache_n"], cost["prompt_n"]
@@ -92,7 +80,7 @@ class LlamaEngine(BaseEngine):
                     measured.seconds_to_first_token = measured.seconds_to_first_token or measured.seconds
                 if answer["stop"]:
                     measured.ended = "length" if answer["stop_type"] == "limit" else "end"
-                elif stopped():
+                elif request.stopped():
                     return
                 elif measured.new_tokens and self.ends.intersection(answer["tokens"]):
                     measured.ended = "end"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.chat.models import LoadedModel
 from nbutils.chat.transcript import Message, Transcript, checked_transcript
-from nbutils.core.chat_engine.base import BaseEngine
+from nbutils.core.chat_engine.base import BaseEngine, Request
 from nbutils.core.chat_engine.engine import Engine
 from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling
@@ -200,7 +200,7 @@ class ChatSession:
                 self.plan = plan
                 generator = sampling.generator(at.replies_started)
                 for piece in self.engine.write(
-                    read, plan, sampling, generator, self._stop.is_set, measured, ahead=self.read_ahead
+                    Request(read, plan, sampling, generator, self._stop.is_set, measured, self.read_ahead)
                 ):
                     if written := readable(self.engine.tokenizer, piece):
                         answer.content += written

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from nbutils.core.chat_engine.base import Request
 from nbutils.core.chat_engine.engine import Engine
-from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.chatml import CHATML, IM_END, Conversation, encode
@@ -86,10 +86,10 @@ def session(folder: Path, rows: Sequence[Conversation], conversations: int, repl
     engine, whole, stop = Engine(model, tokenizer), Plan(0, extended=False), tokenizer.convert_tokens_to_ids(IM_END)
     sampling = Sampling(greedy=True, repetition_penalty=1.0, max_new_tokens=tokens)
     for messages in beginnings(tokenizer, texts, room, replies):
-        measured = Measured()
-        reply = list(engine.generate(messages, whole, sampling, sampling.generator(0), lambda: False, measured))
+        request = Request(messages, whole, sampling, sampling.generator(0))
+        reply = list(engine.generate(request))
         made.prompts.append(encode(tokenizer, messages, add_generation_prompt=True).input_ids)
-        made.replies.append(reply + sorted(engine.ends) * (measured.ended == "end"))
+        made.replies.append(reply + sorted(engine.ends) * (request.measured.ended == "end"))
     for messages in texts:
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant" and i), default=0)
         prompt = encode(tokenizer, messages[:last], add_generation_prompt=True).input_ids

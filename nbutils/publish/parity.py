@@ -13,8 +13,8 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+from nbutils.core.chat_engine.base import Request
 from nbutils.core.chat_engine.engine import Engine
-from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import Plan
 from nbutils.core.chatml import Conversation, encode, encode_batch
@@ -57,10 +57,7 @@ def check_parity(
                 "parity_tokens."
             )
         ids = [encoding.input_ids for encoding in encode_batch(tokenizer, texts)]
-        ours = [
-            list(engine.generate(prompt, whole, sampling, sampling.generator(0), lambda: False, Measured()))
-            for prompt in prompts
-        ]
+        ours = [list(engine.generate(Request(p, whole, sampling, sampling.generator(0)))) for p in prompts]
         job = {"folder": str(folder), "conversations": texts, "prompts": prompts, "max_new_tokens": tokens}
         out, errors = child.communicate(json.dumps(job))
     if child.returncode != 0:

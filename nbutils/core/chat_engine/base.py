@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class Request:
+    """A reply that is asked for: the messages that `plan` keeps are read, `sampling` and `generator` choose the tokens,
+    until `stopped` says so. What it costs is noted in `measured`. With `ahead` an engine that can reads between the
+    tokens what the plan that follows will need.
+    """
+
+    messages: Conversation
+    plan: Plan
+    sampling: Sampling
+    generator: torch.Generator
+    stopped: Callable[[], bool] = lambda: False
+    measured: Measured = field(default_factory=Measured)
+    ahead: bool = False
+
+
 class BaseEngine(ABC):
     """One model, trained on `trained` tokens at once and read up to `limit`; `ends` are the ids that end a reply."""
 
@@ -32,18 +49,8 @@ class BaseEngine(ABC):
         self.ends = self._template.ends
 
     @abstractmethod
-    def write(
-        self,
-        messages: Conversation,
-        plan: Plan,
-        sampling: Sampling,
-        generator: torch.Generator,
-        stopped: Callable[[], bool],
-        measured: Measured,
-        *,
-        ahead: bool = False,
-    ) -> Iterator[str]:
-        """The reply, piece by piece, until `stopped` says so. Fills `measured`."""
+    def write(self, request: Request) -> Iterator[str]:
+        """The reply, piece by piece."""
 
     def prepare(self, messages: Conversation, dropped: int, sampling: Sampling) -> None:  # noqa: B027
         """Starts reading ahead in the background, where the engine can."""

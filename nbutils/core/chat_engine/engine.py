@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nbutils.core.chat_engine.base import BaseEngine
+from nbutils.core.chat_engine.base import BaseEngine, Request
 from nbutils.core.chat_engine.kvcache import KeyValueCache
-from nbutils.core.chat_engine.reply import Measured, streamed
+from nbutils.core.chat_engine.reply import streamed
 from nbutils.core.chat_engine.sampling import Sampling, next_id
 from nbutils.core.chat_engine.window import (
     EXTENSIONS,
@@ -67,40 +67,20 @@ class Engine(BaseEngine):
             # CUDA's kernels need that, the CPU's do not (`integrations/sdpa_attention.py` reads the variable).
             os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
-    def write(
-        self,
-        messages: Conversation,
-        plan: Plan,
-        sampling: Sampling,
-        generator: torch.Generator,
-        stopped: Callable[[], bool],
-        measured: Measured,
-        *,
-        ahead: bool = False,
-    ) -> Iterator[str]:
-        """`generate` as text, with what is read ahead if `ahead`."""
-        ids = self.generate(messages, plan, sampling, generator, stopped, measured, ahead=ahead)
-        return streamed(self.tokenizer, ids)
+    def write(self, request: Request) -> Iterator[str]:
+        """`generate` as text."""
+        return streamed(self.tokenizer, self.generate(request))
 
-    def generate(
-        self,
-        messages: Conversation,
-        plan: Plan,
-        sampling: Sampling,
-        generator: torch.Generator,
-        stopped: Callable[[], bool],
-        measured: Measured,
-        *,
-        ahead: bool = False,
-    ) -> Iterator[int]:
-        """Ids of the reply, one by one, without the one that ends it, until `stopped` says so. Fills `measured`.
+    def generate(self, request: Request) -> Iterator[int]:
+        """Ids of the reply, one by one, without the one that ends it.
 
-        With `ahead`, what the plan that follows will need and nobody's pause has read is read between the tokens.
+        With `ahead`, only what nobody's pause has read is read between the tokens.
         """
+        plan, sampling, measured, stopped = request.plan, request.sampling, request.measured, request.stopped
         started = time.perf_counter()
         self.pause()
         cache = self._cache(plan)
-        prompt = self.ids(messages, plan, prompt=True)
+        prompt = self.ids(request.messages, plan, prompt=True)
         logits = cache.read(prompt, stopped)
         measured.read_tokens = len(cache.ids) - cache.reused
         measured.reused_tokens = cache.reused
@@ -108,9 +88,9 @@ class Engine(BaseEngine):
             return
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[prompt] = True
-        read_due = self._reads_due(messages, plan, sampling) if ahead else None
+        read_due = self._reads_due(request.messages, plan, sampling) if request.ahead else None
         while not stopped():
-            token = next_id(logits, seen, sampling, generator)
+            token = next_id(logits, seen, sampling, request.generator)
             seen[token] = True
             measured.new_tokens += 1
             measured.seconds = time.perf_counter() - started
