@@ -38,6 +38,7 @@ class Panel:
         self.name = loaded.name
         self.session = ChatSession(loaded.model, loaded.tokenizer, **settings)
         self._run, self._traced = loaded.run, dict[str, markup.Traced]()
+        self._index: Index | None = None  # once opened: that reads all of it
         self._tracing, self._drawing, self._writing = threading.Lock(), threading.RLock(), False
         self.title = widgets.HTML(f'<div class="sc-title">{markup.escape(loaded.line)}</div>')
         self.history, self.newest, self.meter = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -57,7 +58,7 @@ class Panel:
     def _trace(self, run: Run, replies: list[str]) -> None:
         with self._tracing:
             try:
-                index = Index.open(run)
+                index = self._index = self._index or Index.open(run)
                 self._traced |= {t: markup.with_origins(t, index) for t in replies if t not in self._traced}
             except UserError as error:
                 self._traced |= {text: markup.without_origins(text, str(error)) for text in replies}
