@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 from nbutils.chat.models import LoadedModel
 from nbutils.core.chat_engine.base import BaseEngine, Request
 from nbutils.core.chat_engine.reply import trimmed
-from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.template import has_own_template
 from nbutils.core.chatml import IM_END, IM_START
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
-from nbutils.core.llamacpp import LlamaServer
+from nbutils.core.llamacpp import LlamaServer, choice
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 
@@ -68,8 +67,11 @@ class LlamaEngine(BaseEngine):
 
     def _pieces(self, request: Request) -> Iterator[str]:
         measured, started = request.measured, time.perf_counter()
-        body = asked(request.sampling, request.generator.initial_seed(), self.limit)
-        body["prompt"] = self.ids(request.messages, request.plan, prompt=True)
+        body = choice(request.sampling, self.limit) | {
+            "prompt": self.ids(request.messages, request.plan, prompt=True),
+            "n_predict": request.sampling.max_new_tokens,
+            "seed": request.generator.initial_seed() % (2**32 - 1),  # 2**32 - 1 would be another one each time
+        }
         with closing(self._server.stream(**body, timings_per_token=True, return_progress=True)) as answers:
             for answer in answers:
                 cost = answer["timings"]
@@ -92,20 +94,6 @@ class LlamaEngine(BaseEngine):
     def close(self) -> None:
         """Ends the server."""
         self._server.close()
-
-
-def asked(sampling: Sampling, seed: int, limit: int) -> Json:
-    """The same choice of tokens as a request to llama.cpp, for up to `limit` tokens."""
-    request: Json = {
-        "n_predict": sampling.max_new_tokens,
-        "repeat_penalty": sampling.repetition_penalty,
-        "repeat_last_n": limit,  # of all that was read
-        "seed": seed % (2**32 - 1),  # 2**32 - 1 would be another one each time
-    }
-    if sampling.greedy:
-        return request | {"samplers": ["penalties", "top_k"], "top_k": 1}
-    chosen = {"samplers": ["penalties", "temperature", "top_p"]}
-    return request | chosen | sampling.model_dump(include={"temperature", "top_p"})
 
 
 def _about(server: LlamaServer) -> Json:

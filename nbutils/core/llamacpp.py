@@ -19,15 +19,30 @@ from collections.abc import Generator
 from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
 
+if TYPE_CHECKING:
+    from nbutils.core.chat_engine.sampling import Sampling
+
 PACKAGE = "xllamacpp"
 VERBOSE = 4
 """llama.cpp's level of logging at which it tells what it reads in a file."""
+
+
+SAMPLERS = ("penalties", "temperature", "top_p")
+"""llama.cpp's names of what chooses a token here, in this order; its own order is another."""
+
+
+def choice(sampling: Sampling, context: int) -> Json:
+    """The same choice of tokens as part of a request to llama.cpp; the penalty looks back over `context` tokens."""
+    found: Json = {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": context}
+    if sampling.greedy:
+        return found | {"samplers": ["penalties", "top_k"], "top_k": 1}
+    return found | {"samplers": [*SAMPLERS]} | sampling.model_dump(include={"temperature", "top_p"})
 
 
 def installed() -> bool:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
+from nbutils.core.llamacpp import SAMPLERS
 from nbutils.core.run.models import ModelRef, context_length
 from nbutils.publish.gguf_vocabulary import Vocabulary
 
@@ -29,9 +30,6 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
 KINDS = ("f16", "q8_0")
 """What weights are written as."""
-
-SAMPLERS = "penalties;temperature;top_p"
-"""llama.cpp's names of what chooses a token here, in this order; its own order is another."""
 
 
 def check_config(config: PretrainedConfig) -> str:
@@ -95,7 +93,7 @@ def write_gguf(file: Path, kind: str, model: Path, words: Vocabulary, sampling: 
             "file_type": gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"],
             "quantization_version": gguf.GGML_QUANT_VERSION,
             "chat_template": TEMPLATE,
-            "sampling_sequence": SAMPLERS,
+            "sampling_sequence": ";".join(SAMPLERS),
             "sampling_temp": sampling["temperature"],
             "sampling_top_p": sampling["top_p"],
             "sampling_top_k": sampling["top_k"],

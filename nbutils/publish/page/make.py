@@ -12,7 +12,7 @@ from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.chat_engine.window import KEPT
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, link, shown, write_json, write_text, written
-from nbutils.core.llamacpp import installed
+from nbutils.core.llamacpp import choice, installed
 from nbutils.core.run.models import TINY
 from nbutils.core.text import first_line, size
 from nbutils.publish.export import GGUF, NO_PROOF, PAGE
@@ -141,11 +141,5 @@ def _settings(gguf: Path) -> Json:
         "reply": min(sampling.max_new_tokens, context // 4),
         "kept": KEPT,
         "specials": [token for token in specials if len(token) > 1],
-        "sampling": {
-            "samplers": ["penalties", "temperature", "top_p"],  # in the order of the chat
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "repeat_penalty": sampling.repetition_penalty,
-            "repeat_last_n": context,
-        },
+        "sampling": choice(sampling, context),
     }
