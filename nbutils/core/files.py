@@ -125,15 +125,22 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """As `replaced`. UserError where that cannot be written, on a full disk for example."""
+def writing(path: Path) -> Iterator[None]:
+    """UserError where the block cannot write to `path` (file or folder), on a full disk for example."""
     try:
-        with replaced(path) as partial:
-            yield partial
+        yield
     except OSError as error:
-        raise UserError(
-            f"{shown(path)} cannot be written ({error.strerror or error}): make room there, and run this again."
-        ) from error
+        why = (
+            error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
+        )  # of many files the first
+        raise UserError(f"{shown(path)} cannot be written ({why}): make room there, and run this again.") from error
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """As `replaced`. UserError where that cannot be written."""
+    with writing(path), replaced(path) as partial:
+        yield partial
 
 
 def link(file: str | Path, to: str | Path) -> None:
@@ -145,8 +152,9 @@ def link(file: str | Path, to: str | Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copies a folder into another, its files as `link` does."""
-    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+    """Copies a folder into another, its files as `link` does. UserError where that cannot be written."""
+    with writing(target):
+        shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -103,7 +103,7 @@ def write_sweep(settings: SweepSettings, bundle: Bundle, out: Path) -> Path:
         check_reachable(plan)
     runs = [plan.maker(role) for plan in plans for role in ("rows", "model")]
     needed = runs + [guarded(plan, list(sweep.guard)) for plan in plans[: len(sweep.guard)]]
-    carried = {"profile": "", "values": sweep.common, "sweep": sweep.swept, "minutes": BUDGET_MINUTES}
+    carried = {"profile": "", "values": sweep.common, "minutes": BUDGET_MINUTES}
     path = notebooks_folder() / notebooks.SWEEP
     lines = _lines(parameters(path), settings.model_dump() | carried)
     return _write(out, _filled(bundle, SWEEP, runs, needed), _book(path, lines), make_archive())

@@ -85,29 +85,33 @@ def bring(earlier: Earlier, run: Run, own: bool) -> None:
     Times of change stay. The record is the one that was found to hold: a finished stage that lacks a file is not
     finished in the copy. UserError where there is no room for it.
     """
-    files = list(_files(earlier, own))
-    needed, there = sum(file.stat().st_size for file in files), used(kaggle_root() / "working")
-    if there + needed > LIMIT:
-        raise UserError(
-            f"{earlier.folder} has {needed / 1e9:.1f} GB beside {there / 1e9:.1f} GB that are here, more than the "
-            f"{LIMIT / 1e9:.0f} GB that Kaggle keeps: remove what else is in the working folder, or take a "
-            "smaller base model."
-        )
     name, source = earlier.folder.name, earlier.folder.parent
-    for file in files:
-        bring_file(file, run.path / file.relative_to(source))
+    size = bring_files([*_files(earlier, own)], source, run.path)
     write_record(run.folder(name) / RECORD, earlier.record)
     for beside in (RUN_RECORD, LOG) if own else (RUN_RECORD,):
         if (source / beside).is_file() and not (run.path / beside).is_file():
             shutil.copyfile(source / beside, run.path / beside)
-    print(f"{name}: taken from {earlier.folder} ({needed / 1e6:,.1f} MB)")
+    print(f"{name}: taken from {earlier.folder} ({size / 1e6:,.1f} MB)")
 
 
-def bring_file(file: Path, copy: Path) -> None:
-    """Copies a file with its time of change."""
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(file, copy)
-    copy.chmod(0o644)  # below input/ everything is read-only
+def bring_files(files: Sequence[Path], source: Path, target: Path) -> int:
+    """Copies files below `source` to where they are below `target`, with their times of change; returns their bytes.
+
+    UserError, before the first, where there is no room for them.
+    """
+    needed, there = sum(file.stat().st_size for file in files), used(kaggle_root() / "working")
+    if there + needed > LIMIT:
+        raise UserError(
+            f"{source} has {needed / 1e9:.1f} GB beside {there / 1e9:.1f} GB that are here, more than the "
+            f"{LIMIT / 1e9:.0f} GB that Kaggle keeps: remove what else is in the working folder, or take a "
+            "smaller base model."
+        )
+    for file in files:
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, copy)
+        copy.chmod(0o644)  # below input/ everything is read-only
+    return needed
 
 
 def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RECORD
 from nbutils.core.run.state import State
 from nbutils.core.text import counted
-from nbutils.kaggle.carry_over import LIMIT, bring_file, used
+from nbutils.kaggle.carry_over import LIMIT, bring_files, used
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.notebook_session import TRAINING, Session
 from nbutils.sweep.answer import VERDICT
@@ -51,17 +51,24 @@ class SweepSession(Session):
         Guard(get_ipython(), self.keep_output)
 
     def bring_earlier(self) -> None:
-        """Copies the sweep of the earlier session that came furthest; of its finished trials no checkpoints."""
+        """Copies the sweep of the earlier session that came furthest; of its finished trials no checkpoints.
+
+        UserError where there is no room for it.
+        """
         records = (kaggle_root() / "input").rglob(SWEEP_RECORD)
         found = [path.parent for path in records if path.parent.name == self.run.path.name]
         if not found or (self.run.path / SWEEP_RECORD).is_file():  # the first cells are executed a second time
             return
         source = max(found, key=progress)
         finished = {trial.checkpoints_folder for trial in trials(source) if _done(trial)}
-        for file in source.rglob("*"):
-            half = any(part.endswith(PARTIAL) for part in file.relative_to(source).parts)
-            if file.is_file() and not half and not finished.intersection(file.parents):
-                bring_file(file, self.run.path / file.relative_to(source))
+        files = [
+            file
+            for file in source.rglob("*")
+            if file.is_file()
+            and not any(part.endswith(PARTIAL) for part in file.relative_to(source).parts)
+            and not finished.intersection(file.parents)
+        ]
+        bring_files(files, source, self.run.path)
         print(f"Continues the sweep in {source}.")
 
     def close(self) -> None:

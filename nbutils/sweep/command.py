@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 from typing import Any
 
 from nbutils.core.errors import UserError
@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", metavar="M", type=minutes, default=0.0, help="pause after so long (default: budget_minutes)"
     )
-    parser.add_argument("--take", metavar="FILE", default="", help="write the winning values as a profile")
+    parser.add_argument("--take", metavar="FILE", type=os.path.abspath, help="write the winning values as a profile")
+    stale = parser.add_mutually_exclusive_group()
+    for option, text in (("--accept", "keep trials that are stale"), ("--force", "start trials that are stale again")):
+        stale.add_argument(option, dest="options", action="append_const", const=option, default=[], help=text)
     parser.add_argument("--explain", action="store_true", help="say what would run, and run nothing")
     parser.add_argument("--yes", action="store_true", help=f"allow more than {MOST_TRIALS} trials")
 
@@ -60,15 +63,14 @@ def settings_by(arguments: argparse.Namespace, **others: Any) -> SweepSettings:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs or explains a sweep; the exit status is 1 where every trial failed."""
-    take = str(Path(arguments.take).expanduser().absolute()) if arguments.take else ""  # as the shell means it
-    settings = settings_by(arguments, run_dir=arguments.out, minutes=arguments.minutes, take=take)
+    settings = settings_by(arguments, run_dir=arguments.out, minutes=arguments.minutes, take=arguments.take or "")
     sweep, say = settings.plan(arguments.yes), Display().say
-    sweeper = Sweeper(sweep, say)
+    sweeper = Sweeper(sweep, say, arguments.options)
     if arguments.explain:
         sweeper.explain()
         return 0
     found = sweeper.go()
-    table = [found.table().to_string(index=False)] if found.verdict else []
+    table = [found.table().to_string(index=False)] if found.verdict.rows else []
     for text in (*table, *found.sentences):
         say(text)
     return int(len(found.failed) == len(sweep.trials))

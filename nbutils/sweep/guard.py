@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from nbutils.core.errors import UserError
@@ -11,7 +12,7 @@ from nbutils.core.text import number
 from nbutils.evaluate.settings import EvaluateSettings
 from nbutils.pipeline.parameters import Plan, Planned, settings_of
 
-METRICS = ("acc_norm", "acc")
+PREFERRED = "acc_norm"
 """Of several metrics of a task, the one that is told of; else its first."""
 
 
@@ -19,12 +20,12 @@ def read_guard(text: str) -> dict[str, int]:
     """Tasks with their numbers of items, 0 for all, from `hellaswag:200,sciq`. UserError for anything else."""
     found: dict[str, int] = {}
     for part in filter(None, map(str.strip, text.split(","))):
-        task, colon, items = part.partition(":")
-        if not task or task in found or (colon and not (items.isascii() and items.isdigit() and int(items))):
+        match = re.fullmatch(r"([^:]+)(:([1-9][0-9]*))?", part)
+        if not match or match[1] in found:
             raise UserError(
                 f"The guard has {part!r}: give each task once, as TASK:ITEMS, such as hellaswag:200,sciq:200."
             )
-        found[task] = int(items or 0)
+        found[match[1]] = int(match[3] or 0)
     return found
 
 
@@ -54,8 +55,7 @@ def losses(plan: Plan, guard: Mapping[str, int], say: Callable[[str], None]) -> 
             say(why)
         for task in prepared.tasks:
             pairs = {pair["metric"]: pair for pair in found if pair["task"] == task}
-            name = next((name for name in (*METRICS, *pairs) if name in pairs), None)
-            rows += [pairs[name]] if name else []
+            rows += [pairs[name] for name in (PREFERRED, *pairs) if name in pairs][:1]
     return rows
 
 

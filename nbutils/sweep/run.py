@@ -5,46 +5,43 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 
-from nbutils.core.files import Json, link_tree, replaced, shown
+from nbutils.core.files import link_tree, written
 from nbutils.core.hardware import usable_gpus, visible_gpus
-from nbutils.core.run.decide import StageState, inspect
-from nbutils.core.run.layout import Run
-from nbutils.core.run.record import RUN_RECORD, read_record, write_record
 from nbutils.core.run.stage import locked
-from nbutils.core.stages import maker
 from nbutils.core.text import counted, duration
 from nbutils.core.torchrun import STARTED
 from nbutils.pipeline.supervise import child_environment, taking
 from nbutils.sweep.answer import Answer, answer
-from nbutils.sweep.plan import Sweep, TrialPlan, known
+from nbutils.sweep.plan import Step, Sweep, TrialPlan
 
-Start = Callable[[Sequence[str], Mapping[str, str]], "subprocess.Popen[str]"]
-"""Starts the command line with these arguments and more environment variables; its output is read from `stdout`."""
+DEVICES = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 0.2
 LINE_SECONDS = 60.0
 """Between two lines of a trial that are shown."""
-NOT_PASSED_ON = ("FORCE_COLOR", "CLICOLOR_FORCE", STARTED)
+EMPTIED = dict.fromkeys(("FORCE_COLOR", "CLICOLOR_FORCE", STARTED), "")
 """Environment variables: by two of them ipykernel asks for colours, and a trial's time begins with itself."""
 
 
 def start(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A process that ends with this one, and in a session of its own: a Ctrl-C in the terminal is for the sweep."""
+    """The command line with these arguments and more environment variables, its output in a pipe.
+
+    It ends with this process, and is in a session of its own: a Ctrl-C in the terminal is for the sweep.
+    """
     code = (
         f"from nbutils.core.torchrun import end_with; end_with({os.getpid()})\n"
         "from nbutils.cli import main; raise SystemExit(main())"
     )
-    given = {name: value for name, value in child_environment(**environment).items() if name not in NOT_PASSED_ON}
+    given = child_environment(**EMPTIED, **environment)
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], env=given, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", start_new_session=True,
@@ -54,8 +51,7 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> subproces
 def devices() -> list[str]:
     """The usable CUDA devices by the names that CUDA_VISIBLE_DEVICES knows them by."""
     gpus = visible_gpus()
-    given = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")))
-    usable = usable_gpus(gpus)
+    given, usable = re.findall(r"[^\s,]+", os.environ.get(DEVICES, "")), usable_gpus(gpus)
     return [name for name, gpu in zip(given or map(str, range(len(gpus))), gpus, strict=False) if gpu in usable]
 
 
@@ -85,62 +81,53 @@ class Job:
         self._reader.join(timeout=5)
         return True
 
-    def stop(self) -> None:
-        """Asks it to pause; asked a second time it ends its stage at once."""
-        with suppress(ProcessLookupError):
-            self.process.terminate()
-
 
 @dataclass
 class Sweeper:
     """One call of a sweep: its trials on the CPU or a GPU one after the other, on several GPUs one on each.
 
-    `failed` has the sentence of every trial that failed in this call.
+    `options` are more options of each trial's `run`. `failed` has the sentence of every trial that failed in this call,
+    by its label.
     """
 
     sweep: Sweep
     say: Callable[[str], None] = print
+    options: Sequence[str] = ()
     gpus: Sequence[str] = field(default_factory=devices)
-    start: Start = start
 
     def __post_init__(self) -> None:
         self.failed: dict[str, str] = {}
         began = float(os.environ.get(STARTED) or time.time())  # a Kaggle session counts from its own start
         self._ends = began + 60 * self.sweep.minutes if self.sweep.minutes else math.inf
-        self._jobs: dict[Job, TrialPlan | None] = {}
+        self._jobs: dict[Job, Step] = {}
         self._asked = self._told = 0  # how often to stop
 
     # ---- what is left ----
 
     def left(self) -> list[TrialPlan]:
         """The trials that are neither done nor failed."""
-        return [trial for trial in self.sweep.trials if trial.name not in self.failed and not trial.training.fits]
+        return [trial for trial in self.sweep.trials if trial.label not in self.failed and not trial.state.fits]
 
     def explain(self) -> None:
         """Says what would run, and, after the first trial, for how long."""
         self.sweep.check_folder()
-        rows = ((shown(folder), self._rows(trial)) for folder, trial in self.sweep.rows.items())
-        for label, state in (*rows, *((trial.label, trial.training) for trial in self.sweep.trials)):
-            self.say(f"{label}: {'done' if state.fits else f'run ({state.reason})'}")
+        for step in (*(trial.rows for trial in self.sweep.rows.values()), *self.sweep.trials):
+            state = step.state
+            self.say(f"{step.label}: {'done' if state.fits else f'run ({state.reason})'}")
         self.say(self.forecast() or "Nothing is left to run.")
 
     def forecast(self) -> str:
         """How much is left, and about how long it takes."""
         left, beside = self.left(), max(1, len(self.gpus))
-        words = f"{len(left)} of {counted(len(self.sweep.trials), 'trial')} left"
-        known = [trial.training.seconds for trial in self.sweep.trials if trial.training.fits]
         if not left:
             return ""
+        words = f"{len(left)} of {counted(len(self.sweep.trials), 'trial')} left"
+        known = [state.seconds for trial in self.sweep.trials if (state := trial.state).fits]
         if not known:
             return f"{words}; how long they take is known after the first."
         each = statistics.median(known)
         at_once = f", {beside} at a time" if beside > 1 else ""
         return f"{words}, about {duration(each * math.ceil(len(left) / beside))} at {duration(each)} each{at_once}."
-
-    def _rows(self, trial: TrialPlan) -> StageState:
-        """The state of the rows that a trial reads, in the folder where they are made."""
-        planned = trial.plan.maker("rows")
-        return inspect(planned.stage, planned.settings.model_copy(update={"run_dir": str(trial.rows)}))
 
     # ---- running ----
 
@@ -148,19 +135,22 @@ class Sweeper:
         """Runs what is left, to its end or until it is stopped; the answer, which is written after each candidate too.
 
         A signal, and the end of the time, pause the trials at work with a checkpoint; a second signal ends them now.
-        UserError where another sweep is at work in the folder, and for what its stages would stop over.
+        UserError where another sweep is at work in the folder, where the disk is full, and for what its stages would
+        stop over.
         """
         self.sweep.check_folder()
-        if self.left():
+        if left := self.left():
             self.sweep.check_ahead()
         with locked(self.sweep.out):
             self.sweep.write()
             with taking(self._take):
                 try:
-                    for trial in self.sweep.rows.values():
-                        if not self._asked and not self._rows(trial).fits:
-                            self._make_rows(trial)
-                    self._train()
+                    rows = {trial.rows.run: trial.rows for trial in left}
+                    self._run([step for step in rows.values() if not step.state.fits], [""])
+                    for trial in left:
+                        if trial.rows.state.fits:
+                            link_rows(trial)
+                    self._run(self.left(), list(self.gpus) if len(self.gpus) > 1 else [""])
                 finally:
                     for job in self._jobs:
                         job.process.kill()
@@ -172,57 +162,42 @@ class Sweeper:
                 found.write()
         return found
 
-    def _make_rows(self, trial: TrialPlan) -> None:
-        sharing = [each.name for each in self.sweep.trials if each.rows == trial.rows]
-        self.say(f"Making the rows of {counted(len(sharing), 'trial')} in {shown(trial.rows)}.")
-        own = {name: value for name, value in trial.values.items() if name in trial.plan.maker("rows").injected}
-        job = self._begin(trial.rows.name, own, trial.rows, "rows", "")
-        self._jobs[job] = None
-        while not job.ended():
-            self._look()
-        del self._jobs[job]
-        if not self._rows(trial).fits and not self._asked:
-            self.failed |= dict.fromkeys(sharing, job.last)
-            self.say(f"They cannot be made: {job.last}")
-
-    def _train(self) -> None:
-        """Runs the trials in their order, as many at a time as there are devices."""
-        waiting, free = self.left(), list(self.gpus) if len(self.gpus) > 1 else [""]
+    def _run(self, steps: Sequence[Step], free: list[str]) -> None:
+        """Makes steps in their order, as many at a time as there are devices."""
+        waiting = list(steps)
         while self._jobs or (waiting and not self._asked):
             while waiting and free and not self._asked:
-                trial = waiting.pop(0)
-                device, where = free.pop(0), f"[{self.sweep.trials.index(trial) + 1}/{len(self.sweep.trials)}]"
-                self.say(f"{where} {trial.label}{f' on GPU {device}' * bool(device)}: {trial.training.reason}")
-                link_rows(trial)
-                own = trial.values | {"seed": trial.seed}
-                self._jobs[self._begin(trial.label, own, trial.run.path, "model", device)] = trial
+                step, device = waiting.pop(0), free.pop(0)
+                where = f" on GPU {device} alone" if device else ""
+                self.say(f"[{len(steps) - len(waiting)}/{len(steps)}] {step.label}{where}: {step.state.reason}")
+                self._jobs[self._begin(step, device)] = step
             self._look()
             for job in [job for job in self._jobs if job.ended()]:
-                if ended := self._jobs.pop(job):
-                    self._note_end(ended, job)
+                self._note_end(self._jobs.pop(job), job.last)
                 free.append(job.device)
 
-    def _begin(self, label: str, values: Json, folder: Path, role: str, device: str) -> Job:
-        """Starts the pipeline on a run folder, up to the stage of that role."""
-        own = values | (known({"processes": 1}) if device else {})
-        options = [word for name, value in own.items() for word in ("-p", f"{name}={json.dumps(value)}")]
-        line = ["run", str(self.sweep.profile), *options, "--run-dir", str(folder), "--until", maker(role).name]
-        return Job(label, self.start(line, {"CUDA_VISIBLE_DEVICES": device} if device else {}), self.say, device)
+    def _begin(self, step: Step, device: str) -> Job:
+        """Starts the pipeline on the step's run folder, up to its stage."""
+        values = step.values | {"seed": step.seed} | ({"processes": 1} if device else {})
+        words = [f"-p{name}={json.dumps(value)}" for name, value in values.items()]
+        folder, last = str(step.run.path), step.planned.stage.name
+        line = ["run", str(self.sweep.profile), *words, "--run-dir", folder, "--until", last, *self.options]
+        return Job(step.label, start(line, {DEVICES: device} if device else {}), self.say, device)
 
-    def _note_end(self, trial: TrialPlan, job: Job) -> None:
-        state = trial.training
+    def _note_end(self, step: Step, last: str) -> None:
+        state = step.state
         if state.fits:
-            self.say(f"{trial.label}: done in {duration(state.seconds)}. {self.forecast()}".rstrip())
-            if all(mate.training.fits for mate in self.sweep.trials if mate.values == trial.values):
+            self.say(f"{step.label}: done in {duration(state.seconds)}. {self.forecast()}".rstrip())
+            trials = next((trials for trials in self.sweep.candidates if step in trials), [])
+            if trials and all(trial.state.fits for trial in trials):
                 found = answer(self.sweep, self.failed)
                 found.write()
-                if found.verdict:
-                    self.say(found.verdict.sentence)
+                self.say(found.verdict.sentence)
         elif self._asked:
-            self.say(f"{trial.label}: {state.reason}")
+            self.say(f"{step.label}: {state.reason}")
         else:
-            self.failed[trial.name] = job.last
-            self.say(f"{trial.label} failed: {job.last}")
+            self.failed |= {trial.label: last for trial in self.sweep.trials if step in (trial, trial.rows)}
+            self.say(f"{step.label} failed: {last}")
 
     def _look(self) -> None:
         """Waits a moment, and passes on that somebody, or the end of the time, wants it to stop."""
@@ -233,18 +208,14 @@ class Sweeper:
             self._told = self._asked
             self.say("Pausing." if self._asked == 1 else "Ending what is at work.")
             for job in self._jobs:
-                job.stop()
+                job.process.terminate()  # a second time it ends its stage at once
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self._asked += 1
 
 
 def link_rows(trial: TrialPlan) -> None:
-    """Gives a trial its rows and their record, as hard links where the disk has them."""
-    planned = trial.plan.maker("rows")
-    if not inspect(planned.stage, planned.settings).fits:
-        with replaced(trial.run.rows) as partial:
-            link_tree(Run(trial.rows).rows, partial)
-    if not (trial.run.path / RUN_RECORD).is_file():
-        record = read_record(trial.rows / RUN_RECORD) or {}
-        write_record(trial.run.path / RUN_RECORD, record | {"name": trial.name})
+    """Gives a trial its rows with their record, as hard links where the disk has them. UserError where it is full."""
+    if not trial.linked.fits:
+        with written(trial.run.rows) as partial:
+            link_tree(trial.rows.run.rows, partial)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,17 +15,26 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, resolve, sha256_of_json, shown
+from nbutils.core.files import Json, resolve, sha256_of_json, shown, writing
 from nbutils.core.settings import STEERING, Settings
 from nbutils.core.stages import maker, stages
 from nbutils.pipeline.parameters import OF_BUNDLES, Given, plan_of, profile_path, read_override, read_profile
 from nbutils.sweep.guard import read_guard
-from nbutils.sweep.plan import OF_TRIALS, PROFILE, TAKEN, Sweep, TrialPlan, known, types
+from nbutils.sweep.plan import PAUSES, PROFILE, TAKEN, Step, Sweep, TrialPlan
+from nbutils.sweep.verdict import label
 
 MOST_TRIALS = 200
 """More are planned only where a person says so."""
-LONGEST_NAME = 120
-"""Characters of a trial's folder."""
+LONGEST_NAME = 100
+"""Characters of a trial's folder that say its values."""
+OWN = {"run_dir", *PAUSES} - {"budget_minutes"}
+"""Parameters that the sweep sets for each trial. The budget is that of the sweep."""
+NOT_SWEPT = {
+    "seed": "every trial is repeated with as many seeds as --seeds says, from the profile's seed on: take it out",
+    "split_seed": "it is the same for all trials, so that all are measured on the same conversations: take it out",
+    "supervise": "each of its values counts the loss on other tokens, so that trials cannot be compared: give it one "
+    "value",
+}
 
 
 class SweepSettings(Settings):
@@ -43,51 +53,39 @@ class SweepSettings(Settings):
 
         `many` allows more than MOST_TRIALS. UserError for what is wrong.
         """
-        profile = profile_path(self.profile) if self.profile else self.run_path / PROFILE
-        fixed = read_profile(profile) if self.profile else {}
-        fixed |= _given(self.values)
         count = math.prod(map(len, self.sweep.values()))
         if count < 2:
             raise UserError("Nothing is swept: give a parameter several values, such as -p learning_rate=1e-4,1e-3.")
-        count *= self.seeds
-        if count > MOST_TRIALS and not many:
+        if count * self.seeds > MOST_TRIALS and not many:
             raise UserError(
-                f"That is {count:,} trials, more than {MOST_TRIALS}: say --yes, or in the notebook plan(many=True), "
-                "if you mean it."
+                f"That is {count * self.seeds:,} trials, more than {MOST_TRIALS}: say --yes, or in the notebook "
+                "plan(many=True), if you mean it."
             )
-        if "run_dir" in self.values:
-            raise UserError("Each trial has a run_dir of its own below the sweep's: take it out.")
+        for name in OWN.intersection(self.values):
+            raise UserError(f"A sweep sets {name} for each of its trials: take it out.")
         for name in self.sweep:
             _check_sweepable(name)
-        combinations = [dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())]
-        training = plan_of(profile, fixed | _given(combinations[0])).maker("model").settings.model_dump()
+        profile = profile_path(self.profile) if self.profile else self.run_path / PROFILE
+        fixed = (read_profile(profile) if self.profile else {}) | _given(self.values)
+        recipes = [dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())]
+        training = plan_of(profile, fixed | _given(recipes[0])).maker("model").settings.model_dump()
         seeds = range(training["seed"], training["seed"] + self.seeds)
-        trials = [_trial(profile, fixed, each, seed, self.run_path) for each in combinations for seed in seeds]
-        found: dict[str, list[Any]] = {name: [] for name in self.sweep}
-        for name, values in found.items():
-            for trial in trials:
-                values += [] if trial.values[name] in values else [trial.values[name]]
-            if len(values) < len(self.sweep[name]):
-                raise UserError(f"A value of {name} is given twice; give each once.")
-        common = {name: given.value for name, given in fixed.items() if name not in ("run_dir", *found)}
-        minutes = self.minutes or training.get("budget_minutes", 0.0)
+        candidates = [[_trial(profile, fixed, recipe, seed, self.run_path) for seed in seeds] for recipe in recipes]
+        labels = [trial.label for trial, *_ in candidates]
+        for each in labels:
+            if labels.count(each) > 1:
+                raise UserError(f"{each} is planned twice: give each value once.")
+        common = {name: given.value for name, given in fixed.items() if name not in OWN.union(self.sweep)}
+        minutes = self.minutes or training["budget_minutes"]
         take = profile_to_take(self.take) if self.take else None
-        return Sweep(self.run_path, common, found, seeds, trials, read_guard(self.guard), minutes, take)
+        return Sweep(self.run_path, common, candidates, read_guard(self.guard), minutes, take)
 
 
 def read_values(text: str) -> tuple[str, list[Any]]:
-    """Name and values of a `-p NAME=V1,V2`; each is YAML.
-
-    Brackets around all of them may be left out; of a parameter that is a list, each value has its own.
-    """
+    """Name and values of a `-p NAME=V1,V2`; each is YAML."""
     name, equals, values = text.partition("=")
     name, given = read_override(f"{name}=[{values}]" if equals else text)
-    found = given.value
-    if len(found) == 1 and isinstance(found[0], list):
-        (inner,) = found
-        if types().get(name) != "list" or (inner and all(isinstance(each, list) for each in inner)):
-            found = inner
-    return name, found or [None]
+    return name, given.value or [None]
 
 
 def profile_to_take(text: str) -> Path:
@@ -96,12 +94,9 @@ def profile_to_take(text: str) -> Path:
     folder = next(each for each in file.parents if each.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"{shown(file)} cannot be written: name another file.")
-    try:
-        ours = not file.exists() or file.read_text(encoding="utf-8").startswith(f"# {TAKEN}")
-    except (OSError, UnicodeDecodeError):
-        ours = False
-    if not ours:
-        raise UserError(f"{shown(file)} is there, and no sweep has written it: name another file.")
+    with writing(file):
+        if file.exists() and not file.read_bytes().startswith(f"# {TAKEN}".encode()):
+            raise UserError(f"{shown(file)} is there, and no sweep has written it: name another file.")
     return file
 
 
@@ -111,31 +106,12 @@ def _given(values: Mapping[str, Any]) -> dict[str, Given]:
 
 def _check_sweepable(name: str) -> None:
     """UserError for a parameter that cannot be swept; one that nobody knows is named when the trials are planned."""
-    known = [stage for stage in stages() if name in stage.settings_class().model_fields]
-    made = any(stage in known for stage in (maker("rows"), maker("model")))
-    why = ""
-    if name == "seed":
-        why = "every trial is repeated with as many seeds as --seeds says, from the profile's seed on: take it out"
-    elif name == "split_seed":
-        why = "it is the same for all trials, so that all are measured on the same conversations: take it out"
-    elif name == "supervise":
-        why = "each of its values counts the loss on other tokens, so that trials cannot be compared: give it one value"
-    elif name in OF_BUNDLES or (known and not made):
-        why = "no trial reads it: take it out"
-    elif known and not (_changes("rows", name) or _changes("model", name)):
+    known = name in OF_BUNDLES or any(name in stage.settings_class().model_fields for stage in stages())
+    why = NOT_SWEPT.get(name)
+    if known and not (_changes("rows", name) or _changes("model", name)):
         why = "it changes nothing of what a training makes: give it one value"
     if why:
         raise UserError(f"{name} cannot be swept; {why}.")
-
-
-def _trial(profile: Path, fixed: dict[str, Given], values: Json, seed: int, out: Path) -> TrialPlan:
-    """The trial with these values of the swept parameters."""
-    of_rows = {name: value for name, value in values.items() if _changes("rows", name)}
-    folder, rows = (out / name for name in (_folder(values, f"seed-{seed}"), _folder(of_rows, maker("rows").name)))
-    own = values | known(OF_TRIALS) | {"seed": seed, "run_dir": shown(folder)}
-    planned = plan_of(profile, fixed | _given(own))
-    read = planned.maker("rows").injected | planned.maker("model").injected
-    return TrialPlan({name: read[name] for name in values}, seed, planned, rows)
 
 
 def _changes(role: str, name: str) -> bool:
@@ -144,13 +120,22 @@ def _changes(role: str, name: str) -> bool:
     return field is not None and STEERING not in field.metadata
 
 
+def _trial(profile: Path, fixed: dict[str, Given], values: Json, seed: int, out: Path) -> TrialPlan:
+    """The trial with these values of the swept parameters."""
+    folder = out / _folder(values, f"seed-{seed}")
+    planned = plan_of(profile, fixed | _given(PAUSES | values | {"seed": seed, "run_dir": shown(folder)}))
+    rows, model = planned.maker("rows"), planned.maker("model")
+    read = {name: (rows.injected | model.injected)[name] for name in values}
+    of_rows = {name: value for name, value in read.items() if _changes("rows", name)}
+    shared = out / _folder(of_rows, rows.stage.name)
+    there = replace(rows, settings=rows.settings.model_copy(update={"run_dir": str(shared)}))
+    making = Step(f"rows of {label(of_rows) or 'all trials'}", there, of_rows, seed)
+    return TrialPlan(f"{label(read)}, seed {seed}", model, read, seed, planned, making)
+
+
 def _folder(values: Mapping[str, Any], last: str) -> str:
     """The name of a folder for these values: readable, and another one for other values."""
-    words = "_".join([*(f"{name}-{_slug(value)}" for name, value in values.items()), last])
-    return words if len(words) <= LONGEST_NAME else f"{words[: LONGEST_NAME // 2]}-{sha256_of_json(values)[:8]}_{last}"
-
-
-def _slug(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    word = re.sub(r"[^\w.+-]+", "-", text).strip("-")[:40]
-    return word if word == text else f"{word}-{sha256_of_json(value)[:6]}"
+    words = [f"{name}-{value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
+    text = "_".join(words)
+    name = re.sub(r"[^\w.+-]+", "-", text)[:LONGEST_NAME]
+    return "_".join(filter(None, (name if name == text else f"{name}-{sha256_of_json(values)[:8]}", last)))

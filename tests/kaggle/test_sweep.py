@@ -2,6 +2,7 @@
 
 import pytest
 
+from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, write_json
 from nbutils.core.run.layout import Run
 from nbutils.core.run.state import State
@@ -47,6 +48,14 @@ def test_a_session_goes_on_with_the_sweep_that_came_furthest(session, other, fur
     session.close()
     assert read_json(here / "session.json")["status"] == "paused"
     assert f"{2 - len(done)} trial" in (said := capsys.readouterr().out) and "To continue: attach" in said
+
+
+def test_a_sweep_that_kaggle_would_not_keep_is_not_brought(session, monkeypatch):
+    sweep(session.place / "input" / "first" / "runs" / "mine", "a")
+    monkeypatch.setattr("nbutils.kaggle.carry_over.LIMIT", 3)
+    with pytest.raises(UserError, match="working folder"):
+        session.resume({"run_dir": "runs/mine"})
+    assert not (session.place / "working" / "runs").exists()
 
 
 def test_a_sweep_with_nothing_left_is_done(session):

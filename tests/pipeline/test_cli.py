@@ -16,7 +16,7 @@ RUN = ["run", "params/demo.yaml"]
     [
         (["run"], "PROFILE -p --run-dir --from --only --until --accept --force --allow-paused --explain", "--out"),
         (["fetch"], "PROFILE -p --out --check", "--run-dir"),
-        (["sweep"], "PROFILE -p --out --seeds --minutes --guard --take --explain --yes", "--run-dir"),
+        (["sweep"], "PROFILE -p --out --seeds --minutes --guard --take --accept --force --explain --yes", "--run-dir"),
         ([], "run chat origin doctor settings fetch sweep kaggle", "--run-dir"),
     ],
 )

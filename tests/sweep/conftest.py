@@ -1,7 +1,11 @@
-"""Sweeps whose trials are made up in an instant: their records are real, and their losses follow a rule."""
+"""Sweeps whose trials are made up in an instant: their pipelines are real, and their losses follow a rule."""
 
 import argparse
+import io
+import json
 import math
+import threading
+from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -10,10 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nbutils.cli import main
 from nbutils.core.files import write_jsonl
 from nbutils.core.run.pause import PIPELINE
 from nbutils.core.run.stage import Stage
-from nbutils.pipeline.parameters import plan
+from nbutils.core.stages import stages
+from nbutils.pipeline.parameters import settings_of
+from nbutils.pipeline.run import StageFailed
 from nbutils.sweep import run
 from nbutils.sweep.command import add_arguments, settings_by
 from nbutils.sweep.run import Sweeper
@@ -22,26 +29,31 @@ VERSION = lru_cache(metadata.version)
 
 
 class Process:
-    """A pipeline's process; `settings` are those of the stage that it is to make, `conduct` says what becomes of it."""
+    """A pipeline's process without a kernel: `conduct` says when its notebook ends, and how.
+
+    `given` has the parameters of its command line, `stage` the name of the stage that it is to make.
+    """
 
     def __init__(self, line, environment, conduct):
-        _, profile, *words, _, folder, _, stage = line
-        planned = {each.stage.name: each.settings for each in plan(Path(profile), words[1::2], folder).stages}
-        self.settings, self.environment, self.conduct = planned[stage], environment, conduct
-        self.stdout = ["Something is said.\n", "It cannot be done.\n"]
-        self.asked, self.status = False, None
+        self.line, self.environment, self.conduct = line, environment, conduct
+        given = (word[2:].split("=", 1) for word in line if word.startswith("-p"))
+        self.given = {name: json.loads(value) for name, value in given}
+        self.stage = line[line.index("--until") + 1]
+        self.asked, self.status, self.said, self.ended = False, None, io.StringIO(), threading.Event()
+        self.stdout = self.lines()
+
+    def lines(self):
+        """What it has said, once it has ended."""
+        self.ended.wait()
+        yield from self.said.getvalue().splitlines()
 
     def poll(self):
-        """The exit status, once the stage has been made."""
+        """The exit status, once there is one."""
         if self.status is None and (how := self.conduct(self)):
-            stage = Stage.begin("train" if hasattr(self.settings, "learning_rate") else "data", self.settings)
-            if stage.spec.name == "data":
-                (stage.folder / "summary.json").write_text("{}")
-            elif how == "done":
-                heldout(self.settings).to_parquet(stage.layout.heldout)
-            if how != "fails":
-                stage.finish(how, fraction=0.5, step=3)
-            self.status = int(how == "fails")
+            with pytest.MonkeyPatch.context() as patch, redirect_stdout(self.said), redirect_stderr(self.said):
+                patch.setattr("nbutils.pipeline.run._execute", lambda job: execute(job, how))
+                self.status = main(self.line)
+            self.ended.set()
         return self.status
 
     def terminate(self):
@@ -49,6 +61,20 @@ class Process:
         self.asked = True
 
     kill = terminate
+
+
+def execute(job, how):
+    """Does what a notebook does."""
+    spec = next(stage for stage in stages() if stage.file == job.source.name)
+    settings = settings_of(spec, job.parameters)
+    stage = Stage.begin(spec.name, settings)
+    if how == "fails":
+        raise StageFailed("It cannot be done.")
+    if spec.name == "data":
+        (stage.folder / "summary.json").write_text(json.dumps(Path(settings.datasets[0].path).read_text()))
+    elif how == "done":
+        heldout(settings).to_parquet(stage.layout.heldout)
+    stage.finish(how, fraction=0.5, step=3)
 
 
 def heldout(settings, conversations=60):
@@ -65,10 +91,10 @@ class Sweeps:
     """Sweeps in a folder, what they said, and the processes that they started."""
 
     def __init__(self, folder):
-        self.out, self.profile = folder / "sweep", folder / "profile.yaml"
+        self.out, self.profile, self.talk = folder / "sweep", folder / "profile.yaml", folder / "talk.jsonl"
         talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-        write_jsonl(folder / "talk.jsonl", [{"messages": talk}])  # is opened faster than the demo's corpus
-        self.profile.write_text(f"datasets: ['{folder / 'talk.jsonl'}']\nepochs: 2\n")
+        write_jsonl(self.talk, [{"messages": talk}])  # is opened faster than the demo's corpus
+        self.profile.write_text(f"datasets: ['{self.talk}']\nepochs: 2\npause_after_steps: 9\n")
         self.said, self.started = [], []
         self.conduct = lambda process: "done"
 
@@ -77,9 +103,9 @@ class Sweeps:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         arguments = parser.parse_args([str(self.profile), "--out", str(self.out), *words])
-        asked = {"run_dir": arguments.out, "minutes": arguments.minutes, "take": arguments.take}
+        asked = {"run_dir": arguments.out, "minutes": arguments.minutes, "take": arguments.take or ""}
         planned = settings_by(arguments, **asked).plan(arguments.yes)
-        return Sweeper(planned, self.said.append, **{"gpus": (), "start": self.start} | changes)
+        return Sweeper(planned, self.said.append, arguments.options, **{"gpus": ()} | changes)
 
     def start(self, line, environment):
         self.started.append(Process(line, environment, self.conduct))
@@ -93,16 +119,16 @@ class Sweeps:
     @property
     def trained(self):
         """Learning rates and seeds of the trainings that were started."""
-        return [
-            (p.settings.learning_rate, p.settings.seed) for p in self.started if hasattr(p.settings, "learning_rate")
-        ]
+        return [(p.given["learning_rate"], p.given["seed"]) for p in self.started if p.stage == "train"]
 
 
 @pytest.fixture
 def sweeps(tmp_path, monkeypatch) -> Sweeps:
     """Nothing is there yet."""
+    made = Sweeps(tmp_path)
+    monkeypatch.setattr(run, "start", made.start)
     monkeypatch.setattr(run, "POLL_SECONDS", 0)
     monkeypatch.setattr(metadata, "version", VERSION)  # of a dozen packages, read again for every stage
     monkeypatch.setattr("nbutils.sweep.answer.save", lambda draw, folder, name: name)  # drawn in `test_verdict`
     monkeypatch.setenv(PIPELINE, "tests")  # the made-up processes do not lock run folders
-    return Sweeps(tmp_path)
+    return made

@@ -5,11 +5,11 @@ Cells of the trials' notebooks run in the trial's process; what a fresh kernel a
 """
 
 import asyncio
+import multiprocessing
 import os
 import runpy
 import sys
 import time
-from functools import partial
 
 import papermill
 import pytest
@@ -22,65 +22,51 @@ from nbutils.core.files import write_text
 from nbutils.core.notebooks import SWEEP, notebooks_folder
 from nbutils.core.run.pause import PIPELINE
 from nbutils.core.torchrun import LOG, PROGRESS, Torchrun, _followed, end_with
-from nbutils.sweep.run import Sweeper
 from tests import forked_kernels
 from tests.cells import run_cells
 from tests.train.forked import LIBRARIES, MODULE
 
 
-class Fork:
+class Fork(multiprocessing.get_context("fork").Process):
     """A fork of this process that runs a function, as far as it has to look like a `subprocess.Popen`."""
 
+    stdin = stdout = stderr = None
+
     def __init__(self, function, output):
-        self.status, parent = None, os.getpid()
-        self.pid = os.fork()
-        if not self.pid:
-            status = 1
-            try:
-                os.setsid()
-                for stream in (1, 2):
-                    os.dup2(output, stream)
-                sys.stdout = sys.stderr = os.fdopen(os.dup(output), "w", buffering=1)
-                end_with(parent)
-                status = function() or 0
-            finally:
-                os._exit(status)
+        def run():
+            os.setsid()
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            sys.stdout = sys.stderr = os.fdopen(os.dup(output), "w", buffering=1)
+            end_with(parent)
+            sys.exit(function())
+
+        parent = os.getpid()
+        super().__init__(target=run)
+        self.start()
         os.close(output)
+        while os.getpgid(self.pid) != self.pid:  # else a signal to the fork's group would be one to this one
+            time.sleep(0.01)
 
     def poll(self):
-        if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.status = os.waitstatus_to_exitcode(status) if pid else None
-        return self.status
+        return self.exitcode
+
+    def wait(self):
+        self.join()
+        return self.exitcode
 
     def send_signal(self, number):
         os.kill(self.pid, number)
 
-    def terminate(self):
-        self.send_signal(15)
 
-    def kill(self):
-        self.send_signal(9)
+def kernel(command, env, cwd=None, **_):
+    """What jupyter_client starts."""
 
+    def run():
+        asyncio.set_event_loop(asyncio.new_event_loop())  # papermill's is at work
+        forked_kernels.kernel(command[command.index("-f") :], env, cwd or os.getcwd())
 
-class Kernel(Fork):
-    """The part of `subprocess.Popen` that jupyter_client asks for."""
-
-    stdin = stdout = stderr = None
-
-    def __init__(self, command, env, cwd=None, **_):
-        def run():
-            asyncio.set_event_loop(asyncio.new_event_loop())  # papermill's is at work
-            forked_kernels.kernel(command[command.index("-f") :], env, cwd or os.getcwd())
-
-        super().__init__(run, os.dup(2))
-        while os.getpgid(self.pid) != self.pid:
-            time.sleep(0.01)
-
-    def wait(self):
-        while self.poll() is None:
-            time.sleep(0.01)
-        return self.status
+    return Fork(run, os.dup(2))
 
 
 def trial(arguments, environment):
@@ -127,10 +113,10 @@ def _sweep(parameters, log):
     torch.set_num_threads(1)  # a fork has none of the others
     os.environ["OMP_NUM_THREADS"] = "1"
     with open(log, "a", buffering=1) as said, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nbutils.sweep.run.Sweeper", partial(Sweeper, start=trial))
+        patch.setattr("nbutils.sweep.run.start", trial)
         patch.setattr("nbutils.pipeline.run._execute", cells)
         patch.setattr("nbutils.train.run.Torchrun", Forking)
-        patch.setattr(local_provisioner, "launch_kernel", Kernel)
+        patch.setattr(local_provisioner, "launch_kernel", kernel)
         papermill.execute_notebook(notebooks_folder() / SWEEP, None, parameters, kernel_name="python3",
                                    progress_bar=False, stdout_file=said)  # fmt: skip
 

@@ -44,6 +44,6 @@ def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
     assert "learning_rate 4e-05, seed 1: was interrupted before it finished" in said
     verdicts = [read_json(out / "verdict.json") for out in (killed, whole)]
     assert verdicts[0] == verdicts[1] and verdicts[0]["verdict"]["best"] == {"learning_rate": 0.004}, said
-    assert [row["worse"] for row in verdicts[0]["verdict"]["rows"]] == [False, True, True]
+    assert [row["word"] for row in verdicts[0]["verdict"]["rows"]] == ["best", "worse", "worse"]
     weights = [sorted(out.glob("*/train/final/model.safetensors")) for out in (killed, whole)]
     assert [file.read_bytes() for file in weights[0]] == [file.read_bytes() for file in weights[1]]

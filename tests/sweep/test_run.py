@@ -1,12 +1,14 @@
 """What a sweep runs, keeps, says and refuses; its trials are made up, all else is real."""
 
+import errno
 import os
 import signal
 import time
 
 import pytest
 
-from nbutils.core.files import read_json
+from nbutils.core.errors import UserError
+from nbutils.core.files import read_json, write_json
 from nbutils.core.run.record import outputs_of
 from nbutils.core.run.stage import locked
 from nbutils.pipeline.parameters import plan, read_profile
@@ -26,7 +28,7 @@ def test_each_trial_is_an_ordinary_run_on_rows_that_are_made_once(sweeps):
     found = sweeps.go(RATES, "--seeds=2")
     assert sweeps.trained == SIX and len(sweeps.started) == 7
     assert found.verdict.best == {"learning_rate": 0.004}
-    assert [row.worse for row in found.verdict.rows] == [False, True, True]
+    assert [row.word for row in found.verdict.rows] == ["best", "worse", "worse"]
     runs = sorted(sweeps.out.glob("*_seed-*"))
     assert len(runs) == 6
     made = read_json(sweeps.out / "data" / "data" / "stage.json")
@@ -46,15 +48,48 @@ def test_more_values_and_seeds_join_a_sweep(sweeps):
     assert sweeps.trained == [(0.004, 1), (0.001, 0), (0.001, 1)]
 
 
+def test_where_the_rows_have_changed_all_trials_are_trained_on_the_new_ones(sweeps):
+    sweeps.go(RATES, "--seeds=1")
+    sweeps.talk.write_text(sweeps.talk.read_text() * 2)
+    sweeps.sweeper(RATES, "--seeds=1").explain()
+    assert "seed 0: run (changed: file outside the run" in sweeps.said[-2]
+    assert not sweeps.go(RATES, "--seeds=1").left and sweeps.trained == SIX[::2]
+
+
+@pytest.mark.parametrize("option,word", [("", "ask"), ("--accept", "keep"), ("--force", "run")])
+def test_long_work_that_is_stale_is_kept_or_set_aside_as_a_person_says(sweeps, monkeypatch, option, word):
+    sweeps.go(RATES, "--seeds=1")
+    record = sweeps.out / "learning_rate-0.004_seed-0" / "train" / "stage.json"
+    made = read_json(record)
+    write_json(record, made | {"parts": made["parts"] | {"code": "another"}, "work_seconds": 700})
+    found = sweeps.go(RATES, "--seeds=1", *filter(None, [option]))
+    assert sweeps.trained == [(0.004, 0)] and len(found.verdict.rows) == 2 + bool(option)
+    said = found.failed.get("learning_rate 0.004, seed 0", "")
+    assert ("run again with --accept to keep it, with --force" in said) == (word == "ask")
+    assert len([*record.parents[1].glob("train-*")]) == (word == "run")
+    assert not option or (read_json(record)["started"] == made["started"]) == (word == "keep")
+
+
+def test_a_disk_that_fills_while_rows_are_linked_is_one_sentence(sweeps, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"written \(.*No space left.*\): make room"):
+        patch.setattr("nbutils.core.files.link", full)
+        sweeps.go(RATES, "--seeds=1")
+    assert len(sweeps.started) == 1 and not [*sweeps.out.glob("*_seed-*/*")]
+    assert sweeps.go(RATES, "--seeds=1").left == 0
+
+
 def test_a_parameter_of_the_rows_makes_them_once_for_each_of_its_values(sweeps):
     found = sweeps.go("-pmax_length=512,1024", RATES, "--seeds=1", "-psplit_seed=3", "-pseed=5")
     assert len(sweeps.started) == 2 + 6 and len(found.verdict.rows) == 6
-    assert sum("Making the rows of 3 trials" in line for line in sweeps.said) == 2
-    assert {process.settings.seed for process in sweeps.started} == {5}
+    assert [sum(f"rows of max_length {n}: never run" in line for line in sweeps.said) for n in (512, 1024)] == [1, 1]
+    assert {process.given["seed"] for process in sweeps.started} == {5}
 
 
 def test_what_fails_is_said_and_the_others_run(sweeps):
-    sweeps.conduct = lambda process: "fails" if getattr(process.settings, "learning_rate", 0) == 0.4 else "done"
+    sweeps.conduct = lambda process: "fails" if process.given.get("learning_rate") == 0.4 else "done"
     found = sweeps.go(RATES, "--seeds=2")
     assert sweeps.trained == SIX and len(found.verdict.rows) == 2 and found.left == 0
     assert found.sentences[-1] == "Failed: learning_rate 0.4, seed 1. It cannot be done."
@@ -124,7 +159,7 @@ def test_two_gpus_train_two_trials_side_by_side(sweeps):
     sweeps.conduct = conduct
     assert sweeps.go(RATES, "--seeds=2", gpus=["3", "1"]).left == 0
     trained = sweeps.started[1:]
-    assert max(together) == 2 and {p.settings.processes for p in trained} == {1}
+    assert max(together) == 2 and {p.given["processes"] for p in trained} == {1}
     assert {p.environment["CUDA_VISIBLE_DEVICES"] for p in trained} == {"3", "1"}
 
 
@@ -160,7 +195,7 @@ def test_a_notebooks_parameters_plan_the_same(sweeps):
 WRONG = {
     "-plearning_rat=1,2": "no notebook has a parameter 'learning_rat'. Did you mean 'learning_rate'?",
     "-plearning_rate=0.1,70": "The parameter 'learning_rate' is 70",
-    "-plearning_rate=0.1,1e-1": "A value of learning_rate is given twice",
+    "-plearning_rate=0.1,1e-1": "learning_rate 0.1, seed 0 is planned twice",
     "-plearning_rate=0.1,0.2 -plearning_rate=0.3": "learning_rate is given twice",
     "-plearning_rate=0.1": "Nothing is swept",
     f"{RATES} --seeds=0": "The parameter 'seeds' is 0",
@@ -169,9 +204,11 @@ WRONG = {
     "-psplit_seed=1,2": "split_seed cannot be swept; it is the same for all trials",
     "-psupervise=all,assistant": "supervise cannot be swept; each of its values counts the loss on other tokens",
     "-plog_steps=1,2": "log_steps cannot be swept; it changes nothing of what a training makes",
-    "-ptemperature=0.5,0.9": "temperature cannot be swept; no trial reads it",
-    "-pinternet=true,false": "internet cannot be swept; no trial reads it",
-    f"{RATES} -prun_dir=runs/x": "Each trial has a run_dir of its own",
+    "-ptemperature=0.5,0.9": "temperature cannot be swept; it changes nothing of what a training makes",
+    "-pinternet=true,false": "internet cannot be swept; it changes nothing",
+    f"{RATES} -prun_dir=runs/x": "A sweep sets run_dir for each of its trials",
+    f"{RATES} -ppause_after_steps=3": "A sweep sets pause_after_steps for each of its trials",
+    f"{RATES} -pplain_loop_steps=3": "A sweep sets plain_loop_steps for each of its trials",
     f"{RATES} --guard=hellaswag:x": "The guard has 'hellaswag:x'",
     f"{RATES} --guard=helloswag:5": "helloswag",
     f"{RATES} -pdatasets=[no_such.jsonl]": "no_such.jsonl",

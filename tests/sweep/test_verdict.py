@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from nbutils.core.charts import save
 from nbutils.core.errors import UserError
 from nbutils.sweep.display import figure, table
-from nbutils.sweep.verdict import Trial, judge
+from nbutils.sweep.verdict import Candidate, judge
 
 CONVERSATIONS = pd.MultiIndex.from_product([["chitchat"], range(400)], names=["source", "index"])
 SPREAD = 0.1
@@ -21,17 +22,22 @@ STANDARD_ERROR = SPREAD * math.sqrt(2 * math.exp(0.6**2) / 200)
 
 
 def sweep(number, losses, seeds=3, seed_spread=0.0, values=None):
-    """Trials whose candidates truly have these losses; conversations are hard or easy for all of them."""
+    """Candidates that truly have these losses; conversations are hard or easy for all of them."""
     rng = np.random.default_rng(number)
     tokens, hard = np.round(rng.lognormal(5, 0.6, 400)), rng.normal(3.5, 0.5, 400)
-    trials = []
+    candidates = []
     for place, loss in enumerate(losses):
-        suits = rng.normal(loss, SPREAD, 400)
+        suits, tables = rng.normal(loss, SPREAD, 400), {}
         for seed in range(seeds):
             each = hard + suits + rng.normal(0, seed_spread) + rng.normal(0, seed_spread, 400)
-            held = pd.DataFrame({"loss_sum": each * tokens, "tokens": tokens}, CONVERSATIONS)
-            trials.append(Trial(values[place] if values else {"learning_rate": place}, seed, held))
-    return trials
+            tables[seed] = pd.DataFrame({"loss_sum": each * tokens, "tokens": tokens}, CONVERSATIONS)
+        candidates.append(Candidate(values[place] if values else {"learning_rate": place}, tables))
+    return candidates
+
+
+def changed(candidate, change):
+    """The same with other tables."""
+    return Candidate(candidate.values, {seed: change(table) for seed, table in candidate.heldout.items()})
 
 
 def rates(*numbers):
@@ -42,76 +48,95 @@ def rates(*numbers):
 def test_eight_equal_trials_are_seldom_told_apart(seeds, seed_spread):
     """The noise of three seeds is about that of the conversations."""
     verdicts = [judge(sweep(number, [0] * 8, seeds, seed_spread)) for number in range(200)]
-    assert sum(any(row.worse for row in verdict.rows) for verdict in verdicts) <= 10
+    assert sum(any(row.word == "worse" for row in verdict.rows) for verdict in verdicts) <= 10
 
 
 @pytest.mark.parametrize("errors,at_least", [(2, 100), (4, 190)])
 def test_a_true_difference_is_found(errors, at_least):
     verdicts = [judge(sweep(number, [0, errors * STANDARD_ERROR], seeds=1)) for number in range(200)]
-    assert sum(v.best == {"learning_rate": 0} and v.rows[1].worse for v in verdicts) >= at_least
+    assert sum(v.best == {"learning_rate": 0} and v.rows[1].word == "worse" for v in verdicts) >= at_least
 
 
 def test_what_seeds_explain_is_not_called_worse():
     """A difference that is sure for these models is not for this recipe."""
     alone, drawn = (judge(sweep(3, [0, 0.02], seeds, 0.1)) for seeds in (1, 3))
-    assert alone.rows[1].worse and "Seeds were not measured" in alone.sentence
-    assert not drawn.rows[1].worse and "Seeds" not in drawn.sentence
+    assert alone.rows[1].word == "worse" and "Seeds were not measured" in alone.sentence
+    assert drawn.rows[1].word == "not distinguishable" and "Seeds" not in drawn.sentence
 
 
 def test_a_wild_candidate_does_not_hide_what_calm_ones_show():
-    trials = sweep(0, [0, 0.1], 3, 0.002, rates(1e-3, 3e-4)) + sweep(1, [2], 3, 1.0, rates(0.4))
-    assert [row.worse for row in judge(trials).rows][:2] == [False, True]
+    candidates = sweep(0, [0, 0.1], 3, 0.002, rates(1e-3, 3e-4)) + sweep(1, [2], 3, 1.0, rates(0.4))
+    assert [row.word for row in judge(candidates).rows][:2] == ["best", "worse"]
 
 
 def test_the_sentence_says_what_to_take():
-    trials = sweep(1, [0.1, 0, 0.003, 0.3, 3], seed_spread=0.005, values=rates(3e-4, 1e-3, 2e-3, 1e-4, 0.4))
-    trials[-1].heldout.iloc[5, 0] = math.nan  # one seed
-    verdict = judge(trials)
-    *_, near, far, broken = verdict.rows
+    candidates = sweep(1, [0.1, 0, 0.003, 0.3, 3], seed_spread=0.005, values=rates(3e-4, 1e-3, 2e-3, 1e-4, 0.4))
+    candidates[-1].heldout[2].iloc[5, 0] = math.nan
+    verdict = judge(candidates)
+    *_, (value, low, high), far, none = (row.above for row in verdict.rows)
     assert verdict.sentence == (
-        f"Take learning_rate 0.001: {near.difference:.3f} nats better than 0.0003 [{near.low:.3f}, {near.high:.3f}], "
+        f"Take learning_rate 0.001: {value:.3f} nats better than 0.0003 [{low:.3f}, {high:.3f}], "
         "and better than 0.0001; 0.002 cannot be told apart from it; 0.4 diverged."
     )
-    assert near.low < 0.1 < near.high and far.low < 0.3 < far.high
-    assert (broken.worse, broken.low, broken.loss, broken.losses[2]) == (True, None, None, None)
-    assert broken.losses[0] > 6
-    assert json.dumps(asdict(judge(trials[::-1])), allow_nan=False) == json.dumps(asdict(verdict))
+    assert low < 0.1 < high and far[1] < 0.3 < far[2] and none is None
+    broken = verdict.rows[-1]
+    assert (broken.word, broken.loss, broken.losses[2]) == ("diverged", None, None) and broken.losses[0] > 6
+    assert json.dumps(asdict(judge(candidates[::-1])), allow_nan=False) == json.dumps(asdict(verdict))
 
 
-def contradicting(trials):
+@pytest.mark.parametrize(
+    "losses,words",
+    [
+        ((0, 0.1, 0.2), "learning_rate 0.001 is the lowest"),
+        ((0.2, 0.1, 0), "learning_rate 0.1 is the highest"),
+        ((0, 0.2, 0), "learning_rate 0.001 is the lowest"),
+        ((0, 0.1), "learning_rate 0.001 is the lowest"),
+        ((0.1, 0, 0.2), ""),
+        ((0, 0.0001, 0.2), ""),  # one between does as well
+    ],
+)
+def test_where_the_best_is_the_last_that_was_tried_it_says_to_go_on(losses, words):
+    said = judge(sweep(0, losses, 2, 0.001, rates(1e-3, 1e-2, 0.1))).sentence
+    assert words in said and ("try beyond it" in said) == bool(words)
+
+
+def test_an_end_is_one_of_numbers_above_0():
+    values = [{"schedule": "cosine", "warmup_fraction": 0}, {"schedule": "linear", "warmup_fraction": 0.1}]
+    assert "try beyond" not in judge(sweep(0, [0, 0.1], values=values)).sentence
+
+
+def contradicting(candidates):
     """The second recipe is far worse where the recipes are ranked, and better elsewhere."""
     reports = pd.util.hash_pandas_object(CONVERSATIONS, index=False) % 2 == 1
-    for trial in trials[2:]:
-        trial.heldout["loss_sum"] += np.where(reports, -60, 90)
-    return trials
+    for held in candidates[1].heldout.values():
+        held["loss_sum"] += np.where(reports, -60, 90)
+    return candidates
 
 
 @pytest.mark.parametrize(
     "change,words",
     [
-        (lambda trials: trials[:-1], "0.0003 has 1 of 2 seeds."),
-        (lambda trials: trials[:2], "learning_rate 0.001 was tried alone"),
-        (lambda trials: [*trials[:3], Trial(trials[3].values, 1, trials[3].heldout[:300])], "Only 300 of 400"),
-        (lambda trials: [*trials[:3], Trial(trials[3].values, 1, trials[3].heldout.assign(tokens=9))], "tokens of the"),
-        (lambda trials: [Trial(each.values, each.seed, each.heldout[:30]) for each in trials], "are few"),
-        (lambda trials: [Trial(each.values, each.seed, each.heldout[:0]) for each in trials], "All trials diverged"),
-        (lambda trials: [*trials[:3], Trial(trials[3].values, 1, trials[3].heldout[:0])], "0.001: 0.0003 diverged."),
-        (contradicting, "Take learning_rate 0.001: 0.0003 did better on the half that reports"),
+        (lambda first, second: [first, changed(second, lambda table: table[:300])], "Only 300 of 400"),
+        (lambda first, second: [first, changed(second, lambda table: table.assign(tokens=9))], "tokens of the best"),
+        (lambda *both: [changed(each, lambda table: table[:30]) for each in both], "are few"),
+        (lambda *both: [changed(each, lambda table: table * math.nan) for each in both], "All trials diverged"),
+        (lambda first, second: [first, changed(second, lambda table: table * math.inf)], "0.001: 0.0003 diverged."),
+        (lambda *both: contradicting(both), "Take learning_rate 0.001: 0.0003 did better on the half that reports"),
     ],
-)  # fmt: skip
+)
 def test_what_limits_the_answer_is_said(change, words):
-    assert words in judge(change(sweep(0, [0, 0.1], 2, values=rates(1e-3, 3e-4)))).sentence
+    assert words in judge(change(*sweep(0, [0, 0.1], 2, values=rates(1e-3, 3e-4)))).sentence
 
 
 def test_too_few_conversations_are_refused():
     with pytest.raises(UserError, match="have 1 held-out conversation in common"):
-        judge([Trial({}, 0, sweep(0, [0])[0].heldout[:1])])
+        judge([changed(each, lambda table: table[:1]) for each in sweep(0, [0, 0])])
 
 
 def test_other_tokenizers_are_compared_by_their_losses_of_whole_conversations():
-    trials = sweep(0, [0, 0.1])
-    coarse = [Trial(each.values, each.seed, each.heldout.assign(tokens=each.heldout["tokens"] // 2)) for each in trials]
-    assert judge(trials[:3] + coarse[3:]).rows == judge(trials).rows
+    first, second = sweep(0, [0, 0.1])
+    coarse = changed(second, lambda table: table.assign(tokens=table["tokens"] // 2))
+    assert judge([first, coarse]).rows == judge([first, second]).rows
 
 
 def test_table_and_figure_show_several_parameters(tmp_path):
@@ -121,22 +146,22 @@ def test_table_and_figure_show_several_parameters(tmp_path):
         for schedule in ("cosine", "linear")
         for optimizer in ("adamw", "muon")
     ]
-    trials = sweep(0, [0.1] * 4 + [0, 0.1, 0.1, 0.1] + [9] * 4, 2, values=values)
-    for trial in trials[16:]:
-        trial.heldout["loss_sum"] = math.inf
-    verdict = judge(trials)
+    candidates = sweep(0, [0.1] * 4 + [0, 0.1, 0.1, 0.1] + [9] * 4, 2, values=values)
+    for candidate in candidates[8:]:
+        candidate.heldout[1]["loss_sum"] = math.inf
+    verdict = judge(candidates)
     shown = table(verdict)
     assert shown.iloc[0, :3].tolist() == ["cosine", "0.001", "adamw"] and shown.iloc[0, -1] == "best"
     assert shown["seed 1"].tolist()[-4:] == ["diverged"] * 4
     drawn = figure(verdict)
-    assert [axes.get_title(loc="left")[-16:] for axes in drawn.axes] == [" optimizer adamw", "· optimizer muon"]
-    assert [axes.get_xscale() for axes in drawn.axes] == ["log"] * 2
+    assert drawn.axes[0].get_xscale() == "log"
     words = {text.get_text() for text in drawn.legends[0].get_texts()}
-    assert {"schedule cosine", "a seed", "best", "diverged"} <= words
+    assert {"schedule cosine / optimizer muon", "a seed", "best", "diverged"} <= words
     save(lambda theme: figure(verdict, theme), tmp_path, "sweep")
     assert len([*tmp_path.iterdir()]) == 4
-    figure(judge([Trial(trial.values, trial.seed, trial.heldout[:0]) for trial in trials]))  # all diverged
+    figure(judge([changed(candidate, lambda table: table * math.nan) for candidate in candidates]))  # all diverged
     drawn = figure(judge(sweep(0, [0, 0.1, 0.2], values=[{"base_model": name * 40} for name in "abc"])))
     drawn.draw_without_rendering()
     places = [text.get_window_extent() for text in drawn.axes[0].get_xticklabels()]
     assert min(each.x0 for each in places) > 0 and max(each.x1 for each in places) < drawn.bbox.width
+    assert all(left.x1 < right.x0 for left, right in pairwise(places))
