@@ -18,7 +18,7 @@ from nbutils.kaggle.carry_over import LIMIT, bring_files, used
 from nbutils.kaggle.guard import RED, Guard
 from nbutils.kaggle.notebook_session import TRAINING, Session
 from nbutils.sweep.answer import VERDICT
-from nbutils.sweep.plan import SWEEP_RECORD
+from nbutils.sweep.settings import SWEEP_RECORD
 
 
 def trials(sweep: Path) -> list[Run]:

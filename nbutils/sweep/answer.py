@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import pandas as pd
@@ -11,11 +12,12 @@ from IPython.display import Image
 from nbutils.core.charts import save
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, write_json, write_text, writing
+from nbutils.core.run.layout import Run
 from nbutils.core.run.record import SCHEMA
 from nbutils.core.text import counted, first_line, markdown_table
 from nbutils.sweep import display
 from nbutils.sweep.guard import in_words, losses
-from nbutils.sweep.plan import TAKEN, Sweep, TrialPlan, write_profile
+from nbutils.sweep.settings import TAKEN, Sweep
 from nbutils.sweep.verdict import Candidate, Verdict, judge
 
 VERDICT, REPORT, FIGURES, FIGURE = "verdict.json", "sweep.md", "figures", "losses"
@@ -71,7 +73,9 @@ class Answer:
         """Writes the best values, with those that all trials share, as a profile, where one is asked for."""
         file = self.sweep.take
         if file and self.verdict.best and not self.left:
-            write_profile(file, self.sweep.common | self.verdict.best, f"{TAKEN}{self.verdict.sentence}")
+            values = self.sweep.common | self.verdict.best
+            lines = (f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())  # YAML
+            write_text(file, f"{TAKEN}{self.verdict.sentence}\n{''.join(lines)}")
 
     def guarded(self, say: Callable[[str], None]) -> Answer:
         """The same, with what training has cost the leading recipes, as far as it can be scored."""
@@ -93,13 +97,11 @@ def answer(sweep: Sweep, failed: Mapping[str, str]) -> Answer:
     verdict = Verdict({}, [], "There is no verdict before two recipes are whole.")
     if len(whole) > 1:
         try:
-            verdict = judge([_measured(trials) for trials in whole])
+            verdict = judge([Candidate(t[0].values, {each.seed: _heldout(each.run) for each in t}) for t in whole])
         except UserError as error:  # the trials that are left run all the same
             verdict = replace(verdict, sentence=str(error))
     return Answer(sweep, verdict, failed, len(sweep.trials) - len(done) - len(failed))
 
 
-def _measured(trials: Sequence[TrialPlan]) -> Candidate:
-    """What the trials of a recipe lose on the held-out conversations."""
-    tables = {each.seed: pd.read_parquet(each.run.heldout).set_index(["source", "index"]) for each in trials}
-    return Candidate(trials[0].values, tables)
+def _heldout(run: Run) -> pd.DataFrame:
+    return pd.read_parquet(run.heldout).set_index(["source", "index"])

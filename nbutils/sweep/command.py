@@ -9,7 +9,6 @@ from typing import Any
 from nbutils.core.errors import UserError
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import read_override
-from nbutils.pipeline.run import minutes
 from nbutils.sweep.run import Sweeper
 from nbutils.sweep.settings import MOST_TRIALS, SweepSettings, read_values
 
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_swept(parser, "-p")
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder of the sweep; the same one goes on")
     parser.add_argument(
-        "--minutes", metavar="M", type=minutes, default=0.0, help="pause after so long (default: budget_minutes)"
+        "--minutes", metavar="M", type=float, default=0.0, help="pause after so long (default: budget_minutes)"
     )
     parser.add_argument("--take", metavar="FILE", type=os.path.abspath, help="write the winning values as a profile")
     stale = parser.add_mutually_exclusive_group()
@@ -57,8 +56,8 @@ def settings_by(arguments: argparse.Namespace, **others: Any) -> SweepSettings:
             swept[name] = found
         else:
             values[name] = found[0]
-    asked = {"profile": arguments.profile, "seeds": arguments.seeds, "guard": arguments.guard} | others
-    return SweepSettings.checked(asked | {"values": values, "sweep": swept})
+    asked = {"profile": arguments.profile, "seeds": arguments.seeds, "guard": arguments.guard}
+    return SweepSettings.checked({"values": values, "sweep": swept, **asked, **others})
 
 
 def main(arguments: argparse.Namespace) -> int:

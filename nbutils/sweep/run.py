@@ -22,7 +22,7 @@ from nbutils.core.text import counted, duration
 from nbutils.core.torchrun import STARTED
 from nbutils.pipeline.supervise import child_environment, taking
 from nbutils.sweep.answer import Answer, answer
-from nbutils.sweep.plan import Step, Sweep, TrialPlan
+from nbutils.sweep.settings import Step, Sweep, TrialPlan
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 0.2

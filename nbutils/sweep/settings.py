@@ -1,4 +1,4 @@
-"""What a sweep is asked for, in the notebook and on the command line, and the trials that follow from it."""
+"""What a sweep is asked for, the trials that follow from it, checked as runs are, and the folder that holds them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,42 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, resolve, sha256_of_json, shown, writing
+from nbutils.core.files import Json, resolve, sha256_of_json, shown, write_json, writing
+from nbutils.core.run.decide import StageState, inspect
+from nbutils.core.run.layout import Run
+from nbutils.core.run.record import SCHEMA, provenance, read_record, write_record
+from nbutils.core.run.state import Kind, differences, in_short
 from nbutils.core.settings import STEERING, Settings
 from nbutils.core.stages import maker, stages
-from nbutils.pipeline.parameters import OF_BUNDLES, Given, plan_of, profile_path, read_override, read_profile
-from nbutils.sweep.guard import read_guard
-from nbutils.sweep.plan import PAUSES, PROFILE, TAKEN, Step, Sweep, TrialPlan
+from nbutils.pipeline.parameters import (
+    OF_BUNDLES,
+    Given,
+    Plan,
+    Planned,
+    plan_of,
+    profile_path,
+    read_override,
+    read_profile,
+)
+from nbutils.sweep.guard import guarded, read_guard
 from nbutils.sweep.verdict import label
 
+SWEEP_RECORD = "sweep.json"
+"""In the sweep's folder: what is planned."""
+PROFILE = "profile.yaml"
+"""In the sweep's folder: what all trials have in common, as a profile."""
+TAKEN = "# The recipe that a sweep has taken. "
+"""How a profile of `take` begins."""
+PAUSES = {"budget_minutes": 0, "pause_after_steps": 0, "plain_loop_steps": 0}
+"""Parameters of every trial: the sweep itself says when it pauses, and nobody reads its plain loop."""
 MOST_TRIALS = 200
 """More are planned only where a person says so."""
 LONGEST_NAME = 100
@@ -35,6 +55,119 @@ NOT_SWEPT = {
     "supervise": "each of its values counts the loss on other tokens, so that trials cannot be compared: give it one "
     "value",
 }
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that a sweep makes in a run folder, with the values of the swept parameters and the seed."""
+
+    label: str
+    planned: Planned
+    values: Json
+    seed: int
+
+    @property
+    def run(self) -> Run:
+        """The run folder."""
+        return Run(self.planned.settings.run_path)
+
+    @property
+    def state(self) -> StageState:
+        """How far it is."""
+        return inspect(self.planned.stage, self.planned.settings)
+
+
+@dataclass(frozen=True)
+class TrialPlan(Step):
+    """The training of one recipe with one seed; `rows` makes the data that it shares with other trials."""
+
+    plan: Plan
+    rows: Step
+
+    @property
+    def linked(self) -> StageState:
+        """The state of the data in its own run folder."""
+        own = self.plan.maker("rows")
+        return inspect(own.stage, own.settings)
+
+    @property
+    def state(self) -> StageState:
+        """How far the training is; the state of its data where this has changed since."""
+        return linked if (linked := self.linked).stale else super().state
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The trials of a sweep by candidates: each has a trial for each seed.
+
+    `common` are the values that they share, `guard` has numbers of items by task, `minutes` is the time for all of it,
+    0 for no limit, `take` the file for the winning values.
+    """
+
+    out: Path
+    common: Json
+    candidates: list[list[TrialPlan]]
+    guard: dict[str, int]
+    minutes: float
+    take: Path | None
+
+    @property
+    def profile(self) -> Path:
+        """The profile of what the trials share."""
+        return self.out / PROFILE
+
+    @property
+    def trials(self) -> list[TrialPlan]:
+        """The trials of all candidates."""
+        return [*chain(*self.candidates)]
+
+    @property
+    def rows(self) -> dict[Run, TrialPlan]:
+        """The run folders with the data, each with the last trial that reads it."""
+        return {trial.rows.run: trial for trial in self.trials}
+
+    @property
+    def identity(self) -> Json:
+        """What makes another sweep of it: which parameters are swept, and all others that change a result."""
+        made = [self.trials[0].plan.maker(role).settings for role in ("rows", "model")]
+        found = dict(chain(*(Settings.result_parameters(settings).items() for settings in made)))
+        swept = sorted(self.trials[0].values)
+        return {"swept": swept, "parameters": {n: v for n, v in found.items() if n not in (*swept, "seed")}}
+
+    def check_folder(self) -> None:
+        """UserError where the folder holds another sweep, or something else."""
+        before = (read_record(self.out / SWEEP_RECORD) or {}).get("identity")
+        if before is None:
+            if [*self.out.glob("[!.]*")]:
+                raise UserError(f"{shown(self.out)} is there, and no sweep: name a new folder.")
+            return
+        now = self.identity
+        words = in_short(list(differences(Kind.PARAMETER, before["parameters"], now["parameters"])))
+        if before["swept"] != now["swept"]:
+            words = f"of {', '.join(before['swept'])}"
+        if words:
+            raise UserError(
+                f"{shown(self.out)} holds another sweep ({words}): name a new folder, or set that back. More values of "
+                "the same parameters, and more seeds, can join a sweep."
+            )
+
+    def check_ahead(self) -> None:
+        """UserError for what a trial, or the guard, would stop over."""
+        from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
+
+        for *_, trial in self.candidates:
+            asked = [trial.planned]
+            if trial in self.rows.values():
+                asked += [trial.plan.maker("rows"), *([guarded(trial.plan, list(self.guard))] if self.guard else [])]
+            if stops := problems(trial.plan, asked):
+                raise UserError(" ".join(stops))
+
+    def write(self) -> None:
+        """Writes what is planned, and the profile that all trials begin with."""
+        trials = {trial.run.path.name: {"values": trial.values, "seed": trial.seed} for trial in self.trials}
+        planned = {"schema": SCHEMA, "identity": self.identity, "trials": trials}
+        write_record(self.out / SWEEP_RECORD, planned | provenance())
+        write_json(self.profile, self.common | PAUSES)  # JSON is YAML
 
 
 class SweepSettings(Settings):
@@ -95,7 +228,7 @@ def profile_to_take(text: str) -> Path:
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"{shown(file)} cannot be written: name another file.")
     with writing(file):
-        if file.exists() and not file.read_bytes().startswith(f"# {TAKEN}".encode()):
+        if file.exists() and not file.read_bytes().startswith(TAKEN.encode()):
             raise UserError(f"{shown(file)} is there, and no sweep has written it: name another file.")
     return file
 

@@ -53,8 +53,8 @@ class Candidate:
     @property
     def losses(self) -> dict[int, float | None]:
         """Nats per token of all conversations, by seed; None where it diverged."""
-        sums = {seed: table[["loss_sum", "tokens"]].to_numpy(float).sum(axis=0) for seed, table in self.heldout.items()}
-        return {seed: float(a / max(b, 1)) if np.isfinite(a) else None for seed, (a, b) in sums.items()}
+        means = {n: t["loss_sum"].sum(skipna=False) / max(1, t["tokens"].sum()) for n, t in self.heldout.items()}
+        return {seed: float(mean) if np.isfinite(mean) else None for seed, mean in means.items()}
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,10 @@ def judge(candidates: Sequence[Candidate]) -> Verdict:
 
     Only conversations that all trials measured count. Raises UserError where they are too few.
     """
-    losses = [(each, each.losses) for each in candidates]
-    whole = [each for each, by_seed in losses if None not in by_seed.values()]
+    whole = [each for each in candidates if None not in each.losses.values()]
     rows, notes = _compared(whole) if whole else ([], [])
     best = rows[0].values if rows else {}
-    rows += [Row(each.values, by_seed, DIVERGED) for each, by_seed in losses if None in by_seed.values()]
+    rows += [Row(each.values, each.losses, DIVERGED) for each in candidates if None in each.losses.values()]
     if len(rows[0].losses) == 1:
         notes.append("Seeds were not measured: another one may turn this round.")
     return Verdict(best, rows, " ".join([_advice(rows), *_edges(rows), *notes]))
@@ -191,12 +190,13 @@ def _edges(rows: Sequence[Row]) -> list[str]:
 
     Nothing is below 0, which often means something else, such as no limit.
     """
-    best, found = rows[0], []
-    for name, value in best.values.items() if best.word == BEST else ():
-        tried = [(row.values[name], row.word) for row in rows if type(row.values[name]) in (int, float)]
-        (low, _), (high, _) = min(tried, default=(0, "")), max(tried, default=(0, ""))
-        inner = [each for each, word in tried if low < each < high and word in (ALIKE, UNSETTLED)]
-        if low < high and value and value in (low, high) and not inner:
+    found = []
+    for name, value in rows[0].values.items():
+        if type(value) not in (int, float) or not value or rows[0].word != BEST:
+            continue
+        low, high = (end(row.values[name] for row in rows) for end in (min, max))
+        inner = any(low < row.values[name] < high for row in rows if row.word in (ALIKE, UNSETTLED))
+        if low < high and value in (low, high) and not inner:
             which = "lowest" if value == low else "highest"
             found.append(f"{label({name: value})} is the {which} that was tried: try beyond it.")
     return found

@@ -102,10 +102,10 @@ class Sweeps:
         """Of the command line with these options."""
         parser = argparse.ArgumentParser()
         add_arguments(parser)
-        arguments = parser.parse_args([str(self.profile), "--out", str(self.out), *words])
+        arguments = parser.parse_args([str(self.profile), "--out", str(self.out), "--seeds=1", *words])
         asked = {"run_dir": arguments.out, "minutes": arguments.minutes, "take": arguments.take or ""}
         planned = settings_by(arguments, **asked).plan(arguments.yes)
-        return Sweeper(planned, self.said.append, arguments.options, **{"gpus": ()} | changes)
+        return Sweeper(planned, self.said.append, arguments.options, **changes)
 
     def start(self, line, environment):
         self.started.append(Process(line, environment, self.conduct))

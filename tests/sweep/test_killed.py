@@ -1,11 +1,16 @@
-"""Notebook 07 on the demo's conversations, with real trainings, killed and run again."""
+"""Notebook 07 on the demo's conversations, with real trainings: killed and run again, and with real questions."""
+
+import json
+import subprocess
+import sys
 
 import psutil
 import pytest
 
 from nbutils.core.files import read_json
+from nbutils.core.notebooks import SWEEP, notebooks_folder
 from nbutils.core.run.layout import Run
-from tests.sweep.forking import start
+from tests.evaluate.stock_tasks import write_stock_tasks
 from tests.train.runs import wait_for
 
 VALUES = {
@@ -22,28 +27,43 @@ VALUES = {
     "processes": 1,
     "sample_prompts": ["Hi"],
 }
-ASKED = {"profile": "", "values": VALUES, "sweep": {"learning_rate": [0.00004, 0.004, 0.4]}, "seeds": 2}
+
+
+def start(out, *rates, **changes):
+    """The process of papermill; what it says is appended to a file beside the sweep."""
+    asked = {"run_dir": str(out), "profile": "", "values": VALUES, "sweep": {"learning_rate": rates}, "seeds": 1}
+    line = [sys.executable, "-m", "papermill", notebooks_folder() / SWEEP, out.with_suffix(".ipynb"), "--log-output",
+            "-y", json.dumps(asked | changes)]  # fmt: skip
+    with out.with_suffix(".log").open("a") as log:
+        return psutil.Popen(line, stdout=log, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.soak
 def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
-    killed, whole, log = tmp_path / "killed", tmp_path / "whole", tmp_path / "log"
-    undisturbed = start(ASKED | {"run_dir": str(whole)}, log)  # at the same time: two cores, two sweeps
+    killed, whole, rates = tmp_path / "killed", tmp_path / "whole", (0.00004, 0.004, 0.4)
+    undisturbed = start(whole, *rates)  # at the same time: two cores, two sweeps
     for rate in ("4e-05", "0.4"):
-        process = start(ASKED | {"run_dir": str(killed)}, log)
-        run = Run(killed / f"learning_rate-{rate}_seed-1")
-        wait_for(lambda run=run: run.newest_sealed() is not None)
-        below = psutil.Process(process.pid).children(recursive=True)
+        process, run = start(killed, *rates), Run(killed / f"learning_rate-{rate}_seed-0")
+        wait_for(lambda run=run: run.newest_sealed() is not None, 300)
+        below = process.children(recursive=True)
         process.kill()
-        assert below and not psutil.wait_procs(below, timeout=5)[1]
-    both = [start(ASKED | {"run_dir": str(killed)}, log), undisturbed]
-    for process in both:
-        process.join()
-    said = log.read_text()
-    assert [process.exitcode for process in both] == [0, 0], said
-    assert "learning_rate 4e-05, seed 1: was interrupted before it finished" in said
+        assert below and not psutil.wait_procs(below, timeout=30)[1]
+    ended = [start(killed, *rates).wait(), undisturbed.wait()]
+    said = killed.with_suffix(".log").read_text()
+    assert ended == [0, 0] and "learning_rate 4e-05, seed 0: was interrupted before it finished" in said
     verdicts = [read_json(out / "verdict.json") for out in (killed, whole)]
     assert verdicts[0] == verdicts[1] and verdicts[0]["verdict"]["best"] == {"learning_rate": 0.004}, said
     assert [row["word"] for row in verdicts[0]["verdict"]["rows"]] == ["best", "worse", "worse"]
     weights = [sorted(out.glob("*/train/final/model.safetensors")) for out in (killed, whole)]
     assert [file.read_bytes() for file in weights[0]] == [file.read_bytes() for file in weights[1]]
+
+
+@pytest.mark.soak
+def test_the_guard_asks_the_base_and_each_recipe_real_questions(tmp_path, evaldata):
+    own = {"task_path": write_stock_tasks(tmp_path / "tasks", evaldata), "cache_dir": str(tmp_path / "cache")}
+    out, values = tmp_path / "sweep", VALUES | own | {"max_steps": 8}
+    assert not start(out, 0.0004, 0.004, values=values, guard="hellaswag:200,sciq:200").wait()
+    lost = read_json(out / "verdict.json")["lost"]
+    rows = [(row["task"], row["metric"], row["groups"]) for rows in lost.values() for row in rows]
+    assert len(lost) == 2 and rows == [("hellaswag", "acc_norm", 200), ("sciq", "acc_norm", 200)] * 2
+    assert (out / "sweep.md").read_text().count("Against its base, learning_rate 0.") == 2
