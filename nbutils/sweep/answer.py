@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
@@ -17,10 +16,10 @@ from nbutils.core.run.record import SCHEMA
 from nbutils.core.text import counted, first_line, markdown_table
 from nbutils.sweep import display
 from nbutils.sweep.guard import in_words, losses
-from nbutils.sweep.settings import TAKEN, Sweep
+from nbutils.sweep.settings import TAKEN, Sweep, write_profile
 from nbutils.sweep.verdict import Candidate, Verdict, judge
 
-VERDICT, REPORT, FIGURES, FIGURE = "verdict.json", "sweep.md", "figures", "losses"
+VERDICT, FIGURES, FIGURE = "verdict.json", "figures", "losses"
 """In the sweep's folder, the last in that of figures."""
 LEADING = 3
 """Candidates that the guard looks at."""
@@ -67,15 +66,13 @@ class Answer:
                 parts[2:2] = [markdown_table([*table], table.to_numpy()), f"![Losses]({FIGURES}/{FIGURE}.png)"]
             facts = {"verdict": asdict(self.verdict), "failed": self.failed, "left": self.left, "lost": self.lost}
             write_json(self.sweep.out / VERDICT, {"schema": SCHEMA, **facts})
-            write_text(self.sweep.out / REPORT, "\n\n".join(parts) + "\n")
+            write_text(self.sweep.out / "sweep.md", "\n\n".join(parts) + "\n")
 
     def take(self) -> None:
         """Writes the best values, with those that all trials share, as a profile, where one is asked for."""
         file = self.sweep.take
         if file and self.verdict.best and not self.left:
-            values = self.sweep.common | self.verdict.best
-            lines = (f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())  # YAML
-            write_text(file, f"{TAKEN}{self.verdict.sentence}\n{''.join(lines)}")
+            write_profile(file, self.sweep.common | self.verdict.best, f"{TAKEN}{self.verdict.sentence}")
 
     def guarded(self, say: Callable[[str], None]) -> Answer:
         """The same, with what training has cost the leading recipes, as far as it can be scored."""

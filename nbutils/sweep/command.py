@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Callable
 from typing import Any
 
 from nbutils.core.errors import UserError
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", metavar="M", type=float, default=0.0, help="pause after so long (default: budget_minutes)"
     )
-    parser.add_argument("--take", metavar="FILE", type=os.path.abspath, help="write the winning values as a profile")
+    parser.add_argument("--take", metavar="FILE", default="", help="write the winning values as a profile")
     stale = parser.add_mutually_exclusive_group()
     for option, text in (("--accept", "keep trials that are stale"), ("--force", "start trials that are stale again")):
         stale.add_argument(option, dest="options", action="append_const", const=option, default=[], help=text)
@@ -60,16 +60,22 @@ def settings_by(arguments: argparse.Namespace, **others: Any) -> SweepSettings:
     return SweepSettings.checked({"values": values, "sweep": swept, **asked, **others})
 
 
+def sweeper_by(arguments: argparse.Namespace, say: Callable[[str], None]) -> Sweeper:
+    """The sweep that the arguments of `sweep` ask for."""
+    settings = settings_by(arguments, run_dir=arguments.out, minutes=arguments.minutes, take=arguments.take)
+    return Sweeper(settings.plan(arguments.yes), say, arguments.options)
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Runs or explains a sweep; the exit status is 1 where every trial failed."""
-    settings = settings_by(arguments, run_dir=arguments.out, minutes=arguments.minutes, take=arguments.take or "")
-    sweep, say = settings.plan(arguments.yes), Display().say
-    sweeper = Sweeper(sweep, say, arguments.options)
+    say = Display().say
+    sweeper = sweeper_by(arguments, say)
     if arguments.explain:
         sweeper.explain()
         return 0
     found = sweeper.go()
-    table = [found.table().to_string(index=False)] if found.verdict.rows else []
-    for text in (*table, *found.sentences):
-        say(text)
-    return int(len(found.failed) == len(sweep.trials))
+    if found.verdict.rows:
+        say(found.table().to_string(index=False))
+    for sentence in found.sentences:
+        say(sentence)
+    return int(len(found.failed) == len(found.sweep.trials))

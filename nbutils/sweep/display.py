@@ -56,7 +56,7 @@ def figure(verdict: Verdict, theme: str = "light") -> Figure:
     lines: dict[str, list[tuple[float, Row]]] = {}
     for row in verdict.rows:
         line = lines.setdefault(label({name: row.values[name] for name in others}) or "mean", [])
-        line.append((places[str(row.values[x])], row))
+        line.append((places[text(row.values[x])], row))
     ink, curves = THEMES[theme].ink, cycle(THEMES[theme].curves)
     for (name, line), colour, style in zip(sorted(lines.items()), curves, cycle(LINE_STYLES), strict=False):
         means = sorted((place, row.loss or math.nan) for place, row in line)
@@ -77,13 +77,13 @@ def figure(verdict: Verdict, theme: str = "light") -> Figure:
 
 def _axis(ax: Axes, values: Sequence[Any]) -> dict[str, float]:
     """Where each value stands: numbers in their size, on a log axis if they span a decade; others side by side."""
-    texts = {str(value): value for value in values}
+    texts = {text(value): value for value in values}
     ordered = all(isinstance(value, int | float) for value in values)
     places: dict[str, float] = texts if ordered else dict(zip(sorted(texts), count(), strict=False))
     if ordered and 0 < 10 * min(values) <= max(values):
         ax.set_xscale("log")
     if len(places) <= TICKS or not ordered:
         width = max(6, min(24, 72 // len(places)))  # characters: beyond, they overlap or leave the page
-        ax.set_xticks([*places.values()], [fill(text(texts[name]), width) for name in places])
+        ax.set_xticks([*places.values()], [fill(name, width) for name in places])
         ax.xaxis.set_minor_locator(NullLocator())
     return places

@@ -12,9 +12,6 @@ from nbutils.core.text import number
 from nbutils.evaluate.settings import EvaluateSettings
 from nbutils.pipeline.parameters import Plan, Planned, settings_of
 
-PREFERRED = "acc_norm"
-"""Of several metrics of a task, the one that is told of; else its first."""
-
 
 def read_guard(text: str) -> dict[str, int]:
     """Tasks with their numbers of items, 0 for all, from `hellaswag:200,sciq`. UserError for anything else."""
@@ -55,7 +52,7 @@ def losses(plan: Plan, guard: Mapping[str, int], say: Callable[[str], None]) -> 
             say(why)
         for task in prepared.tasks:
             pairs = {pair["metric"]: pair for pair in found if pair["task"] == task}
-            rows += [pairs[name] for name in (PREFERRED, *pairs) if name in pairs][:1]
+            rows += [pairs[name] for name in ("acc_norm", *pairs) if name in pairs][:1]  # one is told of
     return rows
 
 

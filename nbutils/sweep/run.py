@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 
 from nbutils.core.files import link_tree, written
 from nbutils.core.hardware import usable_gpus, visible_gpus
@@ -22,9 +21,8 @@ from nbutils.core.text import counted, duration
 from nbutils.core.torchrun import STARTED
 from nbutils.pipeline.supervise import child_environment, taking
 from nbutils.sweep.answer import Answer, answer
-from nbutils.sweep.settings import Step, Sweep, TrialPlan
+from nbutils.sweep.settings import PROFILE, Step, Sweep, TrialPlan
 
-DEVICES = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 0.2
 LINE_SECONDS = 60.0
 """Between two lines of a trial that are shown."""
@@ -44,14 +42,14 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> subproces
     given = child_environment(**EMPTIED, **environment)
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], env=given, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", start_new_session=True,
+        stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,
     )  # fmt: skip
 
 
 def devices() -> list[str]:
     """The usable CUDA devices by the names that CUDA_VISIBLE_DEVICES knows them by."""
     gpus = visible_gpus()
-    given, usable = re.findall(r"[^\s,]+", os.environ.get(DEVICES, "")), usable_gpus(gpus)
+    given, usable = re.findall(r"[^\s,]+", os.environ.get("CUDA_VISIBLE_DEVICES", "")), usable_gpus(gpus)
     return [name for name, gpu in zip(given or map(str, range(len(gpus))), gpus, strict=False) if gpu in usable]
 
 
@@ -98,7 +96,7 @@ class Sweeper:
     def __post_init__(self) -> None:
         self.failed: dict[str, str] = {}
         began = float(os.environ.get(STARTED) or time.time())  # a Kaggle session counts from its own start
-        self._ends = began + 60 * self.sweep.minutes if self.sweep.minutes else math.inf
+        self._ends = began + (60 * self.sweep.minutes or math.inf)
         self._jobs: dict[Job, Step] = {}
         self._asked = self._told = 0  # how often to stop
 
@@ -181,15 +179,14 @@ class Sweeper:
         values = step.values | {"seed": step.seed} | ({"processes": 1} if device else {})
         words = [f"-p{name}={json.dumps(value)}" for name, value in values.items()]
         folder, last = str(step.run.path), step.planned.stage.name
-        line = ["run", str(self.sweep.profile), *words, "--run-dir", folder, "--until", last, *self.options]
-        return Job(step.label, start(line, {DEVICES: device} if device else {}), self.say, device)
+        line = ["run", str(self.sweep.out / PROFILE), *words, "--run-dir", folder, "--until", last, *self.options]
+        return Job(step.label, start(line, {"CUDA_VISIBLE_DEVICES": device} if device else {}), self.say, device)
 
     def _note_end(self, step: Step, last: str) -> None:
         state = step.state
         if state.fits:
             self.say(f"{step.label}: done in {duration(state.seconds)}. {self.forecast()}".rstrip())
-            trials = next((trials for trials in self.sweep.candidates if step in trials), [])
-            if trials and all(trial.state.fits for trial in trials):
+            if any(step in trials and all(trial.state.fits for trial in trials) for trials in self.sweep.candidates):
                 found = answer(self.sweep, self.failed)
                 found.write()
                 self.say(found.verdict.sentence)
@@ -210,7 +207,7 @@ class Sweeper:
             for job in self._jobs:
                 job.process.terminate()  # a second time it ends its stage at once
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _take(self, *_: object) -> None:
         self._asked += 1
 
 

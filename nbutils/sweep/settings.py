@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, resolve, sha256_of_json, shown, write_json, writing
+from nbutils.core.files import Json, resolve, sha256_of_json, shown, write_text, writing
 from nbutils.core.run.decide import StageState, inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import SCHEMA, provenance, read_record, write_record
@@ -39,7 +39,7 @@ SWEEP_RECORD = "sweep.json"
 """In the sweep's folder: what is planned."""
 PROFILE = "profile.yaml"
 """In the sweep's folder: what all trials have in common, as a profile."""
-TAKEN = "# The recipe that a sweep has taken. "
+TAKEN = "The recipe that a sweep has taken. "
 """How a profile of `take` begins."""
 PAUSES = {"budget_minutes": 0, "pause_after_steps": 0, "plain_loop_steps": 0}
 """Parameters of every trial: the sweep itself says when it pauses, and nobody reads its plain loop."""
@@ -112,11 +112,6 @@ class Sweep:
     take: Path | None
 
     @property
-    def profile(self) -> Path:
-        """The profile of what the trials share."""
-        return self.out / PROFILE
-
-    @property
     def trials(self) -> list[TrialPlan]:
         """The trials of all candidates."""
         return [*chain(*self.candidates)]
@@ -167,7 +162,14 @@ class Sweep:
         trials = {trial.run.path.name: {"values": trial.values, "seed": trial.seed} for trial in self.trials}
         planned = {"schema": SCHEMA, "identity": self.identity, "trials": trials}
         write_record(self.out / SWEEP_RECORD, planned | provenance())
-        write_json(self.profile, self.common | PAUSES)  # JSON is YAML
+        write_profile(self.out / PROFILE, self.common | PAUSES)
+
+
+def write_profile(path: Path, values: Mapping[str, Any], *remarks: str) -> None:
+    """Writes values as a profile, with remarks above them."""
+    lines = [f"# {remark}\n" for remark in remarks]
+    lines += [f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]  # JSON is YAML
+    write_text(path, "".join(lines))
 
 
 class SweepSettings(Settings):
@@ -209,8 +211,8 @@ class SweepSettings(Settings):
             if labels.count(each) > 1:
                 raise UserError(f"{each} is planned twice: give each value once.")
         common = {name: given.value for name, given in fixed.items() if name not in OWN.union(self.sweep)}
-        minutes = self.minutes or training["budget_minutes"]
         take = profile_to_take(self.take) if self.take else None
+        minutes = self.minutes or training["budget_minutes"]
         return Sweep(self.run_path, common, candidates, read_guard(self.guard), minutes, take)
 
 
@@ -228,7 +230,7 @@ def profile_to_take(text: str) -> Path:
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"{shown(file)} cannot be written: name another file.")
     with writing(file):
-        if file.exists() and not file.read_bytes().startswith(TAKEN.encode()):
+        if file.exists() and not file.read_bytes().startswith(f"# {TAKEN}".encode()):
             raise UserError(f"{shown(file)} is there, and no sweep has written it: name another file.")
     return file
 

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +19,11 @@ from nbutils.cli import main
 from nbutils.core.files import write_jsonl
 from nbutils.core.run.pause import PIPELINE
 from nbutils.core.run.stage import Stage
-from nbutils.core.stages import stages
+from nbutils.core.stages import spec
 from nbutils.pipeline.parameters import settings_of
 from nbutils.pipeline.run import StageFailed
 from nbutils.sweep import run
-from nbutils.sweep.command import add_arguments, settings_by
-from nbutils.sweep.run import Sweeper
+from nbutils.sweep.command import add_arguments, sweeper_by
 
 VERSION = lru_cache(metadata.version)
 
@@ -51,10 +51,22 @@ class Process:
         """The exit status, once there is one."""
         if self.status is None and (how := self.conduct(self)):
             with pytest.MonkeyPatch.context() as patch, redirect_stdout(self.said), redirect_stderr(self.said):
-                patch.setattr("nbutils.pipeline.run._execute", lambda job: execute(job, how))
+                patch.setattr("nbutils.pipeline.run._execute", lambda job: self.execute(job.parameters, how))
                 self.status = main(self.line)
             self.ended.set()
         return self.status
+
+    def execute(self, parameters, how):
+        """Does what the notebook does."""
+        settings = settings_of(spec(self.stage), parameters)
+        stage = Stage.begin(self.stage, settings)
+        if how == "fails":
+            raise StageFailed("It cannot be done.")
+        if self.stage == "data":
+            (stage.folder / "summary.json").write_text(json.dumps(Path(settings.datasets[0].path).read_text()))
+        elif how == "done":
+            heldout(settings).to_parquet(stage.layout.heldout)
+        stage.finish(how, fraction=0.5, step=3)
 
     def terminate(self):
         """It is asked to pause."""
@@ -63,28 +75,13 @@ class Process:
     kill = terminate
 
 
-def execute(job, how):
-    """Does what a notebook does."""
-    spec = next(stage for stage in stages() if stage.file == job.source.name)
-    settings = settings_of(spec, job.parameters)
-    stage = Stage.begin(spec.name, settings)
-    if how == "fails":
-        raise StageFailed("It cannot be done.")
-    if spec.name == "data":
-        (stage.folder / "summary.json").write_text(json.dumps(Path(settings.datasets[0].path).read_text()))
-    elif how == "done":
-        heldout(settings).to_parquet(stage.layout.heldout)
-    stage.finish(how, fraction=0.5, step=3)
-
-
 def heldout(settings, conversations=60):
     """What a model would lose: least at a rate of 0.004, and on each conversation what that is like."""
     rng = np.random.default_rng(settings.seed)
     hard = np.random.default_rng(7).normal(40, 8, conversations)
     losses = hard + 20 * abs(math.log10(settings.learning_rate / 0.004)) + rng.normal(0, 0.5, conversations)
-    losses[conversations if settings.learning_rate < 1 else 0 :] = math.nan
-    places = {"source": "talk", "index": range(conversations)}
-    return pd.DataFrame(places | {"loss_sum": losses, "tokens": 10})
+    losses *= 1 if settings.learning_rate < 1 else math.nan
+    return pd.DataFrame({"source": "talk", "index": range(conversations), "loss_sum": losses, "tokens": 10})
 
 
 class Sweeps:
@@ -103,9 +100,7 @@ class Sweeps:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         arguments = parser.parse_args([str(self.profile), "--out", str(self.out), "--seeds=1", *words])
-        asked = {"run_dir": arguments.out, "minutes": arguments.minutes, "take": arguments.take or ""}
-        planned = settings_by(arguments, **asked).plan(arguments.yes)
-        return Sweeper(planned, self.said.append, arguments.options, **changes)
+        return replace(sweeper_by(arguments, self.said.append), **changes)
 
     def start(self, line, environment):
         self.started.append(Process(line, environment, self.conduct))

@@ -15,7 +15,6 @@ from tests.train.runs import wait_for
 
 VALUES = {
     "datasets": [{"path": "chitchat", "fraction": 0.1}],
-    "data_processes": 1,
     "eval_fraction": 0.3,
     "max_length": 256,
     "max_steps": 60,
@@ -23,9 +22,7 @@ VALUES = {
     "tokens_per_microbatch": 256,
     "eval_steps": 0,
     "checkpoint_steps": 20,
-    "log_steps": 10,
     "processes": 1,
-    "sample_prompts": ["Hi"],
 }
 
 
@@ -54,8 +51,6 @@ def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
     verdicts = [read_json(out / "verdict.json") for out in (killed, whole)]
     assert verdicts[0] == verdicts[1] and verdicts[0]["verdict"]["best"] == {"learning_rate": 0.004}, said
     assert [row["word"] for row in verdicts[0]["verdict"]["rows"]] == ["best", "worse", "worse"]
-    weights = [sorted(out.glob("*/train/final/model.safetensors")) for out in (killed, whole)]
-    assert [file.read_bytes() for file in weights[0]] == [file.read_bytes() for file in weights[1]]
 
 
 @pytest.mark.soak

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -73,14 +73,14 @@ def test_the_sentence_says_what_to_take():
     candidates = sweep(1, [0.1, 0, 0.003, 0.3, 3], seed_spread=0.005, values=rates(3e-4, 1e-3, 2e-3, 1e-4, 0.4))
     candidates[-1].heldout[2].iloc[5, 0] = math.nan
     verdict = judge(candidates)
-    *_, (value, low, high), far, none = (row.above for row in verdict.rows)
+    *_, (value, low, high), far, _ = (row.above for row in verdict.rows)
     assert verdict.sentence == (
         f"Take learning_rate 0.001: {value:.3f} nats better than 0.0003 [{low:.3f}, {high:.3f}], "
         "and better than 0.0001; 0.002 cannot be told apart from it; 0.4 diverged."
     )
-    assert low < 0.1 < high and far[1] < 0.3 < far[2] and none is None
+    assert low < 0.1 < high and far[1] < 0.3 < far[2]
     broken = verdict.rows[-1]
-    assert (broken.word, broken.loss, broken.losses[2]) == ("diverged", None, None) and broken.losses[0] > 6
+    assert (broken.word, broken.above, broken.loss, broken.losses[2]) == ("diverged", None, None, None)
     assert json.dumps(asdict(judge(candidates[::-1])), allow_nan=False) == json.dumps(asdict(verdict))
 
 
@@ -89,11 +89,9 @@ def test_the_sentence_says_what_to_take():
     [
         ((1e-3, 0.01, 0.1), (0, 0.1, 0.2), "learning_rate 0.001 is the lowest"),
         ((1e-3, 0.01, 0.1), (0.2, 0.1, 0), "learning_rate 0.1 is the highest"),
-        ((1e-3, 0.01, 0.1), (0, 0.2, 0), "learning_rate 0.001 is the lowest"),
         ((1e-3, 0.01, 0.1), (0.1, 0, 0.2), ""),
         ((1e-3, 0.01, 0.1), (0, 0.0001, 0.2), ""),  # one between does as well
         ((0, 0.1), (0, 0.1), ""),
-        (("a", "b"), (0, 0.1), ""),
         (({"c": 1}, {"c": 2}), (0, 0.1), ""),
     ],
 )
@@ -102,33 +100,26 @@ def test_where_the_best_is_the_last_that_was_tried_it_says_to_go_on(tried, losse
     assert words in said and ("try beyond it" in said) == bool(words)
 
 
-def contradicting(candidates):
-    """The second recipe is far worse where the recipes are ranked, and better elsewhere."""
+def contradicting(table):
+    """Far worse where candidates are ranked, and better elsewhere."""
     reports = pd.util.hash_pandas_object(CONVERSATIONS, index=False) % 2 == 1
-    for held in candidates[1].heldout.values():
-        held["loss_sum"] += np.where(reports, -60, 90)
-    return candidates
+    return table.assign(loss_sum=table["loss_sum"] + np.where(reports, -60, 90))
 
 
 @pytest.mark.parametrize(
-    "change,words",
+    "change,unchanged,words",
     [
-        (lambda first, second: [first, changed(second, lambda table: table[:300])], "Only 300 of 400"),
-        (lambda first, second: [first, changed(second, lambda table: table.assign(tokens=9))], "tokens of the best"),
-        (lambda *both: [changed(each, lambda table: table[:30]) for each in both], "are few"),
-        (
-            lambda *both: [changed(each, lambda table: table.assign(loss_sum=math.nan)) for each in both],
-            "All trials diverged",
-        ),
-        (
-            lambda first, second: [first, changed(second, lambda table: table.assign(loss_sum=math.inf))],
-            "0.001: 0.0003 diverged.",
-        ),
-        (lambda *both: contradicting(both), "Take learning_rate 0.001: 0.0003 did better on the half that reports"),
+        (lambda table: table[:300], 1, "Only 300 of 400"),
+        (lambda table: table.assign(tokens=9), 1, "tokens of the best"),
+        (lambda table: table[:30], 0, "are few"),
+        (lambda table: table.assign(loss_sum=math.nan), 0, "All trials diverged"),
+        (lambda table: table.assign(loss_sum=math.inf), 1, "0.001: 0.0003 diverged."),
+        (contradicting, 1, "Take learning_rate 0.001: 0.0003 did better on the half that reports"),
     ],
 )
-def test_what_limits_the_answer_is_said(change, words):
-    assert words in judge(change(*sweep(0, [0, 0.1], 2, values=rates(1e-3, 3e-4)))).sentence
+def test_what_limits_the_answer_is_said(change, unchanged, words):
+    candidates = sweep(0, [0, 0.1], 2, values=rates(1e-3, 3e-4))
+    assert words in judge(candidates[:unchanged] + [changed(each, change) for each in candidates[unchanged:]]).sentence
 
 
 def test_too_few_conversations_are_refused():
@@ -143,15 +134,12 @@ def test_other_tokenizers_are_compared_by_their_losses_of_whole_conversations():
 
 
 def test_table_and_figure_show_several_parameters(tmp_path):
-    values = [
-        {"schedule": schedule, "learning_rate": rate, "optimizer": optimizer}
-        for rate in (1e-4, 1e-3, 0.4)
-        for schedule in ("cosine", "linear")
-        for optimizer in ("adamw", "muon")
-    ]
-    candidates = sweep(0, [0.1] * 4 + [0, 0.1, 0.1, 0.1] + [9] * 4, 2, values=values)
-    for candidate in candidates[8:]:
-        candidate.heldout[1]["loss_sum"] = math.inf
+    names = ("schedule", "learning_rate", "optimizer")
+    tried = product(("cosine", "linear"), (1e-3, 1e-4, 0.4), ("adamw", "muon"))
+    values = [dict(zip(names, each, strict=True)) for each in tried]
+    candidates = sweep(0, [0] + [0.1] * 11, 2, values=values)
+    for candidate in candidates:
+        candidate.heldout[1]["loss_sum"] += math.inf if candidate.values["learning_rate"] == 0.4 else 0
     verdict = judge(candidates)
     shown = table(verdict)
     assert shown.iloc[0, :3].tolist() == ["cosine", "0.001", "adamw"] and shown.iloc[0, -1] == "best"
@@ -162,9 +150,8 @@ def test_table_and_figure_show_several_parameters(tmp_path):
     assert {"schedule cosine / optimizer muon", "a seed", "best", "diverged"} <= words
     save(lambda theme: figure(verdict, theme), tmp_path, "sweep")
     assert len([*tmp_path.iterdir()]) == 4
-    figure(judge([changed(candidate, lambda table: table * math.nan) for candidate in candidates]))  # all diverged
+    figure(judge([changed(each, lambda table: table * math.nan) for each in candidates]))  # all diverged
     drawn = figure(judge(sweep(0, [0, 0.1, 0.2], values=[{"base_model": name * 40} for name in "abc"])))
     drawn.draw_without_rendering()
     places = [text.get_window_extent() for text in drawn.axes[0].get_xticklabels()]
     assert min(each.x0 for each in places) > 0 and max(each.x1 for each in places) < drawn.bbox.width
-    assert all(left.x1 < right.x0 for left, right in pairwise(places))
