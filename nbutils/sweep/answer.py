@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import pandas as pd
@@ -11,12 +11,11 @@ from IPython.display import Image
 from nbutils.core.charts import save
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, write_json, write_text, writing
-from nbutils.core.run.layout import Run
 from nbutils.core.run.record import SCHEMA
 from nbutils.core.text import counted, first_line, markdown_table
 from nbutils.sweep import display
 from nbutils.sweep.guard import in_words, losses
-from nbutils.sweep.settings import TAKEN, Sweep, write_profile
+from nbutils.sweep.settings import TAKEN, Sweep, TrialPlan, write_profile
 from nbutils.sweep.verdict import Candidate, Verdict, judge
 
 VERDICT, FIGURES, FIGURE = "verdict.json", "figures", "losses"
@@ -94,11 +93,12 @@ def answer(sweep: Sweep, failed: Mapping[str, str]) -> Answer:
     verdict = Verdict({}, [], "There is no verdict before two recipes are whole.")
     if len(whole) > 1:
         try:
-            verdict = judge([Candidate(t[0].values, {each.seed: _heldout(each.run) for each in t}) for t in whole])
+            verdict = judge([_measured(trials) for trials in whole])
         except UserError as error:  # the trials that are left run all the same
             verdict = replace(verdict, sentence=str(error))
     return Answer(sweep, verdict, failed, len(sweep.trials) - len(done) - len(failed))
 
 
-def _heldout(run: Run) -> pd.DataFrame:
-    return pd.read_parquet(run.heldout).set_index(["source", "index"])
+def _measured(trials: Sequence[TrialPlan]) -> Candidate:
+    tables = {each.seed: pd.read_parquet(each.run.heldout).set_index(["source", "index"]) for each in trials}
+    return Candidate(trials[0].values, tables)

@@ -176,8 +176,8 @@ class Sweeper:
 
     def _begin(self, step: Step, device: str) -> Job:
         """Starts the pipeline on the step's run folder, up to its stage."""
-        values = step.values | {"seed": step.seed} | ({"processes": 1} if device else {})
-        words = [f"-p{name}={json.dumps(value)}" for name, value in values.items()]
+        options = step.options | ({"processes": 1} if device else {})
+        words = [f"-p{name}={json.dumps(value)}" for name, value in options.items()]
         folder, last = str(step.run.path), step.planned.stage.name
         line = ["run", str(self.sweep.out / PROFILE), *words, "--run-dir", folder, "--until", last, *self.options]
         return Job(step.label, start(line, {"CUDA_VISIBLE_DEVICES": device} if device else {}), self.say, device)
@@ -193,7 +193,7 @@ class Sweeper:
         elif self._asked:
             self.say(f"{step.label}: {state.reason}")
         else:
-            self.failed |= {trial.label: last for trial in self.sweep.trials if step in (trial, trial.rows)}
+            self.failed |= {each.label: last for each in self.sweep.trials if step.run in (each.run, each.rows.run)}
             self.say(f"{step.label} failed: {last}")
 
     def _look(self) -> None:

@@ -59,12 +59,11 @@ NOT_SWEPT = {
 
 @dataclass(frozen=True)
 class Step:
-    """A stage that a sweep makes in a run folder, with the values of the swept parameters and the seed."""
+    """A stage that a sweep makes in a run folder; `options` are its parameters beside those that all share."""
 
     label: str
     planned: Planned
-    values: Json
-    seed: int
+    options: Json
 
     @property
     def run(self) -> Run:
@@ -81,6 +80,8 @@ class Step:
 class TrialPlan(Step):
     """The training of one recipe with one seed; `rows` makes the data that it shares with other trials."""
 
+    values: Json
+    seed: int
     plan: Plan
     rows: Step
 
@@ -264,8 +265,8 @@ def _trial(profile: Path, fixed: dict[str, Given], values: Json, seed: int, out:
     of_rows = {name: value for name, value in read.items() if _changes("rows", name)}
     shared = out / _folder(of_rows, rows.stage.name)
     there = replace(rows, settings=rows.settings.model_copy(update={"run_dir": str(shared)}))
-    making = Step(f"rows of {label(of_rows) or 'all trials'}", there, of_rows, seed)
-    return TrialPlan(f"{label(read)}, seed {seed}", model, read, seed, planned, making)
+    making = Step(f"rows of {label(of_rows) or 'all trials'}", there, of_rows)
+    return TrialPlan(f"{label(read)}, seed {seed}", model, read | {"seed": seed}, read, seed, planned, making)
 
 
 def _folder(values: Mapping[str, Any], last: str) -> str:
