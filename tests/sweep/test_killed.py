@@ -13,6 +13,7 @@ from nbutils.core.run.layout import Run
 from tests.evaluate.stock_tasks import write_stock_tasks
 from tests.train.runs import wait_for
 
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]  # a dozen kernels on few cores
 VALUES = {
     "datasets": [{"path": "chitchat", "fraction": 0.1}],
     "eval_fraction": 0.3,
@@ -35,13 +36,12 @@ def start(out, *rates, **changes):
         return psutil.Popen(line, stdout=log, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.soak
 def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
     killed, whole, rates = tmp_path / "killed", tmp_path / "whole", (0.00004, 0.004, 0.4)
     undisturbed = start(whole, *rates)  # at the same time: two cores, two sweeps
     for rate in ("4e-05", "0.4"):
         process, run = start(killed, *rates), Run(killed / f"learning_rate-{rate}_seed-0")
-        wait_for(lambda run=run: run.newest_sealed() is not None, 300)
+        wait_for(lambda run=run: run.newest_sealed() is not None, 600)
         below = process.children(recursive=True)
         process.kill()
         assert below and not psutil.wait_procs(below, timeout=30)[1]
@@ -53,7 +53,6 @@ def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
     assert [row["word"] for row in verdicts[0]["verdict"]["rows"]] == ["best", "worse", "worse"]
 
 
-@pytest.mark.soak
 def test_the_guard_asks_the_base_and_each_recipe_real_questions(tmp_path, evaldata):
     own = {"task_path": write_stock_tasks(tmp_path / "tasks", evaldata), "cache_dir": str(tmp_path / "cache")}
     out, values = tmp_path / "sweep", VALUES | own | {"max_steps": 8}
