@@ -31,9 +31,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import studentized_range, t
 
+from nbutils.core.bootstrap import FEWEST_GROUPS, LEVEL
 from nbutils.core.errors import UserError
 from nbutils.core.text import counted, number
-from nbutils.evaluate.compare import FEWEST_GROUPS, LEVEL
 
 NAMED = 3
 """Candidates that a part of the sentence names; of the others it gives the number."""
