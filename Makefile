@@ -74,9 +74,8 @@ lab: setup
 	@$(VENV)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ROOT_FLAG)
 
 # Makes a page on which the demo's model talks in a browser (3.5 MB download, once), and hands it out on this machine.
-page: setup
-	@$(VENV)/python -m nbutils run params/demo.yaml -p page=true -p 'gguf=[q8_0]'
-	@$(VENV)/python -m http.server --bind 127.0.0.1 --directory runs/demo/publish/page
+page: demo
+	@$(VENV)/python -m nbutils page params/demo.yaml
 
 # Writes docs/: the executed demo notebooks as Markdown pages with their pictures.
 docs: setup

@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": ("nbutils.pipeline.doctor", "check machine, parameters, data and model"),
     "settings": ("nbutils.pipeline.parameters", "write the training worker's SETTINGS.json"),
     "fetch": ("nbutils.pipeline.fetch", "collect what a profile takes from the hub, for machines without internet"),
+    "page": ("nbutils.pipeline.page", "make the page on which a run's model talks, and hand it out here"),
     "sweep": ("nbutils.sweep.command", "try several recipes, and say which can be told apart"),
     "kaggle": ("nbutils.kaggle.command", "make what `kaggle kernels push` takes"),
 }

@@ -68,7 +68,7 @@ OTHERWISE = {
     "kaggle.notebook_session": {"train"},  # a kind of row in the log, and a side of the data
     "metrics.remarks": {"data"},  # a part of a step's seconds
     "metrics.summary": {"data"},  # a field of settings.json
-    "publish.page.make": {"train"},  # a side of the data
+    "publish.page.wllama": {"data"},  # a filter of tarfile
     "train.trainer": {"data"},  # a part of a step's seconds
     "train.worker": {"data"},  # fields of settings.json and of a checkpoint's identity
 }

@@ -33,16 +33,16 @@ VERBOSE = 4
 """llama.cpp's level of logging at which it tells what it reads in a file."""
 
 
-SAMPLERS = ("penalties", "temperature", "top_p")
-"""llama.cpp's names of what chooses a token here, in this order; its own order is another."""
-
-
 def choice(sampling: Sampling, context: int) -> Json:
-    """The same choice of tokens as part of a request to llama.cpp; the penalty looks back over `context` tokens."""
+    """The same choice of tokens as part of a request to llama.cpp; the penalty looks back over `context` tokens.
+
+    In a file -1 stands for all that is read; its server takes no such number.
+    """
     found: Json = {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": context}
     if sampling.greedy:
         return found | {"samplers": ["penalties", "top_k"], "top_k": 1}
-    return found | {"samplers": [*SAMPLERS]} | sampling.model_dump(include={"temperature", "top_p"})
+    found |= {"samplers": ["penalties", "temperature", "top_p"], "top_k": 0, "min_p": 0.0}
+    return found | sampling.model_dump(include={"temperature", "top_p"})
 
 
 def installed() -> bool:
@@ -59,6 +59,8 @@ class LlamaServer:
     """
 
     def __init__(self, model: Path, context: int = 0) -> None:
+        import torch
+
         if not installed():
             raise UserError(
                 f"llama.cpp is not installed, which {shown(model)} is to be read with: `pip install {PACKAGE}` "
@@ -69,7 +71,6 @@ class LlamaServer:
         key = secrets.token_hex(16)  # or any page in this machine's browser could ask it
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._opener.addheaders = [("Authorization", f"Bearer {key}"), ("Content-Type", "application/json")]
-        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         root = str(Path(__file__).parents[2])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "nbutils.core.llamacpp"],
@@ -78,7 +79,7 @@ class LlamaServer:
             start_new_session=True,  # a Ctrl-C in the terminal ends a reply, not the server
         )  # fmt: skip
         assert self._process.stdin and self._process.stdout
-        job = {"model": str(model), "context": context, "threads": threads, "key": key}
+        job = {"model": str(model), "context": context, "threads": torch.get_num_threads(), "key": key}
         try:
             with suppress(BrokenPipeError):
                 self._process.stdin.write(json.dumps(job) + "\n")
@@ -156,19 +157,28 @@ class LlamaServer:
         return " ".join((errors or lines[-1:])[0].split())
 
 
-def main() -> None:
-    """The server's own process: serves what standard input says until that is closed, as it is when its parent ends."""
-    job = json.loads(sys.stdin.readline())
+def parameters(model: str, context: int) -> Any:
+    """xllamacpp's parameters of a server of one conversation at a time that rounds no more than the file does."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.verbosity = job["model"], job["context"], VERBOSE
-    params.api_keys, params.warmup, params.ui, params.n_parallel = [job["key"]], False, False, 1
+    params.model.path, params.n_ctx, params.verbosity = model, context, VERBOSE
+    params.warmup, params.ui, params.n_parallel = False, False, 1
     params.n_batch = 256  # tokens read at once; between two batches a request can be stopped
     params.cache_ram_mib, params.cache_idle_slots = 0, False  # no prompt before the last is kept
     params.prefill_assistant = False  # a conversation that ends with a reply is a whole one
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to F16
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    return params
+
+
+def main() -> None:
+    """The server's own process: serves what standard input says until that is closed, as it is when its parent ends."""
+    job = json.loads(sys.stdin.readline())
+    import xllamacpp
+
+    params = parameters(job["model"], job["context"])
+    params.api_keys = [job["key"]]
     for pool in (params.cpuparams, params.cpuparams_batch):
         pool.n_threads = job["threads"]
     server = xllamacpp.Server(params)

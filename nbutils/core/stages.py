@@ -96,6 +96,7 @@ STAGES = (
         makes=("scores",),
         code=(
             *CHATML,
+            "core.bootstrap",
             "core.chat_engine.generation",
             "core.chat_engine.sampling",
             "core.chat_engine.template",
@@ -127,6 +128,7 @@ STAGES = (
         makes=("card",),
         code=(
             *CHATML,
+            "core.bootstrap",
             "core.llamacpp",
             *(name for name in ENGINE if not name.endswith("generation")),
             "core.origin.index",

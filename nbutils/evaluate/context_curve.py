@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from nbutils.core.bootstrap import FEWEST_GROUPS, paired_difference, word_for
 from nbutils.core.chat_engine.window import EXTENSIONS, FACTOR, can_extend, rotated, rotation
 from nbutils.core.files import Json
 from nbutils.core.run.models import context_length
 from nbutils.core.text import with_interval
-from nbutils.evaluate.compare import FEWEST_GROUPS, paired_difference, word_for
 
 BUCKETS = 16
 """Points of the curve between the first token and twice the trained length."""

@@ -9,10 +9,10 @@ from operator import itemgetter
 
 import numpy as np
 
+from nbutils.core.bootstrap import interval, paired_difference, word_for
 from nbutils.core.files import Json
 from nbutils.core.origin.index import MIN_WORDS, Index, words_in
 from nbutils.evaluate.behaviour import wilson
-from nbutils.evaluate.compare import interval, paired_difference, word_for
 
 PEOPLE = "people"
 """Whose replies the held-out ones are: they are the yardstick, because people repeat what others say too."""

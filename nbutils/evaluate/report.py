@@ -10,17 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nbutils.core.bootstrap import FEWEST_GROUPS, TOO_FEW, interval, paired_difference, word_for
 from nbutils.core.files import Json
 from nbutils.core.text import code, markdown_table, score_rows, task_of, with_interval
-from nbutils.evaluate.compare import (
-    FEWEST_GROUPS,
-    TOO_FEW,
-    Metric,
-    interval,
-    paired_difference,
-    sums_of,
-    word_for,
-)
+from nbutils.evaluate.compare import Metric, sums_of
 from nbutils.evaluate.memorised import PEOPLE
 from nbutils.evaluate.score import Plan, Scored
 from nbutils.evaluate.settings import EvaluateSettings

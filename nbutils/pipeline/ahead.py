@@ -26,9 +26,9 @@ from nbutils.metrics.settings import MetricsSettings
 from nbutils.metrics.summary import read_history
 from nbutils.pipeline.fetch import need_hub, not_here, wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
-from nbutils.publish.page.make import check_page
+from nbutils.publish.page.make import check_page, check_size
 from nbutils.publish.push import check_push
-from nbutils.publish.settings import HUB_ID, PublishSettings
+from nbutils.publish.settings import HUB_ID, KINDS, PublishSettings
 from nbutils.train.settings import TrainSettings, checked_precision, checked_trackers
 
 SHORTEST_PROMPT = 16
@@ -91,7 +91,7 @@ def asks(settings: Settings, trained: TrainSettings | None) -> Iterator[Any]:
             if settings.push or settings.push_page:
                 yield _push, settings
             if settings.gguf and trained and trained.base_model != TINY:
-                yield _gguf, trained
+                yield _gguf, settings, trained
 
 
 def _tasks(settings: EvaluateSettings) -> None:
@@ -142,10 +142,15 @@ def _push(settings: PublishSettings) -> None:
         )
 
 
-def _gguf(trained: TrainSettings) -> None:
+def _gguf(settings: PublishSettings, trained: TrainSettings) -> None:
     from nbutils.publish.gguf_export import check_convertible
+    from nbutils.publish.gguf_writer import bytes_of
+    from nbutils.train.base import weightless_base
 
     check_convertible(_base(trained))
+    if settings.page:
+        kind = max(settings.gguf, key=KINDS.index)  # the page takes the smaller one
+        check_size(f"The model as {kind.upper()}", bytes_of(weightless_base(trained).num_parameters(), kind))
 
 
 def _base(trained: TrainSettings) -> ModelRef:

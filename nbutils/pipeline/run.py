@@ -63,6 +63,11 @@ def main(arguments: argparse.Namespace) -> int:
             return 0  # it has said what would begin
     if arguments.explain:
         return explain(planned, options, display)
+    return go(planned, options, display)
+
+
+def go(planned: Plan, options: Options, display: Display) -> int:
+    """Runs what a plan asks for; the exit status."""
     return Runner(planned, options, display, _execute).go()
 
 

@@ -1,15 +1,18 @@
-"""A model's architecture and parameters, computed from its config and the headers of its weight files."""
+"""A model's parameters and context, computed from its config and the headers of its weight files."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from nbutils.core.files import Json
+from nbutils.publish.gguf_writer import ARCHITECTURES, head_size
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PARTS = (
     ("embed", "token embedding"),
@@ -65,56 +68,19 @@ def parameter_counts(shapes: dict[str, list[int]]) -> Counter[str]:
     return counts
 
 
-def architecture(config: Json, shapes: dict[str, list[int]]) -> list[tuple[str, Any]]:
-    """The rows of the card's architecture table; what a config does not state is left out."""
-    counts = parameter_counts(shapes)
-    heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
-    context, base = config.get("max_position_embeddings"), (config.get("rope_parameters") or {}).get("rope_theta")
-    rows: list[tuple[str, Any]] = [
-        ("Class", ", ".join(f"`{name}`" for name in config.get("architectures") or [])),
-        ("Parameters", counts.total()),
-        *((f"… {part}", count) for part, count in counts.most_common()),
-        ("Layers", config.get("num_hidden_layers")),
-        ("Hidden size", config.get("hidden_size")),
-        (
-            "Feed-forward size",
-            config.get("intermediate_size")
-            or max((max(shape) for name, shape in shapes.items() if "mlp" in name), default=None),
-        ),
-        ("Attention heads", heads and (f"{heads}, {groups} key/value heads" if groups and groups != heads else heads)),
-        ("Vocabulary", config.get("vocab_size")),
-        ("Context", context and f"{context:,} tokens"),
-        ("Embeddings", "tied" if config.get("tie_word_embeddings") else "untied (input and output are separate)"),
-        ("Position encoding", base and f"RoPE, base {base:,.0f}"),
-        ("Activation", config.get("hidden_act") or config.get("activation_function")),
-        ("Precision of the weights", config.get("dtype")),
-    ]
-    return [(name, value) for name, value in rows if value]
-
-
-def extension(config: Json, kind: str) -> tuple[str, str, str] | None:
+def extension(config: PretrainedConfig, kind: str) -> tuple[str, str, str] | None:
     """The chat's `context_extension` in plain transformers and llama.cpp (EXTENSIONS); None where the model takes none.
 
     `dynamic` is NTK-aware scaling with the base fixed for twice the length (bloc97, emozilla 2023; transformers'
     `modeling_rope_utils.py`, `dynamic` at `seq_len` = 2 × the trained length): the base times 3 to the power of
     D / (D - 2), where D is the size of a head. The others are transformers' own.
     """
-    rope = config.get("rope_parameters") or {}
-    takes = config.get("model_type") in ("llama", "mistral", "qwen2") and rope.get("rope_type") == "default"
-    if not takes or kind not in EXTENSIONS:
+    if config.model_type not in ARCHITECTURES or kind not in EXTENSIONS:
         return None
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    rope, size = config.rope_parameters, head_size(config)
+    if rope["rope_type"] != "default":
+        return None
     factor = round(3 ** (size / (size - 2)), 6)
-    values = {"factor": factor, "base": rope["rope_theta"] * factor, "trained": config["max_position_embeddings"]}
+    values = {"factor": factor, "base": rope["rope_theta"] * factor, "trained": config.max_position_embeddings}
     name, code, options = EXTENSIONS[kind]
     return name, code.format(**values), options.format(**values)
-
-
-def model_config(folder: Path) -> Json:
-    """A model's config with transformers' defaults, under Llama's names where its class maps them (GPT-2's does)."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder).get_text_config()
-    values = config.to_dict()
-    named = {name: getattr(config, other, None) for name, other in config.attribute_map.items()}
-    return values | named

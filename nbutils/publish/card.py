@@ -11,11 +11,13 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from nbutils.core.run.layout import Run
+from nbutils.core.run.models import ModelRef
 from nbutils.core.run.state import in_short
-from nbutils.core.stages import spec
+from nbutils.core.stages import maker, spec
 from nbutils.core.text import code, duration, markdown_table, memorised_table, score_rows, size, task_of, with_interval
-from nbutils.publish.architecture import architecture, extension, model_config, tensor_shapes
-from nbutils.publish.export import GENERATION, control_tokens, published_figure
+from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
+from nbutils.publish.export import GENERATION, published_figure, token_ids
 from nbutils.publish.facts import Facts
 from nbutils.publish.gguf_export import read_gguf
 from nbutils.publish.repeats import in_words
@@ -25,19 +27,21 @@ from nbutils.publish.settings import PublishSettings
 def render_card(facts: Facts, settings: PublishSettings) -> str:
     """The card's text: metadata, then Markdown. Model output on it is untrusted and quoted as plain text."""
     folder = facts.model_folder
-    config = model_config(folder)
-    context = config.get("max_position_embeddings") or facts.data["max_length"]
+    config, shapes = ModelRef.parse(str(folder)).config(), tensor_shapes(folder)
+    context = getattr(config, "max_position_embeddings", None) or facts.data["max_length"]
     text = TEMPLATES.get_template("card.md.jinja").render(
         facts=facts,
         settings=settings,
         metadata=card_metadata(facts, settings),
         model_id=settings.repo_id or ".",  # for `from_pretrained`: the Hub's id, or the folder that the card is in
-        architecture=[(name, _value(value)) for name, value in architecture(config, tensor_shapes(folder))],
+        config=lambda name: getattr(config, name, None),
+        counts=parameter_counts(shapes),
+        widest=max((max(shape) for name, shape in shapes.items() if "mlp" in name), default=None),
         context=context,
         longest_reply=min(int(GENERATION["max_new_tokens"]), context // 4),  # in a chat that fits the context
         scores=score_rows(facts.evaluation),
-        tokens=[(code(token), number, purpose) for token, number, purpose in control_tokens(folder)],
-        gguf=read_gguf(facts.run),
+        tokens=token_ids(folder),
+        gguf=read_gguf(Run(facts.run).folder(maker("card").name)),
         extension=extension(config, facts.transcript["settings"]["context_extension"]),  # as the chat had it
         generation=", ".join(f"{name} {value}" for name, value in GENERATION.items() if name != "do_sample"),
     )
@@ -120,8 +124,12 @@ def _value(value: Any) -> str:
 
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nbutils.publish", "."), undefined=jinja2.StrictUndefined)
 """The card and the code on it, with what they call."""
-TEMPLATES.globals |= {"table": markdown_table, "with_interval": with_interval}
-TEMPLATES.globals |= {"memorised_table": memorised_table, "repeats_in_words": in_words}
+TEMPLATES.globals |= {
+    "table": markdown_table,
+    "with_interval": with_interval,
+    "memorised_table": memorised_table,
+    "repeats_in_words": in_words,
+}
 TEMPLATES.tests |= {"held_out": _held_out}
 TEMPLATES.filters |= {
     "count": "{:,}".format,

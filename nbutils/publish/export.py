@@ -12,6 +12,7 @@ from nbutils.core.chatml import IM_END, PAD
 from nbutils.core.files import read_json, replaced, write_json, write_text
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TOKENIZER_FILES
+from nbutils.core.run.record import RECORD
 from nbutils.core.stages import maker
 from nbutils.publish.facts import Facts
 from nbutils.publish.settings import PublishSettings
@@ -51,9 +52,8 @@ def export(facts: Facts, settings: PublishSettings, folder: Path) -> list[Path]:
     source = facts.model_folder
     for file in sorted({file for pattern in MODEL_PATTERNS for file in source.glob(pattern)}):
         _copy(file, folder / file.name)
-    ids = {token: number for token, number, _ in control_tokens(source)}
-    ends = {"eos_token_id": ids[IM_END], "pad_token_id": ids[PAD]}
-    write_json(folder / "generation_config.json", GENERATION | ends)
+    ids = token_ids(source)
+    write_json(folder / "generation_config.json", GENERATION | {"eos_token_id": ids[IM_END], "pad_token_id": ids[PAD]})
     for name in facts.figures:
         for suffix in (".png", "-dark.png", *((".svg", "-dark.svg") if name.startswith(maker("curves").name) else ())):
             _copy(facts.run / f"{name}{suffix}", folder / f"{published_figure(name)}{suffix}")
@@ -86,22 +86,13 @@ def published_files(folder: Path) -> list[Path]:
     Nor is `gguf/` part of it where a file there is unproven.
     """
     files = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file())
-    home = {"stage.json", PAGE, *([GGUF] if any(folder.glob(f"{GGUF}/*{UNPROVEN}")) else [])}
-    return [
-        file for file in files if file.parts[0] not in home and ".partial" not in {Path(p).suffix for p in file.parts}
-    ]
+    home = {RECORD, PAGE, *([GGUF] if any(folder.glob(f"{GGUF}/*{UNPROVEN}")) else [])}
+    return [file for file in files if file.parts[0] not in home and ".partial" not in str(file)]
 
 
-def control_tokens(folder: Path) -> list[tuple[str, int, str]]:
-    """Text, id and purpose of each ChatML token, from the folder's tokenizer."""
-    vocabulary = read_json(folder / "tokenizer.json")
-    ids = {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
-    purposes = {
-        "<|im_start|>": "opens a message; the role follows",
-        IM_END: "closes a message; the model stops here (eos)",
-        PAD: "fills up batches; never eos",
-    }
-    return [(token, ids[token], purpose) for token, purpose in purposes.items() if token in ids]
+def token_ids(folder: Path) -> dict[str, int]:
+    """Text and id of each token that the folder's tokenizer has beside its pieces: those of ChatML are among them."""
+    return {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json")["added_tokens"]}
 
 
 def _copy(source: Path, target: Path) -> None:

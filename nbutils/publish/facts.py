@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from nbutils.core.chatml import Conversation
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, project_root, read_json, read_jsonl, resolve, shown
 from nbutils.core.run.key import upstream_hashes
@@ -40,24 +41,15 @@ def hides_paths(run: Path, stages: dict[str, Json]) -> Hide:
     A folder or file that a parameter names becomes `…/` and its name, the clone `.`, and the home folder `~`.
     """
     root = project_root()
-    given = (value for record in stages.values() for name, value in record["parameters"].items()
-             if name not in SPOKEN)  # fmt: skip
-    paths = {run, *map(Path, chain(*map(_texts, given)))}
+    given = [v for record in stages.values() for name, v in record["parameters"].items() if name not in SPOKEN]
+    texts = re.findall(r'"(?:[^"\\]|\\.)*"', json.dumps(given, ensure_ascii=False))
+    paths = {run, *map(Path, map(json.loads, texts))}
     hidden = {str(p): f"…/{p.name}" for p in paths if p.is_absolute() and p.name and not p.is_relative_to(root)}
     hidden |= {str(path): word for path, word in ((Path.home(), "~"), (root, ".")) if path.name}
     hidden |= {json.dumps(path, ensure_ascii=False)[1:-1]: name for path, name in hidden.items()}
     known = "|".join(map(re.escape, sorted(hidden, key=len, reverse=True)))
     pattern = re.compile(rf"(?:(?<![\w.~/…])|(?<=\\[nrt]))/*({known})(?!\w)")
     return lambda text: pattern.sub(lambda found: hidden[found[1]], text)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value."""
-    if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
-    elif isinstance(value, str):
-        yield value
 
 
 @dataclass(frozen=True)
@@ -88,6 +80,13 @@ class Facts:
     def model_folder(self) -> Path:
         """The trained model in the run folder."""
         return Run(self.run).model()
+
+    @cached_property
+    def held_out(self) -> list[Conversation]:
+        """The conversations that were held out."""
+        from datasets import load_from_disk
+
+        return list(load_from_disk(str(Run(self.run).rows / "eval"))["messages"])
 
     @property
     def trained(self) -> Json:

@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nbutils.core.chat_engine.base import Request
-from nbutils.core.chat_engine.engine import Engine
-from nbutils.core.chat_engine.sampling import Sampling
-from nbutils.core.chat_engine.window import Plan
+from nbutils.core.bootstrap import paired_difference
 from nbutils.core.chatml import CHATML, IM_END, Conversation, encode
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.core.llamacpp import PACKAGE, LlamaServer
-from nbutils.core.run.models import ModelRef
 from nbutils.core.vocabulary import OutsideVocabularyError, special_strings
-from nbutils.publish.gguf_vocabulary import composes
-from nbutils.publish.gguf_writer import readable_context
-from nbutils.publish.parity import beginnings, spelling_none
+from nbutils.publish.gguf_writer import composes, readable_context
+from nbutils.publish.parity import Session
+from nbutils.publish.settings import PublishSettings
 
 TIE = 1e-3
 """Two scores of the session this close may change places."""
@@ -37,8 +34,6 @@ WORST = 0.05
 """Nats a token by which Q8_0 may be worse than F16: none in the demo, 0.008 in SmolLM2-135M."""
 LIKELIHOODS, RESAMPLES = 50, 2000
 """Held-out replies whose log-likelihood is compared, and resamples of the bootstrap over them."""
-SPLIT = "tokenizer.ggml.pre, merges or scores, and the list of tokens"
-"""What to look at where ids part."""
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "return_tokens": True, "n_probs": 2}
 """llama.cpp's settings for the likeliest token each time."""
 
@@ -52,20 +47,27 @@ HOSTILE = (
 """Texts that tokenizers stumble over; `{specials}` are the tokenizer's own special tokens, spelled out."""
 
 
-@dataclass
-class Session:
-    """What the chat session does with held-out conversations; replies end with the stop token, or at the limit.
+class Spoken(Session):
+    """Prompts with the session's greedy `replies`, and `held_out` with those that people gave, both of up to
+    `parity_tokens` tokens.
 
-    `context`: tokens of the longest prompt with a reply.
+    All are ids; a reply ends with the id `stop`, or at the limit. `context`: tokens of the longest.
     """
 
-    model: Any
-    tokenizer: Any
-    conversations: list[Conversation]
-    context: int = 0
-    prompts: list[list[int]] = field(default_factory=list)
-    replies: list[list[int]] = field(default_factory=list)
-    held_out: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    def __init__(self, folder: Path, rows: Sequence[Conversation], settings: PublishSettings) -> None:
+        super().__init__(folder, rows, settings)
+        self.stop, most = self.tokenizer.eos_token_id, settings.parity_tokens
+        room = readable_context(self.model.config) - most
+        prompts = [prompt for prompt, _ in self.beginnings(room, settings.parity_replies)]
+        said = zip(prompts, self.greedy(prompts, repetition_penalty=1.0), strict=True)
+        self.replies = [(self.prompt(prompt), reply + [self.stop] * ended) for prompt, (reply, ended) in said]
+        self.held_out = []
+        for messages, answered in self.beginnings(room, LIKELIHOODS):
+            prompt = self.prompt(messages)
+            given = encode(self.tokenizer, answered).input_ids[len(prompt) :]
+            if self.stop in given:
+                self.held_out.append((prompt, given[: min(most, given.index(self.stop) + 1)]))
+        self.context = 1 + max((len(a) + len(b) for a, b in [*self.replies, *self.held_out]), default=0)
 
     def lead(self, before: Sequence[int]) -> float:
         """By how much the likeliest token after these leads."""
@@ -76,97 +78,72 @@ class Session:
         return float(best[0] - best[1])
 
 
-def session(folder: Path, rows: Sequence[Conversation], conversations: int, replies: int, tokens: int) -> Session:
-    """The session of a model's folder, its replies of up to `tokens` tokens, and replies that people gave."""
-    ref = ModelRef.parse(str(folder))
-    model, tokenizer = ref.load().eval(), ref.raw_tokenizer()
-    texts = spelling_none(tokenizer, rows)[0][:conversations]
-    room = readable_context(model.config) - tokens
-    made = Session(model, tokenizer, texts)
-    engine, whole, stop = Engine(model, tokenizer), Plan(0, extended=False), tokenizer.convert_tokens_to_ids(IM_END)
-    sampling = Sampling(greedy=True, repetition_penalty=1.0, max_new_tokens=tokens)
-    for messages in beginnings(tokenizer, texts, room, replies):
-        request = Request(messages, whole, sampling, sampling.generator(0))
-        reply = list(engine.generate(request))
-        made.prompts.append(encode(tokenizer, messages, add_generation_prompt=True).input_ids)
-        made.replies.append(reply + sorted(engine.ends) * (request.measured.ended == "end"))
-    for messages in texts:
-        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant" and i), default=0)
-        prompt = encode(tokenizer, messages[:last], add_generation_prompt=True).input_ids
-        if last and len(prompt) <= room and len(made.held_out) < LIKELIHOODS:
-            given = encode(tokenizer, messages[: last + 1]).input_ids[len(prompt) :]
-            made.held_out.append((prompt, given[: min(tokens, given.index(stop) + 1)]))
-    made.context = max(map(len, [*made.prompts, *(prompt for prompt, _ in made.held_out)]), default=0) + tokens + 1
-    return made
-
-
+@dataclass(eq=False)
 class Theirs:
-    """A tokenizer as ours, but for the ids of texts: those are llama.cpp's."""
+    """A tokenizer as ours, but for the ids of texts: those are llama.cpp's.
 
-    def __init__(self, server: LlamaServer, tokenizer: Any) -> None:
-        self._server, self._tokenizer = server, tokenizer
+    It composes no characters: where our tokenizer does, that is done before.
+    """
+
+    server: LlamaServer
+    ours: Any
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
+        return getattr(self.ours, name)
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
-
-    def ids(self, text: str, special: bool) -> list[int]:
-        """Ids of one text, in which control tokens are parsed, or read as ordinary text.
-
-        llama.cpp composes no characters: where our tokenizer does, that is done before.
-        """
-        text = unicodedata.normalize("NFC", text) if composes(self._tokenizer) else text
-        return list(self._server.ask("tokenize", content=text, add_special=True, parse_special=special)["tokens"])
+        return len(self.ours)
 
     def __call__(self, text: str | list[str], *, split_special_tokens: bool = False, **_: Any) -> Json:
-        if isinstance(text, str):
-            return {"input_ids": self.ids(text, not split_special_tokens)}
-        return {"input_ids": [self.ids(one, not split_special_tokens) for one in text]}
+        if isinstance(text, list):
+            return {"input_ids": [self(one, split_special_tokens=split_special_tokens)["input_ids"] for one in text]}
+        text = unicodedata.normalize("NFC", text) if composes(self.ours) else text
+        asked = {"content": text, "add_special": True, "parse_special": not split_special_tokens}
+        return {"input_ids": self.server.ask("tokenize", **asked)["tokens"]}
 
 
-def prove(files: Mapping[str, Path], ours: Session) -> Json:
+def prove(files: Mapping[str, Path], ours: Spoken) -> Json:
     """Asks llama.cpp with each file (`f16` first); returns what was compared. UserError where a file answers otherwise,
     with the place and what to look at.
     """
     found: Json = {"llama_cpp": version(PACKAGE), "composes": composes(ours.tokenizer), "files": {}}
-    reference: list[np.ndarray] = []
+    likely: dict[str, np.ndarray] = {}
     for kind, file in files.items():
         with LlamaServer(file, ours.context) as server:
             check_file(server, ours)
             found |= check_ids(server, ours)
             facts = check_replies(server, ours, strict=kind == "f16")
-            likely = [np.array(list(log_likelihoods(server, *item))) for item in ours.held_out]
-        facts["log_likelihood"] = float(np.concatenate(likely).mean()) if likely else None
-        if reference and likely:
-            facts |= _against(reference, likely)
-            if facts["against_f16"][0] < -WORST:
-                what = f"held-out replies are {-facts['against_f16'][0]:.3f} nats a token less likely than in F16"
+            likely[kind] = np.array([log_likelihood(server, *item) for item in ours.held_out])  # (replies, 2)
+        if ours.held_out:
+            change = paired_difference(likely[kind], likely["f16"], "mean", RESAMPLES, 0)
+            nats, tokens = likely[kind].sum(axis=0)
+            facts |= {
+                "log_likelihood": nats / tokens,
+                "likelihoods": change.groups,
+                "against_f16": [change.value, change.low, change.high],
+            }
+            if change.value < -WORST:
+                what = f"held-out replies are {-change.value:.3f} nats a token less likely than in F16"
                 raise _parted(server, what, "the blocks of its tensors (llama.cpp's Q8_0)")
-        reference = reference or likely
         found["files"][kind] = facts
     return found
 
 
-def check_file(server: LlamaServer, ours: Session) -> None:
+def check_file(server: LlamaServer, ours: Spoken) -> None:
     """Control tokens are single ids, `<|im_end|>` is the end and stops a reply, and llama.cpp warns of no token."""
     theirs = Theirs(server, ours.tokenizer)
     for number, token in special_strings(ours.tokenizer).items():
-        if (read := theirs.ids(token, special=True)) != [number]:
+        if (read := theirs(token)["input_ids"]) != [number]:
             what = f"it reads the control token '{token}' as {read}, not as {number}"
             raise _parted(server, what, "tokenizer.ggml.tokens and token_type")
     end = server.ask("props")["eos_token"]
-    stop = ours.tokenizer.convert_tokens_to_ids(IM_END)
-    start = encode(ours.tokenizer, [], add_generation_prompt=True).input_ids
-    forced = server.ask("completion", prompt=start, n_predict=1, logit_bias=[[stop, 1000.0]], **GREEDY)
-    if end != IM_END or forced["stop_type"] != "eos":
+    if end != IM_END or _forced(server, [ours.stop], ours.stop)["stop_type"] != "eos":
         raise _parted(server, f"its end token is '{end}', and '{IM_END}' ends a reply", "tokenizer.ggml.eos_token_id")
     if warned := [line for line in server.warnings if "token" in line]:
         raise _parted(server, f"llama.cpp warns: {' '.join(warned[0].split())}", "the file's metadata")
 
 
-def check_ids(server: LlamaServer, ours: Session) -> Json:
+def check_ids(server: LlamaServer, ours: Spoken) -> Json:
     """Held-out conversations through the file's template and tokenizer, and hostile texts without parsing."""
     theirs, count = Theirs(server, ours.tokenizer), 0
     for number, messages in enumerate(ours.conversations):
@@ -174,28 +151,27 @@ def check_ids(server: LlamaServer, ours: Session) -> Json:
         plain = [{"role": message["role"], "content": message["content"]} for message in messages]
         for asks, expected in ((True, whole + CHATML.open("assistant")), (False, whole)):
             text = server.ask("apply-template", messages=plain, add_generation_prompt=asks)["prompt"]
-            _same(server, f"its template parts {where} at character", expected, text, "tokenizer.chat_template")
-        own, read = encode(ours.tokenizer, messages).input_ids, theirs.ids(text, special=True)
+            _same(server, ours, f"its template parts {where} at character", expected, text)
+        own = encode(ours.tokenizer, messages).input_ids
         count += len(own)
-        _same(server, f"token ids part {where} at token", own, read, SPLIT, ours.tokenizer.decode)
-    refused = 0
-    for text in HOSTILE:
-        text = text.format(specials=" ".join(special_strings(ours.tokenizer).values()))
+        _same(server, ours, f"token ids part {where} at token", own, theirs(whole)["input_ids"])
+    refused, specials = 0, " ".join(special_strings(ours.tokenizer).values())
+    for text in (hostile.format(specials=specials) for hostile in HOSTILE):
         messages = [{"role": "user", "content": text}]
         try:
             own = encode(ours.tokenizer, messages).input_ids
         except OutsideVocabularyError:  # the chat refuses it too
             refused += 1
             continue
-        where, read = f"token ids part in the text {text[:40]!r} at token", encode(theirs, messages).input_ids
-        _same(server, where, own, read, SPLIT, ours.tokenizer.decode)
+        read = encode(theirs, messages).input_ids
+        _same(server, ours, f"token ids part in the text {text[:40]!r} at token", own, read)
     return {"conversations": len(ours.conversations), "token_ids": count, "hostile_texts": len(HOSTILE) - refused}
 
 
-def check_replies(server: LlamaServer, ours: Session, *, strict: bool) -> Json:
+def check_replies(server: LlamaServer, ours: Spoken, *, strict: bool) -> Json:
     """Greedy replies; where they part, llama.cpp goes on from the session's token. `strict`: only ties may part."""
-    ties, rounded, parts, stop = 0, 0, 0, ours.tokenizer.convert_tokens_to_ids(IM_END)
-    for number, (prompt, own) in enumerate(zip(ours.prompts, ours.replies, strict=True)):
+    parts = Counter[str](ties=0, rounded=0)
+    for number, (prompt, own) in enumerate(ours.replies):
         done = 0
         while done < len(own):
             said = server.ask("completion", prompt=[*prompt, *own[:done]], n_predict=len(own) - done, **GREEDY)
@@ -203,50 +179,43 @@ def check_replies(server: LlamaServer, ours: Session, *, strict: bool) -> Json:
             same = len(os.path.commonprefix([own[done:], read]))  # noqa: RUF071 — of ids
             done += same
             if done == len(own):
-                if (said["stop_type"] == "eos") != (own[-1] == stop):
+                if (said["stop_type"] == "eos") != (own[-1] == ours.stop):
                     raise _parted(server, f"reply {number} is not ended by '{IM_END}'", "tokenizer.ggml.eos_token_id")
                 break
-            parts += 1
-            if strict:
-                lead = ours.lead([*prompt, *own[:done]])
-                best = said["completion_probabilities"][same]["top_logprobs"] if same < len(read) else []
-                scores = {token["id"]: token["logprob"] for token in best}
-                moved = lead + scores[read[same]] - scores[own[done]] if own[done] in scores else np.inf
-                if lead >= TIE and moved >= ROUNDING:
+            lead = ours.lead([*prompt, *own[:done]]) if strict else 0.0
+            if lead >= TIE:
+                best = said["completion_probabilities"][same : same + 1]
+                scores = {token["id"]: token["logprob"] for step in best for token in step["top_logprobs"]}
+                if own[done] not in scores or lead + scores[read[same]] - scores[own[done]] >= ROUNDING:
                     here, there = (repr(ours.tokenizer.decode(i)) for i in ([own[done]], read[same : same + 1]))
                     what = (
                         f"greedy replies part in held-out conversation {number} at token {done}: the session writes "
                         f"{here}, which leads by {lead:.3f}, llama.cpp {there}"
                     )
                     raise _parted(server, what, "the weights, and the order of the rows of q and k")
-                ties, rounded = ties + (lead < TIE), rounded + (lead >= TIE)
+            parts["ties" if lead < TIE else "rounded"] += 1
             done += 1
-    total = sum(map(len, ours.replies))
-    counts = {"replies": len(ours.replies), "reply_tokens": total, "equal_share": 1 - parts / max(total, 1)}
-    return counts | ({"ties": ties, "rounded": rounded} if strict else {})
+    total = sum(len(own) for _, own in ours.replies)
+    counts = {"replies": len(ours.replies), "reply_tokens": total, "equal_share": 1 - parts.total() / max(total, 1)}
+    return counts | (parts if strict else {})
 
 
-def log_likelihoods(server: LlamaServer, prompt: list[int], reply: list[int]) -> Iterator[float]:
-    """The log-probability of each token of a given reply: llama.cpp tells that of the token that it is made to take."""
-    for done, token in enumerate(reply):
-        bias = [[token, 1000.0]]
-        said = server.ask("completion", prompt=[*prompt, *reply[:done]], n_predict=1, logit_bias=bias, **GREEDY)
-        yield said["completion_probabilities"][0]["logprob"]
+def log_likelihood(server: LlamaServer, prompt: list[int], reply: list[int]) -> tuple[float, int]:
+    """Nats of a given reply, and its tokens."""
+    asked = ((prompt + reply[:done], token) for done, token in enumerate(reply))
+    return sum(_forced(server, *each)["completion_probabilities"][0]["logprob"] for each in asked), len(reply)
 
 
-def _against(reference: list[np.ndarray], likely: list[np.ndarray]) -> Json:
-    """Nats a token more than the reference has, with the paired bootstrap's 95 % interval over replies."""
-    sums = np.array([[len(a), (b - a).sum()] for a, b in zip(reference, likely, strict=True)])  # (replies, 2)
-    drawn = sums[np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))].sum(axis=1)
-    low, high = np.quantile(drawn[:, 1] / drawn[:, 0], [0.025, 0.975])
-    return {
-        "against_f16": [float(sums[:, 1].sum() / sums[:, 0].sum()), float(low), float(high)],
-        "likelihoods": len(sums),
-    }
+def _forced(server: LlamaServer, before: list[int], token: int) -> Json:
+    """What llama.cpp says when it is made to take this token; the log-probability is what it would have had."""
+    return server.ask("completion", prompt=before, n_predict=1, logit_bias=[[token, 1000.0]], **GREEDY)
 
 
-def _same(server: LlamaServer, where: str, own: Any, read: Any, look: str, text: Callable[[Any], str] = str) -> None:
+def _same(server: LlamaServer, ours: Spoken, where: str, own: Any, read: Any) -> None:
     """UserError where two texts, or lists of ids, part."""
+    look, text = "tokenizer.chat_template", str
+    if isinstance(own, list):
+        look, text = "tokenizer.ggml.pre, merges or scores, and the list of tokens", ours.tokenizer.decode
     if own != read:
         at = len(os.path.commonprefix([own, read]))  # noqa: RUF071 — of texts or ids
         here, there = (repr(text(found[at : at + 8])) for found in (own, read))

@@ -22,14 +22,19 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
     encoded = tokenizer.apply_chat_template(job["conversations"], return_dict=True)
-    scores = {"output_scores": True, "return_dict_in_generate": True}
     replies = []
     for messages in job["prompts"]:
         inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )  # each (1, T)
         with torch.inference_mode():
-            out = model.generate(**inputs, do_sample=False, max_new_tokens=job["max_new_tokens"], **scores)
+            out = model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=job["max_new_tokens"],
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
         ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         best = torch.stack(out.scores).squeeze(1).topk(2).values  # (new tokens, 2)
         end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)

@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
 from nbutils.core.text import redact, secrets
-from nbutils.publish.export import GGUF, MODEL_PATTERNS, NO_PROOF, UNPROVEN
+from nbutils.publish.export import GGUF, MODEL_PATTERNS, NO_PROOF, UNPROVEN, published_files
 from nbutils.publish.repeats import check_repeats
 from nbutils.publish.settings import PublishSettings
 
@@ -55,9 +55,7 @@ def upload(folder: Path, files: Sequence[Path], settings: PublishSettings, repea
     evidence, and is gone from the folder, is deleted with it. UserError without a repo_id or token, for secrets, for
     `repeats` that nobody has accepted, for a public repository where `private` is on, and where the Hub refuses.
     """
-    if not settings.push:
-        return ""
-    return _send(folder, files, settings, repeats, "model")
+    return _send(folder, files, settings, repeats, "model") if settings.push else ""
 
 
 def upload_page(page: Path | None, settings: PublishSettings, repeats: Json) -> str:
@@ -69,7 +67,7 @@ def upload_page(page: Path | None, settings: PublishSettings, repeats: Json) -> 
         return ""
     if any(page.glob(f"*{UNPROVEN}")):
         raise UserError(NO_PROOF)
-    return _send(page, [file.relative_to(page) for file in sorted(page.iterdir())], settings, repeats, "space")
+    return _send(page, published_files(page), settings, repeats, "space")
 
 
 def _send(folder: Path, files: Sequence[Path], settings: PublishSettings, repeats: Json, kind: str) -> str:
@@ -78,8 +76,13 @@ def _send(folder: Path, files: Sequence[Path], settings: PublishSettings, repeat
     check_repeats(repeats, settings)
     try:
         api = huggingface_hub.HfApi(token=token)
-        sdk = "static" if kind == "space" else None
-        api.create_repo(settings.repo_id, private=settings.private, repo_type=kind, space_sdk=sdk, exist_ok=True)
+        api.create_repo(
+            settings.repo_id,
+            private=settings.private,
+            repo_type=kind,
+            space_sdk="static" if kind == "space" else None,
+            exist_ok=True,
+        )
         if settings.private and api.repo_info(settings.repo_id, repo_type=kind).private is False:
             raise UserError(
                 f"{settings.repo_id} is public and private is on: make it private there, or set private to False."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, PositiveInt
 
@@ -29,6 +29,9 @@ LICENCES = sorted(_NAMES.split())
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """A name on the Hub: `owner/name`, or the `name` alone of the few old models and datasets that have no owner."""
 HubId = Annotated[str, Field(pattern=rf"^({HUB_ID.pattern})?$", description="on the Hub, such as 'owner/name'")]
+GgufKind = Literal["f16", "q8_0"]
+KINDS = get_args(GgufKind)
+"""What a GGUF file's weights are written as."""
 Language = Annotated[str, Field(pattern="^([a-z]{2,3}|multilingual|code)$")]
 Title = Annotated[str, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$", max_length=96, description="one line")]
 
@@ -52,7 +55,7 @@ class PublishSettings(BaseSettings):
     parity_conversations: PositiveInt
     parity_replies: PositiveInt
     parity_tokens: PositiveInt
-    gguf: list[Literal["f16", "q8_0"]]
+    gguf: list[GgufKind]
     page: bool
     wllama_dir: Annotated[str, STEERING]
     push: bool

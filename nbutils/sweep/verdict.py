@@ -30,9 +30,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import studentized_range, t
 
+from nbutils.core.bootstrap import FEWEST_GROUPS, LEVEL
 from nbutils.core.errors import UserError
 from nbutils.core.text import counted, number
-from nbutils.evaluate.compare import FEWEST_GROUPS, LEVEL
 
 BEST, WORSE, ALIKE, UNSETTLED, DIVERGED = "best", "worse", "not distinguishable", "unsettled", "diverged"
 NAMED = 3

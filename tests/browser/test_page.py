@@ -13,13 +13,14 @@ from playwright.sync_api import expect
 
 from nbutils.core.chatml import CHATML
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, write_json
+from nbutils.core.files import link, read_json, write_json, write_text
 from nbutils.core.llamacpp import LlamaServer
-from nbutils.publish.page.make import write_page
+from nbutils.publish.page.make import make_page
 from nbutils.publish.page.wllama import PINNED, wllama
 from tests.browser.conftest import SCREENSHOTS
 from tests.browser.contrast import LEAST, RATIOS
 from tests.chat.test_markup import HOSTILE
+from tests.publish.conftest import settings_for
 from tests.publish.test_page import small_gguf
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -49,8 +50,13 @@ def real(tmp_path_factory, smollm2_gguf):
 
 
 def written(tmp_path_factory, gguf, runtime, **changes):
-    page = tmp_path_factory.mktemp("page") / "page"
-    write_page(page, gguf, {"name": NAME, "about": "A chat model, small."}, {"sdk": "static"}, runtime)
+    folder = tmp_path_factory.mktemp("page")
+    write_text(folder / "README.md", "---\n\n# The card\n\nA chat model, small.")
+    (folder / "gguf").mkdir()
+    link(gguf, folder / "gguf" / "it-Q8_0.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbutils.publish.page.make.wllama", lambda _: runtime)
+        page = make_page(settings_for(folder, model_name=NAME, page=True, gguf=["q8_0"]), folder)
     write_json(page / "chat.json", read_json(page / "chat.json") | changes)
     return page
 

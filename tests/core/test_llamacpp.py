@@ -6,7 +6,8 @@ from nbutils.core.errors import UserError
 from nbutils.core.llamacpp import LlamaServer
 
 
-def test_a_model_is_asked_and_streamed(llama_cpp, smollm2_gguf):
+def test_a_model_is_asked_and_streamed(llama_cpp, smollm2_gguf, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")  # one number for each level of nesting
     with LlamaServer(smollm2_gguf, 64) as server:
         ids = server.ask("tokenize", content="<|im_start|>user\nHi<|im_end|>", parse_special=True)["tokens"]
         assert ids[0] == 1 and ids[-1] == 2 and server.warnings == []

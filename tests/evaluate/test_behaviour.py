@@ -17,8 +17,8 @@ from nbutils.evaluate.context_curve import ORDER, beyond_trained, losses_of, mea
 from nbutils.evaluate.display import behaviour_table
 from tests.builders import small_tokenizer
 from tests.conftest import sentencepiece_tokenizer
+from tests.core.test_bootstrap import accuracies
 from tests.core.test_chatml import turns
-from tests.evaluate.test_compare import accuracies
 
 
 def test_figures_on_made_up_replies():

@@ -9,6 +9,7 @@ from nbutils.core.run.models import ModelRef, train_bpe
 from nbutils.pipeline import ahead, fetch
 from nbutils.pipeline.ahead import problems
 from nbutils.pipeline.parameters import plan
+from tests.bases import make_base
 from tests.conftest import ROOT
 
 DEMO = ROOT / "params" / "demo.yaml"
@@ -77,7 +78,7 @@ SHORT = "max_new_tokens=9", "reply_tokens=9", "parity_tokens=9"
         ("a file or folder that is there", "datasets=[/no/such]"),
         ("data files found", "datasets=[nbutils/metrics]"),
         ("repo_id is empty", "push=true"),
-        ("architecture 'gpt2', only of llama", "gguf=[f16]", "base_model=GPT2", "max_length=64", *SHORT),
+        ("architecture 'gpt2' with", "gguf=[f16]", "base_model=GPT2", "max_length=64", *SHORT),
         ("there is no token", "push=true", "repo_id=me/it"),
         ("no tracker tensorbord", "report_to=[tensorbord]"),
         ("precision is fp16", "precision=fp16"),
@@ -136,6 +137,16 @@ def test_a_push_wants_the_hub(look, monkeypatch):
     assert look("push=true", "repo_id=me/it") == []
     assert "page is off, so that there is nothing to push" in look("push_page=true", "repo_id=me/it")[0]
     assert "add q8_0 to gguf" in look("page=true")[0]
+
+
+def test_a_page_is_refused_whose_model_no_browser_could_read(look, tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "check_page", lambda _: None)  # asks npm's registry
+    plain = {"tokenizer": "byte_level", "normalizer": "none", "special": "bos", "template": "none", "model": "llama"}
+    base = make_base(tmp_path / "base", plain | {"field": "plain"})
+    ask = f"base_model={base}", "page=true", "gguf=[q8_0, f16]", "max_length=128", *SHORT
+    assert look(*ask) == []
+    monkeypatch.setattr("nbutils.publish.page.make.LARGEST", 10_000)
+    assert "The model as Q8_0 has" in "".join(look(*ask))
 
 
 def test_the_network_is_left_alone_where_all_is_local(look, monkeypatch):

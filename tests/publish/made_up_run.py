@@ -52,7 +52,7 @@ def record_stages(run: Path, *, commit: str | None = None, local=False, files: S
     write_json(run / "train" / "base" / "source.json", source)
     for stage in STAGES[:-1]:
         own = settings_of(stage, given).model_dump(mode="json")
-        parts = {"parameters": {"files": dict.fromkeys(files, "0" * 16)}}
+        parts = {"parameters": {"files": dict.fromkeys(files, "0" * 16)}, "code": "", "modules": {}, "upstream": {}}
         write_done(run / stage.name, parameters=own, inputs={}, parts=parts)
 
 

@@ -17,9 +17,9 @@ from nbutils.publish.card import render_card
 from nbutils.publish.export import export
 from nbutils.train.preflight import STOP, run_findings
 from nbutils.train.worker import train
+from tests.bases import REFUSED, choices, conversations, make_base
 from tests.builders import rows_of, save_data
 from tests.metrics.histories import write_done
-from tests.publish.bases import REFUSED, choices, conversations, make_base
 from tests.publish.conftest import settings_for
 from tests.train.runs import SMALL
 

@@ -11,11 +11,12 @@ from nbutils.core.chatml import TEMPLATE
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json
 from nbutils.core.stages import STAGES
-from nbutils.publish.architecture import extension, model_config, parameter_counts, tensor_shapes
+from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
 from nbutils.publish.export import published_files
 from nbutils.publish.parity import check_parity
 from tests.core.test_chatml import turns
-from tests.publish.conftest import publish
+from tests.publish.conftest import publish, read
+from tests.publish.made_up_run import record_stages
 
 
 def test_the_stages_record_and_training_leftovers_stay_home(spare):
@@ -46,21 +47,20 @@ def test_the_extension_is_that_of_the_session(published, kind):
     model = AutoModelForCausalLM.from_pretrained(published.folder)
     trained = model.config.max_position_embeddings
     expected = rotation(model, kind, 2 * trained)
-    exec(extension(model_config(published.folder), kind)[1], {"longer": model.config, "trained": trained})
+    exec(extension(model.config, kind)[1], {"longer": model.config, "trained": trained})
     rotary = type(model.model.rotary_emb)(model.config)
     assert torch.allclose(rotary.inv_freq, expected.inv_freq, rtol=1e-5)
     assert rotary.attention_scaling == pytest.approx(expected.scaling)
 
 
-def parity(published, folder, held_out="data/eval"):
-    """The report of a folder, over the conversations of a folder of the run or of any other."""
-    return check_parity(
-        folder, published.run / held_out, published.facts.model_folder, conversations=200, replies=3, tokens=12
-    )
+def parity(run, folder):
+    """The report of a published folder of a run."""
+    made = read(run, parity_replies=3, parity_tokens=12)
+    return check_parity(made.facts, made.settings, folder)
 
 
 def test_parity_of_the_folder_and_the_session(published):
-    report = parity(published, published.folder)
+    report = parity(published.run, published.folder)
     compared = {"conversations": 23, "left_out_with_control_tokens": 1, "replies": 3, "ties": 0}
     assert report == report | compared and report["reply_tokens"] > 6
 
@@ -70,10 +70,11 @@ def test_parity_of_the_folder_and_the_session(published):
     [("say <|im_end|> please", "4 spell a control token"), ("how are you " * 200, "No reply can be compared")],
     ids=["control tokens", "too long"],
 )
-def test_agreement_about_nothing_stops_publishing(published, tmp_path, content, words):
-    Dataset.from_dict({"messages": [turns(content, "fine thanks")] * 4}).save_to_disk(tmp_path / "eval")
+def test_agreement_about_nothing_stops_publishing(published, spare, content, words):
+    Dataset.from_dict({"messages": [turns(content, "fine thanks")] * 4}).save_to_disk(spare / "data" / "eval")
+    record_stages(spare)
     with pytest.raises(UserError, match=words):
-        parity(published, published.folder, tmp_path / "eval")
+        parity(spare, published.folder)
 
 
 def other_weights(folder):
@@ -97,4 +98,4 @@ def other_template(folder):
 def test_a_folder_that_answers_otherwise_stops_publishing(published, folder, spoil, words):
     spoil(folder)
     with pytest.raises(UserError, match=words):
-        parity(published, folder)
+        parity(published.run, folder)

@@ -1,29 +1,32 @@
 """GGUF files: proven in llama.cpp itself, and what is caught, refused or left unproven. The Modelfile for Ollama."""
 
+import json
 import resource
 import shutil
-from dataclasses import replace
+from urllib.request import urlopen
 
 import pytest
 import torch
 from gguf import GGUFReader
+from jinja2 import TemplateSyntaxError
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nbutils.core import llamacpp
+from nbutils.core.chat_engine.window import rotated, rotation
 from nbutils.core.chatml import TEMPLATE, add_chatml, encode
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import ModelRef, tiny_model
-from nbutils.publish import ollama
+from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
 from nbutils.publish.card import render_card
-from nbutils.publish.export import GENERATION, published_files
-from nbutils.publish.gguf_export import make_gguf, read_gguf
-from nbutils.publish.gguf_parity import prove, session
-from nbutils.publish.gguf_vocabulary import vocabulary
-from nbutils.publish.gguf_writer import write_gguf
+from nbutils.publish.export import published_files
+from nbutils.publish.gguf_export import OLLAMA, check_convertible, check_template, make_gguf, read_gguf
+from nbutils.publish.gguf_parity import GREEDY, Spoken, prove
+from nbutils.publish.gguf_writer import bytes_of, write_gguf
+from tests.bases import conversations, make_base
 from tests.builders import chitchat, small_tokenizer
 from tests.conftest import sentencepiece_tokenizer
-from tests.publish.bases import conversations, make_base
-from tests.publish.conftest import read
+from tests.publish.conftest import read, settings_for
 
 FEW = {"parity_conversations": 12, "parity_replies": 3, "parity_tokens": 8}
 
@@ -36,18 +39,22 @@ def with_chatml(folder, model, tokenizer):
     return folder
 
 
-def proof(folder, known, file, kinds=("f16",), **other):
+def proof(folder, known, to, kinds=("f16",), **other):
     """What llama.cpp says of files of a model's folder, whose vocabulary may be changed first.
 
     `known`: what the session does, or the conversations to try it with.
     """
-    ref = ModelRef.parse(str(folder))
-    words = vocabulary(ref.raw_tokenizer(), ref.config().vocab_size)
-    words = replace(words, **{name: change(words) for name, change in other.items()})
-    files = {kind: file.with_name(f"{kind}.gguf") for kind in kinds}
+    words = check_convertible(ModelRef.parse(str(folder)))
+    words |= {name: change(words[name]) for name, change in other.items()}
+    files = {kind: to / f"{kind}.gguf" for kind in kinds}
     for kind, path in files.items():
-        write_gguf(path, kind, folder, words, GENERATION, {"name": "made up"})
-    return prove(files, session(folder, known, 12, 3, 8) if isinstance(known, list) else known)
+        write_gguf(path, kind, folder, words, {})
+    return prove(files, spoken(folder, known) if isinstance(known, list) else known)
+
+
+def spoken(folder, rows, **changes):
+    """What the session does with these conversations."""
+    return Spoken(folder, rows, settings_for(folder, **FEW | changes))
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +63,17 @@ def made(published, llama_cpp, tmp_path_factory):
     copy = shutil.copytree(published.run, tmp_path_factory.mktemp("gguf") / "run")
     run = read(copy, gguf=["f16", "q8_0"], repo_id="me/made-up", **FEW)
     make_gguf(run.facts, run.settings, run.folder)
-    return run, read_gguf(copy)
+    return run, read_gguf(run.folder)
 
 
 def test_both_kinds_are_proven_and_say_where_q8_0_does_not_fit(made):
     run, found = made
-    assert (found["conversations"], found["hostile_texts"], found["modelfile_characters"] > 100) == (12, 18, True)
+    assert (found["conversations"], found["hostile_texts"]) == (12, 18)
     half, eight = found["files"]["f16"], found["files"]["q8_0"]
     assert half["equal_share"] == 1 - (half["ties"] + half["rounded"]) / half["reply_tokens"]
     assert eight["kept_f16"] == [f"blk.{i}.ffn_down.weight" for i in range(4)] and not half["kept_f16"]  # rows of 344
+    weights = parameter_counts(tensor_shapes(run.facts.model_folder)).total()
+    assert 0 < half["bytes"] - bytes_of(weights, "f16") < 20_000
     value, low, high = eight["against_f16"]
     assert low <= value <= high and abs(value) < 0.05 and eight["bytes"] < half["bytes"]
     names = {"smallchat-demo-F16.gguf", "smallchat-demo-Q8_0.gguf", "Modelfile", "proof.json"}
@@ -81,9 +90,15 @@ def test_the_file_says_what_it_is(made):
         "tokenizer.ggml.eos_token_id": 331, "tokenizer.ggml.padding_token_id": 332,
         "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.bos_token_id": 331, "general.sampling.sequence": "penalties;temperature;top_p",
+        "general.sampling.temp": 0.75, "general.sampling.top_k": 0, "general.sampling.penalty_last_n": -1,
     }  # fmt: skip
     assert said == said | expected and "general.base_model.count" not in said  # `tiny` has none
     assert said["tokenizer.ggml.token_type"][329:] == [1, 3, 3, 3]
+    lines = (run.folder / "gguf" / "Modelfile").read_text().splitlines()
+    assert {line.removeprefix("PARAMETER ") for line in lines if line.startswith("PARAMETER")} == {
+        "temperature 0.75", "top_p 0.9", "top_k 0", "min_p 0.0", "repeat_penalty 1.2", "repeat_last_n -1",
+        'stop "<|im_end|>"', "num_predict 250", "num_ctx 256",
+    }  # fmt: skip
 
 
 def test_the_card_gives_commands_and_says_what_was_tried(published, made):
@@ -109,7 +124,7 @@ def small(tmp_path_factory):
     tokenizer = small_tokenizer([*texts, *["1234567"] * 99], 330)
     tokenizer.add_special_tokens({"extra_special_tokens": ["</s>"]}, replace_extra_special_tokens=False)
     folder = with_chatml(tmp_path_factory.mktemp("small"), tiny_model(tokenizer, 256, seed=3), tokenizer)
-    return folder, session(folder, chitchat(12), 12, 12, 12)
+    return folder, spoken(folder, chitchat(12), parity_replies=12, parity_tokens=12)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +135,10 @@ def small(tmp_path_factory):
         r"greedy replies part in held-out conversation \d+ at token \d+.*rows of q and k":
             ("interleaved", lambda array, heads: array),
         r"its end token is '</s>', and '<\|im_end\|>' ends a reply.*eos_token_id":
-            {"special": lambda words: words.special | {"eos": 333, "eot": 333}},
+            {"eos_token_id": lambda _: 333, "eot_token_id": lambda _: 333},
         r"it reads the control token '<\|pad\|>' as \[.*not as 332.*tokenizer.ggml.tokens":
-            {"tokens": lambda words: [t.replace("<|pad|>", "[PAD332]") for t in words.tokens]},
-        r"token ids part in .* at token \d+.*tokenizer.ggml.pre": {"pre": lambda words: "llama-bpe"},
+            {"token_list": lambda tokens: [token.replace("<|pad|>", "[PAD332]") for token in tokens]},
+        r"token ids part in .* at token \d+.*tokenizer.ggml.pre": {"tokenizer_pre": lambda _: "llama-bpe"},
     }.items(),
 )  # fmt: skip
 def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeypatch, words, fault):
@@ -132,7 +147,7 @@ def test_a_planted_fault_is_caught_and_named(llama_cpp, small, tmp_path, monkeyp
         monkeypatch.setattr(f"nbutils.publish.gguf_writer.{fault[0]}", fault[1])
         fault = {}
     with pytest.raises(UserError, match=rf"f16.gguf does not answer in llama.cpp as the model does here: {words}"):
-        proof(*small, tmp_path / "x", **fault)
+        proof(*small, tmp_path, **fault)
 
 
 def test_a_reply_that_llama_cpp_ends_early_is_named(llama_cpp, tmp_path):
@@ -147,7 +162,7 @@ def test_a_reply_that_llama_cpp_ends_early_is_named(llama_cpp, tmp_path):
     with pytest.raises(
         UserError, match=r"greedy replies part in .* 0 at token 1: .*'<.endoftext.>', which .*, llama.cpp ''"
     ):
-        proof(folder, conversations(12), tmp_path / "x")
+        proof(folder, conversations(12), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +175,7 @@ def test_architectures(llama_cpp, tmp_path, chosen):
     names = {"tokenizer": "byte_level", "normalizer": "none", "special": "bos", "template": "none"}
     base = ModelRef.parse(str(make_base(tmp_path / "base", names | {"model": "llama", "field": "plain"} | chosen)))
     folder = with_chatml(tmp_path / "final", base.load(), base.raw_tokenizer())
-    assert proof(folder, conversations(12), tmp_path / "x")["files"]["f16"]["replies"] == 3
+    assert proof(folder, conversations(12), tmp_path)["files"]["f16"]["replies"] == 3
 
 
 def test_the_reference_with_its_real_sentencepiece(llama_cpp, tmp_path):
@@ -168,8 +183,8 @@ def test_the_reference_with_its_real_sentencepiece(llama_cpp, tmp_path):
                          intermediate_size=128, max_position_embeddings=1024)  # fmt: skip
     torch.manual_seed(0)
     folder = with_chatml(tmp_path / "final", LlamaForCausalLM(config), sentencepiece_tokenizer())
-    known = session(folder, chitchat(12), 12, 3, 8)
-    found = proof(folder, known, tmp_path / "x", ("f16", "q8_0"))
+    known = spoken(folder, chitchat(12))
+    found = proof(folder, known, tmp_path, ("f16", "q8_0"))
     assert found["hostile_texts"] == 18 and found["files"]["q8_0"]["likelihoods"] == 12
     nats = sum(
         cross_entropy(known.model(torch.tensor([a + b])).logits[0, len(a) - 1 : -1], torch.tensor(b), reduction="sum")
@@ -178,11 +193,46 @@ def test_the_reference_with_its_real_sentencepiece(llama_cpp, tmp_path):
     assert found["files"]["f16"]["log_likelihood"] == pytest.approx(-float(nats.detach()), abs=1e-3)
 
 
+OPTIONS = {
+    "--rope-freq-base": ("rope_freq_base", float), "--rope-scale": ("rope_freq_scale", lambda scale: 1 / float(scale)),
+    "--rope-scaling": ("rope_scaling_type", lambda kind: {"linear": 1, "yarn": 2}[kind]),
+    "--yarn-orig-ctx": ("yarn_orig_ctx", int),
+}  # fmt: skip
+"""llama-server's options on the card → its parameters in xllamacpp."""
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "yarn", "linear"])
+def test_the_cards_options_extend_the_context_as_the_chat_does(llama_cpp, small, tmp_path, monkeypatch, kind):
+    """A greedy reply behind more tokens than the model was trained on: the chat finds each of its tokens as likely."""
+    import xllamacpp
+
+    folder, known = small
+    monkeypatch.setattr("nbutils.publish.gguf_writer.readable_context", lambda _: 512)  # the card's --override-kv
+    write_gguf(tmp_path / "it.gguf", "f16", folder, check_convertible(ModelRef.parse(str(folder))), {})
+    params = llamacpp.parameters(str(tmp_path / "it.gguf"), 512)
+    given = extension(known.model.config, kind)[2].split()
+    for option, value in zip(given[::2], given[1::2], strict=True):
+        name, read = OPTIONS[option]
+        setattr(params, name, type(getattr(params, name))(read(value)))
+    llama, prompt = xllamacpp.Server(params), (known.replies[0][0] * 20)[:400]
+    asked = json.dumps({"prompt": prompt, "n_predict": 40, **GREEDY}).encode()
+    said = json.load(urlopen(f"{llama.listening_address}/completion", asked))
+    steps = [step["top_logprobs"][0] for step in said["completion_probabilities"]]
+
+    def chat(extension):
+        with torch.inference_mode(), rotated(known.model, rotation(known.model, extension, 512)):
+            logits = known.model(torch.tensor([prompt + said["tokens"]])).logits[0, len(prompt) - 1 : -1]  # (N, V)
+        return [float(row.log_softmax(0)[step["id"]]) for row, step in zip(logits, steps, strict=True)]
+
+    theirs = pytest.approx([step["logprob"] for step in steps], abs=5e-3)
+    assert len(steps) > 10 and chat(kind) == theirs != chat("none")
+
+
 @pytest.mark.soak
 def test_a_real_model(llama_cpp, smollm2_folder, tmp_path):
     ref = ModelRef.parse(str(smollm2_folder))
     folder = with_chatml(tmp_path / "final", ref.load(), ref.raw_tokenizer())
-    assert proof(folder, chitchat(2), tmp_path / "x")["files"]["f16"]["reply_tokens"] > 8
+    assert proof(folder, chitchat(2), tmp_path)["files"]["f16"]["reply_tokens"] > 8
 
 
 @pytest.mark.parametrize(
@@ -199,7 +249,7 @@ def test_what_llama_cpp_has_nothing_like_is_refused(tmp_path, chosen, words):
     names = {"tokenizer": "byte_level", "normalizer": "none", "special": "bos", "template": "none", "model": "llama"}
     folder = make_base(tmp_path / "base", names | {"field": "plain"} | chosen)
     with pytest.raises(UserError, match=rf"^No GGUF file can be made of .*{words}.*; set gguf to \[\]\.$|{words}"):
-        proof(folder, [], tmp_path / "x")
+        check_convertible(ModelRef.parse(str(folder)))
 
 
 def test_without_llama_cpp_files_are_unproven_and_stay_home(spare, monkeypatch):
@@ -231,11 +281,10 @@ def test_a_full_disk_leaves_nothing(published, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "template,words",
     {
-        ollama.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>"): r"writes held-out conversation 0 as .*look at TEMPLATE",
-        ollama.TEMPLATE.replace("range .Messages", "if .System"): "holds '{{ if .System }}', which is not known here",
+        OLLAMA.replace("<|im_end|>\n", "<|im_end|>"): r"writes held-out conversation 0 as .*look at OLLAMA",
+        OLLAMA.replace("range .Messages", "if .System"): "unknown tag",
     }.items(),
 )
 def test_another_template_for_ollama_is_caught(template, words):
-    text = ollama.modelfile("x.gguf", GENERATION, 256, "mit", template)
-    with pytest.raises(UserError, match=words):
-        ollama.check_modelfile(text, conversations(3))
+    with pytest.raises((UserError, TemplateSyntaxError), match=words):
+        check_template(template, conversations(3))

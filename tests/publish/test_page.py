@@ -1,21 +1,27 @@
 """The page that talks: what is put together, where wllama comes from, and how it is sent."""
 
 import io
+import json
 import os
+import socket
 import tarfile
+import threading
+from urllib.request import urlopen
 
 import pytest
 import yaml
 from gguf import GGUFWriter, TokenType
 
+from nbutils.cli import main
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_bytes
 from nbutils.publish.export import published_files
 from nbutils.publish.page import make, wllama
 from nbutils.publish.page.make import check_page, make_page
 from nbutils.publish.push import upload, upload_page
+from tests.cells import run_cells
 from tests.kaggle.mirror_hub import REPO
-from tests.publish.conftest import read
+from tests.publish.conftest import settings_for
 
 FILES = {"esm/index.min.js": b"code", "esm/wasm/wllama.wasm": b"wasm", "LICENCE": b"MIT"}
 ON = {"page": True, "gguf": ["q8_0"], "repo_id": REPO}
@@ -42,10 +48,8 @@ def small_gguf(file):
     """A GGUF file with a vocabulary and no weights."""
     writer = GGUFWriter(file, "llama")
     writer.add_context_length(512)
-    tokens = {"<unk>": TokenType.UNKNOWN, "\n": TokenType.CONTROL, "a": TokenType.NORMAL}
-    tokens |= dict.fromkeys(("<|im_start|>", "<|im_end|>", "<|pad|>"), TokenType.CONTROL)
-    writer.add_token_list([*tokens])
-    writer.add_token_types([*tokens.values()])
+    writer.add_token_list(["<unk>", "\n", "a", "<|im_start|>", "<|im_end|>", "<|pad|>"])
+    writer.add_token_types([TokenType.UNKNOWN, TokenType.CONTROL, TokenType.NORMAL, *[TokenType.CONTROL] * 3])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -54,23 +58,21 @@ def small_gguf(file):
 
 
 @pytest.fixture
-def run(spare):
-    """A run whose published folder has a GGUF file, and nothing else."""
-    folder = spare / "publish" / "gguf"
-    folder.mkdir(parents=True)
-    small_gguf(folder / "it-Q8_0.gguf")
-    return spare
+def whole(folder):
+    """A published folder with a GGUF file."""
+    (folder / "gguf").mkdir()
+    small_gguf(folder / "gguf" / "it-Q8_0.gguf")
+    return folder
 
 
-def made(run, **changes):
-    """The page of a run, as notebook 06 makes it; None where page is off."""
-    published = read(run, **(ON | changes))
-    return make_page(published.facts, published.settings, published.folder)
+def made(folder, **changes):
+    """The page of a published folder, as notebook 06 makes it; None where page is off."""
+    return make_page(settings_for(folder, **(ON | changes)), folder)
 
 
-def test_the_page_is_whole_and_says_what_it_runs(run, registry):
-    assert made(run, page=False) is None
-    page = made(run)
+def test_the_page_is_whole_and_says_what_it_runs(whole, registry):
+    assert made(whole, page=False) is None
+    page = made(whole)
     assert {file.name for file in page.iterdir()} == {
         "index.html", "page.css", "page.js", "chat.json", "README.md", "it-Q8_0.gguf",
         "wllama.js", "wllama.wasm", "wllama-LICENCE.txt",
@@ -78,15 +80,16 @@ def test_the_page_is_whole_and_says_what_it_runs(run, registry):
     assert {(page / name).read_bytes() for name in make.THEIRS} == {*FILES.values()}
     chat = read_json(page / "chat.json")
     assert chat["files"] == {name: (page / name).stat().st_size for name in ("wllama.wasm", chat["file"])}
-    assert chat["card"].endswith(REPO)
+    assert chat["models"] == [REPO]
     assert chat["specials"] == ["<unk>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
     assert (chat["context"], chat["reply"]) == (512, 128)
-    assert "parameters, trained from nothing on" in chat["about"] and "apache-2.0" in chat["about"]
+    assert chat["about"].startswith("A chat model of 1,234,567 parameters: a Llama built from its configuration, fine-")
+    assert chat["about"].endswith("100 conversations of chitchat with smallchat. Licence: apache-2.0.")
     space = yaml.safe_load((page / "README.md").read_text().split("---")[1])
     assert space["sdk"] == "static" and space["app_file"] == "index.html" and space["models"] == [REPO]
     registry.unlink()  # it is in the cache now
-    assert made(run, wllama_dir="") == page
-    assert not [file for file in published_files(run / "publish") if "page" in file.parts]
+    assert made(whole, wllama_dir="") == page
+    assert not [file for file in published_files(whole) if "page" in file.parts]
 
 
 @pytest.mark.parametrize(
@@ -103,40 +106,68 @@ def test_the_page_is_whole_and_says_what_it_runs(run, registry):
         (lambda model, _: os.truncate(model, 2**31), "has 2.0 GiB, and a browser reads none"),
     ],
 )
-def test_what_is_missing_or_not_itself_is_one_sentence_and_leaves_nothing(run, registry, tmp_path, spoil, words):
-    spoil(run / "publish" / "gguf" / "it-Q8_0.gguf", registry)
+def test_what_is_missing_or_not_itself_is_one_sentence_and_leaves_nothing(whole, registry, tmp_path, spoil, words):
+    spoil(whole / "gguf" / "it-Q8_0.gguf", registry)
     with pytest.raises(UserError, match=words):
-        made(run)
-    assert not [*(run / "publish").glob("*page*")] and not [*tmp_path.glob("runs/.cache/.*")]
+        made(whole)
+    assert not [*whole.glob("*page*")] and not [*tmp_path.glob("runs/.cache/.*")]
 
 
-def test_an_unpacked_package_is_taken_where_its_files_are_those(run, registry, tmp_path, monkeypatch):
+def test_an_unpacked_package_is_taken_where_its_files_are_those(whole, registry, tmp_path):
     own = tmp_path / "own"
     with pytest.raises(UserError, match="add q8_0 to gguf"):
-        check_page(read(run, page=True).settings)
-    settings = read(run, **ON, wllama_dir=str(own)).settings
+        check_page(settings_for(own, page=True))
+    settings = settings_for(own, **ON, wllama_dir=str(own))
     with pytest.raises(UserError, match=r"wllama_dir is .*own, where there is no esm/index.min.js: name the unpacked"):
         check_page(settings)
     with tarfile.open(registry) as tar:
         tar.extractall(own, filter="data")
     registry.unlink()
-    assert made(run, wllama_dir=str(own / "package"))
+    assert made(whole, wllama_dir=str(own / "package"))
     (own / "package" / "LICENCE").write_bytes(b"mine")
     with pytest.raises(UserError, match="LICENCE is not that of version"):
-        made(run, wllama_dir=str(own / "package"))
+        made(whole, wllama_dir=str(own / "package"))
 
 
-def test_the_page_is_sent_as_a_private_static_space_and_the_model_without_it(run, registry, hub, monkeypatch):
-    published = read(run, **ON, push_page=True)
-    page = make_page(published.facts, published.settings, published.folder)
-    files, repeats = published_files(published.folder), published.facts.repeats
-    assert upload(published.folder, files, published.settings, repeats) == ""
-    assert upload_page(page, published.settings, repeats).startswith(f"{hub.url}/")
+def test_the_page_is_sent_as_a_private_static_space_and_the_model_without_it(whole, registry, hub, monkeypatch):
+    settings, repeats = settings_for(whole, **ON, push_page=True), {"found": []}
+    page = make_page(settings, whole)
+    assert upload(whole, published_files(whole), settings, repeats) == ""
+    assert upload_page(page, settings, repeats).startswith(f"{hub.url}/")
     assert hub.repos[REPO]["private"] and hub.repos[REPO]["sdk"] == "static"
     assert hub.repos[REPO]["files"] == {file.name: file.read_bytes() for file in page.iterdir()}
-    assert upload_page(page, read(run, **ON).settings, repeats) == ""
+    assert upload_page(page, settings_for(whole, **ON), repeats) == ""
     (page / "it-Q8_0.gguf").rename(page / "it-Q8_0.unproven.gguf")
     monkeypatch.setattr("nbutils.core.llamacpp.PACKAGE", "no_such_package")
-    for refused in (lambda: upload_page(page, published.settings, repeats), lambda: check_page(published.settings)):
+    for refused in (lambda: upload_page(page, settings, repeats), lambda: check_page(settings)):
         with pytest.raises(UserError, match=r"llama.cpp is not there to prove"):
             refused()
+
+
+def test_the_command_makes_a_page_beside_the_run_and_hands_it_out_where_a_port_is_free(
+    spare, registry, monkeypatch, capsys
+):
+    executed, before = [], {*spare.rglob("*")}
+
+    def executes(job):
+        executed.append(job.source.name)
+        run_cells(job.source, **job.parameters)
+
+    def serves(server):
+        threading.Thread(target=server.handle_request).start()
+        with urlopen(f"http://127.0.0.1:{server.server_port}/chat.json") as answer:
+            assert json.load(answer)["about"].startswith("A chat model of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nbutils.pipeline.run._execute", executes)
+    monkeypatch.setenv("NBUTILS_PIPELINE", "tests")  # the cells run in this process, which holds the lock
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", serves)
+    few = [f"-pparity_{what}=2" for what in ("conversations", "replies", "tokens")]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("nbutils.pipeline.page.PORT", port)
+        for _ in range(2):
+            assert main(["page", "params/demo.yaml", "--run-dir", str(spare), *few]) == 0
+            said = capsys.readouterr().out
+            assert "The page is at http://127.0.0.1:" in said and f":{port}" not in said
+    assert executed == ["06_publish.ipynb"] and {*spare.rglob("*")} - {spare / ".lock"} == before

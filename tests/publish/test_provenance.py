@@ -4,15 +4,13 @@ from pathlib import Path
 
 import yaml
 
-from nbutils.core.files import read_json, sha256_of_file, write_text
+from nbutils.core.files import read_json
 from nbutils.core.stages import STAGES
 from nbutils.pipeline.parameters import plan
 from nbutils.publish.facts import read_facts
-from nbutils.train.base import source_of
 from tests.conftest import ROOT
 from tests.publish.conftest import publish
 from tests.publish.made_up_run import record_stages, rewrite
-from tests.train.runs import small_settings
 
 
 def test_hub_ids_are_told_from_files_and_folders_that_may_be_gone(spare):
@@ -86,19 +84,3 @@ def test_the_published_parameters_make_the_same_run(spare):
     planned = [entry.settings.model_dump(mode="json") for entry in again.stages]
     assert planned == [*recorded, made.settings.model_dump(mode="json")]
     assert parameters(made)["run_dir"] == "runs/again"
-
-
-def test_the_source_of_a_base_is_noted(tmp_path, monkeypatch):
-    """Of the Hub's, the commit of the snapshot that was read."""
-    cache, folder, file = tmp_path / "hub", tmp_path / "folder", tmp_path / "base.gguf"
-    write_text(cache / "models--me--base" / "snapshots" / ("c" * 40) / "config.json", "{}")
-    write_text(cache / "models--me--base" / "refs" / "main", "c" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    write_text(folder / "config.json", "{}")
-    write_text(file, "weights")
-    (tmp_path / "data").mkdir()  # none is made
-    sources = {"tiny": {}, "me/base": {"commit": "c" * 40}, "me/other": {}, str(folder): {"local": True},
-               str(file): {"local": True, "sha256": sha256_of_file(file)}}  # fmt: skip
-    for base, known in sources.items():
-        found = source_of(small_settings(tmp_path, base_model=base))
-        assert found == {"schema": 1, "base_model": base, "local": False, "commit": None, "sha256": None} | known

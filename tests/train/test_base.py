@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 
 from nbutils.core.chatml import PAD
 from nbutils.core.errors import UserError
-from nbutils.core.files import read_json, write_json
+from nbutils.core.files import read_json, sha256_of_file, write_json, write_text
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import TINY, ModelRef
-from nbutils.train.base import ensure_base, make_base, weightless_base
+from nbutils.train.base import ensure_base, make_base, source_of, weightless_base
 from nbutils.train.preflight import run_findings
 from tests.builders import small_tokenizer
 from tests.train.runs import small_settings
@@ -164,3 +164,19 @@ def test_the_newest_model_is_the_final_one_or_the_newest_checkpoints_or_the_base
     for name in ("checkpoints/step-000009", "checkpoints/step-000010", "final"):
         write_json(training / name / "config.json", {})
         assert Run(tmp_path).newest_model() == training / name
+
+
+def test_the_source_of_a_base_is_noted(tmp_path, monkeypatch):
+    """Of the Hub's, the commit of the snapshot that was read."""
+    cache, folder, file = tmp_path / "hub", tmp_path / "folder", tmp_path / "base.gguf"
+    write_text(cache / "models--me--base" / "snapshots" / ("c" * 40) / "config.json", "{}")
+    write_text(cache / "models--me--base" / "refs" / "main", "c" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    write_text(folder / "config.json", "{}")
+    write_text(file, "weights")
+    (tmp_path / "data").mkdir()  # none is made
+    sources = {"tiny": {}, "me/base": {"commit": "c" * 40}, "me/other": {}, str(folder): {"local": True},
+               str(file): {"local": True, "sha256": sha256_of_file(file)}}  # fmt: skip
+    for base, known in sources.items():
+        found = source_of(small_settings(tmp_path, base_model=base))
+        assert found == {"schema": 1, "base_model": base, "local": False, "commit": None, "sha256": None} | known

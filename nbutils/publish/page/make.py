@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
-import yaml
 from gguf import GGUFReader, TokenType
 
 from nbutils.core.chat_engine.sampling import Sampling
@@ -13,13 +13,11 @@ from nbutils.core.chat_engine.window import KEPT
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, link, shown, write_json, write_text, written
 from nbutils.core.llamacpp import choice, installed
-from nbutils.core.run.models import TINY
 from nbutils.core.text import first_line, size
 from nbutils.publish.export import GGUF, NO_PROOF, PAGE
-from nbutils.publish.facts import Facts
-from nbutils.publish.gguf_export import HUB, read_gguf
-from nbutils.publish.page.wllama import LICENCE, VERSION, wllama
-from nbutils.publish.settings import PublishSettings
+from nbutils.publish.gguf_export import read_gguf
+from nbutils.publish.page.wllama import VERSION, wllama
+from nbutils.publish.settings import KINDS, PublishSettings
 
 SPECIAL = TokenType.CONTROL, TokenType.UNKNOWN
 """Tokens that llama.cpp reads in a text where they are spelled out."""
@@ -37,7 +35,12 @@ THEIRS = {"wllama.js": "esm/index.min.js", "wllama.wasm": "esm/wasm/wllama.wasm"
 """Files of the page beside the model, and what those of wllama are called there."""
 
 README = """---
-{metadata}---
+title: {title}
+sdk: static
+app_file: index.html
+license: {license}
+models: {models}
+---
 
 # {name}
 
@@ -50,7 +53,7 @@ there leaves the device. Any static host can hand it out; on this machine:
 python3 -m http.server --bind 127.0.0.1
 ```
 
-`wllama.js` and `wllama.wasm` are npm's @wllama/wllama {version} ({licence}, `wllama-LICENCE.txt`).
+`wllama.js` and `wllama.wasm` are npm's @wllama/wllama {version} (MIT, `wllama-LICENCE.txt`).
 """
 
 
@@ -65,66 +68,48 @@ def check_page(settings: PublishSettings) -> None:
     wllama(settings.wllama_dir)
 
 
-def make_page(facts: Facts, settings: PublishSettings, folder: Path) -> Path | None:
-    """Writes `page/` into the published folder, of a GGUF file there, Q8_0 before F16; None where page is off.
+def check_size(what: str, count: int) -> None:
+    """UserError for a file of so many bytes that no browser reads."""
+    if count >= LARGEST:
+        raise UserError(f"{what} has {size(count)}, and a browser reads none from 2 GiB on: set page to false.")
 
-    UserError where there is none, and as of `write_page` and `wllama`.
+
+def make_page(settings: PublishSettings, folder: Path) -> Path | None:
+    """Writes `page/` into the published folder, of its card and a GGUF file, Q8_0 before F16; None where page is off.
+
+    UserError where there is none, for a file that is too large or no GGUF, where the folder can't be written, and as of
+    `wllama`; then nothing of it is there.
     """
     if not settings.page:
         return None
-    found = [file for kind in ("Q8_0", "F16") for file in (folder / GGUF).glob(f"*-{kind}.*")]
+    found = [file for kind in reversed(KINDS) for file in (folder / GGUF).glob(f"*-{kind.upper()}.*")]
     if not found:
         raise UserError(NO_MODEL)
-    metadata: Json = {
-        "title": settings.model_name,
-        "sdk": "static",
-        "app_file": "index.html",
-        "license": settings.license,
-    }
-    about: Json = {"name": settings.model_name, "about": in_words(facts, settings)}
-    about["composes"] = read_gguf(facts.run).get("composes", False)
-    if settings.repo_id:
-        metadata["models"] = [settings.repo_id]
-        about["card"] = HUB.format(settings.repo_id)
-    return write_page(folder / PAGE, found[0], about, metadata, wllama(settings.wllama_dir))
-
-
-def in_words(facts: Facts, settings: PublishSettings) -> str:
-    """What the model is, in two sentences."""
-    (own,) = [model for model in facts.evaluation["models"] if model["name"] == "run"]
-    base = facts.hub_base(settings) or Path(facts.base_model).name
-    made = "trained from nothing" if facts.base_kind == TINY else f"fine-tuned from {base}"
-    sources = ", ".join(facts.dataset_name(dataset) for dataset in facts.data["datasets"])
-    return (
-        f"A chat model of {own['parameters']:,} parameters, {made} on {facts.data['train']['rows']:,} conversations of "
-        f"{sources} with smallchat. Licence: {settings.license}."
-    )
-
-
-def write_page(page: Path, gguf: Path, about: Json, metadata: Json, runtime: Path) -> Path:
-    """The folder `page` with a GGUF file and wllama's files; `about`: name, about and card of the model.
-
-    `metadata` opens its README, as a Space of the Hub wants it. UserError for a file that is too large or no GGUF, and
-    where the folder can't be written; then nothing of it is there.
-    """
+    gguf, runtime = found[0], wllama(settings.wllama_dir)
     files = {name: Path(__file__).with_name(name) for name in OURS} | {n: runtime / t for n, t in THEIRS.items()}
     loaded = {"wllama.wasm": files["wllama.wasm"], gguf.name: gguf}
-    chat = about | {"files": {name: file.stat().st_size for name, file in loaded.items()}} | _settings(gguf)
-    with written(page) as folder:
-        folder.mkdir()
+    sentence = (folder / "README.md").read_text(encoding="utf-8").split("\n\n")[2]  # the card's first, below its title
+    about = {
+        "name": settings.model_name,
+        "about": f"{sentence.replace('`', '')} Licence: {settings.license}.",
+        "models": [settings.repo_id] if settings.repo_id else [],
+        "composes": read_gguf(folder).get("composes", False),
+        "files": {name: file.stat().st_size for name, file in loaded.items()},
+    }
+    chat, title = about | _settings(gguf), json.dumps(settings.model_name, ensure_ascii=False)
+    with written(folder / PAGE) as page:
+        page.mkdir()
         for name, file in files.items():
-            shutil.copyfile(file, folder / name)
-        link(gguf, folder / gguf.name)
-        write_json(folder / "chat.json", chat)
-        words = {"metadata": yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True), "version": VERSION}
-        write_text(folder / "README.md", README.format(**words, **about, licence=LICENCE))
-    return page
+            shutil.copyfile(file, page / name)
+        link(gguf, page / gguf.name)
+        write_json(page / "chat.json", chat)
+        write_text(page / "README.md", README.format(**about, title=title, license=settings.license, version=VERSION))
+    return folder / PAGE
 
 
 def _settings(gguf: Path) -> Json:
     """What the page has to know of a GGUF file, and how it samples."""
-    if (bytes_ := gguf.stat().st_size) >= LARGEST:
-        raise UserError(f"{shown(gguf)} has {size(bytes_)}, and a browser reads none from 2 GiB on: set page to false.")
+    check_size(shown(gguf), gguf.stat().st_size)
     try:
         fields = GGUFReader(gguf).fields
         trained = int(fields[f"{fields['general.architecture'].contents()}.context_length"].contents())

@@ -241,8 +241,8 @@ async function begin() {
   }
   ui.name.textContent = document.title = about.name;
   ui.about.textContent = about.about;
-  if (about.card) {
-    ui.card.href = about.card;
+  if (about.models.length) {
+    ui.card.href = `https://huggingface.co/${about.models[0]}`;
     show(ui.card);
   }
   if (!runsHere()) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -16,8 +17,10 @@ from nbutils.core.files import project_root, resolve, sha256_of_file, shown, wri
 from nbutils.core.text import first_line
 
 VERSION = "3.13.0"
-LICENCE = "MIT"
 REGISTRY = "https://registry.npmjs.org"
+
+INSIDE = "package"
+"""The folder that npm packs everything in."""
 
 PINNED = {
     "esm/index.min.js": "e7f3745ee508c111c22d178d23c52cc74016dd8cec39e4600d87e28d287d7981",
@@ -40,11 +43,11 @@ def wllama(given: str) -> Path:
                 "(`npm pack` downloads it), or leave wllama_dir empty."
             )
         return folder
-    folder = project_root() / "runs" / ".cache" / f"wllama-{VERSION}"
-    if _wrong(folder):
+    folder = project_root() / f"runs/.cache/wllama-{VERSION}"
+    if _wrong(folder / INSIDE):
         with written(folder) as partial:
             _download(partial)
-    return folder
+    return folder / INSIDE
 
 
 def _wrong(folder: Path) -> str:
@@ -64,21 +67,18 @@ def _download(folder: Path) -> None:
     way_out = f"name an unpacked @wllama/wllama {VERSION} in wllama_dir, or set page to false."
     try:
         with urlopen(address, timeout=30) as answer:
-            data = answer.read()
+            data = io.BytesIO(answer.read())
     except (OSError, ValueError, HTTPException) as error:
         reason = first_line(getattr(error, "reason", error))
         raise UserError(f"The page needs wllama, and {where} does not give it ({reason}): {way_out}") from error
-    found: dict[str, bytes] = {}
-    damage = ""
     try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as package:
-            found = {name: file.read() for name in PINNED if (file := package.extractfile(f"package/{name}"))}
-    except (tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as error:
-        damage = first_line(error)
-    for name, content in found.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    if wrong := damage or _wrong(folder):
+        with tarfile.open(fileobj=data) as package:
+            for name in PINNED:
+                package.extract(f"{INSIDE}/{name}", folder, filter="data")
+        wrong = _wrong(folder / INSIDE)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, KeyError, zlib.error) as error:
+        wrong = first_line(error)
+    if wrong:
         raise UserError(
             f"What {where} gives as wllama {VERSION} is not what was pinned ({wrong}): nothing of it is used; {way_out}"
         )

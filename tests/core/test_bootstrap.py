@@ -8,16 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbutils.evaluate.compare import (
-    TOO_FEW,
-    Estimate,
-    Metric,
-    interval,
-    paired_difference,
-    sums_of,
-    tail_for,
-    word_for,
-)
+from nbutils.core.bootstrap import TOO_FEW, Estimate, interval, paired_difference, tail_for, word_for
+from nbutils.evaluate.compare import Metric, sums_of
 
 
 def accuracies(correct):
