@@ -58,7 +58,7 @@ class Panel:
     def _trace(self, run: Run, replies: list[str]) -> None:
         with self._tracing:
             try:
-                index = self._index = self._index or Index.open(run)
+                index = self._index = self._index or Index(run)
                 self._traced |= {t: markup.with_origins(t, index) for t in replies if t not in self._traced}
             except UserError as error:
                 self._traced |= {text: markup.without_origins(text, str(error)) for text in replies}
