@@ -3,7 +3,8 @@
 A conversation is a near-duplicate where `PERCENT` of its own windows stand in one other that comes before it and is
 kept itself, so that of each group one stays. Held-out conversations come before all others: where two sides share
 text, the training side gives way, and what is held out never depends on it. So it does where a held-out conversation
-stands in a longer one: `PERCENT` of the windows of either are enough there.
+of `LEAST` windows or more stands in a longer one: `PERCENT` of the windows of either are enough there. (One of fewer
+may be nothing but a question that many begin with.)
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ PERCENT = 80
 LIMIT = 2**27
 """Windows held in memory; where there are more, every second, fourth, … hash is left out."""
 LEAST = 8
-"""Windows that a conversation needs where not all are looked at. Of `n`, the share found is off by 0.4 / √n (one
-standard deviation at 80 %): 0.14 for 8, 0.04 for 100."""
+"""Windows that a conversation needs to be found in a longer one, and to be found at all where not all are looked at. Of
+`n`, the share found is off by 0.4 / √n (one standard deviation at 80 %): 0.14 for 8, 0.04 for 100."""
 PLACES, HASHES = 2**27, 2**36
 """How many conversations and hashes are told apart: one of each makes a positive 64-bit number."""
 
@@ -121,7 +122,7 @@ class NearDuplicates:
                 continue
             if repeated := next(holders(place, 0, place), None):
                 drop(place, f"{repeated[1]:.0%} of its {windows} stand in", repeated[0])
-            elif place < held_out:
+            elif place < held_out and own[place] >= LEAST:
                 for longer, share in holders(place, held_out, count):
                     drop(longer, f"it holds {share:.0%} of the {windows} of", place)
         return found

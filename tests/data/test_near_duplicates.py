@@ -42,7 +42,7 @@ def by_brute_force(rows, ledger):
                 same = len(own & theirs)
                 if own and same / len(own) >= 0.8:
                     found[place].add(f"{same / len(own):.0%} of its windows stand in {label} row {other}")
-                if theirs and other in held_out and same / len(theirs) >= 0.8:
+                if len(theirs) >= 8 and other in held_out and same / len(theirs) >= 0.8:
                     found[place].add(f"it holds {same / len(theirs):.0%} of the windows of {label} row {other}")
             if not found[place]:
                 kept[place] = own
