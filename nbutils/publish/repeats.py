@@ -55,8 +55,8 @@ def repeats_of(run: Run) -> Json:
 
 def _replies(run: Run) -> Iterator[str]:
     """Everything that was kept of what the model said; runs of before kept less."""
-    scores, model = (run.folder(maker(role).name) for role in ("scores", "model"))
-    for file in (scores / "replies.jsonl", scores / "samples.jsonl", model / "samples.jsonl"):
+    scores = run.folder(maker("scores").name)
+    for file in (scores / "replies.jsonl", scores / "samples.jsonl", run.training / "samples.jsonl"):
         if file.is_file():
             yield from (row["reply"] for row in read_jsonl(file) if row.get("model", "run") == "run")
     talk = read_json(run.folder(maker("transcript").name) / "transcript.json")

@@ -120,24 +120,24 @@ class Index:
         from datasets import load_from_disk
 
         stage = maker("rows")
-        record = run.record(stage.name) or {}
-        files = {
-            name: entry
-            for name, entry in record.get("outputs", {}).items()
+        record = run.record(stage.name)
+        outputs = record["outputs"] if record and record["status"] == State.DONE else {}
+        hashes = {
+            name: (entry["sha256"], current_hash(run.rows, name, entry))
+            for name, entry in outputs.items()
             if name.startswith(("train/", "tokenizer/tokenizer.json"))
         }
-        hashes = {name: current_hash(run.rows, name, entry) for name, entry in files.items()}
-        if not files or record["status"] != State.DONE or any(files[name]["sha256"] != hashes[name] for name in files):
+        if not hashes or any(made != now for made, now in hashes.values()):
             raise UserError(
                 f"{shown(run.rows / 'train')} holds no training rows as they were made: give the folder of a run in "
                 f"which notebooks/{stage.file} has finished, or run that first."
             )
         self.conversations = load_from_disk(str(run.rows / "train"))
         normalizer = Tokenizer.from_file(str(run.rows / "tokenizer" / "tokenizer.json")).normalizer
-        self.read: Callable[[str], str] = str
+        self.read: Callable[[str], str] = (
+            (lambda text: normalizer.normalize_str(text).replace("▁", " ")) if normalizer else str
+        )
         """A text as the run's tokenizer normalises its characters, which is how a model writes them."""
-        if normalizer:
-            self.read = lambda text: normalizer.normalize_str(text).replace("▁", " ")
         made = resolve(CACHE) / sha256_of_json({"schema": SCHEMA, **hashes})[:24]
         for file in made.parent.glob(f"{made.name}-*"):  # behind it the hash of what is in the file
             with suppress(OSError):  # another process has just removed it
@@ -154,7 +154,7 @@ class Index:
     def _open(self, file: Path) -> None:
         with pa.memory_map(str(file)) as mapped:
             self._windows, self._rows, self._text, names = (pa.ipc.read_tensor(mapped).to_numpy() for _ in range(4))
-        self._ids = {name: number for number, name in enumerate(names.tobytes().decode().split("\n"), 1)}
+        self._ids = {name: number for number, name in enumerate(["\n", *names.tobytes().decode().split("\n")])}
 
     def trace(self, text: str) -> list[Span]:
         """The spans of a text, from left to right; they may overlap. `start` and `end` count the characters of
@@ -169,7 +169,7 @@ class Index:
             start, end = window, window + WINDOW
             while start > 1 and len(more := self._having(ids[start - 2 : start], at - 2)):
                 at, start = more, start - 2
-            while len(more := self._having(ids[end : end + 2], at + end - start)):
+            while end < len(ids) - 2 and len(more := self._having(ids[end : end + 2], at + end - start)):
                 at, end = more - end + start, end + 2
             first, last = words[start // 2].start(), words[end // 2 - 1].end()
             rows, one = np.unique(np.searchsorted(self._rows, at, "right") - 1, return_index=True)
@@ -230,9 +230,7 @@ class Index:
     def is_message(self, text: str) -> bool:
         """Whether a text of six words or more is the whole of a message, with all its signs."""
         ids = self._numbers(self.read(text))
-        at = self._standing(ids[1:-1])
-        at = at[(self._text[at - 2] == BORDER) & (self._text[at - 1] == ids[0])]
-        return bool((self._text[at + len(ids) - 2] == BORDER).any())
+        return len(self._having(ids[[-1, 0]], self._standing(ids[1:]) - 2)) > 0
 
     def _numbers(self, text: str) -> np.ndarray:
         return np.array([self._ids.get(name, UNKNOWN) for name in _named(text)], np.uint32)
