@@ -46,7 +46,7 @@ def windows(conversations: Sequence[str]) -> pa.Array:
 class NearDuplicates:
     """The windows of all kept conversations while they come, and who repeats whom when all are there.
 
-    Memory: 8 bytes for each window, 1 GiB at most, for a moment thrice that at the end, and some 50 bytes for each
+    Memory: 8 bytes for each window, 1 GiB at most, for a moment at the end four times that, and some 50 bytes for each
     conversation.
     """
 
@@ -85,8 +85,8 @@ class NearDuplicates:
         own = np.bincount(by_place // HASHES, minlength=count)
         ends, needed = np.cumsum(own), -(-own * PERCENT // 100)
         by_hash = np.sort(by_place % HASHES * PLACES + by_place // HASHES)
-        same = np.diff(by_hash // PLACES, prepend=-1, append=-1) == 0
-        shared = np.bincount(by_hash[same[1:] | same[:-1]] % PLACES, minlength=count)  # each with any other
+        same = np.concatenate([[False], (by_hash[1:] ^ by_hash[:-1]) < PLACES, [False]])[: len(by_hash) + 1]
+        shared = np.bincount(by_hash[same[1:] | same[:-1]] & (PLACES - 1), minlength=count)  # each with any other
         least, windows = (1, "windows") if self.one_in == 1 else (LEAST, "windows looked at")
         self.looked_at = int((own >= least).sum())
         found, dropped = list[Json](), np.zeros(count, bool)
