@@ -6,7 +6,7 @@ It gets token ids and no text: nobody can type a control token here, as people c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from nbutils.chat.models import LoadedModel
 from nbutils.core.chat_engine.base import BaseEngine, Request
 from nbutils.core.chat_engine.reply import trimmed
 from nbutils.core.chat_engine.template import has_own_template
+from nbutils.core.chat_engine.window import Plan
 from nbutils.core.chatml import IM_END, IM_START
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
@@ -49,8 +50,8 @@ def load(name: str) -> LoadedModel:
 class LlamaEngine(BaseEngine):
     """Replies by a `LlamaServer`, which keeps what it has read of the conversation; it is ended by `close`.
 
-    It reads as many tokens as the server allows and the model was trained on, whatever extension is asked for; nothing
-    is read ahead.
+    It reads as many tokens as the server allows and the model was trained on, whatever extension is asked for; ahead it
+    reads in pauses alone.
     """
 
     extension = "none"
@@ -62,11 +63,17 @@ class LlamaEngine(BaseEngine):
         self._server = server
 
     def write(self, request: Request) -> Iterator[str]:
-        """The reply, piece by piece; nothing is read ahead."""
+        """The reply, piece by piece."""
         return trimmed(self._pieces(request))
+
+    def read_ahead(self, plan: Plan, ids: list[int], interrupted: Callable[[], bool]) -> bool:
+        """Reads batch by batch. The server keeps what it read before this beside it."""
+        with closing(self._server.stream(prompt=ids, n_predict=0, return_progress=True)) as answers:
+            return not any(interrupted() for _ in answers)
 
     def _pieces(self, request: Request) -> Iterator[str]:
         measured, started = request.measured, time.perf_counter()
+        self.pause()
         body = choice(request.sampling, self.limit) | {
             "prompt": self.ids(request.messages, request.plan, prompt=True),
             "n_predict": request.sampling.max_new_tokens,
@@ -93,6 +100,7 @@ class LlamaEngine(BaseEngine):
 
     def close(self) -> None:
         """Ends the server."""
+        super().close()
         self._server.close()
 
 

@@ -9,6 +9,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from html import escape, unescape
 from itertools import groupby
@@ -23,8 +24,8 @@ from markdown_it.renderer import RendererHTML
 from nbutils.chat.session import Context
 from nbutils.core.chat_engine.reply import Measured
 from nbutils.core.files import Json
-from nbutils.core.origin.command import AROUND, NOTHING, SHOWN, frequency
-from nbutils.core.origin.index import UNIT, Index, Span
+from nbutils.core.origin.command import NOTHING, description
+from nbutils.core.origin.index import WORD, Index, Span
 from nbutils.core.text import counted
 
 NAMES = {"user": "You", "assistant": "Model", "system": "System"}
@@ -112,27 +113,19 @@ def with_origins(text: str, index: Index) -> Traced:
     shown, spans = without_controls(text), index.trace(text)
     if not spans:
         return without_origins(text, NOTHING)
-    folds = [
-        f'<details data-span="{number}"><summary dir="auto">“{_safe(span.text)}”: {frequency(span)}</summary><ul>'
-        f"{''.join(_places(index, span))}</ul></details>"
-        for number, span in enumerate(spans)
-    ]
+    folds = ""
+    for number, span in enumerate(spans):
+        head, *places = description(index, span, _safe, "<b>{}</b>: {}<mark>{}</mark>{}")
+        items = "".join(f'<li dir="auto">{place}</li>' for place in places)
+        folds += f'<details data-span="{number}"><summary dir="auto">{head}</summary><ul>{items}</ul></details>'
     summary = f"in the training data: {counted(len(spans), 'passage')}"
-    fold = f'<details class="sc-origins"><summary>{summary}</summary>{"".join(folds)}</details>'
+    fold = f'<details class="sc-origins"><summary>{summary}</summary>{folds}</details>'
     return Traced(_underlined(markdown(shown), text, spans, index.read), fold)
 
 
 def without_origins(text: str, why: str) -> Traced:
     """A reply without anything underlined, and the reason below it."""
     return Traced(markdown(without_controls(text)), f'<div class="sc-origins">{escape(why)}</div>')
-
-
-def _places(index: Index, span: Span) -> Iterator[str]:
-    for place in index.places(span, SHOWN):
-        before, match, after = map(_safe, place.passage(AROUND))
-        yield f'<li dir="auto"><b>{_safe(place.name)}</b>: {before}<mark>{match}</mark>{after}</li>'
-    if (others := span.conversations - SHOWN) > 0:
-        yield f"<li>and {counted(others, 'other conversation')}</li>"
 
 
 def _safe(text: str) -> str:
@@ -150,24 +143,22 @@ def _underlined(html: str, text: str, spans: Sequence[Span], read: Callable[[str
     `read` changes characters as the index does; in the HTML they are those of the text.
     """
     strongest = sorted(range(len(spans)), key=lambda number: -_strength(spans[number]))
-    units = [
-        (unit[0], next((n for n in strongest if spans[n].start <= unit.start() < spans[n].end), None))
-        for unit in UNIT.finditer(read(text))
-    ]
-    done = 0
+    words = [*WORD.finditer(read(text))]
+    names, done = [word[0] for word in words], 0
 
-    def number_of(unit: str) -> int | None:
+    def number_of(word: str) -> int | None:
         nonlocal done
-        unit = read(unit).strip()
-        at = next((at for at in range(done, len(units)) if units[at][0] == unit), None)
-        done = done if at is None else at + 1
-        return None if at is None else units[at][1]
+        with suppress(ValueError):  # it stands otherwise in the text
+            done = names.index(read(word).strip(), done) + 1
+            at = words[done - 1].start()
+            return next((number for number in strongest if spans[number].start <= at < spans[number].end), None)
+        return None
 
     def marked(part: str) -> Iterator[str]:
         shown = 0
-        for number, group in groupby([(number_of(unit[0]), unit) for unit in UNIT.finditer(part)], itemgetter(0)):
+        for number, group in groupby([(number_of(word[0]), word) for word in WORD.finditer(part)], itemgetter(0)):
             if number is not None:
-                first, *_, last = 2 * [unit for _, unit in group]  # one unit is both
+                first, *_, last = 2 * [word for _, word in group]  # one word is both
                 yield escape(part[shown : first.start()])
                 yield f'<span class="sc-origin sc-origin-{_strength(spans[number])}" data-span="{number}">'
                 yield f"{escape(part[first.start() : last.end()])}</span>"

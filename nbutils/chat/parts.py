@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -38,7 +38,7 @@ class Panel:
         self.name = loaded.name
         self.session = ChatSession(loaded.model, loaded.tokenizer, **settings)
         self._run, self._traced = loaded.run, dict[str, markup.Traced]()
-        self._index: Index | None = None  # once opened: that reads all of it
+        self._opened = cache(Index)  # opening reads all of it
         self._tracing, self._drawing, self._writing = threading.Lock(), threading.RLock(), False
         self.title = widgets.HTML(f'<div class="sc-title">{markup.escape(loaded.line)}</div>')
         self.history, self.newest, self.meter = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -58,7 +58,7 @@ class Panel:
     def _trace(self, run: Run, replies: list[str]) -> None:
         with self._tracing:
             try:
-                index = self._index = self._index or Index.open(run)
+                index = self._opened(run)
                 self._traced |= {t: markup.with_origins(t, index) for t in replies if t not in self._traced}
             except UserError as error:
                 self._traced |= {text: markup.without_origins(text, str(error)) for text in replies}

@@ -162,7 +162,7 @@ def _origin(session: ChatSession, run: Run | None) -> Iterator[str]:
         yield "there is no reply yet"
     else:
         try:
-            index = Index.open(run)
+            index = Index(run)
             yield from origin_lines(index, index.trace(messages[-1]["content"]))
         except UserError as error:
             yield str(error)

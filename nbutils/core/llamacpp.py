@@ -165,7 +165,7 @@ def parameters(model: str, context: int) -> Any:
     params.model.path, params.n_ctx, params.verbosity = model, context, VERBOSE
     params.warmup, params.ui, params.n_parallel = False, False, 1
     params.n_batch = 256  # tokens read at once; between two batches a request can be stopped
-    params.cache_ram_mib, params.cache_idle_slots = 0, False  # no prompt before the last is kept
+    params.cache_ram_mib, params.cache_idle_slots = -1, False  # beside the last prompt, others of one context in all
     params.prefill_assistant = False  # a conversation that ends with a reply is a whole one
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to F16
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32

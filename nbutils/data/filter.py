@@ -141,7 +141,7 @@ def near_marked(results: Iterable[Passed], near: NearDuplicates, file: Path) -> 
         for source, rows, result in results:
             writer.write_table(result)
             waiting.append((source, rows, result.num_rows))
-    details = {found.row: found.detail for found in near.found}
+    details = {(one["source"], one["index"]): one["detail"] for one in near.found}
     with pa.memory_map(str(file)) as mapped:
         table, start = pa.ipc.open_stream(mapped).read_all(), 0
         for source, rows, count in waiting:
@@ -162,9 +162,10 @@ def near_facts(near: NearDuplicates, settings: DataSettings, folder: Path) -> Js
     facts: Json = {"mode": settings.near_duplicates, "rows": len(near.found), "looked_at": near.looked_at}
     facts |= {"one_window_in": near.one_in, "shown": []}
     if settings.near_duplicates == "report":
-        picked = sorted(near.found, key=lambda one: uniform(f"near {one.row}", settings.seed))[:DROPS_SHOWN]
+        picked = sorted(near.found, key=lambda one: uniform(f"near {one['source'], one['index']}", settings.seed))
         facts["shown"] = [
-            shown(load_from_disk(folder / one.side)[one.number] | {"detail": one.detail}) for one in picked
+            shown(load_from_disk(folder / one["side"])[one["number"]] | {"detail": one["detail"]})
+            for one in picked[:DROPS_SHOWN]
         ]
     return facts
 

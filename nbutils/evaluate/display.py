@@ -122,15 +122,17 @@ def memorised_figure(rows: Sequence[Mapping[str, Any]], theme: str = "light") ->
     figure, (ax,) = new_figure(1, 1, theme=theme, height=1.2 + 0.3 * len(rows))
     figure.subplots_adjust(left=0.25)
     for row in rows:
-        share, label = row["share"], f"{shown_name(row['model'])} {row['decoding']}".strip()
+        share, label = row["share"], ", ".join(filter(None, (shown_name(row["model"]), row["decoding"])))
         colour = THEMES[theme].first if row["model"] == "run" else THEMES[theme].second
         if row["model"] == PEOPLE:
-            ax.axvspan(share["low"], share["high"], color=THEMES[theme].faint, zorder=0)
+            band = "what people repeat (95 % interval)"
+            ax.axvspan(share["low"], share["high"], color=THEMES[theme].faint, zorder=0, label=band)
         ax.plot([share["low"], share["value"], share["high"]], [label] * 3, "o-", color=colour, markevery=[1])
     ax.margins(y=0.2)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     caption(ax, theme, f"Words in passages of {MIN_WORDS} words or more that stand in the training data")
+    add_legend(ax, theme)
     return figure
 
 

@@ -162,7 +162,7 @@ def measure_memorised(plan: Plan) -> Json:
     """
     found: Json = {}
     with noting(found, "left_out"):
-        index = Index.open(plan.run)
+        index = Index(plan.run)
         found = memorised(read_jsonl(plan.folder / REPLIES), index, plan.settings.resamples, plan.settings.seed)
     _add(plan.folder, "memorised", found)
     return found

@@ -41,24 +41,22 @@ def repeats_of(run: Run) -> Json:
     """
     replies = list(_replies(run))
     said: dict[tuple[str, str], Json] = {}
-    for reply in replies:
-        for key, text in _written(reply):
-            entry = {"kind": key[0], "text": text, "said": 0, "messages": 0, "places": []}
-            said.setdefault(key, entry)["said"] += 1
+    for key, text in (each for reply in replies for each in _written(reply)):
+        said.setdefault(key, {"kind": key[0], "text": text, "said": 0, "messages": 0, "places": []})["said"] += 1
     unknown = ""
-    if said:
-        try:
-            _look_up(said, Index.open(run).conversations)
-        except UserError as error:
-            unknown = str(error)
+    try:
+        if said:
+            _look_up(said, Index(run).conversations)
+    except UserError as error:
+        unknown = str(error)
     found = [entry for entry in said.values() if entry["messages"] or unknown]
     return {"replies": len(replies), "found": found, "unknown": unknown}
 
 
 def _replies(run: Run) -> Iterator[str]:
     """Everything that was kept of what the model said; runs of before kept less."""
-    scores, model = (run.folder(maker(role).name) for role in ("scores", "model"))
-    for file in (scores / "replies.jsonl", scores / "samples.jsonl", model / "samples.jsonl"):
+    scores = run.folder(maker("scores").name)
+    for file in (scores / "replies.jsonl", scores / "samples.jsonl", run.training / "samples.jsonl"):
         if file.is_file():
             yield from (row["reply"] for row in read_jsonl(file) if row.get("model", "run") == "run")
     talk = read_json(run.folder(maker("transcript").name) / "transcript.json")
@@ -78,11 +76,10 @@ def _look_up(said: dict[tuple[str, str], Json], conversations: Any) -> None:
     for rows in conversations.select_columns(["source", "index", "messages"]).with_format("arrow").iter(1000):
         for row in rows.to_pylist():
             for number, message in enumerate(row["messages"], 1):
-                for key in {key for key, _ in _written(message["content"])} & said.keys():
+                place = Place(row["source"], row["index"], number, message["role"], message["content"], 0, 0)
+                for key in dict(_written(place.text)).keys() & said.keys():
                     said[key]["messages"] += 1
-                    if len(said[key]["places"]) < SHOWN:
-                        place = Place(row["source"], row["index"], number, message["role"], message["content"], 0, 0)
-                        said[key]["places"].append(place.name)
+                    said[key]["places"] = [*said[key]["places"], place.name][:SHOWN]
 
 
 def in_words(repeats: Json) -> str:

@@ -23,7 +23,7 @@ import datasets
 from datasets import Dataset
 
 from nbutils.core.files import KAGGLE, resolve
-from nbutils.core.origin.index import CACHE, MIN_WORDS, UNIT, Index, words_in
+from nbutils.core.origin.index import CACHE, MIN_WORDS, WORD, Index, words_in
 from nbutils.core.run.layout import Run
 from tests.benchmarks._measured import medians, report, timed
 from tests.conftest import ROOT
@@ -47,7 +47,7 @@ def main(times: int = 1) -> int:
         Dataset.from_list([*copies(rows, times)]).save_to_disk(made.folder / "train")
         write_done(made.folder)
         (seconds, peak), (again, _) = timed(command, run), timed(command, run)
-        index = Index.open(run)
+        index = Index(run)
         learnt, held_out = (replies(made.tokenizer, side) for side in (rows, made.rows("eval")))
         whole = all(is_found(index, reply) for reply in learnt)
         (trace,) = medians([timed(index.trace, " ".join(reply))[:1] for reply in learnt + held_out])
@@ -85,7 +85,7 @@ def is_found(index: Index, reply: list[str]) -> bool:
 
 def words_of(text: str) -> str:
     """A text's words alone."""
-    return " ".join([unit for unit in UNIT.findall(text) if unit[0].isalnum()])
+    return " ".join(WORD.findall(text))
 
 
 def command(run: Run) -> int:

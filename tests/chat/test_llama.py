@@ -71,11 +71,13 @@ def test_settings_of_the_sampling_are_those_of_llama_cpp(session):
     assert len(set(words)) > 0.9 * len(words)
 
 
-def test_the_window_rolls_as_with_the_other_engine(session):
-    for turn in range(7):
+def test_the_window_rolls_as_with_the_other_engine_and_no_turn_waits_for_it(session):
+    for turn in range(12):
         say(session, f"Message {turn}: " + "how are you today? " * 14)
         assert session.context.used <= session.context.limit == 512
-    assert session.context.dropped > 0 and len(session.messages) == 14
+        assert session.measured.read_tokens < 150, "what is left was read ahead, and what may yet be needed is kept"
+        session.engine.wait()
+    assert session.context.dropped > 5 and len(session.messages) == 24
 
 
 def test_a_server_that_ends_in_the_midst_of_a_reply_is_told_and_changes_nothing(smollm2_gguf, served):

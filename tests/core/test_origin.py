@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers.normalizers import NFC
 
 from nbutils.cli import main
-from nbutils.core.origin.index import UNIT, Index
+from nbutils.core.files import write_text
+from nbutils.core.origin.index import Index
 from nbutils.core.run.layout import Run
 from tests.builders import small_tokenizer
 from tests.core.test_chatml import turns
@@ -42,18 +46,21 @@ def run_of(folder, conversations, normalizer=None) -> Run:
     return Run(folder)
 
 
+def words_of(text):
+    """Each word of a text, behind the visible characters before it."""
+    return [f"{signs}|{word} " for signs, word in re.findall(r"([!,]*)(東|[ab]|don't)", "".join(text.split()))]
+
+
 def by_hand(texts, text):
-    """Every run from a word to a word that stands in one of the texts, with six words, in no longer one: its words and
-    single characters, and how often it stands there."""
-    wanted, said = UNIT.findall(text), [UNIT.findall(each) for each in texts]
+    """Every run of six words or more that stands in one of the texts, in no longer one, and how often."""
+    wanted, said = words_of(text), ["".join(words_of(each)) for each in texts]
 
-    def times(i, j):
-        return sum(words[k : k + j - i] == wanted[i:j] for words in said for k in range(len(words)))
+    def counted(i, j):
+        span = "|" + "".join(wanted[i:j]).partition("|")[2]
+        return span, sum(text.startswith(span, at) for text in said for at in range(len(text)))
 
-    at = [i for i, unit in enumerate(wanted) if unit not in "!,"]
-    ends = {i: max((j for j in at if j >= i and times(i, j + 1)), default=-1) for i in at}
-    found = [(i, j + 1) for i, j in ends.items() if all(ends[k] < j for k in at if k < i)]
-    return [(wanted[i:j], times(i, j)) for i, j in found if sum(i <= k < j for k in at) >= 6]
+    ends = [max(j for j in range(i, len(wanted) + 1) if j == i or counted(i, j)[1]) for i in range(len(wanted))]
+    return [counted(i, j) for i, j in enumerate(ends) if j - i >= 6 and all(before < j for before in ends[:i])]
 
 
 TEXT = st.lists(st.sampled_from(["a", "a", "b ", "don't", "! ", ",\n", "東"]), max_size=24).map(" ".join)
@@ -65,8 +72,8 @@ def test_the_spans_are_those_of_a_search_by_hand(conversations, data):
     texts = [text for pair in conversations for text in pair]
     text = " ".join(data.draw(st.lists(st.sampled_from(texts) | TEXT, min_size=1, max_size=3)))
     with TemporaryDirectory() as name:
-        spans = Index.open(run_of(Path(name), conversations)).trace(text)
-        assert [(UNIT.findall(span.text), span.count) for span in spans] == by_hand(texts, text)
+        spans = Index(run_of(Path(name), conversations)).trace(text)
+        assert [("".join(words_of(span.text)), span.count) for span in spans] == by_hand(texts, text)
         assert all(text[span.start : span.end] == span.text for span in spans)
 
 
@@ -85,6 +92,8 @@ def test_the_spans_are_those_of_a_search_by_hand(conversations, data):
         ("你想去北京看看吗", ["想去北京看看"]),
         ("यहाँ हिन्दी में यह वाक्य काफी लंबा", ["हिन्दी में यह वाक्य काफी लंबा"]),
         ("में यह वाक्य काफी लंबा", []),
+        ("an _emphasis_ at the edges of *snake_case*, no?", ["emphasis_ at the edges of *snake_case"]),
+        ("_emphasis_ at the edges of snake_case", []),
         ("so cafe\u0301 au lait is very nice", ["caf\u00e9 au lait is very nice"]),
     ],
 )
@@ -93,8 +102,9 @@ def test_what_a_span_is(text, spans, tmp_path):
         ["Oh, I'm fine, thank you very much!", "one two three"],
         ["one two three", "four five six", "And so you don't like any e-mail.", "हिन्दी में यह वाक्य काफी लंबा है"],
         ["我想去北京看看", "My caf\u00e9 au lait is very nice"],
+        ["emphasis_ at the edges of *snake_case*", "Yes"],
     ]
-    index = Index.open(run_of(tmp_path, conversations, NFC()))
+    index = Index(run_of(tmp_path, conversations, NFC()))
     assert [span.text for span in index.trace(text)] == spans
 
 
@@ -103,12 +113,19 @@ HOSTILE = f"\x1b[31m So {PLANTED}, \x9b2J she says"
 
 
 @pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setattr("nbutils.core.origin.index.CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def planted(tmp_path) -> Run:
     return run_of(tmp_path / "run", [["Hi", "Hello"], [PLANTED, f"{PLANTED}? Yes: {PLANTED}"], ["What?", HOSTILE]])
 
 
 def test_where_a_span_stands_and_how_often(planted):
-    index = Index.open(planted)
+    index = Index(planted)
     (span,) = index.trace(f"Do you know that {PLANTED}!")
     assert (span.text, span.words, span.count, span.conversations) == (PLANTED, 8, 4, 2)
     assert [place.name for place in index.places(span, 5)] == [
@@ -123,29 +140,29 @@ def test_where_a_span_stands_and_how_often(planted):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["text.npy", "windows.npy", "words.txt", "manifest.json"])
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-3] + b"123", None])
-def test_an_index_is_made_once_and_again_where_it_is_damaged(name, damage, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr("nbutils.core.origin.index.CACHE", str(tmp_path / "cache"))
-    Index.open(planted)
-    (folder,) = (tmp_path / "cache").iterdir()
-    made = {file: (file.stat().st_ino, file.read_bytes()) for file in folder.iterdir()}
-    assert Index.open(planted).trace(PLANTED)
-    assert made.keys() == {*folder.iterdir()} and all(file.stat().st_ino == inode for file, (inode, _) in made.items())
-    if damage:
-        (folder / name).write_bytes(damage((folder / name).read_bytes()))
-    else:
-        (folder / name).unlink()
-    (span,) = Index.open(planted).trace(PLANTED)
-    assert span.count == 4 and {file: file.read_bytes() for file in folder.iterdir()} == {
-        f: b for f, (_, b) in made.items()
-    }
+def test_an_index_is_made_once_and_again_where_it_is_damaged(damage, planted, cache):
+    Index(planted)
+    (file,) = cache.iterdir()
+    made, whole = file.stat().st_ino, file.read_bytes()
+    assert Index(planted).trace(PLANTED) and file.stat().st_ino == made
+    file.write_bytes(damage(whole)) if damage else file.unlink()
+    (span,) = Index(planted).trace(PLANTED)
+    assert span.count == 4 and [(each, each.read_bytes()) for each in cache.iterdir()] == [(file, whole)]
 
 
-def test_other_rows_have_another_index(planted):
-    assert Index.open(planted).trace(PLANTED)
-    run = run_of(planted.path, [["Hi", "Hello"]])
-    assert not Index.open(run).trace(PLANTED)
+def test_indexes_that_were_not_used_for_longest_go_and_nobody_loses_what_he_reads(planted, cache, monkeypatch):
+    monkeypatch.setattr("nbutils.core.origin.index.KEPT", 3)
+    write_text(cache / "index of before" / "text.npy", "")
+    index = Index(planted)
+    before = [*cache.iterdir()]
+    for file in before:
+        os.utime(file, (1, file.stat().st_mtime))
+    runs = [run_of(planted.path / str(number), [["Hi", f"Hello {number % 3}"]]) for number in range(6)]
+    with ThreadPoolExecutor(2) as several:  # they remove what the other sees
+        assert not any(other.trace(PLANTED) for other in several.map(Index, runs))
+    assert 0 < len([*cache.iterdir()]) <= 3 and not any(old.exists() for old in before)
+    assert index.trace(PLANTED)[0].count == Index(planted).trace(PLANTED)[0].count == 4
 
 
 def test_the_command_tells_a_person_and_a_program(planted, capsys):

@@ -33,19 +33,21 @@ def windows(row):
 
 
 def by_brute_force(rows, ledger):
-    """Place of each near-duplicate → the places of all that it may be called after, and the share of each."""
-    found, kept = {}, []
-    order = [place for side in ("eval", "train") for place in ledger.index[ledger["side"] == side]]
-    for place in order:
-        if ledger["fate"][place] in ("kept", "near_duplicate"):
-            own = windows(rows[place])
-            shares = {other: len(own & theirs) / len(own) for other, theirs in kept if own}
-            repeated = {other: share for other, share in shares.items() if share >= 0.8}
-            if repeated:
-                found[place] = repeated
-            else:
-                kept.append((place, own))
-    return found
+    """Place of each near-duplicate → what may be said of it."""
+    label, found, kept, held_out = ledger["source"][0], {}, {}, []
+    for side in ("eval", "train"):
+        for place in ledger.index[(ledger["side"] == side) & ledger["fate"].isin(["kept", "near_duplicate"])]:
+            own, found[place] = windows(rows[place]), set()
+            for other, theirs in kept.items():
+                same = len(own & theirs)
+                if own and same / len(own) >= 0.8:
+                    found[place].add(f"{same / len(own):.0%} of its windows stand in {label} row {other}")
+                if len(theirs) >= 8 and other in held_out and same / len(theirs) >= 0.8:
+                    found[place].add(f"it holds {same / len(theirs):.0%} of the windows of {label} row {other}")
+            if not found[place]:
+                kept[place] = own
+        held_out = [*kept]
+    return {place: said for place, said in found.items() if said}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -55,12 +57,11 @@ def test_one_of_each_group_is_kept_as_brute_force_finds_and_names(tmp_path, seed
     expected = by_brute_force(rows, made.ledger)
     assert [n for n, fate in enumerate(made.fates) if fate == "near_duplicate"] == sorted(expected)
     assert len(expected) > 20
-    named = [(place, int(made.ledger["detail"][place].rsplit(" ", 1)[1])) for place in expected]
-    assert any(there > here for here, there in named), "a learnt row gives way to one held out further down"
-    for (place, other), repeated in zip(named, expected.values(), strict=True):
-        assert (
-            f"{repeated[other]:.0%} of its windows stand in {made.sources[0].label} row" in made.ledger["detail"][place]
-        )
+    told = {place: made.ledger["detail"][place] for place in expected}
+    assert all(words in expected[place] for place, words in told.items())
+    assert any(words.startswith("it holds") for words in told.values()), "a held-out one stands in a longer one"
+    named = {place: int(words.rsplit(" ", 1)[1]) for place, words in told.items()}
+    assert any(there > here for here, there in named.items()), "one to learn gives way to one held out further down"
     for side in ("train", "eval"):
         kept = made.ledger[(made.ledger["fate"] == "kept") & (made.ledger["side"] == side)]
         assert [row["index"] for row in made.rows(side)] == kept["index"].tolist()
@@ -95,7 +96,7 @@ def test_of_windows_that_do_not_fit_some_are_looked_at_and_tell_95_from_60_perce
     made = make_of(tmp_path, rows, max_length=8_000, near_duplicates="report", eval_fraction=0.1)
     found = made.summary["near_duplicates"]
     assert (found["rows"], found["looked_at"], found["one_window_in"]) == (30, 120, 8)
-    assert "% of its windows looked at stand in" in found["shown"][0]["detail"]
+    assert "windows looked at" in found["shown"][0]["detail"]
     assert "one in 8 windows" in near_duplicates_line(made.summary)
 
 
@@ -106,8 +107,10 @@ def test_a_report_counts_and_shows_three_and_changes_nothing_else(tmp_path):
     files = [tree(made.folder) for made in (off, report)]
     assert {name for name in files[0] if files[0][name] != files[1][name]} == {"summary.json"}
     assert near_duplicates_line(off.summary) == "Near-duplicates were not looked for: near_duplicates is off."
-    assert "(report): of 4 of 45 conversations 80 %" in near_duplicates_line(report.summary)
+    assert "(report): 4 of 45 conversations share 80 %" in near_duplicates_line(report.summary)
     shown = report.summary["near_duplicates"]["shown"]
     assert len(shown) == 3 and all(one["detail"].endswith(f"{report.sources[0].label} row 40") for one in shown)
     table = drops_table(json.loads(files[1]["samples.json"]), report.summary).data
     assert table.count("near_duplicate (reported, kept)") == 3
+    short = make_of(tmp_path / "short", [chat("Hi", "Hello"), chat("Hi", "you")], near_duplicates="drop")
+    assert short.fates == ["kept"] * 2 and short.summary["near_duplicates"]["looked_at"] == 0

@@ -16,7 +16,7 @@ def said(model, decoding, *replies):
 
 
 def test_the_shares_are_those_of_a_count_by_hand(tmp_path):
-    index = Index.open(run_of(tmp_path, [["Who?", f"{PLANTED}!"], ["So", "aunt sings in tune with his dog"]]))
+    index = Index(run_of(tmp_path, [["Who?", f"{PLANTED}!"], ["So", "aunt sings in tune with his dog"]]))
     people = [f"Well, {PLANTED}", "no idea"]  # 8 of 11 words
     model = [f"{PLANTED}!", "zebra of my aunt sings in tune with his dog"]  # whole; two passages that overlap
     rows = [*said(PEOPLE, "", *people), *said("run", "greedy", *model), *said("run", "sampled", "", "")]
@@ -31,7 +31,7 @@ def test_the_shares_are_those_of_a_count_by_hand(tmp_path):
 
 @pytest.mark.parametrize("reply,word", [(PLANTED, "more"), ("no idea at all", "less"), (None, "not distinguishable")])
 def test_people_are_the_yardstick(tmp_path, reply, word):
-    index = Index.open(run_of(tmp_path, [["Who?", PLANTED]]))
+    index = Index(run_of(tmp_path, [["Who?", PLANTED]]))
     people = [PLANTED, "I have no idea"] * 12
     rows = said(PEOPLE, "", *people) + said("run", "greedy", *([reply] * 24 if reply else reversed(people)))
     found = memorised(rows, index, 500, 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -47,16 +49,53 @@ class BaseEngine(ABC):
         self.limit = limit
         self._template = (OwnTemplate if has_own_template(tokenizer) else ChatMLTemplate)(tokenizer)
         self.ends = self._template.ends
+        self._background: threading.Thread | None = None
+        self._hurry = threading.Event()
 
     @abstractmethod
     def write(self, request: Request) -> Iterator[str]:
         """The reply, piece by piece."""
 
-    def prepare(self, messages: Conversation, dropped: int, sampling: Sampling) -> None:  # noqa: B027
-        """Starts reading ahead in the background, where the engine can."""
+    @abstractmethod
+    def read_ahead(self, plan: Plan, ids: list[int], interrupted: Callable[[], bool]) -> bool:
+        """Reads what a plan will need, in small pieces; whether there is time and memory for more. UserError where the
+        engine has ended."""
 
-    def forget(self) -> None:  # noqa: B027
+    def prepare(self, messages: Conversation, dropped: int, sampling: Sampling) -> None:
+        """Starts reading in the background what the next reply will need, and what the plan that follows will."""
+        self.pause()
+        self._hurry.clear()
+        arguments = list(messages), dropped, sampling
+        self._background = threading.Thread(target=self._prepare, args=arguments, name="chat-reads-ahead")
+        self._background.start()
+
+    def _prepare(self, messages: list[Message], dropped: int, sampling: Sampling) -> None:
+        window, sizes = self.window(sampling), self.sizes(messages)
+        with suppress(UserError):  # a system message may leave no room
+            plans = [window.plan(sizes, dropped)]
+            if coming := window.coming(sizes, dropped):
+                plans.append(coming.plan)
+            for plan in dict.fromkeys(plans):
+                if not self.read_ahead(plan, self.ids(messages, plan, prompt=False), self._hurried):
+                    return
+
+    def _hurried(self) -> bool:
+        # The main thread is over when the program ends: the background must not keep it waiting.
+        return self._hurry.is_set() or not threading.main_thread().is_alive()
+
+    def pause(self) -> None:
+        """Ends the background reading; what it has read stays."""
+        self._hurry.set()
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits until the background reading is through."""
+        if self._background is not None:
+            self._background.join()
+
+    def forget(self) -> None:
         """Frees what was kept for this conversation."""
+        self.pause()
 
     def close(self) -> None:
         """Frees all: no reply follows."""

@@ -6,7 +6,6 @@ Turns, editing and transcripts live in `nbutils.chat.session`; here is what the 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -16,17 +15,15 @@ import torch
 from nbutils.core.chat_engine.base import BaseEngine, Request
 from nbutils.core.chat_engine.kvcache import KeyValueCache
 from nbutils.core.chat_engine.reply import streamed
-from nbutils.core.chat_engine.sampling import Sampling, next_id
+from nbutils.core.chat_engine.sampling import next_id
 from nbutils.core.chat_engine.window import (
     EXTENSIONS,
     FACTOR,
-    MessageTooLongError,
     Plan,
     can_extend,
     keeps_keys,
     rotation,
 )
-from nbutils.core.chatml import Conversation, Message
 from nbutils.core.errors import UserError
 from nbutils.core.run.models import context_length
 
@@ -60,8 +57,6 @@ class Engine(BaseEngine):
         """The one up to the trained length, and the one beyond it."""
         self.caches: dict[Plan, KeyValueCache] = {}
         """The one that was used last stands last."""
-        self._background: threading.Thread | None = None
-        self._hurry = threading.Event()
         if model.device.type == "cpu":
             # Where there is a mask, transformers copies all keys and values to share key/value heads among queries.
             # CUDA's kernels need that, the CPU's do not (`integrations/sdpa_attention.py` reads the variable).
@@ -88,7 +83,7 @@ class Engine(BaseEngine):
             return
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[prompt] = True
-        read_due = self._reads_due(request.messages, plan, sampling) if request.ahead else None
+        ahead = request.ahead
         while not stopped():
             token = next_id(logits, seen, sampling, request.generator)
             seen[token] = True
@@ -106,34 +101,12 @@ class Engine(BaseEngine):
                 return
             if stopped():
                 return
-            if read_due:
-                read_due(cache.ids[len(prompt) :])
+            ahead = ahead and self._read_due(request, cache.ids[len(prompt) :])
             logits = cache.append([token])
-
-    def prepare(self, messages: Conversation, dropped: int, sampling: Sampling) -> None:
-        """Starts reading in the background what the next reply will need, and what the plan that follows will."""
-        self.pause()
-        if not keeps_keys(self.model):
-            return
-        self._hurry.clear()
-        self._background = threading.Thread(
-            target=self._prepare, args=(list(messages), dropped, sampling), name="chat-reads-ahead"
-        )
-        self._background.start()
-
-    def pause(self) -> None:
-        """Ends the background reading; what it has read stays."""
-        self._hurry.set()
-        self.wait()
-
-    def wait(self) -> None:
-        """Waits until the background reading is through."""
-        if self._background is not None:
-            self._background.join()
 
     def forget(self) -> None:
         """Frees all caches."""
-        self.pause()
+        super().forget()
         self.caches.clear()
 
     def _cache(self, plan: Plan) -> KeyValueCache:
@@ -144,41 +117,23 @@ class Engine(BaseEngine):
         self.caches[plan] = cache
         return cache
 
-    def _prepare(self, messages: list[Message], dropped: int, sampling: Sampling) -> None:
-        window, sizes = self.window(sampling), self.sizes(messages)
-        try:
-            plans = [window.plan(sizes, dropped)]
-        except MessageTooLongError:  # a system message may leave no room
-            return
-        if coming := window.coming(sizes, dropped):
-            plans.append(coming.plan)
-        for plan in dict.fromkeys(plans):
-            if not self._read_ahead(plan, self.ids(messages, plan, prompt=False), self._hurried):
-                return
+    def _read_due(self, request: Request, written: list[int]) -> bool:
+        """Reads a piece for the plan that follows, where one is due when so much of the reply is written.
 
-    def _hurried(self) -> bool:
-        # The main thread is over when the program ends: the background must not keep it waiting.
-        return self._hurry.is_set() or not threading.main_thread().is_alive()
+        Whether the memory sufficed.
+        """
+        dropped, sizes = request.plan.dropped, self.sizes(request.messages)
+        coming = self.window(request.sampling).coming(sizes, dropped)
+        if coming and (share := coming.due(sizes.used(dropped) + len(written))) > 0:
+            wanted = [*self.ids(request.messages, coming.plan, prompt=True), *written]
+            end = self._cache(coming.plan).held(wanted) + AHEAD_PIECE
+            return end > share * len(wanted) or self.read_ahead(coming.plan, wanted[:end])
+        return True
 
-    def _reads_due(self, messages: Conversation, plan: Plan, sampling: Sampling) -> Callable[[list[int]], None]:
-        """Reads a piece for the plan that follows, where one is due when so much of the reply is written."""
-        sizes = self.sizes(messages)
-        coming = self.window(sampling).coming(sizes, plan.dropped) if keeps_keys(self.model) else None
-        ids = self.ids(messages, coming.plan, prompt=True) if coming else []
-
-        def read(written: list[int]) -> None:
-            nonlocal coming
-            share = coming.due(sizes.used(plan.dropped) + len(written)) if coming else 0.0
-            if coming and share > 0:
-                wanted = [*ids, *written]
-                end = self._cache(coming.plan).held(wanted) + AHEAD_PIECE
-                if end <= share * len(wanted) and not self._read_ahead(coming.plan, wanted[:end]):
-                    coming = None
-
-        return read
-
-    def _read_ahead(self, plan: Plan, ids: list[int], interrupted: Callable[[], bool] = lambda: False) -> bool:
-        """Reads in small pieces; whether the memory sufficed."""
+    def read_ahead(self, plan: Plan, ids: list[int], interrupted: Callable[[], bool] = lambda: False) -> bool:
+        """Reads in small pieces; whether the model keeps what it reads, and the memory sufficed."""
+        if not keeps_keys(self.model):
+            return False
         cache = self._cache(plan)
         try:
             if cache.ids != ids:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, resolve
+from nbutils.core.files import resolve
 from nbutils.core.origin.index import MIN_WORDS, Index, Span, words_in
 from nbutils.core.run.layout import Run
 from nbutils.core.text import counted, visible
@@ -39,10 +38,11 @@ def main(arguments: argparse.Namespace) -> int:
             "longer one."
         )
     folder = resolve(arguments.run)
-    index = Index.open(Run.around(folder) or Run(folder))
+    index = Index(Run.around(folder) or Run(folder))
     spans = index.trace(text)
     if arguments.json:
-        print(json.dumps({"text": text, "spans": [_as_json(index, span) for span in spans]}, indent=2))
+        found = [vars(span) | {"places": [*map(vars, index.places(span, LISTED))]} for span in spans]
+        print(json.dumps({"text": text, "spans": found}, indent=2))
     else:
         print(*lines(index, spans), sep="\n")
     return 0
@@ -53,22 +53,21 @@ def lines(index: Index, spans: Sequence[Span]) -> Iterator[str]:
     if not spans:
         yield NOTHING
     for span in spans:
-        yield f"“{_line(span.text)}”: {frequency(span)}"
-        for place in index.places(span, SHOWN):
-            before, match, after = map(_line, place.passage(AROUND))
-            yield f"  {_line(place.name)}: {before}[{match}]{after}"
-        if (others := span.conversations - SHOWN) > 0:
-            yield f"  and {counted(others, 'other conversation')}"
+        head, *below = description(index, span, _line, "{}: {}[{}]{}")
+        yield head
+        yield from (f"  {line}" for line in below)
 
 
-def frequency(span: Span) -> str:
-    """How long a span is and how often it stands in the training data, in words."""
-    return f"{span.words} words, {counted(span.count, 'time')} in {counted(span.conversations, 'conversation')}"
-
-
-def _as_json(index: Index, span: Span) -> Json:
-    facts = {name: getattr(span, name) for name in ("text", "start", "end", "words", "count", "conversations")}
-    return facts | {"places": [asdict(place) for place in index.places(span, LISTED)]}
+def description(index: Index, span: Span, safe: Callable[[str], str], form: str) -> Iterator[str]:
+    """What a person reads of a span: its text and how often it stands there, the first conversations that hold it, and
+    how many others do. `form` takes the place's name and its passage in three parts; `safe` makes texts harmless.
+    """
+    often = f"{counted(span.count, 'time')} in {counted(span.conversations, 'conversation')}"
+    yield f"“{safe(span.text)}”: {span.words} words, {often}"
+    for place in index.places(span, SHOWN):
+        yield form.format(*map(safe, (place.name, *place.passage(AROUND))))
+    if (others := span.conversations - SHOWN) > 0:
+        yield f"and {counted(others, 'other conversation')}"
 
 
 def _line(text: str) -> str:

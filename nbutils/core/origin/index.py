@@ -1,50 +1,51 @@
 """An index over the words of a run's training rows: which passages of a text stand there, word for word.
 
 A *word* goes from a letter or digit to a letter or digit, with nothing between but more of these, marks on letters,
-apostrophes and hyphens ("e-mail", "don't"). Every other visible character stands alone, and so does every character of
-the scripts that put no spaces between words, each of which counts as a word. Two texts agree where these agree, after
-the tokenizer's own normalisation of characters. Case matters; how much white space there is, and which pieces the
-tokenizer cuts a word into, does not.
+apostrophes, hyphens and underscores ("e-mail", "don't", "snake_case", but not "_emphasis_"). So does every character of
+the scripts that put no spaces between words count as one. Two texts agree where their words do and all other visible
+characters between them, after the tokenizer's own normalisation of characters. Case matters; how much white space there
+is, and which pieces the tokenizer cuts a word into, does not.
 
-A *span* of a text is a run of them that stands in a message of the training rows, begins and ends with a word, has at
-least `MIN_WORDS` words, and is part of no longer one. It ends where a message does: what is between messages, control
-tokens and all, is not indexed.
+A *span* of a text is a run of at least `MIN_WORDS` words that stands in a message of the training rows, and is part of
+no longer one. It ends where a message does: what is between messages, control tokens and all, is not indexed.
 
-Beside the words, as numbers, lie the places of all windows of six, sorted by their hash. (A suffix array by
-pydivsufsort, which sorts bytes alone, took 3.6 times as long to make.)
+The messages lie in a row as numbers: what stands before a word, the word, what stands before the next, …, and a border.
+Beside them lie the places of all windows of six words, sorted by their hash. (A suffix array by pydivsufsort, which
+sorts bytes alone, took 3.6 times as long to make.) All is in one file: whoever has it open can read it to the end, also
+where another process removes it.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 from tokenizers import Tokenizer
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import hash_of, read_json, replaced, resolve, sha256_of_json, shown, write_json
+from nbutils.core.files import hash_of, resolve, sha256_of_json, shown
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import current_hash
 from nbutils.core.run.state import State
 from nbutils.core.stages import maker
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Numbers = NDArray[np.unsignedinteger[Any]]
-    Places = NDArray[np.int64]
-
 MIN_WORDS = 6
 """Words of the shortest span: shorter ones are everybody's."""
 CACHE = "runs/.cache/origin"
-SCHEMA = 1
+KEPT = 8
+"""Indexes that stay there when one more is made: those that were used last."""
+SCHEMA = 2
 SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese characters."""
 SIGNS = (
@@ -52,39 +53,32 @@ SIGNS = (
     rf"\U0001f000-\U0001faff{SPACELESS}"
 )
 """What ends a word besides white space: punctuation, signs, pictures, and the characters above."""
-UNIT = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}](?:[^{SIGNS}]*[^{SIGNS}'’-])?|\S")
-"""A word, or a character that stands alone."""
+WORD = re.compile(rf"([{SPACELESS}]|[^\W_{SPACELESS}](?:[^{SIGNS}]*[^{SIGNS}'’_-])?)")
 
-MESSAGE, ROW, UNKNOWN = 0, 1, 2**32 - 1
-"""What stands behind each message, and behind each row's last; and a word of a text that no training row has."""
-FACTORS = np.random.default_rng(0).integers(1 << 63, 1 << 64, MIN_WORDS, np.uint64) | np.uint64(1)
+BORDER, UNKNOWN = 0, 2**32 - 1
+"""What stands behind each message in place of a word; and what no training row has."""
+WINDOW = 2 * MIN_WORDS - 1
+"""Numbers of six words, with what stands between them."""
+PIECE = 2**20
+"""Numbers of which windows are made at once."""
+FACTORS = np.random.default_rng(0).integers(1 << 63, 1 << 64, WINDOW, np.uint64) | np.uint64(1)
 LOW = np.uint64(2**32 - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """A passage of a text that stands in the training rows: its characters `start` to `end`, and how many `words`.
-
-    `at`: where it begins among the index's words, once for each time that it stands there; `rows`: the training rows of
-    these places, both in row order.
+    """A passage of a text that stands in the training rows: its characters `start` to `end`, how many `words`, its
+    `count` there and in how many `conversations`. `places` (2, conversations): these rows, in order, and where in the
+    index it first stands in each.
     """
 
     text: str
     start: int
     end: int
     words: int
-    at: Places
-    rows: Places
-
-    @property
-    def count(self) -> int:
-        """How often it stands in the training rows."""
-        return len(self.at)
-
-    @property
-    def conversations(self) -> int:
-        """How many training rows it stands in."""
-        return len(np.unique(self.rows))
+    count: int
+    conversations: int
+    places: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -107,192 +101,160 @@ class Place:
 
     def passage(self, around: int) -> tuple[str, str, str]:
         """The span with up to so many characters before and behind it, as three texts."""
-        before, after = self.text[: self.start], self.text[self.end :]
-        cut = "…" * (len(before) > around), "…" * (len(after) > around)
-        return cut[0] + before[-around:], self.text[self.start : self.end], after[:around] + cut[1]
+        text, first, last = self.text, max(0, self.start - around), self.end + around
+        before, after = text[first : self.start], text[self.end : last]
+        return "…" * (first > 0) + before, text[self.start : self.end], after + "…" * (last < len(text))
 
 
 def words_in(text: str) -> int:
     """How many words a text has."""
-    return sum(map(_is_word, UNIT.findall(text)))
+    return len(WORD.findall(text))
 
 
 class Index:
-    """The index of a run's training rows. Memory-mapped, and safe to ask from any thread."""
+    """The index of a run's training rows, in a file of the cache. Memory-mapped, and safe to ask from any thread."""
 
-    def __init__(self, folder: Path, run: Run) -> None:
+    def __init__(self, run: Run) -> None:
+        """The index is kept in `runs/.cache/` under the hash of the rows, and made where there is none yet or a damaged
+        one, in a quarter second a million tokens. UserError for a run without rows, or if it cannot be kept."""
         from datasets import load_from_disk
 
-        self.conversations = load_from_disk(str(run.rows / "train"))
-        self.read = _reader(run)
-        words = (folder / "words.txt").read_bytes().decode().split("\n")
-        self._ids = {word: number for number, word in enumerate(words, ROW + 1)}
-        # As plain arrays: numpy's own class for mapped ones takes three times as long at each step.
-        self._text, self._windows = (
-            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ("text", "windows")
-        )
-        self._rows = np.concatenate([[-1], np.flatnonzero(self._text == ROW)])
-
-    @classmethod
-    def open(cls, run: Run) -> Index:
-        """The index of a run, kept in `runs/.cache/` under the hash of the rows; made where there is none yet or a
-        damaged one, in a quarter second a million tokens. UserError for a run without rows, or if it cannot be kept."""
         stage = maker("rows")
-        record = run.record(stage.name) or {}
-        files = {
-            name: entry
-            for name, entry in record.get("outputs", {}).items()
-            if name.startswith("train/") or name == "tokenizer/tokenizer.json"
+        record = run.record(stage.name)
+        outputs = record["outputs"] if record and record["status"] == State.DONE else {}
+        hashes = {
+            name: (entry["sha256"], current_hash(run.rows, name, entry))
+            for name, entry in outputs.items()
+            if name.startswith(("train/", "tokenizer/tokenizer.json"))
         }
-        hashes = {name: current_hash(run.rows, name, entry) for name, entry in files.items()}
-        whole = hashes == {name: entry["sha256"] for name, entry in files.items()}
-        if not (hashes and whole and record["status"] == State.DONE):
+        if not hashes or any(made != now for made, now in hashes.values()):
             raise UserError(
                 f"{shown(run.rows / 'train')} holds no training rows as they were made: give the folder of a run in "
                 f"which notebooks/{stage.file} has finished, or run that first."
             )
-        folder = resolve(CACHE) / sha256_of_json({"schema": SCHEMA, **hashes})[:24]
-        if not _is_whole(folder):
-            try:
-                _build(run, folder)
-            except OSError as error:
-                raise UserError(
-                    f"The index of the training rows cannot be written to {shown(folder)} ({error.strerror or error}): "
-                    "make room there, or make it writable."
-                ) from error
-        return cls(folder, run)
+        self.conversations = load_from_disk(str(run.rows / "train"))
+        normalizer = Tokenizer.from_file(str(run.rows / "tokenizer" / "tokenizer.json")).normalizer
+        self.read: Callable[[str], str] = (
+            (lambda text: normalizer.normalize_str(text).replace("▁", " ")) if normalizer else str
+        )
+        """A text as the run's tokenizer normalises its characters, which is how a model writes them."""
+        made = resolve(CACHE) / sha256_of_json({"schema": SCHEMA, **hashes})[:24]
+        for file in made.parent.glob(f"{made.name}-*"):  # behind it the hash of what is in the file
+            with suppress(OSError):  # another process has just removed it
+                if file.name.endswith(hash_of(file)[:24]):
+                    return self._open(file)
+        try:
+            self._open(self._build(made))
+        except OSError as error:
+            raise UserError(
+                f"The index of the training rows cannot be written to {shown(made.parent)} "
+                f"({error.strerror or error}): make room there, or make it writable."
+            ) from error
+
+    def _open(self, file: Path) -> None:
+        with pa.memory_map(str(file)) as mapped:
+            self._windows, self._rows, self._text, names = (pa.ipc.read_tensor(mapped).to_numpy() for _ in range(4))
+        self._ids = {name: number for number, name in enumerate(["\n", *names.tobytes().decode().split("\n")])}
 
     def trace(self, text: str) -> list[Span]:
         """The spans of a text, from left to right; they may overlap. `start` and `end` count the characters of
         `read(text)`, which is the text itself where the tokenizer changes no characters."""
         text = self.read(text)
-        units = [*UNIT.finditer(text)]
-        ids = self._numbers(unit[0] for unit in units)
-        words = np.flatnonzero([_is_word(unit[0]) for unit in units])
-        found: list[Places] = []
-        for first, behind in self._longest(ids):
-            inside = words[(first <= words) & (words < behind)]  # without what stands alone at both ends
-            if len(inside) >= MIN_WORDS and not (found and inside[-1] <= found[-1][-1]):
-                if found and inside[0] == found[-1][0]:
-                    found.pop()
-                found.append(inside)
-        spans = []
-        for inside in found:
-            start, end = units[inside[0]].start(), units[inside[-1]].end()
-            at = self._standing(ids[inside[0] : inside[-1] + 1])
-            spans.append(Span(text[start:end], start, end, len(inside), at, np.searchsorted(self._rows, at) - 1))
+        words, ids = [*WORD.finditer(text)], self._numbers(text)
+        spans: list[Span] = []
+        end = 0
+        for window in range(1, len(ids) - WINDOW - 1, 2):
+            if window + WINDOW <= end or not len(at := self._standing(ids[window : window + WINDOW])):
+                continue  # part of the span before, or in no message
+            start, end = window, window + WINDOW
+            while start > 1 and len(more := self._having(ids[start - 2 : start], at - 2)):
+                at, start = more, start - 2
+            while end < len(ids) - 2 and len(more := self._having(ids[end : end + 2], at + end - start)):
+                at, end = more - end + start, end + 2
+            first, last = words[start // 2].start(), words[end // 2 - 1].end()
+            rows, one = np.unique(np.searchsorted(self._rows, at, "right") - 1, return_index=True)
+            places = np.stack([rows, at[one]])
+            spans.append(Span(text[first:last], first, last, (end - start + 1) // 2, len(at), len(rows), places))
         return spans
 
     def places(self, span: Span, most: int) -> Iterator[Place]:
         """Where a span stands: its first place in each conversation, of the first `most` conversations."""
-        units = len(UNIT.findall(span.text))
-        rows, first = np.unique(span.rows, return_index=True)
-        for row, at in zip(rows[:most].tolist(), span.at[first[:most]].tolist(), strict=True):
-            begin = self._rows[row] + 1
-            ends = begin + np.flatnonzero(self._text[begin:at] == MESSAGE)  # of the messages before
-            conversation = self.conversations[row]
-            said = conversation["messages"][len(ends)]
-            text = self.read(said["content"])
-            found = [*UNIT.finditer(text)][at - max([begin, *(ends + 1)]) :][:units]
-            start, end = found[0].start(), found[-1].end()
-            yield Place(conversation["source"], conversation["index"], len(ends) + 1, said["role"], text, start, end)
+        for row, at in zip(*span.places[:, :most].tolist(), strict=True):
+            conversation, left = self.conversations[row], at - int(self._rows[row])
+            for number, message in enumerate(conversation["messages"], 1):
+                text = self.read(message["content"])
+                words = [word.span() for word in WORD.finditer(text)]
+                if 0 <= left < 2 * len(words):
+                    found = words[left // 2 :][: span.words]
+                    where = conversation["source"], conversation["index"], number, message["role"]
+                    yield Place(*where, text, found[0][0], found[-1][1])
+                left -= 2 * len(words) + 2
+
+    def _build(self, made: Path) -> Path:
+        """Writes the index, whole or not at all, into a file whose name begins as `made`. UserError for too many words.
+
+        Those that were not used for longest go then.
+        """
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=made.parent) as folder:
+            ids = defaultdict[str, int](count(1).__next__, {"\n": BORDER})
+            numbers, starts, windows = array("I"), [], []
+            for batch in self.conversations.select_columns(["messages"]).with_format("arrow").iter(1000):
+                for messages in batch["messages"].to_pylist():
+                    starts.append(len(numbers))
+                    for message in messages:
+                        numbers.extend(map(ids.__getitem__, _named(self.read(message["content"]))))
+            numbers.extend([BORDER] * WINDOW)
+            if len(numbers) > LOW:
+                raise UserError(
+                    "The training rows have more than two billion words, which is more than can be indexed."
+                )
+            text = np.frombuffer(numbers, np.uint32)
+            for start in range(1, len(text) - WINDOW, PIECE):
+                found = sliding_window_view(text[start : start + PIECE + WINDOW - 1], WINDOW)[::2]
+                at = np.flatnonzero(found.all(axis=1))  # inside a message
+                windows.append(_hashes(found[at]) | (start + 2 * at).astype(np.uint64))
+            keys = np.concatenate(windows)
+            keys.sort()
+            names = np.frombuffer("\n".join([*ids][1:]).encode(), np.uint8)
+            partial = Path(folder, "index")
+            with pa.OSFile(str(partial), "wb") as file:
+                for values in (keys, np.array(starts), text, names):  # the widest first: all are aligned
+                    pa.ipc.write_tensor(pa.Tensor.from_numpy(values), file)
+            made = partial.replace(made.with_name(f"{made.name}-{hash_of(partial)[:24]}"))
+        with suppress(OSError):  # another process may be removing them
+            for old in sorted(made.parent.iterdir(), key=lambda file: file.stat().st_atime_ns)[:-KEPT]:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        return made
 
     def is_message(self, text: str) -> bool:
         """Whether a text of six words or more is the whole of a message, with all its signs."""
-        ids = self._numbers(UNIT.findall(self.read(text)))
-        at = self._standing(ids)
-        return bool(((self._text[at - 1] <= ROW) & (self._text[at + len(ids)] <= ROW)).any())
+        ids = self._numbers(self.read(text))
+        return len(self._having(ids[[-1, 0]], self._standing(ids[1:]) - 2)) > 0
 
-    def _numbers(self, units: Iterable[str]) -> Numbers:
-        return np.fromiter((self._ids.get(unit, UNKNOWN) for unit in units), np.uint32)
+    def _numbers(self, text: str) -> np.ndarray:
+        return np.array([self._ids.get(name, UNKNOWN) for name in _named(text)], np.uint32)
 
-    def _longest(self, ids: Numbers) -> Iterator[tuple[int, int]]:
-        """Each run of a text's words and single characters, six or more, that stands in a message and can be made
-        longer at neither end: where in the text it begins, and what is the first behind it."""
-        hashes = _hashes(ids) if len(ids) >= MIN_WORDS else np.empty(0, np.uint64)
-        known = np.searchsorted(self._windows, hashes) < np.searchsorted(self._windows, hashes | LOW)
-        window = 0
-        while window < len(known):
-            start, end = window, window + MIN_WORDS
-            if not known[window] or not len(at := self._standing(ids[start:end])):
-                window += 1
-                continue
-            # A border is no word, so that no step leaves a message. What is left of `window` was part of an earlier
-            # run, or is in no message.
-            while start and len(more := at[self._text[at - 1] == ids[start - 1]]):
-                at, start = more - 1, start - 1
-            while end < len(ids) and len(more := at[self._text[at + end - start] == ids[end]]):
-                at, end = more, end + 1
-            yield start, end
-            window = end - MIN_WORDS + 1  # the next run holds what this one lacks
-
-    def _standing(self, ids: Numbers) -> Places:
-        """Where these words, six or more, stand in a row."""
-        (wanted,) = _hashes(ids[:MIN_WORDS])
+    def _standing(self, ids: np.ndarray) -> np.ndarray:
+        """Where these stand in a row, from a word on, with six or more."""
+        wanted = _hashes(ids[:WINDOW])
         low, high = np.searchsorted(self._windows, [wanted, wanted | LOW])
-        at = (self._windows[low:high] & LOW).astype(np.int64)
-        for ahead, word in enumerate(ids):
-            at = at[self._text[at + ahead] == word]  # other words may have the same hash
+        return self._having(ids, (self._windows[low:high] & LOW).astype(np.int64))  # others may have the same hash
+
+    def _having(self, ids: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Those of the places at which these stand in a row."""
+        for ahead, number in enumerate(ids):
+            at = at[self._text[at + ahead] == number]
         return at
 
 
-def _is_word(unit: str) -> bool:
-    return unit[0].isalnum() or unit[0] == "_"
+def _named(text: str) -> list[str]:
+    """What is numbered: what stands before a word, the word, what stands before the next, …, and a border."""
+    parts = WORD.split(text)
+    parts[::2] = ["".join(signs.split()) for signs in parts[::2]]
+    return [*parts, "\n"]
 
 
-def _reader(run: Run) -> Callable[[str], str]:
-    """A text as the run's tokenizer normalises its characters, which is how a model writes them."""
-    normalizer = Tokenizer.from_file(str(run.rows / "tokenizer" / "tokenizer.json")).normalizer
-    return (lambda text: normalizer.normalize_str(text).replace("▁", " ")) if normalizer else str
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether all files of an index are as they were written."""
-    try:
-        return all(hash_of(folder / name) == found for name, found in read_json(folder / "manifest.json").items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _build(run: Run, folder: Path) -> None:
-    """Writes the index of a run into a folder: whole, or not at all."""
-    from datasets import load_from_disk
-
-    read, ids = _reader(run), defaultdict[str, int](count(ROW + 1).__next__)
-    ids |= {"\n": MESSAGE, "\n\n": ROW}  # no words
-    text, windows, length = [], [], 0
-    for rows in load_from_disk(str(run.rows / "train")).select_columns(["messages"]).with_format("arrow").iter(1000):
-        units: list[str] = []
-        for messages in rows["messages"].to_pylist():
-            for message in messages:
-                units += UNIT.findall(read(message["content"]))
-                units.append("\n")
-            units[-1] = "\n\n"
-        part = np.fromiter(map(ids.__getitem__, units), np.uint32, len(units))
-        text.append(part)
-        windows.append(_windows(part, length))
-        length += len(part)
-    keys = np.concatenate(windows)
-    keys.sort()
-    with replaced(folder) as partial:
-        partial.mkdir(parents=True)
-        np.save(partial / "windows.npy", keys)
-        np.save(partial / "text.npy", np.concatenate(text))
-        (partial / "words.txt").write_bytes("\n".join([*ids][2:]).encode())
-        write_json(partial / "manifest.json", {file.name: hash_of(file) for file in sorted(partial.iterdir())})
-
-
-def _windows(part: Numbers, start: int) -> Numbers:
-    """All windows inside a message, of rows that begin at the place `start`: the hash in the upper half of each number,
-    the place in the lower. UserError for more places than fit there."""
-    if start + len(part) > LOW:
-        raise UserError("The training rows have more than four billion words, which is more than can be indexed.")
-    if len(part) < MIN_WORDS:
-        return np.empty(0, np.uint64)
-    at = np.flatnonzero(sliding_window_view(part, MIN_WORDS).min(axis=1) > ROW)
-    return _hashes(part)[at] | (at + start).astype(np.uint64)
-
-
-def _hashes(text: Numbers) -> Numbers:
-    """The hash of each window of six words (N words → N - 5), in the upper half of a 64-bit number."""
-    return sliding_window_view(text, MIN_WORDS) @ FACTORS & ~LOW
+def _hashes(windows: np.ndarray) -> np.ndarray:
+    """The hash of each window (N, 11) → (N,), in the upper half of a 64-bit number; the place is in the lower."""
+    return windows @ FACTORS & ~LOW
