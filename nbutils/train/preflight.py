@@ -38,7 +38,7 @@ from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
 from nbutils.train.loss import CHUNK
 from nbutils.train.optimizer import numbers_kept
-from nbutils.train.settings import MUON, TrainSettings, checked_precision, checked_trackers
+from nbutils.train.settings import GIVEN_UP, MUON, TrainSettings, checked_precision, checked_trackers
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
@@ -151,6 +151,11 @@ def device_findings(settings: TrainSettings, machine: DeviceReport, listed: tupl
     if precision := (yield from attempt(lambda: checked_precision(settings, usable))):
         name = usable[0].name if usable else "the CPU"
         yield Finding(FINE, f"Training runs on {name} in {precision}, {counted(processes, 'process')}.")
+    if settings.deterministic == "never":
+        yield Finding(
+            NOTE,
+            f"deterministic is never: {GIVEN_UP if usable else 'this changes nothing on the CPU, which is exact'}.",
+        )
     if usable and processes > len(usable):
         yield Finding(
             STOP,

@@ -28,6 +28,8 @@ OF_LENGTH = ("cooldown_fraction", "epochs", "finish_in_minutes", "max_steps")
 MUON = "muon"
 OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0, MUON: 2}
 """The optimizers, Muon beside transformers' own, with how many numbers each keeps of a weight (see `numbers_kept`)."""
+GIVEN_UP = "resuming is then no longer exact to the bit"
+"""What `deterministic: never` costs."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -76,6 +78,7 @@ class TrainSettings(BaseSettings):
     supervise: Literal["assistant", "all"]
     supervise_end: bool
     precision: Literal["auto", "fp16", "bf16", "fp32"]
+    deterministic: Literal["always", "never"]
     trainer_options: Annotated[TrainerOptions, BeforeValidator(_known)]
     eval_steps: Annotated[int, Field(ge=0)]
     keep: Literal["best", "last"]

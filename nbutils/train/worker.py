@@ -29,7 +29,7 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import machine, versions
 from nbutils.core.torchrun import EXIT_USER_ERROR, leave, run_worker, within
-from nbutils.train.arguments import Arguments, relax_where_needed, trainer_arguments
+from nbutils.train.arguments import Arguments, cost_of_determinism, relax_where_needed, trainer_arguments
 from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan, StepLoader
 from nbutils.train.control import Budget, Records, pause_requests
@@ -129,8 +129,9 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     args.warmup_steps = settings.checked_warmup(steps, len(loader))
     args.lr_scheduler_kwargs = settings.schedule_options(steps)
     trainer = SmallchatTrainer(ModelRef.parse(str(run.base)).load(), tokenizer, args, job)
-    if torch.are_deterministic_algorithms_enabled() and (problem := relax_where_needed(trainer)):
-        records.progress("warning", message=problem)
+    if torch.are_deterministic_algorithms_enabled():
+        for message in filter(None, (relax_where_needed(trainer), cost_of_determinism(trainer))):
+            records.progress("warning", message=message)
     if records.active:
         _restore_best(run.checkpoints_folder / BEST, checkpoint)
     _announce(trainer, steps, facts)

@@ -1,6 +1,8 @@
 """The trainer's own step, in this process: skipped fp16 steps, losses that are no numbers, determinism on a GPU."""
 
 import os
+import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -10,7 +12,7 @@ from transformers import TrainerCallback
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport
 from nbutils.train import arguments, worker
-from nbutils.train.arguments import CHECKPOINTING, WORKSPACE, relax_where_needed
+from nbutils.train.arguments import CHECKPOINTING, WORKSPACE, cost_of_determinism, relax_where_needed
 from nbutils.train.control import CountingScaler
 from nbutils.train.settings import TrainerOptions
 from tests.train.runs import T4, flat, logged, small_settings
@@ -114,10 +116,29 @@ def test_a_gpu_is_made_deterministic_and_strictly(tmp_path, monkeypatch, strictn
     arguments.trainer_arguments(small_settings(tmp_path), tmp_path)
     assert not torch.are_deterministic_algorithms_enabled() and WORKSPACE not in os.environ  # the CPU is so already
     monkeypatch.setattr(arguments, "device_report", lambda: DeviceReport((T4,)))
+    arguments.trainer_arguments(small_settings(tmp_path, deterministic="never"), tmp_path)
+    assert not torch.are_deterministic_algorithms_enabled() and WORKSPACE not in os.environ
     assert arguments.trainer_arguments(small_settings(tmp_path), tmp_path)["fp16"]
     assert os.environ[WORKSPACE] == ":4096:8"
     # with warn_only torch's attention keeps its nondeterministic backward
     assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_what_determinism_costs_is_measured_and_changes_nothing(bare_trainer, strictness):
+    trainer, exact = bare_trainer(), []
+    weights, own = flat(trainer.model).clone(), trainer.compute_loss
+
+    def slower(*inputs):
+        exact.append(torch.are_deterministic_algorithms_enabled())
+        time.sleep(0.3 * exact[-1])
+        return own(*inputs)
+
+    trainer.compute_loss = slower
+    torch.use_deterministic_algorithms(True)
+    more = re.search(r"by \+(\d+)%", cost_of_determinism(trainer))
+    assert more and int(more[1]) > 50 and exact.count(True) == exact.count(False) > 1
+    assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.equal(flat(trainer.model), weights) and all(p.grad is None for p in trainer.model.parameters())
 
 
 def test_a_model_without_a_deterministic_form_is_told_and_trains(bare_trainer, strictness):
