@@ -1,21 +1,15 @@
-"""The `SFTConfig` of a run: what smallchat sets, the few other options that a person may set, and determinism."""
+"""The `SFTConfig` of a run: what smallchat sets, and the few other options that a person may set."""
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from trl import SFTConfig
 
 from nbutils.core.hardware import device_report, usable_gpus
-from nbutils.train.dataset import Microbatch
-from nbutils.train.settings import GIVEN_UP, MUON, TrainSettings, checked_precision, checked_trackers
-
-if TYPE_CHECKING:
-    from nbutils.train.trainer import SmallchatTrainer
+from nbutils.train.kernels import make_deterministic
+from nbutils.train.settings import MUON, TrainSettings, checked_precision, checked_trackers
 
 CHECKPOINTING = (
     "activation_checkpointing"
@@ -23,14 +17,6 @@ CHECKPOINTING = (
     else "gradient_checkpointing"
 )
 """The option's name in this transformers: it was renamed after 5.0."""
-
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-"""Environment variable without which cuBLAS may sum in another order from run to run."""
-
-PROBE = 16
-"""Tokens of the micro-batch that asks a model for an operation without a deterministic form."""
-ROUNDS = 5
-"""How often a micro-batch is timed, with and without determinism in turn."""
 
 
 class Arguments(SFTConfig):
@@ -75,68 +61,3 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
         "ddp_find_unused_parameters": False,
     }
     return Arguments(**(own | settings.trainer_options))
-
-
-def make_deterministic() -> None:
-    """Chooses deterministic algorithms for this process's GPU; the CPU's are so already.
-
-    Strictly, without `warn_only`: under that the backward pass of memory-efficient attention, which a T4 takes, keeps
-    to its nondeterministic algorithm (aten/src/ATen/native/transformers/cuda/attention_backward.cu), and flash
-    attention's likewise.
-    """
-    os.environ.setdefault(WORKSPACE, ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
-
-
-def relax_where_needed(trainer: SmallchatTrainer) -> str | None:
-    """Computes one short step; where an operation has no deterministic form, torch may warn from now on.
-
-    Returns a sentence about it for people, or None where all is deterministic. Gradients are left empty.
-    """
-    ids = torch.arange(PROBE, device=trainer.args.device)[None]
-    try:
-        _gradients(trainer, Microbatch(ids, ids))
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        operation = str(error).split(" ", 1)[0]
-        return (
-            f"{operation} has no deterministic form on this device, so a resumed run will not be bit-identical to one "
-            "never disturbed."
-        )
-    return None
-
-
-def cost_of_determinism(trainer: SmallchatTrainer) -> str:
-    """Times the first step's largest micro-batch with and without deterministic algorithms; a sentence about it.
-
-    Gradients are left empty, and determinism as it was.
-    """
-    lenient, loader = torch.is_deterministic_algorithms_warn_only_enabled(), trainer.job.loader
-    batch = loader.rows.tensors(loader.plan.microbatches(loader.plan.steps(0)[0])[0]).to(trainer.args.device)
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(1 + ROUNDS):
-        for exact, taken in seconds.items():
-            torch.use_deterministic_algorithms(exact, warn_only=lenient)
-            started = time.perf_counter()
-            _gradients(trainer, batch)
-            taken.append(time.perf_counter() - started)
-    torch.use_deterministic_algorithms(True, warn_only=lenient)
-    more = min(seconds[True][1:]) / min(seconds[False][1:]) - 1
-    return (
-        f"Deterministic algorithms change the time of a micro-batch by {more:+.0%} here. deterministic: never does "
-        f"without them; {GIVEN_UP}."
-    )
-
-
-def _gradients(trainer: SmallchatTrainer, batch: Microbatch) -> None:
-    """Computes the gradients of a micro-batch, waits for them, and drops them."""
-    try:
-        with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(trainer.model, batch)["loss_sum"]
-        loss.backward()
-        loss.item()
-    finally:
-        trainer.model.zero_grad(set_to_none=True)
