@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 import torch
-import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
 from torch.nn.utils.rnn import pad_sequence
 
@@ -22,8 +21,6 @@ from nbutils.train.settings import TrainSettings
 
 COLUMNS = ("input_ids", "supervised", "context")
 """What is read of the data stage's rows; those of an earlier version say nothing of `context`."""
-WIDTH = 64
-"""Of which the width of a GPU's tensors is a multiple."""
 
 
 class Microbatch(NamedTuple):
@@ -93,7 +90,7 @@ class TokenRows:
         """
         if not self.few_shapes:
             return longest
-        multiple = min(WIDTH, max(1, 2 ** (longest.bit_length() - 1) // 8))
+        multiple = min(64, max(1, 2 ** (longest.bit_length() - 1) // 8))
         return min(-(-longest // multiple) * multiple, self.longest)
 
     def supervised_counts(self, token: int | None = None) -> np.ndarray:
@@ -136,4 +133,4 @@ def empty_microbatch() -> Microbatch:
 
 def _padded(rows: list[np.ndarray], value: int, width: int) -> torch.Tensor:
     padded = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
-    return F.pad(padded, (0, width - padded.shape[1]), value=value)
+    return torch.nn.functional.pad(padded, (0, width - padded.shape[1]), value=value)

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """Environment variable without which cuBLAS may sum in another order from run to run."""
-CACHE, CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR", "runs/.cache/inductor"
-"""Environment variable with the folder of compiled code, and what we set it to."""
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable with the folder of compiled code."""
 
 
 def make_ready(trainer: SmallchatTrainer) -> list[str]:
-    """Settles how this trainer's device computes; sentences about what a person should know of it.
+    """Settles how this trainer's device computes; sentences, or empty ones, about what a person should know.
 
     All ranks must call it. No weight changes, and gradients are left empty.
     """
-    asked, told = trainer.job.settings.compile, [""]
+    asked, told = trainer.job.settings.compile, []
     if torch.are_deterministic_algorithms_enabled():
         told.append(relax_where_needed(trainer))
     if asked == "always" or (asked == "auto" and trainer.args.device.type == "cuda"):
         told.append(compile_layers(trainer))
-    return [*filter(None, told)]
+    return told
 
 
 def make_deterministic() -> None:
@@ -71,13 +71,13 @@ def compile_layers(trainer: SmallchatTrainer) -> str:
     It happens here, for rows of any number and length, with the same rows in every session: what is compiled later
     might be another code. Returns a sentence where it failed; the layers are then as they were, on all ranks.
     """
-    os.environ.setdefault(CACHE, str(resolve(CACHE_FOLDER)))
+    os.environ.setdefault(CACHE, str(resolve("runs/.cache/inductor")))
     layers: list[Any] = [part for part in trainer.model.modules() if isinstance(part, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.forward = _compiled_in_training(layer.forward)
     rows, problem = typical_rows(trainer), ""
     trainer.model.train()
     try:
+        for layer in layers:
+            layer.forward = _compiled_in_training(layer.forward)
         _gradients(trainer, rows)
         _gradients(trainer, rows[:1])  # torch takes a size of 1 for a constant
     except Exception as error:  # of the compiler, whatever is wrong with it
@@ -87,12 +87,14 @@ def compile_layers(trainer: SmallchatTrainer) -> str:
     if not problems:
         return ""
     for layer in layers:
-        del layer.forward
+        vars(layer).pop("forward", None)
     return f"The layers could not be compiled, and are computed as with compile: never ({problems[0]})."
 
 
 def _compiled_in_training(forward: Any) -> Any:
-    compiled = torch.compile(forward, dynamic=True)
+    # inductor times what it could choose from; an older one refuses the option, and is not exact
+    options: Any = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else None
+    compiled = torch.compile(forward, dynamic=True, options=options)
     return lambda *args, **kwargs: (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
 
 

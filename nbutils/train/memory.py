@@ -43,13 +43,13 @@ def memory_need(settings: TrainSettings, model: PreTrainedModel, tokens: int, ma
     matrix; in fp16 or bf16 about four fifths of the bytes. A feed-forward part without a gate, as GPT-2's, keeps 8.
     """
     processes = choose_processes(settings.processes, machine.gpus, machine.cores)
-    half = choose_precision(settings.precision, machine.gpus) != "fp32"
+    bytes_kept = 4 if choose_precision(settings.precision, machine.gpus) == "fp32" else 3.2
     config = model.config.get_text_config()
     hidden, vocabulary = config.hidden_size, config.vocab_size
     gated = getattr(config, "intermediate_size", 0)
     between = 4 * gated or 8 * (getattr(config, "n_inner", None) or 4 * hidden)
-    states = 4 * (model.num_parameters() * (2 + int(processes > 1)) + numbers_kept(settings.optimizer, model))
-    layers = int(4 * (0.8 if half else 1.0) * (11 * hidden + between) * config.num_hidden_layers * tokens)
+    states = 4 * (model.num_parameters() * (2 + (processes > 1)) + numbers_kept(settings.optimizer, model))
+    layers = int(bytes_kept * (11 * hidden + between) * config.num_hidden_layers * tokens)
     logits = 8 * min(CHUNK, tokens) * vocabulary
     head = 4 * vocabulary * hidden + 8 * tokens * hidden
     return MemoryNeed(states, layers + logits + head)
@@ -85,6 +85,6 @@ def with_microbatch(settings: TrainSettings) -> TrainSettings:
         tokens = checkpoint.manifest["identity"]["parameters"]["tokens_per_microbatch"]
     else:
         machine = DeviceReport(visible_gpus(), cores=os.cpu_count() or 1)
-        free = psutil.virtual_memory().available
-        tokens = fitting_microbatch(settings, weightless_base(settings), machine, free)
+        model, free = weightless_base(settings), psutil.virtual_memory().available
+        tokens = fitting_microbatch(settings, model, machine, free)
     return settings.model_copy(update={"tokens_per_microbatch": tokens})

@@ -94,7 +94,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         for partial in (*half_written(run.checkpoints_folder), *half_written(run.training)):
             shutil.rmtree(partial)
     everyone.wait_for_everyone()
-    settings = gather_object([with_microbatch(settings) if records.active else settings])[0]
+    settings = gather_object([with_microbatch(settings)])[0]  # rank 0's
     identity = identity_of(settings, data)
     checkpoint, passed_over = newest_whole(run.checkpoints_folder)
     if checkpoint:
@@ -132,7 +132,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     args.warmup_steps = settings.checked_warmup(steps, len(loader))
     args.lr_scheduler_kwargs = settings.schedule_options(steps)
     trainer = SmallchatTrainer(ModelRef.parse(str(run.base)).load(), tokenizer, args, job)
-    for message in make_ready(trainer):
+    for message in filter(None, make_ready(trainer)):
         records.progress("warning", message=message)
     if records.active:
         _restore_best(run.checkpoints_folder / BEST, checkpoint)
