@@ -164,13 +164,13 @@ class StepLoader:
         started, plan = time.perf_counter(), self.plan
         dealt = plan.deal(rows, self.world_size)
         mine = dealt[self.rank]
-        padded = [(plan.padded(batch), int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
+        shapes = [(len(batch), self.rows.width(int(plan.lengths[batch].max()))) for rank in dealt for batch in rank]
         return StepBatch(
             microbatches=[self.rows.tensors(batch) for batch in mine] or [empty_microbatch()],
             rows=mine,
             supervised_tokens=int(self.supervised[rows].sum()),
             tokens=int(plan.lengths[rows].sum()),
-            padded_tokens=sum(tokens for tokens, _ in padded),
-            attended=sum(tokens * longest for tokens, longest in padded),
+            padded_tokens=sum(count * width for count, width in shapes),
+            attended=sum(count * width**2 for count, width in shapes),
             seconds=time.perf_counter() - started,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ class TokenRows:
     supervise: str
     end_id: int | None
     """With an id, `<|im_end|>` carries no label (the 'replies never stop' experiment)."""
+    few_shapes: bool = False
+    """Whether tensors are a little wider than their longest row, so that there are few widths."""
 
     @classmethod
     def load(cls, folder: Path, supervise: str, unsupervised_end: int | None = None) -> TokenRows:
@@ -63,12 +66,32 @@ class TokenRows:
         """The same rows with labels on `assistant` texts or on `all` tokens."""
         return replace(self, supervise=supervise)
 
+    def on(self, device: torch.device) -> TokenRows:
+        """The same rows for tensors that go to a device: a GPU's come in few shapes."""
+        return replace(self, few_shapes=device.type == "cuda")
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row, (rows,)."""
         return pc.list_value_length(self.rows.data.column("input_ids")).to_numpy()
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths().max())
+
+    def width(self, longest: int) -> int:
+        """Tokens of a row in a tensor whose longest row has so many.
+
+        With few shapes the next multiple of 64, below 512 tokens of less (of 8 from 64 on), so that it is an eighth
+        more at most; and never more than the longest row of all, which the model can surely read.
+        """
+        if not self.few_shapes:
+            return longest
+        multiple = min(64, max(1, 2 ** (longest.bit_length() - 1) // 8))
+        return min(-(-longest // multiple) * multiple, self.longest)
 
     def supervised_counts(self, token: int | None = None) -> np.ndarray:
         """Labels of each row that the loss counts, (rows,), or only those that are `token`.
@@ -91,7 +114,8 @@ class TokenRows:
         ids = [row["input_ids"].astype(np.int64) for row in picked]
         masks = [[row[name].astype(bool) for name in self.rows.column_names[1:]] for row in picked]
         labels = [self._labels(i, *own) for i, own in zip(ids, masks, strict=True)]
-        return Microbatch(_padded(ids, 0), _padded(labels, IGNORED))
+        width = self.width(max(map(len, ids)))
+        return Microbatch(_padded(ids, 0, width), _padded(labels, IGNORED, width))
 
     def _labels(self, ids: np.ndarray, supervised: np.ndarray, context: np.ndarray | bool = False) -> np.ndarray:
         learnable = np.broadcast_to(np.logical_not(context), len(ids))
@@ -107,5 +131,6 @@ def empty_microbatch() -> Microbatch:
     return Microbatch(ids, torch.full_like(ids, IGNORED))
 
 
-def _padded(rows: list[np.ndarray], value: int) -> torch.Tensor:
-    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
+def _padded(rows: list[np.ndarray], value: int, width: int) -> torch.Tensor:
+    padded = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
+    return torch.nn.functional.pad(padded, (0, width - padded.shape[1]), value=value)

@@ -25,7 +25,6 @@ from nbutils.core.hardware import (
     DeviceReport,
     Gpu,
     child_report,
-    choose_precision,
     choose_processes,
     nvidia_gpus,
     usable_gpus,
@@ -36,14 +35,12 @@ from nbutils.core.text import counted, size
 from nbutils.train.base import data_tokenizer, weightless_base
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
-from nbutils.train.loss import CHUNK
+from nbutils.train.memory import DOUBT, GIB, memory_need, room, with_microbatch
 from nbutils.train.optimizer import numbers_kept
 from nbutils.train.settings import MUON, TrainSettings, checked_precision, checked_trackers
 
 STOP, NOTE, LATER, FINE = "STOP", "note", "later", "ok"
 """Levels of a finding: the run would fail or be worthless; worth knowing; cannot be checked yet; as it should be."""
-
-GIB = 2**30
 
 CHOICES = 4
 """Replies that an item of the held-out task `heldout_next_utterance` chooses among."""
@@ -54,18 +51,6 @@ class Finding(NamedTuple):
 
     level: str
     text: str
-
-
-class MemoryNeed(NamedTuple):
-    """Predicted peak memory of one training process, in bytes."""
-
-    states: int
-    """Weights, gradients, the optimizer's moments, DDP's copy of the gradients."""
-    activations: int
-    """What the backward pass needs of one micro-batch, and the logits of one chunk of the loss."""
-
-    framework: int = int(0.7 * GIB)
-    """What a process takes before there is a model: Python, torch and its libraries, or a CUDA context."""
 
 
 # ---- all of them
@@ -121,6 +106,9 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
             f"{shown(data)} is not there yet, so its rows, their supervision and the number of steps cannot be "
             "checked; run notebook 01, then this again.",
         )
+    if model and not settings.tokens_per_microbatch:
+        settings = with_microbatch(settings)
+        yield Finding(FINE, f"tokens_per_microbatch is 0, which comes to {settings.tokens_per_microbatch:,} here.")
     longest = settings.max_length
     if tokenizer and ready:
         try:
@@ -151,6 +139,10 @@ def device_findings(settings: TrainSettings, machine: DeviceReport, listed: tupl
     if precision := (yield from attempt(lambda: checked_precision(settings, usable))):
         name = usable[0].name if usable else "the CPU"
         yield Finding(FINE, f"Training runs on {name} in {precision}, {counted(processes, 'process')}.")
+    if settings.deterministic == "never":
+        given_up = "resuming is then no longer exact to the bit"
+        words = given_up if usable else "this changes nothing on the CPU, which is exact anyway"
+        yield Finding(NOTE, f"deterministic is never: {words}.")
     if usable and processes > len(usable):
         yield Finding(
             STOP,
@@ -241,17 +233,8 @@ def memory_finding(
 
     `longest` is the longest row in tokens.
     """
-    usable = usable_gpus(machine.gpus)
-    processes = choose_processes(settings.processes, machine.gpus, machine.cores)
-    half = choose_precision(settings.precision, usable) != "fp32"
     tokens = max(settings.tokens_per_microbatch, longest)
-    need = memory_need(model, tokens, half=half, processes=processes, optimizer=settings.optimizer)
-    if usable:
-        smallest = min(usable, key=lambda gpu: gpu.memory_gib)
-        there, where = smallest.memory_gib * GIB, f"{smallest.name} has {smallest.memory_gib:.1f} GiB"
-    else:
-        there = free / processes
-        where = f"{free / GIB:.1f} GiB are free for {counted(processes, 'process')}"
+    need, (there, where) = memory_need(settings, model, tokens, machine), room(settings, machine, free)
     total = sum(need)
     text = f"A process is predicted to take {total / GIB:.1f} GiB at its peak; {where}."
     if total <= 0.9 * there:
@@ -261,23 +244,4 @@ def memory_finding(
         if need.states < 0.8 * there
         else " The model and the optimizer alone are too much: choose a smaller base_model."
     )
-    # A prediction is a fifth off at times: only what is far too much stops a run.
-    return Finding(STOP if total > 1.2 * there else NOTE, text + advice)
-
-
-def memory_need(model: PreTrainedModel, tokens: int, *, half: bool, processes: int, optimizer: str) -> MemoryNeed:
-    """Predicted memory for a micro-batch of so many padded tokens; `half` stands for autocast to fp16 or bf16.
-
-    Counted from what autograd keeps of a Llama layer, as in Korthikanti et al. 2022 (Reducing Activation
-    Recomputation): 11 values of the hidden size and 4 of the intermediate size for each token, and no attention
-    matrix; under autocast about four fifths of the bytes. A feed-forward part without a gate, as GPT-2's, keeps 8.
-    """
-    config = model.config.get_text_config()
-    hidden, vocabulary = config.hidden_size, config.vocab_size
-    gated = getattr(config, "intermediate_size", 0)
-    between = 4 * gated or 8 * (getattr(config, "n_inner", None) or 4 * hidden)
-    states = 4 * (model.num_parameters() * (2 + int(processes > 1)) + numbers_kept(optimizer, model))
-    layers = int(4 * (0.8 if half else 1.0) * (11 * hidden + between) * config.num_hidden_layers * tokens)
-    logits = 8 * min(CHUNK, tokens) * vocabulary
-    head = 4 * vocabulary * hidden + 8 * tokens * hidden
-    return MemoryNeed(states, layers + logits + head)
+    return Finding(STOP if total > DOUBT * there else NOTE, text + advice)  # only what is far too much stops a run

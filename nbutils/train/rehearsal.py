@@ -21,6 +21,7 @@ from nbutils.core.text import duration
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepLoader
 from nbutils.train.control import Best, Budget, Counters, Records
+from nbutils.train.kernels import make_ready
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
 
@@ -108,6 +109,7 @@ def _measured(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> 
     args = copy(args)
     args.max_steps, args.lr_scheduler_type, args.report_to = len(loader), "constant", []
     clock, trainer = Clock(), SmallchatTrainer(ModelRef.parse(str(job.run.base)).load(), tokenizer, args, own)
+    make_ready(trainer)
     trainer.add_callback(clock)
     trainer.train()
     if job.records.active:

@@ -153,7 +153,9 @@ def line_of(event: Event, steps: int) -> str:
             where = f"resumes at step {step} of {steps}" if step else f"starts, {steps} steps"
             return (
                 f"Training {where}: {counted(event['world_size'], 'process')}, {event['device']}, "
-                f"{event['precision']}, about {event['microbatches_per_step']} micro-batches a step"
+                f"{event['precision']}{', compiled' if event['compiled'] else ''}, about "
+                f"{event['microbatches_per_step']} micro-batches of up to "
+                f"{event['tokens_per_microbatch']:,} tokens a step"
             )
         case "train":
             return (

@@ -28,7 +28,6 @@ OF_LENGTH = ("cooldown_fraction", "epochs", "finish_in_minutes", "max_steps")
 MUON = "muon"
 OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0, MUON: 2}
 """The optimizers, Muon beside transformers' own, with how many numbers each keeps of a weight (see `numbers_kept`)."""
-
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -72,10 +71,12 @@ class TrainSettings(BaseSettings):
     max_steps: Annotated[int, Field(ge=0)]
     finish_in_minutes: Annotated[float, Field(ge=0)]
     tokens_per_step: Annotated[int, Field(ge=1)]
-    tokens_per_microbatch: Annotated[int, Field(ge=1)]
+    tokens_per_microbatch: Annotated[int, Field(ge=0)]
     supervise: Literal["assistant", "all"]
     supervise_end: bool
     precision: Literal["auto", "fp16", "bf16", "fp32"]
+    deterministic: Literal["always", "never"]
+    compile: Literal["auto", "always", "never"]
     trainer_options: Annotated[TrainerOptions, BeforeValidator(_known)]
     eval_steps: Annotated[int, Field(ge=0)]
     keep: Literal["best", "last"]

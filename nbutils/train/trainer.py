@@ -60,6 +60,8 @@ class SmallchatTrainer(SFTTrainer):
 
     held_out: ExactLoss
     """What the last evaluation found, over the tokens that `supervise` counts where training ended with it."""
+    compiled = False
+    """Whether the layers are compiled where they are trained (`kernels`)."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> None:
         adamw = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}

@@ -29,11 +29,13 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.record import machine, versions
 from nbutils.core.torchrun import EXIT_USER_ERROR, leave, run_worker, within
-from nbutils.train.arguments import Arguments, relax_where_needed, trainer_arguments
+from nbutils.train.arguments import Arguments, trainer_arguments
 from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan, StepLoader
 from nbutils.train.control import Budget, Records, pause_requests
 from nbutils.train.dataset import TokenRows
+from nbutils.train.kernels import make_ready
+from nbutils.train.memory import with_microbatch
 from nbutils.train.rehearsal import fixed
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer, disk_is_full
@@ -92,6 +94,7 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         for partial in (*half_written(run.checkpoints_folder), *half_written(run.training)):
             shutil.rmtree(partial)
     everyone.wait_for_everyone()
+    settings = gather_object([with_microbatch(settings)])[0]  # rank 0's
     identity = identity_of(settings, data)
     checkpoint, passed_over = newest_whole(run.checkpoints_folder)
     if checkpoint:
@@ -105,10 +108,10 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
         records.progress("warning", message=f"The checkpoint {damaged.name} {words} and is passed over.")
 
     tokenizer = AutoTokenizer.from_pretrained(run.base)
-    rows = TokenRows.for_training(data, settings, tokenizer)
+    rows = TokenRows.for_training(data, settings, tokenizer).on(args.device)
     plan = BatchPlan.of(rows, settings)
     loader = StepLoader(rows, plan, args.process_index, world, step)
-    eval_rows = TokenRows.load(data / "eval", "assistant")
+    eval_rows = TokenRows.load(data / "eval", "assistant").on(args.device)
     job = Job(run, settings, identity, loader, eval_rows, records, Budget(requested, settings.budget_minutes))
     if checkpoint:
         state = job.counters.load(checkpoint.path)
@@ -129,8 +132,8 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     args.warmup_steps = settings.checked_warmup(steps, len(loader))
     args.lr_scheduler_kwargs = settings.schedule_options(steps)
     trainer = SmallchatTrainer(ModelRef.parse(str(run.base)).load(), tokenizer, args, job)
-    if torch.are_deterministic_algorithms_enabled() and (problem := relax_where_needed(trainer)):
-        records.progress("warning", message=problem)
+    for message in filter(None, make_ready(trainer)):
+        records.progress("warning", message=message)
     if records.active:
         _restore_best(run.checkpoints_folder / BEST, checkpoint)
     _announce(trainer, steps, facts)
@@ -205,6 +208,8 @@ def _announce(trainer: SmallchatTrainer, steps: int, measured: Json | None = Non
         "world_size": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
+        "compiled": trainer.compiled,
+        "tokens_per_microbatch": plan.tokens_per_microbatch,
         "steps": steps,
         "steps_per_epoch": len(loader),
         "microbatches_per_step": round(dealt / len(loader), 2),

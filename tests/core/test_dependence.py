@@ -29,7 +29,7 @@ STEERING = {
 
 OTHERS = (
     True, False, 1, 7, 1000, 0.6, 2.5, [], ["de"], ["another"], ["f16"], {"adam_beta1": 0.5},
-    "another", "someone/else", "mit", "constant", "sgd", "assistant", "all", "fp16", "yarn", "last", "drop",
+    "another", "someone/else", "mit", "constant", "sgd", "assistant", "all", "fp16", "yarn", "last", "drop", "never",
 )  # fmt: skip
 """Values that might stand in a parameter's place; a stage refuses what it does not know."""
 

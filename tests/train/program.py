@@ -9,7 +9,8 @@ from pathlib import Path
 from nbutils.core.run import pause
 from nbutils.core.torchrun import run_worker, tell, within
 
-STARTED = {"step": 0, "steps": 9, "world_size": 1, "device": "cpu", "precision": "fp32", "microbatches_per_step": 1}
+STARTED = {"step": 0, "steps": 9, "world_size": 1, "device": "cpu", "precision": "fp32", "compiled": False,
+           "microbatches_per_step": 1, "tokens_per_microbatch": 512}  # fmt: skip
 
 
 def main(folder, act):

@@ -33,7 +33,7 @@ def test_every_row_is_dealt_exactly_once_an_epoch_in_the_same_step_at_any_world_
 
 def test_a_resumed_loader_passes_over_the_steps_of_the_epoch_that_it_resumes_in():
     plan = BatchPlan(np.arange(40) % 7 + 2, tokens_per_step=30, tokens_per_microbatch=30, seed=0)
-    rows = Mock(supervised_counts=lambda: plan.lengths)
+    rows = Mock(supervised_counts=lambda: plan.lengths, width=int)
     loader = StepLoader(rows, plan, first_step=plan.steps_per_epoch + 2)
     for epoch, taken in ((1, 2), (2, 0)):
         loader.set_epoch(epoch)

@@ -16,7 +16,7 @@ from nbutils.train import control
 from nbutils.train.batches import BatchPlan, StepBatch, StepLoader
 from nbutils.train.control import Budget, Counters, flops_of, pause_requests
 from nbutils.train.dataset import TokenRows
-from nbutils.train.loss import IGNORED
+from nbutils.train.loss import IGNORED, causal_lm_loss
 from tests.core.test_chatml import llama
 from tests.train.runs import checkpoint, flip_a_bit, small_settings
 
@@ -34,6 +34,20 @@ def test_counts_agree_with_tensors_and_padding_carries_no_label(tmp_path, superv
     assert (labels == END).any() == (unsupervised_end is None)
     padding = torch.arange(ids.shape[1]) >= torch.tensor(rows.lengths())[:, None]
     assert padding.any() and (labels[padding] == IGNORED).all() and (ids[padding] == 0).all()
+
+
+def test_a_gpus_tensors_have_few_widths_little_more_to_compute_and_the_same_loss(tmp_path):
+    small_settings(tmp_path)
+    rows = TokenRows.load(tmp_path / "data" / "train", "all")
+    plan, wide, model = BatchPlan(rows.lengths(), 600, 300, 1), rows.on(torch.device("cuda")), llama(600)
+    step = StepLoader(wide, plan).step_batch(plan.steps(0)[0])
+    assert step.padded_tokens == sum(batch.input_ids.numel() for batch in step.microbatches)
+    for numbers, batch in zip(step.rows, step.microbatches, strict=True):
+        loss, expected = (causal_lm_loss(model, *each)[0].item() for each in (batch, rows.tensors(numbers)))
+        assert loss == pytest.approx(expected, rel=1e-5)
+    lengths = np.arange(1, wide.longest + 1)
+    widths = np.array([wide.width(length) for length in lengths.tolist()])
+    assert (lengths <= widths).all() and (widths <= 1.125 * lengths).all() and len({*widths}) < 50
 
 
 def test_the_newest_valid_checkpoint_wins_and_damage_is_passed_over(tmp_path):

@@ -14,6 +14,7 @@ from nbutils.core.hardware import DeviceReport, Gpu
 from nbutils.train import preflight
 from nbutils.train.arguments import trainer_arguments
 from nbutils.train.dataset import TokenRows
+from nbutils.train.memory import GIB, fitting_microbatch, memory_need, with_microbatch
 from nbutils.train.preflight import FINE, NOTE, STOP
 from tests.core.test_chatml import llama
 from tests.train.runs import P100, T4, checkpoint, small_settings
@@ -49,6 +50,8 @@ def tokenizer(tmp_path):
         ((P100,), {}, NOTE, "Tesla P100-PCIE-16GB is too old"),
         ((P100,), {"precision": "fp16"}, STOP, "precision is fp16, but training runs on the CPU"),
         ((T4,), {"processes": 2}, STOP, "processes is 2, but this machine has 1 usable GPU;"),
+        ((T4,), {"deterministic": "never"}, NOTE, "resuming is then no longer exact"),
+        ((), {"deterministic": "never"}, NOTE, "this changes nothing on the CPU"),
         ((T4,), {"optimizer": "adamw_torch_fused"}, STOP, "hides skipped fp16 steps"),
     ],
 )
@@ -116,7 +119,7 @@ def test_data_that_is_wrong_in_one_way(tokenizer, tmp_path, first, second, ends,
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("width", [688, 1024, None])
-def test_predicted_activations_are_what_autograd_keeps(width, half):
+def test_predicted_activations_are_what_autograd_keeps(tmp_path, width, half):
     """In Llamas with feed-forward parts of such a width, and in a GPT-2."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=128, n_layer=4, n_head=4))
     if width:
@@ -133,7 +136,8 @@ def test_predicted_activations_are_what_autograd_keeps(width, half):
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=half):
         model.base_model(input_ids=torch.randint(0, 90, (4, 256)), use_cache=False)
-    need = preflight.memory_need(model, 4 * 256, half=half, processes=1, optimizer="adamw_torch")
+    settings = small_settings(tmp_path, precision="bf16" if half else "fp32", processes=1, optimizer="adamw_torch")
+    need = memory_need(settings, model, 4 * 256, DeviceReport())
     assert need.activations == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.3)
     assert need.states == 16 * sum(p.numel() for p in model.parameters())
 
@@ -149,8 +153,28 @@ def test_predicted_activations_are_what_autograd_keeps(width, half):
 )
 def test_memory_is_set_against_the_device(tmp_path, gpus, model, tokens, level, expected):
     settings = small_settings(tmp_path, precision="fp16" if gpus else "fp32", tokens_per_microbatch=tokens)
-    found = preflight.memory_finding(settings, model, 200, DeviceReport(gpus, cores=2), 4 * preflight.GIB)
+    found = preflight.memory_finding(settings, model, 200, DeviceReport(gpus, cores=2), 4 * GIB)
     assert found.level == level and expected in found.text
+
+
+@pytest.mark.parametrize(
+    "gpus,step,expected",
+    [
+        ((T4, T4), 65_536, 8_192),
+        ((T4, T4), 12_000, 6_000),  # of a step there is no more for each
+        ((), 32_768, 512),
+    ],
+)
+def test_a_microbatch_of_0_tokens_is_one_that_fits(tmp_path, gpus, step, expected):
+    settings = small_settings(tmp_path, precision="auto", optimizer="adamw_torch", tokens_per_step=step)
+    assert fitting_microbatch(settings, REFERENCE, DeviceReport(gpus), 10 * GIB) == expected
+
+
+def test_a_resumed_run_keeps_the_microbatch_that_fitted_when_it_began(tmp_path):
+    settings = small_settings(tmp_path, tokens_per_microbatch=0)
+    assert "tokens_per_microbatch is 0, which comes to 300" in texts(preflight.run_findings(settings), FINE)
+    checkpoint(tmp_path / "train" / "checkpoints", 5, {"parameters": {"tokens_per_microbatch": 200}})
+    assert with_microbatch(settings).tokens_per_microbatch == 200
 
 
 def test_a_base_without_a_key_value_cache_or_for_another_optimizer_is_told(tokenizer, tmp_path):

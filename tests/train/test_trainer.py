@@ -5,13 +5,16 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch._inductor.config
 from transformers import TrainerCallback
 
 from nbutils.core.errors import UserError
 from nbutils.core.hardware import DeviceReport
+from nbutils.core.torchrun import PROGRESS
 from nbutils.train import arguments, worker
-from nbutils.train.arguments import CHECKPOINTING, WORKSPACE, relax_where_needed
+from nbutils.train.arguments import CHECKPOINTING
 from nbutils.train.control import CountingScaler
+from nbutils.train.kernels import CACHE, WORKSPACE, relax_where_needed
 from nbutils.train.settings import TrainerOptions
 from tests.train.runs import T4, flat, logged, small_settings
 
@@ -86,6 +89,18 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_its_rows(bar
     assert len(bad) < len(step) and len(weights) == 2 and torch.equal(flat(trainer.model), weights[1])
 
 
+def test_where_nothing_can_be_compiled_it_is_said_and_training_goes_on(bare_trainer, tmp_path, monkeypatch):
+    """With micro-batches of 0 tokens, too: half a step for each of two processes."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    trainer = bare_trainer(compile="always", max_steps=2, tokens_per_microbatch=0)
+    torch._dynamo.reset()
+    assert "could not be compiled" in (tmp_path / "train" / PROGRESS).read_text() and not trainer.compiled
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.job.identity["parameters"]["tokens_per_microbatch"] == 300
+
+
 OPTIONS = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6, "neftune_noise_alpha": 5.0, CHECKPOINTING: True,
            "ddp_bucket_cap_mb": 10, "ddp_timeout": 60, "run_name": "mine", "project": "mine"}  # fmt: skip
 
@@ -114,6 +129,8 @@ def test_a_gpu_is_made_deterministic_and_strictly(tmp_path, monkeypatch, strictn
     arguments.trainer_arguments(small_settings(tmp_path), tmp_path)
     assert not torch.are_deterministic_algorithms_enabled() and WORKSPACE not in os.environ  # the CPU is so already
     monkeypatch.setattr(arguments, "device_report", lambda: DeviceReport((T4,)))
+    arguments.trainer_arguments(small_settings(tmp_path, deterministic="never"), tmp_path)
+    assert not torch.are_deterministic_algorithms_enabled() and WORKSPACE not in os.environ
     assert arguments.trainer_arguments(small_settings(tmp_path), tmp_path)["fp16"]
     assert os.environ[WORKSPACE] == ":4096:8"
     # with warn_only torch's attention keeps its nondeterministic backward
@@ -123,7 +140,7 @@ def test_a_gpu_is_made_deterministic_and_strictly(tmp_path, monkeypatch, strictn
 def test_a_model_without_a_deterministic_form_is_told_and_trains(bare_trainer, strictness):
     trainer = bare_trainer()
     torch.use_deterministic_algorithms(True)
-    assert relax_where_needed(trainer) is None and not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert relax_where_needed(trainer) == "" and not torch.is_deterministic_algorithms_warn_only_enabled()
     assert all(p.grad is None for p in trainer.model.parameters())
     own = trainer.compute_loss
 
