@@ -94,7 +94,7 @@ def relax_where_needed(trainer: SmallchatTrainer) -> str | None:
     ids = torch.arange(PROBE, device=trainer.args.device)[None]
     try:
         with trainer.compute_loss_context_manager():
-            trainer.compute_loss(trainer.model, Microbatch(ids, ids))["loss_sum"].backward()
+            trainer.compute_loss(trainer.model, Microbatch(ids, ids[0, :-1], ids[0, 1:]))["loss_sum"].backward()
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise

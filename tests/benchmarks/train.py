@@ -25,12 +25,12 @@ from datasets import load_from_disk
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from nbutils.core.run.layout import Run
 from nbutils.core.run.models import tiny_config
 from nbutils.train.arguments import CHECKPOINTING, trainer_arguments
 from nbutils.train.batches import BatchPlan, StepLoader
 from nbutils.train.control import Budget, Records, StepControl
 from nbutils.train.dataset import TokenRows
-from nbutils.train.loss import IGNORED
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
 from tests.benchmarks._measured import THREADS, median_ratio, medians, report
@@ -173,8 +173,8 @@ class Round:
         model, step, total = self.model(), self.steps[0], 0.0
         for row in step:
             batch = self.rows.tensors(np.array([row]))
-            logits = model(input_ids=batch.input_ids).logits[0, :-1]
-            total += torch.nn.functional.cross_entropy(logits, batch.labels[0, 1:], reduction="sum").item()
+            logits = model(input_ids=batch.input_ids).logits[0, batch.positions]
+            total += torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").item()
         return total / int(self.rows.supervised_counts()[step].sum())
 
     def dense(self) -> float:
@@ -188,10 +188,9 @@ class Round:
         clock = Clock()
         for step in batches:
             for batch in step:
-                hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
-                labels = batch.labels[:, 1:]
-                kept = labels != IGNORED
-                torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), labels[kept], reduction="sum").backward()
+                hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+                logits = model.lm_head(hidden.index_select(0, batch.positions))
+                torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -201,7 +200,7 @@ class Round:
     def ours(self, expected: float) -> float:
         """Our trainer for the same steps; its first loss has to be the expected one."""
         loader, records = StepLoader(self.rows, self.plan), Records(self.run, active=False)
-        job = Job(self.settings, {}, loader, self.rows, records, Budget(lambda: False))
+        job = Job(Run(self.run), self.settings, {}, loader, self.rows, records, Budget(lambda: False))
         trainer = SmallchatTrainer(self.model(), self.tokenizer, trainer_arguments(self.settings, self.run), job)
 
         def check() -> None:

@@ -16,7 +16,6 @@ from nbutils.train import control
 from nbutils.train.batches import BatchPlan, StepBatch, StepLoader
 from nbutils.train.control import Budget, Counters, flops_of, pause_requests
 from nbutils.train.dataset import TokenRows
-from nbutils.train.loss import IGNORED
 from tests.core.test_chatml import llama
 from tests.train.runs import checkpoint, flip_a_bit, small_settings
 
@@ -29,11 +28,13 @@ END = 510
 def test_counts_agree_with_tensors_and_padding_carries_no_label(tmp_path, supervise, unsupervised_end):
     small_settings(tmp_path)
     rows = TokenRows.load(tmp_path / "data" / "train", supervise, unsupervised_end)
-    ids, labels = rows.tensors(np.arange(len(rows)))
-    assert (labels[:, 1:] != IGNORED).sum(dim=1).tolist() == rows.supervised_counts().tolist()
-    assert (labels == END).any() == (unsupervised_end is None)
+    ids, positions, targets = rows.tensors(np.arange(len(rows)))
+    row, before = positions // ids.shape[1], positions % ids.shape[1]
+    assert row.bincount(minlength=len(rows)).tolist() == rows.supervised_counts().tolist()
+    assert targets.tolist() == ids[row, before + 1].tolist()
+    assert (targets == END).any() == (unsupervised_end is None)
     padding = torch.arange(ids.shape[1]) >= torch.tensor(rows.lengths())[:, None]
-    assert padding.any() and (labels[padding] == IGNORED).all() and (ids[padding] == 0).all()
+    assert padding.any() and not padding[row, before + 1].any() and (ids[padding] == 0).all()
 
 
 def test_the_newest_valid_checkpoint_wins_and_damage_is_passed_over(tmp_path):
