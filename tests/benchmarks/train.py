@@ -119,7 +119,8 @@ def settings_of(run: Path, limit: int, steps: int, per_step: int, per_microbatch
     data_folder(run, train=400, evaluation=4, turns=60, pieces=4093, max_length=limit)
     return small_settings(
         run, max_length=limit, max_steps=steps, tokens_per_step=per_step, tokens_per_microbatch=per_microbatch,
-        learning_rate=1e-4, eval_steps=0, checkpoint_steps=0, sample_prompts=[], log_steps=10_000, processes=1,
+        learning_rate=1e-4, optimizer="adamw_torch", eval_steps=0, checkpoint_steps=0, sample_prompts=[],
+        log_steps=10_000, processes=1,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatc
         counters.start_clock()
         now += seconds
         batch = StepBatch([], [], supervised_tokens=10, tokens=60, padded_tokens=80, attended=0)
-        counters.count_step(batch, 1.0, 1.0, 0.0)
+        counters.count_step(batch, 1.0, 1.0, 500.0)
         counters.add("forward_backward", working)
         assert counters.end_step() == seconds
 
@@ -96,8 +96,10 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatc
     assert second.load(tmp_path)["slowest"] == {"step": 3.0}
     now += 20.0  # start-up
     step(second, 1.0, 0.5)
+    second.peak = 1000.0
     row = second.row()
     assert row["tokens_per_second"] == pytest.approx(120 / 4.0) and row["elapsed"] == 4.0
+    assert row["mfu"] == 2 * 500 / 4.0 / 1000
     assert row["seconds"]["forward_backward"] == 3.0 and row["seconds"]["optimizer"] == 1.0
 
 

@@ -49,7 +49,6 @@ def tokenizer(tmp_path):
         ((P100,), {}, NOTE, "Tesla P100-PCIE-16GB is too old"),
         ((P100,), {"precision": "fp16"}, STOP, "precision is fp16, but training runs on the CPU"),
         ((T4,), {"processes": 2}, STOP, "processes is 2, but this machine has 1 usable GPU;"),
-        ((T4,), {"optimizer": "adamw_torch_fused"}, STOP, "hides skipped fp16 steps"),
     ],
 )
 def test_what_is_said_of_a_machine(tmp_path, gpus, changes, level, expected):
