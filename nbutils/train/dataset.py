@@ -52,7 +52,7 @@ class TokenRows:
         if not folder.is_dir():
             raise UserError(f"{shown(folder)} does not exist; run notebooks/01_filter_data.ipynb first.")
         rows = load_from_disk(str(folder))
-        rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names]).with_format("numpy")
+        rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names])
         if len(rows) == 0:
             raise UserError(f"{shown(folder)} holds no conversation; see data/ledger.parquet for why each was dropped.")
         return cls(rows, supervise, unsupervised_end)
@@ -91,11 +91,10 @@ class TokenRows:
 
     def tensors(self, rows: np.ndarray) -> Microbatch:
         """One micro-batch of these row numbers."""
-        picked = [self.rows[int(row)] for row in rows]
-        ids = [row["input_ids"].astype(np.int64) for row in picked]
-        masks = [[row[name].astype(bool) for name in self.rows.column_names[1:]] for row in picked]
-        counted = [self._counted(i, *own) for i, own in zip(ids, masks, strict=True)]
-        padded = _padded(ids)  # (B, T)
+        columns = [self.rows.data.column(name) for name in self.rows.column_names]
+        ids, *masks = ([part[int(row)].values.to_numpy(zero_copy_only=False) for row in rows] for part in columns)
+        counted = [self._counted(*own) for own in zip(ids, *masks, strict=True)]
+        padded = _padded([row.astype(np.int64) for row in ids])  # (B, T)
         row, before = _padded(counted)[:, 1:].nonzero(as_tuple=True)
         return Microbatch(padded, row * padded.shape[1] + before, padded[row, before + 1])
 
