@@ -80,6 +80,7 @@ class SmallchatTrainer(SFTTrainer):
         self.stopping = False
         self.out_of_patience = False
         self.last_rows: list[np.ndarray] = []
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True  # what ranks exchanged is not copied once more
         if self.accelerator.scaler is not None:
             self.accelerator.scaler = CountingScaler(self.args.device.type)
 
