@@ -25,7 +25,7 @@ from matplotlib.ticker import PercentFormatter
 from nbutils.core.files import replaced
 from nbutils.core.history import History, Row, Series, thinned, trend
 from nbutils.core.text import counted
-from nbutils.core.training_log import ACCURACY, LOSS, Metric
+from nbutils.core.training_log import ACCURACY, LOSS, MFU, SPEED, Metric
 
 WIDTH = 8.0
 """Inches; at DPI this is 800 pixels, the width of a model card."""
@@ -201,7 +201,7 @@ def events_of(history: History, metric: Metric) -> dict[str, list[int]]:
 
 
 def training_figure(history: History, steps: int | None = None) -> Figure:
-    """Loss and token accuracy of training and evaluation side by side, over optimizer steps.
+    """Loss and token accuracy of training and evaluation side by side, over optimizer steps, and the speed by now.
 
     `steps` is the planned number of steps, which the axes then span.
     """
@@ -210,6 +210,9 @@ def training_figure(history: History, steps: int | None = None) -> Figure:
         draw_metric(axes, history, metric)
         if steps:
             axes.set_xlim(0, max(steps, history.last_step))
+    ends = [(metric, history.series(metric.column).last) for metric in (SPEED, MFU)]
+    speed = ", ".join(metric.form_with_unit.format(end) for metric, end in ends if end)
+    figure.text(0.5, 0.01, speed, ha="center", fontsize=8, color=THEMES["light"].ink)
     return figure
 
 

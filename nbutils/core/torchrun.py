@@ -33,6 +33,8 @@ AGENT = "TORCHELASTIC_RUN_ID"
 """Environment variable by which workers know that torchrun is their parent."""
 STARTED = "NBUTILS_STARTED"
 """Environment variable: when the time budget began, in seconds since the epoch. A Kaggle session has set it."""
+PEER_TO_PEER = "NCCL_P2P_DISABLE"
+"""Environment variable: where it is 1, GPUs exchange through the host's memory. NCCL hangs on some machines without."""
 
 PROGRESS, LOG = "progress.jsonl", "worker.log"
 LOG_LINES = 40

@@ -63,14 +63,20 @@ ACCURACY = Metric(
     "token_accuracy", "token_accuracy", "Token accuracy", "supervised tokens", "{:.1%}",
     evaluation="eval_token_accuracy", higher_is_better=True,
 )  # fmt: skip
+SPEED = Metric(
+    "tokens_per_second", "throughput", "Speed", "tokens per second", "{:,.0f}", from_zero=True, over_run="median"
+)
+MFU = Metric(
+    "mfu", "throughput", "Utilisation (MFU)", "the device's matrix-product speed", "{:.0%}",
+    from_zero=True, over_run="median",
+)  # fmt: skip
 METRICS = (
     LOSS,
     ACCURACY,
     Metric("learning_rate", "learning_rate", "Learning rate", form="{:.2g}", smooth=False),
     Metric("grad_norm", "grad_norm", "Gradient norm before clipping"),
-    Metric(
-        "tokens_per_second", "throughput", "Speed", "tokens per second", "{:,.0f}", from_zero=True, over_run="median"
-    ),
+    SPEED,
+    MFU,
     Metric("padding", "throughput", "Padding", "all token positions", "{:.2%}", from_zero=True, over_run="mean"),
     Metric("peak_memory_gib", "memory", "Peak memory", "GiB", smooth=False, from_zero=True, over_run="highest"),
 )

@@ -116,12 +116,14 @@ def start(bundle: Bundle) -> Session:
 
     import psutil  # only now is everything there that these import
 
-    from nbutils.core.torchrun import STARTED
+    from nbutils.core.torchrun import PEER_TO_PEER, STARTED
     from nbutils.kaggle.notebook_session import Session
 
     if where.root is not None:
         # The time budget counts from the start of this kernel: Kaggle's does too, a little earlier.
         os.environ.setdefault(STARTED, str(psutil.Process().create_time()))
+        if len(where.gpus) > 1:  # T4s reach each other through the host's memory only
+            os.environ.setdefault(PEER_TO_PEER, "1")
     if bundle.stage == SWEEP:
         from nbutils.kaggle.sweep_session import SweepSession
 

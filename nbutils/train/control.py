@@ -112,6 +112,9 @@ class Counters:
     They are part of a checkpoint, so that a resumed run logs the same rows.
     """
 
+    peak = math.inf
+    """What the devices of all ranks could do, by `matrix_speed`."""
+
     def __init__(self) -> None:
         self.totals = {"supervised_tokens": 0, "total_tokens": 0, "elapsed": 0.0}
         self.begin_row()
@@ -167,7 +170,7 @@ class Counters:
             "supervised_tokens": self.totals["supervised_tokens"],
             "total_tokens": self.totals["total_tokens"],
             "tokens_per_second": round(window["tokens"] / working, 1),
-            "flops_per_second": round(window["flops"] / max(parts["forward_backward"], 1e-9)),
+            "mfu": round(window["flops"] / working / self.peak, 4),
             "padding": round(1 - window["tokens"] / max(window["padded"], 1), 4),
             "peak_memory_gib": peak_memory_gib(),
             "seconds": {name: round(value, 3) for name, value in parts.items()},
@@ -188,11 +191,18 @@ class Counters:
 class CountingScaler(torch.amp.GradScaler):
     """The fp16 loss scaler; it counts the optimizer steps that it skips.
 
-    A step is skipped where a gradient overflowed; the scale then falls, which is how it shows from outside: fused
-    optimizers skip inside their kernel, so that nobody sees whether `step` did anything.
+    A step is skipped where a gradient overflowed; the scale then falls, which is how it shows from outside.
     """
 
     skipped_steps = 0
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """As in torch; a fused optimizer is left out, too, instead of skipping inside its kernel.
+
+        accelerate would not see that, and the schedule would go on.
+        """
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return super().step(optimizer, *args, **kwargs)
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         """As in torch; counts a skipped step."""
@@ -245,6 +255,23 @@ def peak_memory_gib() -> float:
         return round(torch.cuda.max_memory_allocated() / 2**30, 3)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+
+def matrix_speed(device: torch.device) -> float:
+    """Floating-point operations a second of a matrix product in the precision of autocast, the best of a few.
+
+    It takes some milliseconds, and no random numbers.
+    """
+    half = torch.is_autocast_enabled(device.type)
+    size = 4096 if device.type == "cuda" else 512
+    matrix = torch.linspace(-1, 1, size * size, device=device).view(size, size)
+    matrix = matrix.to(torch.get_autocast_dtype(device.type) if half else torch.float32)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # which waits for it
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
 
 
 def flops_of(model: PreTrainedModel, batch: StepBatch) -> float:

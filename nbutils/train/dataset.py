@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 from nbutils.core.chatml import IM_END
 from nbutils.core.errors import UserError
 from nbutils.core.files import shown
-from nbutils.train.loss import IGNORED
 from nbutils.train.settings import TrainSettings
 
 COLUMNS = ("input_ids", "supervised", "context")
@@ -24,14 +23,19 @@ COLUMNS = ("input_ids", "supervised", "context")
 
 
 class Microbatch(NamedTuple):
-    """Right-padded rows: token ids and labels, both (B, T) int64, padded with 0 and -100."""
+    """Rows right-padded with 0, and what is to be predicted in them, row by row; all int64."""
 
     input_ids: torch.Tensor
-    labels: torch.Tensor
+    """(B, T)"""
+    positions: torch.Tensor
+    """Of the token before each supervised one in the flattened rows, (N,)."""
+    targets: torch.Tensor
+    """The supervised tokens, (N,)."""
 
     def to(self, device: torch.device) -> Microbatch:
-        """The same on a device."""
-        return Microbatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        """The same on a device; a GPU queues the copies, and nobody waits for them."""
+        tensors = [tensor.pin_memory() for tensor in self] if device.type == "cuda" else self
+        return Microbatch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class TokenRows:
         if not folder.is_dir():
             raise UserError(f"{shown(folder)} does not exist; run notebooks/01_filter_data.ipynb first.")
         rows = load_from_disk(str(folder))
-        rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names]).with_format("numpy")
+        rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names])
         if len(rows) == 0:
             raise UserError(f"{shown(folder)} holds no conversation; see data/ledger.parquet for why each was dropped.")
         return cls(rows, supervise, unsupervised_end)
@@ -101,8 +105,8 @@ class TokenRows:
         counts = []
         for ids, *masks in zip(*(self.rows.data.column(name).chunks for name in self.rows.column_names), strict=True):
             flat = [mask.flatten().to_numpy(zero_copy_only=False) for mask in masks]
-            labels = self._labels(ids.flatten().to_numpy(), *flat)
-            counted = labels != IGNORED if token is None else labels == token
+            flat_ids = ids.flatten().to_numpy()
+            counted = self._counted(flat_ids, *flat) & (True if token is None else flat_ids == token)
             starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
             counted[starts] = False
             counts.append(np.add.reduceat(counted, starts, dtype=np.int64))
@@ -110,27 +114,28 @@ class TokenRows:
 
     def tensors(self, rows: np.ndarray) -> Microbatch:
         """One micro-batch of these row numbers."""
-        picked = [self.rows[int(row)] for row in rows]
-        ids = [row["input_ids"].astype(np.int64) for row in picked]
-        masks = [[row[name].astype(bool) for name in self.rows.column_names[1:]] for row in picked]
-        labels = [self._labels(i, *own) for i, own in zip(ids, masks, strict=True)]
+        columns = [self.rows.data.column(name) for name in self.rows.column_names]
+        ids, *masks = ([part[int(row)].values.to_numpy(zero_copy_only=False) for row in rows] for part in columns)
+        counted = [self._counted(*own) for own in zip(ids, *masks, strict=True)]
         width = self.width(max(map(len, ids)))
-        return Microbatch(_padded(ids, 0, width), _padded(labels, IGNORED, width))
+        padded = _padded([row.astype(np.int64) for row in ids], width)  # (B, T)
+        row, before = _padded(counted, width)[:, 1:].nonzero(as_tuple=True)
+        return Microbatch(padded, row * padded.shape[1] + before, padded[row, before + 1])
 
-    def _labels(self, ids: np.ndarray, supervised: np.ndarray, context: np.ndarray | bool = False) -> np.ndarray:
-        learnable = np.broadcast_to(np.logical_not(context), len(ids))
+    def _counted(self, ids: np.ndarray, supervised: np.ndarray, context: np.ndarray | bool = False) -> np.ndarray:
+        learnable = np.ones(len(ids), bool) & np.logical_not(context)
         counted = supervised if self.supervise == "assistant" else learnable
         if self.end_id is not None:
             counted = counted & (ids != self.end_id)
-        return np.where(counted, ids, IGNORED)
+        return counted
 
 
 def empty_microbatch() -> Microbatch:
     """What a rank without rows in a step computes, so that it takes part in the gradient exchange: zero labels."""
-    ids = torch.zeros((1, 2), dtype=torch.int64)
-    return Microbatch(ids, torch.full_like(ids, IGNORED))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Microbatch(nothing.new_zeros(1, 2), nothing, nothing)
 
 
-def _padded(rows: list[np.ndarray], value: int, width: int) -> torch.Tensor:
-    padded = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
-    return torch.nn.functional.pad(padded, (0, width - padded.shape[1]), value=value)
+def _padded(rows: list[np.ndarray], width: int) -> torch.Tensor:
+    padded = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+    return torch.nn.functional.pad(padded, (0, width - padded.shape[1]))

@@ -114,7 +114,7 @@ def end_probability(folder: Path, rows: TokenRows) -> float:
     model, end = ref.load().eval(), ref.raw_tokenizer().convert_tokens_to_ids(IM_END)
     odds: list[float] = []
     for row in range(min(REPORTED_ROWS, len(rows))):
-        ids, labels = rows.tensors(np.array([row]))
-        logits = model(input_ids=ids).logits[0, :-1].float()  # (T-1, V)
-        odds += logits[labels[0, 1:] == end].softmax(dim=-1)[:, end].tolist()
+        ids, positions, targets = rows.tensors(np.array([row]))
+        logits = model(input_ids=ids).logits[0].float()  # (T, V)
+        odds += logits[positions[targets == end]].softmax(dim=-1)[:, end].tolist()
     return sum(odds) / max(1, len(odds))

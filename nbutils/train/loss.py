@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from nbutils.core.errors import UserError
 
-IGNORED = -100
 CHUNK = 1024
 """Positions whose logits exist at one time."""
 
@@ -67,17 +66,18 @@ def chunked_cross_entropy(
     return loss, correct, losses
 
 
-def causal_lm_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def causal_lm_loss(
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss sum, correct predictions and each label's loss of a causal model on right-padded rows without a mask.
 
-    input_ids and labels (B, T), labels -100 where nothing is predicted. Causal attention never looks right, so padding
-    behind a row cannot reach its tokens, and no mask is needed.
+    The parts of a `Microbatch`: input_ids (B, T), at which positions of the flattened rows (N,) which targets (N,) are
+    predicted. Causal attention never looks right, so padding behind a row cannot reach its tokens, and no mask is
+    needed. The host reads nothing of it, so that a GPU is given its work ahead.
     """
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
-    targets = labels[:, 1:]
-    chosen = targets != IGNORED
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)  # (B*T, D)
     head = model.get_output_embeddings()
-    return chunked_cross_entropy(hidden[chosen], head.weight, targets[chosen])
+    return chunked_cross_entropy(hidden.index_select(0, positions), head.weight, targets)
 
 
 class _Read(tuple):
@@ -111,16 +111,18 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def with_loss_in_forward(model: PreTrainedModel) -> PreTrainedModel:
-    """Makes `model(input_ids=…, chunked_labels=…)` return loss sum and correct count, so that DDP sees the loss.
+    """Makes `model(microbatch=…)` return loss sum and correct count, so that DDP sees the loss.
 
-    Called without `chunked_labels` the model is what it was.
+    Called without a micro-batch, (input_ids, positions, targets), the model is what it was, but that transformers no
+    longer asks whether rows without a mask are packed: the host would wait for the answer.
     """
     original = type(model).forward
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
 
-    def forward(self: PreTrainedModel, *args: Any, chunked_labels: Tensor | None = None, **kwargs: Any) -> Any:
-        if chunked_labels is None:
+    def forward(self: PreTrainedModel, *args: Any, microbatch: tuple[Tensor, ...] | None = None, **kwargs: Any) -> Any:
+        if microbatch is None:
             return original(self, *args, **kwargs)
-        loss, correct, _ = causal_lm_loss(self, kwargs["input_ids"], chunked_labels)
+        loss, correct, _ = causal_lm_loss(self, *microbatch)
         return {"loss_sum": loss, "correct": correct}
 
     model.forward = MethodType(forward, model)

@@ -20,7 +20,7 @@ from nbutils.core.files import Json, read_json, read_jsonl, write_json
 from nbutils.core.hardware import choose_processes, usable_gpus, visible_gpus
 from nbutils.core.run import pause
 from nbutils.core.text import counted, duration
-from nbutils.core.torchrun import STARTED, Event, Hang, Torchrun, tell
+from nbutils.core.torchrun import PEER_TO_PEER, STARTED, Event, Hang, Torchrun, tell
 from nbutils.core.training_log import LOG
 from nbutils.train.settings import TrainSettings
 
@@ -76,7 +76,7 @@ def events_of(settings: TrainSettings, folder: Path) -> Generator[Event, None, N
     request = folder / "settings.json"
     derived = read_json(request) if request.is_file() else {"schema": 1}  # an earlier session may have derived more
     write_json(request, derived | {"settings": settings.model_dump(mode="json")})
-    for changes in ({}, {"NCCL_P2P_DISABLE": "1"}) if usable else ({},):  # peer-to-peer is NCCL's
+    for changes in ({}, {PEER_TO_PEER: "1"}) if usable and PEER_TO_PEER not in os.environ else ({},):
         if changes:
             print("The processes could not reach each other in time; trying once more without peer-to-peer.")
         program = Torchrun("nbutils.train.worker", request, processes, activity="Training",

@@ -197,6 +197,4 @@ def checked_precision(settings: TrainSettings, gpus: tuple[Gpu, ...]) -> str:
         raise UserError(
             "precision is fp16, but training runs on the CPU, where gradients would underflow unscaled; set it to auto."
         )
-    if precision == "fp16" and "fused" in settings.optimizer:  # it updates inside one kernel
-        raise UserError(f"optimizer {settings.optimizer} hides skipped fp16 steps; use adamw_torch.")
     return precision

@@ -82,6 +82,7 @@ class SmallchatTrainer(SFTTrainer):
         self.stopping = False
         self.out_of_patience = False
         self.last_rows: list[np.ndarray] = []
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True  # what ranks exchanged is not copied once more
         if self.accelerator.scaler is not None:
             self.accelerator.scaler = CountingScaler(self.args.device.type)
 
@@ -107,11 +108,11 @@ class SmallchatTrainer(SFTTrainer):
         # DDP averages gradients over ranks, so the sum of the ranks' losses is divided by count / world size.
         scale = self.args.world_size / max(1, inputs.supervised_tokens)
         losses = []
-        for index, microbatch in enumerate(inputs.microbatches):
+        for index, microbatch in enumerate([each.to(device) for each in inputs.microbatches]):  # all copied ahead
             last = index == len(inputs.microbatches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    out = self.compute_loss(model, microbatch.to(device))
+                    out = self.compute_loss(model, microbatch)
                 self.accelerator.backward(out["loss_sum"] * scale)
             losses.append(out["loss_sum"].detach())
             sums += torch.stack([losses[-1].double(), out["correct"].double()])
@@ -122,12 +123,12 @@ class SmallchatTrainer(SFTTrainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: Microbatch, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
         """Loss sum and correct count of one micro-batch, computed inside DDP's forward."""
-        return model(input_ids=inputs.input_ids, chunked_labels=inputs.labels)
+        return model(microbatch=inputs)
 
     def _share(self, batch: StepBatch, sums: torch.Tensor, losses: list[torch.Tensor]) -> None:
         """One exchange a step: loss and accuracy summed over ranks, whether any loss is not finite, whether to stop."""
-        bad = not bool(torch.isfinite(sums[0]))
-        mine = torch.cat([sums, sums.new_tensor([float(bad), float(self.job.budget.is_spent())])])
+        stop = torch.full_like(sums[0], self.job.budget.is_spent())
+        mine = torch.stack([*sums, sums[0].isfinite().logical_not(), stop])
         shared = reduce(mine, "sum")
         loss, correct, bad_ranks, stops = shared.tolist()
         if bad_ranks:

@@ -32,7 +32,7 @@ from nbutils.core.torchrun import EXIT_USER_ERROR, leave, run_worker, within
 from nbutils.train.arguments import Arguments, trainer_arguments
 from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan, StepLoader
-from nbutils.train.control import Budget, Records, pause_requests
+from nbutils.train.control import Budget, Records, matrix_speed, pause_requests
 from nbutils.train.dataset import TokenRows
 from nbutils.train.kernels import make_ready
 from nbutils.train.memory import with_microbatch
@@ -203,6 +203,8 @@ def _announce(trainer: SmallchatTrainer, steps: int, measured: Json | None = Non
     """Records what was derived from settings, data and machine, and that a session begins."""
     job, args, settings = trainer.job, trainer.args, trainer.job.settings
     loader, plan, records = job.loader, job.loader.plan, job.records
+    with trainer.accelerator.autocast():
+        job.counters.peak = sum(gather_object([matrix_speed(args.device)]))
     dealt = sum(len(rank) for rows in plan.steps(0) for rank in plan.deal(rows, args.world_size))
     derived = {
         "world_size": args.world_size,
@@ -213,6 +215,7 @@ def _announce(trainer: SmallchatTrainer, steps: int, measured: Json | None = Non
         "steps": steps,
         "steps_per_epoch": len(loader),
         "microbatches_per_step": round(dealt / len(loader), 2),
+        "matrix_flops_per_second": round(job.counters.peak),
     } | ({"measured": measured} if measured else {})
     if records.active:
         eval_hash = read_json(Run(settings.run_path).rows / "summary.json").get("eval_hash")

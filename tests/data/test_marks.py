@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from nbutils.core.chatml import CHATML, IM_END
+from nbutils.core.chatml import CHATML, IM_END, IM_START
 from nbutils.data.display import beside_line
 from nbutils.data.fates import as_messages
 from nbutils.data.messages import MARKS
 from nbutils.train.dataset import TokenRows
-from nbutils.train.loss import IGNORED
 from tests.data.making import chat, chats, make, make_of, opened, refusal, rows_read
 from tests.data.test_containers import rows_of, write
 
@@ -27,10 +26,11 @@ def test_a_message_that_is_marked_is_context_whatever_is_supervised(tmp_path):
         tokens = TokenRows.load(made.folder / "train", supervise)
         for number, row in enumerate(made.rows("train")):
             said = [message for message in rows[row["index"]]["messages"] if len(message) == 2]
-            labels = tokens.tensors([number]).labels[0]
-            learnt = made.tokenizer.decode(labels[labels != IGNORED])
-            assert learnt == (CHATML.render(said) if supervise == "all" else f"no, {row['index']}{IM_END}")
-            assert tokens.supervised_counts()[number] == (labels[1:] != IGNORED).sum()
+            targets = tokens.tensors([number]).targets
+            whole = CHATML.render(said).removeprefix(IM_START if row["index"] % 3 else "")  # nothing predicts the first
+            learnt = whole if supervise == "all" else f"no, {row['index']}{IM_END}"
+            assert made.tokenizer.decode(targets) == learnt
+            assert tokens.supervised_counts()[number] == len(targets)
 
 
 def test_what_held_text_and_was_not_read_is_counted(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
 from nbutils.core.files import resolve, write_json, write_text
+from nbutils.core.torchrun import PEER_TO_PEER
 from nbutils.kaggle.start import Bundle, check_attached, check_gpus, look_around, start, take_secret
 from tests.conftest import ROOT
 from tests.kaggle.made_packages import installed
@@ -106,3 +107,14 @@ def test_a_mirror_without_its_secret_stops_the_first_cell(place, monkeypatch, ca
     mirror, said = start(bundle).mirror, capsys.readouterr().out
     assert (mirror is not None) is internet
     assert ("nothing is sent to checkpoint_mirror me/mirror: there is no internet" in said) is not internet
+
+
+@pytest.mark.parametrize("gpus,expected", [((T4,), None), ((T4, T4), "1")])
+def test_two_t4s_exchange_through_the_hosts_memory(place, monkeypatch, gpus, expected):
+    """Nothing else connects them, and NCCL could hang while it tries."""
+    monkeypatch.setenv(PEER_TO_PEER, "")
+    monkeypatch.delenv(PEER_TO_PEER)
+    monkeypatch.setattr("nbutils.kaggle.start.hub_answers", lambda: False)
+    monkeypatch.setattr("nbutils.kaggle.start.nvidia_gpus", lambda: gpus)
+    start(Bundle("me", "mine", "mine.yaml", "train"))
+    assert os.environ.get(PEER_TO_PEER) == expected

@@ -45,7 +45,7 @@ def history_rows(
                 "kind": "train", "step": step, "epoch": fraction, "loss": loss(fraction) + random.gauss(0, noise),
                 "token_accuracy": 0.28 * (1 - math.exp(-4 * fraction)), "learning_rate": 1e-3 * (1 - fraction),
                 "grad_norm": 0.6 + 2 * math.exp(-9 * fraction), "supervised_tokens": step * 1000,
-                "total_tokens": step * 2000, "tokens_per_second": 9000.0 + i % 7, "flops_per_second": 1e11,
+                "total_tokens": step * 2000, "tokens_per_second": 9000.0 + i % 7, "mfu": 0.4,
                 "padding": 0.01, "peak_memory_gib": 0.8, "skipped_steps": 0, "seconds": SECONDS, "elapsed": i * 0.9,
                 "session": 1,
             } | columns

@@ -39,7 +39,7 @@ SMALL = {
 }
 """What a run of a few seconds changes of notebook 02's parameters."""
 
-MACHINE_PARTS = ("tokens_per_second", "flops_per_second", "peak_memory_gib", "seconds", "elapsed", "session")
+MACHINE_PARTS = ("tokens_per_second", "mfu", "peak_memory_gib", "seconds", "elapsed", "session")
 T4, P100 = Gpu("Tesla T4", (7, 5), 14.7), Gpu("Tesla P100-PCIE-16GB", (6, 0), 15.9)
 
 

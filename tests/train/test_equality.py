@@ -60,6 +60,7 @@ def test_worker_equals_the_plain_loop(tmp_path, plain, world):
     assert [row["loss"] for row in steps] == pytest.approx(plain.losses, rel=1e-5)
     assert [row["grad_norm"] for row in steps] == pytest.approx(plain.norms, rel=1e-5)
     assert steps[0]["seconds"]["evaluation"] == 0.0  # of the one before the first step
+    assert all(row["mfu"] > 0 for row in steps)
     last = logged(tmp_path, "eval")[-1]
     held_out = TokenRows.load(tmp_path / "data" / "eval", "assistant")
     table = pq.read_table(Run(tmp_path).heldout)

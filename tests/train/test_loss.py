@@ -8,7 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nbutils.train.loss import IGNORED, causal_lm_loss, chunked_cross_entropy, with_loss_in_forward
+from nbutils.train.dataset import Microbatch
+from nbutils.train.loss import causal_lm_loss, chunked_cross_entropy, with_loss_in_forward
 from tests.core.test_chatml import llama
 
 
@@ -36,9 +37,9 @@ def test_equals_torch(positions, chunk):
 def test_padded_rows_without_a_mask_give_the_loss_of_each_row_alone(tie):
     model = llama(97, tie_word_embeddings=tie)
     rows = [torch.randint(0, 97, (length,)) for length in (5, 11, 8)]
-    ids, labels = (pad_sequence(rows, batch_first=True, padding_value=value) for value in (0, IGNORED))
-    labels[:, :2] = IGNORED
-    loss, *_ = causal_lm_loss(model, ids, labels)
+    ids = pad_sequence(rows, batch_first=True)
+    positions = torch.cat([11 * row + torch.arange(1, len(ids) - 1) for row, ids in enumerate(rows)])
+    loss, *_ = causal_lm_loss(model, ids, positions, ids.flatten()[positions + 1])
     alone = sum(cross_entropy(model(input_ids=row[None]).logits[0, 1:-1], row[2:], reduction="sum") for row in rows)
     ours, theirs = ((each, grad(each, tuple(model.parameters()))) for each in (loss, alone))
     assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -84,3 +85,12 @@ def test_half_precision_autocast_stays_close():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half, *_ = chunked_cross_entropy(*given)
     assert_close(half, full, rtol=0.01, atol=0)  # in float32, too
+
+
+def test_the_host_waits_for_nothing_of_a_microbatch():
+    """On a device without values whatever reads one fails; ids may stand in for where and what is predicted."""
+    model = with_loss_in_forward(llama(97)).to("meta")
+    ids = torch.zeros((2, 6), dtype=torch.int64, device="meta")
+    out = model(microbatch=Microbatch(ids, ids[0], ids[0]))
+    out["loss_sum"].backward()
+    assert out["correct"].is_meta and all(p.grad.is_meta for p in model.parameters())

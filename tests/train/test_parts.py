@@ -16,7 +16,7 @@ from nbutils.train import control
 from nbutils.train.batches import BatchPlan, StepBatch, StepLoader
 from nbutils.train.control import Budget, Counters, flops_of, pause_requests
 from nbutils.train.dataset import TokenRows
-from nbutils.train.loss import IGNORED, causal_lm_loss
+from nbutils.train.loss import causal_lm_loss
 from tests.core.test_chatml import llama
 from tests.train.runs import checkpoint, flip_a_bit, small_settings
 
@@ -29,11 +29,13 @@ END = 510
 def test_counts_agree_with_tensors_and_padding_carries_no_label(tmp_path, supervise, unsupervised_end):
     small_settings(tmp_path)
     rows = TokenRows.load(tmp_path / "data" / "train", supervise, unsupervised_end)
-    ids, labels = rows.tensors(np.arange(len(rows)))
-    assert (labels[:, 1:] != IGNORED).sum(dim=1).tolist() == rows.supervised_counts().tolist()
-    assert (labels == END).any() == (unsupervised_end is None)
+    ids, positions, targets = rows.tensors(np.arange(len(rows)))
+    row, before = positions // ids.shape[1], positions % ids.shape[1]
+    assert row.bincount(minlength=len(rows)).tolist() == rows.supervised_counts().tolist()
+    assert targets.tolist() == ids[row, before + 1].tolist()
+    assert (targets == END).any() == (unsupervised_end is None)
     padding = torch.arange(ids.shape[1]) >= torch.tensor(rows.lengths())[:, None]
-    assert padding.any() and (labels[padding] == IGNORED).all() and (ids[padding] == 0).all()
+    assert padding.any() and not padding[row, before + 1].any() and (ids[padding] == 0).all()
 
 
 def test_a_gpus_tensors_have_few_widths_little_more_to_compute_and_the_same_loss(tmp_path):
@@ -98,7 +100,7 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatc
         counters.start_clock()
         now += seconds
         batch = StepBatch([], [], supervised_tokens=10, tokens=60, padded_tokens=80, attended=0)
-        counters.count_step(batch, 1.0, 1.0, 0.0)
+        counters.count_step(batch, 1.0, 1.0, 500.0)
         counters.add("forward_backward", working)
         assert counters.end_step() == seconds
 
@@ -109,8 +111,10 @@ def test_a_row_that_two_sessions_share_has_the_time_of_both(tmp_path, monkeypatc
     assert second.load(tmp_path)["slowest"] == {"step": 3.0}
     now += 20.0  # start-up
     step(second, 1.0, 0.5)
+    second.peak = 1000.0
     row = second.row()
     assert row["tokens_per_second"] == pytest.approx(120 / 4.0) and row["elapsed"] == 4.0
+    assert row["mfu"] == 2 * 500 / 4.0 / 1000
     assert row["seconds"]["forward_backward"] == 3.0 and row["seconds"]["optimizer"] == 1.0
 
 

@@ -52,7 +52,6 @@ def tokenizer(tmp_path):
         ((T4,), {"processes": 2}, STOP, "processes is 2, but this machine has 1 usable GPU;"),
         ((T4,), {"deterministic": "never"}, NOTE, "resuming is then no longer exact"),
         ((), {"deterministic": "never"}, NOTE, "this changes nothing on the CPU"),
-        ((T4,), {"optimizer": "adamw_torch_fused"}, STOP, "hides skipped fp16 steps"),
     ],
 )
 def test_what_is_said_of_a_machine(tmp_path, gpus, changes, level, expected):
