@@ -71,7 +71,9 @@ class SweepSettings(Settings):
                 raise UserError(f"A value of {name} is given twice; give each once.")
         common = {name: given.value for name, given in fixed.items() if name not in ("run_dir", *found)}
         minutes = self.minutes or training.get("budget_minutes", 0.0)
-        take = profile_to_take(self.take) if self.take else None
+        take = resolve(self.take) if self.take else None
+        if take:
+            check_target(take, TAKEN, "sweep")
         return Sweep(self.run_path, common, found, seeds, trials, read_guard(self.guard), minutes, take)
 
 
@@ -90,19 +92,17 @@ def read_values(text: str) -> tuple[str, list[Any]]:
     return name, found or [None]
 
 
-def profile_to_take(text: str) -> Path:
-    """Where the winning values go. UserError where that cannot be written, or holds what no sweep has written."""
-    file = resolve(text)
+def check_target(file: Path, mark: str, writer: str) -> None:
+    """UserError where a profile cannot be written, or holds what the `writer`, whose own begin with a mark, has not."""
     folder = next(each for each in file.parents if each.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"{shown(file)} cannot be written: name another file.")
     try:
-        ours = not file.exists() or file.read_text(encoding="utf-8").startswith(f"# {TAKEN}")
+        ours = not file.exists() or file.read_text(encoding="utf-8").startswith(f"# {mark}")
     except (OSError, UnicodeDecodeError):
         ours = False
     if not ours:
-        raise UserError(f"{shown(file)} is there, and no sweep has written it: name another file.")
-    return file
+        raise UserError(f"{shown(file)} is there, and no {writer} has written it: name another file, or move it away.")
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Given]:
