@@ -77,7 +77,7 @@ def main(arguments: argparse.Namespace) -> int:
     target = planned.profile.with_name(f"{planned.profile.stem.removesuffix('.tuned')}.tuned.yaml")
     check_target(target, MARK, "tune")
     gpus, cores = visible_gpus(), os.cpu_count() or 1
-    tried = alternatives(settings, gpus, cores)
+    own, *_ = tried = alternatives(settings, gpus, cores)
     if arguments.explain:
         display.say("\n".join(map(str, tried)))
         return 0
@@ -91,12 +91,12 @@ def main(arguments: argparse.Namespace) -> int:
         for setting in tune(settings, tried, arguments.minutes):
             display.say(f"{setting}: {setting.failed or f'{setting.speeds[-1]:,.0f} tokens a second'}")
     device = " + ".join(gpu.name for gpu in gpus) or f"a CPU with {cores} cores"
-    now, best = datetime.now(UTC).isoformat(timespec="seconds"), (faster(tried) or tried[:1])[-1]
-    found, table = best.row(tried[0]), [setting.row(tried[0]) for setting in tried]
+    now, best = datetime.now(UTC).isoformat(timespec="seconds"), [own, *faster(tried)][-1]
+    found, table = best.row(own), [setting.row(own) for setting in tried]
     facts = {"schema": SCHEMA, "time": now, "device": device, "of_a_step": of_a_step(settings)}
     write_json(planned.run / TUNED, facts | {"tried": table, "fastest": found})
     display.say(f"{pd.DataFrame(table).drop(columns='values').to_string(index=False, na_rep='')}\n{LEGEND}")
-    if best is tried[0]:
+    if best is own:
         display.say("No other setting was faster in every trial: no profile is written.")
         return int(bool(best.failed))
     given = read_profile(planned.profile) | dict(map(read_override, arguments.overrides))
@@ -160,7 +160,7 @@ def alternatives(settings: TrainSettings, gpus: tuple[Gpu, ...], cores: int) -> 
     if settings.optimizer.startswith("adamw"):
         tried["optimizer"] = ["adamw_torch", "adamw_torch_fused"]
     if usable:
-        switches = [name for name in ("compile", "deterministic") if name in own]
+        switches = sorted(own.keys() & {"compile", "deterministic"})
         tried |= {name: ["always" if own[name] == "never" else "never"] for name in switches}
         if processes > 1:
             tried["trainer_options"] = [settings.trainer_options | {"ddp_bucket_cap_mb": n} for n in (25, 100)]
