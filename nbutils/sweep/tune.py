@@ -86,7 +86,7 @@ def main(arguments: argparse.Namespace) -> int:
         return status
     if stops := problems(planned, [planned.maker("model")]):
         raise UserError(" ".join(stops))
-    display.say(f"As it is: {', '.join(f'{name} {value}' for name, value in of_a_step(settings).items())}.")
+    display.say(f"As it is: {of_a_step(settings)}")
     with locked(planned.run), suppress(KeyboardInterrupt):  # what is known by then counts
         for setting in tune(settings, tried, arguments.minutes):
             display.say(f"{setting}: {setting.failed or f'{setting.speeds[-1]:,.0f} tokens a second'}")
@@ -102,7 +102,7 @@ def main(arguments: argparse.Namespace) -> int:
     given = read_profile(planned.profile) | dict(map(read_override, arguments.overrides))
     said = f"{best}: {found['tokens_per_second']:,.0f} tokens a second, {found['against_own']}; bits: {found['bits']}."
     values = {name: each.value for name, each in given.items()} | best.values
-    write_profile(target, values, f"{MARK} on {now[:10]}, {device}, against {planned.profile.name}.", said)
+    write_profile(target, values, f"{MARK} on {now[:10]}, {device}, against {planned.profile.name}.", said, LEGEND)
     display.say(f"Wrote {shown(target)}: {said}")
     return 0
 

@@ -71,12 +71,9 @@ def test_the_fastest_together_are_written_and_forecast_and_a_failure_is_a_row(tu
         assert ("training steps take about" in capsys.readouterr().out) is told
 
 
-def test_no_trial_is_begun_that_would_end_too_late(tuned):
-    status, said, trials = tuned("--minutes", "3.5")
-    assert status == 0 and len(trials) == 3 and "not tried" in said and not tuned.written.exists()
-
-
-def test_what_is_known_when_it_is_interrupted_counts(tuned):
+def test_no_trial_is_begun_that_would_end_too_late_and_what_is_known_when_it_is_interrupted_counts(tuned):
+    _, said, trials = tuned("--minutes", "3.5")
+    assert len(trials) == 3 and "not tried" in said and not tuned.written.exists()
     tuned(interrupted=9)
     assert "processes: 1\n" in tuned.written.read_text()
 
@@ -103,9 +100,9 @@ def test_what_is_tried_is_what_the_machine_has_a_choice_of(tmp_path):
 @pytest.mark.soak
 def test_real_trials_find_the_same_bits_again_and_a_setting_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "ROUNDS", 2)
-    settings, before = small_settings(tmp_path), {*tmp_path.rglob("*")}
+    settings = small_settings(tmp_path)
     own, other, wrong = tried = [Setting({}), Setting({"processes": 1}), Setting({"precision": "fp16"})]
     assert len(list(tune.tune(settings, tried, 0))) == 5
     assert own.row(own)["bits"] == "same" and all(speed > 0 for speed in (*own.speeds, *other.speeds))
     assert "precision is fp16" in wrong.row(own)["remark"]
-    assert {*tmp_path.rglob("*")} == before  # nothing is left
+    assert [each.name for each in tmp_path.iterdir()] == ["data"]  # nothing is left
