@@ -20,6 +20,7 @@ COMMANDS = {
     "fetch": ("nbutils.pipeline.fetch", "collect what a profile takes from the hub, for machines without internet"),
     "page": ("nbutils.pipeline.page", "make the page on which a run's model talks, and hand it out here"),
     "sweep": ("nbutils.sweep.command", "try several recipes, and say which can be told apart"),
+    "tune": ("nbutils.sweep.tune", "measure which settings train fastest on this machine"),
     "kaggle": ("nbutils.kaggle.command", "make what `kaggle kernels push` takes"),
 }
 """Each command's module, which has `add_arguments(parser)` and `main(arguments) -> int`, and its help."""

@@ -74,7 +74,7 @@ STAGES = (
             *CHATML,
             "core.chat_engine.generation",
             "core.chat_engine.sampling",
-            *own("train", "overfit", "preflight", "run"),
+            *own("train", "forecast", "overfit", "preflight", "run"),
         ),
         pausable=True,
         gpu=True,

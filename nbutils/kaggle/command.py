@@ -138,6 +138,7 @@ VALID = {
         "owner/name of a private Hub repository",
     ),
     "mirror_minutes": (int | float, r"[\d.]*[1-9][\d.e+-]*", "the minutes between two checkpoints, more than 0"),
+    "tune_minutes": (int | float, r"[\d.]+", "the minutes of trials at the end, or 0 for none"),
 }
 """What the commands can be told: the type and the form of what is right, and what to give."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -22,12 +21,12 @@ from nbutils.core.notebooks import notebook_path, parameters
 from nbutils.core.run.decide import inspect, progress_words
 from nbutils.core.run.key import UPSTREAM, key_parts
 from nbutils.core.run.layout import Run, holds_model
-from nbutils.core.run.record import RECORD, SCHEMA, versions, write_record
+from nbutils.core.run.record import RECORD, SCHEMA, read_record, versions, write_record
 from nbutils.core.run.state import State
 from nbutils.core.stages import maker, spec, stages
-from nbutils.core.text import counted
 from nbutils.core.torchrun import STARTED
 from nbutils.core.training_log import LOG as LOG_OF_TRAINING
+from nbutils.kaggle.bundle import BUDGET_MINUTES
 from nbutils.kaggle.carry_over import (
     ACCEPT,
     LIMIT,
@@ -46,14 +45,13 @@ from nbutils.kaggle.mirror import Mirror
 from nbutils.kaggle.packages import WHOLE
 from nbutils.kaggle.start import Bundle, Environment
 from nbutils.pipeline.parameters import settings_of
+from nbutils.train.forecast import TUNED, takes
 
 TRAINING = maker("model").name
 LONG = maker("scores").name
 """The stage that has no time budget of its own, and is not begun with little of the session left."""
 LEAST_LEFT = 0.4
 """Share of `budget_minutes` that has to be left for it."""
-SESSION_HOURS = 11.5
-"""Of a session's 12 hours, those that the time budget leaves."""
 WARM_UP = 3
 """First rows of a session that say little about its speed."""
 
@@ -103,14 +101,16 @@ class Session:
         known = {name for stage in stages() for name in parameters(notebook_path(stage))}
         write_json(profile, {name: names[name] for name in sorted(known & names.keys())})  # JSON is YAML
         options = [f"--{self.bundle.stale}"] if self.bundle.stale else []
-        _run_pipeline(str(profile), *options, "--until", self.stages[self.stages.index(LONG) - 1])
+        _nbutils("run", str(profile), *options, "--until", self.stages[self.stages.index(LONG) - 1])
         if self.run.state(TRAINING) is not State.DONE:
             return
         trained = self.continued is None or not self.continued.done
         if trained and not self._is_done(LONG):
             self.waits = too_late(float(names.get("budget_minutes") or 0))
         if not self.waits:
-            _run_pipeline(str(profile), *options)
+            _nbutils("run", str(profile), *options)
+            if self.bundle.tune_minutes:
+                self._try(_nbutils, "tune", str(profile), "--minutes", str(self.bundle.tune_minutes))
 
     def close(self) -> None:
         """Says how to continue, keeps the output below Kaggle's limit, and notes how the session ended."""
@@ -240,12 +240,12 @@ class Session:
         try:
             function(*arguments)
         except (OSError, UserError) as error:
-            print(f"Note: this failure could not be recorded in full ({error}).")
+            print(f"Note: this could not be done ({error}).")
 
 
-def _run_pipeline(*options: str) -> None:
-    """Runs the pipeline; UserError with its last sentence if it fails."""
-    command = [sys.executable, "-m", "nbutils", "run", *options]
+def _nbutils(*arguments: str) -> None:
+    """Runs a command; UserError with its last sentence if it fails."""
+    command = [sys.executable, "-m", "nbutils", *arguments]
     last = ""
     # ipykernel 7 asks all programs for colours, which makes redrawn bars of what is a log here.
     environment = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
@@ -256,7 +256,7 @@ def _run_pipeline(*options: str) -> None:
             print(line, end="", flush=True)
             last = line.strip() or last
     if process.returncode:
-        raise UserError(f"The pipeline ended with status {process.returncode}: {last}")
+        raise UserError(f"`nbutils {arguments[0]}` ended with status {process.returncode}: {last}")
 
 
 def too_late(budget_minutes: float) -> str:
@@ -270,11 +270,11 @@ def too_late(budget_minutes: float) -> str:
 
 
 def forecast(run: Run) -> str:
-    """What all passes over all of the data take at the speed of this run; '' where there are too few rows to tell.
+    """What all passes over all of the data take at the speed of this run, and at that of the fastest settings.
 
-    Datasets that were read in part are counted in full: their tokens are scaled by rows in the source over rows read.
-    How often and how much the full run evaluates is not known here: evaluations are named and not counted. An hour on
-    two T4s counts as one of the week's (kaggle.com/docs/efficient-gpu-usage).
+    '' where there are too few rows to tell. Datasets that were read in part are counted in full: their tokens are
+    scaled by rows in the source over rows read. How often and how much the full run evaluates is not known here:
+    evaluations are named and not counted.
     """
     try:
         rows, summary = read_jsonl(run.training / LOG_OF_TRAINING), read_json(run.rows / "summary.json")
@@ -289,9 +289,12 @@ def forecast(run: Run) -> str:
     there = sum(source["rows_in_source"] for source in sources)
     scale = there / sum(source["rows"] for source in sources)
     tokens = summary["train"]["tokens"] * scale * settings["epochs"]
-    hours = tokens / speed / 3600
-    return (
+    said = (
         f"At {speed:,.0f} tokens a second, the training steps of the full run ({tokens / 1e6:,.1f} million tokens) "
-        f"take about {hours:.1f} GPU-hours in {counted(math.ceil(hours / SESSION_HOURS), 'session')}, of the 30 "
-        "hours that Kaggle gives a week. Evaluations on the way and notebook 04 come on top."
+        f"take {takes(tokens, speed, BUDGET_MINUTES, True)}."
     )
+    tuned = read_record(run.path / TUNED)
+    if tuned and (speed := tuned["fastest"].get("tokens_per_second")):
+        words = takes(tokens, speed, BUDGET_MINUTES, True)
+        said += f" With the fastest settings ({tuned['fastest']['setting']}), at {speed:,.0f}: {words}."
+    return f"{said} Evaluations on the way and notebook 04 come on top."

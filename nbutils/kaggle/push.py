@@ -14,11 +14,14 @@ from typing import Any
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, read_json, sha256_of_file, shown, write_json
+from nbutils.core.run.layout import Run
 from nbutils.core.run.record import read_record
 from nbutils.core.run.state import State
 from nbutils.kaggle.account import Account
 from nbutils.kaggle.bundle import METADATA
 from nbutils.kaggle.carry_over import NOTE
+from nbutils.kaggle.notebook_session import forecast
+from nbutils.train.forecast import TUNED
 
 MOST_SESSIONS = 20
 """Of one notebook; more than that is a mistake, not a long training."""
@@ -71,6 +74,8 @@ class Pusher:
             target = folder / "output"
             files = self.account.output(address, target, RESULTS)
             print(f"{address}: {files} files in {shown(target)}")
+            for file in target.rglob(TUNED):
+                print(forecast(Run(file.parent)))
 
     def _is_done(self, folder: Path, facts: Json) -> bool:
         """Whether the newest version is this bundle's and done, after waiting for one that is under way."""

@@ -43,7 +43,7 @@ class Bundle:
     `needs` what comes from the hub: kind (`model` or `dataset`), name, revision ('' for any), and what it is for.
     `stale` says what happens to long earlier work that no longer fits: accept, force, or '' to stop there.
     `checkpoint_mirror` is a private Hub repository that gets the newest checkpoint every `mirror_minutes`; empty for
-    none.
+    none. The whole pipeline ends with as many `tune_minutes` of trials of its training's settings.
     """
 
     owner: str
@@ -57,6 +57,7 @@ class Bundle:
     stale: str = ""
     checkpoint_mirror: str = ""
     mirror_minutes: float = 30.0
+    tune_minutes: float = 0.0
 
     @property
     def slug(self) -> str:

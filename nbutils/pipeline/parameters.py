@@ -25,7 +25,7 @@ from nbutils.core.settings import Settings, nearest
 from nbutils.core.stages import StageSpec, maker, stages
 from nbutils.core.text import first_line
 
-OF_BUNDLES = ("checkpoint_mirror", "internet", "mirror_minutes")
+OF_BUNDLES = ("checkpoint_mirror", "internet", "mirror_minutes", "tune_minutes")
 """Names in a profile that no notebook has: `kaggle bundle` reads them, other commands pass over them."""
 
 

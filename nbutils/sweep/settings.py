@@ -212,7 +212,9 @@ class SweepSettings(Settings):
             if labels.count(each) > 1:
                 raise UserError(f"{each} is planned twice: give each value once.")
         common = {name: given.value for name, given in fixed.items() if name not in OWN.union(self.sweep)}
-        take = profile_to_take(self.take) if self.take else None
+        take = resolve(self.take) if self.take else None
+        if take:
+            check_target(take, TAKEN, "sweep")
         minutes = self.minutes or training["budget_minutes"]
         return Sweep(self.run_path, common, candidates, read_guard(self.guard), minutes, take)
 
@@ -224,16 +226,14 @@ def read_values(text: str) -> tuple[str, list[Any]]:
     return name, given.value or [None]
 
 
-def profile_to_take(text: str) -> Path:
-    """Where the winning values go. UserError where that cannot be written, or holds what no sweep has written."""
-    file = resolve(text)
+def check_target(file: Path, mark: str, writer: str) -> None:
+    """UserError where a profile cannot be written, or holds what the `writer`, whose own begin with a mark, has not."""
     folder = next(each for each in file.parents if each.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"{shown(file)} cannot be written: name another file.")
     with writing(file):
-        if file.exists() and not file.read_bytes().startswith(f"# {TAKEN}".encode()):
-            raise UserError(f"{shown(file)} is there, and no sweep has written it: name another file.")
-    return file
+        if file.exists() and not file.read_bytes().startswith(f"# {mark}".encode()):
+            raise UserError(f"{shown(file)} is there, and no {writer} has written it: name another file.")
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Given]:

@@ -35,6 +35,7 @@ from nbutils.core.text import counted, size
 from nbutils.train.base import data_tokenizer, weightless_base
 from nbutils.train.batches import BatchPlan
 from nbutils.train.dataset import TokenRows
+from nbutils.train.forecast import expected
 from nbutils.train.memory import DOUBT, GIB, memory_need, room, with_microbatch
 from nbutils.train.optimizer import numbers_kept
 from nbutils.train.settings import MUON, TrainSettings, checked_precision, checked_trackers
@@ -200,6 +201,8 @@ def data_findings(
         f"{f'as many optimizer steps as fit into {minutes:g} minutes' if minutes else f'{steps:,} optimizer steps'}, "
         f"{plan.steps_per_epoch:,} an epoch.",
     )
+    if not minutes and (words := expected(settings, steps * int(plan.lengths.sum()) / plan.steps_per_epoch)):
+        yield Finding(FINE, words)
     needed = {"token": (supervised, "there is nothing to learn from them; set supervise to all, or look at the data")}
     if settings.supervise_end:
         ends = rows.counting("assistant").supervised_counts(tokenizer.convert_tokens_to_ids(IM_END))

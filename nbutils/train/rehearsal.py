@@ -20,7 +20,7 @@ from nbutils.core.run.models import ModelRef
 from nbutils.core.text import duration
 from nbutils.train.arguments import Arguments
 from nbutils.train.batches import StepLoader
-from nbutils.train.control import Best, Budget, Counters, Records
+from nbutils.train.control import Best, Budget, Counters, Records, peak_memory_gib
 from nbutils.train.kernels import make_ready
 from nbutils.train.settings import TrainSettings
 from nbutils.train.trainer import Job, SmallchatTrainer
@@ -78,20 +78,19 @@ class Clock(TrainerCallback):
 
 
 def fixed(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> Json:
-    """The number of `steps` that fit into `finish_in_minutes`, these `minutes`, and the `seconds` measured for it.
+    """The number of `steps` that fit into `finish_in_minutes`, these `minutes`, and what was measured for it.
 
-    UserError as by `steps_that_fit`. All ranks must call it; nothing that it does is left.
+    Measured are `seconds` (mean of a `step`, the `first` evaluation, a later `evaluation`, a `checkpoint`) and
+    `peak_memory_gib`, both of the worst rank, `tokens_per_second` of the first epoch's steps, and the evaluation `loss`
+    at the end, which shows whether bits differ. UserError as by `steps_that_fit`. All ranks must call it; nothing that
+    it does is left.
     """
-    seconds = _measured(tokenizer, args, job)
-    steps, minutes = steps_that_fit(seconds, job.settings), job.settings.finish_in_minutes
-    return {"steps": steps, "seconds": seconds, "minutes": minutes}
+    found = _measured(tokenizer, args, job)
+    steps, minutes = steps_that_fit(found["seconds"], job.settings), job.settings.finish_in_minutes
+    return {"steps": steps, "minutes": minutes} | found
 
 
 def _measured(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> Json:
-    """Mean seconds of a `step`, and those of the `first` evaluation, a later `evaluation` and a `checkpoint`.
-
-    Those of the slowest rank.
-    """
     run = Run(job.run.training / ".rehearsal.partial")
     loader = Probes(job.loader.rows, job.loader.plan, job.loader.rank, job.loader.world_size)
     last_but_one = len(loader) - 1
@@ -116,8 +115,15 @@ def _measured(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> 
         shutil.rmtree(run.path)
     step = float(np.diff(clock.ended[WARM_UP - 1 : last_but_one]).mean())
     mine = {"step": step, "first": clock.evaluations[0], "evaluation": clock.evaluations[1]}
-    ranks = gather_object([mine | {"checkpoint": clock.checkpoint}])
-    return {name: round(max(rank[name] for rank in ranks), 4) for name in ranks[0]}
+    ranks = gather_object([mine | {"checkpoint": clock.checkpoint, "memory": peak_memory_gib()}])
+    seconds = {name: round(max(rank[name] for rank in ranks), 4) for name in ranks[0]}
+    tokens = int(job.loader.plan.lengths.sum()) / len(job.loader)  # of a step, in the mean
+    return {
+        "peak_memory_gib": seconds.pop("memory"),
+        "tokens_per_second": round(tokens / seconds["step"], 1),
+        "loss": trainer.held_out.mean,
+        "seconds": seconds,
+    }
 
 
 def steps_that_fit(seconds: Json, settings: TrainSettings) -> int:

@@ -79,7 +79,7 @@ def test_six_notebooks_one_after_the_other_without_internet(bare, wheels, fetche
 
 def test_the_rehearsal_pauses_and_goes_on_with_newer_libraries(oldest, wheels, account, tmp_path):
     """The whole pipeline in two sessions, on two CPU cores and without the hub."""
-    shorter = {"max_steps": 4, "pause_after_steps": 2, "precision": "auto", "processes": 0,
+    shorter = {"max_steps": 4, "pause_after_steps": 2, "precision": "auto", "processes": 0, "tune_minutes": 0.1,
                "tasks": ["heldout_next_utterance"]}  # fmt: skip
     bundle = offline(ROOT / "params" / "kaggle_rehearsal.yaml", tmp_path, WHEELS, **shorter)[-1]
 
@@ -94,4 +94,5 @@ def test_the_rehearsal_pauses_and_goes_on_with_newer_libraries(oldest, wheels, a
     assert [last.run.state(stage.name) for stage in STAGES] == ["done"] * 6
     assert read_json(last.run.path / "session.json")["status"] == "done"
     assert re.search(r"training steps of the full run.* GPU-hours in 1 session.* notebook 04 come", last.text)
+    assert re.search(r"\nas it is: [\d,]+ tokens a second", last.text) and (last.run.path / "tune.json").is_file()
     assert last.run.record("data")["started"] == paused.run.record("data")["started"]  # the data was made once

@@ -99,6 +99,7 @@ def test_away_from_kaggle_a_bundle_is_an_ordinary_notebook(bundled, tmp_path):
         "--mirror foo": "mirror 'foo' owner/name",
         "-p internet=2": "internet true or false",
         **{f"-p mirror_minutes={each}": "mirror_minutes more than 0" for each in ("soon", "true", "0")},
+        "-p tune_minutes=true": "tune_minutes or 0 for none",
     }.items(),
 )
 def test_what_kaggle_would_refuse_is_one_sentence(tmp_path, refused, options, words):

@@ -102,7 +102,7 @@ def test_a_failure_that_cannot_be_marked_costs_no_output_either(capsys, monkeypa
 
 
 def test_a_pipeline_that_fails_ends_the_session_with_its_last_sentence():
-    with pytest.raises(UserError, match=r"The pipeline ended with status 1: .*learning_rate"):
+    with pytest.raises(UserError, match=r"ended with status 1: .*learning_rate"):
         session(WHOLE).run_all(NAMES | {"learning_rate": -1})
 
 
@@ -168,4 +168,6 @@ def test_the_forecast_counts_all_of_the_data_and_all_passes(tmp_path):
     for speed in (1, 1, 1, 20_000, 22_000, 24_000):
         append_jsonl(log, {"kind": "train", "tokens_per_second": speed})
     assert "At 22,000 tokens a second, the training steps of the full run (1,200.0 million tokens)" in forecast(run)
-    assert "15.2 GPU-hours in 2 sessions" in forecast(run)
+    assert "15.2 GPU-hours in 2 sessions, 51% of the 30 hours that Kaggle gives a week. Eval" in forecast(run)
+    write_json(run.path / "tune.json", {"schema": 1, "fastest": {"setting": "a=1", "tokens_per_second": 44_000}})
+    assert "the fastest settings (a=1), at 44,000: about 7.6 GPU-hours in 1 session, 25% of" in forecast(run)

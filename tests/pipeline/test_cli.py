@@ -17,7 +17,8 @@ RUN = ["run", "params/demo.yaml"]
         (["run"], "PROFILE -p --run-dir --from --only --until --accept --force --allow-paused --explain", "--out"),
         (["fetch"], "PROFILE -p --out --check", "--run-dir"),
         (["sweep"], "PROFILE -p --out --seeds --minutes --guard --take --accept --force --explain --yes", "--run-dir"),
-        ([], "run chat origin doctor settings fetch page sweep kaggle", "--run-dir"),
+        (["tune"], "PROFILE -p --run-dir --minutes --explain", "--out"),
+        ([], "run chat origin doctor settings fetch page sweep tune kaggle", "--run-dir"),
     ],
 )
 def test_help_names_every_command_and_the_options_that_have_an_effect(line, words, absent, capsys):
