@@ -73,13 +73,15 @@ def check_parity(
             if own == read["ids"]:
                 continue
             index = len(os.path.commonprefix([own, read["ids"]]))  # noqa: RUF071 — of ids, not of paths
-            if min(read["leads"][index : index + 1], default=TIE) < TIE:
+            leads = read["leads"][index : index + 1]
+            if min(leads, default=TIE) < TIE:
                 ties += 1
                 continue
+            by = "".join(f", whose score leads by {lead:.2g}" for lead in leads)
             session, plain_one = (repr(tokenizer.decode(found[index : index + 1])) for found in (own, read["ids"]))
             raise UserError(
                 f"{what} part in held-out conversation {number} at token {index}: the session writes {session}, plain "
-                f"transformers with {shown(folder)} {plain_one}. Nothing was published; check {check}."
+                f"transformers with {shown(folder)} {plain_one}{by}. Nothing was published; check {check}."
             )
     return {
         "conversations": len(texts),
