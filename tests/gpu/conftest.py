@@ -5,9 +5,7 @@
 
 import json
 import os
-import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,7 +27,6 @@ __all__ = ["bare_trainer"]  # a fixture
 SMALLER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 """What the CPU changes of the reference architecture."""
 CONTEXT = 1024
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pytest_runtest_logreport(report: pytest.TestReport):
@@ -66,38 +63,17 @@ def fresh(device, record_property, monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="session")
-def flops_of_product(device) -> Callable[[str], float]:
-    """FLOP/s of a large matrix product in a precision on this device, the best of three."""
-    size = 8192 if device.type == "cuda" else 256
-
-    @cache
-    def measured(precision: str) -> float:
-        square = torch.randn(size, size, device=device, dtype=DTYPES[precision])
-        seconds = []
-        for _ in range(4):  # the first is a warm-up
-            started = time.perf_counter()
-            (square @ square)[0, 0].item()
-            seconds.append(time.perf_counter() - started)
-        return 2 * size**3 / min(seconds[1:])
-
-    return measured
-
-
 @pytest.fixture
-def measured(record_property, flops_of_product) -> Callable[[Path], Json]:
-    """Records the speed and memory of a training's last row, and returns it with its `precision`."""
+def measured(record_property) -> Callable[[Path], Json]:
+    """Records precision, speed and memory of a training's last row, and returns them."""
 
     def record(run: Path) -> Json:
-        row, seconds = logged(run, "train")[-1], logged(run, "train")[-1]["seconds"]
-        precision = read_json(run / "train" / "settings.json")["derived"]["precision"]
-        working = sum(seconds.values()) - seconds["evaluation"] - seconds["checkpoint"]
-        flops = row["flops_per_second"] * seconds["forward_backward"]
-        facts = {"precision": precision, "mfu": round(flops / working / flops_of_product(precision), 4)}
-        facts |= {name: row[name] for name in ("tokens_per_second", "peak_memory_gib", "skipped_steps")}
+        derived, row = read_json(run / "train" / "settings.json")["derived"], logged(run, "train")[-1]
+        facts = {name: row[name] for name in ("tokens_per_second", "mfu", "peak_memory_gib", "skipped_steps")}
+        facts |= {name: derived[name] for name in ("precision", "matrix_flops_per_second")}
         for name, value in facts.items():
             record_property(name, value)
-        return row | facts
+        return facts
 
     return record
 
