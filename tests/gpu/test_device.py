@@ -1,6 +1,7 @@
 """What is claimed of a CUDA device, proven on it: the cheapest and most telling first."""
 
 import os
+import shutil
 from functools import cache
 from itertools import pairwise
 
@@ -11,12 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nbutils.chat.models import load
 from nbutils.chat.session import ChatSession
+from nbutils.core.chat_engine.sampling import Sampling
+from nbutils.core.files import read_json, write_json
+from nbutils.core.hardware import device_report
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.evaluate.shared_prefix import SharedPrefixLM
 from nbutils.publish.parity import check_parity
 from nbutils.train.control import CountingScaler
-from nbutils.train.preflight import GIB, memory_need
+from nbutils.train.memory import GIB, memory_need
 from tests.chat.models import GREEDY, talk_as_generate
 from tests.evaluate.test_shared_prefix import CHOICES, GIVEN, ROLLING, answers, made
 from tests.train.forked import forked
@@ -26,7 +30,6 @@ from tests.train.test_trainer import weights_after_steps
 
 pytestmark = pytest.mark.gpu
 ALONE = {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "processes": 1, "compile": "never"}
-USUAL = {"processes": 1, "compile": "never", "max_steps": 24, "supervise_end": False}  # so that its replies go on
 AS_ON_THE_CPU = {"fp32": 0.02, "fp16": 0.05, "bf16": 0.05}
 """By how much, relatively, any of the first 20 losses may differ from the CPU's in float32."""
 
@@ -159,19 +162,28 @@ def test_compiled_layers_lose_what_eager_ones_do(losses, measured):
 
 @pytest.fixture(scope="session")
 def undisturbed(device, tmp_path_factory):
-    """A run of the demo's architecture, in the precision and with the determinism that are the default here."""
-    run = tmp_path_factory.mktemp("undisturbed")
-    forked(small_settings(run, **USUAL), 1)
-    return run
+    """`undisturbed(compiled)` is a run of the demo's architecture in the precision that is usual here."""
+
+    @cache
+    def trained(compiled="never"):
+        run = tmp_path_factory.mktemp("undisturbed")
+        forked(small_settings(run, processes=1, compile=compiled), 1)
+        return run
+
+    return trained
+
+
+def killed_and_resumed(run, expected, **changes):
+    """The same training ends with the same bits, killed while it writes its second checkpoint."""
+    settings = small_settings(run, processes=1, **changes)
+    assert forked(settings, 1, FAULT="checkpoint_half_written:2:0").returncode and (run / "fault").is_file()
+    assert [kept.step for kept in Run(run).checkpoints()] == [settings.checkpoint_steps]
+    forked(settings, 1)
+    assert result(run) == result(expected)
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bits(undisturbed, tmp_path, measured):
-    settings = small_settings(tmp_path, **USUAL)
-    assert forked(settings, 1, FAULT="checkpoint_half_written:2:0").returncode and (tmp_path / "fault").is_file()
-    (kept, *_) = Run(tmp_path).checkpoints()
-    assert kept.step == settings.checkpoint_steps  # the second was being written
-    forked(settings, 1)
-    assert result(tmp_path) == result(undisturbed)
+    killed_and_resumed(tmp_path, undisturbed(), compile="never")
     measured(tmp_path)
 
 
@@ -189,7 +201,7 @@ def test_two_processes_on_one_card_take_the_gradients_of_one(device, tmp_path, m
 
 
 def test_the_chat_streams_what_generate_writes(undisturbed, device, record_property):
-    loaded = load("final", undisturbed)
+    loaded = load("base", undisturbed())  # whose replies go on: after so short a training they end at once
     assert loaded.model.device.type == device.type
     session = ChatSession(loaded.model, loaded.tokenizer, **GREEDY | {"max_new_tokens": 40})
     pieces = list(session.reply("Hi! How are you today?"))
@@ -198,11 +210,15 @@ def test_the_chat_streams_what_generate_writes(undisturbed, device, record_prope
     talk_as_generate(session, "Do you have any pets?", "Why?")
 
 
-def test_the_parity_gate_passes_with_a_session_on_the_device(undisturbed, device, monkeypatch, record_property):
-    own = ModelRef.load
+def test_the_parity_gate_passes_with_a_session_on_the_device(
+    undisturbed, device, tmp_path, monkeypatch, record_property
+):
+    run, own = undisturbed(), ModelRef.load
     monkeypatch.setattr(ModelRef, "load", lambda self: own(self).to(device))
-    folder = undisturbed / "train" / "final"
-    report = check_parity(folder, undisturbed / "data" / "eval", folder, conversations=50, replies=8, tokens=24)
+    folder = shutil.copytree(run / "train" / "base", tmp_path / "published")
+    ends = {name: read_json(folder / "config.json")[name] for name in ("eos_token_id", "pad_token_id")}
+    write_json(folder / "generation_config.json", Sampling().generation_config() | ends)
+    report = check_parity(folder, run / "data" / "eval", folder, conversations=50, replies=8, tokens=24)
     assert report["replies"] == 8 and report["reply_tokens"] > 8
     record_property("ties", report["ties"])
 
@@ -220,9 +236,14 @@ def test_full_steps_in_three_ways_and_their_memory(device, reference, tmp_path, 
         speeds[way] = found["tokens_per_second"]
     record_property("tokens_per_second_by_way", speeds)
     record_property("determinism_costs", round(1 - speeds["eager"] / speeds["not deterministic"], 3))
-    model, half = ModelRef.parse("base", settings.run_path).load("meta"), found["precision"] != "fp32"
-    need = memory_need(model, size, half=half, processes=1, optimizer=settings.optimizer)
+    need = memory_need(settings, ModelRef.parse("base", settings.run_path).load("meta"), size, device_report())
     # torch counts tensors alone on a GPU; of a process on the CPU there is only all that it holds
     predicted = (sum(need) - (need.framework if device.type == "cuda" else 0)) / GIB
     record_property("predicted_memory_gib", round(predicted, 3))
     assert found["peak_memory_gib"] == pytest.approx(predicted, rel=0.2 if device.type == "cuda" else 0.5)
+
+
+def test_killed_and_resumed_as_layers_usually_are_here(undisturbed, tmp_path, measured):
+    """Compiled on a GPU."""
+    killed_and_resumed(tmp_path, undisturbed("auto"), compile="auto")
+    measured(tmp_path)
