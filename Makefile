@@ -11,11 +11,21 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest --durations=10 $(if $(K),te
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
 # pytest's status 5 says that no test had the mark; `.ci/run` and people want 0 then.
 NONE_IS_FINE := || [ $$? -eq 5 ]
+# `make gpu WHEELS=folder` takes PYTHON's own torch, and the rest from wheels, without a network: see tools/gpu_wheels.py.
+# `make gpu DEVICE=cpu` tries the tests themselves. NVML counts the cards in processes that are forked later.
+WHEELS :=
+DEVICE := cuda
+GPU_PACKAGES := runs/.cache/gpu-packages
+GPU_INSTALL = $(if $(WHEELS),rm -rf $(GPU_PACKAGES) && $(PYTHON) -m pip install --quiet --no-index --no-deps \
+  --no-compile --target $(GPU_PACKAGES) "$(WHEELS)"/*.whl &&)
+GPU_TESTS = DEVICE=$(DEVICE) CUDA_VISIBLE_DEVICES=$(if $(filter cpu,$(DEVICE)),,$${CUDA_VISIBLE_DEVICES-0}) \
+  PYTORCH_NVML_BASED_CUDA_CHECK=1 PYTHONUNBUFFERED=1 $(if $(WHEELS),PYTHONPATH=$(GPU_PACKAGES) $(PYTHON),$(VENV)/python) \
+  -m pytest -p no:cacheprovider --durations=20 tests/gpu
 # JupyterLab refuses root unless told; on loopback with a token that is safe (containers have only root).
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests demo test soak check lint bench proof laptop lab page docs lock clean
+.PHONY: help setup setup-tests demo test soak check lint bench gpu proof laptop lab page docs lock clean
 
 # Lists the targets with what each does.
 help:
@@ -36,7 +46,7 @@ demo: setup
 
 # Runs every test but the long ones; `make test K=chat` those of one room.
 test: setup-tests
-	@$(PYTEST) -m "not soak" $(WORKERS)
+	@$(PYTEST) -m "not soak and not gpu" $(WORKERS)
 
 # Runs the long tests: interruption, resumption, a real model, a simulated Kaggle.
 soak: setup-tests
@@ -59,6 +69,10 @@ bench: setup-tests
 	  case "$$file" in */_*|*/conftest.py|*/test_*|"tests/benchmarks/*.py") continue;; esac; \
 	  found=1; PYTHONPATH=. $(VENV)/python "$$file" || exit 1; \
 	done; [ $$found -eq 1 ] || echo "make bench: there are no benchmarks in tests/benchmarks yet."
+
+# Proves what is claimed of a CUDA device, in eight minutes at most; docs/devices.md says how to go about it.
+gpu: $(if $(WHEELS),,setup-tests)
+	@timeout -s INT -k 10 480 sh -c '$(GPU_INSTALL) $(GPU_TESTS)'
 
 # Trains, is killed three times before your eyes, and prints the hashes of both models (about 2 minutes).
 proof: setup

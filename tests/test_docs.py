@@ -44,13 +44,13 @@ def run(tmp_path):
 def test_pages_pictures_and_nothing_that_a_reader_cannot_use(run, tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()
-    for name in ("chat.png", "old_page.md"):  # a screenshot stays, a page of before goes
+    for name in ("chat.png", "devices.md", "old_page.md"):  # what no notebook makes stays, a page of before goes
         (docs / name).touch()
     load("make_docs").main(run, docs)
     names = {str(path.relative_to(docs)) for path in docs.rglob("*.*")}
     pages = {f"{notebook_path(stage).stem}.md" for stage in STAGES}
     pictures = {name for name in names if "_files/" in name}
-    assert names == pages | pictures | {"demo.png", "chat.png"} and len(pictures) == len(STAGES)
+    assert names == pages | pictures | {"demo.png", "chat.png", "devices.md"} and len(pictures) == len(STAGES)
     for page in pages:
         text = (docs / page).read_text()
         assert all(shown in text for shown in ("done in 3 s → runs/demo/data", "See the results.", "(02_train_sft.md)"))

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
+from tests.test_setup import load
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK, TEST_MODELS = (
@@ -98,6 +99,12 @@ def test_every_dependency_stands_in_the_conda_environment_with_a_reason():
         assert versions[name] == requirement.removeprefix(Requirement(requirement).name)
     *names, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert len(names) + len(pip["pip"]) == len(lines), "a line has no reason"
+
+
+def test_what_a_gpu_machine_is_brought_is_locked_and_none_of_its_own():
+    needed = {canonicalize_name(name) for name in load("gpu_wheels").NEEDED}
+    own = {"torch", "transformers", "accelerate", "tokenizers", "numpy", "scipy", "pyarrow", "pandas", "matplotlib"}
+    assert needed <= PINS.keys() and not needed & own
 
 
 # Commands and tools

@@ -18,8 +18,9 @@ from nbutils.core.files import read_json, replaced
 ROOT = Path(__file__).resolve().parents[1]
 LINE = 400
 """Characters of a printed line that are kept on a page."""
-SCREENSHOT = "chat.png"
-"""The chat window in JupyterLab, taken by a browser test (`runs/.screenshots`); it stays when pages are made again."""
+BY_HAND = ("chat.png", "devices.md")
+"""What stays when pages are made again: the chat window, taken by a browser test (`runs/.screenshots`), and what was
+counted and seen on GPUs."""
 OPTIONS = {
     "ExtractOutputPreprocessor": {"output_filename_template": "{cell_index}_{index}{extension}"},
     "TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": ["injected-parameters"]},
@@ -36,8 +37,8 @@ def main(run: Path = ROOT / "runs" / "demo", docs: Path = ROOT / "docs") -> None
         for notebook in notebooks:
             convert(notebook, partial)
         draw(run, partial / "demo.png")
-        if (docs / SCREENSHOT).is_file():
-            shutil.copyfile(docs / SCREENSHOT, partial / SCREENSHOT)
+        for name in filter(lambda name: (docs / name).is_file(), BY_HAND):
+            shutil.copyfile(docs / name, partial / name)
     print(f"{docs.name}/: {len(notebooks)} pages")
 
 

@@ -104,13 +104,15 @@ def check_parity(facts: Facts, settings: PublishSettings, folder: Path) -> Json:
             if own == read["ids"]:
                 continue
             index = len(os.path.commonprefix([own, read["ids"]]))  # noqa: RUF071 — of ids, not of paths
-            if min(read["leads"][index : index + 1], default=TIE) < TIE:
+            leads = read["leads"][index : index + 1]
+            if min(leads, default=TIE) < TIE:
                 ties += 1
                 continue
+            by = "".join(f", whose score leads by {lead:.2g}" for lead in leads)
             here_said, there_said = (repr(session.tokenizer.decode(f[index : index + 1])) for f in (own, read["ids"]))
             raise UserError(
                 f"{what} part in held-out conversation {number} at token {index}: the session writes {here_said}, "
-                f"plain transformers with {shown(folder)} {there_said}. Nothing was published; check {check}."
+                f"plain transformers with {shown(folder)} {there_said}{by}. Nothing was published; check {check}."
             )
     return {
         "conversations": len(texts),

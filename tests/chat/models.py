@@ -74,7 +74,7 @@ def talk_as_generate(session: ChatSession, *texts: str, **options):
         messages = [*session.messages, *turns(text)]
         (reply,) = say(session, text)
         model = copy.deepcopy(engine.model)
-        ids = torch.tensor([engine.ids(messages, session.plan, prompt=True)])
+        ids = torch.tensor([engine.ids(messages, session.plan, prompt=True)], device=engine.model.device)
         if rotation := engine.rotations[session.plan.extended]:
             rotary = rotary_module(model)
             rotary.rope_type, rotary.inv_freq, rotary.attention_scaling = "default", rotation.inv_freq, rotation.scaling

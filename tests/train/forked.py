@@ -25,16 +25,18 @@ SECONDS = 240
 """How long a training may take."""
 
 
-def forked(settings: TrainSettings, processes: int, fails=False, **fault: str) -> CompletedProcess[str]:
+def forked(
+    settings: TrainSettings, processes: int, module=MODULE, *, fails=False, **environment: str
+) -> CompletedProcess[str]:
     """Runs the training program to its end, which is a good one unless it `fails`. Standard error has all output.
 
-    `fault` is what the program with faults finds in its environment, and it may end as it likes; without any it is the
-    real one.
+    With a FAULT in the environment it is the program with faults, and may end as it likes.
     """
-    module = WITH_FAULTS if fault else MODULE
+    fault = "FAULT" in environment
+    module = WITH_FAULTS if fault else module
     request = written(settings)
     common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())} | fault
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())} | environment
     with tempfile.NamedTemporaryFile("r") as log:  # not in the run folder: a test may fill its disk
         arguments = (module, str(request), common, log.name)
         ranks = start_processes(_rank, arguments, processes, join=False, daemon=True, start_method="forkserver")
