@@ -94,7 +94,7 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
             kept, long = where(result, "fate", KEPT), where(result, "fate", TOO_LONG)
             for side in ("train", "eval"):
                 sets[side].add(where(kept, "side", side))
-            counted_long.add(long.select(["messages"]), long["hash"].to_pylist())
+            counted_long.add(long.select(["messages", "context_turns"]), long["hash"].to_pylist())
             long = where(long, "side", "eval")
             kept_long.add(long, long["hash"].to_pylist())
     for row, whole in read_whole(kept_long.rows(), tokenizer):
@@ -149,9 +149,7 @@ def near_marked(results: Iterable[Passed], near: NearDuplicates, file: Path) -> 
             start += count
             found = pa.array([details.get((source.label, row)) for row in result["index"].to_pylist()], pa.string())
             fates = pc.if_else(pc.is_valid(found), NEAR_DUPLICATE, result["fate"])
-            result = result.set_column(SCHEMA.get_field_index("fate"), "fate", fates)
-            result = result.set_column(SCHEMA.get_field_index("detail"), "detail", pc.coalesce(found, result["detail"]))
-            yield source, rows, result
+            yield source, rows, decided(result, fates, pc.coalesce(found, result["detail"]))
     file.unlink()
 
 
@@ -179,6 +177,11 @@ def duplicates_marked(result: pa.Table, source: str, first: dict[bytes, tuple[st
             if there != here:
                 fates[row] = DUPLICATE
                 details[row] = f"same as {there[0]} row {there[1]}"
+    return decided(result, pa.array(fates, pa.string()), pa.array(details, pa.string()))
+
+
+def decided(rows: pa.Table, fates: pa.Array, details: pa.Array) -> pa.Table:
+    """The rows with other fates and details."""
     for name, values in (("fate", fates), ("detail", details)):
-        result = result.set_column(SCHEMA.get_field_index(name), name, pa.array(values, pa.string()))
-    return result
+        rows = rows.set_column(SCHEMA.get_field_index(name), name, values)
+    return rows

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nbutils.core.chatml import IM_END, IM_START, PAD
-from nbutils.core.encode_within import token_counts
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, write_json
 from nbutils.data.fates import (
@@ -28,7 +27,7 @@ from nbutils.data.fates import (
     TOO_LONG,
 )
 from nbutils.data.row_batches import Source
-from nbutils.data.sets import Sample, in_groups, where
+from nbutils.data.sets import Sample, read_whole, where
 from nbutils.data.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -85,8 +84,7 @@ def write_summary(
     if apart := pc.sum(pc.not_equal(where(ledger, "fate", KEPT)["detail"], "")).as_py():
         print(f"Of {apart:,} conversations texts were read apart: this tokenizer has pieces that span header and text.")
     taken = _counts(ledger["source"])
-    long = (row["messages"] for row in filtered.long.rows())
-    counted = [tokens for some in in_groups(long) for tokens in token_counts(tokenizer, some)]
+    counted = [whole.tokens for _, whole in read_whole(filtered.long.rows(), tokenizer)]
     summary = {
         "schema": SCHEMA,
         "rows": ledger.num_rows,
