@@ -77,7 +77,10 @@ def write_summary(
             )
     names = ["source", "index", "fate", "detail", "tokens", "lost_last_user_turn", "unread", "side", "opening"]
     ledger = pq.read_table(folder / "ledger.parquet", columns=names)
-    fates = by_fate(ledger)
+    grouped = ledger.group_by("fate").aggregate([("fate", "count"), ("tokens", "sum")])
+    counts = grouped.to_pandas().set_index("fate").reindex(FATES).fillna(0).astype(int)
+    # tokens of over-long rows are a lower bound, and 0 where none were read
+    fates = counts.set_axis(["rows", "tokens"], axis=1).to_dict("index")
     for side in ("train", "eval"):
         if not filtered.sets[side]["rows"]:
             raise UserError(f"No conversation is left for the {side} set: {_why_none_is_left(ledger, fates)}.")
@@ -153,13 +156,6 @@ def _why_none_is_left(ledger: pa.Table, fates: dict[str, dict[str, int]]) -> str
         f"{first['index']} of {first['source']}{first['detail'] and ': '}{first['detail']}. "
         f"{ADVICE.get(fate, 'Give other data')}"
     )
-
-
-def by_fate(ledger: pa.Table) -> dict[str, dict[str, int]]:
-    """Rows and tokens by fate; `tokens` of over-long rows is a lower bound, and 0 where no tokens were read."""
-    grouped = ledger.group_by("fate").aggregate([("fate", "count"), ("tokens", "sum")])
-    counts = grouped.to_pandas().set_index("fate").reindex(FATES).fillna(0).astype(int)
-    return counts.set_axis(["rows", "tokens"], axis=1).to_dict("index")
 
 
 def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> Json:
