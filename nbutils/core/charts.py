@@ -10,7 +10,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,13 +150,12 @@ def whole_table(frame: pd.DataFrame, **options: Any) -> HTML:
 
 
 class Line(NamedTuple):
-    """A line or points of a metric: a key of LOOKS, the place of its colour, whether its last value is the run's."""
+    """A line or points of a metric: a key of LOOKS, the place of its colour, and what is drawn."""
 
     label: str
     look: str
     colour: int
     series: Series
-    ended: bool
 
 
 LOOKS: dict[str, dict[str, Any]] = {
@@ -171,18 +170,18 @@ def lines_of(history: History, metric: Metric) -> list[Line]:
     """What a figure shows of a metric: raw points and the smoothed line of training, and the evaluations.
 
     Where training counts all tokens and evaluation the assistant's alone, the labels say so. A line that breaks off
-    before the end of the run has not ended: its last point is no final value.
+    before the end of the run has not ended, nor have raw points: their last one is no final value.
     """
     train, evals = history.series(metric.column), history.eval_series(metric.evaluation)
     alike = history.eval_series(metric.evaluation_alike)
     apart = bool(metric.evaluation) and history.counts_all_tokens
-    smooth = metric.smooth and len(train.finite) >= 5
+    smooth = metric.smooth and len(train) >= 5
     trained = f"training{' (all tokens)' * apart}{', smoothed' * smooth}"
     lines = [
-        *[Line("as logged", "raw", 0, train.finite, False)] * smooth,
-        Line(trained, "trained", 0, trend(train) if smooth else train.finite, train.ends_finite),
-        *[Line("evaluation (all tokens)", "alike", 2, alike.finite, alike.ends_finite)] * apart,
-        Line("evaluation" + " (assistant's tokens)" * apart, "evaluation", 1, evals.finite, evals.ends_finite),
+        *[Line("as logged", "raw", 0, replace(train, ended=False))] * smooth,
+        Line(trained, "trained", 0, trend(train) if smooth else train),
+        *[Line("evaluation (all tokens)", "alike", 2, alike)] * apart,
+        Line("evaluation" + " (assistant's tokens)" * apart, "evaluation", 1, evals),
     ]
     return [line for line in lines if len(line.series)]
 
@@ -191,7 +190,7 @@ def events_of(history: History, metric: Metric) -> dict[str, list[int]]:
     """On the loss, steps by what to call them: skipped in fp16, values that were no number, the final model's."""
     if metric is not LOSS:
         return {}
-    broken, skipped = history.series(LOSS.column).broken, history.series("skipped_steps").finite
+    broken, skipped = history.series(LOSS.column).broken, history.series("skipped_steps")
     events = {
         f"fp16 steps skipped ({int(skipped.last or 0)})": skipped.steps[np.diff(skipped.values, prepend=0.0) > 0],
         f"not a number ({counted(len(broken), 'row')})": broken,
@@ -239,7 +238,7 @@ def draw_metric(axes: Axes, history: History, metric: Metric, *, theme: str = "l
     caption(axes, theme, metric.title, "optimizer steps")
     if history.last_step:
         axes.set_xlim(0, history.last_step)
-    ends = [(line.series.values[-1], colours.curves[line.colour]) for line in lines if line.ended]
+    ends = [(line.series.values[-1], colours.curves[line.colour]) for line in lines if line.series.ended]
     write_values(axes, metric, ends)
     if lines:
         add_legend(axes, theme, loc="best")

@@ -93,12 +93,6 @@ def encode_within(
     return [_measured(controls, one, max_length) for one in readings]
 
 
-def token_counts(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[int]:
-    """How many tokens each conversation has, read to its end."""
-    controls = controls_for(tokenizer, {m["role"] for messages in conversations for m in messages})
-    return [len(ids) for ids, _ in _read(tokenizer, controls, conversations)]
-
-
 def _measured(controls: Controls, one: _Reading, max_length: int) -> Measured:
     if not one.complete:
         return Measured(None, one.tokens, None)

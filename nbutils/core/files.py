@@ -22,6 +22,10 @@ KAGGLE = "SMALLCHAT_KAGGLE_ROOT"
 """Environment variable: a folder that stands in for `/kaggle` (tests simulate Kaggle below it)."""
 
 
+PLACE = Path(__file__).resolve().parents[2]
+"""The folder of the package: a clone, or where a bundle was unpacked."""
+
+
 def kaggle_root() -> Path:
     """The folder that holds `input/` and `working/` on Kaggle; elsewhere it does not exist."""
     return Path(os.environ.get(KAGGLE) or "/kaggle")
@@ -32,8 +36,7 @@ def project_root() -> Path:
     working = kaggle_root() / "working"
     if working.is_dir():
         return working
-    clone = Path(__file__).resolve().parents[2]
-    return clone if (clone / "pyproject.toml").is_file() else Path.cwd()
+    return PLACE if (PLACE / "pyproject.toml").is_file() else Path.cwd()
 
 
 def resolve(path: str | Path) -> Path:
@@ -99,8 +102,13 @@ def local_hashes(paths: Iterable[str | Path]) -> dict[str, str]:
     What is not there has none.
     """
     found = [resolve(path) for path in paths if str(path)]
-    files = (file for path in found for file in (path, *path.rglob("*")))
-    return {shown(file): hash_of(file)[:16] for file in files if file.is_file()}
+    files = (file for path in found for file in ([path] if path.is_file() else files_below(path)))
+    return {shown(file): hash_of(file)[:16] for file in files}
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -17,35 +17,30 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity over optimizer steps: `steps` (N,) ascending and `values` (N,) of the same length."""
+    """One quantity over optimizer steps: `steps` (N,) ascending and finite `values` (N,) of the same length.
+
+    `broken` (M,) are steps whose value is no finite number. `ended` says whether the last point has one: its value is
+    what a run ended with, and not from before it broke.
+    """
 
     steps: np.ndarray
     values: np.ndarray
+    broken: np.ndarray
+    ended: bool
+
+    @classmethod
+    def of(cls, steps: np.ndarray, values: np.ndarray) -> Series:
+        """A series from all its points."""
+        finite = np.isfinite(values)
+        return cls(steps[finite], values[finite], steps[~finite], bool(finite[-1:].any()))
 
     def __len__(self) -> int:
         return len(self.steps)
 
     @property
-    def finite(self) -> Series:
-        """Only the points whose value is a finite number."""
-        keep = np.isfinite(self.values)
-        return Series(self.steps[keep], self.values[keep])
-
-    @property
-    def broken(self) -> np.ndarray:
-        """The steps whose value is no finite number."""
-        return self.steps[~np.isfinite(self.values)]
-
-    @property
     def last(self) -> float | None:
-        """The last finite value."""
-        finite = self.finite.values
-        return float(finite[-1]) if len(finite) else None
-
-    @property
-    def ends_finite(self) -> bool:
-        """Whether the last point has a finite value: what a run ended with, and no value from before it broke."""
-        return bool(np.isfinite(self.values[-1:]).any())
+        """The last value."""
+        return float(self.values[-1]) if len(self) else None
 
     def at(self, step: float) -> float:
         """The value at `step`, or the nearest one before it (the first where none is before)."""
@@ -104,6 +99,11 @@ class History:
         return None if self.chosen == self.last_step else self.chosen
 
     @property
+    def choices(self) -> int:
+        """How many evaluations there were after training began."""
+        return sum(row["step"] > 0 for row in self.evals)
+
+    @property
     def resumes(self) -> list[int]:
         """The steps at which a later session resumed."""
         return [int(row["step"]) for row in self.sessions[1:]]
@@ -115,7 +115,7 @@ class History:
 
     def holds(self, metric: Metric) -> bool:
         """Whether the run logged or evaluated a metric."""
-        return any(len(s.finite) for s in (self.series(metric.column), self.eval_series(metric.evaluation)))
+        return any(map(len, (self.series(metric.column), self.eval_series(metric.evaluation))))
 
     def series(self, name: str, *, x: str = "step") -> Series:
         """A quantity of the training rows; `x` is what it is drawn over (`step`, `total_tokens`, `elapsed`)."""
@@ -128,7 +128,7 @@ class History:
             return found
         over = self.series(x)
         # np.interp keeps the ends; an evaluation at step 0 comes before the first logged row.
-        return Series(np.interp(found.steps, np.r_[0, over.steps], np.r_[0.0, over.values]), found.values)
+        return replace(found, steps=np.interp(found.steps, np.r_[0, over.steps], np.r_[0.0, over.values]))
 
     @property
     def elapsed(self) -> float | None:
@@ -156,39 +156,38 @@ class History:
     def _column(self, name: str, x: str, kind: str) -> Series:
         rows = [row for row in getattr(self, kind) if name in row and x in row]
         steps, values = (np.array([row[column] for row in rows], dtype=float) for column in (x, name))
-        return Series(steps, values)  # null is NaN
+        return Series.of(steps, values)  # null is NaN
 
 
 def trend(series: Series) -> Series:
-    """The smoothed course of a series' finite values: its points where they are fewer than five.
+    """The smoothed course of a series: its points where they are fewer than five.
 
     An exponential moving average over 4 % of the points (at least 3, of a few a third), with its start corrected.
     Source: the bias correction of Adam (Kingma & Ba 2015), as TensorBoard's smoothing has it.
     """
-    finite = series.finite
-    if len(finite) < 5:
-        return finite
+    if len(series) < 5:
+        return series
     # Each point counts for the steps since the row before, and fades with its distance in steps: rows at 1, 2, 3, 25 …
     # would otherwise hold the line up at the first three. (pandas' `ewm(times=…)` counts every row alike.)
-    decay = 1 - 2 / (max(min(3.0, len(finite) / 3), len(finite) * 0.04) + 1)
-    distances = np.maximum(np.diff(finite.steps), 0.0)
+    decay = 1 - 2 / (max(min(3.0, len(series) / 3), len(series) * 0.04) + 1)
+    distances = np.maximum(np.diff(series.steps), 0.0)
     gaps = np.r_[distances[0], distances] / (float(np.median(distances)) or 1.0)
     smoothed = []
     total = weight = 0.0
-    for value, gap in zip(finite.values.tolist(), gaps.tolist(), strict=True):
+    for value, gap in zip(series.values.tolist(), gaps.tolist(), strict=True):
         kept = decay**gap
         total = kept * total + (1 - kept) * value
         weight = kept * weight + (1 - kept)
         smoothed.append(total / weight if weight else value)
-    return Series(finite.steps, np.array(smoothed))
+    return replace(series, values=np.array(smoothed))
 
 
 def thinned(series: Series, points: int = 2000) -> Series:
-    """At most about `points` of a finite series: of each stretch the lowest and highest, so that no spike is lost."""
+    """At most about `points` of a series: of each stretch the lowest and highest, so that no spike is lost."""
     if len(series) <= points:
         return series
     stretches = np.arange(len(series)) * (points // 2) // len(series)
     order = np.lexsort((series.values, stretches))
     begin = np.flatnonzero(np.diff(stretches, prepend=-1))
     kept = np.unique(np.r_[order[begin], order[begin - 1], len(series) - 1])  # and what a run ended with
-    return Series(series.steps[kept], series.values[kept])
+    return replace(series, steps=series.steps[kept], values=series.values[kept])

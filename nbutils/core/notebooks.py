@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json
+from nbutils.core.files import PLACE, Json
 from nbutils.core.stages import StageSpec
 
 SWEEP = "07_sweep.ipynb"
@@ -23,7 +23,7 @@ SWEEP = "07_sweep.ipynb"
 def notebooks_folder() -> Path:
     """Where the notebooks are: NBUTILS_NOTEBOOKS, or `notebooks/` beside the package."""
     given = os.environ.get("NBUTILS_NOTEBOOKS")
-    return Path(given) if given else Path(__file__).resolve().parents[2] / "notebooks"
+    return Path(given) if given else PLACE / "notebooks"
 
 
 def notebook_path(stage: StageSpec) -> Path:

@@ -105,10 +105,20 @@ def _with_local_data(config: Json, folders: Sequence[Path]) -> Json:
     if path not in LOCAL_FORMATS:
         copy = local_copy("dataset", path)
         return config | ({"dataset_path": str(copy)} if copy else {})
+
+    def absolute(file: str) -> str:
+        """A relative path in the first folder that has it, else in the last one, as `datasets` takes it: a pattern."""
+        if "://" in file:
+            return file
+        found = next((folder / file for folder in folders if (folder / file).exists()), None)
+        if not found and "*" not in file:
+            raise UserError(
+                f"The file {file} that the task '{config['task']}' reads is not beside its YAML in {shown(folders[0])}."
+            )
+        return glob.escape(str(found)) if found else f"{glob.escape(str(folders[-1]))}/{file}"
+
     if "data_files" in options:
-        options["data_files"] = map_nested(
-            lambda file: _absolute(file, folders, str(config["task"])), options["data_files"]
-        )
+        options["data_files"] = map_nested(absolute, options["data_files"])
     _temporary.append(tempfile.TemporaryDirectory(prefix="smallchat-tasks-"))
     return config | {"dataset_kwargs": options | {"cache_dir": _temporary[-1].name}}
 
@@ -155,16 +165,6 @@ def item_texts(task: Any) -> Iterator[tuple[int, list[str]]]:
 def item_label(task: str, number: int) -> str:
     """How the ledger of the data stage names an item: `hellaswag item 17`."""
     return f"{task} item {number}"
-
-
-def _absolute(file: str, folders: Sequence[Path], task: str) -> str:
-    """A relative path in the first of the folders that has it, else in the last, as `datasets` takes it: a pattern."""
-    if "://" in file:
-        return file
-    found = next((folder / file for folder in folders if (folder / file).exists()), None)
-    if not found and "*" not in file:
-        raise UserError(f"The file {file} that the task '{task}' reads is not beside its YAML in {shown(folders[0])}.")
-    return glob.escape(str(found)) if found else f"{glob.escape(str(folders[-1]))}/{file}"
 
 
 def dataset_of_tasks(name: str, own: Mapping[str, Path]) -> list[str]:

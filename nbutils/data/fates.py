@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 KEPT = "kept"
 MALFORMED = "malformed"
@@ -134,8 +134,8 @@ def conversation_hash(turns: Sequence[Turn]) -> str:
 
 
 def words_as_spelled(text: str) -> list[str]:
-    """What white space parts in normalisation form NFC; plain ASCII is in it already."""
-    return (text if text.isascii() else unicodedata.normalize("NFC", text)).split()
+    """What white space parts in normalisation form NFC."""
+    return normalised(text, "NFC").split()
 
 
 def opening_hash(turns: Sequence[Turn]) -> str:
@@ -143,9 +143,9 @@ def opening_hash(turns: Sequence[Turn]) -> str:
     return conversation_hash([("", normalised(text)) for _, text in turns[:2]])
 
 
-def normalised(text: str) -> str:
-    """Unicode normalisation form KC; plain ASCII is in it already."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+def normalised(text: str, form: Literal["NFC", "NFKC"] = "NFKC") -> str:
+    """A text in a Unicode normalisation form; plain ASCII is in both already."""
+    return text if text.isascii() else unicodedata.normalize(form, text)
 
 
 def side_of(opening: str, split_seed: int, eval_fraction: float) -> str:

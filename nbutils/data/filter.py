@@ -80,13 +80,13 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
     near = None if settings.near_duplicates == "off" else NearDuplicates()
     read = {source.label: 0 for source in sources}
     with (
-        closing(results(settings, sources, folder)) as passed,  # its workers end here, whatever fails
+        closing(results(settings, sources, folder, near)) as passed,  # its workers end here, whatever fails
         replaced(folder / "ledger.parquet") as partial,
         pq.ParquetWriter(partial, LEDGER_SCHEMA) as ledger,
     ):
-        marked = first_marked(passed, near)
+        marked: Iterable[Passed] = passed
         if near and settings.near_duplicates == "drop":
-            marked = near_marked(marked, near, folder / ".rows.partial.arrow")
+            marked = near_marked(passed, near, folder / ".rows.partial.arrow")
         for source, rows, result in marked:
             read[source.label] += rows
             ledger.write_table(result.select(LEDGER_SCHEMA.names).replace_schema_metadata(LEDGER_SCHEMA.metadata))
@@ -94,7 +94,7 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
             kept, long = where(result, "fate", KEPT), where(result, "fate", TOO_LONG)
             for side in ("train", "eval"):
                 sets[side].add(where(kept, "side", side))
-            counted_long.add(long.select(["messages"]), long["hash"].to_pylist())
+            counted_long.add(long.select(["messages", "context_turns"]), long["hash"].to_pylist())
             long = where(long, "side", "eval")
             kept_long.add(long, long["hash"].to_pylist())
     for row, whole in read_whole(kept_long.rows(), tokenizer):
@@ -106,32 +106,27 @@ def filter_sources(settings: DataSettings, sources: Sequence[Source], folder: Pa
     return Filtered(read, facts, counted_long)
 
 
-def results(settings: DataSettings, sources: Sequence[Source], folder: Path) -> Generator[Passed]:
-    """The row filter's results in row order, each with the number of rows read; a progress bar for each source."""
+def results(
+    settings: DataSettings, sources: Sequence[Source], folder: Path, near: NearDuplicates | None
+) -> Generator[Passed]:
+    """The row filter's results in row order, each with the number of rows read; a progress bar for each source.
+
+    Duplicates are marked, and the windows of the others handed over.
+    """
+    first: dict[bytes, tuple[str, int]] = {}
     for source in sources:
         filtered = RowFilter(source.spec, source.shape, settings, folder)
-        processes = processes_for(settings.data_processes, source.rows)
+        processes = settings.data_processes or os.cpu_count() or 1
+        if source.rows is not None and not settings.data_processes:
+            processes = max(1, min(processes, source.rows // ROWS_PER_PROCESS))
         # Text on the standard output: it shows in Jupyter, in an executed notebook and in the pipeline's log alike.
         with tqdm(total=source.rows, desc=source.label, unit=" rows", mininterval=0.5, file=sys.stdout) as bar:
             for rows, result in in_order(filtered, source, processes):
-                yield source, rows, result
+                result = duplicates_marked(result, source.label, first)
+                if near:
+                    near.add(result)
+                yield source, rows, result.drop_columns("windows")
                 bar.update(rows)
-
-
-def processes_for(asked: int, rows: int | None) -> int:
-    """Number of processes: as asked, or one for each core, fewer for few rows."""
-    cores = os.cpu_count() or 1
-    return asked or (cores if rows is None else max(1, min(cores, rows // ROWS_PER_PROCESS)))
-
-
-def first_marked(results: Iterable[Passed], near: NearDuplicates | None) -> Iterator[Passed]:
-    """The results with duplicates marked and their windows handed over."""
-    first: dict[bytes, tuple[str, int]] = {}
-    for source, rows, result in results:
-        result = duplicates_marked(result, source.label, first)
-        if near:
-            near.add(result)
-        yield source, rows, result.drop_columns("windows")
 
 
 def near_marked(results: Iterable[Passed], near: NearDuplicates, file: Path) -> Iterator[Passed]:
@@ -149,9 +144,7 @@ def near_marked(results: Iterable[Passed], near: NearDuplicates, file: Path) -> 
             start += count
             found = pa.array([details.get((source.label, row)) for row in result["index"].to_pylist()], pa.string())
             fates = pc.if_else(pc.is_valid(found), NEAR_DUPLICATE, result["fate"])
-            result = result.set_column(SCHEMA.get_field_index("fate"), "fate", fates)
-            result = result.set_column(SCHEMA.get_field_index("detail"), "detail", pc.coalesce(found, result["detail"]))
-            yield source, rows, result
+            yield source, rows, decided(result, fates, pc.coalesce(found, result["detail"]))
     file.unlink()
 
 
@@ -180,6 +173,11 @@ def duplicates_marked(result: pa.Table, source: str, first: dict[bytes, tuple[st
             if there != here:
                 fates[row] = DUPLICATE
                 details[row] = f"same as {there[0]} row {there[1]}"
+    return decided(result, pa.array(fates, pa.string()), pa.array(details, pa.string()))
+
+
+def decided(rows: pa.Table, fates: pa.Array, details: pa.Array) -> pa.Table:
+    """The rows with other fates and details."""
     for name, values in (("fate", fates), ("detail", details)):
-        result = result.set_column(SCHEMA.get_field_index(name), name, pa.array(values, pa.string()))
-    return result
+        rows = rows.set_column(SCHEMA.get_field_index(name), name, values)
+    return rows

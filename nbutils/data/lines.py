@@ -67,7 +67,10 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
 def _rows_of(path: Path) -> Rows:
     if separator := SEPARATORS.get(unpacked(path).suffix):
         return partial(_table_rows, path, separator)
-    found = open_document(path) if path.suffix == ".json" or _is_list(path) else None
+    with path.open("rb") as file:
+        # or lines by its name alone; what is compressed begins otherwise
+        listed = file.read(HEAD).removeprefix(BOM).lstrip().startswith(b"[")
+    found = open_document(path) if listed or path.suffix == ".json" else None
     return found or partial(_lines_of, path)
 
 
@@ -93,12 +96,6 @@ def _lines_of(path: Path) -> Iterator[bytes]:
             yield from (line for line in file if line.strip())
     except OSError as error:
         raise UserError(f"The dataset file {shown(path)} is damaged ({error}); fetch it again.") from error
-
-
-def _is_list(path: Path) -> bool:
-    """Whether a file of lines, by its name, holds one JSON list instead; what is compressed begins otherwise."""
-    with path.open("rb") as file:
-        return file.read(HEAD).removeprefix(BOM).lstrip()[:1] == b"["
 
 
 def _grouped(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
@@ -153,13 +150,15 @@ def open_document(path: Path) -> Rows | None:
             raise UserError(
                 f"{shown(path)} holds no list of rows; give a JSON file with a list of objects, or JSON lines."
             )
-        values = {
-            key.strip(b'"').decode(errors="replace"): where for key, *where in _values(path, text, start, len(text))
-        }
-        lists = [(first, where) for where in values.values() if (first := _first_object(path, text, *where))]
+        values = {}  # key → where its value is, and the object that a list begins with
+        for key, begin, end in _values(path, text, start, len(text)):
+            first = next(_values(path, text, begin, end), None) if text[begin] == _LIST else None
+            head = text[first[1] : first[2]] if first and text[first[1]] == _OBJECT else b""
+            values[key.strip(b'"').decode(errors="replace")] = begin, end, head
+        lists = [value for value in values.values() if value[2]]
         # Objects that are no rows, under a key that is a shape's, are the messages of one conversation.
-        if len(lists) == 1 and (shape_for(_columns(lists[0][0])) or not shape_for(values)):
-            return partial(_rows, path, *lists[0][1])
+        if len(lists) == 1 and (shape_for(_columns(lists[0][2])) or not shape_for(values)):
+            return partial(_rows, path, *lists[0][:2])
     whole = path.read_bytes()
     try:
         rows = _rows_of_columns(json.loads(whole))
@@ -194,12 +193,6 @@ def _values(path: Path, text: mmap, start: int, stop: int) -> Iterator[tuple[byt
                 raise _broken(path, more.start(), "more follows behind the end")
             return
     raise _broken(path, begin, "what starts here has no end")
-
-
-def _first_object(path: Path, text: mmap, start: int, stop: int) -> bytes | None:
-    """What a list begins with, if that is an object; None for anything else."""
-    first = next(_values(path, text, start, stop), None) if text[start] == _LIST else None
-    return text[first[1] : first[2]] if first and text[first[1]] == _OBJECT else None
 
 
 def _rows_of_columns(found: Json) -> list[bytes] | None:

@@ -26,7 +26,6 @@ from nbutils.data.fates import (
     OUTSIDE_VOCABULARY,
     TOO_LONG,
     Judged,
-    Turn,
     conversation_hash,
     judge,
     opening_hash,
@@ -92,7 +91,12 @@ class RowFilter:
         """Rows with their fates, duplicates not yet looked for; `start` numbers the first row in its source."""
         judged = self.judged(table, start)
         measured = self._measured(judged, [n for n, j in judged.items() if j.fate == KEPT])
-        matches = self._matches(judged, [n for n, m in measured.items() if m.encoding])
+        matches: dict[int, Match] = {}
+        if self.settings.contamination_tasks:
+            index = loaded_index(str(self.folder / "contamination"))
+            fitting = [n for n, m in measured.items() if m.encoding]
+            found = index.matches([[text for _, text in judged[number].turns] for number in fitting])
+            matches = {fitting[place]: match for place, match in found.items()}
         rows = [self._row(n, j, measured.get(n), matches.get(n)) for n, j in judged.items()]
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         if self.settings.near_duplicates == "off":
@@ -141,16 +145,16 @@ class RowFilter:
         if self.spec.fraction < 1:
             draw, seed = self.spec.draw, self.settings.split_seed
             rows = {n: row for n, row in rows.items() if uniform(f"{draw}:{n}", seed) < self.spec.fraction}
-        return {number: self._judged(number, row, unread) for number, (row, unread) in rows.items()}
-
-    def _judged(self, number: int, row: list[Turn] | Malformed, unread: list[str]) -> Judged:
-        if not isinstance(row, Malformed):
-            found = judge(row)
-        elif row.fate == STOP:
-            raise UserError(f"Row {number} of {self.spec.label} cannot be used: {row}.")
-        else:
-            found = Judged([], row.fate, str(row))
-        return replace(found, unread=unread) if unread else found
+        judged = {}
+        for number, (row, unread) in rows.items():
+            if not isinstance(row, Malformed):
+                found = judge(row)
+            elif row.fate == STOP:
+                raise UserError(f"Row {number} of {self.spec.label} cannot be used: {row}.")
+            else:
+                found = Judged([], row.fate, str(row))
+            judged[number] = replace(found, unread=unread) if unread else found
+        return judged
 
     def side(self, opening: str) -> str:
         """The side of the conversations that begin so, by the hash of their first exchange."""
@@ -168,14 +172,6 @@ class RowFilter:
             fate = OUTSIDE_VOCABULARY if isinstance(error, OutsideVocabularyError) else MALFORMED
             judged[rows[0]] = replace(judged[rows[0]], fate=fate, detail=str(error))
             return {}
-
-    def _matches(self, judged: dict[int, Judged], rows: list[int]) -> dict[int, Match]:
-        """What the rows of these numbers share with evaluation items."""
-        if not self.settings.contamination_tasks:
-            return {}
-        index = loaded_index(str(self.folder / "contamination"))
-        matches = index.matches([[text for _, text in judged[number].turns] for number in rows])
-        return {rows[number]: match for number, match in matches.items()}
 
 
 @lru_cache(maxsize=2)

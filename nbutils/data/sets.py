@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from bisect import insort
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -88,34 +87,24 @@ class Sample:
 
     def add(self, rows: pa.Table, keys: Iterable[str]) -> None:
         """Takes those of the rows whose keys belong to the sample as far as is known by now."""
-        taken: dict[str, int] = {}
         for index, key in enumerate(keys):
             number = uniform(f"sample {key}", self.seed)  # not the number that decides the key's side
             if key in self.found or (len(self.smallest) == self.size and number >= self.smallest[-1][0]):
                 continue
             insort(self.smallest, (number, key))
-            self.found[key] = taken[key] = index
+            self.found[key] = rows.slice(index, 1).to_pylist()[0]  # the slice would keep all of `rows` in memory
             if len(self.smallest) > self.size:
                 del self.found[self.smallest.pop()[1]]
-        table = rows.take(pa.array(taken.values(), pa.int64()))  # a slice of `rows` would keep all of them in memory
-        for index, key in enumerate(taken):
-            if key in self.found:  # not displaced by a later one
-                self.found[key] = table.slice(index, 1)
 
-    def rows(self) -> Iterator[Json]:
+    def rows(self) -> list[Json]:
         """The sample in row order."""
-        return (row for table in self.found.values() for row in table.to_pylist())
+        return list(self.found.values())
 
 
-def in_groups(rows: Iterator[Any]) -> Iterator[list[Any]]:
-    """Over-long conversations as they are encoded together."""
-    while group := list(islice(rows, AT_ONCE)):
-        yield group
-
-
-def read_whole(rows: Iterator[Json], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Any, Measured]]:
+def read_whole(rows: Sequence[Json], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Json, Measured]]:
     """The rows, each with its conversation encoded to its end."""
-    for group in in_groups(rows):
+    for start in range(0, len(rows), AT_ONCE):
+        group = rows[start : start + AT_ONCE]
         conversations = [
             [message | {"learn": n not in row["context_turns"]} for n, message in enumerate(row["messages"])]
             for row in group

@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PurePath
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import files_below
 from nbutils.data.settings import DatasetSpec
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -36,7 +37,7 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
         return [path] if path.name.endswith((*LINE_SUFFIXES, ".json")) else []
     if spec.name or _configured(path):
         return []
-    below = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file() and file.stem not in ABOUT]
+    below = [file.relative_to(path) for file in files_below(path) if file.stem not in ABOUT]
     below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
     below = [file for file in below if file.name.endswith(FILE_SUFFIXES)]
     mine = [file for file in below if names_split(file, spec.whole_split)]

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nbutils.core.chatml import IM_END, IM_START, PAD
-from nbutils.core.encode_within import token_counts
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, write_json
 from nbutils.data.fates import (
@@ -28,7 +27,7 @@ from nbutils.data.fates import (
     TOO_LONG,
 )
 from nbutils.data.row_batches import Source
-from nbutils.data.sets import Sample, in_groups, where
+from nbutils.data.sets import Sample, read_whole, where
 from nbutils.data.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -78,15 +77,17 @@ def write_summary(
             )
     names = ["source", "index", "fate", "detail", "tokens", "lost_last_user_turn", "unread", "side", "opening"]
     ledger = pq.read_table(folder / "ledger.parquet", columns=names)
-    fates = by_fate(ledger)
+    grouped = ledger.group_by("fate").aggregate([("fate", "count"), ("tokens", "sum")])
+    counts = grouped.to_pandas().set_index("fate").reindex(FATES).fillna(0).astype(int)
+    # tokens of over-long rows are a lower bound, and 0 where none were read
+    fates = counts.set_axis(["rows", "tokens"], axis=1).to_dict("index")
     for side in ("train", "eval"):
         if not filtered.sets[side]["rows"]:
             raise UserError(f"No conversation is left for the {side} set: {_why_none_is_left(ledger, fates)}.")
     if apart := pc.sum(pc.not_equal(where(ledger, "fate", KEPT)["detail"], "")).as_py():
         print(f"Of {apart:,} conversations texts were read apart: this tokenizer has pieces that span header and text.")
     taken = _counts(ledger["source"])
-    long = (row["messages"] for row in filtered.long.rows())
-    counted = [tokens for some in in_groups(long) for tokens in token_counts(tokenizer, some)]
+    counted = [whole.tokens for _, whole in read_whole(filtered.long.rows(), tokenizer)]
     summary = {
         "schema": SCHEMA,
         "rows": ledger.num_rows,
@@ -155,13 +156,6 @@ def _why_none_is_left(ledger: pa.Table, fates: dict[str, dict[str, int]]) -> str
         f"{first['index']} of {first['source']}{first['detail'] and ': '}{first['detail']}. "
         f"{ADVICE.get(fate, 'Give other data')}"
     )
-
-
-def by_fate(ledger: pa.Table) -> dict[str, dict[str, int]]:
-    """Rows and tokens by fate; `tokens` of over-long rows is a lower bound, and 0 where no tokens were read."""
-    grouped = ledger.group_by("fate").aggregate([("fate", "count"), ("tokens", "sum")])
-    counts = grouped.to_pandas().set_index("fate").reindex(FATES).fillna(0).astype(int)
-    return counts.set_axis(["rows", "tokens"], axis=1).to_dict("index")
 
 
 def lengths(ledger: pa.Table, max_length: int, counted: np.ndarray) -> Json:

@@ -53,7 +53,7 @@ def user_turns(
 def measure(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[Sequence[dict[str, str]]],
+    prompts: Sequence[Sequence[Json]],
     max_new_tokens: int,
     seed: int,
 ) -> Json:
@@ -73,7 +73,7 @@ def measure(
     return found
 
 
-def figures_of(replies: Sequence[Reply], prompts: Sequence[Sequence[dict[str, str]]], special_ids: set[int]) -> Json:
+def figures_of(replies: Sequence[Reply], prompts: Sequence[Sequence[Json]], special_ids: set[int]) -> Json:
     """Shares over replies, and lengths in tokens.
 
     `ended`: ends with `<|im_end|>`; `repeats`: holds a 4-gram of tokens twice; `distinct_1`, `distinct_2`: different

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_figure, save, whole_table
+from nbutils.core.files import Json
 from nbutils.core.origin.index import MIN_WORDS
 from nbutils.core.text import memorised_table, number, score_of
 from nbutils.evaluate.memorised import PEOPLE
@@ -43,13 +44,13 @@ def item(task: Any) -> str:
     return "\n\n".join(text.strip()[:SHOWN] for text in texts)
 
 
-def scores_picture(found: Mapping[str, Any], folder: Path) -> None:
+def scores_picture(found: Json, folder: Path) -> None:
     """Draws and keeps the scores with their intervals; a metric without an interval is in the table alone."""
     if any("low" in score for score in found["scores"]):
         show(save(lambda theme: scores_figure(found["scores"], theme), folder, "scores"))
 
 
-def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
+def behaviour_table(behaviour: Json) -> Any:
     """The figures of behaviour, models and decodings side by side; before it what they are of, and who is left out."""
     notes = [f"{shown_name(name)}: {why['left_out']}" for name, why in behaviour["left_out"].items()]
     notes.append(
@@ -66,14 +67,14 @@ def behaviour_table(behaviour: Mapping[str, Any]) -> Any:
     )
 
 
-def _figure(figures: Mapping[str, Any], name: str) -> str:
+def _figure(figures: Json, name: str) -> str:
     if name in ("replies", "median_tokens"):
         return number(figures[name])
     between = "[{:.0%}, {:.0%}]".format(*figures["intervals"][name]) if name in figures["intervals"] else ""
     return f"{figures[name]:.0%} {between}".strip()
 
 
-def memorised_share(found: Mapping[str, Any], folder: Path) -> Any:
+def memorised_share(found: Json, folder: Path) -> Any:
     """Draws and keeps how much each model repeats, and gives the table; or why there is none."""
     if not found.get("rows"):
         return Markdown(found.get("left_out", "There are no replies to look for."))
@@ -81,13 +82,13 @@ def memorised_share(found: Mapping[str, Any], folder: Path) -> Any:
     return Markdown(memorised_table(found, NAMES))
 
 
-def sample_texts(rows: Sequence[Mapping[str, Any]]) -> Any:
+def sample_texts(rows: Sequence[Json]) -> Any:
     """The sampled replies of the run's model, as a table in which nothing is markup."""
     own = pd.DataFrame([row for row in rows if row["model"] == "run"])
     return whole_table(own[["mode", "prompt", "reply", "ended"]], index=False)
 
 
-def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
+def curve_text(curve: Json | None, folder: Path) -> Any:
     """The context curve with its sentence of advice, or why there is none."""
     if curve is None:
         return Markdown(
@@ -98,7 +99,7 @@ def curve_text(curve: Mapping[str, Any] | None, folder: Path) -> Any:
     return Markdown(f"{curve['advice']} ({curve['conversations']} conversations.)")
 
 
-def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> Figure:
+def scores_figure(scores: Sequence[Json], theme: str = "light") -> Figure:
     """A panel for each metric: a point and its 95 % interval for each model; where lower is better on a log axis."""
     frame = pd.DataFrame(score for score in scores if "low" in score and "part" not in score)
     panels, colours = frame.groupby(["task", "metric"], sort=False), THEMES[theme]
@@ -117,7 +118,7 @@ def scores_figure(scores: Sequence[Mapping[str, Any]], theme: str = "light") -> 
     return figure
 
 
-def memorised_figure(rows: Sequence[Mapping[str, Any]], theme: str = "light") -> Figure:
+def memorised_figure(rows: Sequence[Json], theme: str = "light") -> Figure:
     """The share that each model repeats, with its 95 % interval, on the band of what people repeat."""
     figure, (ax,) = new_figure(1, 1, theme=theme, height=1.2 + 0.3 * len(rows))
     figure.subplots_adjust(left=0.25)
@@ -136,7 +137,7 @@ def memorised_figure(rows: Sequence[Mapping[str, Any]], theme: str = "light") ->
     return figure
 
 
-def context_figure(curve: Mapping[str, Any], theme: str = "light") -> Figure:
+def context_figure(curve: Json, theme: str = "light") -> Figure:
     """Loss by position under each extension, with the trained length."""
     figure, (ax,) = new_figure(1, 1, theme=theme, height=3.2)
     for index, (name, values) in enumerate(curve["curves"].items()):

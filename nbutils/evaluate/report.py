@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,7 +98,7 @@ def _compared(tables: Sequence[tuple[Scored, pd.DataFrame]], s: EvaluateSettings
     return scores, paired
 
 
-def comparison_markdown(found: Mapping[str, Any]) -> str:
+def comparison_markdown(found: Json) -> str:
     """The page `comparison.md`: scores, differences, and the settings under which they hold."""
     return "\n\n".join([
         "# Comparison", scores_table(found),
@@ -110,7 +109,7 @@ def comparison_markdown(found: Mapping[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def scores_table(found: Mapping[str, Any]) -> str:
+def scores_table(found: Json) -> str:
     """A row for each task, metric and part; a column for each model, a value with its interval in each cell."""
     parameters = ["parameters", "", "", *(f"{model['parameters']:,}" for model in found["models"])]
     head = ["task", "metric", "items", *(shown_name(model["name"]) for model in found["models"])]
@@ -118,7 +117,7 @@ def scores_table(found: Mapping[str, Any]) -> str:
     return "\n".join([table, *(f"\nLeft out: {name} ({why})" for name, why in found["left_out"].items())])
 
 
-def difference_table(found: Mapping[str, Any]) -> str:
+def difference_table(found: Json) -> str:
     """A row for each difference of the run's model from another one, and what the words are about."""
     if not found["paired"]:
         return "There is nothing to compare with."
@@ -131,7 +130,7 @@ def difference_table(found: Mapping[str, Any]) -> str:
     return f"{markdown_table(head, rows)}\n\n{SCOPE}"
 
 
-def settings_list(found: Mapping[str, Any]) -> str:
+def settings_list(found: Json) -> str:
     """Everything that decides the numbers: what holds for all, then the tasks and the models."""
     asking = found["settings"]
     lines = [

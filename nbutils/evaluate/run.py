@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -233,7 +233,7 @@ def _add(folder: Path, name: str, value: Any) -> None:
     write_json(path, read_json(path) | {name: value})
 
 
-def in_short(found: Mapping[str, Any]) -> str:
+def in_short(found: Json) -> str:
     """The first difference in a line, for the pipeline's table."""
     if not found["paired"]:
         return f"{len(found['scores'])} scores"

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -79,7 +80,7 @@ class RowScorer:
         planned = list(batches(rows, self.tokens_per_batch))
         answers: dict[int, Answer] = {}
         with self._gathering(), progress(len(requests), say) as count:
-            for scored in _each(lambda batch: self._score_batch(batch, requests), planned, self.device.type):
+            for scored in self._in_threads(planned, requests):
                 answers |= scored
                 count(len(scored))
         return [answers[index] for index in range(len(requests))]
@@ -121,7 +122,25 @@ class RowScorer:
         scored = slice(len(request.context), len(request.context) + len(request.continuation))
         return -float(cross_entropy(logits.roll(1, 0)[scored], ids[0, scored], reduction="sum"))
 
-    def _score_batch(self, batch: list[Row], requests: Sequence[Request]) -> dict[int, Answer]:
+    def _in_threads(self, planned: list[list[Row]], requests: Sequence[Request]) -> Iterator[dict[int, Answer]]:
+        """The answers of each batch. On a CPU the batches share torch's threads out, one thread to a batch.
+
+        Threads that split every single operation wait for one another at its end: on small models that takes longer
+        than the operation, and where other programs use the cores too, many times as long.
+        """
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        score = partial(self._score_batch, requests)
+        if threads == 1 or len(planned) < 2 * threads:
+            yield from map(score, planned)
+            return
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield from pool.map(score, planned)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+    def _score_batch(self, requests: Sequence[Request], batch: list[Row]) -> dict[int, Answer]:
         inputs = self._tensors(batch)
         length = inputs["input_ids"].shape[1]
         indices = [index for row in batch for index, _ in row.scored]
@@ -170,26 +189,6 @@ class RowScorer:
         mask = torch.zeros_like(between, dtype=dtype)  # added to the scores
         mask = mask.masked_fill(between | (slots > slots[:, None]), torch.finfo(dtype).min)
         return {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None]}
-
-
-def _each(
-    function: Callable[[list[Row]], dict[int, Answer]], planned: list[list[Row]], device: str
-) -> Iterator[dict[int, Answer]]:
-    """What the function makes of each batch. On a CPU the batches share torch's threads out, one thread to a batch.
-
-    Threads that split every single operation wait for one another at its end: on small models that takes longer than
-    the operation, and where other programs use the cores too, many times as long.
-    """
-    threads = torch.get_num_threads() if device == "cpu" else 1
-    if threads == 1 or len(planned) < 2 * threads:
-        yield from map(function, planned)
-        return
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield from pool.map(function, planned)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _logprobs(logits: torch.Tensor, which: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -21,13 +21,13 @@ import nbformat
 
 from nbutils.core import notebooks
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, kaggle_root, resolve, sha256_of_bytes, write_json, write_text
+from nbutils.core.files import PLACE, Json, files_below, kaggle_root, resolve, sha256_of_bytes, write_json, write_text
 from nbutils.core.notebooks import Parameter, notebook_path, notebooks_folder, parameters
 from nbutils.core.run.key import PACKAGE
 from nbutils.core.run.record import git_commit
 from nbutils.core.stages import maker, spec, stages
 from nbutils.data.splits import FILE_SUFFIXES
-from nbutils.kaggle.packages import FOLDER, PROJECT, SWEEP, WHOLE
+from nbutils.kaggle.packages import PROJECT, SWEEP, WHOLE
 from nbutils.kaggle.start import Bundle
 from nbutils.pipeline.fetch import wanted_by
 from nbutils.pipeline.parameters import Plan, Planned
@@ -88,11 +88,19 @@ def write_bundles(plan: Plan, bundle: Bundle, out: Path) -> list[Path]:
     for planned in plan.stages:
         # The first of the notebooks tells what all of them will lack.
         needed = plan.stages if planned is plan.stages[0] else [planned]
-        own = _filled(bundle, planned.stage.name, [planned], needed)
+        own = _filled(bundle, planned.name, [planned], needed)
         book = _book(notebook_path(planned.stage), _parameters(planned, given=False))
         folders.append(_write(out, own, book, archive))
     whole = _filled(bundle, WHOLE, plan.stages, plan.stages)
-    return [*folders, _write(out, whole, _whole_book(plan, whole), archive)]
+    introduction = INTRODUCTION.format(title=whole.slug.replace("-", " "), profile=bundle.profile)
+    lines = {name: line for planned in plan.stages for name, line in _parameters(planned, given=True).items()}
+    cells = [
+        nbformat.v4.new_markdown_cell(introduction, id="smallchat-title"),
+        _code("parameters", "\n".join(lines.values()), tags=["parameters"]),
+        _code("resume", RESUME),
+        _code("run", RUN_ALL),
+    ]
+    return [*folders, _write(out, whole, nbformat.v4.new_notebook(cells=cells), archive)]
 
 
 def write_sweep(settings: SweepSettings, bundle: Bundle, out: Path) -> Path:
@@ -143,18 +151,6 @@ def _book(path: Path, lines: Mapping[str, str]) -> Any:
     return book
 
 
-def _whole_book(plan: Plan, bundle: Bundle) -> Any:
-    title = bundle.slug.replace("-", " ")
-    lines = {name: line for planned in plan.stages for name, line in _parameters(planned, given=True).items()}
-    cells = [
-        nbformat.v4.new_markdown_cell(INTRODUCTION.format(title=title, profile=bundle.profile), id="smallchat-title"),
-        _code("parameters", "\n".join(lines.values()), tags=["parameters"]),
-        _code("resume", RESUME),
-        _code("run", RUN_ALL),
-    ]
-    return nbformat.v4.new_notebook(cells=cells)
-
-
 def _code(name: str, source: str, **metadata: Any) -> Any:
     return nbformat.v4.new_code_cell(source, id=f"smallchat-{name}", metadata=metadata)
 
@@ -194,12 +190,12 @@ def make_archive() -> bytes:
     """The package, the notebooks and the project's file, packed; the same bytes for the same files."""
     files = {
         f"nbutils/{path.relative_to(PACKAGE)}": path.read_bytes()
-        for path in PACKAGE.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        for path in files_below(PACKAGE)
+        if "__pycache__" not in path.parts
     }
     for stage in stages():
         files[f"notebooks/{stage.file}"] = notebook_path(stage).read_bytes()
-    files["project.toml"] = next(FOLDER.glob(PROJECT)).read_bytes()
+    files["project.toml"] = next(PLACE.glob(PROJECT)).read_bytes()
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as packed:
         # The commit last: where it was unpacked, all else was.

@@ -7,13 +7,12 @@ says nothing, and a run folder is known by its `run.json`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, kaggle_root
+from nbutils.core.files import Json, files_below, kaggle_root
 from nbutils.core.run.checkpoints import PARTIAL, Checkpoint, half_written, in_folder, newest_whole
 from nbutils.core.run.decide import Action, Policy, StageState, carry_out, decide
 from nbutils.core.run.key import CODE, MODULES, PARAMETERS, UPSTREAM
@@ -68,7 +67,7 @@ def run_folders(root: Path, name: str) -> list[Path]:
     return [path.parent for path in sorted(root.rglob(RUN_RECORD)) if Run(path.parent).name == name]
 
 
-def best(runs: Sequence[Path], stage: str, asked: Mapping[str, Any]) -> Earlier | None:
+def best(runs: Sequence[Path], stage: str, asked: Json) -> Earlier | None:
     """The copy of a stage to continue: one that fits, finished, with the highest valid step, the youngest.
 
     `asked` are the parts of a cache key that it is to have. Of copies that do not fit, those of the same parameters
@@ -85,8 +84,16 @@ def bring(earlier: Earlier, run: Run, own: bool) -> None:
     Times of change stay. The record is the one that was found to hold: a finished stage that lacks a file is not
     finished in the copy. UserError where there is no room for it.
     """
+    chosen = in_folder(earlier.folder / CHECKPOINTS) if own else []
+    brought = {each.name for each in chosen if each == earlier.checkpoint or each.fact("pinned")}
+    files = []
+    for path in files_below(earlier.folder):
+        inside = path.relative_to(earlier.folder).parts
+        left_out = inside[0] == CHECKPOINTS and not brought.intersection(inside[1:2])
+        if not left_out and not any(part.endswith(PARTIAL) for part in inside):
+            files.append(path)
     name, source = earlier.folder.name, earlier.folder.parent
-    size = bring_files([*_files(earlier, own)], source, run.path)
+    size = bring_files(files, source, run.path)
     write_record(run.folder(name) / RECORD, earlier.record)
     for beside in (RUN_RECORD, LOG) if own else (RUN_RECORD,):
         if (source / beside).is_file() and not (run.path / beside).is_file():
@@ -114,17 +121,7 @@ def bring_files(files: Sequence[Path], source: Path, target: Path) -> int:
     return needed
 
 
-def _files(earlier: Earlier, with_checkpoint: bool) -> Iterator[Path]:
-    there = in_folder(earlier.folder / CHECKPOINTS) if with_checkpoint else []
-    brought = {each.name for each in there if each == earlier.checkpoint or each.fact("pinned")}
-    for path in earlier.folder.rglob("*"):
-        inside = path.relative_to(earlier.folder).parts
-        left_out = inside[0] == CHECKPOINTS and not brought.intersection(inside[1:2])
-        if path.is_file() and not left_out and not any(part.endswith(PARTIAL) for part in inside):
-            yield path
-
-
-def _read(run: Path, stage: str, asked: Mapping[str, Any]) -> Earlier | None:
+def _read(run: Path, stage: str, asked: Json) -> Earlier | None:
     """A stage of a run folder as far as it is whole; says what is damaged in it."""
     folder = run / stage
     try:
@@ -187,7 +184,7 @@ def continues(earlier: Earlier, state: StageState, stale: str, in_pipeline: bool
 
 def used(folder: Path) -> int:
     """Bytes of all files below a folder; one that has two names counts once."""
-    found = (path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    found = (path.stat() for path in files_below(folder) if not path.is_symlink())
     return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 
 

@@ -78,35 +78,30 @@ def _path(text: str) -> Path:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs one action; the exit status."""
-    {"bundle": _bundle, "push": _push, "wheels": _wheels}[arguments.action](arguments)
+    match arguments.action:
+        case "wheels":
+            wheels = collect_wheels(arguments.out, arguments.python, required())
+            print(
+                f"{len(wheels)} wheels are in {shown(arguments.out)}. Upload the folder as a Kaggle dataset, and\n"
+                "bundle with --offline --attach OWNER/DATASET; what `fetch` collects for the profile is attached the\n"
+                "same way."
+            )
+        case "push":
+            folders = bundle_folders(arguments.folder)
+            Pusher(signed_in(), arguments.follow).push_all(folders)
+        case "bundle" if arguments.swept:
+            run_dir = arguments.run_dir or f"runs/{profile_path(arguments.profile).stem}-sweep"
+            settings, bundle = settings_by(arguments, run_dir=run_dir, minutes=0, take=""), bundle_of(arguments)
+            if bundle.stale or bundle.checkpoint_mirror:
+                raise UserError("The bundle of a sweep has no --accept, --force or checkpoint_mirror: take them out.")
+            folder = shown(write_sweep(settings, bundle, arguments.out))
+            print(f"{folder}\nRun it: python -m nbutils kaggle push {folder} --follow")
+        case "bundle":
+            folders = write_bundles(planned_by(arguments), bundle_of(arguments), arguments.out)
+            print(*map(shown, folders), sep="\n")
+            print(f"One notebook after the other: python -m nbutils kaggle push {shown(arguments.out)} --follow")
+            print(f"The whole pipeline at once: python -m nbutils kaggle push {shown(folders[-1])} --follow")
     return 0
-
-
-def _wheels(arguments: argparse.Namespace) -> None:
-    wheels = collect_wheels(arguments.out, arguments.python, required())
-    print(f"{len(wheels)} wheels are in {shown(arguments.out)}. Upload the folder as a Kaggle dataset, and bundle")
-    print("with --offline --attach OWNER/DATASET; what `fetch` collects for the profile is attached the same way.")
-
-
-def _push(arguments: argparse.Namespace) -> None:
-    folders = bundle_folders(arguments.folder)
-    Pusher(signed_in(), arguments.follow).push_all(folders)
-
-
-def _bundle(arguments: argparse.Namespace) -> None:
-    if arguments.swept:
-        folder = arguments.run_dir or f"runs/{profile_path(arguments.profile).stem}-sweep"
-        settings, bundle = settings_by(arguments, run_dir=folder, minutes=0, take=""), bundle_of(arguments)
-        if bundle.stale or bundle.checkpoint_mirror:
-            raise UserError("The bundle of a sweep has no --accept, --force or checkpoint_mirror: take them out.")
-        folder = write_sweep(settings, bundle, arguments.out)
-        print(f"{shown(folder)}\nRun it: python -m nbutils kaggle push {shown(folder)} --follow")
-        return
-    folders = write_bundles(planned_by(arguments), bundle_of(arguments), arguments.out)
-    for folder in folders:
-        print(shown(folder))
-    print(f"One notebook after the other: python -m nbutils kaggle push {shown(arguments.out)} --follow")
-    print(f"The whole pipeline at once: python -m nbutils kaggle push {shown(folders[-1])} --follow")
 
 
 def bundle_of(arguments: argparse.Namespace) -> Bundle:

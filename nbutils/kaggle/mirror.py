@@ -18,7 +18,7 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import link_tree
-from nbutils.core.run.checkpoints import Checkpoint, newest_whole, step_in
+from nbutils.core.run.checkpoints import MANIFEST, Checkpoint, newest_whole
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.record import RECORD, RUN_RECORD
 from nbutils.core.text import first_line
@@ -82,8 +82,8 @@ class Mirror:
         except RepositoryNotFoundError:  # nothing was ever sent; or it is one that this token may not see, which tells
             api.create_repo(self.repo, private=True, exist_ok=True)
             return None
-        steps = (step_in(file) for file in files if file.startswith(f"{name}/"))
-        if max(filter(None, steps), default=0) <= beyond:
+        there = (file.parent for file in map(Path, files) if file.match(f"{name}/*/{CHECKPOINTS}/*/{MANIFEST}"))
+        if max((Checkpoint(folder).step for folder in there), default=0) <= beyond:
             return None
         folder = tempfile.mkdtemp(prefix="smallchat-mirror-")
         snapshot_download(self.repo, allow_patterns=f"{name}/**", local_dir=folder)

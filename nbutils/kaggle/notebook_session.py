@@ -184,22 +184,19 @@ class Session:
                 bring(found, self.run, own=True)
                 if not continues(found, inspect(spec(name), settings), self.bundle.stale, self.stage == WHOLE):
                     found = None
-            if name == TRAINING:
-                self._say_what_continues(found)
-
-    def _say_what_continues(self, earlier: Earlier | None) -> None:
-        if earlier is None or (not earlier.done and earlier.checkpoint is None):
-            print(
-                "No checkpoint of an earlier session is attached: training starts at step 0. If a session was ended "
-                "before it could publish anything, its work is lost (`bundle --mirror` keeps a copy elsewhere)."
-            )
-            return
-        self.continued = earlier
-        if not earlier.done:
-            print(
-                f"Continues the session of {earlier.record['started']} at step {earlier.step}; steps that a later "
-                "session took without publishing them are lost and taken again."
-            )
+            if name == TRAINING and found and (found.done or found.checkpoint):
+                self.continued = found
+                if not found.done:
+                    print(
+                        f"Continues the session of {found.record['started']} at step {found.step}; steps that a later "
+                        "session took without publishing them are lost and taken again."
+                    )
+            elif name == TRAINING:
+                print(
+                    "No checkpoint of an earlier session is attached: training starts at step 0. If a session was "
+                    "ended before it could publish anything, its work is lost (`bundle --mirror` keeps a copy "
+                    "elsewhere)."
+                )
 
     def _log_session(self) -> None:
         self.run.path.mkdir(parents=True, exist_ok=True)

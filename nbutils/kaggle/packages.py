@@ -19,16 +19,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from nbutils.core.errors import UserError
+from nbutils.core.files import PLACE
 from nbutils.core.stages import maker, stages
 
 WHOLE = "all"
 """Stands in place of a stage for the bundle that runs the whole pipeline."""
 SWEEP = "sweep"
 """The same for the bundle of notebook 07."""
-FOLDER = Path(__file__).resolve().parents[2]
-"""Where the archive was unpacked; the clone, where it is made."""
 PROJECT = "*project.toml"
-"""There: what smallchat needs. The archive's has another name than a clone's, as its folder is no project root."""
+"""Beside the package: what smallchat needs. An archive's has a name of its own: its folder is no project root."""
 
 CONSTRAINED = ("torch==", "torchvision==", "torchaudio==", "triton==", "transformers==", "numpy==", "nvidia-", "cuda-")
 """How the lines of a constraints file begin that hold even where the others cannot."""
@@ -57,7 +56,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 
 def requirements() -> list[str]:
     """What smallchat needs at run time."""
-    return list(tomllib.loads(next(FOLDER.glob(PROJECT)).read_text(encoding="utf-8"))["project"]["dependencies"])
+    return list(tomllib.loads(next(PLACE.glob(PROJECT)).read_text(encoding="utf-8"))["project"]["dependencies"])
 
 
 def needed(stage: str) -> dict[str, Requirement]:
@@ -103,7 +102,26 @@ def install(
     """
     before = live_versions()
     if lacking:
-        _install(lacking, before, internet, wheels)
+        replaced = [canonicalize_name(requirement.name) for requirement in lacking]
+        limits = sorted(f"{name}=={version}" for name, version in before.items() if name not in replaced)
+        names = [str(requirement) for requirement in lacking]
+        options = [*([] if internet else ["--no-index"]), *(f"--find-links={path}" for path in wheels), *names]
+        # A newcomer may need a newer helper than the image has; what counts is kept all the same.
+        for kept in (limits, [line for line in limits if line.startswith(CONSTRAINED)]):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "constraints.txt"
+                path.write_text("\n".join(kept) + "\n")
+                done = _pip("install", "-c", str(path), *options)
+            if not done.returncode:
+                break
+        else:
+            last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
+            raise UserError(
+                f"pip cannot install {', '.join(names)} beside what the image brings "
+                f"({' '.join(last) or 'see its log'}): choose the newest environment in the notebook's options "
+                "(Environment: Always use latest), or, without internet, collect the wheels again "
+                f"(`kaggle wheels --python {PYTHON}`)."
+            )
         importlib.invalidate_caches()
     now = live_versions()
     rows = [("package", "needed", "found", "installed")]
@@ -113,27 +131,6 @@ def install(
             why = str(needed[name].specifier) if name in needed else "a helper"
             rows.append((name, why, old, new if new != old else "kept"))
     return "\n".join(f"{name:24}  {why:12}  {old:12}  {new}" for name, why, old, new in rows)
-
-
-def _install(lacking: Sequence[Requirement], before: Mapping[str, str], internet: bool, wheels: Sequence[Path]) -> None:
-    replaced = [canonicalize_name(requirement.name) for requirement in lacking]
-    limits = sorted(f"{name}=={version}" for name, version in before.items() if name not in replaced)
-    names = [str(requirement) for requirement in lacking]
-    options = [*([] if internet else ["--no-index"]), *(f"--find-links={path}" for path in wheels), *names]
-    # A newcomer may need a newer helper than the image has; what counts is kept all the same.
-    for kept in (limits, [line for line in limits if line.startswith(CONSTRAINED)]):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "constraints.txt"
-            path.write_text("\n".join(kept) + "\n")
-            done = _pip("install", "-c", str(path), *options)
-        if not done.returncode:
-            return
-    last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][:2]
-    raise UserError(
-        f"pip cannot install {', '.join(names)} beside what the image brings ({' '.join(last) or 'see its log'}): "
-        "choose the newest environment in the notebook's options (Environment: Always use latest), or, without "
-        f"internet, collect the wheels again (`kaggle wheels --python {PYTHON}`)."
-    )
 
 
 def _pip(action: str, *options: str) -> subprocess.CompletedProcess[str]:

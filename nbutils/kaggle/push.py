@@ -47,8 +47,16 @@ class Pusher:
         """Pushes each bundle when the notebooks that it reads have ended; UserError where one cannot continue."""
         for folder in folders:
             facts = read_json(folder / METADATA)
-            for source, bundle in _reads(folder, facts):
-                self._upstream(bundle, source)
+            for address, bundle in _reads(folder, facts):
+                if not self._is_there(bundle, address):
+                    raise UserError(
+                        f"{address} is not on Kaggle yet, and later notebooks read its output: push it first."
+                    )
+                if self._result(address)["status"] == State.PAUSED:
+                    raise UserError(
+                        f"{address} is paused, so that later notebooks have nothing to read: push it again until it is "
+                        "done, or use --follow."
+                    )
             self._sessions(folder, facts)
 
     def _sessions(self, folder: Path, facts: Json) -> None:
@@ -130,16 +138,6 @@ class Pusher:
             if self.account.status(address) is not None:
                 return True
         return False
-
-    def _upstream(self, folder: Path, address: str) -> None:
-        """Waits until a notebook that others read from has ended; UserError unless its stage is done."""
-        if not self._is_there(folder, address):
-            raise UserError(f"{address} is not on Kaggle yet, and later notebooks read its output: push it first.")
-        if self._result(address)["status"] == State.PAUSED:
-            raise UserError(
-                f"{address} is paused, so that later notebooks have nothing to read: push it again until it is done, "
-                "or use --follow."
-            )
 
     def _result(self, address: str, before: Json | None = None) -> Json:
         """The note of the newest version, when it has ended. UserError for everything but `done` and `paused`.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nbutils.core import notebooks
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import local_copy
-from nbutils.core.files import kaggle_root, resolve, sha256_of_bytes
+from nbutils.core.files import PLACE, kaggle_root, resolve, sha256_of_bytes
 from nbutils.core.hardware import Gpu, nvidia_gpus, usable_gpus
 from nbutils.core.network import hub_answers
 from nbutils.core.stages import spec
@@ -113,7 +113,7 @@ def start(bundle: Bundle) -> Session:
     if where.root is not None:
         _prepare(bundle, where)
     # The processes that the notebook starts import the unpacked package too.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages.FOLDER), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLACE), os.environ.get("PYTHONPATH")]))
 
     import psutil  # only now is everything there that these import
 

@@ -137,9 +137,9 @@ def interactive_curves(history: History) -> None:
     curves = []
     for metric in METRICS:
         curves += [_points(line.series, metric=metric.title, line=line.label) for line in lines_of(history, metric)]
-        foot = min(history.series(metric.column).finite.values, default=0.0)
+        foot = min(history.series(metric.column).values, default=0.0)
         for label, steps in events_of(history, metric).items():
-            marks = Series(np.array(steps), np.full(len(steps), foot))
+            marks = Series.of(np.array(steps), np.full(len(steps), foot))
             curves.append(_points(marks, metric=metric.title, line=label))
     figure = _panels(curves, facet_col="metric", facet_col_wrap=2, height=1100, labels={"x": "optimizer steps"})
     for step in history.resumes:
@@ -157,7 +157,7 @@ def interactive_comparison(runs: list[Compared]) -> None:
     for run, metric, (x, over) in product(runs, COMPARED.values(), OVER.items()):
         panel = {"line": run.name, "metric": metric.title, "over": over}
         curves.append(_points(trend(run.history.series(metric.column, x=x)), kind="training", **panel))
-        curves.append(_points(run.history.eval_series(metric.evaluation, x=x).finite, kind="evaluation", **panel))
+        curves.append(_points(run.history.eval_series(metric.evaluation, x=x), kind="evaluation", **panel))
     if curves:
         figure = _panels(curves, facet_row="metric", facet_col="over", line_dash="kind", height=650, labels={"x": ""})
         figure.update_xaxes(matches=None)
@@ -211,7 +211,7 @@ def metric_figure(history: History, metrics: Sequence[Metric], theme: str = "lig
     figure, panels = new_figure(len(metrics), 1, theme=theme, height=1.8 + 1.4 * len(metrics), sharex=True)
     for axes, metric in zip(panels, metrics, strict=True):
         draw_metric(axes, history, metric, theme=theme)
-        values = history.series(metric.column).finite.values
+        values = history.series(metric.column).values
         if metric.from_zero:  # with room above what is nearly constant
             axes.set_ylim(0, axes.get_ylim()[1] * 1.1 or 1)
         elif len(values) and values.min() > 0 and values.max() > 50 * np.median(values):  # else spikes flatten all else
@@ -235,13 +235,13 @@ def comparison_figure(runs: list[Compared], metric: Metric, theme: str = "light"
         ends = []
         styles = cycle(THEMES[theme].curves), cycle(LINE_STYLES), cycle(MARKERS)
         for run, colour, style, marker in zip(runs, *styles, strict=False):
-            measured = run.history.eval_series(metric.evaluation, x=x)
-            line, evals = trend(run.history.series(metric.column, x=x)), thinned(measured.finite, 60)
+            line = trend(run.history.series(metric.column, x=x))
+            evals = thinned(run.history.eval_series(metric.evaluation, x=x), 60)
             look: Json = {"color": colour, "marker": marker, "markersize": 4.5}
             name = run.name if axes is panels[0] else None  # the legend shows the marker, too, and the line none
             axes.plot(line.steps, line.values, style, linewidth=1.2, alpha=0.8, markevery=[], label=name, **look)
             axes.plot(evals.steps, evals.values, linestyle="", markeredgecolor=THEMES[theme].page, **look)
-            if measured.ends_finite:
+            if evals.ended:
                 ends.append((evals.values[-1], colour))
         caption(axes, theme, metric.title if axes is panels[0] else "", label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

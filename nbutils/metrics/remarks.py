@@ -5,6 +5,8 @@ The thresholds are rules of thumb; each stands beside the function that uses it,
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -50,7 +52,7 @@ def divergence(history: History) -> str | None:
 
 def learning_rate_too_high(history: History) -> str | None:
     """At least three times, gradient norm (over 4 × the median of the rows before) and loss (1.1 ×) jump together."""
-    logged = (history.series(name).finite for name in ("grad_norm", "loss"))
+    logged = (history.series(name) for name in ("grad_norm", "loss"))
     both = pd.concat([pd.Series(series.values, series.steps) for series in logged], axis=1, join="inner")
     # The median of up to 25 rows before each; infinite where fewer than 5 stand before it.
     usual = both.shift().rolling(25, min_periods=5).median().fillna(np.inf)
@@ -68,7 +70,7 @@ def learning_rate_too_high(history: History) -> str | None:
 
 def overfitting(history: History) -> str | None:
     """Evaluation loss rose by 1 % or more from its minimum, over at least two evaluations, while training loss fell."""
-    evals = history.eval_series("eval_loss").finite
+    evals = history.eval_series("eval_loss")
     line = trend(history.series("loss"))
     if len(evals) < 3 or len(line) < 5:
         return None
@@ -114,17 +116,17 @@ def earlier_model(history: History) -> str | None:
     if history.earlier_model is None:
         return None
     evals = history.eval_series("eval_loss")
-    kept, last = (evals.at(step) for step in (history.earlier_model, history.last_step))
+    kept, last = evals.at(history.earlier_model), evals.last if evals.ended else math.nan
     return (
         f"The final model is that of step {history.chosen}: its evaluation loss ({kept:.3f}) was the lowest of "
-        f"{int((evals.steps > 0).sum())} evaluations, and since it was chosen by it, reads a little too low. The model "
+        f"{history.choices} evaluations, and since it was chosen by it, reads a little too low. The model "
         f"of the last step, {history.last_step}, has {last:.3f}; it is in train/last."
     )
 
 
 def no_evaluation(history: History) -> str | None:
     """There is no evaluation, or only the one before training."""
-    evals = history.eval_series("eval_loss").finite
+    evals = history.eval_series("eval_loss")
     if len(evals) and evals.steps[-1] > 0:
         return None
     return (

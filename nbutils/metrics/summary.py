@@ -83,12 +83,13 @@ def summarise(history: History, training: Json) -> Json:
     metrics = [metric for metric in METRICS if metric.evaluation]
     columns = [name for metric in metrics for name in (metric.evaluation, metric.evaluation_alike) if name]
     kept = history.until(history.chosen)
-    evals, measured = ({name: each.eval_series(name) for name in columns} for each in (history, kept))
-    trained, evaluated = kept.series(LOSS.column).ends_finite, measured[LOSS.evaluation].ends_finite
-    at = int(measured[LOSS.evaluation].steps[-1]) if evaluated else None
+    evals, measured = ({name: _by_step(each.eval_series(name)) for name in columns} for each in (history, kept))
+    loss = kept.eval_series(LOSS.evaluation)
+    at = int(loss.steps[-1]) if loss.ended else None
+    trained = kept.series(LOSS.column).ended
     final = {metric.column: trend(kept.series(metric.column)).last if trained else None for metric in metrics}
-    final |= {name: _by_step(series).get(at) for name, series in measured.items()}
-    choices = int((evals[LOSS.evaluation].steps > 0).sum()) if training.get("settings", {}).get("keep") == "best" else 0
+    final |= {name: values.get(at) for name, values in measured.items()}
+    choices = history.choices if training.get("settings", {}).get("keep") == "best" else 0
     eval_loss, elapsed = final[LOSS.evaluation], history.elapsed
     perplexity = math.exp(eval_loss) if eval_loss is not None and eval_loss < 700 else None
     return {
@@ -97,11 +98,11 @@ def summarise(history: History, training: Json) -> Json:
         "planned_steps": derived.get("steps"),
         "epochs": history.series("epoch").last,
         "counts_all_tokens": history.counts_all_tokens,
-        "untrained": {metric.evaluation: _by_step(evals[metric.evaluation]).get(0) for metric in metrics},
+        "untrained": {metric.evaluation: evals[metric.evaluation].get(0) for metric in metrics},
         "final": final | {"perplexity": perplexity},
         "evaluated_step": at,
         "chosen": None if history.chosen is None else {"step": history.chosen, "evaluations": choices},
-        "last": _by_step(evals[LOSS.evaluation]).get(history.last_step),
+        "last": evals[LOSS.evaluation].get(history.last_step),
         "best": {metric.evaluation: _best(evals[metric.evaluation], metric) for metric in metrics},
         **{name: None if (last := history.series(name).last) is None else int(last) for name in TOKENS},
         "hours": None if elapsed is None else elapsed / 3600,
@@ -119,8 +120,8 @@ def _over_run(history: History, metric: Metric) -> float | None:
     """A metric's one value for the whole run; of a share, each row counts by its token positions."""
     series = history.series(metric.column)
     if metric.over_run != "mean":
-        values, rank = series.finite.values, {"median": 0.5, "highest": 1.0}[metric.over_run]
-        return float(np.quantile(values, rank, method="higher")) if len(values) else None
+        rank = {"median": 0.5, "highest": 1.0}[metric.over_run]
+        return float(np.quantile(series.values, rank, method="higher")) if len(series) else None
     share, total = (pd.Series(s.values, s.steps) for s in (series, history.series("total_tokens")))
     tokens = total.diff().fillna(total[:1])  # of each row
     positions = (tokens / (1 - share)).dropna()
@@ -128,12 +129,10 @@ def _over_run(history: History, metric: Metric) -> float | None:
 
 
 def _by_step(series: Series) -> pd.Series[float]:
-    finite = series.finite
-    return pd.Series(finite.values, finite.steps.astype(int))
+    return pd.Series(series.values, series.steps.astype(int))
 
 
-def _best(series: Series, metric: Metric) -> dict[str, float | int] | None:
-    values = _by_step(series)
+def _best(values: pd.Series[float], metric: Metric) -> dict[str, float | int] | None:
     if values.empty:
         return None
     step = values.idxmax() if metric.higher_is_better else values.idxmin()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nbutils.core.errors import UserError
-from nbutils.core.run.decide import Action, Policy, StageState, decide, inspect
+from nbutils.core.run.decide import Action, Policy, StageState, decide
 from nbutils.core.run.stage import check_upstream
 from nbutils.core.run.state import State
 from nbutils.core.settings import nearest
@@ -17,31 +17,23 @@ STAYS = (Action.SKIP, Action.KEEP, Action.LEAVE)
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line asks of a run."""
+class Options(Policy):
+    """What the command line asks of a run, also about work that is there."""
 
     only: str | None = None
     start: str | None = None
-    accept: bool = False
-    force: bool = False
-    allow_paused: bool = False
     cell_minutes: float | None = None
     until: str | None = None
 
     @property
     def again(self) -> str:
-        """The option that runs every chosen stage again, whatever it has done so far; '' where none does."""
+        """See `Policy`."""
         return "--from" if self.start else "--force" if self.force and self.only else ""
-
-    @property
-    def policy(self) -> Policy:
-        """What the options say about work that is there."""
-        return Policy(self.accept, self.force, bool(self.again), self.allow_paused)
 
 
 def chosen(plan: Plan, options: Options) -> list[Planned]:
     """The stages that --only, --from and --until leave. UserError for a name that is no stage with a notebook."""
-    names = [planned.stage.name for planned in plan.stages]
+    names = [planned.name for planned in plan.stages]
     for name in filter(None, (options.only, options.start, options.until)):
         if name not in names:
             raise UserError(
@@ -59,8 +51,8 @@ def asks_first(picked: list[Planned], options: Options) -> StageState | None:
 
     A run asks about it before it does anything.
     """
-    states = (inspect(planned.stage, planned.settings) for planned in picked)
-    return next((state for state in states if decide(state.lasting, options.policy) is Action.ASK), None)
+    states = (planned.state() for planned in picked)
+    return next((state for state in states if decide(state.lasting, options) is Action.ASK), None)
 
 
 def explain(plan: Plan, options: Options, display: Display) -> int:
@@ -80,10 +72,10 @@ def explain(plan: Plan, options: Options, display: Display) -> int:
         waits = sorted(again & {*planned.stage.reads, *planned.stage.consults})
         if waits and state.state is not State.ABSENT and (options.accept or not options.again):
             return "look again", f"after {', '.join(waits)}; so far {state.reason}"
-        return decide(state, options.policy), state.reason
+        return decide(state, options), state.reason
 
     for planned in plan.stages:
-        name, state = planned.stage.name, inspect(planned.stage, planned.settings)
+        name, state = planned.name, planned.state()
         states[name], words, reason = state.state, "left as it is", state.reason
         if planned in picked and stop:
             words = Action.ASK if name == stop else f"wait for {stop}"

@@ -14,7 +14,6 @@ from pathlib import Path
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, link_tree, resolve, shown
 from nbutils.core.run.checkpoints import Checkpoint
-from nbutils.core.run.decide import inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RUN_RECORD, SCHEMA, read_record, write_record
 from nbutils.core.run.state import Kind, differences, in_short
@@ -53,7 +52,12 @@ def cooled(arguments: argparse.Namespace, planned: Plan) -> Plan:
     print(f"{shown(new)}: {source.name} of {shown(parent.path)} goes on and is cooled down, until step {steps}.")
     if begun != origin and not arguments.explain:
         folder = Run(new.with_name(f".{new.name}.partial"))
-        _begin(folder, parent, source)
+        shutil.rmtree(folder.path, ignore_errors=True)
+        link_tree(parent.rows, folder.rows)
+        link_tree(parent.base, folder.base)
+        link_tree(source.path, folder.checkpoints_folder / source.name)
+        for file in parent.training.glob("*.jsonl"):  # rows are appended to these
+            shutil.copyfile(file, folder.training / file.name)
         write_record(folder.path / RUN_RECORD, {"schema": SCHEMA, "name": new.name, "parameters": {}, "parent": origin})
         folder.path.rename(new)  # a kill before leaves no run
     return plan(planned.profile, [*arguments.overrides, f"max_steps={steps}", "finish_in_minutes=0"], str(new))
@@ -90,16 +94,6 @@ def _check(planned: Plan, overrides: list[str], parent: Run, source: Checkpoint)
     if changes := [change for change in found if change.name not in OF_LENGTH]:
         raise UserError(f"{shown(source.path)} was trained with other settings ({in_short(changes)}): set them back.")
     made = plan(planned.profile, overrides, str(parent.path)).maker("rows")
-    data = inspect(made.stage, made.settings)
+    data = made.state()
     if not data.fits:
         raise UserError(f"The data of {shown(parent.path)} is not what the profile asks for ({data.reason}).")
-
-
-def _begin(run: Run, parent: Run, source: Checkpoint) -> None:
-    """What the new run takes from the other: all but a record of the training."""
-    shutil.rmtree(run.path, ignore_errors=True)
-    link_tree(parent.rows, run.rows)
-    link_tree(parent.base, run.base)
-    link_tree(source.path, run.checkpoints_folder / source.name)
-    for file in parent.training.glob("*.jsonl"):  # rows are appended to these
-        shutil.copyfile(file, run.training / file.name)

@@ -128,13 +128,16 @@ class _Client(NotebookClient):
 
     def _cells(self, cells: list[Any]) -> None:
         total = sum(cell.cell_type == "code" for cell in cells)
+        title = ""  # what a cell is about: the nearest heading above it
         for index, cell in enumerate(cells):
+            if cell.cell_type == "markdown":
+                title = [title, *re.findall(r"^#+\s+(.+?)\s*$", cell.source, re.MULTILINE)][-1]
             if cell.cell_type == "code":
                 if self.job.supervisor.stops:
                     raise StageFailed(f"{self.job.source.name} was stopped between two cells.", interrupted=True)
                 self.cell, self.number = cell, self.number + 1
                 self.job.display.flush()
-                self.job.display.say(f"  cell {self.number}/{total} · {_title(cells, index)}")
+                self.job.display.say(f"  cell {self.number}/{total} · {title}")
             self.book.cell_start(cell)
             try:
                 self.execute_cell(cell, index)
@@ -197,12 +200,6 @@ def _last_line(errors: IO[bytes]) -> str:
     errors.seek(0)
     lines = map(str.strip, errors.read()[-10_000:].decode(errors="replace").splitlines())
     return ["", *(line for line in lines if line and not line.startswith("[IPKernelApp]"))][-1]
-
-
-def _title(cells: list[Any], index: int) -> str:
-    """What a cell is about: the nearest heading above it."""
-    text = "\n".join(cell.source for cell in cells[:index] if cell.cell_type == "markdown")
-    return ["", *re.findall(r"^#+\s+(.+?)\s*$", text, re.MULTILINE)][-1]
 
 
 def _full_disk(folder: Path) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 
 from nbutils.core.errors import UserError
 from nbutils.core.fetched import MANIFEST, SCHEMA, VARIABLE, local_copy, manifest
-from nbutils.core.files import Json, project_root, resolve, sha256_of_file, shown, write_json
+from nbutils.core.files import Json, files_below, project_root, resolve, sha256_of_file, shown, write_json
 from nbutils.core.network import hub_answers, offline
 from nbutils.core.run.layout import is_run_model
 from nbutils.core.run.models import TINY
@@ -117,12 +117,13 @@ def need_hub(wanted: list[Wanted], profile: Path) -> None:
 
 def not_here(wanted: list[Wanted]) -> list[Wanted]:
     """What was neither fetched nor ever loaded on this machine; of a model, its weights."""
-    return [item for item in wanted if not _loaded(item) and local_copy(item.kind, item.name, item.revision) is None]
-
-
-def _loaded(item: Wanted) -> bool:
-    cached = Path(constants.HF_HUB_CACHE) / f"{item.kind}s--{item.name.replace('/', '--')}"
-    return any(item.kind == "dataset" or file.suffix in WEIGHTS for file in cached.glob("snapshots/*/*"))
+    missing = []
+    for item in wanted:
+        cached = Path(constants.HF_HUB_CACHE) / f"{item.kind}s--{item.name.replace('/', '--')}"
+        loaded = any(item.kind == "dataset" or file.suffix in WEIGHTS for file in cached.glob("snapshots/*/*"))
+        if not loaded and local_copy(item.kind, item.name, item.revision) is None:
+            missing.append(item)
+    return missing
 
 
 def fetch(wanted: Wanted, folder: Path) -> None:
@@ -166,8 +167,8 @@ def _add(wanted: Wanted, commit: str, folder: Path, target: str) -> bool:
     items = manifest(folder)["items"] if (folder / MANIFEST).is_file() else []
     files = {
         str(path.relative_to(folder / target)): {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
-        for path in sorted((folder / target).rglob("*"))
-        if path.is_file() and ".cache" not in path.relative_to(folder / target).parts  # the hub client's own notes
+        for path in files_below(folder / target)
+        if ".cache" not in path.relative_to(folder / target).parts  # the hub client's own notes
     }
     item = {"kind": wanted.kind, "name": wanted.name, "revision": wanted.revision, "commit": commit, "folder": target}
     others = [other for other in items if other["folder"] != target]

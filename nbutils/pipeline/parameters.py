@@ -20,6 +20,7 @@ import yaml
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, resolve, shown, write_json
 from nbutils.core.notebooks import code_cells, notebook_path, notebooks_folder, parameters
+from nbutils.core.run.decide import StageState, inspect
 from nbutils.core.run.layout import Run
 from nbutils.core.settings import Settings, nearest
 from nbutils.core.stages import StageSpec, maker, stages
@@ -44,6 +45,15 @@ class Planned:
     stage: StageSpec
     settings: Settings
     injected: Json
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.stage.name
+
+    def state(self) -> StageState:
+        """The state of its folder in the run."""
+        return inspect(self.stage, self.settings)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import Json, shown
 from nbutils.core.notebooks import notebook_path
 from nbutils.core.run import pause
-from nbutils.core.run.decide import Action, StageState, carry_out, decide, inspect, progress_words
+from nbutils.core.run.decide import Action, StageState, carry_out, decide, progress_words
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RECORD, write_record
 from nbutils.core.run.stage import check_upstream, locked
@@ -24,7 +24,7 @@ from nbutils.core.run.state import State
 from nbutils.pipeline.choice import STAYS, Options, asks_first, chosen, explain
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import Plan, Planned, add_profile, planned_by
-from nbutils.pipeline.supervise import Supervisor, end, run_mark
+from nbutils.pipeline.supervise import Supervisor, end, run_mark, taking
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +121,7 @@ class Runner:
 
     def go(self) -> int:
         """Executes what has to be executed; the exit status: 0 done or paused, 1 failed, 128 + n ended by signal n."""
-        with locked(self.plan.run), self.supervisor.listening():
+        with locked(self.plan.run), taking(self.supervisor.take):
             pause.clear(self.plan.run)
             left = end(run_mark(self.plan.run))
             if left:
@@ -140,8 +140,7 @@ class Runner:
 
     def _look_ahead(self, stages: list[Planned]) -> None:
         """UserError for what one of the stages would stop over, from the first one on that has something to do."""
-        policy = self.options.policy
-        pending = list(dropwhile(lambda each: decide(inspect(each.stage, each.settings), policy) in STAYS, stages))
+        pending = list(dropwhile(lambda each: decide(each.state(), self.options) in STAYS, stages))
         if pending:
             from nbutils.pipeline.ahead import problems  # imports pandas: `--explain` doesn't wait for it
 
@@ -151,13 +150,13 @@ class Runner:
     def _stages(self) -> int:
         """Skips or executes each stage; the exit status."""
         for number, planned in enumerate(self.chosen, 1):
-            name = planned.stage.name
+            name = planned.name
             if self.supervisor.asked:
                 self.sentence = f"Stopped before {name}; run the same command again to go on."
                 return 128 + self.supervisor.asked
             check_upstream(planned.stage, planned.settings, self.options.allow_paused)
-            state = inspect(planned.stage, planned.settings)
-            decision = decide(state, self.options.policy)
+            state = planned.state()
+            decision = decide(state, self.options)
             if not decision.clears and (differing := state.library_changes):
                 self.display.say(f"{name} was made with {differing}; nothing is rerun for that.")
             self._prepare(state, decision)
@@ -190,7 +189,7 @@ class Runner:
 
     def _run_notebook(self, planned: Planned, which: str, reason: str) -> int | None:
         """Executes a stage's notebook; an exit status where the run ends with it."""
-        name, source, started = planned.stage.name, notebook_path(planned.stage), time.time()
+        name, source, started = planned.name, notebook_path(planned.stage), time.time()
         target = self.plan.run / "notebooks" / source.name
         job = Job(source, target, planned.injected, self.supervisor, self.display, self.options)
         error: StageFailed | None = None
@@ -202,7 +201,10 @@ class Runner:
                 error = raised
         self.display.flush()
         seconds, asked = time.time() - started, self.supervisor.asked
-        status = self._state_since(name, started)
+        record = self.folder.record(name)
+        fresh = record and datetime.fromisoformat(record["started"]).timestamp() >= started
+        # papermill's own word is not enough: the stage's record says it
+        status = State(record["status"]) if record and fresh and record["status"] != State.RUNNING else State.FAILED
         self.results[name] = status, f"{seconds:.1f}"
         if status is not State.FAILED:
             if error and not asked:
@@ -212,7 +214,7 @@ class Runner:
             self.sentence = self._paused(name)
             if self.options.allow_paused and not asked:
                 return None
-            if later := [p.stage.name for p in self.chosen[self.chosen.index(planned) + 1 :]]:
+            if later := [p.name for p in self.chosen[self.chosen.index(planned) + 1 :]]:
                 self.sentence += f" {', '.join(later)} wait (--allow-paused runs them on the newest checkpoint)."
             return 0
         if asked and (error is None or error.interrupted):
@@ -224,13 +226,6 @@ class Runner:
         self._note_failure(name, sentence, seconds)
         self.sentence = sentence + (f" What ran so far is in {shown(target)}." if target.is_file() else "")
         return 128 + asked if asked else 1
-
-    def _state_since(self, name: str, started: float) -> State:
-        """Done or paused where a record of this run says so: papermill's own word is not enough."""
-        record = self.folder.record(name)
-        if record is None or datetime.fromisoformat(record["started"]).timestamp() < started:
-            return State.FAILED
-        return State.FAILED if record["status"] == State.RUNNING else State(record["status"])
 
     def _paused(self, name: str) -> str:
         """How far a paused stage is, and how to go on."""
@@ -252,7 +247,7 @@ class Runner:
         """The final table: a row for each stage of the plan, executed or not; what it made by its own record."""
         rows = []
         for planned in self.plan.stages:
-            name = planned.stage.name
+            name = planned.name
             left = NOT_RUN if planned in self.chosen else self.folder.state(name)
             status, seconds = self.results.get(name, (left, "–"))
             record = self.folder.record(name) if status != NOT_RUN else None
@@ -273,8 +268,8 @@ class Runner:
 
     def _warn_of_stale_upstream(self) -> None:
         for planned in self.plan.stages:
-            read = any(planned.stage.name in later.stage.reads for later in self.chosen)
-            if planned not in self.chosen and read and (state := inspect(planned.stage, planned.settings)).stale:
+            read = any(planned.name in later.stage.reads for later in self.chosen)
+            if planned not in self.chosen and read and (state := planned.state()).stale:
                 self.display.say(f"Warning: {state.spec.name} is used as it is, but {state.reason}.")
 
 

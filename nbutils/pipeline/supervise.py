@@ -15,12 +15,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from nbutils.core.files import PLACE
 from nbutils.core.run import pause
 from nbutils.core.run.pause import PIPELINE as MARK
 
@@ -50,10 +51,6 @@ class Supervisor:
         self._run = run
         self._print = say
 
-    def listening(self) -> AbstractContextManager[None]:
-        """Takes the signals while the block runs."""
-        return taking(self._take)
-
     @contextmanager
     def stage(self, pausable: bool) -> Iterator[None]:
         """Passes signals on to one stage while the block runs."""
@@ -77,7 +74,8 @@ class Supervisor:
         if self.asked:
             self._interrupt()
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Answers a signal."""
         if self.asked is None:
             self.asked = signal.Signals(number)
             self._interrupt()
@@ -189,6 +187,6 @@ def guard(mark: str) -> None:
 
 def child_environment(**more: str) -> dict[str, str]:
     """The environment of a process that imports this package, wherever it starts."""
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(PLACE), os.environ.get("PYTHONPATH", "")]
     # Logs are UTF-8, whatever the console can show.
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONIOENCODING": "utf-8", **more}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbutils.core.bootstrap import TOO_FEW, Estimate, interval, paired_difference, tail_for, word_for
+from nbutils.core.bootstrap import TOO_FEW, Estimate, interval, paired_difference, word_for
 from nbutils.evaluate.compare import Metric, sums_of
 
 
@@ -93,8 +93,3 @@ def test_a_difference_is_seen_on_the_same_items_where_the_intervals_overlap():
 )
 def test_words_name_only_what_the_interval_shows(low, groups, higher_is_better, word):
     assert word_for(Estimate(1, 0.5, low, 2, groups), higher_is_better) == word
-
-
-def test_intervals_of_few_are_as_much_wider_as_a_t_interval():
-    for groups, share in ((10, 0.0086), (20, 0.0159), (62, 0.0219), (10_000, 0.025)):  # by scipy's t distribution
-        assert tail_for(groups) == pytest.approx(share, abs=0.0003)

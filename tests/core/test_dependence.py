@@ -168,6 +168,7 @@ def test_which_files_count(tmp_path):
         ("data", {"datasets": ["rows.jsonl"]}, "rows.jsonl"),
         ("data", {"task_path": "tasks", "contamination_tasks": ["mine"]}, "tasks/mine.yaml"),
         ("train", {"base_model": "model"}, "model/model.safetensors"),
+        ("metrics", {"compare_runs": ["other"]}, "other/train/metrics.jsonl"),
         ("evaluate", {"peers": ["model"]}, "model/model.safetensors"),
         ("evaluate", {"task_path": "tasks"}, "tasks/mine.yaml"),
         ("chat", {"model": "model"}, "model/model.safetensors"),
@@ -179,7 +180,7 @@ def test_the_content_of_what_a_stage_reads_is_part_of_its_key(tmp_path, monkeypa
     monkeypatch.setattr("nbutils.core.files.project_root", lambda: tmp_path)
     model(tmp_path / "model")
     model(tmp_path / "run" / "train" / "checkpoints" / "step-000500")
-    for path in ("model.gguf", "rows.jsonl", "tasks/mine.yaml"):
+    for path in ("model.gguf", "rows.jsonl", "tasks/mine.yaml", "other/train/metrics.jsonl"):
         write_text(tmp_path / path, path)
     asked = settings_of(spec(stage), {"run_dir": "run"} | values)
     before = asked.result_parameters()

@@ -99,12 +99,6 @@ def test_a_stage_begins_only_on_finished_ones_and_names_the_notebook(run, before
         begin(SECOND, run)
 
 
-def test_short_work_with_another_key_is_cleared(run):
-    finish_first(run)
-    stage = begin(FIRST, run, words=4)
-    assert [path.name for path in stage.folder.iterdir()] == ["stage.json"]
-
-
 def test_long_work_asks_and_nothing_is_touched_or_held(run):
     finish_first(run)
     change_record(run, work_seconds=3000)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbutils.data.fates import FATES, Context, Judged, conversation_hash, judge, side_of
+from nbutils.data.fates import Context, Judged, conversation_hash, judge, side_of
 
 U, A, S = "user", "assistant", "system"
 NAMES = {"u": U, "a": A, "c": Context(A), "s": S, "t": "tool"}
@@ -33,13 +33,6 @@ def test_fate_and_detail(roles, texts, fate, detail):
 def test_messages_of_one_role_are_joined_and_stripped_and_a_last_user_turn_is_lost(lost):
     judged = judge([(S, "x"), (U, " a "), (U, "b\n"), (A, "c"), (S, "y"), (A, "d"), *[(U, "e")] * lost])
     assert judged == Judged([(U, "a\nb"), (A, "c\nd")], "kept", lost_last_user_turn=lost)
-
-
-def test_the_reasons_stand_in_the_order_of_the_issue():
-    assert FATES == (
-        "kept", "malformed", "tool_use", "not_text", "rejected", "no_user_turn", "no_assistant_turn", "bad_roles",
-        "empty_message", "outside_vocabulary", "too_long", "duplicate", "contaminated", "near_duplicate",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

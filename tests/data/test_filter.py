@@ -20,14 +20,12 @@ from nbutils.core.chatml import encode
 from nbutils.data import filter as filtering
 from nbutils.data.display import beside_line, example, fates_table, limits_table
 from nbutils.data.fates import as_messages
-from nbutils.data.filter import processes_for
 from nbutils.data.row_batches import Batch, in_order
-from nbutils.data.row_filter import RowFilter
 from nbutils.data.sources import open_source
 from nbutils.data.summary import lengths
 from tests.core.test_chatml import unigram
 from tests.data import making
-from tests.data.making import chat, chats, make, make_of, refusal, settings_for, write_lines
+from tests.data.making import chat, chats, make, make_of, refusal, write_lines
 from tests.data.test_containers import rows_of
 
 LONG = [text for i in range(60) for text in (f"Tell me more about number {i}.", f"{i} " * 9)]
@@ -93,18 +91,6 @@ def test_the_same_in_batches_of_any_size_on_any_number_of_processes_and_from_a_s
         pd.testing.assert_frame_equal(other.ledger, mixed.ledger)
         assert other.summary["eval_hash"] == mixed.summary["eval_hash"]
     assert stream.summary["datasets"][1]["rows_in_source"] == 12
-
-
-def test_another_engine_can_run_the_row_filter(mixed):
-    """`Dataset.map` gives the stage's result, but for duplicates, which need the order of rows."""
-    source = mixed.sources[1]
-    work = RowFilter(source.spec, source.shape, settings_for(mixed.folder.parent, [source.spec]), mixed.folder)
-    rows = Dataset.from_parquet(source.spec.path).with_format("arrow").map(
-        lambda table, numbers: work(table, numbers[0]),
-        batched=True, batch_size=5, with_indices=True, num_proc=2, remove_columns=source.columns,
-    )  # fmt: skip
-    own = ["source", "index", "tokens", "side", "hash"]
-    assert rows.select_columns(own).with_format(None).to_dict() == mixed.ledger[own][-12:].to_dict("list")
 
 
 def test_conversations_that_begin_alike_are_on_one_side_and_a_common_opening_is_named(tmp_path):
@@ -227,8 +213,3 @@ def test_the_example_is_a_whole_conversation_with_some_turns_where_there_is_one(
         folder = tmp_path / str(len(some))
         Dataset.from_list(some).save_to_disk(folder)
         assert example(folder) == some[-1]
-
-
-def test_few_rows_are_not_worth_another_process():
-    assert (processes_for(0, 100), processes_for(3, 100)) == (1, 3)
-    assert processes_for(0, None) >= 1

@@ -1,10 +1,8 @@
 """Each figure of behaviour counts what its name says, and advice on the context needs evidence."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -12,7 +10,6 @@ from datasets import Dataset
 from nbutils.core.chat_engine.generation import Reply
 from nbutils.core.run.models import tiny_model
 from nbutils.evaluate.behaviour import figures_of, measure
-from nbutils.evaluate.compare import flagged_items
 from nbutils.evaluate.context_curve import ORDER, beyond_trained, losses_of, measure_curve, too_long_ids
 from nbutils.evaluate.display import behaviour_table
 from tests.builders import small_tokenizer
@@ -92,16 +89,6 @@ def test_advice_is_given_only_where_conversations_show_a_difference(conversation
     found = beyond_trained(losses(conversations, **gains), 1024, resamples=1000, seed=0)
     assert found["best"] == best and words in found["advice"]
     assert f"`context_extension: {best or 'auto'}`" in found["advice"]
-
-
-def test_items_in_the_ledger_are_flagged(tmp_path):
-    """Every item that a row shares words with."""
-    items = [["hellaswag item 17", "hellaswag item 4"], ["sciq item 3"], None]
-    pd.DataFrame({"matched_items": items}).to_parquet(tmp_path / "ledger.parquet")
-    tasks = dict.fromkeys(("hellaswag", "sciq", "wikitext"), SimpleNamespace(eval_docs=range(20)))
-    flagged = {"hellaswag": {4, 17}, "sciq": {3}, "wikitext": set()}
-    assert flagged_items(tmp_path / "ledger.parquet", tasks) == flagged
-    assert flagged_items(tmp_path / "missing.parquet", tasks) == {}
 
 
 IM_SEP = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endfor %}"

@@ -95,10 +95,3 @@ def test_nothing_to_compare(tmp_path, bundles):
     interactive_comparison(alone)
     assert differences(alone) == {} and "compare_runs" in comparison({}, alone, tmp_path / "figures").data
     assert not bundles and not (tmp_path / "figures").exists()
-
-
-def test_the_cache_key_sees_a_compared_run_change(tmp_path):
-    settings = MetricsSettings(run_dir="runs/demo", compare_runs=[str(tmp_path / "other")])
-    before = settings.result_parameters()
-    write_training(tmp_path / "other", history_rows(3))
-    assert settings.result_parameters() != before

@@ -190,7 +190,7 @@ def test_an_error_after_the_stage_has_finished_is_said(pipeline):
 
 
 def test_a_signal_as_a_stage_completes_ends_the_run_with_its_number(pipeline):
-    pipeline.after = lambda job: os.kill(os.getpid(), signal.SIGTERM)
+    pipeline.after = lambda job: signal.raise_signal(signal.SIGTERM)
     assert pipeline.go() == ["first"] and pipeline.status == 128 + signal.SIGTERM
     assert "Stopped before second; run the same command again to go on." in pipeline.said
     pipeline.after = lambda job: None

@@ -10,7 +10,7 @@ from nbutils.pipeline import execution
 from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.run import Job, StageFailed
-from nbutils.pipeline.supervise import MARK, Supervisor, end, marked, run_mark
+from nbutils.pipeline.supervise import MARK, Supervisor, end, marked, run_mark, taking
 from tests.pipeline.fake import write_notebooks
 
 
@@ -18,10 +18,10 @@ def test_nohup_is_respected_and_the_other_signals_are_taken(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         supervisor = Supervisor(tmp_path, print)
-        with supervisor.listening():
-            os.kill(os.getpid(), signal.SIGHUP)
+        with taking(supervisor.take):
+            signal.raise_signal(signal.SIGHUP)
             assert supervisor.asked is None
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             assert supervisor.asked == signal.SIGTERM
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -32,7 +32,7 @@ def test_nohup_is_respected_and_the_other_signals_are_taken(tmp_path):
 def at_work(tmp_path):
     """A supervisor whose stage cannot pause and has no kernel yet."""
     supervisor = Supervisor(tmp_path, print)
-    with supervisor.listening(), supervisor.stage(pausable=False):
+    with taking(supervisor.take), supervisor.stage(pausable=False):
         yield supervisor
 
 
@@ -40,12 +40,12 @@ def test_a_signal_for_a_kernel_that_has_just_ended_is_no_error(at_work):
     ended = subprocess.Popen(["true"])
     ended.wait()
     at_work.kernel_started(ended.pid)
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     assert at_work.asked == signal.SIGINT and at_work.stops
 
 
 def test_a_signal_before_the_kernel_has_started_is_passed_on_to_it(at_work):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     kernel = subprocess.Popen(["sleep", "60"])
     at_work.kernel_started(kernel.pid)
     assert kernel.wait(timeout=5) == -signal.SIGINT

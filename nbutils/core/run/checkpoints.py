@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, read_json, sha256_of_file, shown, write_json
+from nbutils.core.files import Json, files_below, read_json, sha256_of_file, shown, write_json
 from nbutils.core.run.state import Kind, differences, in_short
 
 SCHEMA = 1
@@ -71,7 +70,7 @@ class Checkpoint:
         Of the facts `open` names parameters that may differ when it is continued; one that is `pinned` is never pruned.
         """
         files = {}
-        for file in sorted(path for path in self.partial.rglob("*") if path.is_file()):
+        for file in files_below(self.partial):
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
             files[str(file.relative_to(self.partial))] = {"sha256": sha256_of_file(file), "bytes": file.stat().st_size}
@@ -101,12 +100,6 @@ class Checkpoint:
     def set_aside(self) -> None:
         """Renames a damaged one as half written: under its own name it would be counted among those that are kept."""
         self.path.rename(self.path.with_name(f"damaged-{self.name}{PARTIAL}"))
-
-
-def step_in(path: str) -> int | None:
-    """The step of the checkpoint that a path leads through; None where it does not."""
-    match = re.search(rf"/{STEP}(\d+)/", path)
-    return int(match[1]) if match else None
 
 
 def in_folder(folder: Path) -> list[Checkpoint]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, sha256_of_json, shown
+from nbutils.core.files import Json, files_below, sha256_of_json, shown
 from nbutils.core.run.checkpoints import in_folder
 from nbutils.core.run.key import UPSTREAM, changes, key_parts
 from nbutils.core.run.layout import CHECKPOINTS, Run
@@ -54,14 +54,18 @@ class Action(StrEnum):
 class Policy:
     """What a person said about work that is there.
 
-    `accept`: keep long work that is stale. `force`: set it aside. `again`: run the stage again in any case.
-    `allow_paused`: a paused stage stays paused, and later ones read what it has made so far.
+    `accept`: keep long work that is stale. `force`: set it aside. `allow_paused`: a paused stage stays paused, and
+    later ones read what it has made so far.
     """
 
     accept: bool = False
     force: bool = False
-    again: bool = False
     allow_paused: bool = False
+
+    @property
+    def again(self) -> str:
+        """The option that runs every chosen stage again, whatever it has done so far; '' where none does."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -182,31 +186,19 @@ def carry_out(decision: Action, state: StageState) -> Path | None:
             f"The checkpoints in {shown(state.folder)} belong to other settings or data "
             f"({in_short(state.blocking)}) and cannot be continued: set those back, or use --force to start again."
         )
-    if decision.accepts:
-        accept(state)
+    if decision.accepts:  # the record gets today's key, and remembers what had changed
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        accepted = [*state.record.get("accepted", []), {"at": now, "changed": [str(c) for c in state.changes]}]
+        for name in _lost(state.spec, state.folder, state.record):
+            del state.record["outputs"][name]
+        today = {"key": state.key, "parts": state.parts, "inputs": state.parts[UPSTREAM], "accepted": accepted}
+        write_record(state.folder / RECORD, state.record | today)
     if decision is Action.SET_ASIDE:
-        return set_aside(state.folder)
+        return state.folder.rename(f"{state.folder}-{datetime.now():%Y-%m-%dT%H-%M-%S-%f}")
     if decision.clears:
         (state.folder / RECORD).unlink()  # first, so that nothing half removed looks done
         shutil.rmtree(state.folder)
     return None
-
-
-def accept(state: StageState) -> None:
-    """Keeps stale work as it is: its record gets today's key, and remembers what had changed."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    accepted = [*state.record.get("accepted", []), {"at": now, "changed": [str(c) for c in state.changes]}]
-    for name in _lost(state.spec, state.folder, state.record):
-        del state.record["outputs"][name]
-    today = {"key": state.key, "parts": state.parts, "inputs": state.parts[UPSTREAM], "accepted": accepted}
-    write_record(state.folder / RECORD, state.record | today)
-
-
-def set_aside(folder: Path) -> Path:
-    """Renames a stage's folder to one with the date behind its name, and says where it is now."""
-    target = folder.with_name(f"{folder.name}-{datetime.now():%Y-%m-%dT%H-%M-%S-%f}")
-    folder.rename(target)
-    return target
 
 
 def work_seconds(folder: Path, record: Json) -> float:
@@ -215,7 +207,7 @@ def work_seconds(folder: Path, record: Json) -> float:
     if record["status"] != State.RUNNING:
         return seconds
     started = datetime.fromisoformat(record["started"]).timestamp()
-    newest = max([started, *(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())])
+    newest = max([started, *(path.stat().st_mtime for path in files_below(folder))])
     return seconds + newest - started
 
 

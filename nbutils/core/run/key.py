@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.files import Json, sha256_of_bytes, sha256_of_json
+from nbutils.core.files import PLACE, Json, sha256_of_bytes, sha256_of_json
 from nbutils.core.notebooks import code_cells, notebook_path
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import current_hash
@@ -16,7 +16,7 @@ from nbutils.core.run.state import Change, Kind, State, differences
 from nbutils.core.settings import OUTSIDE, Settings
 from nbutils.core.stages import StageSpec
 
-PACKAGE = Path(__file__).resolve().parents[2]
+PACKAGE = PLACE / "nbutils"
 """The folder of the package whose modules count."""
 
 CODE, PARAMETERS, MODULES, UPSTREAM = "code", "parameters", "modules", "upstream"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nbutils import __version__
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, project_root, read_json, sha256_of_file, shown, write_text
+from nbutils.core.files import PLACE, Json, files_below, project_root, read_json, sha256_of_file, shown, write_text
 from nbutils.core.text import redact
 
 SCHEMA = 1
@@ -59,9 +59,9 @@ def outputs_of(folder: Path, earlier: Json | None = None) -> dict[str, Json]:
     A file that `earlier` lists as it is now is not hashed again.
     """
     found = {}
-    for file in sorted(folder.rglob("*")):
+    for file in files_below(folder):
         name = str(file.relative_to(folder))
-        if file.is_file() and file.name != RECORD and ".partial" not in name:
+        if file.name != RECORD and ".partial" not in name:
             found[name] = _entry(file, (earlier or {}).get(name, {}))
     return found
 
@@ -95,7 +95,7 @@ def git_commit() -> str | None:
 
     None outside both.
     """
-    bundled = Path(__file__).resolve().parents[3] / "commit.txt"
+    bundled = PLACE / "commit.txt"
     if bundled.is_file():
         return bundled.read_text(encoding="utf-8") or None
     described = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")  # without tags
