@@ -116,7 +116,7 @@ class Index:
 
     def __init__(self, run: Run) -> None:
         """The index is kept in `runs/.cache/` under the hash of the rows, and made where there is none yet or a damaged
-        one, in a quarter second a million tokens. UserError for a run without rows, or if it cannot be kept."""
+        one, in half a second a million tokens. UserError for a run without rows, or if it cannot be kept."""
         from datasets import load_from_disk
 
         stage = maker("rows")
