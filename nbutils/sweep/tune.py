@@ -35,8 +35,7 @@ from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import add_profile, planned_by, read_override, read_profile
 from nbutils.pipeline.run import Runner, _execute, minutes
-from nbutils.sweep.plan import write_profile
-from nbutils.sweep.settings import check_target
+from nbutils.sweep.settings import check_target, write_profile
 from nbutils.train.forecast import TUNED, of_a_step
 from nbutils.train.run import events_of
 from nbutils.train.settings import TrainSettings
