@@ -27,12 +27,19 @@ def bare_trainer(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
 
     def make(**changes):
-        made, asked = [], iter([True])  # a pause, once: before the first step
-        monkeypatch.setattr(worker, "_announce", lambda trainer, *_: made.append(trainer))
-        worker.train(small_settings(tmp_path, **BARE | changes), lambda: next(asked, False))
-        return made[0]
+        with pytest.raises(Made) as made:
+            worker.train(small_settings(tmp_path, **BARE | changes), lambda: False)
+        return made.value.args[0]
 
+    def stop(trainer, *_):
+        raise Made(trainer)
+
+    monkeypatch.setattr(worker, "_announce", stop)
     return make
+
+
+class Made(Exception):
+    """Carries the trainer out of the worker before the first step."""
 
 
 def weights_after_steps(trainer):
