@@ -1,17 +1,19 @@
 """What is claimed of a CUDA device, proven on it: the cheapest and most telling first."""
 
+import copy
 import os
 import shutil
 from functools import cache
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import load_from_disk
 from lm_eval.models.huggingface import HFLM
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nbutils.chat.models import load
-from nbutils.chat.session import ChatSession
 from nbutils.core.chat_engine.sampling import Sampling
 from nbutils.core.files import read_json, write_json
 from nbutils.core.hardware import device_report
@@ -21,7 +23,7 @@ from nbutils.evaluate.shared_prefix import SharedPrefixLM
 from nbutils.publish.parity import check_parity
 from nbutils.train.control import CountingScaler
 from nbutils.train.memory import GIB, memory_need
-from tests.chat.models import GREEDY, talk_as_generate
+from tests.chat.models import MODEL, chat, talk_as_generate
 from tests.evaluate.test_shared_prefix import CHOICES, GIVEN, ROLLING, answers, made
 from tests.train.forked import forked
 from tests.train.runs import flat, logged, result, small_settings
@@ -30,6 +32,8 @@ from tests.train.test_trainer import weights_after_steps
 
 pytestmark = pytest.mark.gpu
 ALONE = {"eval_steps": 0, "checkpoint_steps": 0, "sample_prompts": [], "processes": 1, "compile": "never"}
+USUAL = {"processes": 1, "supervise_end": False}
+"""A short training after which replies go on."""
 AS_ON_THE_CPU = {"fp32": 0.02, "fp16": 0.05, "bf16": 0.05}
 """By how much, relatively, any of the first 20 losses may differ from the CPU's in float32."""
 
@@ -167,7 +171,7 @@ def undisturbed(device, tmp_path_factory):
     @cache
     def trained(compiled="never"):
         run = tmp_path_factory.mktemp("undisturbed")
-        forked(small_settings(run, processes=1, compile=compiled), 1)
+        forked(small_settings(run, compile=compiled, **USUAL), 1)
         return run
 
     return trained
@@ -175,7 +179,7 @@ def undisturbed(device, tmp_path_factory):
 
 def killed_and_resumed(run, expected, **changes):
     """The same training ends with the same bits, killed while it writes its second checkpoint."""
-    settings = small_settings(run, processes=1, **changes)
+    settings = small_settings(run, **USUAL | changes)
     assert forked(settings, 1, FAULT="checkpoint_half_written:2:0").returncode and (run / "fault").is_file()
     assert [kept.step for kept in Run(run).checkpoints()] == [settings.checkpoint_steps]
     forked(settings, 1)
@@ -201,9 +205,8 @@ def test_two_processes_on_one_card_take_the_gradients_of_one(device, tmp_path, m
 
 
 def test_the_chat_streams_what_generate_writes(undisturbed, device, record_property):
-    loaded = load("base", undisturbed())  # whose replies go on: after so short a training they end at once
-    assert loaded.model.device.type == device.type
-    session = ChatSession(loaded.model, loaded.tokenizer, **GREEDY | {"max_new_tokens": 40})
+    assert load("final", undisturbed()).model.device.type == device.type
+    session = chat(copy.deepcopy(MODEL).to(device))
     pieces = list(session.reply("Hi! How are you today?"))
     assert len(pieces) > 1 and session.measured.new_tokens > 1
     record_property("tokens_per_second", round(session.measured.tokens_per_second, 1))
@@ -215,10 +218,14 @@ def test_the_parity_gate_passes_with_a_session_on_the_device(
 ):
     run, own = undisturbed(), ModelRef.load
     monkeypatch.setattr(ModelRef, "load", lambda self: own(self).to(device))
-    folder = shutil.copytree(run / "train" / "base", tmp_path / "published")
+    facts = SimpleNamespace(
+        model_folder=run / "train" / "final", held_out=load_from_disk(run / "data" / "eval")["messages"]
+    )
+    folder = shutil.copytree(facts.model_folder, tmp_path / "published")
     ends = {name: read_json(folder / "config.json")[name] for name in ("eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", Sampling().generation_config() | ends)
-    report = check_parity(folder, run / "data" / "eval", folder, conversations=50, replies=8, tokens=24)
+    asked = SimpleNamespace(parity_conversations=50, parity_replies=8, parity_tokens=24)
+    report = check_parity(facts, asked, folder)
     assert report["replies"] == 8 and report["reply_tokens"] > 8
     record_property("ties", report["ties"])
 
