@@ -36,7 +36,7 @@ from nbutils.core.files import Json, read_json
 from nbutils.core.history import History, Series, thinned, trend
 from nbutils.core.run.layout import Run
 from nbutils.core.stages import maker
-from nbutils.core.text import duration, markdown_table, score_of
+from nbutils.core.text import counted, duration, markdown_table, score_of
 from nbutils.core.training_log import ACCURACY, LOSS, METRICS, SECONDS, Metric
 from nbutils.metrics.summary import Compared
 
@@ -65,7 +65,11 @@ def number_table(summary: Json) -> Any:
     rows: list[tuple[str, Any, str]] = [
         ("optimizer steps", summary["steps"], "{:,}"),
         ("epochs", summary["epochs"], "{:.2f}"),
-        ("final model", chosen, "step {0[step]:,}, the best of {0[evaluations]} evaluations"),
+        (
+            "final model",
+            chosen and (chosen["step"], counted(chosen["evaluations"], "evaluation")),
+            "step {0[0]:,}, the best of {0[1]}",
+        ),
         (f"training loss, smoothed{over}", final["loss"], "{:.3f} nats per token"),
         ("evaluation loss, all tokens", final["eval_loss_all_tokens"] if over else None, "{:.3f}"),
         ("evaluation loss, assistant's tokens", final["eval_loss"], "{:.3f} nats per token"),

@@ -119,7 +119,7 @@ def earlier_model(history: History) -> str | None:
     kept, last = evals.at(history.earlier_model), evals.last if evals.ended else math.nan
     return (
         f"The final model is that of step {history.chosen}: its evaluation loss ({kept:.3f}) was the lowest of "
-        f"{history.choices} evaluations, and since it was chosen by it, reads a little too low. The model "
+        f"{counted(history.choices, 'evaluation')}, and since it was chosen by it, reads a little too low. The model "
         f"of the last step, {history.last_step}, has {last:.3f}; it is in train/last."
     )
 

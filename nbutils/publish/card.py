@@ -15,7 +15,17 @@ from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.core.run.state import in_short
 from nbutils.core.stages import maker, spec
-from nbutils.core.text import code, duration, markdown_table, memorised_table, score_rows, size, task_of, with_interval
+from nbutils.core.text import (
+    code,
+    counted,
+    duration,
+    markdown_table,
+    memorised_table,
+    score_rows,
+    size,
+    task_of,
+    with_interval,
+)
 from nbutils.publish.architecture import extension, parameter_counts, tensor_shapes
 from nbutils.publish.export import GENERATION, published_figure, token_ids
 from nbutils.publish.facts import Facts
@@ -133,6 +143,7 @@ TEMPLATES.globals |= {
 TEMPLATES.tests |= {"held_out": _held_out}
 TEMPLATES.filters |= {
     "count": "{:,}".format,
+    "counted": counted,
     "percent": _percent,
     "value": _value,
     "duration": duration,
