@@ -86,8 +86,8 @@ def near_duplicates_line(summary: Json) -> str:
         return "Near-duplicates were not looked for: near_duplicates is off."
     which = f"one in {found['one_window_in']}" if found["one_window_in"] > 1 else "all"
     return (
-        f"Near-duplicates ({found['mode']}): {found['rows']:,} of {found['looked_at']:,} conversations share 80 % of "
-        "their windows of 8 words or more with a held-out or an earlier one, or hold as many of a held-out one's; "
+        f"Near-duplicates ({found['mode']}): {found['rows']:,} of {found['looked_at']:,} conversations share 80 % or "
+        "more of their windows of 8 words with a held-out or an earlier one, or hold as many of a held-out one's; "
         f"{which} windows were looked at."
     )
 

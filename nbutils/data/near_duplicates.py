@@ -46,8 +46,8 @@ def windows(conversations: Sequence[str]) -> pa.Array:
 class NearDuplicates:
     """The windows of all kept conversations while they come, and who repeats whom when all are there.
 
-    Memory: 8 bytes for each window, 1 GiB at most, for a moment at the end four times that, and some 50 bytes for each
-    conversation.
+    Memory: 8 bytes for each window, 1 GiB at most, for a moment at the end nearly five times that, and then some 150
+    bytes for each conversation.
     """
 
     def __init__(self) -> None:

@@ -26,8 +26,10 @@ def served(smollm2_gguf):
 
 @pytest.fixture
 def session(served):
-    """A greedy chat with it."""
-    return ChatSession(*served, engine=llama.LlamaEngine, **GREEDY)
+    """A greedy chat with it, which reads nothing ahead of the next test."""
+    chat = ChatSession(*served, engine=llama.LlamaEngine, **GREEDY)
+    yield chat
+    chat.engine.forget()
 
 
 def test_only_what_is_new_is_read_and_no_control_token_can_be_typed(session):

@@ -1,8 +1,8 @@
 """An index over the words of a run's training rows: which passages of a text stand there, word for word.
 
 A *word* goes from a letter or digit to a letter or digit, with nothing between but more of these, marks on letters,
-apostrophes, hyphens and underscores ("e-mail", "don't", "snake_case", but not "_emphasis_"). So does every character of
-the scripts that put no spaces between words count as one. Two texts agree where their words do and all other visible
+apostrophes, hyphens and underscores ("e-mail", "don't", "snake_case", but not "_emphasis_"). Every character of the
+scripts that put no spaces between words is one, too. Two texts agree where their words do and all other visible
 characters between them, after the tokenizer's own normalisation of characters. Case matters; how much white space there
 is, and which pieces the tokenizer cuts a word into, does not.
 
