@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.core.files import link, written
-from nbutils.core.run.decide import inspect
 from nbutils.core.run.layout import CHECKPOINTS, Run
 from nbutils.core.run.stage import check_upstream, locked
 from nbutils.pipeline.choice import Options
@@ -41,8 +40,8 @@ def main(arguments: argparse.Namespace) -> int:
     if not settings.page:
         planned = beside(planned, [*arguments.overrides, "page=true", *([] if settings.gguf else ["gguf=[q8_0]"])])
     card = planned.maker("card")
-    state = inspect(card.stage, card.settings)
-    if not state.fits and (status := go(planned, Options(only=card.stage.name), Display())):
+    state = card.state()
+    if not state.fits and (status := go(planned, Options(only=card.name), Display())):
         return status
     with server(state.folder / PAGE) as running:
         print(f"The page is at http://127.0.0.1:{running.server_port} until you press Ctrl-C.", flush=True)

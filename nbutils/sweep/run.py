@@ -94,6 +94,7 @@ class Sweeper:
     gpus: Sequence[str] = field(default_factory=devices)
 
     def __post_init__(self) -> None:
+        """Forgets what an earlier call has found, and whether it was asked to stop: a notebook calls again."""
         self.failed: dict[str, str] = {}
         began = float(os.environ.get(STARTED) or time.time())  # a Kaggle session counts from its own start
         self._ends = began + (60 * self.sweep.minutes or math.inf)
@@ -136,6 +137,7 @@ class Sweeper:
         UserError where another sweep is at work in the folder, where the disk is full, and for what its stages would
         stop over.
         """
+        self.__post_init__()
         self.sweep.check_folder()
         if left := self.left():
             self.sweep.check_ahead()

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, resolve, sha256_of_json, shown, write_text, writing
-from nbutils.core.run.decide import StageState, inspect
+from nbutils.core.run.decide import StageState
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import SCHEMA, provenance, read_record, write_record
 from nbutils.core.run.state import Kind, differences, in_short
@@ -73,7 +73,7 @@ class Step:
     @property
     def state(self) -> StageState:
         """How far it is."""
-        return inspect(self.planned.stage, self.planned.settings)
+        return self.planned.state()
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class TrialPlan(Step):
     @property
     def linked(self) -> StageState:
         """The state of the data in its own run folder."""
-        own = self.plan.maker("rows")
-        return inspect(own.stage, own.settings)
+        return self.plan.maker("rows").state()
 
     @property
     def state(self) -> StageState:

@@ -130,6 +130,13 @@ def test_it_pauses_says_what_is_left_and_goes_on(sweeps, monkeypatch, how):
     assert sweeps.trained == SIX[4:]
 
 
+def test_a_notebooks_cell_goes_on_after_it_was_interrupted(sweeps):
+    sweeps.conduct, sweeper = stopped(2, terminate), sweeps.sweeper(RATES)
+    assert sweeper.go().left == 2
+    sweeps.conduct = lambda process: "done"
+    assert not sweeper.go().left
+
+
 def test_explaining_starts_nothing(sweeps):
     sweeps.sweeper(RATES, "--seeds=2").explain()
     assert not sweeps.out.exists() and "learning_rate 0.4, seed 1: run (never run)" in sweeps.said
