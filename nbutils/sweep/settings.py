@@ -158,18 +158,20 @@ class Sweep:
                 raise UserError(" ".join(stops))
 
     def write(self) -> None:
-        """Writes what is planned, and the profile that all trials begin with."""
+        """Writes what is planned, and the profile that all trials begin with. UserError where the disk is full."""
         trials = {trial.run.path.name: {"values": trial.values, "seed": trial.seed} for trial in self.trials}
         planned = {"schema": SCHEMA, "identity": self.identity, "trials": trials}
-        write_record(self.out / SWEEP_RECORD, planned | provenance())
+        with writing(self.out):
+            write_record(self.out / SWEEP_RECORD, planned | provenance())
         write_profile(self.out / PROFILE, self.common | PAUSES)
 
 
 def write_profile(path: Path, values: Mapping[str, Any], *remarks: str) -> None:
-    """Writes values as a profile, with remarks above them."""
+    """Writes values as a profile, with remarks above them. UserError where it cannot be written."""
     lines = [f"# {remark}\n" for remark in remarks]
     lines += [f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]  # JSON is YAML
-    write_text(path, "".join(lines))
+    with writing(path):
+        write_text(path, "".join(lines))
 
 
 class SweepSettings(Settings):

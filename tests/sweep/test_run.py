@@ -64,12 +64,13 @@ def test_long_work_that_is_stale_is_kept_or_set_aside_as_a_person_says(sweeps, o
     assert ("--accept to keep it, with --force to set it aside" in str(found.failed)) != bool(options)
 
 
-def test_a_disk_that_fills_while_rows_are_linked_is_one_sentence(sweeps, monkeypatch):
+@pytest.mark.parametrize("step", ["core.files.link", "sweep.settings.write_record", "sweep.settings.write_text"])
+def test_a_disk_that_fills_is_one_sentence(sweeps, monkeypatch, step):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"written \(.*No space left.*\): make room"):
-        patch.setattr("nbutils.core.files.link", full)
+        patch.setattr(f"nbutils.{step}", full)
         sweeps.go(RATES)
     assert not [*sweeps.out.glob("*_seed-*/*")]
     assert sweeps.go(RATES).left == 0
