@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from nbutils.core.files import link_tree, written
 from nbutils.core.hardware import usable_gpus, visible_gpus
+from nbutils.core.run.decide import Policy, decide
 from nbutils.core.run.stage import locked
 from nbutils.core.text import counted, duration
 from nbutils.core.torchrun import STARTED
@@ -110,9 +111,10 @@ class Sweeper:
     def explain(self) -> None:
         """Says what would run, and, after the first trial, for how long."""
         self.sweep.check_folder()
+        policy = Policy("--accept" in self.options, "--force" in self.options)
         for step in (*(trial.rows for trial in self.sweep.rows.values()), *self.sweep.trials):
             state = step.state
-            self.say(f"{step.label}: {'done' if state.fits else f'run ({state.reason})'}")
+            self.say(f"{step.label}: {'done' if state.fits else f'{decide(state, policy)} ({state.reason})'}")
         self.say(self.forecast() or "Nothing is left to run.")
 
     def forecast(self) -> str:

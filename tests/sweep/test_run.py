@@ -48,16 +48,21 @@ def test_where_the_rows_have_changed_all_trials_are_trained_on_the_new_ones(swee
     sweeps.go(RATES)
     sweeps.talk.write_text(sweeps.talk.read_text() * 2)
     sweeps.sweeper(RATES).explain()
-    assert "seed 0: run (changed: file outside the run" in sweeps.said[-2]
+    assert "seed 0: run again (changed: file outside the run" in sweeps.said[-2]
     assert not sweeps.go(RATES).left and sweeps.trained == SIX[::2]
 
 
-@pytest.mark.parametrize("options,rows,aside", [([], 2, 0), (["--accept"], 3, 0), (["--force"], 3, 1)])
-def test_long_work_that_is_stale_is_kept_or_set_aside_as_a_person_says(sweeps, options, rows, aside):
+@pytest.mark.parametrize(
+    "options,word,rows,aside",
+    [([], "ask", 2, 0), (["--accept"], "keep", 3, 0), (["--force"], "set aside and run", 3, 1)],
+)
+def test_long_work_that_is_stale_is_kept_or_set_aside_as_a_person_says(sweeps, options, word, rows, aside):
     sweeps.go(RATES)
     record = sweeps.out / "learning_rate-0.004_seed-0" / "train" / "stage.json"
     made = read_json(record)
     write_json(record, made | {"parts": made["parts"] | {"code": "another"}, "work_seconds": 700})
+    sweeps.sweeper(RATES, *options).explain()
+    assert f"seed 0: {word} (changed" in sweeps.said[-3]
     found = sweeps.go(RATES, *options)
     assert sweeps.trained == [(0.004, 0)] and len(found.verdict.rows) == rows
     assert len([*record.parents[1].glob("train-*")]) == aside
