@@ -81,7 +81,7 @@ def new_figure(
     )  # fmt: skip
     for ax in axes:
         ax.set(facecolor=colours.page, axisbelow=True)
-        ax.tick_params(colors=colours.ink, labelsize=8, length=3)
+        ax.tick_params(which="both", colors=colours.ink, labelsize=8, length=3)
         ax.xaxis.label.set_color(colours.ink)
         ax.yaxis.label.set_color(colours.ink)
         ax.grid(True, color=colours.faint, linewidth=0.6)

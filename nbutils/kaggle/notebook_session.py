@@ -291,7 +291,8 @@ def forecast(run: Run) -> str:
         f"take {takes(tokens, speed, BUDGET_MINUTES, True)}."
     )
     tuned = read_record(run.path / TUNED)
-    if tuned and (speed := tuned["fastest"].get("tokens_per_second")):
+    if tuned and tuned["fastest"]["values"]:
+        speed = tuned["fastest"]["tokens_per_second"]
         words = takes(tokens, speed, BUDGET_MINUTES, True)
         said += f" With the fastest settings ({tuned['fastest']['setting']}), at {speed:,.0f}: {words}."
     return f"{said} Evaluations on the way and notebook 04 come on top."

@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython import get_ipython
 
-from nbutils.core.files import kaggle_root, read_json, resolve
+from nbutils.core.files import files_below, kaggle_root, read_json, resolve
 from nbutils.core.run.checkpoints import PARTIAL
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import RECORD
@@ -63,9 +63,8 @@ class SweepSession(Session):
         finished = {trial.checkpoints_folder for trial in trials(source) if _done(trial)}
         files = [
             file
-            for file in source.rglob("*")
-            if file.is_file()
-            and not any(part.endswith(PARTIAL) for part in file.relative_to(source).parts)
+            for file in files_below(source)
+            if not any(part.endswith(PARTIAL) for part in file.relative_to(source).parts)
             and not finished.intersection(file.parents)
         ]
         bring_files(files, source, self.run.path)

@@ -1,7 +1,7 @@
 """`python -m nbutils page PROFILE`: makes a run's page that talks, and hands it out on this machine.
 
 Where the profile asks for no page, the run stays as it is: notebook 06 makes the page in a run folder of its own beside
-it, of links to what the run's other stages have made.
+it, of links to what the run's other stages have made. Nothing is pushed there.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from nbutils.core.files import link, written
-from nbutils.core.run.decide import inspect
+from nbutils.core.errors import UserError
+from nbutils.core.files import link, shown, writing, written
 from nbutils.core.run.layout import CHECKPOINTS, Run
+from nbutils.core.run.record import RUN_RECORD, SCHEMA, read_record, write_record
 from nbutils.core.run.stage import check_upstream, locked
 from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
@@ -26,6 +27,9 @@ from nbutils.publish.settings import PublishSettings
 
 PORT = 8000
 """Where a page is looked for first; where that is taken, any port that is free."""
+
+PAGE_OF = "page_of"
+"""In the record of a page's own run: the name of the other one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +43,11 @@ def main(arguments: argparse.Namespace) -> int:
     settings = planned.maker("card").settings
     assert isinstance(settings, PublishSettings)
     if not settings.page:
-        planned = beside(planned, [*arguments.overrides, "page=true", *([] if settings.gguf else ["gguf=[q8_0]"])])
+        own = ["page=true", "push=false", "push_page=false", *([] if settings.gguf else ["gguf=[q8_0]"])]
+        planned = beside(planned, [*arguments.overrides, *own])
     card = planned.maker("card")
-    state = inspect(card.stage, card.settings)
-    if not state.fits and (status := go(planned, Options(only=card.stage.name), Display())):
+    state = card.state()
+    if not state.fits and (status := go(planned, Options(only=card.name), Display())):
         return status
     with server(state.folder / PAGE) as running:
         print(f"The page is at http://127.0.0.1:{running.server_port} until you press Ctrl-C.", flush=True)
@@ -54,11 +59,19 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def beside(planned: Plan, overrides: list[str]) -> Plan:
-    """The plan of the page's own run, which gets the run's earlier stages. UserError where one of them is missing."""
+    """The plan of the page's own run, which gets the run's earlier stages.
+
+    UserError where one of them is missing, and where another run has the name of the page's.
+    """
     stage, run = planned.maker("card"), Run(planned.run)
     check_upstream(stage.stage, stage.settings, allow_paused=False)
     own = Run(run.path.with_name(f"{run.path.name}-page"))
-    with locked(run.path):
+    record = read_record(own.path / RUN_RECORD) or {}
+    if own.path.exists() and PAGE_OF not in record:
+        raise UserError(f"{shown(own.path)} is there, and no page has been made in it: move it away, or rename it.")
+    origin = {"schema": SCHEMA, "name": own.path.name, "parameters": {}, PAGE_OF: run.path.name}
+    with locked(run.path), writing(own.path):
+        write_record(own.path / RUN_RECORD, origin | record)
         for name in stage.stage.reads:
             with written(own.folder(name)) as folder:
                 left_out = shutil.ignore_patterns(CHECKPOINTS)

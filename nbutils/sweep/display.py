@@ -17,10 +17,10 @@ from nbutils.core.charts import LINE_STYLES, THEMES, add_legend, caption, new_fi
 from nbutils.core.text import number, with_interval
 from nbutils.sweep.verdict import ALIKE, BEST, DIVERGED, Row, Verdict, label, text
 
-MARKS: dict[str, dict[str, Any]] = {
-    BEST: {"marker": "*", "markersize": 14},
-    ALIKE: {"marker": "o", "markersize": 12, "fillstyle": "none"},
-}
+MARKS = {BEST: ("*", 22), ALIKE: ("o", 12)}
+"""Outlines and their sizes; the dots of the seeds show through them."""
+WIDE = 4
+"""Times the smallest number that the largest is at least, for a log axis."""
 TICKS = 8
 """Numbers up to which each has its own mark on the axis."""
 
@@ -67,7 +67,8 @@ def figure(verdict: Verdict, theme: str = "light") -> Figure:
             if row.loss is None:
                 ax.plot(place, 0.95, "x", color=ink, transform=ax.get_xaxis_transform(), label=DIVERGED)
             elif row.word in MARKS:
-                ax.plot(place, row.loss, color=ink, linestyle="none", label=row.word, **MARKS[row.word])
+                mark, size = MARKS[row.word]
+                ax.plot(place, row.loss, mark, color=ink, fillstyle="none", markersize=size, label=row.word)
     caption(ax, theme, "Held-out loss, nats per token", x)
     handles, names = ax.get_legend_handles_labels()
     legend = dict(zip(names, handles, strict=True))  # each once
@@ -76,11 +77,11 @@ def figure(verdict: Verdict, theme: str = "light") -> Figure:
 
 
 def _axis(ax: Axes, values: Sequence[Any]) -> dict[str, float]:
-    """Where each value stands: numbers in their size, on a log axis if they span a decade; others side by side."""
+    """Where each value stands: numbers in their size, on a log axis if they are far apart; others side by side."""
     texts = {text(value): value for value in values}
     ordered = all(isinstance(value, int | float) for value in values)
     places: dict[str, float] = texts if ordered else dict(zip(sorted(texts), count(), strict=False))
-    if ordered and 0 < 10 * min(values) <= max(values):
+    if ordered and 0 < WIDE * min(values) <= max(values):
         ax.set_xscale("log")
     if len(places) <= TICKS or not ordered:
         width = max(6, min(24, 72 // len(places)))  # characters: beyond, they overlap or leave the page

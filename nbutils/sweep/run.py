@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from nbutils.core.files import link_tree, written
 from nbutils.core.hardware import usable_gpus, visible_gpus
+from nbutils.core.run.decide import Policy, decide
 from nbutils.core.run.stage import locked
 from nbutils.core.text import counted, duration
 from nbutils.core.torchrun import STARTED
@@ -94,6 +95,7 @@ class Sweeper:
     gpus: Sequence[str] = field(default_factory=devices)
 
     def __post_init__(self) -> None:
+        """Forgets what an earlier call has found, and whether it was asked to stop: a notebook calls again."""
         self.failed: dict[str, str] = {}
         began = float(os.environ.get(STARTED) or time.time())  # a Kaggle session counts from its own start
         self._ends = began + (60 * self.sweep.minutes or math.inf)
@@ -109,9 +111,10 @@ class Sweeper:
     def explain(self) -> None:
         """Says what would run, and, after the first trial, for how long."""
         self.sweep.check_folder()
+        policy = Policy("--accept" in self.options, "--force" in self.options)
         for step in (*(trial.rows for trial in self.sweep.rows.values()), *self.sweep.trials):
             state = step.state
-            self.say(f"{step.label}: {'done' if state.fits else f'run ({state.reason})'}")
+            self.say(f"{step.label}: {'done' if state.fits else f'{decide(state, policy)} ({state.reason})'}")
         self.say(self.forecast() or "Nothing is left to run.")
 
     def forecast(self) -> str:
@@ -136,6 +139,7 @@ class Sweeper:
         UserError where another sweep is at work in the folder, where the disk is full, and for what its stages would
         stop over.
         """
+        self.__post_init__()
         self.sweep.check_folder()
         if left := self.left():
             self.sweep.check_ahead()

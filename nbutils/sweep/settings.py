@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, resolve, sha256_of_json, shown, write_text, writing
-from nbutils.core.run.decide import StageState, inspect
+from nbutils.core.run.decide import StageState
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import SCHEMA, provenance, read_record, write_record
 from nbutils.core.run.state import Kind, differences, in_short
@@ -73,7 +73,7 @@ class Step:
     @property
     def state(self) -> StageState:
         """How far it is."""
-        return inspect(self.planned.stage, self.planned.settings)
+        return self.planned.state()
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class TrialPlan(Step):
     @property
     def linked(self) -> StageState:
         """The state of the data in its own run folder."""
-        own = self.plan.maker("rows")
-        return inspect(own.stage, own.settings)
+        return self.plan.maker("rows").state()
 
     @property
     def state(self) -> StageState:
@@ -159,18 +158,20 @@ class Sweep:
                 raise UserError(" ".join(stops))
 
     def write(self) -> None:
-        """Writes what is planned, and the profile that all trials begin with."""
+        """Writes what is planned, and the profile that all trials begin with. UserError where the disk is full."""
         trials = {trial.run.path.name: {"values": trial.values, "seed": trial.seed} for trial in self.trials}
         planned = {"schema": SCHEMA, "identity": self.identity, "trials": trials}
-        write_record(self.out / SWEEP_RECORD, planned | provenance())
+        with writing(self.out):
+            write_record(self.out / SWEEP_RECORD, planned | provenance())
         write_profile(self.out / PROFILE, self.common | PAUSES)
 
 
 def write_profile(path: Path, values: Mapping[str, Any], *remarks: str) -> None:
-    """Writes values as a profile, with remarks above them."""
+    """Writes values as a profile, with remarks above them. UserError where it cannot be written."""
     lines = [f"# {remark}\n" for remark in remarks]
     lines += [f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]  # JSON is YAML
-    write_text(path, "".join(lines))
+    with writing(path):
+        write_text(path, "".join(lines))
 
 
 class SweepSettings(Settings):

@@ -26,7 +26,6 @@ from nbutils.core.errors import UserError
 from nbutils.core.files import Json, link_tree, shown, write_json
 from nbutils.core.hardware import Gpu, choose_processes, usable_gpus, visible_gpus
 from nbutils.core.run import pause
-from nbutils.core.run.decide import inspect
 from nbutils.core.run.layout import Run, holds_model
 from nbutils.core.run.record import SCHEMA
 from nbutils.core.run.stage import locked
@@ -34,7 +33,7 @@ from nbutils.pipeline.ahead import problems
 from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import add_profile, planned_by, read_override, read_profile
-from nbutils.pipeline.run import Runner, _execute, minutes
+from nbutils.pipeline.run import go, minutes
 from nbutils.sweep.settings import check_target, write_profile
 from nbutils.train.forecast import TUNED, of_a_step
 from nbutils.train.run import events_of
@@ -80,15 +79,16 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         display.say("\n".join(map(str, tried)))
         return 0
-    made = inspect(rows.stage, rows.settings).fits
-    if not made and (status := Runner(planned, Options(until=rows.stage.name), display, _execute).go()):
+    if not rows.state().fits and (status := go(planned, Options(until=rows.name), display)):
         return status
     if stops := problems(planned, [planned.maker("model")]):
         raise UserError(" ".join(stops))
-    display.say(f"As it is: {of_a_step(settings)}")
     with locked(planned.run), suppress(KeyboardInterrupt):  # what is known by then counts
         for setting in tune(settings, tried, arguments.minutes):
             display.say(f"{setting}: {setting.failed or f'{setting.speeds[-1]:,.0f} tokens a second'}")
+    if not any(setting.found for setting in tried):
+        display.say("Nothing has been measured.")
+        return 1
     device = " + ".join(gpu.name for gpu in gpus) or f"a CPU with {cores} cores"
     now, best = datetime.now(UTC).isoformat(timespec="seconds"), [own, *faster(tried)][-1]
     found, table = best.row(own), [setting.row(own) for setting in tried]
@@ -97,9 +97,9 @@ def main(arguments: argparse.Namespace) -> int:
     display.say(f"{pd.DataFrame(table).drop(columns='values').to_string(index=False, na_rep='')}\n{LEGEND}")
     if best is own:
         display.say("No other setting was faster in every trial: no profile is written.")
-        return int(bool(best.failed))
+        return 0
     given = read_profile(planned.profile) | dict(map(read_override, arguments.overrides))
-    said = f"{best}: {found['tokens_per_second']:,.0f} tokens a second, {found['against_own']}; bits: {found['bits']}."
+    said = f"{best}: {found['tokens_per_second']:,} tokens a second ({found['against_own']}), bits: {found['bits']}."
     values = {name: each.value for name, each in given.items()} | best.values
     write_profile(target, values, f"{MARK} on {now[:10]}, {device}, against {planned.profile.name}.", said, LEGEND)
     display.say(f"Wrote {shown(target)}: {said}")
@@ -108,7 +108,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 @dataclass
 class Setting:
-    """Values in place of the profile's own (none are its own); what its trials found, or the reason why it failed."""
+    """Values in place of the profile's own (none are its own); what its trials found, or why one of them failed."""
 
     values: Json
     found: list[Json] = field(default_factory=list)
@@ -120,27 +120,27 @@ class Setting:
     @property
     def speeds(self) -> list[float]:
         """Tokens per second in each trial; 0 where it was not tried, or failed."""
-        return [each["tokens_per_second"] for each in self.found if not self.failed] or [0.0]
+        return [each["tokens_per_second"] for each in self.found] or [0.0]
 
     def faster_than(self, other: Setting) -> bool:
         """Whether all of its trials were faster than all of another's, of which there are several."""
-        enough = other.failed or min(len(self.speeds), len(other.speeds)) >= LEAST
+        enough = other.failed or min(len(self.found), len(other.found)) >= LEAST
         return bool(enough) and min(self.speeds) > max(other.speeds)
 
     def row(self, own: Setting) -> Json:
         """What is known of it beside the profile's own values, as a row of a table."""
         facts: Json = {"setting": str(self), "values": self.values}
-        if self.failed or not self.found:
+        if not self.found:
             return facts | {"remark": self.failed or "not tried: no time was left"}
-        speeds, losses = self.speeds, {each["loss"] for each in self.found}
-        bits = "same" if losses <= {each["loss"] for each in own.found} else "other"
+        speed, losses, as_it_is = median(self.speeds), {each["loss"] for each in self.found}, median(own.speeds)
+        same = losses <= {each["loss"] for each in own.found}
         apart = self is own or self.faster_than(own) or own.faster_than(self)
         return facts | {
-            "tokens_per_second": round(median(speeds)),
-            "of_trials": [*map(round, speeds)],
-            "against_own": "" if own.failed else f"{median(speeds) / median(own.speeds) - 1:+.0%}",
+            "tokens_per_second": round(speed),
+            "of_trials": [*map(round, self.speeds)],
+            "against_own": f"{speed / as_it_is - 1:+.0%}" if as_it_is else "as it is fails",
             "peak_memory_gib": max(each["peak_memory_gib"] for each in self.found),
-            "bits": "vary" if len(losses) > 1 else bits,
+            "bits": "vary" if len(losses) > 1 else "same" if same else "other",
             "remark": "" if apart else "not told apart",
         }
 
@@ -159,8 +159,7 @@ def alternatives(settings: TrainSettings, gpus: tuple[Gpu, ...], cores: int) -> 
     if settings.optimizer.startswith("adamw"):
         tried["optimizer"] = ["adamw_torch", "adamw_torch_fused"]
     if usable:
-        switches = sorted(own.keys() & {"compile", "deterministic"})
-        tried |= {name: ["always" if own[name] == "never" else "never"] for name in switches}
+        tried |= {name: ["always" if own[name] == "never" else "never"] for name in ("compile", "deterministic")}
         if processes > 1:
             tried["trainer_options"] = [settings.trainer_options | {"ddp_bucket_cap_mb": n} for n in (25, 100)]
     others = [Setting({name: value}) for name, values in tried.items() for value in values if value != own[name]]
@@ -182,12 +181,13 @@ def tune(settings: TrainSettings, tried: list[Setting], minutes: float) -> Itera
     try:
         for setting in _in_order(tried):
             began = time.monotonic()
-            if minutes and longest and began + longest > ends:
+            if minutes and began + longest > ends:
                 return
             try:
                 own = {"run_dir": str(run.path)} | OF_TRIALS | setting.values
                 setting.found.append(trial(TrainSettings.checked(settings.model_dump() | own)))
             except UserError as error:
+                setting.found = []
                 setting.failed = shorten(f"failed: {str(error).splitlines()[-1]}", 160)
             longest = max(longest, time.monotonic() - began)
             yield setting
@@ -196,17 +196,17 @@ def tune(settings: TrainSettings, tried: list[Setting], minutes: float) -> Itera
 
 
 def _in_order(tried: list[Setting]) -> Iterator[Setting]:
-    yield from _rounds(tried)
-    best = faster(tried)
-    together = {name: value for each in best for name, value in each.values.items()}
-    if len(together) > 1:
-        tried.append(Setting(together))
-        yield from _rounds([tried[0], best[-1], tried[-1]])
-
-
-def _rounds(settings: list[Setting]) -> Iterator[Setting]:
-    """Each that has not failed, every second time in reverse: a machine that gets slower does so for all alike."""
-    for number in range(ROUNDS):
+    """In each round those that have not failed, every second time in reverse: a machine that gets slower does so for
+    all alike.
+    """
+    settings = [*tried]
+    for number in range(2 * ROUNDS):
+        if number == ROUNDS:
+            together = {name: value for each in faster(tried) for name, value in each.values.items()}
+            if len(together) < 2:
+                return
+            tried.append(Setting(together))
+            settings = [tried[0], tried[-1]]
         yield from (each for each in settings[:: -1 if number % 2 else 1] if not each.failed)
 
 
@@ -228,5 +228,4 @@ def _copy(run: Run) -> Run:
     held_out.select(range(min(HELD_OUT, len(held_out)))).save_to_disk(own.rows / "eval")
     if holds_model(run.base):
         link_tree(run.base, own.base)
-    own.training.mkdir(exist_ok=True)
     return own

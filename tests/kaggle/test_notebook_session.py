@@ -169,5 +169,8 @@ def test_the_forecast_counts_all_of_the_data_and_all_passes(tmp_path):
         append_jsonl(log, {"kind": "train", "tokens_per_second": speed})
     assert "At 22,000 tokens a second, the training steps of the full run (1,200.0 million tokens)" in forecast(run)
     assert "15.2 GPU-hours in 2 sessions, 51% of the 30 hours that Kaggle gives a week. Eval" in forecast(run)
-    write_json(run.path / "tune.json", {"schema": 1, "fastest": {"setting": "a=1", "tokens_per_second": 44_000}})
+    fastest = {"setting": "a=1", "values": {"a": 1}, "tokens_per_second": 44_000}
+    write_json(run.path / "tune.json", {"schema": 1, "fastest": fastest})
     assert "the fastest settings (a=1), at 44,000: about 7.6 GPU-hours in 1 session, 25% of" in forecast(run)
+    write_json(run.path / "tune.json", {"schema": 1, "fastest": fastest | {"setting": "as it is", "values": {}}})
+    assert "fastest" not in forecast(run)

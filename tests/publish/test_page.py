@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import socket
 import tarfile
 import threading
@@ -15,6 +16,7 @@ from gguf import GGUFWriter, TokenType
 from nbutils.cli import main
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_bytes
+from nbutils.core.run.record import outputs_of
 from nbutils.publish.export import published_files
 from nbutils.publish.page import make, wllama
 from nbutils.publish.page.make import check_page, make_page
@@ -162,7 +164,7 @@ def test_the_command_makes_a_page_beside_the_run_and_hands_it_out_where_a_port_i
     monkeypatch.setattr("nbutils.pipeline.run._execute", executes)
     monkeypatch.setenv("NBUTILS_PIPELINE", "tests")  # the cells run in this process, which holds the lock
     monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", serves)
-    few = [f"-pparity_{what}=2" for what in ("conversations", "replies", "tokens")]
+    few = ["-ppush=true", *(f"-pparity_{what}=2" for what in ("conversations", "replies", "tokens"))]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr("nbutils.pipeline.page.PORT", port)
@@ -171,3 +173,10 @@ def test_the_command_makes_a_page_beside_the_run_and_hands_it_out_where_a_port_i
             said = capsys.readouterr().out
             assert "The page is at http://127.0.0.1:" in said and f":{port}" not in said
     assert executed == ["06_publish.ipynb"] and {*spare.rglob("*")} - {spare / ".lock"} == before
+
+
+def test_the_command_touches_no_other_run_that_is_called_like_the_pages(spare, refused):
+    other = shutil.copytree(spare, spare.with_name(f"{spare.name}-page"))
+    before = outputs_of(other)
+    assert "no page has been made in it" in refused("page", "params/demo.yaml", "--run-dir", spare)
+    assert outputs_of(other) == before

@@ -48,28 +48,34 @@ def test_where_the_rows_have_changed_all_trials_are_trained_on_the_new_ones(swee
     sweeps.go(RATES)
     sweeps.talk.write_text(sweeps.talk.read_text() * 2)
     sweeps.sweeper(RATES).explain()
-    assert "seed 0: run (changed: file outside the run" in sweeps.said[-2]
+    assert "seed 0: run again (changed: file outside the run" in sweeps.said[-2]
     assert not sweeps.go(RATES).left and sweeps.trained == SIX[::2]
 
 
-@pytest.mark.parametrize("options,rows,aside", [([], 2, 0), (["--accept"], 3, 0), (["--force"], 3, 1)])
-def test_long_work_that_is_stale_is_kept_or_set_aside_as_a_person_says(sweeps, options, rows, aside):
+@pytest.mark.parametrize(
+    "options,word,rows,aside",
+    [([], "ask", 2, 0), (["--accept"], "keep", 3, 0), (["--force"], "set aside and run", 3, 1)],
+)
+def test_long_work_that_is_stale_is_kept_or_set_aside_as_a_person_says(sweeps, options, word, rows, aside):
     sweeps.go(RATES)
     record = sweeps.out / "learning_rate-0.004_seed-0" / "train" / "stage.json"
     made = read_json(record)
     write_json(record, made | {"parts": made["parts"] | {"code": "another"}, "work_seconds": 700})
+    sweeps.sweeper(RATES, *options).explain()
+    assert f"seed 0: {word} (changed" in sweeps.said[-3]
     found = sweeps.go(RATES, *options)
     assert sweeps.trained == [(0.004, 0)] and len(found.verdict.rows) == rows
     assert len([*record.parents[1].glob("train-*")]) == aside
     assert ("--accept to keep it, with --force to set it aside" in str(found.failed)) != bool(options)
 
 
-def test_a_disk_that_fills_while_rows_are_linked_is_one_sentence(sweeps, monkeypatch):
+@pytest.mark.parametrize("step", ["core.files.link", "sweep.settings.write_record", "sweep.settings.write_text"])
+def test_a_disk_that_fills_is_one_sentence(sweeps, monkeypatch, step):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"written \(.*No space left.*\): make room"):
-        patch.setattr("nbutils.core.files.link", full)
+        patch.setattr(f"nbutils.{step}", full)
         sweeps.go(RATES)
     assert not [*sweeps.out.glob("*_seed-*/*")]
     assert sweeps.go(RATES).left == 0
@@ -128,6 +134,13 @@ def test_it_pauses_says_what_is_left_and_goes_on(sweeps, monkeypatch, how):
     sweeps.conduct = lambda process: "done"
     assert sweeps.go(RATES, "--seeds=2").left == 0
     assert sweeps.trained == SIX[4:]
+
+
+def test_a_notebooks_cell_goes_on_after_it_was_interrupted(sweeps):
+    sweeps.conduct, sweeper = stopped(2, terminate), sweeps.sweeper(RATES)
+    assert sweeper.go().left == 2
+    sweeps.conduct = lambda process: "done"
+    assert not sweeper.go().left
 
 
 def test_explaining_starts_nothing(sweeps):

@@ -46,7 +46,7 @@ def tuned(tmp_path, monkeypatch, capsys):
         return status, capsys.readouterr().out, trials
 
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(tune, "Runner", lambda *_: SimpleNamespace(go=lambda: 0))  # the rows are there
+    monkeypatch.setattr(tune, "go", lambda *_: 0)  # the rows are there
     go.run, go.profile, go.written = run, profile, tmp_path / "mine.tuned.yaml"
     return go
 
@@ -76,6 +76,13 @@ def test_no_trial_is_begun_that_would_end_too_late_and_what_is_known_when_it_is_
     assert len(trials) == 3 and "not tried" in said and not tuned.written.exists()
     tuned(interrupted=9)
     assert "processes: 1\n" in tuned.written.read_text()
+    found = read_json(tuned.run / "tune.json")
+    assert tuned(interrupted=0)[0] == 1 and read_json(tuned.run / "tune.json") == found
+
+
+def test_where_only_others_work_they_are_written(tuned):
+    assert tuned(shares={600: 1.0})[0] == 0 and "tokens_per_microbatch: 600\n" in tuned.written.read_text()
+    assert read_json(tuned.run / "tune.json")["fastest"]["against_own"] == "as it is fails"
 
 
 @pytest.mark.parametrize("shares", [{300: 1.0, 600: 1.0, 150: 1.0}, {}])

@@ -151,6 +151,8 @@ def test_table_and_figure_show_several_parameters(tmp_path):
     save(lambda theme: figure(verdict, theme), tmp_path, "sweep")
     assert len([*tmp_path.iterdir()]) == 4
     figure(judge([changed(each, lambda table: table * math.nan) for each in candidates]))  # all diverged
+    near = [figure(judge(sweep(0, [0, 0.1], values=rates(0.002, rate)))) for rate in (0.006, 0.008)]
+    assert [each.axes[0].get_xscale() for each in near] == ["linear", "log"]
     drawn = figure(judge(sweep(0, [0, 0.1, 0.2], values=[{"base_model": name * 40} for name in "abc"])))
     drawn.draw_without_rendering()
     places = [text.get_window_extent() for text in drawn.axes[0].get_xticklabels()]
