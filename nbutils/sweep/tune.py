@@ -52,8 +52,9 @@ OF_TRIALS = {"max_steps": 0, "finish_in_minutes": 1e6, "keep": "last", "sample_p
 """What `finish_in_minutes` measures is a trial; the pause that is asked for ends it there."""
 
 LEGEND = (
-    "peak_memory_gib is a process's. bits: whether the weights come out the same as with the profile's own settings, "
-    "or other ones, or vary from trial to trial. On a CPU, processes share its cores as threads."
+    "peak_memory_gib is a process's. compiled: whether its layers were. bits: whether the weights come out the same as "
+    "with the profile's own settings, or other ones, or vary from trial to trial. On a CPU, processes share its cores "
+    "as threads."
 )
 
 
@@ -140,6 +141,7 @@ class Setting:
             "of_trials": [*map(round, speeds)],
             "against_own": "" if own.failed else f"{median(speeds) / median(own.speeds) - 1:+.0%}",
             "peak_memory_gib": max(each["peak_memory_gib"] for each in self.found),
+            "compiled": self.found[-1]["compiled"],
             "bits": "vary" if len(losses) > 1 else bits,
             "remark": "" if apart else "not told apart",
         }
@@ -215,7 +217,8 @@ def trial(settings: TrainSettings) -> Json:
     run = Run(settings.run_path)
     (run.training / "settings.json").unlink(missing_ok=True)  # it has what an earlier trial measured
     pause.request(run.path)
-    return next(event for event in list(events_of(settings, run.training)) if event["event"] == "measured")
+    started = next(event for event in list(events_of(settings, run.training)) if event["event"] == "started")
+    return started["measured"] | {"compiled": started["compiled"]}
 
 
 def _copy(run: Run) -> Run:

@@ -37,7 +37,8 @@ def tuned(tmp_path, monkeypatch, capsys):
                 1.2 if asked.processes == 1 and shares is MICROBATCHES else 1
             )
             noise = 1 + 0.02 * (len(trials) % 2)
-            return {"tokens_per_second": 1000 * share * noise, "peak_memory_gib": 0.5, "loss": 1 / share}
+            speed = {"tokens_per_second": 1000 * share * noise}
+            return speed | {"peak_memory_gib": 0.5, "loss": 1 / share, "compiled": False}
 
         monkeypatch.setattr(tune, "trial", trial)
         monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: 60.0 * len(trials)))
