@@ -37,6 +37,7 @@ from nbutils.pipeline.parameters import add_profile, planned_by, read_override, 
 from nbutils.pipeline.run import Runner, _execute, minutes
 from nbutils.sweep.settings import check_target, write_profile
 from nbutils.train.forecast import TUNED, of_a_step
+from nbutils.train.memory import with_microbatch
 from nbutils.train.run import events_of
 from nbutils.train.settings import TrainSettings
 
@@ -72,8 +73,9 @@ def main(arguments: argparse.Namespace) -> int:
     would not start.
     """
     planned, display = planned_by(arguments), Display()
-    settings, rows = planned.maker("model").settings, planned.maker("rows")
-    assert isinstance(settings, TrainSettings)
+    asked, rows = planned.maker("model").settings, planned.maker("rows")
+    assert isinstance(asked, TrainSettings)
+    settings = with_microbatch(asked)
     target = planned.profile.with_name(f"{planned.profile.stem.removesuffix('.tuned')}.tuned.yaml")
     check_target(target, MARK, "tune")
     gpus, cores = visible_gpus(), os.cpu_count() or 1

@@ -72,6 +72,11 @@ def test_the_fastest_together_are_written_and_forecast_and_a_failure_is_a_row(tu
         assert ("training steps take about" in capsys.readouterr().out) is told
 
 
+def test_a_microbatch_of_0_tokens_is_tried_as_what_it_comes_to(tuned):
+    *_, trials = tuned("-ptokens_per_microbatch=0", interrupted=1)
+    assert trials[0].tokens_per_microbatch > 0
+
+
 def test_no_trial_is_begun_that_would_end_too_late_and_what_is_known_when_it_is_interrupted_counts(tuned):
     _, said, trials = tuned("--minutes", "3.5")
     assert len(trials) == 3 and "not tried" in said and not tuned.written.exists()
