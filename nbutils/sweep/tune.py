@@ -36,6 +36,7 @@ from nbutils.pipeline.parameters import add_profile, planned_by, read_override, 
 from nbutils.pipeline.run import go, minutes
 from nbutils.sweep.settings import check_target, write_profile
 from nbutils.train.forecast import TUNED, of_a_step
+from nbutils.train.memory import with_microbatch
 from nbutils.train.run import events_of
 from nbutils.train.settings import TrainSettings
 
@@ -51,8 +52,9 @@ OF_TRIALS = {"max_steps": 0, "finish_in_minutes": 1e6, "keep": "last", "sample_p
 """What `finish_in_minutes` measures is a trial; the pause that is asked for ends it there."""
 
 LEGEND = (
-    "peak_memory_gib is a process's. bits: whether the weights come out the same as with the profile's own settings, "
-    "or other ones, or vary from trial to trial. On a CPU, processes share its cores as threads."
+    "peak_memory_gib is a process's. compiled: whether its layers were. bits: whether the weights come out the same as "
+    "with the profile's own settings, or other ones, or vary from trial to trial. On a CPU, processes share its cores "
+    "as threads."
 )
 
 
@@ -70,8 +72,9 @@ def main(arguments: argparse.Namespace) -> int:
     would not start.
     """
     planned, display = planned_by(arguments), Display()
-    settings, rows = planned.maker("model").settings, planned.maker("rows")
-    assert isinstance(settings, TrainSettings)
+    asked, rows = planned.maker("model").settings, planned.maker("rows")
+    assert isinstance(asked, TrainSettings)
+    settings = with_microbatch(asked)
     target = planned.profile.with_name(f"{planned.profile.stem.removesuffix('.tuned')}.tuned.yaml")
     check_target(target, MARK, "tune")
     gpus, cores = visible_gpus(), os.cpu_count() or 1
@@ -140,6 +143,7 @@ class Setting:
             "of_trials": [*map(round, self.speeds)],
             "against_own": f"{speed / as_it_is - 1:+.0%}" if as_it_is else "as it is fails",
             "peak_memory_gib": max(each["peak_memory_gib"] for each in self.found),
+            "compiled": self.found[-1]["compiled"],
             "bits": "vary" if len(losses) > 1 else "same" if same else "other",
             "remark": "" if apart else "not told apart",
         }
@@ -215,7 +219,8 @@ def trial(settings: TrainSettings) -> Json:
     run = Run(settings.run_path)
     (run.training / "settings.json").unlink(missing_ok=True)  # it has what an earlier trial measured
     pause.request(run.path)
-    return next(event for event in list(events_of(settings, run.training)) if event["event"] == "measured")
+    started = next(event for event in list(events_of(settings, run.training)) if event["event"] == "started")
+    return started["measured"] | {"compiled": started["compiled"]}
 
 
 def _copy(run: Run) -> Run:

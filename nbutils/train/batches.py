@@ -124,7 +124,7 @@ class StepBatch:
     """Tokens of the step over all ranks, without padding."""
     padded_tokens: int
     attended: int
-    """Sum of B x T x T over the micro-batches of all ranks: what attention costs."""
+    """Sum of the squared lengths of the step's rows: what attention costs."""
     seconds: float = 0.0
     """What making it took."""
 
@@ -164,13 +164,13 @@ class StepLoader:
         started, plan = time.perf_counter(), self.plan
         dealt = plan.deal(rows, self.world_size)
         mine = dealt[self.rank]
-        shapes = [(len(batch), self.rows.width(int(plan.lengths[batch].max()))) for rank in dealt for batch in rank]
+        padded = [len(batch) * self.rows.width(int(plan.lengths[batch].max())) for rank in dealt for batch in rank]
         return StepBatch(
             microbatches=[self.rows.tensors(batch) for batch in mine] or [empty_microbatch()],
             rows=mine,
             supervised_tokens=int(self.supervised[rows].sum()),
             tokens=int(plan.lengths[rows].sum()),
-            padded_tokens=sum(count * width for count, width in shapes),
-            attended=sum(count * width**2 for count, width in shapes),
+            padded_tokens=sum(padded),
+            attended=int((plan.lengths[rows].astype(np.int64) ** 2).sum()),
             seconds=time.perf_counter() - started,
         )

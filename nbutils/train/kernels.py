@@ -108,7 +108,7 @@ def _gradients(trainer: SmallchatTrainer, rows: np.ndarray) -> None:
     """Computes the gradients of a micro-batch, waits for them, and drops them."""
     batch = trainer.job.loader.rows.tensors(rows).to(trainer.args.device)
     try:
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():  # as accelerate does once training begins
             loss = trainer.compute_loss(trainer.model, batch)["loss_sum"]
         loss.backward()
         loss.item()

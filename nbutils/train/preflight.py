@@ -107,7 +107,7 @@ def run_findings(settings: TrainSettings) -> Iterator[Finding]:
             f"{shown(data)} is not there yet, so its rows, their supervision and the number of steps cannot be "
             "checked; run notebook 01, then this again.",
         )
-    if model and not settings.tokens_per_microbatch:
+    if model and machine and not settings.tokens_per_microbatch:
         settings = with_microbatch(settings)
         yield Finding(FINE, f"tokens_per_microbatch is 0, which comes to {settings.tokens_per_microbatch:,} here.")
     longest = settings.max_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from copy import copy
@@ -86,6 +87,7 @@ def fixed(tokenizer: PreTrainedTokenizerBase, args: Arguments, job: Job) -> Json
     it does is left.
     """
     found = _measured(tokenizer, args, job)
+    gc.collect()  # the trainer, which its callbacks hold: a GPU may not have room for two
     steps, minutes = steps_that_fit(found["seconds"], job.settings), job.settings.finish_in_minutes
     return {"steps": steps, "minutes": minutes} | found
 

@@ -82,7 +82,8 @@ class SmallchatTrainer(SFTTrainer):
         self.stopping = False
         self.out_of_patience = False
         self.last_rows: list[np.ndarray] = []
-        self.accelerator.ddp_handler.gradient_as_bucket_view = True  # what ranks exchanged is not copied once more
+        if self.accelerator.ddp_handler is not None:  # transformers 5.0 makes it later
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # what ranks exchanged is not copied once more
         if self.accelerator.scaler is not None:
             self.accelerator.scaler = CountingScaler(self.args.device.type)
 

@@ -123,10 +123,6 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     if settings.finish_in_minutes:
         facts = _fixed_before(settings, run, checkpoint) or fixed(tokenizer, args, job)
         args.max_steps = steps = facts["steps"]
-        records.progress("measured", **facts)
-    if any(gather_object([requested()])):  # while all this was made ready: nothing is evaluated any more either
-        records.progress("paused", step=step, steps=steps)
-        return
     cooling = settings.cooldown_from(steps)
     if checkpoint and cooling is not None and checkpoint.step > cooling and checkpoint.fact("open"):
         raise UserError(
@@ -141,6 +137,9 @@ def train(settings: TrainSettings, requested: Callable[[], bool]) -> None:
     if records.active:
         _restore_best(run.checkpoints_folder / BEST, checkpoint)
     _announce(trainer, steps, facts)
+    if any(gather_object([requested()])):  # while all this was made ready: nothing is evaluated any more either
+        records.progress("paused", step=step, steps=steps)
+        return
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     _end(trainer)
 

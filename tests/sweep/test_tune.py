@@ -37,7 +37,8 @@ def tuned(tmp_path, monkeypatch, capsys):
                 1.2 if asked.processes == 1 and shares is MICROBATCHES else 1
             )
             noise = 1 + 0.02 * (len(trials) % 2)
-            return {"tokens_per_second": 1000 * share * noise, "peak_memory_gib": 0.5, "loss": 1 / share}
+            speed = {"tokens_per_second": 1000 * share * noise}
+            return speed | {"peak_memory_gib": 0.5, "loss": 1 / share, "compiled": False}
 
         monkeypatch.setattr(tune, "trial", trial)
         monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: 60.0 * len(trials)))
@@ -69,6 +70,11 @@ def test_the_fastest_together_are_written_and_forecast_and_a_failure_is_a_row(tu
     ):
         main(["doctor", *map(str, options)])
         assert ("training steps take about" in capsys.readouterr().out) is told
+
+
+def test_a_microbatch_of_0_tokens_is_tried_as_what_it_comes_to(tuned):
+    *_, trials = tuned("-ptokens_per_microbatch=0", interrupted=1)
+    assert trials[0].tokens_per_microbatch > 0
 
 
 def test_no_trial_is_begun_that_would_end_too_late_and_what_is_known_when_it_is_interrupted_counts(tuned):

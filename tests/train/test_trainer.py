@@ -113,6 +113,19 @@ def test_where_nothing_can_be_compiled_it_is_said_and_training_goes_on(bare_trai
     assert trainer.job.identity["parameters"]["tokens_per_microbatch"] == 300
 
 
+def test_layers_are_compiled_ahead_in_the_precision_of_training(bare_trainer, monkeypatch):
+    """Steps would compile them once more, each session with its own rows. Without a compiler of machine code."""
+    own, frames = torch.compile, torch._dynamo.utils.counters["frames"]
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: own(forward, dynamic=True, backend="eager"))
+    torch._dynamo.reset()
+    frames.clear()
+    trainer = bare_trainer(compile="always", precision="bf16")
+    ahead = frames["ok"]
+    trainer.train()
+    torch._dynamo.reset()
+    assert trainer.compiled and 0 < ahead == frames["ok"]
+
+
 OPTIONS = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6, "neftune_noise_alpha": 5.0, CHECKPOINTING: True,
            "ddp_bucket_cap_mb": 10, "ddp_timeout": 60, "run_name": "mine", "project": "mine"}  # fmt: skip
 
