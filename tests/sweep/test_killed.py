@@ -13,7 +13,7 @@ from nbutils.core.run.layout import Run
 from tests.evaluate.stock_tasks import write_stock_tasks
 from tests.train.runs import wait_for
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]  # a dozen kernels on few cores
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]  # a dozen kernels on few cores
 VALUES = {
     "datasets": [{"path": "chitchat", "fraction": 0.1}],
     "eval_fraction": 0.3,
@@ -41,7 +41,7 @@ def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
     undisturbed = start(whole, *rates)  # at the same time: two cores, two sweeps
     for rate in ("4e-05", "0.4"):
         process, run = start(killed, *rates), Run(killed / f"learning_rate-{rate}_seed-0")
-        wait_for(lambda run=run: run.newest_sealed() is not None, 600)
+        wait_for(lambda run=run: run.newest_sealed() is not None, 1500)
         below = process.children(recursive=True)
         process.kill()
         assert below and not psutil.wait_procs(below, timeout=30)[1]
