@@ -123,7 +123,7 @@ def start(bundle: Bundle) -> Session:
     if where.root is not None:
         # The time budget counts from the start of this kernel: Kaggle's does too, a little earlier.
         os.environ.setdefault(STARTED, str(psutil.Process().create_time()))
-        if len(where.gpus) > 1:  # T4s reach each other through the host's memory only
+        if len(where.gpus) > 1:  # public launch scripts for two T4s switch it off: NCCL hangs with it
             os.environ.setdefault(PEER_TO_PEER, "1")
     if bundle.stage == SWEEP:
         from nbutils.kaggle.sweep_session import SweepSession

@@ -19,7 +19,9 @@ CHUNK = 1024
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies; the gradients are made chunk by chunk in the forward pass, while the logits exist.
 
-    The idea is that of Liger Kernel's fused linear cross-entropy (Hsu et al. 2024), in plain torch.
+    The idea is that of Liger Kernel's fused linear cross-entropy (Hsu et al. 2024), in plain torch. TRL's `chunked_nll`
+    computes the logits again in the backward pass: on a CPU, for 1,229 labels, 768 dimensions and 32,003 pieces, it
+    takes 1.7 times the processor's time and 3.7 times the memory (TRL 1.16).
     """
 
     @staticmethod

@@ -82,6 +82,7 @@ class SmallchatTrainer(SFTTrainer):
         self.stopping = False
         self.out_of_patience = False
         self.last_rows: list[np.ndarray] = []
+        # static_graph would not do: with no_sync it crashes, or exchanges nothing (pytorch issues 143580, 187732)
         if self.accelerator.ddp_handler is not None:  # transformers 5.0 makes it later
             self.accelerator.ddp_handler.gradient_as_bucket_view = True  # what ranks exchanged is not copied once more
         if self.accelerator.scaler is not None:
