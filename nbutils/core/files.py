@@ -138,9 +138,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = (
-            error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        )  # of many files the first
+        # of copytree's many files the first
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
         raise UserError(f"{shown(path)} cannot be written ({why}): make room there, and run this again.") from error
 
 

@@ -28,6 +28,7 @@ OF_LENGTH = ("cooldown_fraction", "epochs", "finish_in_minutes", "max_steps")
 MUON = "muon"
 OPTIMIZERS = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0, MUON: 2}
 """The optimizers, Muon beside transformers' own, with how many numbers each keeps of a weight (see `numbers_kept`)."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -1,19 +1,15 @@
 """TRL's SFTTrainer with some parts replaced, each by a module of its own.
 
-Replaced: batches (`batches`), the loss (`loss`), evaluation (`evaluation`), logging (`control`), checkpoints
-(`core/run/checkpoints`). Kept: the loop over epochs and steps, optimizer, schedule, clipping, mixed precision, DDP,
-state files, trackers.
+Replaced: batches (`batches`), the loss (`loss`), evaluation (`evaluation`), logging (`control`), checkpoints and models
+(`keeper`). Kept: the loop over epochs and steps, optimizer, schedule, clipping, mixed precision, DDP, state files,
+trackers.
 """
 
 from __future__ import annotations
 
-import errno
-import shutil
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,8 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTTrainer
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, link_tree, replaced, shown
-from nbutils.core.run.checkpoints import BEST, Checkpoint, prune
+from nbutils.core.files import Json
 from nbutils.core.run.layout import Run
 from nbutils.core.run.models import ModelRef
 from nbutils.train.arguments import Arguments
@@ -32,9 +27,10 @@ from nbutils.train.batches import StepBatch, StepLoader
 from nbutils.train.control import Best, Budget, Counters, CountingScaler, Records, StepControl, flops_of
 from nbutils.train.dataset import Microbatch, TokenRows
 from nbutils.train.evaluation import ExactLoss, exact_loss, sample_replies
+from nbutils.train.keeper import Keeper
 from nbutils.train.loss import with_loss_in_forward
 from nbutils.train.optimizer import Muon, hidden_matrices
-from nbutils.train.settings import MUON, OF_LENGTH, TrainSettings
+from nbutils.train.settings import MUON, TrainSettings
 
 NAMED_ROWS = 40
 """Rows of the training set that a non-finite loss names at most."""
@@ -77,6 +73,7 @@ class SmallchatTrainer(SFTTrainer):
         )
         with_loss_in_forward(self.model)  # over the fused head that SFTTrainer installs
         self.job = job
+        self.keeper = Keeper(self)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepControl(self))
         self.stopping = False
@@ -213,85 +210,20 @@ class SmallchatTrainer(SFTTrainer):
         best.waited += 1
         if loss < best.eval_loss:
             best.waited = 0
-            kept = Checkpoint(job.run.checkpoints_folder / BEST)
-            problem = self._tried(self._keep, kept)
-            if problem is None:
+            if self.keeper.keep_best():
                 best.step, best.eval_loss = step, loss
-            else:
-                shutil.rmtree(kept.partial, ignore_errors=True)
-                job.records.progress("warning", message=f"The best weights so far could not be kept: {problem}.")
         return 0 < job.settings.patience <= best.waited and step < self.state.max_steps
-
-    def _keep(self, best: Checkpoint) -> None:
-        if self.is_world_process_zero() and self.job.settings.keep == "best":
-            self._write_model(best.partial)
-            shutil.rmtree(best.path, ignore_errors=True)
-            best.partial.rename(best.path)
 
     def _note_pause(self, part: str, seconds: float) -> None:
         self.job.counters.add(part, seconds)
         self.job.counters.end_step()  # the next one begins after the pause
         self.job.budget.note("pause", seconds)
 
-    # ---- checkpoints ----
-
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        """Writes step-N whole or not at all; a full disk costs this checkpoint alone."""
-        started, job, step = time.perf_counter(), self.job, self.state.global_step
-        folder = job.run.checkpoints_folder
-        checkpoint = Checkpoint.at(folder, step)
-        problem = self._tried(self._write, checkpoint) or self._tried(self._seal, checkpoint)
-        if self.is_world_process_zero():
-            shutil.rmtree(checkpoint.partial, ignore_errors=True)  # before the remark, which needs room on the disk
-            prune(folder, job.settings.checkpoints_kept)
-        if problem:
-            job.records.progress("warning", message=f"No checkpoint at this step: {problem}.")
-        else:
-            job.records.progress("checkpoint", step=step)
+        """Writes step-N by the keeper."""
+        started = time.perf_counter()
+        self.keeper.write_checkpoint()
         self._note_pause("checkpoint", time.perf_counter() - started)
-
-    def _tried(self, write: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> str | None:
-        """Does a part of writing a checkpoint; in words if the disk was too full for it on any rank."""
-        problem = None
-        try:
-            write(checkpoint)
-        except Exception as error:
-            if not disk_is_full(error):
-                raise
-            problem = f"writing to {shown(checkpoint.path.parent)} failed, as on a full disk ({error})"
-        return next(filter(None, gather_object([problem])), None)
-
-    def _write(self, checkpoint: Checkpoint) -> None:
-        folder, best = str(checkpoint.partial), self.job.run.checkpoints_folder / BEST
-        if self.is_world_process_zero():
-            if best.is_dir():
-                link_tree(best, checkpoint.partial / BEST)
-            if best.is_dir() and self.job.best.step == self.state.global_step:
-                link_tree(best, checkpoint.partial)
-            else:
-                self._write_model(checkpoint.partial)
-        self._save_optimizer_and_scheduler(folder)
-        self._save_scaler(folder)
-        self._save_rng_state(folder)
-        if self.is_world_process_zero():
-            self.state.save_to_json(str(checkpoint.partial / "trainer_state.json"))
-            self.job.counters.save(checkpoint.partial, slowest=self.job.budget.slowest, best=asdict(self.job.best))
-
-    def write_models(self) -> int:
-        """Writes `final`, the model that is kept, and `last` where that is another; the step of the final one."""
-        run, best, step = self.job.run, self.job.run.checkpoints_folder / BEST, self.state.global_step
-        chosen = self.job.best.step if best.is_dir() else step
-        shutil.rmtree(run.last, ignore_errors=True)
-        if chosen < step:
-            with replaced(run.last) as partial:
-                self._write_model(partial)
-        with replaced(run.final) as partial:
-            if best.is_dir():
-                link_tree(best, partial)
-            else:
-                self._write_model(partial)
-        shutil.rmtree(best, ignore_errors=True)
-        return chosen
 
     def write_held_out(self, chosen: int) -> None:
         """Writes what the final model, of step `chosen`, loses on each held-out conversation. All ranks must call it.
@@ -306,20 +238,3 @@ class SmallchatTrainer(SFTTrainer):
                 self.held_out = exact_loss(model, rows, settings.tokens_per_microbatch)
         if self.is_world_process_zero():
             self.held_out.save(job.run.heldout, job.run.rows / "eval")
-
-    def _write_model(self, folder: Path) -> None:
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
-
-    def _seal(self, checkpoint: Checkpoint) -> None:
-        if self.is_world_process_zero():
-            step, cooling = self.state.global_step, self.job.settings.cooldown_from(self.state.max_steps)
-            constant = cooling is not None and step <= cooling
-            facts = {"open": OF_LENGTH if constant else (), "pinned": step == cooling}
-            checkpoint.seal(self.job.identity, {"step": step, "world_size": self.args.world_size} | facts)
-
-
-def disk_is_full(error: Exception) -> bool:
-    """Whether a write failed as on a full disk; torch's writer of archives names neither the cause nor its number."""
-    words = ("No space left", "PytorchStreamWriter failed", "unexpected pos")
-    return getattr(error, "errno", None) == errno.ENOSPC or any(phrase in str(error) for phrase in words)

@@ -34,11 +34,12 @@ from nbutils.train.base import ensure_base
 from nbutils.train.batches import BatchPlan, StepLoader
 from nbutils.train.control import Budget, Records, matrix_speed, pause_requests
 from nbutils.train.dataset import TokenRows
+from nbutils.train.keeper import disk_is_full
 from nbutils.train.kernels import make_ready
 from nbutils.train.memory import with_microbatch
 from nbutils.train.rehearsal import fixed
 from nbutils.train.settings import TrainSettings
-from nbutils.train.trainer import Job, SmallchatTrainer, disk_is_full
+from nbutils.train.trainer import Job, SmallchatTrainer
 
 HANG_SECONDS = 60.0
 """How long the workers' first exchange may take; on several machines ten times as long."""
@@ -241,7 +242,7 @@ def _end(trainer: SmallchatTrainer) -> None:
         return
     if not trainer.out_of_patience:
         trainer.evaluate()
-    done["chosen"] = gather_object([trainer.write_models() if records.active else 0])[0]
+    done["chosen"] = gather_object([trainer.keeper.write_models() if records.active else 0])[0]
     trainer.write_held_out(done["chosen"])
     if records.active:
         records.add("metric", {"kind": "end"} | done)

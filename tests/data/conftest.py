@@ -1,12 +1,8 @@
-"""Keeps progress bars out of the tests' output, and batches small."""
-
-import os
+"""What tests of the data stage share."""
 
 import pytest
 
 from nbutils.data import lines, sources
-
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nbutils.core.run import pause
 from nbutils.core.torchrun import leave
-from nbutils.train import trainer, worker
+from nbutils.train import keeper, trainer, worker
 
 
 def main():
@@ -68,14 +68,14 @@ POINTS = {
     "evaluation": (trainer, "exact_loss", kill),
     "samples": (trainer, "sample_replies", kill),
     "before_rename": (Path, "rename", kill),
-    "after_rename": (trainer, "prune", kill),
+    "after_rename": (keeper, "prune", kill),
     "checkpoint_half_written": (own, "_save_scaler", kill),
-    "best": (own, "_keep", kill),
-    "model": (own, "_write_model", kill),
-    "link": (trainer, "link_tree", kill),
+    "best": (keeper.Keeper, "_keep", kill),
+    "model": (keeper.Keeper, "_write_model", kill),
+    "link": (keeper, "link_tree", kill),
     "best_again": (worker, "link_tree", kill),
-    "final": (trainer, "replaced", kill),
-    "after_models": (own, "write_models", lambda run: None),
+    "final": (keeper, "replaced", kill),
+    "after_models": (keeper.Keeper, "write_models", lambda run: None),
     "not_a_number": (own, "compute_loss", lambda run: None),
     "never_arrives": (worker, "trainer_arguments", sleep),
     "never_joins": (worker.dist, "all_reduce", sleep),
