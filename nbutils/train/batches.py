@@ -19,6 +19,9 @@ import numpy as np
 from nbutils.train.dataset import Microbatch, TokenRows, empty_microbatch
 from nbutils.train.settings import TrainSettings
 
+PARTS, OVERHEAD = (1, 2, 3, 4), 64
+"""Into how many parts a micro-batch may be cut where that balances ranks, and how many tokens one more costs about."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -62,22 +65,26 @@ class BatchPlan:
         return [np.concatenate(blocks[a:b]) for a, b in pairwise(cuts)]
 
     def deal(self, rows: np.ndarray, world_size: int) -> list[list[np.ndarray]]:
-        """The micro-batches of each rank for the rows of one step, balanced in padded tokens.
+        """The micro-batches of each rank for the rows of one step: those with which the busiest rank has least to do.
 
         A rank may get none; it then takes part in the step with a micro-batch without labels.
         """
         ordered = rows[np.argsort(-self.lengths[rows], kind="stable")][::-1]
-        share = -(-int(self.lengths[rows].sum()) // world_size)
-        edges = blocks_of(self.lengths[ordered], min(self.tokens_per_microbatch, share))
-        batches = [ordered[a:b] for a, b in pairwise(edges)]
-        batches.sort(key=lambda batch: -self.padded(batch))
+        largest = min(self.tokens_per_microbatch, -(-int(self.lengths[rows].sum()) // world_size))
+        dealt = [self._balanced(ordered, world_size, largest // parts) for parts in PARTS]
+        return min(dealt, key=lambda way: way[0])[1]
+
+    def _balanced(self, ordered: np.ndarray, world_size: int, budget: int) -> tuple[int, list[list[np.ndarray]]]:
+        """What the busiest rank has to do, in tokens, and the micro-batches of each."""
+        batches = [ordered[a:b] for a, b in pairwise(blocks_of(self.lengths[ordered], budget))]
+        work = [self.padded(batch) + OVERHEAD for batch in batches]
         ranks: list[list[np.ndarray]] = [[] for _ in range(world_size)]
         loads = [0] * world_size
-        for batch in batches:  # longest processing time first
+        for index in sorted(range(len(batches)), key=lambda index: -work[index]):  # longest processing time first
             lightest = loads.index(min(loads))
-            ranks[lightest].append(batch)
-            loads[lightest] += self.padded(batch)
-        return ranks
+            ranks[lightest].append(batches[index])
+            loads[lightest] += work[index]
+        return max(loads), ranks
 
     def microbatches(self, rows: np.ndarray) -> list[np.ndarray]:
         """The micro-batches of one step in a single process: row numbers."""

@@ -36,13 +36,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             h, t = hidden[start : start + chunk], targets[start : start + chunk]  # (c, D), (c,)
             scores = h @ weight.T  # (c, V), in half precision under autocast
             logits = scores.float()
-            log_norm = logits.logsumexp(dim=-1)  # (c,)
-            losses[start : start + chunk] = log_norm - logits.gather(1, t[:, None]).squeeze(1)
-            correct += (logits.argmax(dim=-1) == t).sum()
+            picked, top = logits.gather(1, t[:, None]), logits.amax(dim=-1, keepdim=True)  # (c, 1)
+            correct += (picked == top).sum()
+            powers = logits.sub_(top).exp_()  # in place, for memory's sake
+            total = powers.sum(dim=-1, keepdim=True)
+            loss = (total.log() + (top - picked)).squeeze(1)
+            losses[start : start + chunk] = loss
             if recorded:
-                slope = logits.sub_(log_norm[:, None]).exp_()  # softmax, in place
-                slope[torch.arange(len(t), device=t.device), t] -= 1
-                slope = slope.to(scores.dtype)
+                slope = torch.div(powers, total, out=scores)  # softmax, less 1 at the targets
+                slope[torch.arange(len(t), device=t.device), t] = torch.expm1(-loss).to(slope.dtype)
                 grad_hidden[start : start + chunk] = slope @ weight
                 grad_weight += slope.T @ h
         ctx.mark_non_differentiable(correct, losses)
@@ -58,7 +60,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def chunked_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of cross-entropies in nats, number of correct top-1 predictions, and each cross-entropy (N,).
+    """Sum of cross-entropies in nats, for how many targets no token was likelier, and each cross-entropy (N,).
 
     hidden (N, D) at the supervised positions, weight (V, D) of the output embedding, targets (N,) token ids.
     """

@@ -33,6 +33,15 @@ def test_equals_torch(positions, chunk):
     assert correct == (logits.argmax(-1) == targets).sum()
 
 
+def test_a_sure_prediction_keeps_its_slope_in_half_precision():
+    hidden, weight = torch.ones(1, 1, requires_grad=True), torch.tensor([[7.0], [0.0]])  # logits 7 and 0
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, *_ = chunked_cross_entropy(hidden, weight, torch.tensor([0]))
+    exact = torch.log1p(torch.exp(torch.tensor(-7.0)))  # 0.0009
+    assert_close(loss, exact)
+    assert_close(grad(loss, hidden)[0].item(), 7 * torch.expm1(-exact).item(), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("tie", [False, True])
 def test_padded_rows_without_a_mask_give_the_loss_of_each_row_alone(tie):
     model = llama(97, tie_word_embeddings=tie)
