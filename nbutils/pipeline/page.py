@@ -21,7 +21,7 @@ from nbutils.core.run.stage import check_upstream, locked
 from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import Plan, add_profile, plan, planned_by
-from nbutils.pipeline.run import go
+from nbutils.pipeline.run import add_stale, go
 from nbutils.publish.export import PAGE
 from nbutils.publish.settings import PublishSettings
 
@@ -35,6 +35,7 @@ PAGE_OF = "page_of"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `page`."""
     add_profile(parser)
+    add_stale(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -46,8 +47,8 @@ def main(arguments: argparse.Namespace) -> int:
         own = ["page=true", "push=false", "push_page=false", *([] if settings.gguf else ["gguf=[q8_0]"])]
         planned = beside(planned, [*arguments.overrides, *own])
     card = planned.maker("card")
-    state = card.state()
-    if not state.fits and (status := go(planned, Options(only=card.name), Display())):
+    state, options = card.state(), Options(arguments.accept, arguments.force, only=card.name)
+    if not state.fits and (status := go(planned, options, Display())):
         return status
     with server(state.folder / PAGE) as running:
         print(f"The page is at http://127.0.0.1:{running.server_port} until you press Ctrl-C.", flush=True)

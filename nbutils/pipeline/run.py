@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--from", metavar="STAGE", dest="start", help="rerun this stage and all later ones")
     which.add_argument("--only", metavar="STAGE", help="run this stage alone, on the earlier ones as they are")
     parser.add_argument("--until", metavar="STAGE", help="run no stage after this one")
-    stale = parser.add_mutually_exclusive_group()
-    stale.add_argument("--accept", action="store_true", help="keep long work that is stale, as if it were not")
-    stale.add_argument("--force", action="store_true", help="set long work that is stale aside and start again")
+    add_stale(parser)
     parser.add_argument(
         "--allow-paused", action="store_true", help="run later stages on a paused training's checkpoint"
     )
@@ -48,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cell-minutes", metavar="N", type=minutes, help="fail a cell that takes longer (default: no limit)"
     )
+
+
+def add_stale(parser: argparse.ArgumentParser) -> None:
+    """The arguments with which a person says what becomes of long work that is stale."""
+    stale = parser.add_mutually_exclusive_group()
+    stale.add_argument("--accept", action="store_true", help="keep long work that is stale, as if it were not")
+    stale.add_argument("--force", action="store_true", help="set long work that is stale aside and start again")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ from nbutils.pipeline.ahead import problems
 from nbutils.pipeline.choice import Options
 from nbutils.pipeline.display import Display
 from nbutils.pipeline.parameters import add_profile, planned_by, read_override, read_profile
-from nbutils.pipeline.run import go, minutes
+from nbutils.pipeline.run import add_stale, go, minutes
 from nbutils.sweep.settings import check_target, write_profile
 from nbutils.train.forecast import TUNED, of_a_step
 from nbutils.train.memory import with_microbatch
@@ -61,6 +61,7 @@ LEGEND = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tune`."""
     add_profile(parser)
+    add_stale(parser)
     parser.add_argument("--minutes", metavar="M", type=minutes, default=0.0, help="begin no trial that would end later")
     parser.add_argument("--explain", action="store_true", help="say what would be tried, and run nothing")
 
@@ -82,7 +83,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         display.say("\n".join(map(str, tried)))
         return 0
-    if not rows.state().fits and (status := go(planned, Options(until=rows.name), display)):
+    options = Options(arguments.accept, arguments.force, until=rows.name)
+    if not rows.state().fits and (status := go(planned, options, display)):
         return status
     if stops := problems(planned, [planned.maker("model")]):
         raise UserError(" ".join(stops))

@@ -17,7 +17,7 @@ RUN = ["run", "params/demo.yaml"]
         (["run"], "PROFILE -p --run-dir --from --only --until --accept --force --allow-paused --explain", "--out"),
         (["fetch"], "PROFILE -p --out --check", "--run-dir"),
         (["sweep"], "PROFILE -p --out --seeds --minutes --guard --take --accept --force --explain --yes", "--run-dir"),
-        (["tune"], "PROFILE -p --run-dir --minutes --explain", "--out"),
+        (["tune"], "PROFILE -p --run-dir --accept --force --minutes --explain", "--out"),
         ([], "run chat origin doctor settings fetch page sweep tune kaggle", "--run-dir"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import socket
 import tarfile
 import threading
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -16,7 +17,8 @@ from gguf import GGUFWriter, TokenType
 from nbutils.cli import main
 from nbutils.core.errors import UserError
 from nbutils.core.files import read_json, sha256_of_bytes
-from nbutils.core.run.record import outputs_of
+from nbutils.core.run.layout import Run
+from nbutils.core.run.record import RECORD, outputs_of, write_record
 from nbutils.publish.export import published_files
 from nbutils.publish.page import make, wllama
 from nbutils.publish.page.make import check_page, make_page
@@ -168,8 +170,12 @@ def test_the_command_makes_a_page_beside_the_run_and_hands_it_out_where_a_port_i
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr("nbutils.pipeline.page.PORT", port)
-        for _ in range(2):
-            assert main(["page", "params/demo.yaml", "--run-dir", str(spare), *few]) == 0
+        line, own = ["page", "params/demo.yaml", "--run-dir", str(spare), *few], Run(Path(f"{spare}-page"))
+        for options in ([], [], ["-pparity_replies=3", "--accept"]):
+            if options:  # long work that is stale
+                write_record(own.folder("publish") / RECORD, own.record("publish") | {"work_seconds": 3600.0})
+                assert main([*line, options[0]]) == 1 and "--accept" in capsys.readouterr().err
+            assert main([*line, *options]) == 0
             said = capsys.readouterr().out
             assert "The page is at http://127.0.0.1:" in said and f":{port}" not in said
     assert executed == ["06_publish.ipynb"] and {*spare.rglob("*")} - {spare / ".lock"} == before
