@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import Json, resolve, sha256_of_json, shown, write_text, writing
+from nbutils.core.files import Json, resolve, sha256_of_bytes, sha256_of_json, shown, write_text, writing
 from nbutils.core.run.decide import StageState
 from nbutils.core.run.layout import Run
 from nbutils.core.run.record import SCHEMA, provenance, read_record, write_record
@@ -41,6 +41,8 @@ PROFILE = "profile.yaml"
 """In the sweep's folder: what all trials have in common, as a profile."""
 TAKEN = "The recipe that a sweep has taken. "
 """How a profile of `take` begins."""
+SEAL = "# As it was written: sha256 "
+"""Begins the last line of a written profile, which shows whether it was edited since."""
 PAUSES = {"budget_minutes": 0, "pause_after_steps": 0, "plain_loop_steps": 0}
 """Parameters of every trial: the sweep itself says when it pauses, and nobody reads its plain loop."""
 MOST_TRIALS = 200
@@ -170,8 +172,13 @@ def write_profile(path: Path, values: Mapping[str, Any], *remarks: str) -> None:
     """Writes values as a profile, with remarks above them. UserError where it cannot be written."""
     lines = [f"# {remark}\n" for remark in remarks]
     lines += [f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]  # JSON is YAML
+    text = "".join(lines)
     with writing(path):
-        write_text(path, "".join(lines))
+        write_text(path, _sealed(text))
+
+
+def _sealed(text: str) -> str:
+    return f"{text}{SEAL}{sha256_of_bytes(text.encode())}\n"
 
 
 class SweepSettings(Settings):
@@ -228,13 +235,16 @@ def read_values(text: str) -> tuple[str, list[Any]]:
 
 
 def check_target(file: Path, mark: str, writer: str) -> None:
-    """UserError where a profile cannot be written, or holds what the `writer`, whose own begin with a mark, has not."""
+    """UserError where a profile cannot be written, or is not as the `writer`, whose own begin with a mark, wrote it."""
     folder = next(each for each in file.parents if each.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"{shown(file)} cannot be written: name another file.")
     with writing(file):
-        if file.exists() and not file.read_bytes().startswith(f"# {mark}".encode()):
-            raise UserError(f"{shown(file)} is there, and no {writer} has written it: name another file.")
+        text = file.read_text(errors="replace") if file.exists() else None
+        if text is not None and not (text.startswith(f"# {mark}") and text == _sealed(text.rpartition(SEAL)[0])):
+            raise UserError(
+                f"{shown(file)} is there, and not as `{writer}` has written it: move it away, or name another file."
+            )
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Given]:

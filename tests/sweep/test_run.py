@@ -176,7 +176,11 @@ def test_the_winner_becomes_a_profile(sweeps, tmp_path):
     del values["datasets"]
     assert values == {"epochs": 2, "schedule": "linear", "learning_rate": 0.004}
     assert plan(won, []) and won.read_text().startswith("# The recipe that a sweep has taken. Take learning_rate 0.004")
-    sweeps.go(RATES, "-pschedule=linear", f"--take={won}")
+    sweeps.go(RATES, "-pschedule=linear", f"--take={won}")  # over its own
+    won.write_text(edited := won.read_text().replace("epochs: 2", "epochs: 3"))
+    with pytest.raises(UserError, match="move it away"):
+        sweeps.go(RATES, "-pschedule=linear", f"--take={won}")
+    assert won.read_text() == edited
 
 
 def test_a_notebooks_parameters_plan_the_same(sweeps):
@@ -209,7 +213,7 @@ WRONG = {
     f"{RATES} --guard=hellaswag:x": "The guard has 'hellaswag:x'",
     f"{RATES} --guard=helloswag:5": "helloswag",
     f"{RATES} -pdatasets=[no_such.jsonl]": "no_such.jsonl",
-    f"{RATES} --take=OTHER": "is there, and no sweep has written it",
+    f"{RATES} --take=OTHER": "is there, and not as `sweep` has written it",
     f"{RATES} --take=OTHER/won.yaml": "won.yaml cannot be written",
     f"{RATES} --out=OTHER": "a file is there; name a folder",
     f"{RATES} --out=FOLDER": "is there, and no sweep: name a new folder",

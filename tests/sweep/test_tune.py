@@ -98,7 +98,7 @@ def test_nothing_is_written_where_nothing_is_faster_or_nothing_works(tuned, shar
 
 def test_bad_input_is_one_sentence_before_the_first_trial(tuned, refused):
     tuned.written.write_text("mine: 1\n")
-    assert "has written it" in refused("tune", tuned.profile)
+    assert "not as `tune` has written it" in refused("tune", tuned.profile)
     assert "learning_rat" in refused("tune", tuned.profile, "-p", "learning_rat=1")
     assert tuned.written.read_text() == "mine: 1\n"
 
