@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 # One thread for each of torch's operations: our tensors are small, and the workers share the cores. `make test K=chat`
-# runs one room. Long tests that must have the machine for themselves (marked `alone`) run before the others.
+# runs those of one folder. Long tests that must have the machine for themselves (marked `alone`) run before the others.
 K :=
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest --durations=10 $(if $(K),tests/$(K))
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
@@ -40,11 +40,11 @@ setup:
 setup-tests:
 	@$(PYTHON) tools/setup.py --tests
 
-# Runs the notebooks on the embedded conversations, with no network; skips what is done.
+# Runs the notebooks on the embedded conversations; after the set-up it needs no network; skips what is done.
 demo: setup
 	@$(VENV)/python -m nbutils run params/demo.yaml
 
-# Runs every test but the long ones; `make test K=chat` those of one room.
+# Runs every test but the long ones; `make test K=chat` those of one folder.
 test: setup-tests
 	@$(PYTEST) -m "not soak and not gpu" $(WORKERS)
 
@@ -56,7 +56,7 @@ soak: setup-tests
 # Runs lint, the long tests and the others: what has to pass before a change lands.
 check: lint soak test
 
-# Checks style, types and the floors (ruff, mypy, import-linter); changes no file.
+# Checks style, types and layers of imports (ruff, mypy, import-linter); changes no file.
 lint: setup
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
@@ -78,7 +78,7 @@ gpu: $(if $(WHEELS),,setup-tests)
 proof: setup
 	@$(VENV)/python tools/proof.py
 
-# A real 135M model learns small talk on this machine's CPU (98 MB download, some minutes).
+# A real 135M model learns small talk on this machine's CPU (93 MB download, some minutes).
 laptop: setup
 	@$(VENV)/python tools/laptop_model.py
 	@$(VENV)/python -m nbutils run params/laptop_135m.yaml

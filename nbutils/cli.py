@@ -21,7 +21,7 @@ COMMANDS = {
     "page": ("nbutils.pipeline.page", "make the page on which a run's model talks, and hand it out here"),
     "sweep": ("nbutils.sweep.command", "try several recipes, and say which can be told apart"),
     "tune": ("nbutils.sweep.tune", "measure which settings train fastest on this machine"),
-    "kaggle": ("nbutils.kaggle.command", "make what `kaggle kernels push` takes"),
+    "kaggle": ("nbutils.kaggle.command", "bundle notebooks for Kaggle, push them, collect packages"),
 }
 """Each command's module, which has `add_arguments(parser)` and `main(arguments) -> int`, and its help."""
 

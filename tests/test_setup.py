@@ -108,9 +108,10 @@ def test_a_half_installed_package_is_removed_and_a_failure_is_one_sentence(tree,
     assert [path.name for path in setup.PACKAGES.iterdir()] == ["whole-1.0.dist-info"]
 
 
-def test_an_old_python_is_refused_in_one_sentence(monkeypatch):
-    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
-    with pytest.raises(SystemExit, match=r"needs Python 3.11 or newer, and .* is Python .*make PYTHON=python3.12"):
+@pytest.mark.parametrize("version", [(3, 9, 2), (3, 15, 0)])
+def test_a_python_that_the_lock_is_not_for_is_refused_in_one_sentence(version, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(SystemExit, match=r"needs Python 3.11 to 3.14, and .* is Python .*make PYTHON=python3.12"):
         load("setup")
 
 

@@ -11,12 +11,12 @@ Prints the download's size before it downloads, does only what has changed since
 import sys
 from sysconfig import get_python_version
 
-OLDEST = (3, 11)
+OLDEST, NEWEST = (3, 11), (3, 14)  # what the lock's torch has wheels for
 VERSION = get_python_version()
 
-if sys.version_info < OLDEST:  # here, before what an older Python lacks
+if not OLDEST <= sys.version_info[:2] <= NEWEST:  # here, before what an older Python lacks
     sys.exit(
-        f"smallchat needs Python 3.11 or newer, and {sys.executable} is Python {VERSION}: install one, or name one "
+        f"smallchat needs Python 3.11 to 3.14, and {sys.executable} is Python {VERSION}: install one, or name one "
         "that is there (`make PYTHON=python3.12 …`)."
     )
 

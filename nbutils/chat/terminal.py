@@ -53,9 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--engine", choices=("transformers", LLAMACPP), default="transformers",
-        help="what writes the replies; llamacpp reads a GGUF file as it is, and needs `pip install xllamacpp`",
+        help="what writes the replies; llamacpp reads a GGUF file as it is, and needs the package xllamacpp",
     )  # fmt: skip
-    parser.add_argument("--system", metavar="TEXT", default="", help="a system message that is never dropped")
+    parser.add_argument(
+        "--system", metavar="TEXT", default="",
+        help="a system message that is never dropped; a model that smallchat trained has learnt from none",
+    )  # fmt: skip
     parser.add_argument("--load", metavar="FILE", help="a transcript (JSON) to continue")
     parser.add_argument("--save", metavar="FILE", help="where the transcript is written at the end")
 

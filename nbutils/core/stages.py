@@ -119,7 +119,7 @@ STAGES = (
         "publish",
         "06_publish.ipynb",
         {
-            "data": ("summary.json", "figures/*", "eval/*"),
+            "data": ("summary.json", "figures/*", "train/*", "eval/*"),
             "train": ("final/*", "base/source.json", "settings.json", "metrics.jsonl", "samples.jsonl"),
             "metrics": ("figures/*", "summary.json"),
             "evaluate": ("results.json", "comparison.md", "samples.jsonl", "replies.jsonl", "items/*"),

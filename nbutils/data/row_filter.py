@@ -69,7 +69,7 @@ SCHEMA = pa.schema(
 """What the filter returns, a row for every row taken. `tokens` is null where nothing was read as tokens,
 `side`, `hash` and `opening` are empty there; ids and mask are null for rows that are dropped. `matched_items` names
 every evaluation item (such as `hellaswag item 17`) that a contaminated row shares words with, and is null for others.
-`context_turns` are the places of turns that are marked not to be learnt, `unread` the keys that held text beside it.
+`context_turns` are the places of turns that are marked not to be learnt, `unread` what held text beside it.
 `windows` are hashes of what a kept row's words say, null where near-duplicates are not looked for."""
 LEDGER_SCHEMA = pa.schema(
     [field for field in SCHEMA if field.name not in ("messages", "input_ids", "supervised", "context", "windows")],
@@ -149,6 +149,8 @@ class RowFilter:
         for number, (row, unread) in rows.items():
             if not isinstance(row, Malformed):
                 found = judge(row)
+                if any(role == "system" and text.strip() for role, text in row):
+                    unread = [*unread, "system messages"]
             elif row.fate == STOP:
                 raise UserError(f"Row {number} of {self.spec.label} cannot be used: {row}.")
             else:

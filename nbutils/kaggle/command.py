@@ -31,7 +31,9 @@ from nbutils.sweep.command import add_swept, settings_by
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `kaggle bundle`, `kaggle push` and `kaggle wheels`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    bundle = actions.add_parser("bundle", help="write one self-contained notebook a folder, ready to be pushed")
+    bundle = actions.add_parser(
+        "bundle", help="write a folder with one self-contained notebook each, ready to be pushed"
+    )
     add_profile(bundle)
     bundle.add_argument("--out", type=_path, metavar="DIR", required=True, help="where the folders go")
     bundle.add_argument("--owner", metavar="NAME", required=True, help="your user name on Kaggle")

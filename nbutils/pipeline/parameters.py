@@ -22,6 +22,7 @@ from nbutils.core.files import Json, resolve, shown, write_json
 from nbutils.core.notebooks import code_cells, notebook_path, notebooks_folder, parameters
 from nbutils.core.run.decide import StageState, inspect
 from nbutils.core.run.layout import Run
+from nbutils.core.run.record import RECORD
 from nbutils.core.settings import Settings, nearest
 from nbutils.core.stages import StageSpec, maker, stages
 from nbutils.core.text import first_line
@@ -103,7 +104,10 @@ def main(arguments: argparse.Namespace) -> int:
     """Writes the training worker's SETTINGS.json without a kernel, and prints the command that trains with it."""
     planned = planned_by(arguments)
     settings = planned.maker("model").settings
-    path = Path(arguments.out).absolute() if arguments.out else Run(planned.run).training / "settings.json"
+    training = Run(planned.run).training
+    path = Path(arguments.out).absolute() if arguments.out else training / "settings.json"
+    if (training / RECORD).exists() and path.parent == training:
+        raise UserError(f"{shown(path)} belongs to what notebook 02 has trained there: give --out, or another run_dir.")
     write_json(path, {"schema": 1, "settings": settings.model_dump(mode="json")})
     program = f"-m nbutils.train.worker {shown(path)}"
     print(f"Wrote {shown(path)}. On one machine:\n  torchrun --standalone --nproc-per-node=2 {program}")

@@ -52,7 +52,7 @@ def test_every_parameter_is_in_the_key_but_those_that_only_steer(stage, tmp_path
 
 
 READERS = {
-    "data/train/data-00000-of-00001.arrow": {"train", "evaluate"},
+    "data/train/data-00000-of-00001.arrow": {"train", "evaluate", "publish"},
     "data/eval/data-00000-of-00001.arrow": {"train", "evaluate", "publish"},
     "data/too_long/data-00000-of-00001.arrow": {"evaluate"},
     "data/tokenizer/tokenizer.json": {"train", "evaluate"},

@@ -39,9 +39,11 @@ def test_what_held_text_and_was_not_read_is_counted(tmp_path):
         answer = row["messages"][1]
         thought = {"type": "thinking", "thinking": "A number."}
         answer["content"] = [thought, {"type": "text", "text": answer["content"]}]
+        row["messages"].insert(0, {"role": "developer", "content": "Be brief."})
     made = make(tmp_path / "run", [str(write("a.parquet", tmp_path, rows))])
     assert made.fates == ["kept"] * 40
-    assert made.summary["unread"] == {"source": 40, "images": 40, "message part thinking: thinking": 5}
+    found = {"source": 40, "images": 40, "message part thinking: thinking": 5, "system messages": 5}
+    assert made.summary["unread"] == found
     assert "message part thinking: thinking (5 rows)" in beside_line(made.summary)
     assert all("number" not in json.dumps(row["messages"]) for row in made.rows("train"))
 

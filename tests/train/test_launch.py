@@ -211,6 +211,9 @@ def test_the_command_writes_settings_that_the_worker_reads(tmp_path, root, capsy
     settings = worker.read_settings(tmp_path / "train" / "settings.json")
     assert settings.max_steps == 7 and settings.run_path == tmp_path
     assert f"-m nbutils.train.worker {tmp_path}/train/settings.json" in capsys.readouterr().out
+    (tmp_path / "train" / "stage.json").write_text("{}")
+    assert main(["settings", str(root / "params" / "demo.yaml"), "--run-dir", str(tmp_path)]) == 1
+    assert worker.read_settings(tmp_path / "train" / "settings.json").max_steps == 7
 
 
 def test_a_tracker_gets_the_logged_numbers(tmp_path, monkeypatch):
