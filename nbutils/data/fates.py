@@ -47,6 +47,10 @@ Turn = tuple[str, str]
 """(role, text)"""
 
 
+FILLERS = "\u115f\u1160\u3164\uffa0"
+"""Letters of Hangul that nobody sees."""
+
+
 class Context(str):
     """The role of a message that is marked not to be learnt: it is read, and no loss is counted on it."""
 
@@ -98,8 +102,8 @@ def judge(messages: Sequence[Turn]) -> Judged:
     if lost:
         turns = turns[:-1]
     texts = [text for _, text in turns]
-    if "" in texts:
-        number = texts.index("")
+    if blank := [number for number, text in enumerate(texts) if unseen(text)]:
+        number = blank[0]
         return Judged(turns, EMPTY_MESSAGE, f"turn {number + 1} ({roles[number]})", lost)
     if all(isinstance(role, Context) for role, _ in turns if role == "assistant"):
         return Judged(turns, REJECTED, "every answer is marked not to be learnt", lost)
@@ -119,6 +123,15 @@ def joined(messages: Sequence[Turn]) -> list[Turn]:
         else:
             turns.append((role, text))
     return turns
+
+
+def unseen(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, marks of direction and joining, fillers."""
+    return not text or not (text.isascii() or any(map(_shows, text)))
+
+
+def _shows(character: str) -> bool:
+    return not (character.isspace() or unicodedata.category(character) in ("Cc", "Cf") or character in FILLERS)
 
 
 def conversation_hash(turns: Sequence[Turn]) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from codecs import BOM_UTF8 as BOM
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, sha256_of_file, sha256_of_json, shown
-from nbutils.data.messages import Malformed
+from nbutils.data.messages import Malformed, load_json, printable
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LABELS, LINE, Shape, detect, parse_line, shape_for
@@ -64,12 +65,24 @@ def open_lines(path: Path, files: Sequence[Path], spec: DatasetSpec) -> Source:
     return Source(spec, shape, columns, len(taken), batches, digest, files=names)
 
 
+def _head(path: Path) -> bytes:
+    """How a file begins. UserError where it cannot be read, or is UTF-16."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise UserError(f"The dataset file {shown(path)} cannot be read ({error.strerror}).") from None
+    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise UserError(f"The dataset file {shown(path)} is written in UTF-16: save it as UTF-8.")
+    return head.removeprefix(BOM)
+
+
 def _rows_of(path: Path) -> Rows:
+    _head(path)
     if separator := SEPARATORS.get(unpacked(path).suffix):
         return partial(_table_rows, path, separator)
-    with path.open("rb") as file:
-        # or lines by its name alone; what is compressed begins otherwise
-        listed = file.read(HEAD).removeprefix(BOM).lstrip().startswith(b"[")
+    # or lines by its name alone; what is compressed begins otherwise
+    listed = _head(path).lstrip().startswith(b"[")
     found = open_document(path) if listed or path.suffix == ".json" else None
     return found or partial(_lines_of, path)
 
@@ -79,7 +92,13 @@ def _table_rows(path: Path, separator: str) -> Iterator[bytes]:
     csv.field_size_limit(2**31 - 1)
     try:
         with io.TextIOWrapper(io.BufferedReader(pa.input_stream(path)), "utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file, delimiter=separator, strict=True)):
+            rows = csv.DictReader(file, delimiter=separator, strict=True)
+            names = Counter(filter(None, rows.fieldnames or ()))
+            if twice := [name for name, times in names.items() if times > 1]:
+                raise ValueError(f"its header has the column {twice[0]!r} twice")
+            if separator == "," and len(names) == 1 and ";" in next(iter(names)):
+                raise ValueError("its cells are parted by semicolons in place of commas")
+            for number, row in enumerate(rows):
                 if None in row:
                     raise ValueError(f"row {number} has more cells than the header has columns")
                 yield json.dumps(row).encode()
@@ -132,7 +151,7 @@ def _shape_of(lines: Iterable[bytes], where: str) -> tuple[Shape, list[str]]:
         )
     seen = list(dict.fromkeys(chain.from_iterable(votes)))
     fit = [columns for columns, _ in votes.most_common() if shape_for(columns)]
-    return detect((*fit, seen)[0], where, labels), seen
+    return detect((*fit, seen)[0], where, labels), [*map(printable, seen)]
 
 
 def open_document(path: Path) -> Rows | None:
@@ -154,14 +173,16 @@ def open_document(path: Path) -> Rows | None:
         for key, begin, end in _values(path, text, start, len(text)):
             first = next(_values(path, text, begin, end), None) if text[begin] == _LIST else None
             head = text[first[1] : first[2]] if first and text[first[1]] == _OBJECT else b""
-            values[key.strip(b'"').decode(errors="replace")] = begin, end, head
+            if (name := key.strip(b'"').decode(errors="replace")) in values:
+                raise _broken(path, begin, f"the object has the key {name!r} twice")
+            values[name] = begin, end, head
         lists = [value for value in values.values() if value[2]]
         # Objects that are no rows, under a key that is a shape's, are the messages of one conversation.
         if len(lists) == 1 and (shape_for(_columns(lists[0][2])) or not shape_for(values)):
             return partial(_rows, path, *lists[0][:2])
     whole = path.read_bytes()
     try:
-        rows = _rows_of_columns(json.loads(whole))
+        rows = _rows_of_columns(load_json(whole.removeprefix(BOM).decode()))
     except (ValueError, RecursionError) as error:
         raise _broken(path, getattr(error, "pos", 0), str(error)) from None
     return ([whole] if rows is None else rows).__iter__
@@ -219,8 +240,7 @@ def _rows(path: Path, start: int, stop: int) -> Iterator[bytes]:
 
 def _looks_like_lines(path: Path) -> bool:
     """Whether the first line, or half of those at the file's head, are objects of their own; or there are none."""
-    with path.open("rb") as file:
-        objects = [bool(_columns(line)) for line in file.read(HEAD).split(b"\n") if line.strip()]
+    objects = [bool(_columns(line)) for line in _head(path).split(b"\n") if line.strip()]
     return not objects or (len(objects) > 1 and (objects[0] or 2 * sum(objects) >= len(objects)))
 
 

@@ -84,9 +84,14 @@ def decoded(value: Any, what: str) -> Any:
     raise Malformed(f"{what} is no JSON")
 
 
+def printable(text: str) -> str:
+    """A text in which half a surrogate pair, as JSON can spell it, is written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _object(pairs: list[Any]) -> Any:
     if len(found := dict(pairs)) < len(pairs):
-        raise Malformed(f"an object has one of the keys {', '.join(found)} twice")
+        raise Malformed(printable(f"an object has one of the keys {', '.join(found)} twice"))
     return found
 
 
@@ -124,7 +129,8 @@ class Reading:
 
     def beside(self, found: Mapping[str, Any], known: Collection[str], where: str) -> None:
         """Notes the keys that are not known, but hold text."""
-        self.unread |= {f"{where}{key}": None for key in found if key not in known and holds_text(found[key])}
+        keys = (key for key in found if key not in known and holds_text(found[key]))
+        self.unread |= {printable(f"{where}{key}"): None for key in keys}
 
     def text(self, value: Any) -> str:
         """The text of a message: a string, nothing (empty), or a list of parts, each of which is text."""

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbutils.core.chatml import CHATML
+from nbutils.core.chatml import CHATML, IM_START
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
-from nbutils.data.fates import REJECTED, TOOL_USE, Turn
+from nbutils.data.fates import NOT_TEXT, REJECTED, TOOL_USE, Turn
 from nbutils.data.messages import (
     LISTED,
     MARKS,
@@ -33,6 +33,7 @@ from nbutils.data.messages import (
     unlearnt,
 )
 
+SHOWN_COLUMNS = 20
 LINE = "__line"
 """Column of raw text lines, each a JSON object, for files that are read line by line."""
 LABELS = ("label", "kto_tag")
@@ -42,10 +43,20 @@ BEGINS = re.compile(
     r"^\s*(?:<s>|<bos>)?\s*(?:(?P<Llama_3><\|start_header_id\|>|<\|begin_of_text\|>)|(?P<Mistral_or_Llama_2>\[INST\])|"
     r"(?P<Gemma><start_of_turn>)|(?P<Zephyr_or_Phi_3><\|user\|>|<\|system\|>)|(?P<DeepSeek><｜User｜>)|"
     r"(?P<Harmony><\|start\|>)|(?P<Alpaca>### Instruction:|Below is an instruction)|"
+    r"(?P<Cohere><\|START_OF_TURN_TOKEN\|>)|(?P<Granite><\|start_of_role\|>)|(?P<Llama_4><\|header_start\|>)|"
+    r"(?P<OpenAssistant><\|prompter\|>)|(?P<ChatGLM>\[gMASK\])|(?P<Kimi><\|im_user\|>)|"
+    r"(?P<OpenChat>GPT4 Correct User:)|"
     r"(?P<Vicuna>### Human:|### User:|A chat between a curious)|(?P<a_transcript>Human:(?s:.*)\n\nAssistant:)|"
-    r"(?P<ChatML><\|im_start\|>\w+\n(?s:.*)(?:<\|im_end\|>|<\|im_start\|>assistant)\s*$))"
+    r"(?P<ChatML><\|im_start\|>\s*\w+[\s:](?s:.*)(?:<\|im_end\|>|<\|im_start\|>\s*assistant)"
+    r"\s*(?:</s>|<\|endoftext\|>)?\s*$))"
 )
 """How a text begins that was written with a template already; Python's `re` and Arrow's RE2 read it alike."""
+ENDS = re.compile(
+    r"(?:</s>|<eos>|<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|<\|end\|>|<\|eot\|>)\s*$"
+)
+"""How one ends. `</s>` may be HTML's, behind an `<s>`."""
+MEDIA, PLACE = ("image", "images", "video", "videos", "audio", "audios"), re.compile("<(?:image|video|audio)>")
+"""Columns of pictures and sounds, and where in a text they belong."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,8 @@ def _answered(reading: Reading, prompt: Any, value: Any) -> list[Turn]:
             return max(asked, answer[:length], key=len) + answer[length:]
         if isinstance(value, str):  # another conversation, as JSON: that was asked for
             answer = [("assistant", value)]
+        elif last and last[0][0] == "user" and last[0][1]:
+            raise Malformed("its answer is a conversation that begins with another question than the prompt's")
     return _plain(asked + answer)
 
 
@@ -132,7 +145,10 @@ def _text(reading: Reading, value: Any) -> list[Turn]:
 def _rendered(text: str) -> list[Turn]:
     """The messages of a text that was written with ChatML, also between other marks of an end; none of any other."""
     text = text.strip().removeprefix("<s>").removesuffix("</s>").removesuffix("<|endoftext|>").strip()
-    return [(role_of(role), said) for role, said in CHATML.parse(text)]
+    if IM_START in text:
+        text = text.replace("\r\n", "\n")  # of a table that was written on Windows
+    found = [(role_of(role), said) for role, said in CHATML.parse(text)]
+    return [] if any(IM_START in said for _, said in found) else found  # an end is missing
 
 
 def _refuse_template(text: str) -> None:
@@ -141,6 +157,10 @@ def _refuse_template(text: str) -> None:
             f"its text was written with the template of {str(begins.lastgroup).replace('_', ' ')} already (it begins "
             f"with {begins[0].strip()[:40]!r}), which would be learnt as ordinary characters; give the text alone, or "
             "messages"
+        )
+    if (ends := ENDS.search(text)) and not (ends[0].startswith("</s>") and "<s>" in text):
+        raise Malformed(
+            f"its text ends with {ends[0].strip()}, which would be learnt as ordinary characters; cut it off"
         )
 
 
@@ -173,8 +193,11 @@ def detect(columns: Collection[str], where: str, rows: Sequence[Json] = ()) -> S
     if shape := shape_for(columns):
         marks = [name for name in LABELS if all(str(row.get(name)).lower() in SAID for row in rows)]
         return replace(shape, labels=tuple(marks))
+    named = ", ".join([*islice(columns, SHOWN_COLUMNS)]) + f" and {len(columns) - SHOWN_COLUMNS} more" * (
+        len(columns) > SHOWN_COLUMNS
+    )
     raise UserError(
-        f"The dataset {where} has the columns {', '.join(columns) or '(none)'}, which fit none of the six shapes: "
+        f"The dataset {where} has the columns {named or '(none)'}, which fit none of the six shapes: "
         f"{KNOWN}. Rename its columns, or take it out of `datasets`."
     )
 
@@ -188,7 +211,7 @@ def read_rows(table: pa.Table, shape: Shape) -> list[Row]:
     if LINE in table.column_names:
         return [_read(shape, line, parse_line) for line in table[LINE].to_pylist()]
     used = [name for name in shape.known if name in table.column_names]
-    if fast := _role_and_content(table.select(used)):
+    if not {*MEDIA} & {*table.column_names} and (fast := _role_and_content(table.select(used))):
         others = table.drop_columns(used).to_pylist() or [{}] * len(fast)
         return [
             (turns, [name for name in row if holds_text(row[name])]) for turns, row in zip(fast, others, strict=True)
@@ -252,6 +275,8 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Json]) -> Row:
                 _refuse_template(text)
             if not (text.isascii() and role.isascii()):
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
+        if any(map(row.get, MEDIA)) and (place := PLACE.search(" ".join(text for _, text in found))):
+            raise Malformed(f"{place[0]} in a text stands for what is no text", NOT_TEXT)
     except (UnicodeError, RecursionError) as error:
         found = Malformed(UNREADABLE[type(error)])
     except KeyError as error:
@@ -275,7 +300,8 @@ def _role_and_content(table: pa.Table) -> list[list[Turn]] | None:
         return None
     try:
         roles, said = (items.field(name).to_pylist() for name in names)
-        if pc.any(pc.match_substring_regex(items.field(names[1]), BEGINS.pattern)).as_py():
+        marked = (pc.match_substring_regex(items.field(names[1]), each.pattern) for each in (BEGINS, ENDS))
+        if any(pc.any(each).as_py() for each in marked):
             return None
     except UnicodeDecodeError:
         return None

@@ -6,7 +6,6 @@ import re
 from pathlib import Path, PurePath
 
 from nbutils.core.errors import UserError
-from nbutils.core.files import files_below
 from nbutils.data.settings import DatasetSpec
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -23,6 +22,8 @@ WORDS = {
 """What the `datasets` library takes as the name of each usual split in the name of a file or folder."""
 ABOUT = ("dataset_info", "dataset_infos", "metadata")
 """Names of JSON files in a dataset's folder that hold no rows."""
+NEARLY = rf"(?i)({'|'.join(map(re.escape, (*FILE_SUFFIXES, *BUILDERS)))})(\.(gz|zst|bz2|xz|zip))?$"
+"""Names of files that are read, or nearly so."""
 _SHARD = r"(?:[-._ ]?\d+(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]+)?)?"
 
 
@@ -37,9 +38,12 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
         return [path] if path.name.endswith((*LINE_SUFFIXES, ".json")) else []
     if spec.name or _configured(path):
         return []
-    below = [file.relative_to(path) for file in files_below(path) if file.stem not in ABOUT]
-    below = [file for file in below if not any(name.startswith((".", "__")) for name in file.parts)]
-    below = [file for file in below if file.name.endswith(FILE_SUFFIXES)]
+    shown = (each.relative_to(path) for each in sorted(path.rglob("*")) if each.stem not in ABOUT)
+    below = [each for each in shown if not any(name.startswith((".", "__")) for name in each.parts)]
+    for each in below:
+        if why := _unread(path, each):
+            raise UserError(f"{str(each)!a} in the folder {spec.path} would not be read: {why}.")
+    below = [each for each in below if each.name.endswith(FILE_SUFFIXES) and (path / each).is_file()]
     mine = [file for file in below if names_split(file, spec.whole_split)]
     if not mine and spec.whole_split == "train":
         mine = [file for file in below if not any(names_split(file, other) for other in WORDS)]
@@ -50,6 +54,18 @@ def files_of(path: Path, spec: DatasetSpec) -> list[Path]:
             f"'{spec.whole_split}'; name the one file to read in `datasets`, or move the other away."
         )
     return [] if kinds.keys() & BUILDERS.keys() else [path / file for file in mine]
+
+
+def _unread(folder: Path, below: Path) -> str:
+    """Why a file or link in a dataset's folder is not read, though it looks as if it were to be; or nothing."""
+    there, name = folder / below, below.name
+    if there.is_symlink() and not there.is_file():
+        return "it is a link to a folder, or to nothing; put the files themselves there"
+    if there.is_dir() or not re.search(NEARLY, name):
+        return ""
+    if not name.endswith(FILE_SUFFIXES):
+        return f"a name ends in one of {', '.join(FILE_SUFFIXES)}; rename it, unpack it, or move it away"
+    return "" if name.isprintable() else "its name is no UTF-8; rename it"
 
 
 def _configured(folder: Path) -> bool:
@@ -68,9 +84,9 @@ def names_split(path: PurePath, split: str) -> bool:
     something else.
     """
     words = "|".join(map(re.escape, WORDS.get(split, (split,))))
-    return any(re.fullmatch(words, part) for part in path.parent.parts) or bool(
-        re.fullmatch(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", unpacked(path).stem)
-    )
+    name = re.compile(rf"(?:.*[-._ ])?(?:{words}){_SHARD}", re.IGNORECASE)
+    folders = any(re.fullmatch(words, part, re.IGNORECASE) for part in path.parent.parts)
+    return folders or bool(name.fullmatch(unpacked(path).stem))
 
 
 def unpacked(path: PurePath) -> PurePath:

@@ -19,6 +19,8 @@ NAMES = {"u": U, "a": A, "c": Context(A), "s": S, "t": "tool"}
         ("uc", "HX", "rejected", "every answer is marked not to be learnt"),
         ("ua", "\nX", "empty_message", "turn 1 (user)"),
         ("ua", "H ", "empty_message", "turn 2 (assistant)"),
+        ("ua", "H\u200b", "empty_message", "turn 2 (assistant)"),
+        ("ua", "\u3164X", "empty_message", "turn 1 (user)"),
         ("uua", " HX", "kept", ""),  # what is empty vanishes where another message of the role stays
         ("uau", "HX ", "kept", ""),  # an empty last user turn costs nothing
         ("t", " ", "no_user_turn", ""),  # the first reason counts

@@ -59,6 +59,7 @@ QUESTION = "<|im_start|>user\nHi<|im_end|> is what?"
         ("completion", {"prompt": PROMPT, "completion": ANSWER}, AFTER),
         ("alpaca", {"instruction": PROMPT, "output": ANSWER}, AFTER),
         ("text", {"text": f"<s>{WHOLE}<|endoftext|>\n".replace("|>assistant", "|>gpt")}, AFTER),
+        ("text", {"text": WHOLE.replace("\n", "\r\n")}, AFTER),  # as tables on Windows have it
         ("completion", {"prompt": "c", "completion": LISTED}, [("user", "c"), ("assistant", LISTED)]),  # asked for
         ("preference", {"prompt": "a", "chosen": LISTED}, AB),
         ("completion", {"prompt": "a", "completion": str([ANSWERED])}, AB),  # as pandas writes lists
@@ -128,11 +129,54 @@ def parts(*content):
         ([ASKED, parts("<s> [INST] Hi [/INST]")], MALFORMED, "Mistral"),
         ([parts(" Human: Hi\n\nAssistant: Hello"), ANSWERED], MALFORMED, "transcript"),
         ([parts(WHOLE), ANSWERED], MALFORMED, "ChatML"),
+        ([parts(WHOLE + "<|endoftext|>"), ANSWERED], MALFORMED, "ChatML"),
+        ([parts(WHOLE.replace("user\n", "user: ")), ANSWERED], MALFORMED, "ChatML"),
+        ([parts("[gMASK]<sop><|user|>Hi"), ANSWERED], MALFORMED, "ChatGLM"),
+        ([ASKED, parts("b</s>")], MALFORMED, "ends with </s>"),
+        ([ASKED, parts("b <|eot_id|>\n")], MALFORMED, "ends with <|eot_id|>"),
     ],
 )
 def test_what_is_no_plain_text_has_a_reason_of_its_own(said, fate, words):
     (found,) = read("messages", [{"messages": said}])
     assert isinstance(found, Malformed) and found.fate == fate and words in str(found)
+
+
+@pytest.mark.parametrize("text", ["b</s>", "b<|im_end|>", "<|header_start|>user", WHOLE])
+def test_the_marks_of_a_template_are_seen_in_columns_too(text):
+    (found,) = read("messages", [{"messages": [ASKED, ANSWERED | {"content": text}]}])
+    assert isinstance(found, Malformed) and "ordinary characters" in str(found)
+
+
+def test_a_line_through_a_text_is_no_end():
+    assert read("messages", [{"messages": [ASKED, ANSWERED | {"content": "<s>b</s>"}]}]) == [
+        [AB[0], ("assistant", "<s>b</s>")]
+    ]
+
+
+def test_where_an_end_is_missing_in_a_text_nothing_is_guessed():
+    (found,) = read(
+        "text", [{"text": WHOLE.replace("<|im_end|>\n<|im_start|>assistant", "\n<|im_start|>assistant", 1)}]
+    )
+    assert isinstance(found, Malformed) and "ChatML" in str(found)
+
+
+@pytest.mark.parametrize("seen", [{"image": "0.jpg"}, {"images": ["0.jpg"]}])
+def test_a_text_about_a_picture_that_stands_beside_it_is_no_text(seen):
+    said = {"messages": [ASKED | {"content": "<image>\nWhat is it?"}, ANSWERED]}
+    (found,) = read("messages", [said | seen])
+    assert found.fate == NOT_TEXT and "<image>" in str(found)
+    assert not isinstance(read("messages", [said])[0], Malformed)  # as somebody may write about HTML
+
+
+def test_a_preferred_conversation_about_something_else_is_malformed():
+    (found,) = read("preference", [{"prompt": "math", "chosen": [ASKED, ANSWERED]}])
+    assert isinstance(found, Malformed) and "another question" in str(found)
+
+
+def test_half_a_surrogate_in_a_key_can_be_told():
+    line = b'{"messages": [{"role": "user", "content": "a", "\\ud83d": "b"}], "\\ud83d": "c"}'
+    ((_, unread),) = read_rows(pa.table({LINE: [line]}), BY_NAME["messages"])
+    assert "\\ud83d" in unread and "".join(unread).encode()
 
 
 @pytest.mark.parametrize("beside", [{"history": ["France?"]}, {"history": [["?"]]}, {"history": 5}, {"output": ["a"]}])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import tracemalloc
 
@@ -100,6 +101,11 @@ def test_nor_of_what_is_embedded_or_on_the_hub():
         ("a.json", b'[{"messages": "unfinished', "broken at character "),
         ("a.json", b'{"a": [1, 2] 3}', "broken at character "),
         ("a.json", b'[{"a": 1}] [2]', "broken at character "),
+        ("a.json", b'{"data": [{"text": "a"}], "data": [{"text": "b"}]}', "the key 'data' twice"),
+        ("a.json", b'{"prompt": ["a"], "completion": ["b"], "prompt": ["c"]}', "the key 'prompt' twice"),
+        ("a.json", b"\xef\xbb\xbf\n", "no row of it is a JSON object"),
+        ("a.jsonl", "\ufeff{}".encode("utf-16-le"), "UTF-16"),
+        ("a.json", json.dumps(dict.fromkeys(map(str, range(300)), 1)).encode(), "18, 19 and 280 more, which fit none"),
     ],
 )
 def test_what_is_there_and_cannot_be_read_is_named_and_the_hub_is_no_advice(tmp_path, file, data, words):
@@ -117,6 +123,21 @@ def test_two_kinds_of_files_for_one_split_are_named(tmp_path, other):
     assert f"holds train.jsonl and {other} for the split" in refusal(opened, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["b.JSONL", "b.jsonl.bz2", "b.json.gz", os.fsdecode(b"b\xe4.jsonl"), "link", "nowhere"]
+)
+def test_a_file_in_a_folder_is_read_or_named(tmp_path, name):
+    for folder in ("data", "more"):
+        write_lines(tmp_path / folder / "a.jsonl", ROWS)
+    target = tmp_path / "data" / name
+    if name in ("link", "nowhere"):
+        target.symlink_to(tmp_path / name.replace("link", "more"))
+    else:
+        write_lines(target, ROWS)
+    said = refusal(opened, tmp_path / "data")
+    assert ascii(name) in said and "would not be read" in said
+
+
 @pytest.mark.parametrize("name", ["a*", "a[lr=1e-4]", "a?"])
 def test_a_path_is_no_pattern(tmp_path, name):
     for folder, rows in ((name, 3), ("ab", 5)):
@@ -132,6 +153,7 @@ def test_a_path_is_no_pattern(tmp_path, name):
         (["train.jsonl"], ["train_old.jsonl", "test.parquet"]),
         (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"], ["chats.jsonl"]),
         (["chats_train.jsonl"], ["chats_test.jsonl"]),
+        (["Train.jsonl"], ["Test.jsonl", "Validation/a.jsonl"]),
         (["chats.jsonl", "more.ndjson"], ["test.jsonl", ".hidden/x.jsonl"]),
     ],
 )
@@ -245,8 +267,11 @@ def test_a_table_is_read_as_the_texts_that_stand_in_it(tmp_path):
         (b"Dear you, how are you?,Fine\n", "row 0 has more cells than the header"),
         (b'"Quoted" word,yes\n', "expected after"),
         (b"caf\xe9,oui\n", "utf-8"),
+        (b"prompt,completion,completion,,\na,b,c,,\n", "the column 'completion' twice"),
+        (b"prompt;completion\na, b;c\n", "semicolons"),
     ],
 )
 def test_a_table_that_could_be_read_in_two_ways_is_refused(tmp_path, rows, words):
-    (tmp_path / "a.csv").write_bytes(b"prompt,completion\n" + rows)
+    (tmp_path / "a.csv").write_bytes(b"" if rows.startswith(b"prompt") else b"prompt,completion\n")
+    (tmp_path / "a.csv").open("ab").write(rows)
     assert words in refusal(opened, tmp_path / "a.csv")
