@@ -8,7 +8,7 @@ import torch
 from trl import SFTConfig
 
 from nbutils.core.hardware import device_report, usable_gpus
-from nbutils.train.kernels import make_deterministic
+from nbutils.train.kernels import make_deterministic, repeat_shared_heads
 from nbutils.train.settings import MUON, TrainSettings, checked_precision, checked_trackers
 
 CHECKPOINTING = (
@@ -35,6 +35,7 @@ def trainer_arguments(settings: TrainSettings, folder: Path) -> Arguments:
     precision = checked_precision(settings, gpus)
     if gpus and settings.deterministic == "always":
         make_deterministic()
+    repeat_shared_heads(precision, gpus)
     own = {
         "output_dir": str(folder / "checkpoints"),
         "seed": settings.seed,

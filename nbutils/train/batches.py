@@ -19,7 +19,7 @@ import numpy as np
 from nbutils.train.dataset import Microbatch, TokenRows, empty_microbatch
 from nbutils.train.settings import TrainSettings
 
-PARTS, OVERHEAD = (1, 2, 3, 4), 64
+PARTS, OVERHEAD = (1, 2, 3, 4), 160
 """Into how many parts a micro-batch may be cut where that balances ranks, and how many tokens one more costs about."""
 
 

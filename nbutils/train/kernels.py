@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from transformers.integrations import sdpa_attention
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nbutils.core.files import resolve
+from nbutils.core.hardware import Gpu
 
 if TYPE_CHECKING:
     from nbutils.train.trainer import SmallchatTrainer
@@ -44,6 +47,17 @@ def make_deterministic() -> None:
     os.environ.setdefault(WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+
+
+def repeat_shared_heads(precision: str, gpus: Sequence[Gpu]) -> None:
+    """Has keys and values that heads share repeated, in this process, where flash attention cannot compute on a GPU.
+
+    It computes in half precision from capability 8.0 on. transformers leaves the sharing to torch, whose
+    memory-efficient attention knows none (`scaled_dot_product_attention`, "GQA"): the math kernel would then hold the
+    float32 scores of each pair of tokens.
+    """
+    if gpus and (precision == "fp32" or min(gpu.capability for gpu in gpus) < (8, 0)):
+        sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def relax_where_needed(trainer: SmallchatTrainer) -> str:

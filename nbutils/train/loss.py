@@ -14,6 +14,8 @@ from nbutils.core.errors import UserError
 
 CHUNK = 1024
 """Positions whose logits exist at one time."""
+ALIGNED = {"cuda": 8}
+"""A multiple of how many pieces the output embedding is padded to, by device: tensor cores read 16 bytes at a time."""
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -26,16 +28,17 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, ...]:
+        pieces, ctx.weight_dtype, weight = len(weight), weight.dtype, _aligned(weight)
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         if recorded := any(ctx.needs_input_grad):
             grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
-            ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.weight_dtype = weight.dtype
+            ctx.save_for_backward(grad_hidden, grad_weight[:pieces])
         for start in range(0, hidden.shape[0], chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk]  # (c, D), (c,)
             scores = h @ weight.T  # (c, V), in half precision under autocast
             logits = scores.float()
+            logits[:, pieces:] = -torch.inf
             picked, top = logits.gather(1, t[:, None]), logits.amax(dim=-1, keepdim=True)  # (c, 1)
             correct += (picked == top).sum()
             powers = logits.sub_(top).exp_()  # in place, for memory's sake
@@ -55,6 +58,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]
         return grad_hidden * scale.to(grad_hidden.dtype), (grad_weight * scale).to(ctx.weight_dtype), None, None
+
+
+def _aligned(weight: Tensor) -> Tensor:
+    """The output embedding in the precision of autocast, with rows of zeros up to a multiple that the device likes."""
+    device = weight.device.type
+    if device not in ALIGNED:
+        return weight
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return torch.nn.functional.pad(weight.to(dtype), (0, 0, 0, -len(weight) % ALIGNED[device]))
 
 
 def chunked_cross_entropy(

@@ -107,6 +107,7 @@ def test_scores_and_choices_are_those_of_lm_eval(device, precision):
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
 def test_a_step_that_overflows_is_counted_and_uses_none_of_the_schedule(bare_trainer, device, tmp_path, optimizer):
     options = {"schedule": "linear", "warmup_fraction": 0.0, "max_grad_norm": 0.0, "learning_rate": 0.006}
+    options["compile"] = "never"
     trainer = bare_trainer(**options, optimizer=optimizer, precision="fp32" if device.type == "cpu" else "fp16")
     if device.type == "cpu":
         trainer.accelerator.scaler = CountingScaler("cpu", init_scale=16.0)
@@ -151,7 +152,10 @@ def test_the_first_losses_are_those_of_the_cpu(losses, device, architecture, pre
     expected, _ = losses(architecture)
     found, run = losses(architecture, precision)
     assert measured(run)["precision"] == precision and len(found) == 20
-    worst = max(abs(a / b - 1) for a, b in zip(found, expected, strict=True))
+    skips = [row["skipped_steps"] for row in logged(run, "train")]
+    alike = skips.index(1) if 1 in skips else len(found)  # behind a skipped step the CPU is one ahead
+    assert alike > 5
+    worst = max(abs(a / b - 1) for a, b in zip(found[:alike], expected, strict=False))
     record_property("worst_relative_difference", round(worst, 6))
     assert worst < AS_ON_THE_CPU[precision]
     assert found[-1] < 0.9 * found[0]  # they move further than they may differ
@@ -166,12 +170,12 @@ def test_compiled_layers_lose_what_eager_ones_do(losses, measured):
 
 @pytest.fixture(scope="session")
 def undisturbed(device, tmp_path_factory):
-    """`undisturbed(compiled)` is a run of the demo's architecture in the precision that is usual here."""
+    """`undisturbed(compiled, precision)` is a run of the demo's architecture."""
 
     @cache
-    def trained(compiled="never"):
+    def trained(compiled="never", precision="auto"):
         run = tmp_path_factory.mktemp("undisturbed")
-        forked(small_settings(run, compile=compiled, **USUAL), 1)
+        forked(small_settings(run, compile=compiled, precision=precision, **USUAL), 1)
         return run
 
     return trained
@@ -186,8 +190,17 @@ def killed_and_resumed(run, expected, **changes):
     assert result(run) == result(expected)
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(undisturbed, tmp_path, measured):
-    killed_and_resumed(tmp_path, undisturbed(), compile="never")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_killed_and_resumed_it_ends_with_the_same_bits(undisturbed, device, tmp_path, measured, precision):
+    """In the kernels that a T4 takes, whatever this card is: fp32 has no flash attention, fp16 has the scaler."""
+    needs(precision, device)
+    killed_and_resumed(tmp_path, undisturbed("never", precision), compile="never", precision=precision)
+    measured(tmp_path)
+
+
+def test_killed_and_resumed_as_layers_usually_are_here(undisturbed, tmp_path, measured):
+    """Compiled on a GPU."""
+    killed_and_resumed(tmp_path, undisturbed("auto"), compile="auto")
     measured(tmp_path)
 
 
@@ -248,9 +261,3 @@ def test_full_steps_in_three_ways_and_their_memory(device, reference, tmp_path, 
     predicted = (sum(need) - (need.framework if device.type == "cuda" else 0)) / GIB
     record_property("predicted_memory_gib", round(predicted, 3))
     assert found["peak_memory_gib"] == pytest.approx(predicted, rel=0.2 if device.type == "cuda" else 0.5)
-
-
-def test_killed_and_resumed_as_layers_usually_are_here(undisturbed, tmp_path, measured):
-    """Compiled on a GPU."""
-    killed_and_resumed(tmp_path, undisturbed("auto"), compile="auto")
-    measured(tmp_path)

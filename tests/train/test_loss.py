@@ -42,6 +42,18 @@ def test_a_sure_prediction_keeps_its_slope_in_half_precision():
     assert_close(grad(loss, hidden)[0].item(), 7 * torch.expm1(-exact).item(), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_an_output_embedding_padded_for_a_device_gives_the_same(half, monkeypatch):
+    found = []
+    for aligned in ({}, {"cpu": 8}):
+        monkeypatch.setattr("nbutils.train.loss.ALIGNED", aligned)
+        hidden, weight, targets = made_up(20, pieces=83)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss, correct, losses = chunked_cross_entropy(hidden, weight, targets, 7)
+        found.append((correct, losses, *grad(loss * 0.37, (hidden, weight))))
+    assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("tie", [False, True])
 def test_padded_rows_without_a_mask_give_the_loss_of_each_row_alone(tie):
     model = llama(97, tie_word_embeddings=tie)
