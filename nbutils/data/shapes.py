@@ -34,6 +34,7 @@ from nbutils.data.messages import (
 )
 
 SHOWN_COLUMNS = 20
+"""Columns that a sentence names at most."""
 LINE = "__line"
 """Column of raw text lines, each a JSON object, for files that are read line by line."""
 LABELS = ("label", "kto_tag")
@@ -193,9 +194,8 @@ def detect(columns: Collection[str], where: str, rows: Sequence[Json] = ()) -> S
     if shape := shape_for(columns):
         marks = [name for name in LABELS if all(str(row.get(name)).lower() in SAID for row in rows)]
         return replace(shape, labels=tuple(marks))
-    named = ", ".join([*islice(columns, SHOWN_COLUMNS)]) + f" and {len(columns) - SHOWN_COLUMNS} more" * (
-        len(columns) > SHOWN_COLUMNS
-    )
+    more = len(columns) - SHOWN_COLUMNS
+    named = ", ".join(islice(columns, SHOWN_COLUMNS)) + (f" and {more} more" if more > 0 else "")
     raise UserError(
         f"The dataset {where} has the columns {named or '(none)'}, which fit none of the six shapes: "
         f"{KNOWN}. Rename its columns, or take it out of `datasets`."

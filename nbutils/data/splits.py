@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PurePath
 
 from nbutils.core.errors import UserError
+from nbutils.data.messages import printable
 from nbutils.data.settings import DatasetSpec
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -22,7 +23,7 @@ WORDS = {
 """What the `datasets` library takes as the name of each usual split in the name of a file or folder."""
 ABOUT = ("dataset_info", "dataset_infos", "metadata")
 """Names of JSON files in a dataset's folder that hold no rows."""
-NEARLY = rf"(?i)({'|'.join(map(re.escape, (*FILE_SUFFIXES, *BUILDERS)))})(\.(gz|zst|bz2|xz|zip))?$"
+NEARLY = rf"(?i)({'|'.join(map(re.escape, FILE_SUFFIXES))})(\.(gz|zst|bz2|xz|zip))?$"
 """Names of files that are read, or nearly so."""
 _SHARD = r"(?:[-._ ]?\d+(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]+)?)?"
 
@@ -65,7 +66,7 @@ def _unread(folder: Path, below: Path) -> str:
         return ""
     if not name.endswith(FILE_SUFFIXES):
         return f"a name ends in one of {', '.join(FILE_SUFFIXES)}; rename it, unpack it, or move it away"
-    return "" if name.isprintable() else "its name is no UTF-8; rename it"
+    return "" if printable(name) == name else "its name is no UTF-8; rename it"
 
 
 def _configured(folder: Path) -> bool:
