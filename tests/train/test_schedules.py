@@ -91,7 +91,7 @@ def test_a_constant_part_is_cooled_down_into_a_new_run(tmp_path, longer):
 
 @pytest.mark.soak
 def test_a_run_lands_in_time_with_the_steps_that_were_fixed_and_max_steps_makes_the_same(tmp_path):
-    timed = {"finish_in_minutes": 0.08, "max_steps": 0, "eval_steps": 20}
+    timed = {"finish_in_minutes": 0.2, "max_steps": 0, "eval_steps": 20}
     run = train(tmp_path / "timed", **timed, pause_after_steps=5)
     steps = read_json(run / "train" / "settings.json")["derived"]["measured"]["steps"]
     train(run, **timed)
