@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json, sha256_of_file, sha256_of_json, shown
-from nbutils.data.messages import Malformed, load_json, printable
+from nbutils.data.messages import ROLE_KEYS, TEXT_KEYS, Malformed, load_json, printable
 from nbutils.data.row_batches import BATCH_ROWS, Batch, Source, in_memory
 from nbutils.data.settings import DatasetSpec
 from nbutils.data.shapes import LABELS, LINE, Shape, detect, parse_line, shape_for
@@ -177,8 +177,7 @@ def open_document(path: Path) -> Rows | None:
                 raise _broken(path, begin, f"the object has the key {name!r} twice")
             values[name] = begin, end, head
         lists = [value for value in values.values() if value[2]]
-        # Objects that are no rows, under a key that is a shape's, are the messages of one conversation.
-        if len(lists) == 1 and (shape_for(_columns(lists[0][2])) or not shape_for(values)):
+        if len(lists) == 1 and (_is_row(_columns(lists[0][2])) or not shape_for(values)):
             return partial(_rows, path, *lists[0][:2])
     whole = path.read_bytes()
     try:
@@ -242,6 +241,12 @@ def _looks_like_lines(path: Path) -> bool:
     """Whether the first line, or half of those at the file's head, are objects of their own; or there are none."""
     objects = [bool(_columns(line)) for line in _head(path).split(b"\n") if line.strip()]
     return not objects or (len(objects) > 1 and (objects[0] or 2 * sum(objects) >= len(objects)))
+
+
+def _is_row(columns: Collection[str]) -> bool:
+    """Whether an object with these keys can be a row, rather than a message of one conversation."""
+    is_message = all(any(key in columns for key in keys) for keys in (ROLE_KEYS, TEXT_KEYS))
+    return bool(shape_for(columns)) and not is_message
 
 
 def _columns(text: bytes) -> Collection[str]:

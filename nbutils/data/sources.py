@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 CHITCHAT = "chitchat"
 
+SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))
+"""Files of which a folder that `save_to_disk` has written holds the ones or the others."""
+
 
 def open_source(spec: DatasetSpec, streaming: bool) -> Source:
     """Opens a dataset and finds its shape. UserError where it cannot be found or its columns fit no shape."""
@@ -52,7 +55,7 @@ def open_source(spec: DatasetSpec, streaming: bool) -> Source:
         return Source(spec, shape, table.column_names, len(taken), partial(in_memory, pieces), digest)
     if path.name.endswith(FILE_SUFFIXES) and not path.exists():
         raise UserError(f"The dataset file {spec.path} does not exist; check its path in `datasets`.")
-    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if any(all((path / name).is_file() for name in names) for names in SAVED):
         return _source(spec, _saved(spec, path))
     if files := files_of(path, spec):
         return lines.open_lines(path, files, spec)
@@ -152,7 +155,12 @@ def _saved(spec: DatasetSpec, path: Path) -> Dataset:
     from datasets import DatasetDict, concatenate_datasets, load_from_disk
 
     spec.refuse("a saved dataset", "name")
-    found = load_from_disk(path)
+    try:
+        found = load_from_disk(path)
+    except Exception as error:  # as many types as in `_loaded`
+        raise UserError(
+            f"The saved dataset {spec.label} cannot be read ({first_line(error)}): save it again."
+        ) from error
     if not isinstance(found, DatasetDict):
         # One split alone: what it was called when it was saved, and `train`, which nobody has to ask for.
         found = {"train": found, str(found.split or "train"): found}

@@ -116,6 +116,20 @@ def test_what_is_there_and_cannot_be_read_is_named_and_the_hub_is_no_advice(tmp_
     assert not any(word in said for word in ("the hub", "network", "nbutils fetch", "revision"))
 
 
+@pytest.mark.parametrize("lost", ["data-00000-of-00001.arrow", "state.json"])
+def test_a_saved_dataset_that_is_cut_is_named(tmp_path, lost):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / lost).write_bytes(b"")
+    said = refusal(opened, tmp_path / "saved")
+    assert "saved dataset" in said and str(tmp_path / "saved") in said
+
+
+def test_a_file_of_the_same_name_makes_no_saved_dataset(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "state.json").write_text("{}")
+    assert "state.json" in refusal(opened, tmp_path)  # another kind of file
+
+
 @pytest.mark.parametrize("other", ["train.parquet", "x_train.json"])
 def test_two_kinds_of_files_for_one_split_are_named(tmp_path, other):
     for name in ("train.jsonl", other):
@@ -192,6 +206,7 @@ def test_what_goes_wrong_while_rows_come_in_is_a_sentence(tmp_path, streaming):
         (ROWS[0], 1),  # one row alone, not a list of messages
         (ROWS[0] | {"tags": ["a"]}, 1),
         ({"conversations": ROWS[:4]}, 4),  # a key that is a shape's, around rows
+        ({"conversation": [{"speaker": m["role"], "text": m["content"]} for m in ROWS[0]["messages"]]}, 1),
     ],
 )
 def test_json_documents(tmp_path, document, rows):
