@@ -45,8 +45,6 @@ FATES = (KEPT, *REASONS)
 
 Turn = tuple[str, str]
 """(role, text)"""
-
-
 FILLERS = "\u115f\u1160\u3164\uffa0"
 """Letters of Hangul that nobody sees."""
 
@@ -101,10 +99,9 @@ def judge(messages: Sequence[Turn]) -> Judged:
     lost = roles[-1] == "user"
     if lost:
         turns = turns[:-1]
-    texts = [text for _, text in turns]
-    if blank := [number for number, text in enumerate(texts) if unseen(text)]:
-        number = blank[0]
-        return Judged(turns, EMPTY_MESSAGE, f"turn {number + 1} ({roles[number]})", lost)
+    for number, (role, text) in enumerate(turns, 1):
+        if unseen(text):
+            return Judged(turns, EMPTY_MESSAGE, f"turn {number} ({role})", lost)
     if all(isinstance(role, Context) for role, _ in turns if role == "assistant"):
         return Judged(turns, REJECTED, "every answer is marked not to be learnt", lost)
     return Judged(turns, KEPT, lost_last_user_turn=lost)

@@ -78,11 +78,11 @@ def _head(path: Path) -> bytes:
 
 
 def _rows_of(path: Path) -> Rows:
-    _head(path)
+    head = _head(path)
     if separator := SEPARATORS.get(unpacked(path).suffix):
         return partial(_table_rows, path, separator)
     # or lines by its name alone; what is compressed begins otherwise
-    listed = _head(path).lstrip().startswith(b"[")
+    listed = head.lstrip().startswith(b"[")
     found = open_document(path) if listed or path.suffix == ".json" else None
     return found or partial(_lines_of, path)
 

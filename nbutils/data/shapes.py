@@ -10,9 +10,7 @@ from itertools import islice, product
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from nbutils.core.chatml import CHATML, IM_START
 from nbutils.core.errors import UserError
 from nbutils.core.files import Json
 from nbutils.data.fates import NOT_TEXT, REJECTED, TOOL_USE, Turn
@@ -32,6 +30,7 @@ from nbutils.data.messages import (
     role_of,
     unlearnt,
 )
+from nbutils.data.templates import any_marked, refuse_template, rendered
 
 SHOWN_COLUMNS = 20
 """Columns that a sentence names at most."""
@@ -40,22 +39,6 @@ LINE = "__line"
 LABELS = ("label", "kto_tag")
 """Columns that say with `false` or 0 that a row shows what is not to be learnt, unless they hold names or numbers."""
 
-BEGINS = re.compile(
-    r"^\s*(?:<s>|<bos>)?\s*(?:(?P<Llama_3><\|start_header_id\|>|<\|begin_of_text\|>)|(?P<Mistral_or_Llama_2>\[INST\])|"
-    r"(?P<Gemma><start_of_turn>)|(?P<Zephyr_or_Phi_3><\|user\|>|<\|system\|>)|(?P<DeepSeek><｜User｜>)|"
-    r"(?P<Harmony><\|start\|>)|(?P<Alpaca>### Instruction:|Below is an instruction)|"
-    r"(?P<Cohere><\|START_OF_TURN_TOKEN\|>)|(?P<Granite><\|start_of_role\|>)|(?P<Llama_4><\|header_start\|>)|"
-    r"(?P<OpenAssistant><\|prompter\|>)|(?P<ChatGLM>\[gMASK\])|(?P<Kimi><\|im_user\|>)|"
-    r"(?P<OpenChat>GPT4 Correct User:)|"
-    r"(?P<Vicuna>### Human:|### User:|A chat between a curious)|(?P<a_transcript>Human:(?s:.*)\n\nAssistant:)|"
-    r"(?P<ChatML><\|im_start\|>\s*\w+[\s:](?s:.*)(?:<\|im_end\|>|<\|im_start\|>\s*assistant)"
-    r"\s*(?:</s>|<\|endoftext\|>)?\s*$))"
-)
-"""How a text begins that was written with a template already; Python's `re` and Arrow's RE2 read it alike."""
-ENDS = re.compile(
-    r"(?:</s>|<eos>|<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|<\|end\|>|<\|eot\|>)\s*$"
-)
-"""How one ends. `</s>` may be HTML's, behind an `<s>`."""
 MEDIA, PLACE = ("image", "images", "video", "videos", "audio", "audios"), re.compile("<(?:image|video|audio)>")
 """Columns of pictures and sounds, and where in a text they belong."""
 
@@ -124,7 +107,7 @@ def _answered(reading: Reading, prompt: Any, value: Any) -> list[Turn]:
 
 def _plain(turns: list[Turn]) -> list[Turn]:
     """The turns, or the messages that their texts are once more, where these were written with a template already."""
-    messages = _rendered("".join(text for role, text in turns if role != "system"))
+    messages = rendered("".join(text for role, text in turns if role != "system"))
     if {"user", "assistant"} <= {role for role, _ in messages}:
         return [turn for turn in turns if turn[0] == "system"] + messages
     return turns
@@ -132,37 +115,15 @@ def _plain(turns: list[Turn]) -> list[Turn]:
 
 def _text(reading: Reading, value: Any) -> list[Turn]:
     text = reading.text(value).strip()
-    messages = _rendered(text)
+    messages = rendered(text)
     if text and not messages:
-        _refuse_template(text)
+        refuse_template(text)
         raise Malformed(
             f"its `text` is plain text ({text[:40]!r}), which does not say who asks and who answers; give one of the "
             f"shapes {KNOWN}",
             STOP,
         )
     return messages
-
-
-def _rendered(text: str) -> list[Turn]:
-    """The messages of a text that was written with ChatML, also between other marks of an end; none of any other."""
-    text = text.strip().removeprefix("<s>").removesuffix("</s>").removesuffix("<|endoftext|>").strip()
-    if IM_START in text:
-        text = text.replace("\r\n", "\n")  # of a table that was written on Windows
-    found = [(role_of(role), said) for role, said in CHATML.parse(text)]
-    return [] if any(IM_START in said for _, said in found) else found  # an end is missing
-
-
-def _refuse_template(text: str) -> None:
-    if begins := BEGINS.match(text):
-        raise Malformed(
-            f"its text was written with the template of {str(begins.lastgroup).replace('_', ' ')} already (it begins "
-            f"with {begins[0].strip()[:40]!r}), which would be learnt as ordinary characters; give the text alone, or "
-            "messages"
-        )
-    if (ends := ENDS.search(text)) and not (ends[0].startswith("</s>") and "<s>" in text):
-        raise Malformed(
-            f"its text ends with {ends[0].strip()}, which would be learnt as ordinary characters; cut it off"
-        )
 
 
 SHAREGPT = ("conversations", "conversation")
@@ -272,7 +233,7 @@ def _read(shape: Shape, row: Any, load: Callable[[Any], Json]) -> Row:
             if role == "tool":
                 raise Malformed("a message is what a tool answered", TOOL_USE)
             if role != "system":
-                _refuse_template(text)
+                refuse_template(text)
             if not (text.isascii() and role.isascii()):
                 (role + text).encode()  # half a surrogate pair, as JSON can spell it, is no text
         if any(map(row.get, MEDIA)) and (place := PLACE.search(" ".join(text for _, text in found))):
@@ -300,8 +261,7 @@ def _role_and_content(table: pa.Table) -> list[list[Turn]] | None:
         return None
     try:
         roles, said = (items.field(name).to_pylist() for name in names)
-        marked = (pc.match_substring_regex(items.field(names[1]), each.pattern) for each in (BEGINS, ENDS))
-        if any(pc.any(each).as_py() for each in marked):
+        if any_marked(items.field(names[1])):
             return None
     except UnicodeDecodeError:
         return None

@@ -77,13 +77,12 @@ class BatchPlan:
     def _balanced(self, ordered: np.ndarray, world_size: int, budget: int) -> tuple[int, list[list[np.ndarray]]]:
         """What the busiest rank has to do, in tokens, and the micro-batches of each."""
         batches = [ordered[a:b] for a, b in pairwise(blocks_of(self.lengths[ordered], budget))]
-        work = [self.padded(batch) + OVERHEAD for batch in batches]
         ranks: list[list[np.ndarray]] = [[] for _ in range(world_size)]
         loads = [0] * world_size
-        for index in sorted(range(len(batches)), key=lambda index: -work[index]):  # longest processing time first
+        for batch in sorted(batches, key=self.padded, reverse=True):  # longest processing time first
             lightest = loads.index(min(loads))
-            ranks[lightest].append(batches[index])
-            loads[lightest] += work[index]
+            ranks[lightest].append(batch)
+            loads[lightest] += self.padded(batch) + OVERHEAD
         return max(loads), ranks
 
     def microbatches(self, rows: np.ndarray) -> list[np.ndarray]:

@@ -36,17 +36,18 @@ def start(out, *rates, **changes):
         return psutil.Popen(line, stdout=log, stderr=subprocess.STDOUT)
 
 
-def test_killed_in_a_trial_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
+def test_killed_twice_it_ends_with_the_table_of_an_undisturbed_one(tmp_path):
     killed, whole, rates = tmp_path / "killed", tmp_path / "whole", (0.00004, 0.004)
     undisturbed = start(whole, *rates)  # at the same time: two cores, two sweeps
-    process, second = start(killed, *rates), Run(killed / "learning_rate-0.004_seed-0")
-    wait_for(lambda: second.newest_sealed() is not None, 1500)
-    below = process.children(recursive=True)
-    process.kill()
-    assert below and not psutil.wait_procs(below, timeout=30)[1]
+    for rate in ("4e-05", "0.004"):
+        process, run = start(killed, *rates), Run(killed / f"learning_rate-{rate}_seed-0")
+        wait_for(lambda run=run: run.newest_sealed() is not None, 1500)
+        below = process.children(recursive=True)
+        process.kill()
+        assert below and not psutil.wait_procs(below, timeout=30)[1]
     ended = [start(killed, *rates).wait(), undisturbed.wait()]
     said = killed.with_suffix(".log").read_text()
-    assert ended == [0, 0] and "learning_rate 0.004, seed 0: was interrupted before it finished" in said
+    assert ended == [0, 0] and "learning_rate 4e-05, seed 0: was interrupted before it finished" in said
     verdicts = [read_json(out / "verdict.json") for out in (killed, whole)]
     assert verdicts[0] == verdicts[1] and verdicts[0]["verdict"]["best"] == {"learning_rate": 0.004}, said
     assert [row["word"] for row in verdicts[0]["verdict"]["rows"]] == ["best", "worse"]
